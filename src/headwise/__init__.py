@@ -1,0 +1,17 @@
+"""headwise: head-wise parameter-efficient tuning of vision transformers, as a reproducible VTAB-1k experiment."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__version__ = "0.1.0"
+__all__ = ["load"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import ``headwise.load`` on first use, so that ``import headwise`` costs nothing."""
+    if name == "load":
+        from headwise.export import load
+
+        return load
+    raise AttributeError(f"module 'headwise' has no attribute {name!r}")

@@ -1,0 +1,221 @@
+"""The one mechanism for weight updates: a frozen projection that carries a Delta.
+
+Legend: B batch, T tokens, I/O features, H heads, G groups, R rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from headwise.errors import CheckpointError, ConfigError
+from headwise.fused import Block, lowrank_linear
+
+
+class Factors(NamedTuple):
+    """A block-row low-rank update: rows of group g get ``B[g] @ A[g]``.
+
+    Attributes:
+        down: A, (G, R, I).
+        up: B, (G, O // G, R).
+        dropout: probability with which the hidden, A x, is dropped in training.
+    """
+
+    down: Tensor
+    up: Tensor
+    dropout: float = 0.0
+
+
+class Delta(nn.Module):
+    """An update of one frozen projection: y = W x + b + delta(x). A new method needs only `weight`.
+
+    Attributes:
+        reads_base: whether the update depends on the base weight; one that does not also serves a quantised base.
+        undecayed: names of parameters that get no weight decay.
+        optional: names that a stored file may lack (see `pack`).
+    """
+
+    reads_base: bool = True
+    undecayed: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+
+    def weight(self, base: Tensor) -> Tensor:
+        """Dense update, same shape as base (O, I). Used for merging; differentiable."""
+        raise NotImplementedError(f"{type(self).__name__} must define weight(base)")
+
+    def forward(self, x: Tensor, base: Tensor) -> Tensor:
+        """Update of the output, (..., O), for x (..., I). Override where there is something cheaper, or dropout."""
+        return F.linear(x, self.weight(base))
+
+    def factors(self) -> Factors | None:
+        """A and B if weight(base) is block-row B A, or its scaled form (see `scale`), else None."""
+        return None
+
+    def scale(self, base: Tensor) -> Tensor | None:
+        """Row scale c, (O,), of the adapted weight ``diag(c) (base + B A)`` (DoRA, SSF), or None for 1."""
+        return None
+
+    def bias(self, weight: Tensor, bias: Tensor) -> Tensor | None:
+        """Update of the bias, (O,), or None. Merged like the weight."""
+        return None
+
+    def pack(self) -> dict[str, Tensor]:
+        """What is stored when the phase is over; override to leave out what carries nothing."""
+        return dict(self.state_dict())
+
+    def unpack(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restore what `pack` stored. Names and shapes outside `optional` are checked by the caller."""
+        own = self.state_dict(keep_vars=True)
+        for name, tensor in tensors.items():
+            if own[name].shape != tensor.shape:
+                raise CheckpointError(f"{name} is {tuple(tensor.shape)} in the file, {tuple(own[name].shape)} here")
+            own[name].data.copy_(tensor)
+
+    @property
+    def is_structured(self) -> bool:
+        """Whether the update is given by `factors` and `scale`, so that no dense weight is formed in training."""
+        return type(self).factors is not Delta.factors or type(self).scale is not Delta.scale
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether `forward` is the default one: the update may then be added to the weight before one GEMM."""
+        return not self.is_structured and type(self).forward is Delta.forward
+
+
+class AdaptedLinear(nn.Linear):
+    """A frozen nn.Linear plus one Delta. Keeps the base's parameter names, so pretrained weights still load."""
+
+    delta: Delta
+
+    @classmethod
+    def around(cls, linear: nn.Linear, delta: Delta) -> Self:
+        """Carry `delta` on `linear`, sharing its Parameters.
+
+        Raises:
+            ConfigError: if the projection already carries a delta (a phase ends by merging).
+        """
+        if isinstance(linear, AdaptedLinear):
+            raise ConfigError("this projection already carries a delta; merge it before installing another")
+        self = cls.__new__(cls)
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias = linear.weight, linear.bias
+        self.delta = delta
+        self.train(linear.training)
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Output of the adapted projection, (..., O), for x (..., I)."""
+        return adapted_linear(x, self.weight, self.bias, [self])
+
+    def adapted_bias(self) -> Tensor | None:
+        """The bias plus the delta's update of it, (O,)."""
+        if self.bias is None:
+            return None
+        update = self.delta.bias(self.weight, self.bias)
+        return self.bias if update is None else self.bias + update
+
+    @torch.no_grad()
+    def merged(self) -> nn.Linear:
+        """A plain nn.Linear with the update folded in; the update is formed in at least float32."""
+        dtype = torch.promote_types(self.weight.dtype, torch.float32)
+        linear = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
+        base = self.weight.to(dtype)
+        weight = (base + self.delta.weight(base)).to(self.weight.dtype)
+        linear.weight = nn.Parameter(weight, requires_grad=False)
+        if self.bias is not None:
+            bias = self.adapted_bias()
+            linear.bias = nn.Parameter(self.bias if bias is None else bias.clone(), requires_grad=False)
+        return linear.train(self.training)
+
+
+class BesideLinear(nn.Module):
+    """y = module(x) + delta(x), for bases without a dense weight (a 4-bit linear, a library's own layer)."""
+
+    def __init__(self, module: nn.Module, delta: Delta) -> None:
+        super().__init__()
+        if type(delta).factors is Delta.factors or type(delta).scale is not Delta.scale:
+            raise ConfigError(f"{type(delta).__name__} reads the dense base weight; this projection has none")
+        self.module, self.delta = module, delta
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Output (..., O) for x (..., I)."""
+        y = self.module(x)
+        return y + self.delta(x, x.new_empty(0)).to(y.dtype)
+
+
+def adapted_linear(x: Tensor, weight: Tensor, bias: Tensor | None, parts: Sequence[nn.Linear]) -> Tensor:
+    """One projection, or several stacked by rows, with whatever deltas they carry.
+
+    Low-rank updates are fused into the one GEMM on `weight`; dense ones are added to it first; any other delta adds
+    its output to its rows.
+
+    Args:
+        x: (..., I).
+        weight: the parts' weights stacked, (sum of O, I).
+        bias: the parts' biases stacked, base values only, (sum of O,), or None.
+        parts: nn.Linear or AdaptedLinear, in row order.
+
+    Returns:
+        (..., sum of O).
+    """
+    adapted = [part for part in parts if isinstance(part, AdaptedLinear)]
+    if any(part.delta.is_dense for part in adapted):
+        weight = torch.cat(
+            [
+                part.weight + part.delta.weight(part.weight)
+                if isinstance(part, AdaptedLinear) and part.delta.is_dense
+                else part.weight
+                for part in parts
+            ]
+        )
+    if bias is not None and any(type(part.delta).bias is not Delta.bias for part in adapted):
+        bias = torch.cat([_bias_of(part) for part in parts])
+
+    blocks: list[Block] = []
+    scales: list[tuple[int, Tensor]] = []
+    loose: list[tuple[int, AdaptedLinear]] = []
+    row = 0
+    for part in parts:
+        if isinstance(part, AdaptedLinear) and part.delta.is_structured:
+            factors = part.delta.factors()
+            if factors is not None:
+                dropout = factors.dropout if part.delta.training else 0.0
+                blocks.append(Block(row, factors.down, factors.up, dropout))
+            scale = part.delta.scale(part.weight)
+            if scale is not None:
+                scales.append((row, scale))
+        elif isinstance(part, AdaptedLinear) and not part.delta.is_dense:
+            loose.append((row, part))
+        row += part.out_features
+
+    if scales:
+        y = lowrank_linear(x, weight, None, blocks)
+        y = y * _spread(scales, weight.shape[0]).to(y.dtype)
+        y = y if bias is None else y + bias.to(y.dtype)
+    else:
+        y = lowrank_linear(x, weight, bias, blocks)
+    for row, part in loose:
+        update = part.delta(x, part.weight)
+        y = y + F.pad(update.to(y.dtype), (row, y.shape[-1] - row - part.out_features))
+    return y
+
+
+def _bias_of(part: nn.Linear) -> Tensor:
+    bias = part.adapted_bias() if isinstance(part, AdaptedLinear) else part.bias
+    return part.weight.new_zeros(part.out_features) if bias is None else bias
+
+
+def _spread(scales: Sequence[tuple[int, Tensor]], num_rows: int) -> Tensor:
+    """Row scales at their rows, one elsewhere: (num_rows,)."""
+    pieces: list[Tensor] = []
+    row = 0
+    for first, scale in scales:
+        pieces += [scale.new_ones(first - row), scale]
+        row = first + scale.shape[0]
+    pieces.append(scales[0][1].new_ones(num_rows - row))
+    return torch.cat(pieces)

@@ -1,0 +1,332 @@
+"""timm's networks as Backbones: split QKV, sites, a fresh head, export in timm's layout. The only importer of timm."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models import swin_transformer, vision_transformer
+from torch import Tensor, nn
+
+from headwise.adapted import AdaptedLinear, BesideLinear
+from headwise.errors import CheckpointError, ConfigError, WeightsError, suggest
+from headwise.qkv import SplitQKV
+from headwise.sites import QKV, Site, select
+
+ASSETS = Path(__file__).parent / "assets"
+
+
+class Backbone(nn.Module):
+    """A pretrained network whose attention projections are addressed by `Site`.
+
+    Attributes:
+        model: the timm network, its fused qkv projections dissolved into `SplitQKV`.
+        sites: every adaptable projection, in network order.
+        img_size: side of the square input, pixels.
+        mean, std: per channel, of inputs in [0, 1], that the weights expect.
+        provenance: where the weights came from, plain data.
+    """
+
+    def __init__(self, model: nn.Module, img_size: int, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.model = model
+        self.img_size = img_size
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.provenance: dict[str, Any] = {}
+        self._owners: dict[Site, tuple[nn.Module, str]] = {}
+        for stage, blocks in enumerate(_stages(model)):
+            for index, block in enumerate(blocks):
+                self._add_block(stage, index, block)
+        self.sites = tuple(self._owners)
+
+    def _add_block(self, stage: int, index: int, block: nn.Module) -> None:
+        attention: Any = block.attn
+        name = type(attention).__name__
+        if not isinstance(getattr(attention, "qkv", None), nn.Linear):
+            raise ConfigError(f"attention {name} has no fused qkv projection to split; allowed: timm's ViT and Swin-V1")
+        if "qkv.weight" in inspect.getsource(type(attention)):
+            raise ConfigError(
+                f"attention {name} reads .qkv.weight itself, so an adapted projection would be ignored; "
+                "allowed: timm's ViT and Swin-V1 (not EVA, BEiT, Swin-V2)"
+            )
+        heads = attention.num_heads
+        width = attention.qkv.out_features // 3
+        attention.qkv = SplitQKV(attention.qkv)
+        for proj in QKV:
+            self._owners[Site(stage, index, proj, heads, width // heads)] = (attention.qkv, proj)
+        mlp: Any = block.mlp
+        for proj, owner, attribute in (("o", attention, "proj"), ("fc1", mlp, "fc1"), ("fc2", mlp, "fc2")):
+            linear = getattr(owner, attribute, None)
+            if isinstance(linear, nn.Linear):
+                self._owners[Site(stage, index, proj, 1, linear.out_features)] = (owner, attribute)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits, (B, C), for normalised images (B, 3, img_size, img_size)."""
+        return self.model(x)
+
+    @property
+    def head(self) -> nn.Linear:
+        """The classifier."""
+        head: nn.Linear = self.model.get_classifier()  # type: ignore[operator]
+        return head
+
+    def new_head(self, num_classes: int) -> None:
+        """Put a fresh classifier on top, drawn from torch's current random state: normal, std 0.02, zero bias."""
+        model: Any = self.model
+        model.reset_classifier(num_classes)
+        nn.init.normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+
+    def linear(self, site: Site) -> nn.Module:
+        """The module now at `site`."""
+        owner, attribute = self._owners[site]
+        return getattr(owner, attribute)
+
+    def replace(self, site: Site, module: nn.Module) -> None:
+        """Put `module` at `site`."""
+        owner, attribute = self._owners[site]
+        setattr(owner, attribute, module)
+        if isinstance(owner, SplitQKV):
+            owner.join()
+
+    def bases(self, targets: Sequence[str]) -> dict[Site, Tensor]:
+        """The frozen weights, (O, I), of the projections in `targets`, detached.
+
+        Raises:
+            ConfigError: where a target matches nothing, or a projection has no dense weight.
+        """
+        weights = {}
+        for site in select(self.sites, targets):
+            module = self.linear(site)
+            if not isinstance(module, nn.Linear):
+                raise ConfigError(f"{site.key} is a {type(module).__name__} without a dense weight")
+            weights[site] = module.weight.detach()
+        return weights
+
+    def path(self, site: Site) -> str:
+        """Module path of `site` at this moment, such as ``model.blocks.3.attn.qkv.q``."""
+        owner, attribute = self._owners[site]
+        for name, module in self.named_modules():
+            if module is owner:
+                return f"{name}.{attribute}"
+        raise ConfigError(f"{site.key} is no longer part of the network")
+
+    @property
+    def blocks(self) -> list[tuple[int, int, str]]:
+        """(stage, block, module path below `model`) of every block, in network order."""
+        names = {id(module): name for name, module in self.model.named_modules()}
+        return [
+            (stage, index, names[id(block)])
+            for stage, blocks in enumerate(_stages(self.model))
+            for index, block in enumerate(blocks)
+        ]
+
+    def wrap(self, path: str, factory: Callable[[nn.Module], nn.Module]) -> nn.Module:
+        """Replace the module at `path` (below `model`) by ``factory(module)`` and return that.
+
+        Raises:
+            ConfigError: if nothing is there; lists what is.
+        """
+        parent_path, _, attribute = path.rpartition(".")
+        try:
+            parent = self.model.get_submodule(parent_path)
+            inner = parent.get_submodule(attribute)
+        except AttributeError:
+            names = [name for name, _ in self.model.named_modules() if name.count(".") == path.count(".")]
+            raise ConfigError(f"no module at {path!r} to wrap{suggest(path, names)}") from None
+        wrapper = factory(inner)
+        setattr(parent, attribute, wrapper)
+        if isinstance(parent, SplitQKV):
+            parent.join()
+        return wrapper
+
+    def export_state_dict(self) -> dict[str, Tensor]:
+        """The weights under timm's own keys, q, k and v fused again; loads strictly into the timm network.
+
+        Raises:
+            CheckpointError: while any projection still carries an update.
+        """
+        for name, module in self.model.named_modules():
+            if isinstance(module, AdaptedLinear | BesideLinear):
+                raise CheckpointError(f"{name} still carries a {type(module).__name__}; merge before exporting")
+        state: dict[str, Tensor] = {}
+        for key, tensor in self.model.state_dict().items():
+            head, dot, tail = key.rpartition(".qkv.q.")
+            if dot:
+                rows = [self.model.state_dict()[f"{head}.qkv.{proj}.{tail}"] for proj in QKV]
+                state[f"{head}.qkv.{tail}"] = torch.cat(rows)
+            elif not any(f".qkv.{proj}." in key for proj in QKV):
+                state[key] = tensor.clone()
+        return state
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneSpec:
+    """What to build, from conf/backbone/<name>.yaml.
+
+    Attributes:
+        name: ours, names the row of a table.
+        timm_name: architecture with its weights' tag.
+        img_size: side of the square input, pixels.
+        weights: ``auto`` (from timm's hub), ``none`` (random), ``package:FILE`` or a path to .safetensors, .npz or a
+            torch file (read with weights_only).
+        overrides: keyword arguments of the timm constructor.
+        mean, std: normalisation the weights expect; None reads timm's own record.
+        seed: of the random weights, where `weights` is ``none``.
+        stand_in: whether these are not the weights of the papers.
+    """
+
+    name: str
+    timm_name: str
+    img_size: int = 224
+    weights: str = "auto"
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    seed: int = 0
+    stand_in: bool = False
+
+    @property
+    def labels(self) -> list[str]:
+        """What must be said beside every number made with these weights."""
+        if self.stand_in:
+            return ["stand-in weights"]
+        return [] if self.weights == "auto" else ["unverified weights"]
+
+    def build(self, drop_path: float = 0.0) -> Backbone:
+        """Create the network and load its weights; the head is left for `Backbone.new_head`.
+
+        Raises:
+            ConfigError: unknown architecture, unusable attention, or a size the patches do not divide.
+            WeightsError: weights missing, truncated, or of another architecture (names the first mismatch).
+        """
+        model = self._create(drop_path)
+        if self.weights == "none":
+            pass
+        elif self.weights == "auto":
+            self._fetch(model)
+        else:
+            file = _asset(self.weights)
+            _fill(model, _read(file, model), file.name)
+        config: Any = getattr(model, "pretrained_cfg", None) or {}
+        mean = self.mean or config.get("mean", (0.5,) * 3)
+        std = self.std or config.get("std", (0.5,) * 3)
+        net = Backbone(model, self.img_size, mean, std)
+        net.provenance = {"name": self.name, "timm_name": self.timm_name, "weights": Path(self.weights).name}
+        return net
+
+    def _create(self, drop_path: float) -> nn.Module:
+        options: dict[str, Any] = {**self.overrides, "drop_path_rate": drop_path}
+        if self.timm_name.partition(".")[0] not in timm.list_models():
+            raise ConfigError(f"unknown timm network {self.timm_name!r}{_nearest(self.timm_name)}")
+        patch = int(options.get("patch_size", _patch_of(self.timm_name)))
+        if self.img_size <= 0 or self.img_size % patch:
+            raise ConfigError(f"backbone.img_size must be a positive multiple of {patch}, got {self.img_size}")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            try:
+                return timm.create_model(
+                    self.timm_name, pretrained=False, num_classes=0, img_size=self.img_size, **options
+                )
+            except (TypeError, RuntimeError, AssertionError) as error:
+                raise ConfigError(f"timm cannot build {self.timm_name!r} with {options}: {error}") from error
+
+    def _fetch(self, model: nn.Module) -> None:
+        try:
+            source = timm.create_model(self.timm_name, pretrained=True, num_classes=0, img_size=self.img_size)
+        except Exception as error:
+            raise WeightsError(
+                f"pretrained weights of {self.timm_name!r} could not be fetched ({type(error).__name__}: {error}); "
+                "give a downloaded file with backbone.weights=FILE, or backbone=vit_nano, which ships with the package"
+            ) from error
+        model.load_state_dict(source.state_dict())
+
+
+def _nearest(name: str) -> str:
+    return suggest(name, timm.list_models(f"{name[:4]}*") or timm.list_models("vit_*"))
+
+
+def _patch_of(timm_name: str) -> int:
+    for part in timm_name.partition(".")[0].split("_"):
+        if part.startswith("patch") and part[5:].isdigit():
+            return int(part[5:])
+    return 1
+
+
+def _stages(model: nn.Module) -> list[list[nn.Module]]:
+    """Blocks by stage: one stage for a ViT, four for a Swin."""
+    network: Any = model
+    if isinstance(model, vision_transformer.VisionTransformer):
+        return [list(network.blocks)]
+    if isinstance(model, swin_transformer.SwinTransformer):
+        return [list(layer.blocks) for layer in network.layers]
+    if hasattr(network, "blocks"):
+        return [list(network.blocks)]
+    if hasattr(network, "layers"):
+        return [list(layer.blocks) for layer in network.layers]
+    raise ConfigError(f"{type(model).__name__} has neither blocks nor layers; allowed: timm's ViT and Swin-V1")
+
+
+def _asset(weights: str) -> Path:
+    """The file named by ``package:FILE`` or a path."""
+    name = weights.removeprefix("package:")
+    file = ASSETS / Path(name).name if weights.startswith("package:") else Path(name).expanduser()
+    if not file.is_file():
+        raise WeightsError(f"weights file {weights!r} does not exist; give an existing file with backbone.weights=FILE")
+    return file
+
+
+def _read(file: Path, model: nn.Module) -> dict[str, Tensor]:
+    """Tensors of a weights file, converted to timm's names; no pickle is ever run."""
+    try:
+        if file.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(str(file))
+        if file.suffix == ".npz":
+            return _read_npz(file, model)
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except WeightsError:
+        raise
+    except Exception as error:
+        raise WeightsError(f"{file.name} cannot be read as weights ({error}); is the download complete?") from error
+    state = state.get("model", state.get("state_dict", state))
+    return {key: tensor for key, tensor in state.items() if isinstance(tensor, Tensor)}
+
+
+def _read_npz(file: Path, model: nn.Module) -> dict[str, Tensor]:
+    """Google's ViT layout, by timm's own reader into a network of the file's size."""
+    if not isinstance(model, vision_transformer.VisionTransformer):
+        raise WeightsError(f"{file.name}: .npz weights are in Google's ViT layout, the backbone is {type(model).__name__}")
+    model.load_pretrained(str(file))
+    return {key: tensor for key, tensor in model.state_dict().items() if not key.startswith("head.")}
+
+
+def _fill(model: nn.Module, state: dict[str, Tensor], name: str) -> None:
+    """Load `state`, resizing position embeddings only; every other difference is an error."""
+    own = model.state_dict()
+    state = {key: tensor.float() for key, tensor in state.items() if not key.startswith(("head.", "fc."))}
+    state = {key: tensor for key, tensor in state.items() if not key.endswith(("relative_position_index", "attn_mask"))}
+    wanted = {key for key in own if not key.startswith("head.")}
+    wanted = {key for key in wanted if not key.endswith(("relative_position_index", "attn_mask"))}
+    for key in sorted(wanted):
+        if key not in state:
+            raise WeightsError(f"{name} is of another architecture: it lacks {key} {tuple(own[key].shape)}")
+        given, expected = tuple(state[key].shape), tuple(own[key].shape)
+        resizable = key == "pos_embed" or key.endswith("relative_position_bias_table")
+        if given != expected and not (resizable and given[-1] == expected[-1]):
+            raise WeightsError(f"{name} is of another architecture: {key} is {given}, the backbone has {expected}")
+    extra = sorted(set(state) - wanted)
+    if extra:
+        raise WeightsError(f"{name} is of another architecture: it also holds {extra[0]} {tuple(state[extra[0]].shape)}")
+    source = vision_transformer if isinstance(model, vision_transformer.VisionTransformer) else swin_transformer
+    model.load_state_dict(source.checkpoint_filter_fn(state, model), strict=False)
+    broken = next((key for key in sorted(wanted) if not torch.isfinite(model.state_dict()[key]).all()), None)
+    if broken:
+        raise WeightsError(f"{name}: {broken} holds values that are not finite")
+

@@ -1,0 +1,257 @@
+"""Who is working on a folder, across processes and machines, on any shared file system.
+
+A claim is a file ``claim-<n>`` made with O_CREAT|O_EXCL; the highest number holds. Its holder refreshes the file's
+modification time; a holder that stopped is succeeded by whoever creates number n + 1, which only one can. Numbers
+are never used again while the work is open, so a slow waiter cannot push out the successor of the claim it judged.
+A release sets the time to 0. Ages are differences between times given by the same file system, so the clocks of
+machines do not matter. No locks. Standard library only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import re
+import socket
+import subprocess
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from headwise.errors import ConfigError, HeadwiseError
+
+_NAME = re.compile(r"claim-(\d+)")
+
+
+class BusyError(HeadwiseError):
+    """Another process holds the claim, and the caller did not want to wait."""
+
+
+class Claim:
+    """A context manager: inside it, nobody else holds a claim on ``folder``.
+
+    Args:
+        folder: made if missing.
+        heartbeat: seconds between refreshes.
+        expiry: seconds without a refresh after which a holder is taken for dead; more than two heartbeats. A dead
+            process of the same machine is noticed at once.
+        wait: False raises `BusyError` instead of waiting.
+        on_wait: called with the holder's description and ``waited`` (seconds) when waiting starts and about once per
+            heartbeat; what it raises ends the waiting.
+        done: asked before every attempt; True ends the waiting without a claim.
+    Raises:
+        ConfigError: for an expiry of two heartbeats or less, or if this thread already holds the claim.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        heartbeat: float = 10.0,
+        expiry: float = 120.0,
+        wait: bool = True,
+        on_wait: Callable[[Mapping[str, Any]], None] | None = None,
+        done: Callable[[], bool] = lambda: False,
+    ) -> None:
+        if not 0 < 2 * heartbeat < expiry:
+            raise ConfigError(f"expiry must exceed two heartbeats, got expiry={expiry} and heartbeat={heartbeat}")
+        self.folder, self.heartbeat, self.expiry = Path(folder), heartbeat, expiry
+        self.wait, self.on_wait, self.done = wait, on_wait, done
+        self.path: Path | None = None
+        self._token = uuid.uuid4().hex
+        self._lost = threading.Event()
+        self._stop = threading.Event()
+        self._beat: threading.Thread | None = None
+
+    @property
+    def held(self) -> bool:
+        """True between entry and exit, unless `done` ended the waiting."""
+        return self.path is not None
+
+    @property
+    def lost(self) -> bool:
+        """True if another worker took this claim over, because it was not refreshed for ``expiry`` seconds."""
+        return self._lost.is_set()
+
+    def __enter__(self) -> Self:
+        began, told = time.monotonic(), -self.heartbeat
+        while not self.done():
+            holder = self._attempt()
+            if holder is None:
+                self._begin()
+                if self.done():  # finished between the question and the claim
+                    self.__exit__(None, None, None)
+                break
+            waited = time.monotonic() - began
+            if not self.wait:
+                raise BusyError(f"{self.folder} is claimed by {describe(holder)}")
+            if self.on_wait is not None and waited - told >= self.heartbeat:
+                told = waited
+                self.on_wait({**holder, "waited": waited})
+            time.sleep(self.heartbeat / 10 * random.uniform(0.5, 1.0))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._beat is not None:
+            self._stop.set()
+            self._beat.join()
+            self._beat = None
+        if self.path is None:
+            return
+        path, self.path = self.path, None
+        with contextlib.suppress(OSError):
+            if self.done():
+                for number, claim in sorted(_claims(self.folder).items()):
+                    if number <= _number(path):
+                        claim.unlink(missing_ok=True)
+            elif path.exists():
+                os.utime(path, (0, 0))
+
+    def _attempt(self) -> dict[str, Any] | None:
+        """Take the claim (None), or return who holds it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        claims = _claims(self.folder)
+        last = max(claims, default=0)
+        if last and (holder := _read(claims[last])) is not None and not self._over(holder):
+            return holder
+        path = self.folder / f"claim-{last + 1}"
+        text = json.dumps({**_self(), "token": self._token, "expiry": self.expiry})
+        try:
+            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        except FileExistsError:
+            return _read(path) or {}
+        try:
+            os.write(descriptor, text.encode())
+        finally:
+            os.close(descriptor)
+        self.path = path
+        return None
+
+    def _over(self, holder: Mapping[str, Any]) -> bool:
+        """Whether a holder released its claim, died, or stopped refreshing."""
+        if holder["mtime"] == 0:
+            return True
+        mine = _self()
+        if (holder.get("host"), holder.get("space")) == (mine["host"], mine["space"]):
+            if (holder.get("pid"), holder.get("started")) == (mine["pid"], mine["started"]):
+                if holder.get("thread") == mine["thread"]:
+                    raise ConfigError(f"{self.folder} is already claimed by this thread; claims do not nest")
+                return False
+            if not alive(int(holder.get("pid", 0)), holder.get("started")):
+                return True
+        return self._file_system_time() - holder["mtime"] > max(self.expiry, float(holder.get("expiry", 0)))
+
+    def _file_system_time(self) -> float:
+        probe = self.folder / f".time-{self._token}"
+        try:
+            probe.touch()
+            return probe.stat().st_mtime
+        finally:
+            probe.unlink(missing_ok=True)
+
+    def _begin(self) -> None:
+        self._stop.clear()
+        self._lost.clear()
+        self._beat = threading.Thread(target=self._refresh, name=f"claim {self.folder.name}", daemon=True)
+        self._beat.start()
+
+    def _refresh(self) -> None:
+        path = self.path
+        while path is not None and not self._stop.wait(self.heartbeat):
+            try:
+                if max(_claims(self.folder), default=0) > _number(path):
+                    self._lost.set()
+                    return
+                os.utime(path)
+            except FileNotFoundError:
+                self._lost.set()
+                return
+            except OSError:
+                continue  # a file system that hiccups; the expiry leaves room for several attempts
+
+
+def describe(holder: Mapping[str, Any]) -> str:
+    """Name a holder for a message: ``process 4711 on node3``."""
+    return f"process {holder.get('pid', '(unknown)')} on {holder.get('host', '(unknown host)')}"
+
+
+def alive(pid: int, started: str | None = None) -> bool:
+    """Whether a process of this machine runs; with ``started``, whether it is still the same one.
+
+    A killed process that its parent has not collected yet (a zombie) counts as dead.
+    """
+    if pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass  # it exists and belongs to somebody else
+    state, begun = _process(pid)
+    if state in ("Z", "X"):
+        return False
+    return started is None or begun is None or begun == started
+
+
+def _process(pid: int) -> tuple[str | None, str | None]:
+    """State letter and start time of a process, each None where the system does not tell."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        return fields[0], fields[19]
+    except (OSError, IndexError):
+        pass
+    try:
+        answer = subprocess.run(
+            ["ps", "-o", "state=,lstart=", "-p", str(pid)], capture_output=True, text=True, timeout=10
+        )
+        state, _, begun = answer.stdout.strip().partition(" ")
+        return state[:1] or None, begun.strip() or None
+    except (OSError, subprocess.SubprocessError):
+        return None, None
+
+
+def _self() -> dict[str, Any]:
+    """This process: its host, the space its pid counts in (one boot, one container), pid, start time, thread."""
+    boot = space = ""
+    with contextlib.suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        space = str(Path("/proc/self/ns/pid").readlink())
+    return {
+        "host": socket.gethostname(),
+        "space": f"{boot} {space}".strip(),
+        "pid": os.getpid(),
+        "started": _process(os.getpid())[1],
+        "thread": threading.get_ident(),
+    }
+
+
+def _claims(folder: Path) -> dict[int, Path]:
+    with os.scandir(folder) as entries:
+        return {int(m[1]): folder / entry.name for entry in entries if (m := _NAME.fullmatch(entry.name))}
+
+
+def _number(path: Path) -> int:
+    return int(path.name.partition("-")[2])
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """Contents and ``mtime`` of a claim; only the time while it is being written; None if it is gone."""
+    try:
+        with path.open("rb") as file:
+            data, mtime = file.read(), os.fstat(file.fileno()).st_mtime
+    except FileNotFoundError:
+        return None
+    try:
+        content = json.loads(data)
+    except ValueError:
+        content = {}
+    return {**(content if isinstance(content, dict) else {}), "mtime": mtime}

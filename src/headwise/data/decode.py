@@ -1,0 +1,135 @@
+"""Image files -> uint8 arrays: every mode PIL can open becomes RGB or grey, resized without a network library.
+
+Legend: N images, S the side of the square that the network sees, C channels (3, or 1 for grey tasks).
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from headwise.errors import ConfigError, DataError, suggest
+
+Array = NDArray[np.uint8]
+
+NATIVE_LIMIT = 96
+"""Images whose longer side is at most this stay as they are; they are resized per batch, on the device."""
+
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+"""What PIL raises for files that are no images, are cut off, or are damaged inside."""
+
+
+def _pil(method: Image.Resampling) -> Callable[[Array, int], Array]:
+    def resize(image: Array, size: int) -> Array:
+        grey = image.shape[2] == 1
+        resized = Image.fromarray(image[..., 0] if grey else image).resize((size, size), method)
+        return np.array(resized).reshape(size, size, -1)
+
+    return resize
+
+
+def _tf_bilinear(image: Array, size: int) -> Array:
+    """Bilinear without antialiasing, half-pixel centres: what TensorFlow's resize does by default."""
+
+    def taps(length: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+        where = np.maximum((np.arange(size) + 0.5) * (length / size) - 0.5, 0)
+        low = np.minimum(where.astype(np.int64), length - 1)
+        return low, np.minimum(low + 1, length - 1), (where - low).astype(np.float32)
+
+    top, bottom, down = taps(image.shape[0])
+    left, right, across = taps(image.shape[1])
+    down, across = down[:, None, None], across[None, :, None]
+    rows = image[top].astype(np.float32) * (1 - down) + image[bottom].astype(np.float32) * down
+    return np.rint(rows[:, left] * (1 - across) + rows[:, right] * across).astype(np.uint8)
+
+
+RESIZES: dict[str, Callable[[Array, int], Array]] = {
+    "pil_bicubic": _pil(Image.Resampling.BICUBIC),
+    "pil_bilinear": _pil(Image.Resampling.BILINEAR),
+    "tf_bilinear": _tf_bilinear,
+}
+"""All go straight to S x S and ignore the aspect ratio. The two of PIL are antialiased, TensorFlow's is not."""
+
+
+def check_resize(name: str) -> None:
+    """Raise ConfigError unless ``name`` is one of the ways to resize."""
+    if name not in RESIZES:
+        raise ConfigError(f"unknown resize {name!r}{suggest(name, RESIZES)}")
+
+
+def decode(path: Path, channels: int, where: str) -> Array:
+    """Read one image file.
+
+    Args:
+        path: the file.
+        channels: 3 for RGB, 1 for grey. Transparency is dropped, 16-bit greys are scaled to 8 bits.
+        where: list file and line that ask for it, for the error.
+    Returns:
+        (H, W, C) at the file's own size, a copy that may be written to.
+    Raises:
+        DataError: if the file is empty, no image, cut off or damaged.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return _to_channels(image, channels)
+    except _BROKEN as error:
+        state = "is empty (0 bytes)" if path.is_file() and path.stat().st_size == 0 else f"cannot be decoded ({error})"
+        raise DataError(f"{where}: image {str(path)!r} {state}; replace the file or remove its line") from error
+
+
+def _to_channels(image: Image.Image, channels: int) -> Array:
+    """(H, W, C) of an opened image of any mode."""
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image)
+        if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+            raise ValueError(f"mode {image.mode} with values outside of 0..65535 has no 8-bit equivalent")
+        image = Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    array = np.array(image.convert("L" if channels == 1 else "RGB"))
+    return array[..., None] if array.ndim == 2 else array
+
+
+def decode_all(files: list[tuple[Path, str]], channels: int, size: int, resize: str) -> tuple[Array, bool]:
+    """Read many image files with a few threads.
+
+    Args:
+        files: path, and list file and line for errors.
+        channels: 3 or 1.
+        size: S.
+        resize: a name of RESIZES.
+    Returns:
+        (N, H, W, C), and whether they are native: all of one size of at most NATIVE_LIMIT pixels. Else H = W = S.
+    Raises:
+        DataError: for the first file that cannot be decoded.
+    """
+    check_resize(resize)
+    shrink = RESIZES[resize]
+
+    def one(file: tuple[Path, str]) -> Array:
+        array = decode(file[0], channels, file[1])
+        return array if max(array.shape[:2]) <= NATIVE_LIMIT else shrink(array, size)
+
+    small = {(size, size, channels)}
+    with ThreadPoolExecutor(num_threads()) as pool:
+        arrays = list(pool.map(one, files))
+    shapes = {array.shape for array in arrays}
+    native = len(shapes) == 1 and shapes != small
+    if not native:
+        arrays = [array if array.shape[:2] == (size, size) else shrink(array, size) for array in arrays]
+    return np.stack(arrays), native
+
+
+def num_threads() -> int:
+    """Threads that decode: the processors this process may use, at most 8. The result does not depend on it."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(8, allowed))

@@ -1,0 +1,97 @@
+"""VTABTask: what is known about one task before any image is read. Torch is never imported here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from headwise.errors import ConfigError, suggest
+
+GROUPS = ("natural", "specialized", "structured", "own")
+ENCODINGS = ("lossless", "jpeg")
+SPLITS = ("train800", "val200", "train800val200", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VTABTask:
+    """One classification task, built from ``conf/dataset/<name>.yaml``.
+
+    Args:
+        name: the task's name here, in folders and tables.
+        group: natural, specialized or structured; ``own`` for a user's images.
+        num_classes: labels are 0 .. num_classes - 1.
+        num_test: images of the official test split; None where there is no official split.
+        folders: names a list-file tree may use for this task, the first is canonical; "." is the root itself.
+        builder: name of the upstream data set (as tfds calls it), None for a user's images.
+        config: the builder's config, if it has several.
+        versions: acceptable versions of the builder, the preferred one first; ``*`` matches any number.
+        splits: the upstream slices behind ``train``, ``val`` and ``test``, such as ``train[80%:90%]``. The first 800 of
+            ``train`` are train800, the first 200 of ``val`` are val200, ``test`` is used whole.
+        image_key: feature that holds the image.
+        label_key: feature that holds the label, None where ``label_rule`` derives it.
+        label_rule: function of ``headwise.data.labels`` that derives the label from the example's features.
+        channels: 3, or 1 for grey images, which stay grey in memory and are repeated when they enter the network.
+        encoding: how upstream stores pixels; a JPEG copy of a ``lossless`` task is labelled ``lossy``.
+        aliases: other names of the task in papers and tables.
+        class_names: names in upstream's label order; empty if unknown.
+    Raises:
+        ConfigError: for a value outside of these ranges.
+    """
+
+    name: str
+    group: str
+    num_classes: int
+    folders: Sequence[str]
+    num_test: int | None = None
+    builder: str | None = None
+    config: str | None = None
+    versions: Sequence[str] = ()
+    splits: Mapping[str, str] = field(default_factory=dict)
+    image_key: str = "image"
+    label_key: str | None = "label"
+    label_rule: str | None = None
+    channels: int = 3
+    encoding: str = "jpeg"
+    aliases: Sequence[str] = ()
+    class_names: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        for key in ("folders", "versions", "aliases", "class_names"):
+            object.__setattr__(self, key, tuple(str(item) for item in getattr(self, key)))
+        object.__setattr__(self, "splits", {str(k): str(v) for k, v in self.splits.items()})
+        where = f"task {self.name!r}"
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", self.name):
+            raise ConfigError(f"a task's name may hold letters, digits, '_', '-' and '.', got {self.name!r}")
+        if self.group not in GROUPS:
+            raise ConfigError(f"{where}: unknown group {self.group!r}{suggest(self.group, GROUPS)}")
+        if self.encoding not in ENCODINGS:
+            raise ConfigError(f"{where}: unknown encoding {self.encoding!r}{suggest(self.encoding, ENCODINGS)}")
+        if self.num_classes < 2:
+            raise ConfigError(f"{where}: num_classes must be at least 2, got {self.num_classes}")
+        if self.channels not in (1, 3):
+            raise ConfigError(f"{where}: channels must be 1 or 3, got {self.channels}")
+        if not self.folders:
+            raise ConfigError(f"{where}: folders must name at least one folder")
+        if self.class_names and len(self.class_names) != self.num_classes:
+            raise ConfigError(f"{where}: {len(self.class_names)} class_names for num_classes={self.num_classes}")
+
+    @property
+    def is_official(self) -> bool:
+        """Whether the task has an official split, with 800, 200 and ``num_test`` images."""
+        return self.num_test is not None
+
+    def official_count(self, split: str) -> int | None:
+        """Number of images of a split in the official data, None where there is no official split."""
+        check_split(split)
+        return (
+            {"train800": 800, "val200": 200, "train800val200": 1000}.get(split, self.num_test)
+            if self.is_official
+            else None
+        )
+
+
+def check_split(split: str) -> None:
+    """Raise ConfigError unless ``split`` is one of the four splits."""
+    if split not in SPLITS:
+        raise ConfigError(f"unknown split {split!r}{suggest(split, SPLITS)}")

@@ -1,0 +1,291 @@
+"""VTABDataModule: the images of one task as batches. Training images stay in memory, no worker process is started.
+
+Legend: B batch, C channels (3, or 1 for grey tasks), H/W stored size, S the side of the square that the network sees.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from headwise.data.decode import check_resize
+from headwise.data.sources import Pixels, Source
+from headwise.data.tasks import VTABTask, check_split
+from headwise.errors import ConfigError
+
+__all__ = ["EvalBatches", "TrainBatches", "VTABDataModule", "VTABTask"]
+
+Batch = tuple[Tensor, Tensor]
+
+
+class TrainBatches:
+    """Batches of the training images in a new order each epoch.
+
+    The order is a function of (seed, phase, epoch) and of nothing else, so a resumed run sees the same batches. The
+    epoch is set by ``set_epoch``, which Lightning calls through ``sampler`` before each epoch.
+
+    Args:
+        images: (N, C, H, W) uint8.
+        labels: (N,) int64.
+        batch_size: B.
+        seed: of the run.
+        phase: 0-based number of the training phase, so that two phases do not repeat each other's order.
+        drop_last: leave out the last, smaller batch; None: only if there is more than one batch.
+        shuffle: False gives the stored order and every image.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        batch_size: int,
+        seed: int,
+        phase: int = 0,
+        drop_last: bool | None = None,
+        shuffle: bool = True,
+    ) -> None:
+        self.images, self.labels = images, labels
+        self.batch_size, self.seed, self.phase, self.shuffle = batch_size, seed, phase, shuffle
+        self.drop_last = len(images) > batch_size if drop_last is None else drop_last
+        self.epoch = 0
+        if len(self) == 0:
+            raise ConfigError(f"drop_last leaves no batch: {len(images)} images, batch_size={batch_size}")
+
+    @property
+    def sampler(self) -> TrainBatches:
+        """What Lightning tells the epoch."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order: ``epoch`` counts from 0."""
+        self.epoch = epoch
+
+    def order(self, epoch: int) -> Tensor:
+        """Positions of the images in one epoch, (N,)."""
+        if not self.shuffle:
+            return torch.arange(len(self.images))
+        digest = hashlib.sha256(f"{self.seed}/{self.phase}/{epoch}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        return torch.randperm(len(self.images), generator=generator)
+
+    def __len__(self) -> int:
+        full, rest = divmod(len(self.images), self.batch_size)
+        return full + (1 if rest and not self.drop_last else 0)
+
+    def __iter__(self) -> Iterator[Batch]:
+        order = self.order(self.epoch)
+        for start in range(0, len(self) * self.batch_size, self.batch_size):
+            chosen = order[start : start + self.batch_size]
+            yield self.images[chosen], self.labels[chosen]
+
+
+class EvalBatches:
+    """Batches of a split in its own order, every image once. The images may be memory-mapped.
+
+    Args:
+        images: (N, H, W, C) uint8.
+        labels: (N,) int64.
+        batch_size: B.
+    """
+
+    def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.int64], batch_size: int) -> None:
+        self.images, self.labels, self.batch_size = images, labels, batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.images) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for start in range(0, len(self.images), self.batch_size):
+            chosen = slice(start, start + self.batch_size)
+            yield to_tensor(self.images[chosen]), torch.from_numpy(np.array(self.labels[chosen]))
+
+
+class VTABDataModule(L.LightningDataModule):
+    """Batches of (uint8 images, labels); ``preprocess`` turns images into what the network takes.
+
+    Args:
+        task: what is classified.
+        source: where its images come from.
+        img_size: S.
+        batch_size: of training.
+        seed: of the run, decides the order of the training images.
+        eval_batch_size: of testing; does not change a result.
+        train_split: train800val200 for final runs, train800 for a search.
+        eval_split: test for final runs, val200 for a search.
+        select_split: split that ``val_dataloader`` gives, for protocols that look at one during training; None: none.
+        resize: pil_bicubic, pil_bilinear or tf_bilinear.
+        mean, std: normalisation of pixels in [0, 1], per channel.
+        drop_last: leave out the last, smaller training batch; None: only if there is more than one batch.
+        train_images, test_images: use a fixed subset of this many images; None: all.
+    Raises:
+        ConfigError: for unknown names or sizes below 1.
+    """
+
+    def __init__(
+        self,
+        task: VTABTask,
+        source: Source,
+        img_size: int,
+        batch_size: int = 64,
+        seed: int = 0,
+        *,
+        eval_batch_size: int = 256,
+        train_split: str = "train800val200",
+        eval_split: str = "test",
+        select_split: str | None = None,
+        resize: str = "pil_bicubic",
+        mean: Sequence[float] = (0.5, 0.5, 0.5),
+        std: Sequence[float] = (0.5, 0.5, 0.5),
+        drop_last: bool | None = None,
+        train_images: int | None = None,
+        test_images: int | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value in (("img_size", img_size), ("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
+            if value < 1:
+                raise ConfigError(f"{name} must be at least 1, got {value}")
+        for split in (train_split, eval_split, select_split):
+            if split is not None:
+                check_split(split)
+        check_resize(resize)
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+            raise ConfigError(f"mean and std need 3 values each and std above 0, got mean={mean}, std={std}")
+        self.task, self.source, self.img_size, self.seed = task, source, img_size, seed
+        self.batch_size, self.eval_batch_size, self.drop_last = batch_size, eval_batch_size, drop_last
+        self.train_split, self.eval_split, self.select_split = train_split, eval_split, select_split
+        self.resize, self.mean, self.std = resize, tuple(map(float, mean)), tuple(map(float, std))
+        self.train_images, self.test_images = train_images, test_images
+        self.phase = 0
+        self._pixels: dict[str, Pixels] = {}
+        self._train: Batch | None = None
+        self._constants: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the task."""
+        return self.task.num_classes
+
+    @property
+    def num_test(self) -> int:
+        """Images that ``test_dataloader`` gives."""
+        return len(self.pixels(self.eval_split).labels)
+
+    def pixels(self, split: str) -> Pixels:
+        """Images of a split as the source gives them; read once."""
+        if split not in self._pixels:
+            limit = self.train_images if split == self.train_split else self.test_images
+            self._pixels[split] = self.source.load(self.task, split, self.img_size, self.resize, limit)
+        return self._pixels[split]
+
+    def train_batches(self, phase: int | None = None, shuffle: bool = True) -> TrainBatches:
+        """Training batches of a phase; without shuffling every image once in stored order, for scores over the set."""
+        if self._train is None:
+            pixels = self.pixels(self.train_split)
+            images = to_tensor(pixels.images)
+            self._train = images, torch.from_numpy(np.array(pixels.labels))
+            self._pixels[self.train_split] = replace(pixels, images=images.permute(0, 2, 3, 1).numpy())
+        drop_last = self.drop_last if shuffle else False
+        phase = self.phase if phase is None else phase
+        return TrainBatches(*self._train, self.batch_size, self.seed, phase, drop_last, shuffle)
+
+    def eval_batches(self, split: str | None = None) -> EvalBatches:
+        """Batches of a split in order, by default ``eval_split``."""
+        pixels = self.pixels(split or self.eval_split)
+        return EvalBatches(pixels.images, pixels.labels, self.eval_batch_size)
+
+    def start_phase(self, phase: int) -> None:
+        """Choose the 0-based training phase whose order ``train_dataloader`` gives."""
+        self.phase = phase
+
+    def train_dataloader(self) -> TrainBatches:
+        """Training batches of the current phase."""
+        return self.train_batches()
+
+    def val_dataloader(self) -> EvalBatches | list[Batch]:
+        """Batches of ``select_split``; none if the protocol does not look at one."""
+        return [] if self.select_split is None else self.eval_batches(self.select_split)
+
+    def test_dataloader(self) -> EvalBatches:
+        """Batches of ``eval_split``."""
+        return self.eval_batches()
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        """Resize and normalise a batch where it lies; ``images`` itself is left as it is.
+
+        Native images are resized by ``interpolate``. For tf_bilinear this is TensorFlow's default resize. For the two
+        of PIL it is their antialiased kernel, rounded to whole levels as PIL does, but once instead of once per axis:
+        an approximation within two levels of 255.
+
+        Args:
+            images: (B, C, H, W) uint8.
+        Returns:
+            (B, 3, S, S) float32.
+        Raises:
+            ConfigError: if the images are no uint8, since they would be normalised twice.
+        """
+        if images.dtype != torch.uint8:
+            raise ConfigError(f"preprocess takes uint8 images, got {images.dtype}: are they preprocessed already?")
+        pixels = images.to(torch.float32)
+        if images.shape[-2:] != (self.img_size, self.img_size):
+            mode, is_pil = _INTERPOLATE[self.resize]
+            size = (self.img_size, self.img_size)
+            pixels = F.interpolate(pixels, size, mode=mode, align_corners=False, antialias=is_pil)
+            pixels = pixels.round().clamp(0, 255) if is_pil else pixels
+        pixels = pixels.expand(-1, 3, -1, -1)
+        shift, scale = self._normalisation(pixels.device)
+        return torch.addcmul(shift, pixels, scale)
+
+    def _normalisation(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """(3, 1, 1) shift and scale with which pixels of 0..255 become normalised, kept per device."""
+        if device not in self._constants:
+            mean, std = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in (self.mean, self.std))
+            self._constants[device] = (-mean / std).float().to(device), (1 / (255 * std)).float().to(device)
+        return self._constants[device]
+
+    def provenance(self) -> dict[str, Any]:
+        """Where pixels came from and what was done to them, as plain values for the result file."""
+        used = dict(self._pixels)
+        final = used.get(self.eval_split) or used.get(self.train_split)
+        return {
+            "source": None if final is None else final.provenance["source"],
+            "splits": {split: len(pixels.labels) for split, pixels in used.items()},
+            "resize": {split: pixels.provenance["resize"] for split, pixels in used.items()},
+            "resize_to_network": self.resize,
+            "img_size": self.img_size,
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "fingerprint": self.fingerprint(),
+            "labels": self.labels(),
+        }
+
+    def fingerprint(self) -> str:
+        """Content hash of the two splits in use."""
+        return self.source.fingerprint(self.task, (self.train_split, self.eval_split))
+
+    def labels(self) -> list[str]:
+        """The source's labels, and ``subset`` where only some images are used."""
+        limits = {self.train_split: self.train_images, self.eval_split: self.test_images}
+        subset = any(n is not None and n < self.source.count(self.task, split) for split, n in limits.items())
+        return self.source.labels(self.task) + (["subset"] if subset else [])
+
+
+_INTERPOLATE = {
+    "pil_bicubic": ("bicubic", True),
+    "pil_bilinear": ("bilinear", True),
+    "tf_bilinear": ("bilinear", False),
+}
+"""Mode of ``interpolate`` for each way to resize, and whether it is PIL's: antialiased, in whole levels."""
+
+
+def to_tensor(images: NDArray[np.uint8]) -> Tensor:
+    """(N, H, W, C) array -> (N, C, H, W) tensor with its own memory."""
+    return torch.from_numpy(np.array(images.transpose(0, 3, 1, 2), order="C"))

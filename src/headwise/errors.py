@@ -1,0 +1,46 @@
+"""Typed errors of the library: every message says what was given, where, and what is allowed."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class HeadwiseError(ValueError):
+    """Base of everything that headwise raises on purpose; its text is meant for the user."""
+
+
+class ConfigError(HeadwiseError):
+    """A configuration that cannot be run: unknown name, value out of range, or options that exclude each other."""
+
+
+class DataError(HeadwiseError):
+    """Images, labels or list files that are missing, damaged, or not what they claim to be."""
+
+
+class WeightsError(HeadwiseError):
+    """Pretrained weights that are missing, truncated, or of another architecture."""
+
+
+class CheckpointError(HeadwiseError):
+    """A saved phase whose tensors do not fit the network they are loaded into."""
+
+
+class ResultConflict(HeadwiseError):
+    """A result folder that already holds another configuration."""
+
+
+class NonFiniteLoss(HeadwiseError):
+    """Training diverged: the loss became NaN or infinite."""
+
+
+class Interrupted(HeadwiseError):
+    """The user stopped the run; everything finished so far is on disk."""
+
+
+def suggest(given: str, allowed: Iterable[str]) -> str:
+    """List the allowed names and, where one is close, the nearest: ``(did you mean 'x'?) one of: a, b``."""
+    names = sorted(str(name) for name in allowed)
+    near = difflib.get_close_matches(str(given), names, n=1, cutoff=0.5)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    return f"{hint}; allowed: {', '.join(names)}"

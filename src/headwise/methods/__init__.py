@@ -1,0 +1,1 @@
+"""Methods: one file each, built by Hydra from conf/method/<name>.yaml."""

@@ -1,0 +1,278 @@
+"""Method: a recipe for adapting a network. Installed: what it became in one network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import lightning as L
+from torch import Tensor, nn
+
+from headwise.adapted import AdaptedLinear, BesideLinear, Delta
+from headwise.backbone import Backbone
+from headwise.errors import CheckpointError, ConfigError
+from headwise.sites import Site
+
+Plan = dict[str, Any]
+"""What `Method.prepare` found out before installing: plain data that JSON can hold."""
+
+
+class Installed:
+    """A method at work in one network: everything training needs to know, asked by name of nothing.
+
+    What a tensor is follows from the module that owns it. `owners` are the modules the method brought: deltas, wrappers'
+    own parts. Their parameters and the head's train; everything else is frozen.
+    """
+
+    def __init__(self, net: Backbone, owners: Mapping[str, nn.Module]) -> None:
+        self.net = net
+        self.owners = dict(owners)
+
+    def freeze_rest(self) -> None:
+        """Set every requires_grad of the network from `trainable`."""
+        owned = {id(tensor) for tensor in self.trainable().values()}
+        for parameter in self.net.parameters():
+            parameter.requires_grad_(id(parameter) in owned)
+
+    def head(self) -> dict[str, Tensor]:
+        """The classifier's parameters under ``head.*``; they always train."""
+        return {f"head.{name}": tensor for name, tensor in self.net.head.named_parameters()}
+
+    def adapter(self) -> dict[str, Tensor]:
+        """The method's own parameters by owner, ``s0.b3.q.A``; tied tensors once, under their first name."""
+        named: dict[str, Tensor] = {}
+        seen: set[int] = set()
+        for owner, module in self.owners.items():
+            for name, tensor in module.named_parameters():
+                if id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    named[f"{owner}.{name}"] = tensor
+        return named
+
+    def trainable(self) -> dict[str, Tensor]:
+        """What the optimiser gets."""
+        return {**self.adapter(), **self.head()}
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint needs for exact resume: `trainable` and the owners' buffers (masks, allocator state)."""
+        buffers = {
+            f"{owner}.{name}": tensor
+            for owner, module in self.owners.items()
+            for name, tensor in module.state_dict().items()
+            if name not in dict(module.named_parameters())
+        }
+        tied = {id(tensor) for tensor in self.trainable().values()}
+        return {**self.trainable(), **{name: b for name, b in buffers.items() if id(b) not in tied}}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy a saved `state` into the network.
+
+        Raises:
+            CheckpointError: naming what is missing, unexpected, or of another shape.
+        """
+        copy_into(self.state(), tensors)
+
+    def packed(self) -> dict[str, Tensor]:
+        """What is kept when the phase is over: the owners' tensors (a delta's `pack`), tied ones once, and the head."""
+        stored: dict[str, Tensor] = {}
+        seen: set[int] = set()
+        for owner, module in self.owners.items():
+            own = module.pack() if isinstance(module, Delta) else module.state_dict()
+            for name, tensor in own.items():
+                if not tensor.numel() or tensor.data_ptr() not in seen:
+                    seen.add(tensor.data_ptr())
+                    stored[f"{owner}.{name}"] = tensor
+        return {name: t.detach().cpu().contiguous() for name, t in {**stored, **self.head()}.items()}
+
+    def unpack(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restore what `packed` kept.
+
+        Raises:
+            CheckpointError: naming what is missing, unexpected, or of another shape.
+        """
+        expected = self.packed()
+        optional = {
+            f"{owner}.{name}"
+            for owner, module in self.owners.items()
+            if isinstance(module, Delta)
+            for name in module.optional
+        }
+        check_names(set(expected) - optional, set(tensors) - optional)
+        copy_into(self.head(), {name: t for name, t in tensors.items() if name in self.head()})
+        for owner, module in self.owners.items():
+            prefix = f"{owner}."
+            own = {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}
+            if isinstance(module, Delta):
+                module.unpack(own)
+            else:
+                target = {n: t for n, t in module.state_dict(keep_vars=True).items() if n in own}
+                copy_into(target, own)
+
+    def stored_bytes(self) -> int:
+        """Payload bytes of the stored adapter, without the classifier and the file's header."""
+        names = set(self.head())
+        return sum(tensor.nbytes for name, tensor in self.packed().items() if name not in names)
+
+    def param_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Optimiser groups; parameters that their owner lists in ``undecayed`` get no weight decay."""
+        undecayed = {
+            id(tensor)
+            for module in self.owners.values()
+            for child in module.modules()
+            for name, tensor in child.named_parameters(recurse=False)
+            if name in getattr(child, "undecayed", ())
+        }
+        parameters = list(self.trainable().values())
+        decayed = [p for p in parameters if id(p) not in undecayed]
+        groups = [{"params": decayed, "weight_decay": weight_decay}]
+        rest = [p for p in parameters if id(p) in undecayed]
+        return [*groups, {"params": rest, "weight_decay": 0.0}] if rest else groups
+
+    def penalty(self) -> Tensor | None:
+        """A term to add to the loss (AdaLoRA's orthogonality), or None."""
+        return None
+
+    def callbacks(self) -> list[L.Callback]:
+        """Lightning callbacks of the method (Heart's mask, AdaLoRA's allocator)."""
+        return []
+
+    def set_mode(self) -> None:
+        """Put the network into training mode; a probe of a frozen network keeps it in evaluation mode."""
+        self.net.train()
+
+    def merge(self) -> None:
+        """Fold the update into the base weights; what cannot be folded stays in place, frozen."""
+        for site in self.net.sites:
+            module = self.net.linear(site)
+            if isinstance(module, AdaptedLinear):
+                self.net.replace(site, module.merged())
+        self.net.requires_grad_(False)
+
+    def report(self) -> dict[str, Any]:
+        """Facts for the record of the phase, plain data (active heads, chosen ranks)."""
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A recipe, built by Hydra from conf/method/<name>.yaml. Cheap, immutable, holds no tensors.
+
+    Attributes:
+        label: names the run's folder and the table's row.
+        targets: projections to adapt, of q, k, v, o, fc1, fc2.
+        epochs: of this phase; None takes the protocol's.
+        lr: peak learning rate of this phase; None takes the protocol's.
+        checkpoint: a saved phase to start from instead of training, or None.
+        revision: raised when the method's numbers change; part of the fingerprint.
+    """
+
+    label: str
+    targets: Sequence[str] = ("q", "v")
+    epochs: int | None = None
+    lr: float | None = None
+    checkpoint: str | None = None
+    revision: int = 1
+
+    merges = True
+    """Whether the update folds into the base weights without a trace."""
+
+    def build(self, site: Site, base: Tensor) -> Delta:
+        """The delta of one projection; base is its weight, (O, I). The one thing most methods write."""
+        raise NotImplementedError(f"{type(self).__name__} defines neither build, build_all nor install")
+
+    def build_all(self, bases: Mapping[Site, Tensor]) -> dict[Site, Delta]:
+        """The deltas of all target projections; override to share factors between them (CaRA, FacT)."""
+        return {site: self.build(site, base) for site, base in bases.items()}
+
+    def prepare(self, net: Backbone, batches: Callable[[], Iterable[Any]], num_steps: int) -> Plan | None:
+        """Look at the network and the training data before installing (SPT's sensitivities); None needs nothing.
+
+        Args:
+            net: with the head of this run.
+            batches: gives (normalised images (B, 3, S, S), labels (B,)) of the training set in a fixed order.
+            num_steps: optimiser steps the phase will take.
+        """
+        return None
+
+    def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
+        """Put the update into `net` and freeze everything else.
+
+        Raises:
+            ConfigError: where the method does not fit this network.
+        """
+        deltas = self.build_all(net.bases(self.targets))
+        for site, delta in deltas.items():
+            module = net.linear(site)
+            if isinstance(module, nn.Linear):
+                net.replace(site, AdaptedLinear.around(module, delta))
+            else:
+                net.replace(site, BesideLinear(module, delta))
+        installed = Installed(net, {site.key: delta for site, delta in deltas.items()})
+        installed.freeze_rest()
+        return installed
+
+    def phases(self) -> tuple[Method, ...]:
+        """The phases of a run, in order; each ends by merging."""
+        return (self,)
+
+    def spec(self) -> dict[str, Any]:
+        """The recipe as plain data: ``_target_`` and every field but the label, which changes no number."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "label"}
+        return {"_target_": f"{type(self).__module__}.{type(self).__qualname__}", **_plain(values)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def build_method(spec: Mapping[str, Any], label: str) -> Method:
+    """The method a `Method.spec` describes.
+
+    Raises:
+        ConfigError: if ``_target_`` names no Method of an importable module, or the fields do not fit it.
+    """
+    import importlib
+
+    module_name, _, class_name = str(spec.get("_target_", "")).rpartition(".")
+    try:
+        kind = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"method {spec.get('_target_')!r} cannot be imported: {error}") from error
+    if not (isinstance(kind, type) and issubclass(kind, Method)):
+        raise ConfigError(f"{spec['_target_']} is not a Method")
+    try:
+        return kind(label=label, **{key: value for key, value in spec.items() if key != "_target_"})
+    except TypeError as error:
+        raise ConfigError(f"{spec['_target_']}: {error}") from error
+
+
+def check_names(expected: Iterable[str], given: Iterable[str]) -> None:
+    """Compare tensor names.
+
+    Raises:
+        CheckpointError: listing up to three missing and three unexpected names.
+    """
+    missing, unexpected = sorted(set(expected) - set(given)), sorted(set(given) - set(expected))
+    if missing or unexpected:
+        raise CheckpointError(
+            "the saved tensors belong to another network or method: "
+            f"missing {missing[:3]} ({len(missing)} in all), unexpected {unexpected[:3]} ({len(unexpected)} in all)"
+        )
+
+
+def copy_into(targets: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Copy saved tensors over the live ones of the same names.
+
+    Raises:
+        CheckpointError: naming what is missing, unexpected, or of another shape.
+    """
+    check_names(targets, tensors)
+    for name, target in targets.items():
+        if target.shape != tensors[name].shape:
+            raise CheckpointError(f"{name} is {tuple(tensors[name].shape)} in the file, {tuple(target.shape)} here")
+        target.data.copy_(tensors[name])

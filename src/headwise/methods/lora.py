@@ -1,0 +1,53 @@
+"""LoRA (Hu et al., arXiv:2106.09685): W + s B A, A (r, I) Kaiming uniform, B (O, r) zero."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from headwise.adapted import Delta
+from headwise.errors import ConfigError
+from headwise.lowrank import LowRank
+from headwise.methods.base import Method
+from headwise.sites import QKV, Site
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRA(Method):
+    """One shared low-rank update per projection; no bias, head excluded.
+
+    Parameters: r * (I + O) per projection; ``fused`` shares one A between q, k and v of a block: r * (I + 3 O).
+
+    Attributes:
+        rank: r, in 1 .. min(O, I).
+        scale: s, constant (peft's alpha / r).
+        dropout: of the hidden A x, in [0, 1).
+        fused: one A for q, k and v, as when a library adapts timm's fused qkv (NOAH, peft's default).
+    """
+
+    rank: int
+    scale: float = 1.0
+    dropout: float = 0.0
+    fused: bool = False
+
+    def build(self, site: Site, base: Tensor) -> Delta:
+        """One group of rows: the update is shared by all heads."""
+        return LowRank(site, base, self.rank, groups=1, scale=self.scale, dropout=self.dropout)
+
+    def build_all(self, bases: Mapping[Site, Tensor]) -> dict[Site, Delta]:
+        """As `build` for each projection; with `fused`, k and v take q's A.
+
+        Raises:
+            ConfigError: if `fused` is asked for other targets than q, k and v.
+        """
+        deltas = super().build_all(bases)
+        if self.fused:
+            if set(self.targets) != set(QKV):
+                raise ConfigError(f"fused LoRA adapts q, k and v together, got targets={list(self.targets)}")
+            first: dict[tuple[int, int], LowRank] = {}
+            for site, delta in deltas.items():
+                if isinstance(delta, LowRank):
+                    delta.A = first.setdefault((site.stage, site.block), delta).A
+        return deltas

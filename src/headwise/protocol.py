@@ -1,0 +1,143 @@
+"""How a number is measured: recipe, schedule, data handling and selection, from conf/protocol/<name>.yaml."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from headwise.errors import ConfigError, suggest
+
+SCHEDULES = ("cosine", "r0_legacy", "constant")
+OPTIMIZERS = ("adamw", "sgd")
+NORMALIZE = ("model", "imagenet", "inception", "none")
+PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """Everything but method, network and task that decides a number.
+
+    Attributes:
+        name: of the protocol, as in conf/protocol.
+        epochs: per phase.
+        batch_size, eval_batch_size: images.
+        drop_last: leave out the last, smaller batch of an epoch (never where it would be the only one).
+        optimizer: adamw or sgd (momentum 0.9).
+        lr: peak learning rate.
+        lr_min: at the end of the cosine.
+        lr_start: at the start of the warm-up.
+        weight_decay: on all tunable tensors that their method does not exempt.
+        schedule: ``cosine`` by step, reaching its peak; ``r0_legacy`` the published trace, by epoch and delayed by one
+            (methods of the Jie lineage; the peak is never reached); ``constant`` after warm-up.
+        warmup: fraction of the run, rounded to whole steps, at least one; 0 is none.
+        drop_path: rate at the last block, rising linearly from 0.
+        clip: gradient norm, None for no clipping.
+        normalize: ``model`` (what the weights expect), imagenet, inception (0.5) or none ([0, 1]).
+        resize: how images are brought to the network's size.
+        precision: fp32, bf16 or fp16 (autocast; weights and updates stay float32).
+        train_split, eval_split: what is trained on and what is tested once after the last epoch.
+        test_images: test on a fixed subset of this size and say so, None for all.
+        select: ``last`` epoch, or ``best_test``, which chooses on the test set and stamps the result.
+        select_every: with best_test, epochs between looks.
+    """
+
+    name: str = "strict"
+    epochs: int = 100
+    batch_size: int = 64
+    eval_batch_size: int = 256
+    drop_last: bool = True
+    optimizer: str = "adamw"
+    lr: float = 1e-3
+    lr_min: float = 1e-5
+    lr_start: float = 1e-6
+    weight_decay: float = 1e-4
+    schedule: str = "cosine"
+    warmup: float = 0.1
+    drop_path: float = 0.1
+    clip: float | None = None
+    normalize: str = "model"
+    resize: str = "pil_bicubic"
+    precision: str = "fp32"
+    train_split: str = "train800val200"
+    eval_split: str = "test"
+    test_images: int | None = None
+    select: str = "last"
+    select_every: int = 10
+
+    def __post_init__(self) -> None:
+        choices = {
+            "optimizer": OPTIMIZERS,
+            "schedule": SCHEDULES,
+            "normalize": NORMALIZE,
+            "precision": tuple(PRECISIONS),
+            "select": ("last", "best_test"),
+        }
+        for key, allowed in choices.items():
+            if getattr(self, key) not in allowed:
+                raise ConfigError(f"unknown protocol.{key} {getattr(self, key)!r}{suggest(getattr(self, key), allowed)}")
+        for key in ("epochs", "batch_size", "eval_batch_size", "select_every"):
+            value = getattr(self, key)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigError(f"protocol.{key} must be a whole number of at least 1, got {value!r}")
+        if not 0.0 <= self.warmup < 1.0:
+            raise ConfigError(f"protocol.warmup is a fraction of the run in [0, 1), got {self.warmup}")
+        if not 0.0 <= self.drop_path < 1.0:
+            raise ConfigError(f"protocol.drop_path must be in [0, 1), got {self.drop_path}")
+        if not self.lr > 0.0 or not math.isfinite(self.lr):
+            raise ConfigError(f"protocol.lr must be positive, got {self.lr}")
+        if self.weight_decay < 0.0:
+            raise ConfigError(f"protocol.weight_decay must not be negative, got {self.weight_decay}")
+        if self.test_images is not None and self.test_images < 1:
+            raise ConfigError(f"protocol.test_images must be at least 1, or null for all, got {self.test_images}")
+
+    @property
+    def labels(self) -> list[str]:
+        """What must be said beside every number measured this way."""
+        stamps = []
+        if self.test_images is not None:
+            stamps.append("subset")
+        if self.eval_split != "test":
+            stamps.append("validation")
+        if self.select == "best_test":
+            stamps.append("TEST-SELECTED")
+        return stamps
+
+    def normalization(
+        self, mean: tuple[float, ...], std: tuple[float, ...]
+    ) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """(mean, std) per channel for inputs in [0, 1]; `mean` and `std` are what the weights expect."""
+        return {
+            "model": (mean, std),
+            "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+            "inception": ((0.5,) * 3, (0.5,) * 3),
+            "none": ((0.0,) * 3, (1.0,) * 3),
+        }[self.normalize]
+
+    def warmup_count(self, total: int) -> int:
+        """Warm-up of a run of `total` units, whole, at least one unless the fraction is 0."""
+        return 0 if self.warmup == 0 else max(1, min(total - 1, round(self.warmup * total)))
+
+    def learning_rate(self, epochs: int, steps_per_epoch: int, peak: float | None = None) -> Callable[[int], float]:
+        """The learning rate as a function of the step, 0-based."""
+        top = self.lr if peak is None else peak
+        total = epochs * steps_per_epoch
+        warm = self.warmup_count(total)
+        warm_epochs = self.warmup_count(epochs)
+
+        def cosine(step: int) -> float:
+            if step < warm:
+                return self.lr_start + (top - self.lr_start) * (step + 1) / warm
+            progress = min(1.0, (step - warm) / max(1, total - warm))
+            return self.lr_min + 0.5 * (top - self.lr_min) * (1 + math.cos(math.pi * progress))
+
+        def r0_legacy(step: int) -> float:
+            time = max(0, step // steps_per_epoch - 1)
+            if time < warm_epochs:
+                return self.lr_start + time * (top - self.lr_start) / warm_epochs
+            return self.lr_min + 0.5 * (top - self.lr_min) * (1 + math.cos(math.pi * min(1.0, time / epochs)))
+
+        def constant(step: int) -> float:
+            return top * min(1.0, (step + 1) / warm) if warm else top
+
+        return {"cosine": cosine, "r0_legacy": r0_legacy, "constant": constant}[self.schedule]

@@ -1,0 +1,105 @@
+"""Where a number was made: package versions, commit, machine. Standard library only; nothing here raises."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+PACKAGES: tuple[str, ...] = (
+    "headwise",
+    "torch",
+    "torchvision",
+    "timm",
+    "lightning",
+    "peft",
+    "numpy",
+    "pillow",
+    "safetensors",
+    "hydra-core",
+    "omegaconf",
+)
+"""Distributions whose version can change a number."""
+
+
+def versions(names: Iterable[str] = PACKAGES) -> dict[str, str | None]:
+    """Return the installed version of each distribution, None where it is not installed; imports none of them."""
+    found: dict[str, str | None] = {}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def git_state(repo: str | Path = ".") -> dict[str, Any] | None:
+    """Return ``{"commit": 40 hex digits, "dirty": bool}``, or None outside a repository with a commit.
+
+    None too where git is not installed. Untracked files do not make it dirty.
+    """
+    commit = _git(repo, "rev-parse", "--verify", "HEAD")
+    if not commit:
+        return None
+    status = _git(repo, "status", "--porcelain", "--untracked-files=no")
+    return {"commit": commit.strip(), "dirty": bool(status) if status is not None else None}
+
+
+def _git(repo: str | Path, *arguments: str) -> str | None:
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(repo), *arguments], capture_output=True, text=True, timeout=20, env=environment
+        )
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return None
+    return answer.stdout if answer.returncode == 0 else None
+
+
+def machine(accelerator: str | None = None, threads: int | None = None) -> dict[str, Any]:
+    """Describe the hardware: CPU model, cores present and usable, memory in GiB, platform, python.
+
+    The host's name is left out: it is private and changes no number.
+
+    Args:
+        accelerator: name of the device that computed, from the caller, so that torch is not needed here.
+        threads: compute threads of the run.
+    """
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "cores_usable": usable,
+        "threads": threads,
+        "memory_gib": _memory_gib(),
+        "platform": f"{platform.system()}-{platform.release()}-{platform.machine()}",
+        "python": platform.python_version(),
+        "accelerator": accelerator,
+    }
+
+
+def now() -> str:
+    """Return the present time, UTC, as ISO 8601 to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _cpu_model() -> str | None:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.lower().startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or None
+
+
+def _memory_gib() -> float | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (AttributeError, OSError, ValueError):
+        return None

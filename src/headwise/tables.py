@@ -1,0 +1,348 @@
+"""Results to tables: what is compared with what, the statistics, and the captions. Rendering is in `render`.
+
+Results that were made with other weights or another protocol stand in another table; other images of a task stand in
+another column; seeds that do not share one configuration stand in another row. Never imports torch.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from headwise.fingerprint import differences, fingerprint
+from headwise.records import PhaseResult, Result
+
+GROUP_SIZES = {"natural": 7, "specialized": 4, "structured": 8}
+"""Tasks per group of VTAB-1k. Averages exist only over all of them."""
+AVERAGES = ("mean_19", "mean_groups")
+UNRECORDED = "(not recorded)"
+
+
+@dataclass
+class Table:
+    """One table: results that may be compared column by column."""
+
+    title: str
+    notes: list[str]
+    """Caption, one sentence or more each."""
+    cells: pd.DataFrame
+    """One line per row, column and phase: ``row, phase, column, group, mean, std, n`` (percent; std with n - 1)."""
+    costs: pd.DataFrame
+    """One line per row: ``row, parameters, head, stored_bytes, epochs``, each ``(smallest, largest)``."""
+    paired: pd.DataFrame
+    """As ``cells``, of differences between runs of one seed; ``phase`` says which difference."""
+
+
+@dataclass
+class Setting:
+    """What results must share to stand in one table, and those that do."""
+
+    shared: dict[str, Any]
+    results: list[Result] = field(default_factory=list)
+
+
+def tables(results: Iterable[Result], title: str = "Results", pool: bool = False) -> list[Table]:
+    """Arrange results in tables, one for each combination of weights and protocol.
+
+    Args:
+        results: in any order; copies (same configuration, method and variant) count once.
+        title: of the first table.
+        pool: let results of different weights, protocol and images share columns; the caption says so.
+    """
+    split = settings(distinct(results), pool)
+    made = []
+    for number, setting in enumerate(split, start=1):
+        notes = []
+        if number > 1:
+            notes.append(f"Other setting than the first table: {'; '.join(differences(split[0].shared, setting.shared))}.")
+        name = title if len(split) == 1 else f"{title}, setting {number} of {len(split)}"
+        every = [result for other in split for result in other.results]
+        made.append(_table(setting, name, notes, every, pool))
+    return made
+
+
+def distinct(results: Iterable[Result]) -> list[Result]:
+    """Return results in the order of their keys, without copies under another run name."""
+    seen: dict[tuple[str, str, str], Result] = {}
+    for result in sorted(results, key=lambda r: r.key):
+        seen.setdefault((result.fingerprint, result.key.method, result.key.variant), result)
+    return list(seen.values())
+
+
+def settings(results: Sequence[Result], pool: bool = False) -> list[Setting]:
+    """Split results by weights and protocol, the largest part first."""
+    found: dict[str, Setting] = {}
+    for result in results:
+        shared = {part: recorded(result, part) for part in ("weights", "protocol")}
+        found.setdefault("" if pool else fingerprint(shared), Setting(shared)).results.append(result)
+    return sorted(found.values(), key=lambda setting: -len(setting.results))
+
+
+def recorded(result: Result, part: str) -> Any:
+    """Return ``weights``, ``protocol`` or ``data`` of a result, without what does not describe the numbers."""
+    value = result.provenance.get(part, UNRECORDED)
+    if part == "data" and isinstance(value, Mapping):
+        return {name: child for name, child in value.items() if name not in ("labels", "source")}
+    return value
+
+
+def frame(results: Sequence[Result], pool: bool = False) -> tuple[pd.DataFrame, list[str]]:
+    """Return one line per tested phase, and notes on what had to be kept apart.
+
+    Columns: ``row, phase, column, group, seed, value`` (percent). Phases without a test are not counted, so ``P2`` is
+    the second that was tested.
+    """
+    notes: list[str] = []
+    names = {result.key.name for result in results}
+    columns = _apart(results, lambda r: r.key.dataset, lambda r: recorded(r, "data"), "images", notes, pool)
+    rows = _apart(
+        results,
+        lambda r: _row(r, len(names) > 1),
+        lambda r: {k: v for k, v in r.identity.items() if k != "seed"},
+        "configuration",
+        notes,
+        pool,
+        within=lambda r: columns[id(r)],
+    )
+    lines = [
+        {
+            "row": rows[id(result)],
+            "phase": f"P{number}",
+            "column": columns[id(result)],
+            "group": group(result),
+            "seed": result.key.seed,
+            "value": phase.accuracy,
+        }
+        for result in results
+        for number, phase in enumerate(tested(result), start=1)
+    ]
+    return pd.DataFrame(lines, columns=["row", "phase", "column", "group", "seed", "value"]), notes
+
+
+def summarise(lines: pd.DataFrame, averages: bool = True) -> pd.DataFrame:
+    """Return mean, sample standard deviation and n over seeds, of every column and of both averages.
+
+    An average is formed per seed, from seeds that have all 19 tasks, and its deviation is that of the averages.
+    """
+    whole = pd.concat([lines, _averages(lines)], ignore_index=True) if averages else lines
+    if whole.empty:
+        return pd.DataFrame(columns=["row", "phase", "column", "group", "mean", "std", "n"])
+    keys = ["row", "phase", "column", "group"]
+    cells = whole.groupby(keys, sort=False)["value"].agg(mean="mean", std="std", n="count").reset_index()
+    order = {name: place for place, name in enumerate((*GROUP_SIZES, "", *AVERAGES))}
+    place = [(order.get(g, len(GROUP_SIZES)), AVERAGES.index(c) if g == "average" else 0, c) for g, c in _pairs(cells)]
+    last = len(order)
+    cells["place"] = [(last, *p[1:]) if g == "average" else p for p, (g, _) in zip(place, _pairs(cells), strict=True)]
+    return cells.sort_values(["place", "row", "phase"], kind="stable").drop(columns="place").reset_index(drop=True)
+
+
+def _pairs(cells: pd.DataFrame) -> list[tuple[str, str]]:
+    return list(zip(cells["group"], cells["column"], strict=True))
+
+
+def _averages(lines: pd.DataFrame) -> pd.DataFrame:
+    """Lines of ``mean_19`` and ``mean_groups``, per row, phase and seed, where the 19 tasks are all there."""
+    made = []
+    for (row, phase, seed), part in lines.groupby(["row", "phase", "seed"], sort=False):
+        tasks = part[part["group"].isin(list(GROUP_SIZES))]
+        sizes = tasks.groupby("group")["column"].nunique().to_dict()
+        if sizes != GROUP_SIZES or len(tasks) != sum(GROUP_SIZES.values()):
+            continue
+        values = (tasks["value"].mean(), tasks.groupby("group")["value"].mean().mean())
+        for column, value in zip(AVERAGES, values, strict=True):
+            line = {"row": row, "phase": phase, "column": column, "group": "average", "seed": seed, "value": value}
+            made.append(line)
+    return pd.DataFrame(made, columns=lines.columns)
+
+
+def pair(results: Sequence[Result], lines_of: Callable[[Result], tuple[str, str]], every: Sequence[Result]) -> pd.DataFrame:
+    """Return the differences of each two-phase run to its own Phase 1 and to its step-matched control, seed by seed.
+
+    The control is a one-phase run of the same first method, task, seed, weights, images and protocol, whose epochs are
+    those of both phases together.
+
+    Args:
+        results: two-phase runs are sought here.
+        lines_of: result -> its row and column.
+        every: controls are sought here.
+    """
+    controls: dict[str, Result] = {}
+    for result in every:
+        if len(tested(result)) == 1:
+            controls.setdefault(_matched(result, result.phases[0], _epochs(result)), result)
+    made = []
+    for result in results:
+        phases = tested(result)
+        if len(phases) < 2:
+            continue
+        row, column = lines_of(result)
+        last = phases[-1].accuracy
+        against = {f"P{len(phases)} - P1": phases[0].accuracy}
+        if (control := controls.get(_matched(result, phases[0], _epochs(result)))) is not None:
+            against[f"P{len(phases)} - control"] = tested(control)[0].accuracy
+        for phase, other in against.items():
+            if last is not None and other is not None:
+                line = {"row": row, "phase": phase, "column": column, "group": group(result), "seed": result.key.seed}
+                made.append({**line, "value": last - other})
+    return pd.DataFrame(made, columns=["row", "phase", "column", "group", "seed", "value"])
+
+
+def _matched(result: Result, first: PhaseResult, epochs: int) -> str:
+    """Hash of what a two-phase run and its control share; their difference in epochs lies in ``epochs`` alone."""
+    protocol = recorded(result, "protocol")
+    if isinstance(protocol, Mapping):
+        protocol = {name: value for name, value in protocol.items() if name != "epochs"}
+    spec = {name: value for name, value in first.method.items() if name not in ("label", "epochs")}
+    return fingerprint(
+        {
+            "dataset": result.key.dataset,
+            "seed": result.key.seed,
+            "weights": recorded(result, "weights"),
+            "data": recorded(result, "data"),
+            "protocol": protocol,
+            "method": spec or result.fingerprint,  # without a recorded method nothing matches
+            "epochs": epochs,
+        }
+    )
+
+
+def _epochs(result: Result) -> int:
+    return sum(phase.epochs for phase in result.phases)
+
+
+def tested(result: Result) -> list[PhaseResult]:
+    """Return the phases that have a test accuracy."""
+    return [phase for phase in result.phases if phase.accuracy is not None]
+
+
+def group(result: Result) -> str:
+    """Return the task's VTAB group; empty for a task of another benchmark."""
+    for source in (result.config, result.identity):
+        dataset = source.get("dataset")
+        if isinstance(dataset, Mapping) and "group" in dataset:
+            name = str(dataset["group"]).lower()
+            return name if name in GROUP_SIZES else ""
+    return ""
+
+
+def _row(result: Result, with_name: bool) -> str:
+    key = result.key
+    row = key.method if key.variant == "base" else f"{key.method} ({key.variant})"
+    return f"{key.name}: {row}" if with_name else row
+
+
+def _apart(
+    results: Sequence[Result],
+    label: Callable[[Result], str],
+    content: Callable[[Result], Any],
+    what: str,
+    notes: list[str],
+    pool: bool,
+    within: Callable[[Result], str] = lambda result: "",
+) -> dict[int, str]:
+    """Give each result its label, numbered ``x [2]`` where results of one label (and cell) differ in content."""
+    known: dict[tuple[str, str], list[Any]] = {}
+    names = {}
+    for result in results:
+        name, value = label(result), content(result)
+        kinds = known.setdefault((name, within(result)), [])
+        if value not in kinds:
+            kinds.append(value)
+        number = kinds.index(value) + 1
+        names[id(result)] = name if number == 1 or pool else f"{name} [{number}]"
+    for (name, cell), kinds in known.items():
+        for number, kind in enumerate(kinds[1:], start=2):
+            lines = "; ".join(differences({what: kinds[0]}, {what: kind})[:6])
+            place = f" on {cell}" if cell else ""
+            joined = "share a column although they differ" if pool else f"are kept apart as {name} [{number}]"
+            notes.append(f"Results of {name}{place} {joined}: {lines}.")
+    return names
+
+
+def _table(setting: Setting, title: str, notes: list[str], every: Sequence[Result], pool: bool) -> Table:
+    lines, apart = frame(setting.results, pool)
+    tested_results = [result for result in setting.results if tested(result)]
+    first = {
+        id(result): (lines.iloc[place]["row"], lines.iloc[place]["column"])
+        for result, place in zip(
+            tested_results, itertools.accumulate((len(tested(r)) for r in tested_results), initial=0), strict=False
+        )
+    }
+    averages = not any(" [" in column for column in lines["column"])
+    cells = summarise(lines, averages)
+    paired = summarise(pair(tested_results, lambda result: first[id(result)], every), averages)
+    costs = _costs([(first[id(result)][0], result) for result in tested_results])
+    caption = [
+        "Test accuracy in percent after each tested phase (P1, P2): mean \u00b1 sample standard deviation (n - 1) over "
+        "seeds, and the number of seeds n in brackets. An empty cell is a run that is missing.",
+        *_facts(setting, pool),
+        _average_note(cells, lines, averages),
+        "Parameters are those trained without the head, of all tested phases together; stored bytes are their payload.",
+    ]
+    if (cells["n"] == 1).any():
+        caption.append("Cells with n = 1 rest on one seed and have no deviation.")
+    return Table(title, [*notes, *caption, *apart], cells, costs, paired)
+
+
+def _facts(setting: Setting, pool: bool) -> list[str]:
+    results = setting.results
+    seeds = ", ".join(str(seed) for seed in sorted({result.key.seed for result in results}))
+    facts = []
+    for part in ("weights", "protocol"):
+        kinds = {fingerprint({part: recorded(r, part)}): _named(recorded(r, part)) for r in results}
+        facts.append(f"{part}: {' and '.join(kinds.values())}" + (" (POOLED)" if pool and len(kinds) > 1 else ""))
+    lines = [f"{len(results)} results, seeds {seeds}; {'; '.join(facts)}."]
+    stamps: dict[str, list[Result]] = {}
+    for result in results:
+        for stamp in result.labels:
+            stamps.setdefault(stamp, []).append(result)
+    for stamp, stamped in sorted(stamps.items()):
+        tasks = ", ".join(sorted({result.key.dataset for result in stamped}))
+        extent = "all results" if len(stamped) == len(results) else f"{len(stamped)} results: {tasks}"
+        lines.append(f"Label: {stamp} ({extent}).")
+    return lines
+
+
+def _named(value: Any) -> str:
+    """Name of a recorded part for a caption: its ``name``, else a hash of it."""
+    if isinstance(value, Mapping):
+        for key in ("name", "tag", "timm_name", "weights"):
+            if value.get(key):
+                return f"{value[key]} ({fingerprint(value, 8)})"
+        return fingerprint(value, 8)
+    return str(value)
+
+
+def _average_note(cells: pd.DataFrame, lines: pd.DataFrame, averages: bool) -> str:
+    if (cells["group"] == "average").any():
+        return (
+            "mean_19 is the mean over the 19 tasks, mean_groups the mean of the three group means; both are formed per "
+            "seed, from seeds that have all 19 tasks."
+        )
+    if not averages:
+        return "No average: some tasks were measured on more than one set of images."
+    tasks = lines[lines["group"].isin(list(GROUP_SIZES))]["column"].nunique()
+    return f"No average: no row has all 19 tasks with one seed ({tasks} of 19 tasks are here)."
+
+
+def _costs(results: Sequence[tuple[str, Result]]) -> pd.DataFrame:
+    lines = [
+        {
+            "row": row,
+            "parameters": sum(phase.num_tunable for phase in tested(result)),
+            "head": tested(result)[-1].num_head,
+            "stored_bytes": sum(phase.stored_bytes for phase in tested(result)),
+            "epochs": _epochs(result),
+        }
+        for row, result in results
+    ]
+    every = pd.DataFrame(lines, columns=["row", "parameters", "head", "stored_bytes", "epochs"])
+    made = []
+    for row, part in every.groupby("row", sort=False):
+        ends = {name: (int(part[name].min()), int(part[name].max())) for name in every.columns[1:]}
+        made.append({"row": row, **ends})
+    return pd.DataFrame(made, columns=every.columns)

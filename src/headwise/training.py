@@ -1,0 +1,383 @@
+"""Training: the one LightningModule, and the loop over phases joined by merges."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torchmetrics.classification import MulticlassAccuracy
+
+from headwise.backbone import Backbone
+from headwise.data.vtab import VTABDataModule
+from headwise.errors import CheckpointError, Interrupted, NonFiniteLoss
+from headwise.fingerprint import fingerprint
+from headwise.methods.base import Installed, Method, Plan
+from headwise.progress import History, Progress
+from headwise.protocol import PRECISIONS, Protocol
+from headwise.results import PhaseResult, PhaseStore
+
+CHECKPOINT = "last.ckpt"
+TENSORS = "phase.safetensors"
+
+
+def reseed(*parts: int | str) -> None:
+    """Set every random state (python, numpy, torch) from `parts`: what is drawn next depends on nothing else."""
+    number = int(fingerprint({"seed": [str(part) for part in parts]}), 16) % 2**32
+    random.seed(number)
+    np.random.seed(number)
+    torch.manual_seed(number)
+
+
+class PhaseModule(L.LightningModule):
+    """Trains the tunable tensors of a network with cross-entropy. Knows no method by name."""
+
+    strict_loading = False  # checkpoints hold only the method's tensors; on_load_checkpoint checks the names itself
+
+    def __init__(
+        self,
+        net: Backbone,
+        installed: Installed,
+        protocol: Protocol,
+        preprocess: Callable[[Tensor], Tensor],
+        *,
+        num_classes: int,
+        epochs: int,
+        steps_per_epoch: int,
+        seed_parts: Sequence[int | str],
+        lr: float | None = None,
+    ) -> None:
+        """Hold what one phase needs.
+
+        Args:
+            net: with the method installed.
+            installed: the method at work in it.
+            protocol: optimiser, schedule.
+            preprocess: uint8 images (B, C, H, W) to what the network takes, (B, 3, S, S).
+            num_classes: of the task.
+            epochs: of this phase.
+            steps_per_epoch: optimiser steps.
+            seed_parts: with the epoch, the source of every random number of the phase.
+            lr: peak learning rate; None takes the protocol's.
+        """
+        super().__init__()
+        self.net, self.installed, self.protocol, self.preprocess = net, installed, protocol, preprocess
+        self.epochs, self.steps_per_epoch, self.peak = epochs, steps_per_epoch, lr
+        self.seed_parts = tuple(seed_parts)
+        self.accuracy = MulticlassAccuracy(num_classes, average="micro")
+
+    def on_train_epoch_start(self) -> None:
+        """Draw this epoch's randomness from the epoch alone, so that a resumed run repeats it."""
+        reseed(*self.seed_parts, "epoch", self.current_epoch)
+        self.installed.set_mode()
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Cross-entropy of one batch plus the method's penalty."""
+        images, labels = batch
+        loss = F.cross_entropy(self.net(self.preprocess(images)).float(), labels)
+        value = float(loss.detach())
+        if not np.isfinite(value):
+            raise NonFiniteLoss(
+                f"the loss became {value} at epoch {self.current_epoch + 1}, step {self.global_step}; "
+                "the last finished epoch is kept: lower protocol.lr or the method's scale and run again"
+            )
+        self.log("train_loss", value, on_step=False, on_epoch=True, batch_size=len(labels))
+        penalty = self.installed.penalty()
+        return loss if penalty is None else loss + penalty
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Count correct predictions."""
+        images, labels = batch
+        self.accuracy.update(self.net(self.preprocess(images)).float(), labels)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the accuracy in percent."""
+        self.log("test_accuracy", 100.0 * self.accuracy.compute())
+
+    def configure_optimizers(self) -> Any:
+        """The protocol's optimiser over the method's parameter groups, and its schedule by step."""
+        groups = self.installed.param_groups(self.protocol.weight_decay)
+        peak = self.protocol.lr if self.peak is None else self.peak
+        if self.protocol.optimizer == "sgd":
+            optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, lr=peak, momentum=0.9)
+        else:
+            optimizer = torch.optim.AdamW(groups, lr=peak)
+        rate = self.protocol.learning_rate(self.epochs, self.steps_per_epoch, peak)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step) / peak)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the method's tensors only."""
+        checkpoint["state_dict"] = {name: tensor.detach() for name, tensor in self.installed.state().items()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore them; a checkpoint of another method or network is refused by name."""
+        self.installed.load(checkpoint["state_dict"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """Where a phase is computed.
+
+    Attributes:
+        accelerator: cpu or gpu.
+        threads: CPU threads; part of a number's identity, since sums depend on their order.
+        progress: whether a bar or lines tell how far it is.
+        logger: a Lightning logger, or None.
+    """
+
+    accelerator: str = "cpu"
+    threads: int = 2
+    progress: bool = True
+    logger: Any = None
+
+
+@dataclass(kw_only=True)
+class PhaseRun:
+    """One phase of one run: what it stands on, and where its files go."""
+
+    index: int
+    num_phases: int
+    method: Method
+    fingerprint: str
+    folder: Path
+    seed: int
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def seed_parts(self) -> tuple[int | str, ...]:
+        """Root of every random number of the phase."""
+        return (self.seed, "phase", self.index)
+
+
+def chain(methods: Sequence[Method], ground: Mapping[str, Any], protocol_epochs: int) -> list[str]:
+    """Content addresses of the phases: each covers the phase before it, its method, and the common ground.
+
+    Args:
+        methods: the phases' methods in order.
+        ground: network, weights, data, protocol, seed, threads, as plain data.
+        protocol_epochs: what a method without epochs of its own takes.
+    """
+    previous = ""
+    addresses = []
+    for index, method in enumerate(methods):
+        spec = {**method.spec(), "epochs": method.epochs or protocol_epochs}
+        previous = fingerprint({"previous": previous, "index": index, "method": spec, "ground": dict(ground)})
+        addresses.append(previous)
+    return addresses
+
+
+def run_phases(
+    net: Backbone,
+    methods: Sequence[Method],
+    data: VTABDataModule,
+    protocol: Protocol,
+    store: PhaseStore,
+    ground: Mapping[str, Any],
+    *,
+    seed: int,
+    machine: Machine,
+    say: Callable[[str], None] = print,
+) -> list[PhaseResult]:
+    """Train each phase on the merged result of the one before; a phase that the store holds is loaded and merged.
+
+    Args:
+        net: pretrained, without head.
+        methods: the phases.
+        data: the task's images.
+        protocol: recipe and selection.
+        store: of finished phases.
+        ground: see `chain`.
+        seed: of the run.
+        machine: where to compute.
+        say: told what happens.
+
+    Returns:
+        One record per phase. Afterwards `net` carries all of them, merged.
+    """
+    torch.set_num_threads(machine.threads)
+    reseed(seed, "head")
+    net.new_head(data.task.num_classes)
+    net.to("cuda" if machine.accelerator == "gpu" else "cpu")
+    results = []
+    for index, (method, address) in enumerate(zip(methods, chain(methods, ground, protocol.epochs), strict=True)):
+        run = PhaseRun(
+            index=index,
+            num_phases=len(methods),
+            method=method,
+            fingerprint=address,
+            folder=store.path(address),
+            seed=seed,
+        )
+        with store.claim(address, on_wait=lambda holder: say(f"waiting for another worker: {dict(holder)}")) as claim:
+            if claim.held:
+                results.append(_train(run, net, data, protocol, store, machine, say))
+                continue
+        finished = store.finished(address)
+        if finished is None:
+            raise CheckpointError(f"phase {address} was finished a moment ago and cannot be read now; run again")
+        say(f"phase {index + 1}/{len(methods)} {method.label}: already trained, taken from {address}")
+        restore(run, net, finished).merge()
+        results.append(finished)
+    return results
+
+
+def restore(run: PhaseRun, net: Backbone, finished: PhaseResult) -> Installed:
+    """Install a finished phase in `net` from its files.
+
+    Raises:
+        CheckpointError: if its tensors are missing, damaged, or do not fit.
+    """
+    reseed(*run.seed_parts, "install")
+    installed = run.method.install(net, finished.extra.get("plan"))
+    installed.unpack(read_tensors(run.folder / TENSORS))
+    return installed
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file.
+
+    Raises:
+        CheckpointError: if it is missing or damaged.
+    """
+    try:
+        return load_file(str(file))
+    except Exception as error:
+        raise CheckpointError(f"{file} cannot be read ({error}); delete its folder and run again") from error
+
+
+def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file atomically."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f"{file.name}.{os.getpid()}.part")
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, str(part))
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _train(
+    run: PhaseRun,
+    net: Backbone,
+    data: VTABDataModule,
+    protocol: Protocol,
+    store: PhaseStore,
+    machine: Machine,
+    say: Callable[[str], None],
+) -> PhaseResult:
+    """Install, fit (from the last finished epoch if there is one), test once, save, merge."""
+    method = run.method
+    epochs = method.epochs or protocol.epochs
+    data.start_phase(run.index)
+    steps_per_epoch = len(data.train_dataloader())
+    total = epochs * steps_per_epoch
+    plan = _plan(run, net, data, total)
+    reseed(*run.seed_parts, "install")
+    installed = method.install(net, plan)
+    module = PhaseModule(
+        net,
+        installed,
+        protocol,
+        data.preprocess,
+        num_classes=data.task.num_classes,
+        epochs=epochs,
+        steps_per_epoch=steps_per_epoch,
+        seed_parts=run.seed_parts,
+        lr=method.lr,
+    )
+    run.folder.mkdir(parents=True, exist_ok=True)
+    history = History(run.folder)
+    title = f"phase {run.index + 1}/{run.num_phases} {method.label}"
+    bars = [Progress(title, epochs, say)] if machine.progress else []
+    trainer = L.Trainer(
+        accelerator=machine.accelerator,
+        devices=1,
+        precision=PRECISIONS[protocol.precision],  # type: ignore[arg-type]
+        max_epochs=epochs,
+        logger=machine.logger or False,
+        callbacks=[history, *bars, *installed.callbacks(), Saver(run.folder / CHECKPOINT)],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        gradient_clip_val=protocol.clip,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        default_root_dir=run.folder,
+    )
+    checkpoint = run.folder / CHECKPOINT
+    resume = str(checkpoint) if checkpoint.is_file() else None
+    if resume:
+        say(f"{title}: resuming after its last finished epoch")
+    _fit(trainer, module, data, resume)
+    (outcome,) = trainer.test(module, data.test_dataloader(), verbose=False)
+    result = PhaseResult(
+        label=method.label,
+        accuracy=outcome["test_accuracy"],
+        num_tunable=sum(t.numel() for t in installed.adapter().values()),
+        num_head=sum(t.numel() for t in installed.head().values()),
+        stored_bytes=installed.stored_bytes(),
+        seconds=history.seconds,
+        num_test=len(data.test_dataloader().labels),
+        images_per_second=history.images / history.seconds if history.seconds else None,
+        epochs=epochs,
+        steps=total,
+        active_heads=installed.report().get("active_heads"),
+        method=method.spec(),
+        fingerprint=run.fingerprint,
+        train_loss=history.rows[-1]["train_loss"] if history.rows else None,
+        extra={"plan": plan, "warmup_steps": protocol.warmup_count(total), **installed.report()},
+    )
+    write_tensors(run.folder / TENSORS, installed.packed())
+    store.finish(run.fingerprint, result)
+    checkpoint.unlink(missing_ok=True)
+    say(f"{title}: {result.accuracy:.2f} % of {result.num_test} test images, {result.num_tunable:,} parameters")
+    installed.merge()
+    return result
+
+
+def _plan(run: PhaseRun, net: Backbone, data: VTABDataModule, num_steps: int) -> Plan | None:
+    """What the method found out before it was installed."""
+
+    def batches() -> Any:
+        device = next(net.parameters()).device
+        for images, labels in data.train_batches(shuffle=False):
+            yield data.preprocess(images.to(device)), labels.to(device)
+
+    reseed(*run.seed_parts, "prepare")
+    return run.method.prepare(net, batches, num_steps)
+
+
+def _fit(trainer: L.Trainer, module: PhaseModule, data: VTABDataModule, resume: str | None) -> None:
+    """Fit; a keyboard interrupt becomes `Interrupted`."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(module, data.train_dataloader(), ckpt_path=resume, weights_only=True)
+    except SystemExit as stop:
+        raise Interrupted("stopped by the user; every finished epoch is saved: run the same command to resume") from stop
+    finally:
+        if handler is not None:
+            signal.signal(signal.SIGINT, handler)
+
+
+class Saver(L.Callback):
+    """Writes the checkpoint of each finished epoch, in place of the one before, atomically."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save; a crash meanwhile leaves the previous epoch's file."""
+        part = self.file.with_suffix(".part")
+        trainer.save_checkpoint(part)
+        part.replace(self.file)

@@ -1,0 +1,43 @@
+"""Names of run folders, written from what was chosen on the command line; nobody types them. Standard library only."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+OWN_FOLDER = ("method", "dataset", "seed")
+"""Keys that have a level of their own in a run's path."""
+NOT_THE_RUN = ("root", "name", "experiment", "logger", "trainer.progress", "data.root", "backbone.weights", "data")
+"""Keys that say where things lie or are shown. What files hold is in the fingerprint."""
+
+
+def variant_of(overrides: Sequence[str], limit: int = 120) -> str:
+    """The variant of a run from its overrides: ``ne3-scale10``; ``base`` if nothing that counts was chosen.
+
+    Args:
+        overrides: as given, ``key=value``, in any order; the last of a key wins.
+        limit: characters; beyond them a hash of the rest keeps names apart.
+    """
+    chosen: dict[str, str] = {}
+    for override in overrides:
+        key, _, value = override.lstrip("+~").partition("=")
+        group = key.partition("@")[0]
+        if key in OWN_FOLDER or key in NOT_THE_RUN or group in OWN_FOLDER or key.startswith(("hydra.", "hydra/", "logger.")):
+            continue
+        chosen[key] = value
+    parts = [_part(key, value) for key, value in sorted(chosen.items())]
+    text = "-".join(parts) or "base"
+    if len(text) > limit:
+        import hashlib
+
+        text = f"{text[: limit - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return text
+
+
+def _part(key: str, value: str) -> str:
+    """``rank=r8`` is ``r8``; ``protocol.epochs=10`` is ``epochs10``; ``method.first.rank=4`` is ``first_rank4``."""
+    clean = re.sub(r"[^A-Za-z0-9.+_]+", "_", value.strip("'\"")).strip("_.") or "none"
+    if "." not in key:
+        return clean if clean[0].isalpha() else f"{key}{clean}"
+    *_, parent, name = key.split(".")
+    return f"{name}{clean}" if key.count(".") == 1 else f"{parent}_{name}{clean}"
