@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from headwise.results import PhaseResult, Result, RunKey
+from headwise.tables import GROUP_SIZES
 
 KEY = RunKey("runs", "lora", "svhn", "base", 0)
 
@@ -38,3 +39,38 @@ def write(path, text):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     return path
+
+
+WEIGHTS = {"name": "vit_b16", "sha256": "ab"}
+PROTOCOL = {"name": "strict", "epochs": 100, "lr": 1e-3}
+LORA = {"_target_": "headwise.methods.lora.LoRA", "rank": 8}
+TASKS = [(f"{group[:3]}{i}", group) for group, size in GROUP_SIZES.items() for i in range(size)]
+
+
+def run(method="lora", dataset="svhn", seed=0, *, accuracy=(90.0,), group="natural", epochs=100, **fields) -> Result:
+    """A run of one tested phase per accuracy; None gives a phase without a test."""
+    key = RunKey(fields.pop("name", "runs"), method, dataset, fields.pop("variant", "base"), seed)
+    provenance = {
+        "weights": fields.pop("weights", WEIGHTS),
+        "protocol": fields.pop("protocol", PROTOCOL),
+        "data": {"fingerprint": fields.pop("data", f"data of {dataset}"), "source": "folder", "labels": []},
+    }
+    spec = fields.pop("spec", LORA)
+    phases = [
+        phase(
+            f"p{i}", value, epochs=epochs, num_tunable=100 * (i + 1), stored_bytes=10, method={**spec, "label": method}
+        )
+        for i, value in enumerate(accuracy)
+    ]
+    identity = {"seed": seed, "method": fields.pop("recipe", {"m": method, "e": epochs}), "provenance": str(provenance)}
+    config = {"dataset": {"name": dataset, "group": group}}
+    return Result(key=key, identity=identity, config=config, phases=phases, provenance=provenance, **fields)
+
+
+def suite(method="lora", seeds=(0, 1), skip=(), **fields):
+    return [
+        run(method, task, seed, group=group, accuracy=(50.0 + place + seed,), **fields)
+        for seed in seeds
+        for place, (task, group) in enumerate(TASKS)
+        if (task, seed) not in skip
+    ]

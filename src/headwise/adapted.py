@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from headwise.errors import CheckpointError, ConfigError
 from headwise.fused import Block, lowrank_linear
+from headwise.quantize import pack_codes, unpack_codes
 
 
 class Factors(NamedTuple):
@@ -23,11 +24,13 @@ class Factors(NamedTuple):
         down: A, (G, R, I).
         up: B, (G, O // G, R).
         dropout: probability with which the hidden, A x, is dropped in training.
+        runs: (first, last + 1) of the groups that are computed at all; None for every group.
     """
 
     down: Tensor
     up: Tensor
     dropout: float = 0.0
+    runs: tuple[tuple[int, int], ...] | None = None
 
 
 class Delta(nn.Module):
@@ -37,11 +40,14 @@ class Delta(nn.Module):
         reads_base: whether the update depends on the base weight; one that does not also serves a quantised base.
         undecayed: names of parameters that get no weight decay.
         optional: names that a stored file may lack (see `pack`).
+        by_head: names of tensors that are cut into one equal piece per head, in order; a head that is off is left out
+            of the stored file. A delta with heads has a buffer ``active``, (H,), 1 where the head is on.
     """
 
     reads_base: bool = True
     undecayed: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
+    by_head: tuple[str, ...] = ()
 
     def weight(self, base: Tensor) -> Tensor:
         """Dense update, same shape as base (O, I). Used for merging; differentiable."""
@@ -64,16 +70,46 @@ class Delta(nn.Module):
         return None
 
     def pack(self) -> dict[str, Tensor]:
-        """What is stored when the phase is over; override to leave out what carries nothing."""
-        return dict(self.state_dict())
+        """What is stored when the phase is over; where heads are off, their pieces are left out and a bit mask says so.
+
+        ``active`` is then (ceil(H / 8),) uint8, head 0 in the lowest bit; without it every head is on.
+        """
+        stored = dict(self.state_dict())
+        active = stored.pop("active", None)
+        if active is None or bool(active.all()):
+            return stored
+        on = active.bool()
+        kept = {name: _take(stored[name], on) for name in self.by_head}
+        return {**stored, **kept, "active": pack_codes(on, 1)}
 
     def unpack(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restore what `pack` stored. Names and shapes outside `optional` are checked by the caller."""
+        """Restore what `pack` stored. Names outside `optional` are checked by the caller.
+
+        Raises:
+            CheckpointError: if a tensor has another shape.
+        """
         own = self.state_dict(keep_vars=True)
+        tensors = dict(tensors)
+        if "active" in own:
+            bits, on = tensors.pop("active", None), own["active"]
+            on.data.copy_(torch.ones_like(on) if bits is None else unpack_codes(bits.to(on.device), 1, len(on)))
+            if bits is not None:
+                for name in set(self.by_head) & set(tensors):
+                    tensors[name] = _put(tensors[name], on.bool(), own[name], name)
         for name, tensor in tensors.items():
             if own[name].shape != tensor.shape:
                 raise CheckpointError(f"{name} is {tuple(tensor.shape)} in the file, {tuple(own[name].shape)} here")
             own[name].data.copy_(tensor)
+        self.refresh()
+
+    def switch(self, active: Tensor) -> None:
+        """Switch heads on (1) and off (0): (H,), copied into the buffer ``active``."""
+        with torch.no_grad():
+            self.get_buffer("active").copy_(active)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Bring up to date what is derived from buffers; called whenever they were set or restored."""
 
     @property
     def is_structured(self) -> bool:
@@ -138,7 +174,7 @@ class BesideLinear(nn.Module):
 
     def __init__(self, module: nn.Module, delta: Delta) -> None:
         super().__init__()
-        if type(delta).factors is Delta.factors or type(delta).scale is not Delta.scale:
+        if delta.reads_base:
             raise ConfigError(f"{type(delta).__name__} reads the dense base weight; this projection has none")
         self.module, self.delta = module, delta
 
@@ -185,7 +221,7 @@ def adapted_linear(x: Tensor, weight: Tensor, bias: Tensor | None, parts: Sequen
             factors = part.delta.factors()
             if factors is not None:
                 dropout = factors.dropout if part.delta.training else 0.0
-                blocks.append(Block(row, factors.down, factors.up, dropout))
+                blocks += _blocks(row, factors, dropout)
             scale = part.delta.scale(part.weight)
             if scale is not None:
                 scales.append((row, scale))
@@ -195,7 +231,7 @@ def adapted_linear(x: Tensor, weight: Tensor, bias: Tensor | None, parts: Sequen
 
     if scales:
         y = lowrank_linear(x, weight, None, blocks)
-        y = y * _spread(scales, weight.shape[0]).to(y.dtype)
+        y = (y * _spread(scales, weight.shape[0])).to(y.dtype)  # rounding the scale would shift every token alike
         y = y if bias is None else y + bias.to(y.dtype)
     else:
         y = lowrank_linear(x, weight, bias, blocks)
@@ -203,6 +239,33 @@ def adapted_linear(x: Tensor, weight: Tensor, bias: Tensor | None, parts: Sequen
         update = part.delta(x, part.weight)
         y = y + F.pad(update.to(y.dtype), (row, y.shape[-1] - row - part.out_features))
     return y
+
+
+def _blocks(row: int, factors: Factors, dropout: float) -> list[Block]:
+    """The update of one projection that starts at `row`, one block for each run of groups that are computed."""
+    down, up = factors.down, factors.up
+    if factors.runs is None:
+        return [Block(row, down, up, dropout)]
+    width = up.shape[1]
+    return [Block(row + first * width, down[first:end], up[first:end], dropout) for first, end in factors.runs]
+
+
+def _take(tensor: Tensor, on: Tensor) -> Tensor:
+    """The pieces of the heads that are on, side by side: (O, ...) as (O', ...), (1, O, R) as (1, O', R)."""
+    kept = tensor.reshape(len(on), -1)[on]
+    return kept.view(1, -1, *tensor.shape[2:]) if tensor.shape[0] == 1 else kept.view(-1, *tensor.shape[1:])
+
+
+def _put(kept: Tensor, on: Tensor, like: Tensor, name: str) -> Tensor:
+    """What `_take` took at its place in a tensor shaped as `like`, zero elsewhere."""
+    expected = _take(like, on).shape
+    if kept.shape != expected:
+        raise CheckpointError(
+            f"{name} is {tuple(kept.shape)} in the file, {tuple(expected)} with the heads that are on"
+        )
+    full = like.new_zeros(len(on), like.numel() // len(on))
+    full[on] = kept.to(like).view(-1, full.shape[1])
+    return full.view(like.shape)
 
 
 def _bias_of(part: nn.Linear) -> Tensor:

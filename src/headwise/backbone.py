@@ -17,8 +17,8 @@ from headwise.adapted import AdaptedLinear, BesideLinear
 from headwise.errors import CheckpointError, ConfigError, WeightsError, suggest
 from headwise.qkv import SplitQKV
 from headwise.sites import QKV, Site, select
-
-ASSETS = Path(__file__).parent / "assets"
+from headwise.weights import weights_file
+from headwise.wrapping import Wrapper
 
 
 class Backbone(nn.Module):
@@ -149,11 +149,16 @@ class Backbone(nn.Module):
         """The weights under timm's own keys, q, k and v fused again; loads strictly into the timm network.
 
         Raises:
-            CheckpointError: while any projection still carries an update.
+            CheckpointError: while any projection still carries an update, or a method that cannot be folded is in place.
         """
         for name, module in self.model.named_modules():
             if isinstance(module, AdaptedLinear | BesideLinear):
                 raise CheckpointError(f"{name} still carries a {type(module).__name__}; merge before exporting")
+            if isinstance(module, Wrapper):
+                raise CheckpointError(
+                    f"{name} is wrapped by a {type(module).__name__}, which timm's network has no place for: methods that "
+                    "stay in place (adapters, AdaptFormer, Compacter, prompts, NOAH) cannot be exported"
+                )
         state: dict[str, Tensor] = {}
         for key, tensor in self.model.state_dict().items():
             head, dot, tail = key.rpartition(".qkv.q.")
@@ -211,7 +216,7 @@ class BackboneSpec:
         elif self.weights == "auto":
             self._fetch(model)
         else:
-            file = _asset(self.weights)
+            file = weights_file(self.weights)
             _fill(model, _read(file, model), file.name)
         config: Any = getattr(model, "pretrained_cfg", None) or {}
         mean = self.mean or config.get("mean", (0.5,) * 3)
@@ -220,8 +225,21 @@ class BackboneSpec:
         net.provenance = {"name": self.name, "timm_name": self.timm_name, "weights": Path(self.weights).name}
         return net
 
-    def _create(self, drop_path: float) -> nn.Module:
-        options: dict[str, Any] = {**self.overrides, "drop_path_rate": drop_path}
+    def arguments(self, num_classes: int) -> dict[str, Any]:
+        """Arguments with which timm.create_model makes this architecture."""
+        return {
+            "model_name": self.timm_name,
+            "num_classes": num_classes,
+            "img_size": self.img_size,
+            **self.overrides,
+        }
+
+    def plain(self, num_classes: int) -> nn.Module:
+        """timm's own network, without these weights: what an exported state dict loads into."""
+        return self._create(0.0, num_classes)
+
+    def _create(self, drop_path: float, num_classes: int = 0) -> nn.Module:
+        options: dict[str, Any] = {**self.arguments(num_classes), "drop_path_rate": drop_path}
         if self.timm_name.partition(".")[0] not in timm.list_models():
             raise ConfigError(f"unknown timm network {self.timm_name!r}{_nearest(self.timm_name)}")
         patch = int(options.get("patch_size", _patch_of(self.timm_name)))
@@ -230,9 +248,7 @@ class BackboneSpec:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             try:
-                return timm.create_model(
-                    self.timm_name, pretrained=False, num_classes=0, img_size=self.img_size, **options
-                )
+                return timm.create_model(pretrained=False, **options)
             except (TypeError, RuntimeError, AssertionError) as error:
                 raise ConfigError(f"timm cannot build {self.timm_name!r} with {options}: {error}") from error
 
@@ -272,15 +288,6 @@ def _stages(model: nn.Module) -> list[list[nn.Module]]:
     raise ConfigError(f"{type(model).__name__} has neither blocks nor layers; allowed: timm's ViT and Swin-V1")
 
 
-def _asset(weights: str) -> Path:
-    """The file named by ``package:FILE`` or a path."""
-    name = weights.removeprefix("package:")
-    file = ASSETS / Path(name).name if weights.startswith("package:") else Path(name).expanduser()
-    if not file.is_file():
-        raise WeightsError(f"weights file {weights!r} does not exist; give an existing file with backbone.weights=FILE")
-    return file
-
-
 def _read(file: Path, model: nn.Module) -> dict[str, Tensor]:
     """Tensors of a weights file, converted to timm's names; no pickle is ever run."""
     try:
@@ -302,7 +309,8 @@ def _read(file: Path, model: nn.Module) -> dict[str, Tensor]:
 def _read_npz(file: Path, model: nn.Module) -> dict[str, Tensor]:
     """Google's ViT layout, by timm's own reader into a network of the file's size."""
     if not isinstance(model, vision_transformer.VisionTransformer):
-        raise WeightsError(f"{file.name}: .npz weights are in Google's ViT layout, the backbone is {type(model).__name__}")
+        kind = type(model).__name__
+        raise WeightsError(f"{file.name}: .npz weights are in Google's ViT layout, the backbone is {kind}")
     model.load_pretrained(str(file))
     return {key: tensor for key, tensor in model.state_dict().items() if not key.startswith("head.")}
 
@@ -323,10 +331,10 @@ def _fill(model: nn.Module, state: dict[str, Tensor], name: str) -> None:
             raise WeightsError(f"{name} is of another architecture: {key} is {given}, the backbone has {expected}")
     extra = sorted(set(state) - wanted)
     if extra:
-        raise WeightsError(f"{name} is of another architecture: it also holds {extra[0]} {tuple(state[extra[0]].shape)}")
+        shape = tuple(state[extra[0]].shape)
+        raise WeightsError(f"{name} is of another architecture: it also holds {extra[0]} {shape}")
     source = vision_transformer if isinstance(model, vision_transformer.VisionTransformer) else swin_transformer
     model.load_state_dict(source.checkpoint_filter_fn(state, model), strict=False)
     broken = next((key for key in sorted(wanted) if not torch.isfinite(model.state_dict()[key]).all()), None)
     if broken:
         raise WeightsError(f"{name}: {broken} holds values that are not finite")
-

@@ -26,15 +26,15 @@ class CheckpointError(HeadwiseError):
     """A saved phase whose tensors do not fit the network they are loaded into."""
 
 
-class ResultConflict(HeadwiseError):
+class ResultConflict(HeadwiseError):  # noqa: N818
     """A result folder that already holds another configuration."""
 
 
-class NonFiniteLoss(HeadwiseError):
+class NonFiniteLoss(HeadwiseError):  # noqa: N818
     """Training diverged: the loss became NaN or infinite."""
 
 
-class Interrupted(HeadwiseError):
+class Interrupted(HeadwiseError):  # noqa: N818
     """The user stopped the run; everything finished so far is on disk."""
 
 

@@ -19,18 +19,20 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from headwise import atomic, provenance
 from headwise.data.sources import Source
 from headwise.data.tasks import VTABTask
-from headwise.errors import ConfigError, HeadwiseError, Interrupted, WeightsError, suggest
+from headwise.errors import ConfigError, HeadwiseError, Interrupted, suggest
 from headwise.fingerprint import file_sha256, identity
+from headwise.gate import fill_gates
 from headwise.protocol import Protocol
 from headwise.results import PhaseStore, Result, ResultStore, RunKey
 from headwise.variants import variant_of
+from headwise.weights import weights_content
 
-ASSETS = Path(__file__).parent / "assets"
+OmegaConf.register_new_resolver("mul", lambda a, b: a * b, replace=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +95,7 @@ def plan_run(cfg: DictConfig) -> Plan:
         if cfg.trainer.accelerator == "auto":
             cfg.trainer.accelerator = "gpu" if Path("/dev/nvidia0").exists() else "cpu"
         config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
+        config["method"] = fill_gates(config["method"], config.get("ne"))
         task = instantiate(config["dataset"], _convert_="all")
         source = instantiate(config["data"], _convert_="all")
         protocol = Protocol(**config["protocol"])
@@ -144,61 +147,24 @@ def _identity(config: Mapping[str, Any], task: VTABTask, source: Source, protoco
     return identity(reduced, contents)
 
 
-def weights_content(backbone: Mapping[str, Any]) -> str:
-    """What the weights are: the hash of their file, or the name under which timm's hub has them.
-
-    Raises:
-        WeightsError: if a file is named that does not exist.
-    """
-    weights = str(backbone["weights"])
-    if weights == "auto":
-        return f"hub:{backbone['timm_name']}"
-    if weights == "none":
-        return f"random:{backbone.get('seed', 0)}"
-    name = weights.removeprefix("package:")
-    file = ASSETS / Path(name).name if weights.startswith("package:") else Path(name).expanduser()
-    if not file.is_file():
-        raise WeightsError(f"weights file {weights!r} does not exist; give an existing file with backbone.weights=FILE")
-    return file_sha256(file)
-
-
 def _execute(plan: Plan) -> Result:
     """Train all phases and record the result; the only part that needs torch."""
-    import logging
-    import warnings
-
     import torch
 
     from headwise.backbone import BackboneSpec
     from headwise.data.vtab import VTABDataModule
     from headwise.plots import learning_curves
-    from headwise.training import TENSORS, Machine, run_phases
+    from headwise.training import TENSORS, Machine, hush, run_phases
 
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module="lightning")
+    hush()
     config, protocol = plan.config, plan.protocol
     print(f"run: {plan.key.path(plan.root)}", flush=True)
     with _instantiation():
         method = instantiate(config["method"], _convert_="all")
         spec = BackboneSpec(**config["backbone"])
     net = spec.build(protocol.drop_path)
-    mean, std = protocol.normalization(net.mean, net.std)
-    data = VTABDataModule(
-        plan.task,
-        plan.source,
-        net.img_size,
-        protocol.batch_size,
-        config["seed"],
-        eval_batch_size=protocol.eval_batch_size,
-        train_split=protocol.train_split,
-        eval_split=protocol.eval_split,
-        resize=protocol.resize,
-        mean=mean,
-        std=std,
-        drop_last=None if protocol.drop_last else False,
-        test_images=protocol.test_images,
-    )
+    options = protocol.data_options(net.mean, net.std)
+    data = VTABDataModule(plan.task, plan.source, net.img_size, seed=config["seed"], **options)
     ground = {key: value for key, value in plan.identity.items() if key != "method"}
     folder = plan.key.path(plan.root)
     folder.mkdir(parents=True, exist_ok=True)
@@ -258,14 +224,17 @@ def _logger(config: Mapping[str, Any], key: RunKey) -> Iterator[Any]:
 
     options.setdefault("group", key.name)
     logger = WandbLogger(
-        name=f"{key.method}/{key.dataset}/{key.variant}/{key.seed}", save_dir=config["root"], config=dict(config), **options
+        name=f"{key.method}/{key.dataset}/{key.variant}/{key.seed}",
+        save_dir=config["root"],
+        config=dict(config),
+        **options,
     )
     code = 1
     try:
         yield logger
         code = 0
     finally:
-        wandb.finish(exit_code=code, quiet=True)
+        wandb.finish(exit_code=code)
 
 
 def _link(source: Path, target: Path) -> None:
@@ -322,10 +291,11 @@ def _text(error: BaseException) -> str:
             return str(cause)
         key = getattr(cause, "full_key", None)
         parent = getattr(cause, "parent_node", None)
-        if isinstance(cause, OmegaConfBaseException) and key and isinstance(parent, DictConfig):
+        if isinstance(cause, ConfigKeyError | ConfigAttributeError) and key and isinstance(parent, DictConfig):
             name = str(key).rpartition(".")[2]
             keys = [str(k) for k in parent]
-            return f"unknown configuration key {key!r}{suggest(name, keys)}; a field of a class that its YAML leaves out: +{key}=..."
+            hint = f"; a field of a class that its YAML leaves out: +{key}=..."
+            return f"unknown configuration key {key!r}{suggest(name, keys)}{hint}"
         cause = cause.__cause__ or cause.__context__
     return str(error)
 

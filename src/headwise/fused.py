@@ -1,9 +1,12 @@
 """A frozen linear with block-row low-rank updates, as one fused autograd function.
 
-Forward is one GEMM on the stacked weight; backward never forms a dense weight gradient. Two ways, by precision
-(both exact in real arithmetic): float32 and wider without dropout use ``W + B A``; narrower types, where a small
-update would round away inside W, and a dropped hidden use one GEMM on the stacked rows ``[W; A]`` and then
-accumulate ``B``.
+Backward never forms a dense weight gradient, and of full-size activations only x is saved. Two ways, by precision
+(both exact in real arithmetic): float32 and wider without dropout use ``W + B A``, formed anew in each direction, in
+one GEMM; narrower types, where a small update would round away inside W, and a dropped hidden keep ``A x`` apart and
+accumulate ``B`` into the rows in place.
+
+The hidden is held transposed, (K, N): its pieces by block and group are then contiguous, and the thin products, whose
+cost is what an update costs, run at the speed of large ones.
 
 Legend: N = batch x tokens, I/O features, G groups, R rank, K = sum of G * R over the blocks.
 """
@@ -78,11 +81,11 @@ def _branch(x: Tensor, num_rows: int, blocks: Sequence[Block]) -> Tensor:
 
 
 def _hidden_mask(x: Tensor, block: Block) -> Tensor | None:
-    """Inverted dropout mask of the hidden, (N, G * R), or None without dropout."""
+    """Inverted dropout mask of the hidden, (G * R, N), or None without dropout."""
     if not block.dropout:
         return None
     keep = 1.0 - block.dropout
-    mask = torch.empty(x.shape[0], block.down.shape[0] * block.down.shape[1], dtype=x.dtype, device=x.device)
+    mask = torch.empty(block.down.shape[0] * block.down.shape[1], x.shape[0], dtype=x.dtype, device=x.device)
     return mask.bernoulli_(keep).div_(keep)
 
 
@@ -93,95 +96,81 @@ class _Fused(torch.autograd.Function):
     def forward(  # type: ignore[override]
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, rows: tuple[int, ...], wide: bool, *rest: Any
     ) -> Tensor:
-        count = len(rows)
-        masks, factors = rest[:count], rest[count:]
-        downs, ups = factors[0::2], factors[1::2]
+        masks, downs, ups = _unpack(rest, len(rows))
         hidden: Tensor | None = None
         if wide:
-            merged = weight.clone()
-            for row, down, up in zip(rows, downs, ups, strict=True):
-                groups, width, _ = up.shape
-                merged[row : row + groups * width].view(groups, width, -1).baddbmm_(up, down)
-            y = F.linear(x, merged, bias)
+            y = F.linear(x, _merged(weight, rows, downs, ups), bias)
         else:
-            stacked = torch.cat([weight, *(down.flatten(0, 1) for down in downs)])
-            num_rows = weight.shape[0]
-            if bias is not None:
-                bias = F.pad(bias, (0, stacked.shape[0] - num_rows))
-            both = F.linear(x, stacked, bias)
-            y, hidden = both[:, :num_rows], both[:, num_rows:].contiguous()
-            column = 0
-            for row, mask, up in zip(rows, masks, ups, strict=True):
-                groups, width, rank = up.shape
-                part = hidden[:, column : column + groups * rank]
+            y = F.linear(x, weight, bias)
+            hidden = _stacked(downs) @ x.T
+            for row, mask, up, part in zip(rows, masks, ups, _pieces(hidden, ups), strict=True):
                 if mask is not None:
                     part.mul_(mask)
-                _accumulate(y[:, row : row + groups * width], part, up)
-                column += groups * rank
-        ctx.rows, ctx.count, ctx.has_hidden = rows, count, hidden is not None
-        ctx.save_for_backward(x, weight, hidden, *masks, *factors)
+                full = _block_diagonal(up)
+                y[:, row : row + full.shape[0]].addmm_(part.T, full.T)
+        ctx.rows = rows
+        ctx.save_for_backward(x, weight, hidden, *rest)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         x, weight, hidden, *rest = ctx.saved_tensors
-        masks, factors = rest[: ctx.count], rest[ctx.count :]
-        downs, ups = factors[0::2], factors[1::2]
-        all_downs = torch.cat([down.flatten(0, 1) for down in downs])
+        masks, downs, ups = _unpack(rest, len(ctx.rows))
+        wide = hidden is None
         if hidden is None:
-            hidden = x @ all_downs.T
+            hidden = _stacked(downs) @ x.T
         grad_hidden = torch.empty_like(hidden)
         grad_ups: list[Tensor] = []
-        column = 0
-        for row, mask, up in zip(ctx.rows, masks, ups, strict=True):
+        pieces = zip(ctx.rows, masks, ups, _pieces(hidden, ups), _pieces(grad_hidden, ups), strict=True)
+        for row, mask, up, part, grad_part in pieces:
             groups, width, rank = up.shape
-            columns = slice(column, column + groups * rank)
-            rows_of = grad[:, row : row + groups * width]
-            grad_ups.append(_grad_up(rows_of, hidden[:, columns], up.shape))
-            _grad_hidden(grad_hidden[:, columns], rows_of, up)
+            grad_rows = grad[:, row : row + groups * width]
+            by_group = grad_rows.unflatten(1, (groups, width)).transpose(0, 1)
+            grad_ups.append(torch.bmm(part.view(groups, rank, -1), by_group).transpose(1, 2))
+            grad_part.copy_(_block_diagonal(up).T @ grad_rows.T)
             if mask is not None:
-                grad_hidden[:, columns].mul_(mask)
-            column += groups * rank
-        grad_down = grad_hidden.T @ x
-        grad_downs = [
-            piece.view_as(down)
-            for piece, down in zip(grad_down.split([d.shape[0] * d.shape[1] for d in downs]), downs, strict=True)
-        ]
+                grad_part.mul_(mask)
+        grad_downs = [piece.view_as(down) for piece, down in zip(_pieces(grad_hidden @ x, ups), downs, strict=True)]
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = (grad @ weight).addmm_(grad_hidden, all_downs)
+            if wide:
+                grad_x = grad @ _merged(weight, ctx.rows, downs, ups)
+            else:
+                grad_x = (grad @ weight).addmm_(grad_hidden.T, _stacked(downs))
         grad_bias = grad.sum(0) if ctx.needs_input_grad[2] else None
         grad_factors = [tensor for pair in zip(grad_downs, grad_ups, strict=True) for tensor in pair]
-        return (grad_x, None, grad_bias, None, None, *([None] * ctx.count), *grad_factors)
+        return (grad_x, None, grad_bias, None, None, *([None] * len(masks)), *grad_factors)
 
 
-def _accumulate(y: Tensor, hidden: Tensor, up: Tensor) -> None:
-    """Add ``hidden[g] B[g]^T`` to y (N, O) in place; hidden (N, G * R)."""
-    if up.shape[0] == 1:
-        y.addmm_(hidden, up[0].T)
-    else:
-        y.addmm_(hidden, _block_diagonal(up).T)
+def _unpack(rest: Sequence[Any], count: int) -> tuple[Sequence[Any], Sequence[Tensor], Sequence[Tensor]]:
+    """Masks, A and B of `count` blocks."""
+    return rest[:count], rest[count::2], rest[count + 1 :: 2]
 
 
-def _grad_hidden(out: Tensor, grad: Tensor, up: Tensor) -> None:
-    """Write the gradient of the hidden, (N, G * R), from that of the rows, (N, O)."""
-    out.copy_(grad @ (up[0] if up.shape[0] == 1 else _block_diagonal(up)))
+def _stacked(downs: Sequence[Tensor]) -> Tensor:
+    """Every A as one (K, I) matrix."""
+    return torch.cat([down.flatten(0, 1) for down in downs])
 
 
-def _grad_up(grad: Tensor, hidden: Tensor, shape: torch.Size) -> Tensor:
-    """Gradient of B, (G, O // G, R), from grad (N, O) and hidden (N, G * R)."""
-    groups, width, rank = shape
-    if groups == 1:
-        return (grad.T @ hidden).unsqueeze(0)
-    return torch.bmm(
-        grad.view(-1, groups, width).permute(1, 2, 0), hidden.reshape(-1, groups, rank).transpose(0, 1)
-    )
+def _pieces(stacked: Tensor, ups: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Each block's rows, (G * R, ...), of a (K, ...) matrix."""
+    return stacked.split([up.shape[0] * up.shape[2] for up in ups])
+
+
+def _merged(weight: Tensor, rows: Sequence[int], downs: Sequence[Tensor], ups: Sequence[Tensor]) -> Tensor:
+    """``W + B A``, (O, I); far smaller than the activations, so forming it costs little and it is not kept."""
+    merged = weight.clone()
+    for row, down, up in zip(rows, downs, ups, strict=True):
+        groups, width, _ = up.shape
+        merged[row : row + groups * width].view(groups, width, -1).baddbmm_(up, down)
+    return merged
 
 
 def _block_diagonal(up: Tensor) -> Tensor:
     """B as one (O, G * R) matrix; one GEMM on it beats G thin ones."""
     groups, width, rank = up.shape
+    if groups == 1:
+        return up[0]
     full = up.new_zeros(groups, width, groups, rank)
-    index = torch.arange(groups, device=up.device)
-    full[index, :, index] = up
+    full.diagonal(dim1=0, dim2=2).copy_(up.permute(1, 2, 0))
     return full.view(groups * width, groups * rank)

@@ -5,21 +5,46 @@ Legend: I/O features, H heads, G groups, R rank.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor, nn
 
 from headwise.adapted import Delta, Factors
-from headwise.errors import ConfigError
+from headwise.errors import CheckpointError, ConfigError
+from headwise.quantize import Codes, Quantizer, pack_codes, unpack_codes
 from headwise.sites import Site
+
+
+def check_rank(site: Site, base: Tensor, rank: int, groups: int = 1) -> None:
+    """Check the rank of each of `groups` equal row groups of a weight, (O, I).
+
+    Raises:
+        ConfigError: if it is not in 1 .. min(O // groups, I), or the groups do not divide the rows.
+    """
+    num_rows, num_inputs = base.shape
+    if groups < 1 or num_rows % groups:
+        raise ConfigError(f"groups must divide the {num_rows} rows of {site.key}, got {groups}")
+    largest = min(num_rows // groups, num_inputs)
+    if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= largest:
+        raise ConfigError(f"rank must be in 1..{largest} for {site.key} with {groups} row group(s), got {rank}")
+
+
+def kaiming_(down: Tensor) -> None:
+    """Draw A, (..., I), as nn.Linear draws its weight: Kaiming uniform with a = sqrt(5)."""
+    bound = down.shape[-1] ** -0.5
+    nn.init.uniform_(down, -bound, bound)
 
 
 class LowRank(Delta):
     """gate * blockrows(s B_g A_g): one group is LoRA, a group per head is Head-Specific LoRA, a 0/1 gate is Heart-LoRA.
 
     With G = 1 this is LoRA (Hu et al., arXiv:2106.09685); with G = num_heads, HS-LoRA sec. 4.4 (A (H, r', d),
-    B (H, d_h, r')); the gate is Heart-LoRA's mask (Eq. 6), one value per head on the update, never on the weight.
+    B (H, d_h, r')); the gate is Heart-LoRA's mask (Eq. 6), one value per head on the update, never on the weight. With
+    a quantiser, A and B are replaced by their quantised values wherever they are used (Bi-LoRA).
 
-    A is Kaiming uniform per group (the nn.Linear default), B is zero, so the start is the identity.
+    A is Kaiming uniform per group (the nn.Linear default), B is zero, so the start is the identity. Quantised, B is
+    normal with std 0.001 cut at 0.002, since a constant matrix would never learn, and the start is slightly off.
     Parameters: R * (G * I + O).
     """
 
@@ -28,7 +53,14 @@ class LowRank(Delta):
     active: Tensor
 
     def __init__(
-        self, site: Site, base: Tensor, rank: int, groups: int = 1, scale: float = 1.0, dropout: float = 0.0
+        self,
+        site: Site,
+        base: Tensor,
+        rank: int,
+        groups: int = 1,
+        scale: float = 1.0,
+        dropout: float = 0.0,
+        quantizer: Quantizer | None = None,
     ) -> None:
         """Build the factors of one projection.
 
@@ -39,45 +71,99 @@ class LowRank(Delta):
             groups: row groups; divides O.
             scale: s, constant.
             dropout: of the hidden A x, in [0, 1).
+            quantizer: of A and B, each with one mean and deviation; None keeps them as they are.
 
         Raises:
             ConfigError: for a rank, group count or dropout out of range.
         """
         super().__init__()
+        check_rank(site, base, rank, groups)
         num_rows, num_inputs = base.shape
-        if groups < 1 or num_rows % groups:
-            raise ConfigError(f"groups must divide the {num_rows} rows of {site.key}, got {groups}")
-        largest = min(num_rows // groups, num_inputs)
-        if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= largest:
-            raise ConfigError(f"rank must be in 1..{largest} for {site.key} with {groups} row group(s), got {rank}")
         if not 0.0 <= dropout < 1.0:
             raise ConfigError(f"dropout must be in [0, 1) for {site.key}, got {dropout}")
         self.site, self.constant, self.dropout = site, float(scale), float(dropout)
+        self.quantizer = quantizer
         self.A = nn.Parameter(torch.empty(groups, rank, num_inputs, device=base.device))
         self.B = nn.Parameter(torch.zeros(groups, num_rows // groups, rank, device=base.device))
-        nn.init.uniform_(self.A, -(num_inputs**-0.5), num_inputs**-0.5)  # Kaiming uniform with a = sqrt(5)
+        kaiming_(self.A)
+        if quantizer is not None:
+            nn.init.trunc_normal_(self.B, std=0.001, a=-0.002, b=0.002)
         self.register_buffer("active", torch.ones(site.num_heads, device=base.device))
+        self.is_per_head = groups == site.num_heads > 1
+        self.by_head = ("A", "B") if self.is_per_head else ("B",)
+        self.runs: tuple[tuple[int, int], ...] | None = None
+        self.stored: dict[str, Tensor] | None = None
+        self.register_load_state_dict_post_hook(lambda module, _: module.refresh())
+
+    def refresh(self) -> None:
+        """Find the runs of heads that are on; with a factor pair per head the others are not computed at all."""
+        self.stored = None
+        on = self.active.bool().tolist()
+        self.runs = runs_of(on) if self.is_per_head and not all(on) else None
 
     def factors(self) -> Factors:
-        """A (G, R, I) and the scaled, gated B (G, O // G, R)."""
+        """A (G, R, I) and the scaled, gated B (G, O // G, R), both quantised if there is a quantiser."""
         gate = self.site.rows(self.active).view(*self.B.shape[:2], 1)
-        return Factors(self.A, self.B * (gate * self.constant), self.dropout)
+        down, up = self.values()
+        return Factors(down, up * (gate * self.constant), self.dropout, self.runs)
+
+    def values(self) -> tuple[Tensor, Tensor]:
+        """A and B as they are used: quantised if there is a quantiser; after `unpack` they already are."""
+        if self.quantizer is None or self.stored is not None:
+            return self.A, self.B
+        return self.quantizer(self.A), self.quantizer(self.B, self.site.rows(self.active).bool())
 
     def pack(self) -> dict[str, Tensor]:
-        """The factors; the mask only where a head is off."""
-        stored = dict(self.state_dict())
-        if bool(self.active.all()):
-            del stored["active"]
-        return stored
+        """As `Delta.pack`; quantised factors as codes and (mean, deviation)."""
+        if self.quantizer is None:
+            return super().pack()
+        if self.stored is not None:
+            return dict(self.stored)
+        on = self.active.bool()
+        rows = self.site.rows(on)
+        down, up = self.quantizer.pack(self.A), self.quantizer.pack(self.B, rows, None if bool(on.all()) else rows)
+        stored = {"A.codes": down.codes, "A.stats": down.stats, "B.codes": up.codes, "B.stats": up.stats}
+        return stored if bool(on.all()) else {**stored, "active": pack_codes(on, 1)}
+
+    def unpack(self, tensors: Mapping[str, Tensor]) -> None:
+        """As `Delta.unpack`; A and B then hold the stored codes' values, which are not quantised again."""
+        if self.quantizer is None:
+            super().unpack(tensors)
+            return
+        given = {name: tensor.to(self.A.device) for name, tensor in tensors.items()}
+        on = torch.ones_like(self.active, dtype=torch.bool)
+        if "active" in given:
+            on = unpack_codes(given["active"], 1, len(on)).bool()
+        rows = self.site.rows(on)
+        shapes = {"A": self.A.shape, "B": torch.Size((int(rows.sum()), self.B.shape[-1]))}
+        values = {}
+        for name, shape in shapes.items():
+            stored = Codes(given[f"{name}.codes"], given[f"{name}.stats"])
+            for part, expected in (("codes", (self.quantizer.num_bytes(shape.numel()),)), ("stats", (2,))):
+                found = tuple(getattr(stored, part).shape)
+                if found != expected:
+                    raise CheckpointError(f"{name}.{part} is {found} in the file, {expected} here")
+            values[name] = self.quantizer.unpack(stored, shape)
+        self.A.data.copy_(values["A"])
+        self.B.data.zero_()
+        self.B.data.view(-1, self.B.shape[-1])[rows] = values["B"]
+        self.switch(on.to(self.active))
+        self.stored = given
 
     def forward(self, x: Tensor, base: Tensor) -> Tensor:
         """The update alone, (..., O); the path of bases without a dense weight."""
-        down, up, dropout = self.factors()
+        down, up, dropout, _ = self.factors()
         hidden = torch.einsum("...i,gri->...gr", x, down.to(x.dtype))
         hidden = nn.functional.dropout(hidden, dropout, self.training)
         return torch.einsum("...gr,gor->...go", hidden, up.to(x.dtype)).flatten(-2)
 
     def weight(self, base: Tensor) -> Tensor:
         """Dense update, (O, I)."""
-        down, up, _ = self.factors()
+        down, up, *_ = self.factors()
         return torch.bmm(up, down).flatten(0, 1).to(base.dtype)
+
+
+def runs_of(on: Sequence[bool]) -> tuple[tuple[int, int], ...]:
+    """Stretches of True as (first, last + 1)."""
+    edges = [index for index in range(len(on) + 1) if (index < len(on) and on[index]) != (index > 0 and on[index - 1])]
+    return tuple(zip(edges[0::2], edges[1::2], strict=True))

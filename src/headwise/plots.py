@@ -24,8 +24,12 @@ def learning_curves(histories: Sequence[Path], labels: Sequence[str], folder: Pa
     """
     rows: list[dict[str, str]] = []
     for index, (history, label) in enumerate(zip(histories, labels, strict=True), start=1):
+        if not history.is_file():  # a phase that was taken from a file instead of trained
+            continue
         with history.open(encoding="utf-8", newline="") as file:
             rows += [{"phase": str(index), "label": label, **row} for row in csv.DictReader(file)]
+    if not rows:
+        return
     columns = list(rows[0])
     lines = [",".join(columns), *(",".join(row[c] for c in columns) for row in rows)]
     atomic.write_text(folder / "metrics.csv", "\n".join(lines) + "\n")
@@ -37,9 +41,10 @@ def learning_curves(histories: Sequence[Path], labels: Sequence[str], folder: Pa
         phase = [row for row in rows if row["phase"] == str(index)]
         epochs = [start + int(row["epoch"]) for row in phase]
         color = f"C{index - 1}"
-        loss_axis.plot(epochs, [float(row["train_loss"]) for row in phase], color=color, marker=".", label=f"{index} {label}")
+        losses = [float(row["train_loss"]) for row in phase]
+        loss_axis.plot(epochs, losses, color=color, marker=".", label=f"{index} {label}")
         rate_axis.plot(epochs, [float(row["lr"]) for row in phase], color=color)
-        start = epochs[-1]
+        start = epochs[-1] if epochs else start
         if index < len(labels):
             for axis in (loss_axis, rate_axis):
                 axis.axvline(start + 0.5, color="0.7", linewidth=1)

@@ -23,7 +23,7 @@ class History(L.Callback):
     """One row per finished epoch, in ``metrics.csv`` of the phase's folder; survives a resume with the checkpoint.
 
     Attributes:
-        rows: epoch (1-based), step (optimiser steps so far), train_loss (mean over the epoch, nats), lr (last), seconds.
+        rows: epoch (1-based), step (optimiser steps so far), train_loss (epoch's mean, nats), lr (last), seconds.
         images: training images seen.
     """
 
@@ -94,8 +94,9 @@ class Progress(L.Callback):
         self._start, self._first = time.perf_counter(), trainer.current_epoch
         console = Console()
         if console.is_terminal:
-            columns = (MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
-            self._bar = RichProgress(TextColumn("{task.description}"), BarColumn(), *columns, console=console)
+            times = (TimeElapsedColumn(), TimeRemainingColumn())
+            columns = (BarColumn(), MofNCompleteColumn(), *times, TextColumn("{task.fields[note]}"))
+            self._bar = RichProgress(TextColumn("{task.description}"), *columns, console=console)
             total = self.epochs * int(trainer.num_training_batches)
             self._bar.add_task(self.title, total=total, completed=trainer.global_step, note="")
             self._bar.start()

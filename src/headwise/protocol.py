@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from headwise.errors import ConfigError, suggest
 
@@ -74,8 +75,9 @@ class Protocol:
             "select": ("last", "best_test"),
         }
         for key, allowed in choices.items():
-            if getattr(self, key) not in allowed:
-                raise ConfigError(f"unknown protocol.{key} {getattr(self, key)!r}{suggest(getattr(self, key), allowed)}")
+            given = getattr(self, key)
+            if given not in allowed:
+                raise ConfigError(f"unknown protocol.{key} {given!r}{suggest(given, allowed)}")
         for key in ("epochs", "batch_size", "eval_batch_size", "select_every"):
             value = getattr(self, key)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -113,6 +115,21 @@ class Protocol:
             "inception": ((0.5,) * 3, (0.5,) * 3),
             "none": ((0.0,) * 3, (1.0,) * 3),
         }[self.normalize]
+
+    def data_options(self, mean: tuple[float, ...], std: tuple[float, ...]) -> dict[str, Any]:
+        """Keyword arguments of `headwise.data.vtab.VTABDataModule`; `mean` and `std` are what the weights expect."""
+        shift, scale = self.normalization(mean, std)
+        return {
+            "batch_size": self.batch_size,
+            "eval_batch_size": self.eval_batch_size,
+            "train_split": self.train_split,
+            "eval_split": self.eval_split,
+            "resize": self.resize,
+            "mean": shift,
+            "std": scale,
+            "drop_last": None if self.drop_last else False,
+            "test_images": self.test_images,
+        }
 
     def warmup_count(self, total: int) -> int:
         """Warm-up of a run of `total` units, whole, at least one unless the fraction is 0."""

@@ -44,8 +44,8 @@ class SplitQKV(nn.Module):
     @torch.no_grad()
     def join(self) -> None:
         """Lay the children's weights and biases out in one storage again, after any of them was replaced."""
-        parts = self.parts
-        if not all(type(part) in _PLAIN for part in parts):
+        parts = self._linears()
+        if parts is None:
             return
         self._weight = torch.cat([part.weight for part in parts])
         self._bias = None if parts[0].bias is None else torch.cat([part.bias for part in parts])
@@ -53,6 +53,11 @@ class SplitQKV(nn.Module):
             if storage is not None:
                 for part, rows in zip(parts, storage.chunk(3), strict=True):
                     getattr(part, name).data = rows
+
+    def _linears(self) -> tuple[nn.Linear, ...] | None:
+        """The children if all are of this project's kinds, None where a library has replaced one."""
+        parts = self.parts
+        return parts if all(type(part) in _PLAIN for part in parts) else None  # type: ignore[return-value]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
@@ -71,9 +76,9 @@ class SplitQKV(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """q, k and v side by side, (..., 3 d), for x (..., d)."""
-        parts = self.parts
-        if not all(type(part) in _PLAIN for part in parts):
-            return torch.cat([part(x) for part in parts], dim=-1)
+        parts = self._linears()
+        if parts is None:
+            return torch.cat([part(x) for part in self.parts], dim=-1)
         if not torch.compiler.is_compiling() and not self._is_joined():
             self.join()
         weight, bias = self._weight, self._bias

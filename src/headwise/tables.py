@@ -6,7 +6,6 @@ another column; seeds that do not share one configuration stand in another row. 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,11 +13,13 @@ from typing import Any
 import pandas as pd
 
 from headwise.fingerprint import differences, fingerprint
-from headwise.records import PhaseResult, Result
+from headwise.records import PhaseResult, Result, RunKey
 
 GROUP_SIZES = {"natural": 7, "specialized": 4, "structured": 8}
 """Tasks per group of VTAB-1k. Averages exist only over all of them."""
 AVERAGES = ("mean_19", "mean_groups")
+LINE = ["row", "phase", "column", "group", "seed", "value"]
+LOADING = ("labels", "source", "splits", "resize")
 UNRECORDED = "(not recorded)"
 
 
@@ -58,7 +59,7 @@ def tables(results: Iterable[Result], title: str = "Results", pool: bool = False
     for number, setting in enumerate(split, start=1):
         notes = []
         if number > 1:
-            notes.append(f"Other setting than the first table: {'; '.join(differences(split[0].shared, setting.shared))}.")
+            notes.append(f"Other setting than the first table: {_few(differences(split[0].shared, setting.shared))}.")
         name = title if len(split) == 1 else f"{title}, setting {number} of {len(split)}"
         every = [result for other in split for result in other.results]
         made.append(_table(setting, name, notes, every, pool))
@@ -83,70 +84,79 @@ def settings(results: Sequence[Result], pool: bool = False) -> list[Setting]:
 
 
 def recorded(result: Result, part: str) -> Any:
-    """Return ``weights``, ``protocol`` or ``data`` of a result, without what does not describe the numbers."""
+    """Return ``weights``, ``protocol`` or ``data`` of a result.
+
+    Of the data only what decides a number: where images came from and which splits this very process had to load (none
+    where all phases were found finished) are left out; their content is in the data's own fingerprint.
+    """
     value = result.provenance.get(part, UNRECORDED)
     if part == "data" and isinstance(value, Mapping):
-        return {name: child for name, child in value.items() if name not in ("labels", "source")}
+        return {name: child for name, child in value.items() if name not in LOADING}
     return value
 
 
-def frame(results: Sequence[Result], pool: bool = False) -> tuple[pd.DataFrame, list[str]]:
-    """Return one line per tested phase, and notes on what had to be kept apart.
+Places = Mapping[RunKey, tuple[str, str]]
+"""Where each result stands: its row and its column."""
 
-    Columns: ``row, phase, column, group, seed, value`` (percent). Phases without a test are not counted, so ``P2`` is
-    the second that was tested.
+
+def places(results: Sequence[Result], pool: bool = False) -> tuple[Places, list[str]]:
+    """Return the row and column of each result, and notes on what was kept apart.
+
+    A column is a task, numbered ``svhn [2]`` where its images differ; a row is a method and its variant, numbered
+    where the results of one cell do not share one configuration (seeds apart).
     """
     notes: list[str] = []
-    names = {result.key.name for result in results}
-    columns = _apart(results, lambda r: r.key.dataset, lambda r: recorded(r, "data"), "images", notes, pool)
+    several = len({result.key.name for result in results}) > 1
+    columns = _apart(results, lambda r: (r.key.dataset, ""), lambda r: recorded(r, "data"), "data", notes, pool)
     rows = _apart(
         results,
-        lambda r: _row(r, len(names) > 1),
-        lambda r: {k: v for k, v in r.identity.items() if k != "seed"},
-        "configuration",
+        lambda r: (_row(r.key, several), columns[r.key]),
+        lambda r: _without_seed(r.identity),
+        "",
         notes,
         pool,
-        within=lambda r: columns[id(r)],
     )
+    return {result.key: (rows[result.key], columns[result.key]) for result in results}, notes
+
+
+def frame(results: Sequence[Result], where: Places) -> pd.DataFrame:
+    """Return one line per tested phase: ``row, phase, column, group, seed, value`` (percent).
+
+    Phases without a test are not counted: ``P2`` is the second that was tested.
+    """
     lines = [
-        {
-            "row": rows[id(result)],
-            "phase": f"P{number}",
-            "column": columns[id(result)],
-            "group": group(result),
-            "seed": result.key.seed,
-            "value": phase.accuracy,
-        }
+        _line(result, where, f"P{number}", phase.accuracy)
         for result in results
         for number, phase in enumerate(tested(result), start=1)
     ]
-    return pd.DataFrame(lines, columns=["row", "phase", "column", "group", "seed", "value"]), notes
+    return pd.DataFrame(lines, columns=LINE)
 
 
-def summarise(lines: pd.DataFrame, averages: bool = True) -> pd.DataFrame:
+def _line(result: Result, where: Places, phase: str, value: float | None) -> dict[str, Any]:
+    row, column = where[result.key]
+    fields = (row, phase, column, group(result), result.key.seed, value)
+    return dict(zip(LINE, fields, strict=True))
+
+
+def summarise(lines: pd.DataFrame) -> pd.DataFrame:
     """Return mean, sample standard deviation and n over seeds, of every column and of both averages.
 
     An average is formed per seed, from seeds that have all 19 tasks, and its deviation is that of the averages.
     """
-    whole = pd.concat([lines, _averages(lines)], ignore_index=True) if averages else lines
-    if whole.empty:
-        return pd.DataFrame(columns=["row", "phase", "column", "group", "mean", "std", "n"])
+    whole = pd.concat([lines, _averages(lines)]) if len(lines) else lines
     keys = ["row", "phase", "column", "group"]
-    cells = whole.groupby(keys, sort=False)["value"].agg(mean="mean", std="std", n="count").reset_index()
-    order = {name: place for place, name in enumerate((*GROUP_SIZES, "", *AVERAGES))}
-    place = [(order.get(g, len(GROUP_SIZES)), AVERAGES.index(c) if g == "average" else 0, c) for g, c in _pairs(cells)]
-    last = len(order)
-    cells["place"] = [(last, *p[1:]) if g == "average" else p for p, (g, _) in zip(place, _pairs(cells), strict=True)]
-    return cells.sort_values(["place", "row", "phase"], kind="stable").drop(columns="place").reset_index(drop=True)
-
-
-def _pairs(cells: pd.DataFrame) -> list[tuple[str, str]]:
-    return list(zip(cells["group"], cells["column"], strict=True))
+    cells = whole.groupby(keys)["value"].agg(mean="mean", std="std", n="count").reset_index()
+    order = {name: place for place, name in enumerate((*GROUP_SIZES, "", "average"))}
+    cells["place"] = cells["group"].map(order)
+    cells = cells.sort_values(["place", "column", "row", "phase"], ignore_index=True)
+    return cells.drop(columns="place")
 
 
 def _averages(lines: pd.DataFrame) -> pd.DataFrame:
     """Lines of ``mean_19`` and ``mean_groups``, per row, phase and seed, where the 19 tasks are all there."""
-    made = []
+    made: list[tuple[Any, ...]] = []
+    if lines["column"].str.endswith("]").any():  # a task on more than one set of images: no average is comparable
+        return pd.DataFrame(made, columns=LINE)
     for (row, phase, seed), part in lines.groupby(["row", "phase", "seed"], sort=False):
         tasks = part[part["group"].isin(list(GROUP_SIZES))]
         sizes = tasks.groupby("group")["column"].nunique().to_dict()
@@ -154,12 +164,11 @@ def _averages(lines: pd.DataFrame) -> pd.DataFrame:
             continue
         values = (tasks["value"].mean(), tasks.groupby("group")["value"].mean().mean())
         for column, value in zip(AVERAGES, values, strict=True):
-            line = {"row": row, "phase": phase, "column": column, "group": "average", "seed": seed, "value": value}
-            made.append(line)
-    return pd.DataFrame(made, columns=lines.columns)
+            made.append((row, phase, column, "average", seed, value))
+    return pd.DataFrame(made, columns=LINE)
 
 
-def pair(results: Sequence[Result], lines_of: Callable[[Result], tuple[str, str]], every: Sequence[Result]) -> pd.DataFrame:
+def pair(results: Sequence[Result], where: Places, every: Sequence[Result]) -> pd.DataFrame:
     """Return the differences of each two-phase run to its own Phase 1 and to its step-matched control, seed by seed.
 
     The control is a one-phase run of the same first method, task, seed, weights, images and protocol, whose epochs are
@@ -167,31 +176,28 @@ def pair(results: Sequence[Result], lines_of: Callable[[Result], tuple[str, str]
 
     Args:
         results: two-phase runs are sought here.
-        lines_of: result -> its row and column.
+        where: their rows and columns.
         every: controls are sought here.
+    Returns:
+        Lines as `frame` gives them; ``phase`` says which difference, ``value`` is in percentage points.
     """
-    controls: dict[str, Result] = {}
+    controls: dict[str, float] = {}
     for result in every:
-        if len(tested(result)) == 1:
-            controls.setdefault(_matched(result, result.phases[0], _epochs(result)), result)
-    made = []
+        if len(phases := tested(result)) == 1 and phases[0].accuracy is not None:
+            controls.setdefault(_matched(result, phases[0]), phases[0].accuracy)
+    lines = []
     for result in results:
         phases = tested(result)
         if len(phases) < 2:
             continue
-        row, column = lines_of(result)
-        last = phases[-1].accuracy
-        against = {f"P{len(phases)} - P1": phases[0].accuracy}
-        if (control := controls.get(_matched(result, phases[0], _epochs(result)))) is not None:
-            against[f"P{len(phases)} - control"] = tested(control)[0].accuracy
-        for phase, other in against.items():
-            if last is not None and other is not None:
-                line = {"row": row, "phase": phase, "column": column, "group": group(result), "seed": result.key.seed}
-                made.append({**line, "value": last - other})
-    return pd.DataFrame(made, columns=["row", "phase", "column", "group", "seed", "value"])
+        last = f"P{len(phases)}"
+        for name, other in (("P1", phases[0].accuracy), ("control", controls.get(_matched(result, phases[0])))):
+            if other is not None and phases[-1].accuracy is not None:
+                lines.append(_line(result, where, f"{last} - {name}", phases[-1].accuracy - other))
+    return pd.DataFrame(lines, columns=LINE)
 
 
-def _matched(result: Result, first: PhaseResult, epochs: int) -> str:
+def _matched(result: Result, first: PhaseResult) -> str:
     """Hash of what a two-phase run and its control share; their difference in epochs lies in ``epochs`` alone."""
     protocol = recorded(result, "protocol")
     if isinstance(protocol, Mapping):
@@ -205,7 +211,7 @@ def _matched(result: Result, first: PhaseResult, epochs: int) -> str:
             "data": recorded(result, "data"),
             "protocol": protocol,
             "method": spec or result.fingerprint,  # without a recorded method nothing matches
-            "epochs": epochs,
+            "epochs": _epochs(result),
         }
     )
 
@@ -229,63 +235,64 @@ def group(result: Result) -> str:
     return ""
 
 
-def _row(result: Result, with_name: bool) -> str:
-    key = result.key
+def _row(key: RunKey, with_name: bool) -> str:
     row = key.method if key.variant == "base" else f"{key.method} ({key.variant})"
     return f"{key.name}: {row}" if with_name else row
 
 
+def _without_seed(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _without_seed(child) for name, child in value.items() if name != "seed"}
+    return value
+
+
 def _apart(
     results: Sequence[Result],
-    label: Callable[[Result], str],
+    label: Callable[[Result], tuple[str, str]],
     content: Callable[[Result], Any],
     what: str,
     notes: list[str],
     pool: bool,
-    within: Callable[[Result], str] = lambda result: "",
-) -> dict[int, str]:
-    """Give each result its label, numbered ``x [2]`` where results of one label (and cell) differ in content."""
+) -> dict[RunKey, str]:
+    """Give each result its label, numbered ``x [2]`` where results of one label and cell differ in content."""
     known: dict[tuple[str, str], list[Any]] = {}
     names = {}
     for result in results:
-        name, value = label(result), content(result)
-        kinds = known.setdefault((name, within(result)), [])
-        if value not in kinds:
+        name, cell = label(result)
+        kinds = known.setdefault((name, cell), [])
+        if (value := content(result)) not in kinds:
             kinds.append(value)
         number = kinds.index(value) + 1
-        names[id(result)] = name if number == 1 or pool else f"{name} [{number}]"
+        names[result.key] = name if number == 1 or pool else f"{name} [{number}]"
     for (name, cell), kinds in known.items():
+        place = f" on {cell}" if cell else ""
         for number, kind in enumerate(kinds[1:], start=2):
-            lines = "; ".join(differences({what: kinds[0]}, {what: kind})[:6])
-            place = f" on {cell}" if cell else ""
-            joined = "share a column although they differ" if pool else f"are kept apart as {name} [{number}]"
-            notes.append(f"Results of {name}{place} {joined}: {lines}.")
+            lines = differences({what: kinds[0]}, {what: kind}) if what else differences(kinds[0], kind)
+            joined = "are pooled although they differ" if pool else f"are kept apart as {name} [{number}]"
+            notes.append(f"Results of {name}{place} {joined}: {_few(lines)}.")
     return names
 
 
+def _few(lines: Sequence[str], limit: int = 6) -> str:
+    more = f"; and {len(lines) - limit} more" if len(lines) > limit else ""
+    return "; ".join(lines[:limit]) + more
+
+
 def _table(setting: Setting, title: str, notes: list[str], every: Sequence[Result], pool: bool) -> Table:
-    lines, apart = frame(setting.results, pool)
-    tested_results = [result for result in setting.results if tested(result)]
-    first = {
-        id(result): (lines.iloc[place]["row"], lines.iloc[place]["column"])
-        for result, place in zip(
-            tested_results, itertools.accumulate((len(tested(r)) for r in tested_results), initial=0), strict=False
-        )
-    }
-    averages = not any(" [" in column for column in lines["column"])
-    cells = summarise(lines, averages)
-    paired = summarise(pair(tested_results, lambda result: first[id(result)], every), averages)
-    costs = _costs([(first[id(result)][0], result) for result in tested_results])
+    results = [result for result in setting.results if tested(result)]
+    where, apart = places(results, pool)
+    lines = frame(results, where)
+    cells, paired = summarise(lines), summarise(pair(results, where, every))
     caption = [
         "Test accuracy in percent after each tested phase (P1, P2): mean \u00b1 sample standard deviation (n - 1) over "
         "seeds, and the number of seeds n in brackets. An empty cell is a run that is missing.",
         *_facts(setting, pool),
-        _average_note(cells, lines, averages),
+        _average_note(cells),
         "Parameters are those trained without the head, of all tested phases together; stored bytes are their payload.",
     ]
     if (cells["n"] == 1).any():
         caption.append("Cells with n = 1 rest on one seed and have no deviation.")
-    return Table(title, [*notes, *caption, *apart], cells, costs, paired)
+    return Table(title, [*notes, *caption, *apart], cells, _costs(results, where), paired)
 
 
 def _facts(setting: Setting, pool: bool) -> list[str]:
@@ -317,32 +324,31 @@ def _named(value: Any) -> str:
     return str(value)
 
 
-def _average_note(cells: pd.DataFrame, lines: pd.DataFrame, averages: bool) -> str:
+def _average_note(cells: pd.DataFrame) -> str:
     if (cells["group"] == "average").any():
         return (
             "mean_19 is the mean over the 19 tasks, mean_groups the mean of the three group means; both are formed per "
             "seed, from seeds that have all 19 tasks."
         )
-    if not averages:
+    if cells["column"].str.endswith("]").any():
         return "No average: some tasks were measured on more than one set of images."
-    tasks = lines[lines["group"].isin(list(GROUP_SIZES))]["column"].nunique()
+    tasks = cells[cells["group"].isin(list(GROUP_SIZES))]["column"].nunique()
     return f"No average: no row has all 19 tasks with one seed ({tasks} of 19 tasks are here)."
 
 
-def _costs(results: Sequence[tuple[str, Result]]) -> pd.DataFrame:
+def _costs(results: Sequence[Result], where: Places) -> pd.DataFrame:
+    columns = ["row", "parameters", "head", "stored_bytes", "epochs"]
     lines = [
-        {
-            "row": row,
-            "parameters": sum(phase.num_tunable for phase in tested(result)),
-            "head": tested(result)[-1].num_head,
-            "stored_bytes": sum(phase.stored_bytes for phase in tested(result)),
-            "epochs": _epochs(result),
-        }
-        for row, result in results
+        (
+            where[result.key][0],
+            sum(phase.num_tunable for phase in tested(result)),
+            tested(result)[-1].num_head,
+            sum(phase.stored_bytes for phase in tested(result)),
+            _epochs(result),
+        )
+        for result in results
     ]
-    every = pd.DataFrame(lines, columns=["row", "parameters", "head", "stored_bytes", "epochs"])
     made = []
-    for row, part in every.groupby("row", sort=False):
-        ends = {name: (int(part[name].min()), int(part[name].max())) for name in every.columns[1:]}
-        made.append({"row": row, **ends})
-    return pd.DataFrame(made, columns=every.columns)
+    for row, part in pd.DataFrame(lines, columns=columns).groupby("row"):
+        made.append((row, *((int(part[name].min()), int(part[name].max())) for name in columns[1:])))
+    return pd.DataFrame(made, columns=columns)

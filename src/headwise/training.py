@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import os
+import logging
 import random
+import shutil
 import signal
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import numpy as np
@@ -18,15 +20,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
+from headwise import atomic
 from headwise.backbone import Backbone
+from headwise.claims import describe
 from headwise.data.vtab import VTABDataModule
 from headwise.errors import CheckpointError, Interrupted, NonFiniteLoss
-from headwise.fingerprint import fingerprint
+from headwise.fingerprint import file_sha256, fingerprint
 from headwise.methods.base import Installed, Method, Plan
 from headwise.progress import History, Progress
 from headwise.protocol import PRECISIONS, Protocol
 from headwise.results import PhaseResult, PhaseStore
+from headwise.selection import TestSelection
 
+Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
+"""Gives (normalised images (B, 3, S, S), labels (B,)) of the training set in stored order, on the network's device."""
 CHECKPOINT = "last.ckpt"
 TENSORS = "phase.safetensors"
 
@@ -37,6 +44,13 @@ def reseed(*parts: int | str) -> None:
     random.seed(number)
     np.random.seed(number)
     torch.manual_seed(number)
+
+
+def hush() -> None:
+    """Keep lightning from telling what its user did not ask: devices found, hints about workers and trackers."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="lightning")
 
 
 class PhaseModule(L.LightningModule):
@@ -56,6 +70,7 @@ class PhaseModule(L.LightningModule):
         steps_per_epoch: int,
         seed_parts: Sequence[int | str],
         lr: float | None = None,
+        batches: Batches | None = None,
     ) -> None:
         """Hold what one phase needs.
 
@@ -69,11 +84,12 @@ class PhaseModule(L.LightningModule):
             steps_per_epoch: optimiser steps.
             seed_parts: with the epoch, the source of every random number of the phase.
             lr: peak learning rate; None takes the protocol's.
+            batches: the training set in a fixed order, for methods that measure something over all of it.
         """
         super().__init__()
         self.net, self.installed, self.protocol, self.preprocess = net, installed, protocol, preprocess
         self.epochs, self.steps_per_epoch, self.peak = epochs, steps_per_epoch, lr
-        self.seed_parts = tuple(seed_parts)
+        self.seed_parts, self.batches = tuple(seed_parts), batches
         self.accuracy = MulticlassAccuracy(num_classes, average="micro")
 
     def on_train_epoch_start(self) -> None:
@@ -152,6 +168,7 @@ class PhaseRun:
     fingerprint: str
     folder: Path
     seed: int
+    trunk: str | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -160,7 +177,14 @@ class PhaseRun:
         return (self.seed, "phase", self.index)
 
 
-def chain(methods: Sequence[Method], ground: Mapping[str, Any], protocol_epochs: int) -> list[str]:
+class Address(NamedTuple):
+    """Where a phase is stored, and where the first part of it that it shares with others (`Method.trunk`)."""
+
+    phase: str
+    trunk: str | None
+
+
+def chain(methods: Sequence[Method], ground: Mapping[str, Any], protocol_epochs: int) -> list[Address]:
     """Content addresses of the phases: each covers the phase before it, its method, and the common ground.
 
     Args:
@@ -171,9 +195,18 @@ def chain(methods: Sequence[Method], ground: Mapping[str, Any], protocol_epochs:
     previous = ""
     addresses = []
     for index, method in enumerate(methods):
-        spec = {**method.spec(), "epochs": method.epochs or protocol_epochs}
-        previous = fingerprint({"previous": previous, "index": index, "method": spec, "ground": dict(ground)})
-        addresses.append(previous)
+        epochs = method.epochs or protocol_epochs
+        spec = method.spec()
+        if method.checkpoint:
+            spec["checkpoint"] = file_sha256(method.checkpoint)
+        link = {"previous": previous, "index": index, "ground": dict(ground)}
+        trunk = method.trunk(epochs)
+        shared = None
+        if trunk is not None:
+            trunk_spec, warmup = trunk
+            shared = fingerprint({**link, "method": {**trunk_spec, "epochs": epochs}, "trunk": warmup})
+        previous = fingerprint({**link, "method": {**spec, "epochs": epochs}})
+        addresses.append(Address(previous, shared))
     return addresses
 
 
@@ -215,32 +248,39 @@ def run_phases(
             index=index,
             num_phases=len(methods),
             method=method,
-            fingerprint=address,
-            folder=store.path(address),
+            fingerprint=address.phase,
+            folder=store.path(address.phase),
             seed=seed,
+            trunk=address.trunk,
         )
-        with store.claim(address, on_wait=lambda holder: say(f"waiting for another worker: {dict(holder)}")) as claim:
+        with store.claim(address.phase, on_wait=lambda holder: _waiting(holder, say)) as claim:
             if claim.held:
                 results.append(_train(run, net, data, protocol, store, machine, say))
                 continue
-        finished = store.finished(address)
+        finished = store.finished(address.phase)
         if finished is None:
-            raise CheckpointError(f"phase {address} was finished a moment ago and cannot be read now; run again")
-        say(f"phase {index + 1}/{len(methods)} {method.label}: already trained, taken from {address}")
+            raise CheckpointError(f"phase {address.phase} was finished a moment ago and cannot be read now; run again")
+        say(f"phase {index + 1}/{len(methods)} {method.label}: already trained, taken from {address.phase}")
         restore(run, net, finished).merge()
         results.append(finished)
     return results
 
 
-def restore(run: PhaseRun, net: Backbone, finished: PhaseResult) -> Installed:
-    """Install a finished phase in `net` from its files.
+def _waiting(holder: Mapping[str, Any], say: Callable[[str], None]) -> None:
+    """Say who trains the phase, at once and then every ten minutes."""
+    if holder["waited"] % 600 < 10:
+        say(f"waiting for {describe(holder)}, which trains this phase")
+
+
+def restore(run: PhaseRun, net: Backbone, finished: PhaseResult, file: Path | None = None) -> Installed:
+    """Install a finished phase in `net` from its tensors: the store's, or those of `file`.
 
     Raises:
         CheckpointError: if its tensors are missing, damaged, or do not fit.
     """
     reseed(*run.seed_parts, "install")
     installed = run.method.install(net, finished.extra.get("plan"))
-    installed.unpack(read_tensors(run.folder / TENSORS))
+    installed.unpack(read_tensors(file or run.folder / TENSORS))
     return installed
 
 
@@ -256,15 +296,11 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{file} cannot be read ({error}); delete its folder and run again") from error
 
 
-def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file atomically."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f"{file.name}.{os.getpid()}.part")
-    try:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, str(part))
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
+def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file atomically; `metadata` stands in its header."""
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with atomic.replacing(file) as part:
+        save_file(whole, str(part), None if metadata is None else dict(metadata))
 
 
 def _train(
@@ -278,7 +314,7 @@ def _train(
 ) -> PhaseResult:
     """Install, fit (from the last finished epoch if there is one), test once, save, merge."""
     method = run.method
-    epochs = method.epochs or protocol.epochs
+    epochs = 0 if method.checkpoint else method.epochs or protocol.epochs
     data.start_phase(run.index)
     steps_per_epoch = len(data.train_dataloader())
     total = epochs * steps_per_epoch
@@ -295,31 +331,59 @@ def _train(
         steps_per_epoch=steps_per_epoch,
         seed_parts=run.seed_parts,
         lr=method.lr,
+        batches=_batches(net, data),
     )
-    run.folder.mkdir(parents=True, exist_ok=True)
-    history = History(run.folder)
     title = f"phase {run.index + 1}/{run.num_phases} {method.label}"
-    bars = [Progress(title, epochs, say)] if machine.progress else []
-    trainer = L.Trainer(
-        accelerator=machine.accelerator,
-        devices=1,
-        precision=PRECISIONS[protocol.precision],  # type: ignore[arg-type]
-        max_epochs=epochs,
-        logger=machine.logger or False,
-        callbacks=[history, *bars, *installed.callbacks(), Saver(run.folder / CHECKPOINT)],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        gradient_clip_val=protocol.clip,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        default_root_dir=run.folder,
-    )
     checkpoint = run.folder / CHECKPOINT
-    resume = str(checkpoint) if checkpoint.is_file() else None
-    if resume:
-        say(f"{title}: resuming after its last finished epoch")
-    _fit(trainer, module, data, resume)
+
+    selection = TestSelection(data, protocol)
+
+    def fit(folder: Path, last: int, what: str) -> tuple[L.Trainer, History]:
+        folder.mkdir(parents=True, exist_ok=True)
+        history = History(folder)
+        bars = [Progress(what, last, say)] if machine.progress else []
+        trainer = L.Trainer(
+            accelerator=machine.accelerator,
+            devices=1,
+            precision=PRECISIONS[protocol.precision],  # type: ignore[arg-type]
+            max_epochs=last,
+            logger=machine.logger or False,
+            callbacks=[history, *bars, *installed.callbacks(), selection, Saver(folder / CHECKPOINT)],
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            gradient_clip_val=protocol.clip,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            default_root_dir=folder,
+        )
+        resume = str(folder / CHECKPOINT) if (folder / CHECKPOINT).is_file() else None
+        if resume:
+            say(f"{what}: resuming after its last finished epoch")
+        _fit(trainer, module, data, resume)
+        return trainer, history
+
+    trunk = None if method.checkpoint else method.trunk(epochs)
+    if trunk is not None and run.trunk is not None and not checkpoint.is_file():
+        spec, warmup = trunk
+        source = store.path(run.trunk) / CHECKPOINT
+        with store.claim(run.trunk, on_wait=lambda holder: _waiting(holder, say)) as claim:
+            if claim.held:
+                _, history = fit(source.parent, warmup, f"{title} warm-up")
+                store.finish(run.trunk, _shared(run, installed, history, spec, warmup, warmup * steps_per_epoch))
+            else:
+                say(f"{title}: its warm-up is already trained, taken from {run.trunk}")
+        if source.is_file():
+            run.folder.mkdir(parents=True, exist_ok=True)
+            with atomic.replacing(checkpoint) as part:
+                shutil.copyfile(source, part)
+    trainer, history = fit(run.folder, epochs, title)
+    if method.checkpoint is None:
+        tensors = selection.best or installed.packed()
+    else:
+        say(f"{title}: taken from {Path(method.checkpoint).name}, not trained")
+        tensors = read_tensors(Path(method.checkpoint))
+    installed.unpack(tensors)  # what is tested and merged is what is stored
     (outcome,) = trainer.test(module, data.test_dataloader(), verbose=False)
     result = PhaseResult(
         label=method.label,
@@ -338,7 +402,7 @@ def _train(
         train_loss=history.rows[-1]["train_loss"] if history.rows else None,
         extra={"plan": plan, "warmup_steps": protocol.warmup_count(total), **installed.report()},
     )
-    write_tensors(run.folder / TENSORS, installed.packed())
+    write_tensors(run.folder / TENSORS, tensors)
     store.finish(run.fingerprint, result)
     checkpoint.unlink(missing_ok=True)
     say(f"{title}: {result.accuracy:.2f} % of {result.num_test} test images, {result.num_tunable:,} parameters")
@@ -346,16 +410,39 @@ def _train(
     return result
 
 
-def _plan(run: PhaseRun, net: Backbone, data: VTABDataModule, num_steps: int) -> Plan | None:
-    """What the method found out before it was installed."""
+def _shared(
+    run: PhaseRun, installed: Installed, history: History, spec: Mapping[str, Any], epochs: int, steps: int
+) -> PhaseResult:
+    """The record of a warm-up that several phases continue; it is not tested."""
+    return PhaseResult(
+        label=f"{run.method.label} warm-up",
+        accuracy=None,
+        num_tunable=sum(t.numel() for t in installed.adapter().values()),
+        num_head=sum(t.numel() for t in installed.head().values()),
+        stored_bytes=installed.stored_bytes(),
+        seconds=history.seconds,
+        epochs=epochs,
+        steps=steps,
+        method=dict(spec),
+        train_loss=history.rows[-1]["train_loss"] if history.rows else None,
+    )
 
-    def batches() -> Any:
+
+def _batches(net: Backbone, data: VTABDataModule) -> Batches:
+    """The training set as the network takes it, every image once."""
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
         device = next(net.parameters()).device
         for images, labels in data.train_batches(shuffle=False):
             yield data.preprocess(images.to(device)), labels.to(device)
 
+    return batches
+
+
+def _plan(run: PhaseRun, net: Backbone, data: VTABDataModule, num_steps: int) -> Plan | None:
+    """What the method found out before it was installed."""
     reseed(*run.seed_parts, "prepare")
-    return run.method.prepare(net, batches, num_steps)
+    return run.method.prepare(net, _batches(net, data), num_steps)
 
 
 def _fit(trainer: L.Trainer, module: PhaseModule, data: VTABDataModule, resume: str | None) -> None:
@@ -364,7 +451,9 @@ def _fit(trainer: L.Trainer, module: PhaseModule, data: VTABDataModule, resume: 
     try:
         trainer.fit(module, data.train_dataloader(), ckpt_path=resume, weights_only=True)
     except SystemExit as stop:
-        raise Interrupted("stopped by the user; every finished epoch is saved: run the same command to resume") from stop
+        raise Interrupted(
+            "stopped by the user; every finished epoch is saved: run the same command to resume"
+        ) from stop
     finally:
         if handler is not None:
             signal.signal(signal.SIGINT, handler)

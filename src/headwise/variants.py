@@ -22,7 +22,9 @@ def variant_of(overrides: Sequence[str], limit: int = 120) -> str:
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
         group = key.partition("@")[0]
-        if key in OWN_FOLDER or key in NOT_THE_RUN or group in OWN_FOLDER or key.startswith(("hydra.", "hydra/", "logger.")):
+        if key in (*OWN_FOLDER, *NOT_THE_RUN) or group in OWN_FOLDER:
+            continue
+        if key.startswith(("hydra.", "hydra/", "logger.")):
             continue
         chosen[key] = value
     parts = [_part(key, value) for key, value in sorted(chosen.items())]
@@ -36,7 +38,9 @@ def variant_of(overrides: Sequence[str], limit: int = 120) -> str:
 
 def _part(key: str, value: str) -> str:
     """``rank=r8`` is ``r8``; ``protocol.epochs=10`` is ``epochs10``; ``method.first.rank=4`` is ``first_rank4``."""
-    clean = re.sub(r"[^A-Za-z0-9.+_]+", "_", value.strip("'\"")).strip("_.") or "none"
+    value = value.strip("'\"")
+    sign = "-" if re.match(r"-[\d.]", value) else ""
+    clean = sign + (re.sub(r"[^A-Za-z0-9.+_]+|\.\.+", "_", value).strip("_.") or "none")
     if "." not in key:
         return clean if clean[0].isalpha() else f"{key}{clean}"
     *_, parent, name = key.split(".")

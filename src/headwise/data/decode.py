@@ -80,14 +80,18 @@ def decode(path: Path, channels: int, where: str) -> Array:
     try:
         with Image.open(path) as image:
             image.load()
-            return _to_channels(image, channels)
+            return to_channels(image, channels)
     except _BROKEN as error:
         state = "is empty (0 bytes)" if path.is_file() and path.stat().st_size == 0 else f"cannot be decoded ({error})"
         raise DataError(f"{where}: image {str(path)!r} {state}; replace the file or remove its line") from error
 
 
-def _to_channels(image: Image.Image, channels: int) -> Array:
-    """(H, W, C) of an opened image of any mode."""
+def to_channels(image: Image.Image, channels: int) -> Array:
+    """(H, W, C) of an opened image of any mode.
+
+    Raises:
+        ValueError: if its values have no 8-bit equivalent.
+    """
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image)
         if image.mode == "F" or values.min() < 0 or values.max() > 65535:
@@ -127,6 +131,14 @@ def decode_all(files: list[tuple[Path, str]], channels: int, size: int, resize: 
     if not native:
         arrays = [array if array.shape[:2] == (size, size) else shrink(array, size) for array in arrays]
     return np.stack(arrays), native
+
+
+def fit_all(images: Array, size: int, resize: str) -> tuple[Array, bool]:
+    """Resize (N, H, W, C) images to (N, S, S, C) unless they are small enough to stay native; and whether they did."""
+    check_resize(resize)
+    if max(images.shape[1:3]) <= NATIVE_LIMIT:
+        return images, True
+    return np.stack([RESIZES[resize](image, size) for image in images]), False
 
 
 def num_threads() -> int:

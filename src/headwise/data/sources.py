@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headwise.data import labels as label_rules
-from headwise.data.decode import check_resize, decode_all
+from headwise.data.decode import decode_all, fit_all
 from headwise.data.listfiles import Digest, Entry, digests, locate, read_list
 from headwise.data.splits import Indices, record_order, split_ranges, subset
 from headwise.data.tasks import VTABTask, check_split
@@ -221,17 +221,16 @@ class SyntheticSource:
     def load(
         self, task: VTABTask, split: str, size: int, resize: str = "pil_bicubic", limit: int | None = None
     ) -> Pixels:
-        """Draw a split, in the order of upstream's records, at native size."""
-        check_resize(resize)
+        """Draw a split, in the order of upstream's records."""
         generator = self._generator(task)
         runs = split_ranges(task, split, generator.SIZES)
         members = [(name, position) for name, first, last in runs for position in range(first, last)]
         chosen = [members[i] for i in subset(len(members), limit)]
-        images, classes, keys = [], [], []
+        pieces, classes, keys = [], [], []
         for name in dict.fromkeys(name for name, _ in chosen):
             positions = np.array([position for other, position in chosen if other == name], dtype=np.int64)
             indices = _order(generator, name)[positions]
-            images.append(generator.render(name, indices))
+            pieces.append(generator.render(name, indices))
             examples = generator.examples(name, indices)
             if task.label_rule is None:
                 classes += [int(example[task.label_key]) for example in examples]
@@ -239,11 +238,12 @@ class SyntheticSource:
                 classes += [label_rules.rule(task.label_rule)(example) for example in examples]
             keys += [generator.key(name, int(index)) for index in indices]
         source = f"synthetic:{task.builder}@{generator.REVISION}"
+        images, native = fit_all(pieces[0] if len(pieces) == 1 else np.concatenate(pieces), size, resize)
         return Pixels(
-            images[0] if len(images) == 1 else np.concatenate(images),
+            images,
             np.array(classes, dtype=np.int64),
             tuple(keys),
-            {"source": source, "decoder": "none", "resize": "native"},
+            {"source": source, "decoder": "none", "resize": "native" if native else resize},
         )
 
     def _generator(self, task: VTABTask) -> ModuleType:

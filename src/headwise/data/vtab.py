@@ -222,8 +222,8 @@ class VTABDataModule(L.LightningDataModule):
         """Resize and normalise a batch where it lies; ``images`` itself is left as it is.
 
         Native images are resized by ``interpolate``. For tf_bilinear this is TensorFlow's default resize. For the two
-        of PIL it is their antialiased kernel, rounded to whole levels as PIL does, but once instead of once per axis:
-        an approximation within two levels of 255.
+        of PIL it is their antialiased kernel, cut off and rounded after each axis as PIL does; where that falls on a
+        tie the two differ, by at most two levels of 255.
 
         Args:
             images: (B, C, H, W) uint8.
@@ -236,10 +236,7 @@ class VTABDataModule(L.LightningDataModule):
             raise ConfigError(f"preprocess takes uint8 images, got {images.dtype}: are they preprocessed already?")
         pixels = images.to(torch.float32)
         if images.shape[-2:] != (self.img_size, self.img_size):
-            mode, is_pil = _INTERPOLATE[self.resize]
-            size = (self.img_size, self.img_size)
-            pixels = F.interpolate(pixels, size, mode=mode, align_corners=False, antialias=is_pil)
-            pixels = pixels.round().clamp(0, 255) if is_pil else pixels
+            pixels = _resize(pixels, self.img_size, self.resize)
         pixels = pixels.expand(-1, 3, -1, -1)
         shift, scale = self._normalisation(pixels.device)
         return torch.addcmul(shift, pixels, scale)
@@ -278,12 +275,15 @@ class VTABDataModule(L.LightningDataModule):
         return self.source.labels(self.task) + (["subset"] if subset else [])
 
 
-_INTERPOLATE = {
-    "pil_bicubic": ("bicubic", True),
-    "pil_bilinear": ("bilinear", True),
-    "tf_bilinear": ("bilinear", False),
-}
-"""Mode of ``interpolate`` for each way to resize, and whether it is PIL's: antialiased, in whole levels."""
+def _resize(pixels: Tensor, size: int, method: str) -> Tensor:
+    """(B, C, H, W) in 0..255 -> (B, C, size, size)."""
+    if method == "tf_bilinear":
+        return F.interpolate(pixels, (size, size), mode="bilinear", align_corners=False, antialias=False)
+    for shape in ((pixels.shape[-2], size), (size, size)):
+        mode = {"pil_bicubic": "bicubic", "pil_bilinear": "bilinear"}[method]
+        pixels = F.interpolate(pixels, shape, mode=mode, align_corners=False, antialias=True)
+        pixels = (pixels + 0.5).floor().clamp(0, 255)  # halves go up, as in PIL
+    return pixels
 
 
 def to_tensor(images: NDArray[np.uint8]) -> Tensor:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 from torch import Tensor, nn
@@ -12,7 +13,10 @@ from torch import Tensor, nn
 from headwise.adapted import AdaptedLinear, BesideLinear, Delta
 from headwise.backbone import Backbone
 from headwise.errors import CheckpointError, ConfigError
+from headwise.gate import Gate
+from headwise.gating import HeadMasking
 from headwise.sites import Site
+from headwise.wrapping import wrappers
 
 Plan = dict[str, Any]
 """What `Method.prepare` found out before installing: plain data that JSON can hold."""
@@ -21,13 +25,14 @@ Plan = dict[str, Any]
 class Installed:
     """A method at work in one network: everything training needs to know, asked by name of nothing.
 
-    What a tensor is follows from the module that owns it. `owners` are the modules the method brought: deltas, wrappers'
-    own parts. Their parameters and the head's train; everything else is frozen.
+    What a tensor is follows from the module that owns it. `owners` are the modules the method brought: deltas, or the
+    wrappers' own parts. Their parameters and the head's train; everything else is frozen.
     """
 
     def __init__(self, net: Backbone, owners: Mapping[str, nn.Module]) -> None:
         self.net = net
         self.owners = dict(owners)
+        self.masking: HeadMasking | None = None
 
     def freeze_rest(self) -> None:
         """Set every requires_grad of the network from `trainable`."""
@@ -72,6 +77,9 @@ class Installed:
             CheckpointError: naming what is missing, unexpected, or of another shape.
         """
         copy_into(self.state(), tensors)
+        for module in self.owners.values():
+            if isinstance(module, Delta):
+                module.refresh()
 
     def packed(self) -> dict[str, Tensor]:
         """What is kept when the phase is over: the owners' tensors (a delta's `pack`), tied ones once, and the head."""
@@ -135,7 +143,7 @@ class Installed:
 
     def callbacks(self) -> list[L.Callback]:
         """Lightning callbacks of the method (Heart's mask, AdaLoRA's allocator)."""
-        return []
+        return [] if self.masking is None else [self.masking]
 
     def set_mode(self) -> None:
         """Put the network into training mode; a probe of a frozen network keeps it in evaluation mode."""
@@ -147,11 +155,17 @@ class Installed:
             module = self.net.linear(site)
             if isinstance(module, AdaptedLinear):
                 self.net.replace(site, module.merged())
+        for path, wrapper in wrappers(self.net.model):
+            plain = wrapper.merged()
+            if plain is None:
+                wrapper.settle()
+            else:
+                self.net.wrap(path, functools.partial(_instead, plain))
         self.net.requires_grad_(False)
 
     def report(self) -> dict[str, Any]:
         """Facts for the record of the phase, plain data (active heads, chosen ranks)."""
-        return {}
+        return {} if self.masking is None else self.masking.report()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +178,7 @@ class Method:
         epochs: of this phase; None takes the protocol's.
         lr: peak learning rate of this phase; None takes the protocol's.
         checkpoint: a saved phase to start from instead of training, or None.
+        gate: heads to switch off: a mode (``heart``), fields of `headwise.gate.Gate`, or None for no gate.
         revision: raised when the method's numbers change; part of the fingerprint.
     """
 
@@ -172,10 +187,35 @@ class Method:
     epochs: int | None = None
     lr: float | None = None
     checkpoint: str | None = None
+    gate: Mapping[str, Any] | str | None = None
     revision: int = 1
 
-    merges = True
+    merges: ClassVar[bool] = True
     """Whether the update folds into the base weights without a trace."""
+    identity_tolerance: ClassVar[float] = 1e-5
+    """Largest change of any logit at installation; above the default, the method declares that it starts off zero."""
+    networks: ClassVar[tuple[str, ...]] = ("vit", "swin")
+    """Families of networks it is defined for; `install` raises ConfigError on any other."""
+    gateable: ClassVar[bool] = False
+    """Whether heads of its update can be switched off: its deltas multiply it by a buffer ``active``."""
+
+    def __post_init__(self) -> None:
+        gate = self.gating()
+        object.__setattr__(self, "gate", None if gate is None else gate.spec())
+
+    def gating(self) -> Gate | None:
+        """The gate, checked.
+
+        Raises:
+            ConfigError: if it is not one, or this method's update has no heads to switch off.
+        """
+        gate = Gate.of(self.gate)
+        if gate is not None and not self.gateable:
+            raise ConfigError(
+                f"method {self.label} ({type(self).__name__}) has no gate on its heads, got gate={gate.mode}; allowed: "
+                "lora, pissa, dora, cara, head_lora, bi_lora; not methods from peft or in wrapped modules"
+            )
+        return gate
 
     def build(self, site: Site, base: Tensor) -> Delta:
         """The delta of one projection; base is its weight, (O, I). The one thing most methods write."""
@@ -210,7 +250,28 @@ class Method:
                 net.replace(site, BesideLinear(module, delta))
         installed = Installed(net, {site.key: delta for site, delta in deltas.items()})
         installed.freeze_rest()
+        gate = self.gating()
+        if gate is not None:
+            whole = installed.stored_bytes()
+            installed.masking = HeadMasking(gate, deltas, lambda site: net.bases([site.proj])[site], whole)
         return installed
+
+    def trunk(self, epochs: int) -> tuple[dict[str, Any], int] | None:
+        """What runs share that differ only in which heads they switch off: the warm-up.
+
+        Args:
+            epochs: of the whole phase.
+
+        Returns:
+            The recipe without the gate's choices, and the epochs of the warm-up; None where heads are not scored.
+
+        Raises:
+            ConfigError: if the warm-up leaves no epoch.
+        """
+        gate = self.gating()
+        if gate is None or not gate.is_scored or self.checkpoint:
+            return None
+        return {**self.spec(), "gate": None}, gate.warmup_epochs(epochs)
 
     def phases(self) -> tuple[Method, ...]:
         """The phases of a run, in order; each ends by merging."""
@@ -219,7 +280,13 @@ class Method:
     def spec(self) -> dict[str, Any]:
         """The recipe as plain data: ``_target_`` and every field but the label, which changes no number."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "label"}
+        if self.gate is None:
+            del values["gate"]
         return {"_target_": f"{type(self).__module__}.{type(self).__qualname__}", **_plain(values)}
+
+
+def _instead(plain: nn.Module, wrapper: nn.Module) -> nn.Module:
+    return plain
 
 
 def _plain(value: Any) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -17,8 +18,8 @@ from headwise.sites import Site
 class HeadLoRA(Method):
     """A private low-rank update B_i A_i for the rows of each head i (HS-LoRA sec. 4.2).
 
-    Equal to LoRA of rank H r' with a dense A and a block-diagonal B. The paper leaves init, scale and dropout open: A is
-    Kaiming uniform per head, B zero, scale 1, dropout 0.
+    Equal to LoRA of rank H r' with a dense A and a block-diagonal B. The paper leaves init, scale and dropout open: A
+    is Kaiming uniform per head, B zero, scale 1, dropout 0.
     Parameters: r' * (H * I + O) per projection, 9,984 r' on ViT-B/16.
 
     Attributes:
@@ -30,6 +31,8 @@ class HeadLoRA(Method):
     rank: int
     scale: float = 1.0
     dropout: float = 0.0
+
+    gateable: ClassVar[bool] = True
 
     def build(self, site: Site, base: Tensor) -> Delta:
         """One group of rows per head."""
@@ -63,3 +66,47 @@ class TwoPhase:
     def phases(self) -> tuple[Method, ...]:
         """Phase 1, then Phase 2."""
         return (*self.first.phases(), *self.heads.phases())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Longer:
+    """Control of equal length: Phase 1 alone for the epochs of both phases.
+
+    Attributes:
+        label: names the run's folder and the table's row.
+        first: Phase 1 of the comparison.
+        epochs: of both phases together.
+        revision: of the composition itself.
+    """
+
+    label: str
+    first: Method
+    epochs: int
+    revision: int = 1
+
+    def phases(self) -> tuple[Method, ...]:
+        """One long phase."""
+        return (replace(self.first, epochs=self.epochs),)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatchedLoRA(Method):
+    """Control of equal size: plain LoRA with as many parameters as `HeadLoRA` of rank r' has.
+
+    r = r' (H I + O) / (I + O), rounded to the nearest whole rank; exact at r' = 2 on ViT-B/16 (r = 13).
+
+    Attributes:
+        head_rank: r' of the per-head update it stands against.
+        scale: s, constant.
+        dropout: of the hidden, in [0, 1).
+    """
+
+    head_rank: int
+    scale: float = 1.0
+    dropout: float = 0.0
+
+    def build(self, site: Site, base: Tensor) -> Delta:
+        """One group of rows, of the matched rank."""
+        num_rows, num_inputs = base.shape
+        rank = round(self.head_rank * (site.num_heads * num_inputs + num_rows) / (num_inputs + num_rows))
+        return LowRank(site, base, rank, groups=1, scale=self.scale, dropout=self.dropout)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -31,6 +32,8 @@ class LoRA(Method):
     scale: float = 1.0
     dropout: float = 0.0
     fused: bool = False
+
+    gateable: ClassVar[bool] = True
 
     def build(self, site: Site, base: Tensor) -> Delta:
         """One group of rows: the update is shared by all heads."""

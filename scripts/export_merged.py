@@ -1,0 +1,48 @@
+"""Write a finished run as one file for timm: python scripts/export_merged.py RUN_DIR model.safetensors."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from headwise import atomic
+from headwise.cli import script
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog="The README shows how to load the file and classify an image with timm alone."
+    )
+    parser.add_argument("run_dir", type=Path, help="folder of a finished run, the one that holds result.json")
+    parser.add_argument("out", type=Path, help="file to write, ending in .safetensors")
+    parser.add_argument("--weights", type=Path, help="the pretrained weights, if they are not where the run found them")
+    parser.add_argument("--data-root", type=Path, help="the images, if they are not where the run found them")
+    parser.add_argument("--json", type=Path, help="also write what is printed, unrounded, as JSON")
+    return parser.parse_args(arguments)
+
+
+@script
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    options = parse(arguments)
+    from headwise.export import export_merged
+
+    export = export_merged(options.run_dir, options.out, options.weights, options.data_root)
+    print(f"wrote {export.file}: {export.metadata['model']}")
+    print("largest difference of a logit between the trained and the exported network:")
+    print(f"  random input  {export.random_difference:.3g}")
+    if export.real_difference is None:
+        print(f"  test images   not compared ({export.note})")
+    else:
+        print(f"  test images   {export.real_difference:.3g}")
+    if options.json:
+        atomic.write_json(options.json, dataclasses.asdict(export))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,158 @@
+"""Gate: which heads of an update are switched off, and when. Plain data; standard library only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
+
+from headwise.errors import ConfigError, suggest
+
+MODES = ("heart", "front", "random")
+SCORES = ("taylor_pos", "taylor_neg", "taylor_abs", "weight_l2", "grad_l2")
+SCOPES = ("global", "layer", "stage")
+SCORE_DATA = ("full_pass", "last_batch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """Heart-LoRA's choice of heads (sec. 3): train, score each head once, switch the least responsive off, go on.
+
+    Attributes:
+        mode: ``heart`` scores at the end of the warm-up; ``front`` switches the first heads off from the start,
+            ``random`` random ones (controls without scores).
+        count: heads off in every layer, n_e, in 0 .. heads - 1; only where all layers have as many heads.
+        ratio: share of each layer's heads instead, in [0, 1), rounded down (the paper on Swin).
+        budget: heads that stay on in all layers together, for each projection, instead of as many in every layer.
+        score: ``taylor_pos`` dL/dgate (the paper's Eq. 5 as printed; a head that lowers the loss has a negative one),
+            ``taylor_neg`` its opposite, so that the least useful heads go, ``taylor_abs`` its size, ``weight_l2`` and
+            ``grad_l2`` norms of the head's rows of B and of their gradient.
+        scope: ``global`` adds scores over the layers and switches the same heads off in each; ``layer`` chooses in each
+            layer alone (the paper's dagger). On a network of several stages global is by ``stage``: they never mix.
+        score_data: ``full_pass`` is the mean loss over the training images, without dropout; ``last_batch`` what the
+            last training step before the choice left behind.
+        pooled: one choice for all projections together instead of one for each.
+        warmup: epochs before the choice; below 1, a fraction of the run in whole epochs, at least one.
+    """
+
+    mode: str = "heart"
+    count: int | None = None
+    ratio: float | None = None
+    budget: int | None = None
+    score: str = "taylor_neg"
+    scope: str = "global"
+    score_data: str = "full_pass"
+    pooled: bool = False
+    warmup: float = 0.1
+
+    def __post_init__(self) -> None:
+        choices = {"mode": MODES, "score": SCORES, "scope": SCOPES, "score_data": SCORE_DATA}
+        for name, allowed in choices.items():
+            given = getattr(self, name)
+            if given not in allowed:
+                raise ConfigError(f"unknown gate.{name} {given!r}{suggest(str(given), allowed)}")
+        amounts = [name for name in ("count", "ratio", "budget") if getattr(self, name) is not None]
+        if len(amounts) != 1:
+            raise ConfigError(
+                f"a gate takes one of count, ratio and budget, got {amounts or 'none'}; choose one with ne=ne3"
+            )
+        for name, least in (("count", 0), ("budget", 1)):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+                raise ConfigError(f"gate.{name} must be a whole number of at least {least}, got {value!r}")
+        if self.ratio is not None and not 0.0 <= self.ratio < 1.0:
+            raise ConfigError(f"gate.ratio is the share of heads that are off, in [0, 1), got {self.ratio}")
+        if self.budget is not None and self.mode != "heart":
+            raise ConfigError(f"gate.budget keeps the best heads, which gate.mode={self.mode} does not know; use count")
+        whole = isinstance(self.warmup, int) or float(self.warmup).is_integer()
+        if isinstance(self.warmup, bool) or not self.warmup > 0 or (self.warmup >= 1 and not whole):
+            raise ConfigError(
+                f"gate.warmup is a whole number of epochs, or a fraction of the run in (0, 1), got {self.warmup}"
+            )
+
+    @classmethod
+    def of(cls, given: Self | Mapping[str, Any] | str | None, ne: Mapping[str, Any] | None = None) -> Self | None:
+        """The gate that a configuration means; None for none.
+
+        Args:
+            given: a mode (``heart``), or fields of a gate; where they say no amount, `ne` does.
+            ne: ``count`` or ``ratio``, as in conf/ne.
+
+        Raises:
+            ConfigError: for an unknown field or a value out of range.
+        """
+        if given is None or isinstance(given, cls):
+            return given
+        if not isinstance(given, str | Mapping):
+            raise ConfigError(f"gate must be null, a mode ({', '.join(MODES)}) or its fields, got {given!r}")
+        values: dict[str, Any] = {"mode": given} if isinstance(given, str) else dict(given)
+        names = [field.name for field in fields(cls)]
+        for name in values:
+            if name not in names:
+                raise ConfigError(f"unknown field gate.{name}{suggest(str(name), names)}")
+        if values.get("budget") is not None:
+            values.update(count=None, ratio=None)
+        elif values.get("count") is None and values.get("ratio") is None:
+            values.update(ne or {})
+        return cls(**values)
+
+    def spec(self) -> dict[str, Any]:
+        """All fields, plain."""
+        return asdict(self)
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether heads are scored during training: not for fixed masks, nor where none is to go."""
+        return self.mode == "heart" and self.count != 0 and self.ratio != 0.0
+
+    def num_off(self, num_heads: int) -> int:
+        """Heads to switch off in a layer of `num_heads`.
+
+        Raises:
+            ConfigError: if none would stay on, or a ratio rounds to nothing.
+        """
+        if self.count is not None:
+            if self.count >= num_heads:
+                raise ConfigError(
+                    f"gate.count must leave a head on: 0..{num_heads - 1} for {num_heads} heads, got {self.count}"
+                )
+            return self.count
+        if self.ratio is None:
+            return 0
+        off = math.floor(self.ratio * num_heads + 1e-9)
+        if off == 0 and self.ratio > 0:
+            raise ConfigError(
+                f"gate.ratio={self.ratio} of {num_heads} heads rounds to nothing; the least is {1 / num_heads:.4g}"
+            )
+        return off
+
+    def warmup_epochs(self, epochs: int) -> int:
+        """Whole epochs before the choice, of a run of `epochs`.
+
+        Raises:
+            ConfigError: if no epoch would be left after it.
+        """
+        count = int(self.warmup) if self.warmup >= 1 else max(1, round(self.warmup * epochs))
+        if count >= epochs:
+            raise ConfigError(
+                f"gate.warmup={self.warmup} is {count} of {epochs} epoch(s): at least one must follow; "
+                "lower gate.warmup or raise the epochs"
+            )
+        return count
+
+
+def fill_gates(method: Mapping[str, Any], ne: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A method's configuration with every ``gate`` in it written out: all fields, the amount taken from `ne`.
+
+    A gate that is null is left out, since it is no gate.
+    """
+    filled = {}
+    for name, value in method.items():
+        if name == "gate":
+            gate = Gate.of(value, ne)
+            if gate is not None:
+                filled[name] = gate.spec()
+        else:
+            filled[name] = fill_gates(value, ne) if isinstance(value, Mapping) else value
+    return filled

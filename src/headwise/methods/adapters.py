@@ -1,0 +1,92 @@
+"""Serial adapters: Houlsby et al. (arXiv:1902.00751), Pfeiffer et al. (arXiv:2005.00247), and VPT's "Adapter" baseline.
+
+y <- y + s U drop(act(D y)), y the output of attention or MLP before its residual and drop-path.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import nn
+
+from headwise.backbone import Backbone
+from headwise.bottleneck import Bottleneck
+from headwise.errors import ConfigError, suggest
+from headwise.methods.base import Installed, Method, Plan
+from headwise.methods.structural import blocks, install_parts, place, refuse_targets, width_of
+from headwise.wrapping import After, unwrapped
+
+PLACES = {"houlsby": ("attn", "mlp"), "pfeiffer": ("mlp",)}
+INITS = ("houlsby", "lora")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapters(Method):
+    """A bottleneck after each MLP (pfeiffer), or after each attention and each MLP (houlsby); stays in place.
+
+    Parameters per adapter: 2 C h, with biases + h + C. ViT-B/16: houlsby h = 8 with biases 313,536; pfeiffer h = 8
+    without 147,456; h = 3 with biases 64,548; h = 12 with biases 230,544.
+
+    Attributes:
+        placement: houlsby or pfeiffer.
+        hidden: h, in 1 .. C.
+        bias: of both layers.
+        init: lora (D Kaiming uniform, U zero: the identity) or houlsby (both truncated normal, std 0.01). Both sides
+            zero, as in VPT's own code, could never learn and cannot be asked for.
+        activation: relu, gelu or quick_gelu.
+        scale: s, constant.
+        dropout: of the hidden, in [0, 1).
+        train_ln: whether the blocks' LayerNorms train too (the original adapters), + 4 C per block.
+    """
+
+    targets: Sequence[str] = ()
+    placement: str
+    hidden: int
+    bias: bool = True
+    init: str = "lora"
+    activation: str = "gelu"
+    scale: float = 1.0
+    dropout: float = 0.0
+    train_ln: bool = False
+    merges: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_targets(self)
+        if self.placement not in PLACES:
+            raise ConfigError(f"unknown adapter placement {self.placement!r}{suggest(self.placement, PLACES)}")
+        if self.init not in INITS:
+            raise ConfigError(f"unknown adapter init {self.init!r}{suggest(self.init, INITS)}")
+
+    @property
+    def identity_tolerance(self) -> float:  # type: ignore[override]
+        """Wide where both matrices start off zero."""
+        return Method.identity_tolerance if self.init == "lora" else 1.0
+
+    def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
+        """Wrap attention and MLP of every block.
+
+        Raises:
+            ConfigError: for a hidden width out of range.
+        """
+        parts: dict[str, nn.Module] = {}
+        for key, path, block in blocks(net):
+            for name in PLACES[self.placement]:
+                part = Bottleneck(
+                    width_of(net, key),
+                    self.hidden,
+                    activation=self.activation,
+                    bias=self.bias,
+                    dropout=self.dropout,
+                    scale=self.scale,
+                    init=self.init,
+                )
+                parts[f"{key}.adapter_{name}"] = part
+                place(net, f"{path}.{name}", functools.partial(After, part=part))
+            if self.train_ln:
+                own: Any = unwrapped(block)
+                parts[f"{key}.norm1"], parts[f"{key}.norm2"] = unwrapped(own.norm1), unwrapped(own.norm2)
+        return install_parts(net, parts)

@@ -1,0 +1,68 @@
+"""AdaptFormer (Chen et al., arXiv:2205.13535): a bottleneck beside the MLP.
+
+x <- x + DropPath(MLP(LN2 x)) + s U drop(relu(D x)), x after the attention residual and without LayerNorm.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from headwise.backbone import Backbone
+from headwise.bottleneck import Bottleneck
+from headwise.methods.base import Installed, Method, Plan
+from headwise.methods.structural import blocks, install_parts, place, refuse_targets, width_of
+from headwise.wrapping import Beside, check_block
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptFormer(Method):
+    """One bottleneck per block, parallel to the MLP and outside drop-path; stays in place.
+
+    D is Kaiming uniform, U zero, biases zero: the start is the identity.
+    Parameters: 2 C h per block, with biases + h + C; ViT-B/16, h = 8: 147,456, with biases 156,768.
+
+    Attributes:
+        hidden: h, in 1 .. C.
+        scale: s, constant; 0.1 in the original, searched in {0.01 .. 100} by later work.
+        dropout: of the hidden, in [0, 1).
+        bias: of both layers.
+        activation: relu, gelu or quick_gelu.
+    """
+
+    targets: Sequence[str] = ()
+    hidden: int
+    scale: float = 0.1
+    dropout: float = 0.1
+    bias: bool = False
+    activation: str = "relu"
+    merges: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_targets(self)
+
+    def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
+        """Wrap every block.
+
+        Raises:
+            ConfigError: for a hidden width out of range, or blocks whose halves are unknown.
+        """
+        parts: dict[str, nn.Module] = {}
+        for key, path, block in blocks(net):
+            check_block(block)
+            part = Bottleneck(
+                width_of(net, key),
+                self.hidden,
+                activation=self.activation,
+                bias=self.bias,
+                dropout=self.dropout,
+                scale=self.scale,
+            )
+            parts[f"{key}.adaptformer"] = part
+            place(net, path, functools.partial(Beside, part=part))
+        return install_parts(net, parts)

@@ -1,0 +1,109 @@
+"""Baselines without an update of their own: they only choose which of the network's parameters train."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from headwise.backbone import Backbone
+from headwise.errors import ConfigError
+from headwise.methods.base import Installed, Method, Plan, copy_into
+
+
+class BaseTuning(Installed):
+    """Trains parameters of the network itself, named by their module path (q, k and v apart), beside the head.
+
+    There is nothing to fold: merging freezes.
+    """
+
+    def __init__(self, net: Backbone, parameters: Mapping[str, nn.Parameter]) -> None:
+        super().__init__(net, {})
+        head = {id(parameter) for parameter in net.head.parameters()}
+        self.parameters = {name: tensor for name, tensor in parameters.items() if id(tensor) not in head}
+        self.freeze_rest()
+
+    def adapter(self) -> dict[str, Tensor]:
+        """The chosen parameters by module path, such as ``blocks.3.attn.qkv.q.bias``; never the head's."""
+        return dict(self.parameters)
+
+    def packed(self) -> dict[str, Tensor]:
+        """The chosen parameters and the head."""
+        return {name: tensor.detach().cpu().contiguous() for name, tensor in self.trainable().items()}
+
+    def unpack(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restore what `packed` kept.
+
+        Raises:
+            CheckpointError: naming what is missing, unexpected, or of another shape.
+        """
+        copy_into(self.trainable(), tensors)
+
+
+class Probe(BaseTuning):
+    """Trains the head alone; the network stays in evaluation mode, or drop-path would add noise to fixed features."""
+
+    def set_mode(self) -> None:
+        """Keep the network in evaluation mode."""
+        self.net.eval()
+
+
+def _refuse_targets(method: Method) -> None:
+    if method.targets:
+        raise ConfigError(
+            f"method {method.label!r} does not choose projections, got targets={list(method.targets)}; allowed: []"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linear(Method):
+    """Linear probe: the head on frozen features. Parameters: none beside the head."""
+
+    targets: Sequence[str] = ()
+    lr: float | None = 1e-2
+
+    def __post_init__(self) -> None:
+        _refuse_targets(self)
+
+    def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
+        """Freeze everything but the head."""
+        return Probe(net, {})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Full(Method):
+    """Full fine-tuning. Parameters: all of the network's, 85,798,656 on ViT-B/16."""
+
+    targets: Sequence[str] = ()
+    lr: float | None = 1e-4
+
+    def __post_init__(self) -> None:
+        _refuse_targets(self)
+
+    def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
+        """Free everything."""
+        return BaseTuning(net, dict(net.model.named_parameters()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BitFit(Method):
+    """BitFit (Ben Zaken et al., arXiv:2106.10199): every bias that the network has; nothing is added.
+
+    The key projection's bias cannot matter: it adds the same to all scores of a query, which softmax removes.
+    Parameters: one per output of every linear, convolution and norm, 102,912 on ViT-B/16.
+    """
+
+    targets: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        _refuse_targets(self)
+
+    def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
+        """Free the biases."""
+        biases = {}
+        for path, module in net.model.named_modules():
+            bias = getattr(module, "bias", None)
+            if isinstance(bias, nn.Parameter):
+                biases[f"{path}.bias"] = bias
+        return BaseTuning(net, biases)

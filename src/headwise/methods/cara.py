@@ -1,0 +1,187 @@
+"""CaRA (Veeramacheneni et al., ICML 2025): all updates of the model as two CP-decomposed tensors.
+
+Attention: T[k, c, h, e] = sum_p lambda1_p A1[3 l + k, p] A2[c, p] A3[h, p] A4[e, p], added to the rows (h, e) of q, k
+and v (k = 0, 1, 2) of block l. o, fc1, fc2: blocks S[o, c] = sum_p lambda2_p P1[j, p] P2[o, p] P3[c, p], one for o, m
+below each other for fc1, m below each other and transposed for fc2; and one bias per kind of projection, shared by all
+blocks. Everything is multiplied by s. A2 and P2 start at zero: the identity.
+
+The paper defines it on ViT. On Swin each stage has factors of its own.
+
+Legend: L blocks, d width, H heads, e channels of a head, m = MLP width / d, R components.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from headwise.adapted import Delta
+from headwise.backbone import Backbone
+from headwise.errors import ConfigError
+from headwise.methods.base import Installed, Method, Plan
+from headwise.sites import PROJECTIONS, QKV, Site
+
+
+class AttentionFactors(nn.Module):
+    """A1 (3 L, R), A2 (d, R), A3 (H, R), A4 (e, R), lambda1 (R,)."""
+
+    def __init__(self, num_slots: int, width: int, heads: int, head_dim: int, rank: int, draw: Tensor) -> None:
+        super().__init__()
+        self.A1 = nn.Parameter(torch.empty(num_slots, rank))
+        self.A2 = nn.Parameter(torch.zeros(width, rank))
+        self.A3 = nn.Parameter(torch.empty(heads, rank))
+        self.A4 = nn.Parameter(torch.empty(head_dim, rank))
+        self.components = nn.Parameter(draw)
+        nn.init.xavier_normal_(self.A1)
+        nn.init.orthogonal_(self.A3)
+        nn.init.orthogonal_(self.A4)
+
+    def rows(self, slot: int) -> Tensor:
+        """Update of q, k or v, (H e, d)."""
+        heads = torch.einsum("hp,ep->hep", self.A3, self.A4).flatten(0, 1)
+        return (heads * (self.components * self.A1[slot])) @ self.A2.T
+
+
+class ProjectionFactors(nn.Module):
+    """P1 ((1 + 2 m) L, R), P2 (d, R), P3 (d, R), lambda2 (R,), and a bias of each kind of projection."""
+
+    def __init__(self, num_slots: int, width: int, biases: Mapping[str, int], rank: int, draw: Tensor) -> None:
+        super().__init__()
+        self.P1 = nn.Parameter(torch.empty(num_slots, rank))
+        self.P2 = nn.Parameter(torch.zeros(width, rank))
+        self.P3 = nn.Parameter(torch.empty(width, rank))
+        self.components = nn.Parameter(draw)
+        self.biases = nn.ParameterDict({proj: nn.Parameter(torch.zeros(size)) for proj, size in biases.items()})
+        nn.init.xavier_normal_(self.P1)
+        nn.init.orthogonal_(self.P3)
+
+    def blocks(self, first: int, count: int) -> Tensor:
+        """S of `count` slots below each other, (count d, d)."""
+        left = torch.einsum("jp,op->jop", self.P1[first : first + count] * self.components, self.P2)
+        return left.flatten(0, 1) @ self.P3.T
+
+
+class CaRADelta(Delta):
+    """The update of one projection; in training, dropout acts on the materialised weight."""
+
+    reads_base = False
+    optional = ("active",)
+
+    def __init__(
+        self,
+        site: Site,
+        factors: AttentionFactors | ProjectionFactors,
+        first: int,
+        count: int,
+        s: float,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.site, self.shared, self.first, self.count = site, factors, first, count
+        self.constant, self.dropout = float(s), float(dropout)
+        if isinstance(factors, AttentionFactors):
+            self.register_buffer("active", torch.ones(site.num_heads, device=factors.A1.device))
+
+    def weight(self, base: Tensor) -> Tensor:
+        """Dense update, (O, I); with dropout only while training records gradients, so that merging never drops."""
+        if isinstance(self.shared, AttentionFactors):
+            dense = self.shared.rows(self.first) * self.site.rows(self.get_buffer("active")).unsqueeze(1)
+        else:
+            dense = self.shared.blocks(self.first, self.count)
+            dense = dense.T if self.site.proj == "fc2" else dense
+        if self.training and self.dropout and torch.is_grad_enabled():
+            dense = F.dropout(dense, self.dropout)
+        return (self.constant * dense).to(base.dtype)
+
+    def bias(self, weight: Tensor, bias: Tensor) -> Tensor | None:
+        """s times the shared bias of this kind of projection, (O,); None for q, k, v."""
+        if isinstance(self.shared, AttentionFactors):
+            return None
+        return self.constant * self.shared.biases[self.site.proj].to(bias.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaRA(Method):
+    """Two CP tensors of R components over q, k, v and o, fc1, fc2; merges.
+
+    Parameters: (3 L + d + H + e + 1) R + ((1 + 2 m) L + 2 d + 1) R + (2 + m) d; ViT-B/16: 2,526 R + 4,608, 85,440 at
+    R = 32. A gate (targets q, k, v only) multiplies the whole update of a head.
+
+    Attributes:
+        rank: R, at least 1; 32 in the authors' code.
+        scale: s, constant; chosen from {0.1 .. 100} per task by the authors.
+        mean, std: of the component weights lambda at the start; exactly `mean` where std is 0.
+        dropout: of the materialised update, in [0, 1).
+    """
+
+    targets: Sequence[str] = PROJECTIONS
+    rank: int
+    scale: float = 1.0
+    mean: float = 1.0
+    std: float = 0.0
+    dropout: float = 0.1
+    gateable: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
+            raise ConfigError(f"rank of method {self.label!r} must be at least 1, got {self.rank}")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ConfigError(f"dropout of method {self.label!r} must be in [0, 1), got {self.dropout}")
+        if self.std < 0:
+            raise ConfigError(f"std of method {self.label!r} must be at least 0, got {self.std}")
+
+    def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
+        """As any method of deltas.
+
+        Raises:
+            ConfigError: where o, fc1 or fc2 has no bias to add to, or the MLP's width is no multiple of the block's.
+        """
+        for site in net.sites:
+            if site.proj in self.targets and site.proj not in QKV and getattr(net.linear(site), "bias", None) is None:
+                raise ConfigError(f"{site.key} has no bias; CaRA adds one to every o, fc1 and fc2")
+        return super().install(net, plan)
+
+    def build_all(self, bases: Mapping[Site, Tensor]) -> dict[Site, Delta]:
+        """Two factor sets per stage, one delta per projection."""
+        deltas: dict[Site, Delta] = {}
+        for _, stage in itertools.groupby(bases, key=lambda site: site.stage):
+            deltas |= self._stage({site: bases[site] for site in stage})
+        return {site: deltas[site] for site in bases}
+
+    def _stage(self, bases: Mapping[Site, Tensor]) -> dict[Site, Delta]:
+        deltas: dict[Site, Delta] = {}
+        heads = [site for site in bases if site.proj in QKV]
+        rest = [site for site in bases if site.proj not in QKV]
+        if heads:
+            first = heads[0]
+            base = bases[first]
+            attention = AttentionFactors(
+                len(heads), base.shape[1], first.num_heads, first.head_dim, self.rank, self._draw()
+            ).to(base.device)
+            for slot, site in enumerate(heads):
+                deltas[site] = CaRADelta(site, attention, slot, 1, self.scale, self.dropout)
+        if rest:
+            width = min(bases[rest[0]].shape)
+            for site in rest:
+                short, long = sorted(bases[site].shape)
+                if short != width or long % width:
+                    raise ConfigError(
+                        f"CaRA cuts {site.key} {tuple(bases[site].shape)} into squares of {width}; "
+                        "both sides must be multiples of it"
+                    )
+            counts = [max(bases[site].shape) // width for site in rest]
+            biases = {site.proj: bases[site].shape[0] for site in rest}
+            factors = ProjectionFactors(sum(counts), width, biases, self.rank, self._draw()).to(bases[rest[0]].device)
+            for site, slot, count in zip(rest, itertools.accumulate(counts, initial=0), counts, strict=False):
+                deltas[site] = CaRADelta(site, factors, slot, count, self.scale, self.dropout)
+        return deltas
+
+    def _draw(self) -> Tensor:
+        return torch.empty(self.rank).normal_(self.mean, self.std) if self.std else torch.full((self.rank,), self.mean)

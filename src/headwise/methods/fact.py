@@ -1,0 +1,214 @@
+"""FacT (Jie and Deng, arXiv:2212.03145): the updates of all projections as one tensor, factored over the whole model.
+
+Every update is dW = s V S U with U (r, d) and V (d, r) shared by all blocks and S (r, r) of its own: free in FacT-TT
+(tensor train), contracted from a shared core in FacT-TK (Tucker). fc1 (m d outputs) is m such updates below each other,
+fc2 (m d inputs) is V [S_1 .. S_m] applied to U x_1 .. U x_m, its input cut into m parts.
+
+The papers define it on ViT, where all blocks have one width. On Swin each stage has factors of its own.
+
+Legend: d width, m = MLP width / d, r rank, P slots (1 per q, k, v, o; m per fc1, fc2), L blocks.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from headwise.adapted import Delta, Factors
+from headwise.errors import ConfigError
+from headwise.methods.base import Method
+from headwise.sites import PROJECTIONS, Site
+
+
+class Shared(nn.Module):
+    """U and V of one width: U uniform as a linear layer's, V zero."""
+
+    def __init__(self, base: Tensor, width: int, rank: int) -> None:
+        super().__init__()
+        if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= width:
+            raise ConfigError(f"rank of FacT must be in 1..{width}, got {rank}")
+        self.U = nn.Parameter(torch.empty(rank, width, device=base.device).uniform_(-(width**-0.5), width**-0.5))
+        self.V = nn.Parameter(torch.zeros(width, rank, device=base.device))
+
+
+class Core(nn.Module):
+    """Tucker core (r, r, r) and slot factors (r, P), Xavier uniform."""
+
+    def __init__(self, base: Tensor, rank: int, num_slots: int) -> None:
+        super().__init__()
+        self.core = nn.Parameter(torch.empty(rank, rank, rank, device=base.device))
+        self.slots = nn.Parameter(torch.empty(rank, num_slots, device=base.device))
+        nn.init.xavier_uniform_(self.core)
+        nn.init.xavier_uniform_(self.slots)
+
+
+class FacTDelta(Delta):
+    """One projection's update, low-rank: B = s V, A = S U by parts; dropout acts on A x."""
+
+    reads_base = False
+
+    def __init__(self, base: Tensor, shared: Shared, scale: float, dropout: float) -> None:
+        super().__init__()
+        self.shared = shared
+        self.constant, self.dropout = float(scale), float(dropout)
+        width = min(base.shape)
+        self.num_outs, self.num_ins = base.shape[0] // width, base.shape[1] // width
+
+    def middle(self) -> Tensor:
+        """S of every part, (outputs / d, inputs / d, r, r), acting on U x from the left."""
+        raise NotImplementedError
+
+    def factors(self) -> Factors:
+        """A (outputs / d, r, I) and B (outputs / d, d, r)."""
+        down = torch.einsum("gjab,bd->gajd", self.middle(), self.shared.U).flatten(2)
+        up = (self.constant * self.shared.V).expand(self.num_outs, -1, -1)
+        return Factors(down, up, self.dropout)
+
+    def weight(self, base: Tensor) -> Tensor:
+        """Dense update, (O, I)."""
+        down, up = self.factors()[:2]
+        return torch.bmm(up, down).flatten(0, 1).to(base.dtype)
+
+
+class TTDelta(FacTDelta):
+    """S is a parameter, drawn as a linear layer's of the same shape: (m r, r) for fc1, (r, m r) for fc2."""
+
+    def __init__(self, base: Tensor, shared: Shared, scale: float, dropout: float) -> None:
+        super().__init__(base, shared, scale, dropout)
+        rank = shared.U.shape[0]
+        bound = (self.num_ins * rank) ** -0.5
+        shape = (self.num_outs * rank, self.num_ins * rank)
+        self.S = nn.Parameter(torch.empty(shape, device=base.device).uniform_(-bound, bound))
+
+    def middle(self) -> Tensor:
+        """S cut into parts."""
+        rank = self.shared.U.shape[0]
+        return self.S.view(self.num_outs, rank, self.num_ins, rank).transpose(1, 2)
+
+
+class TKDelta(FacTDelta):
+    """S is contracted from the shared core and the slots of this projection.
+
+    With row vectors, hidden = (U x) M, M = core . slot (r, r). For fc1 and fc2 the (r, r, m) contraction is read as
+    (r, m r), the slot running fastest, and then cut into m blocks of consecutive columns (as the original code does, so
+    slots interleave); fc2 uses the transpose.
+    """
+
+    def __init__(self, base: Tensor, shared: Shared, core: Core, first: int, scale: float, dropout: float) -> None:
+        super().__init__(base, shared, scale, dropout)
+        self.core, self.first = core, first
+
+    def middle(self) -> Tensor:
+        """S of every part."""
+        num_slots = self.num_outs * self.num_ins
+        mixed = self.core.core @ self.core.slots[:, self.first : self.first + num_slots]
+        rank = mixed.shape[0]
+        parts = mixed.reshape(rank, num_slots, rank)  # (r, m r) cut into m blocks of columns: (in, part, out)
+        if self.num_ins > 1:
+            return parts.transpose(0, 1).unsqueeze(0)
+        return parts.permute(1, 2, 0).unsqueeze(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FacTTT(Method):
+    """FacT-TT: U, V shared, S per slot. V is zero, so the start is the identity; merges.
+
+    Parameters: 2 d r + P L r^2; ViT-B/16, all six projections (P = 12): r = 16 61,440, r = 8 21,504, r = 4 8,448.
+
+    Attributes:
+        rank: r, in 1 .. d.
+        scale: s, constant; searched in {0.01 .. 100} per task by the paper.
+        dropout: of the hidden after S, in [0, 1); 0.1 in the paper.
+    """
+
+    targets: Sequence[str] = PROJECTIONS
+    rank: int
+    scale: float = 1.0
+    dropout: float = 0.1
+
+    def build_all(self, bases: Mapping[Site, Tensor]) -> dict[Site, Delta]:
+        """One `Shared` per stage, one delta per projection.
+
+        Raises:
+            ConfigError: for a rank or dropout out of range, or an MLP whose width is no multiple of the block's.
+        """
+        check_dropout(self.label, self.dropout)
+        deltas: dict[Site, Delta] = {}
+        for sites in by_stage(bases):
+            first = bases[sites[0]]
+            shared = Shared(first, common_width(sites, bases), self.rank)
+            for site in sites:
+                deltas[site] = TTDelta(bases[site], shared, self.scale, self.dropout)
+        return deltas
+
+
+@dataclass(frozen=True, kw_only=True)
+class FacTTK(Method):
+    """FacT-TK: U, V, core and slot factors shared by all blocks. V is zero, so the start is the identity; merges.
+
+    Parameters: 2 d r + P L r + r^3; ViT-B/16, all six projections (P L = 144): r = 32 86,528, r = 16 30,976.
+
+    Attributes:
+        rank: r, in 1 .. d.
+        scale: s, constant; searched in {0.01 .. 100} per task by the paper.
+        dropout: of the hidden after S, in [0, 1); 0.1 in the paper.
+    """
+
+    targets: Sequence[str] = PROJECTIONS
+    rank: int
+    scale: float = 1.0
+    dropout: float = 0.1
+
+    def build_all(self, bases: Mapping[Site, Tensor]) -> dict[Site, Delta]:
+        """One `Shared` and one `Core` per stage, one delta per projection.
+
+        Raises:
+            ConfigError: for a rank or dropout out of range, or an MLP whose width is no multiple of the block's.
+        """
+        check_dropout(self.label, self.dropout)
+        deltas: dict[Site, Delta] = {}
+        for sites in by_stage(bases):
+            first, width = bases[sites[0]], common_width(sites, bases)
+            shared = Shared(first, width, self.rank)
+            slots = [max(bases[site].shape) // width for site in sites]
+            core = Core(first, self.rank, sum(slots))
+            offsets = itertools.accumulate(slots, initial=0)
+            for site, offset in zip(sites, offsets, strict=False):
+                deltas[site] = TKDelta(bases[site], shared, core, offset, self.scale, self.dropout)
+        return deltas
+
+
+def by_stage(bases: Mapping[Site, Tensor]) -> list[list[Site]]:
+    """Sites in network order, one list per stage."""
+    return [list(sites) for _, sites in itertools.groupby(bases, key=lambda site: site.stage)]
+
+
+def common_width(sites: Sequence[Site], bases: Mapping[Site, Tensor]) -> int:
+    """d of one stage.
+
+    Raises:
+        ConfigError: if a projection's sides are not d by a multiple of d.
+    """
+    width = min(bases[sites[0]].shape)
+    for site in sites:
+        short, long = sorted(bases[site].shape)
+        if short != width or long % width:
+            raise ConfigError(
+                f"FacT cuts {site.key} {tuple(bases[site].shape)} into squares of {width}; "
+                "both sides must be multiples of it"
+            )
+    return width
+
+
+def check_dropout(label: str, dropout: float) -> None:
+    """Refuse a probability out of range.
+
+    Raises:
+        ConfigError: outside [0, 1).
+    """
+    if not 0.0 <= dropout < 1.0:
+        raise ConfigError(f"dropout of method {label!r} must be in [0, 1), got {dropout}")

@@ -1,0 +1,102 @@
+"""MoRA (Jiang et al., arXiv:2405.12130): one square matrix per projection between two fixed maps.
+
+y = W x + f_dec(M f_comp(x)), M (m, m) zero at the start, m = floor(sqrt((I + O) r) + 0.5), even for type 6. Both maps
+are linear, so the update is dense and merges.
+
+Legend: I/O features, m side of M, J = ceil(I / m) chunks of the input.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from headwise.adapted import Delta
+from headwise.errors import ConfigError
+from headwise.methods.base import Method
+from headwise.sites import Site
+
+TYPES = (1, 6)
+
+
+def side_of(num_inputs: int, num_outputs: int, rank: int, kind: int) -> int:
+    """m, the side with about as many entries as LoRA of rank r has parameters."""
+    side = math.floor(math.sqrt((num_inputs + num_outputs) * rank) + 0.5)
+    return side // 2 * 2 if kind == 6 else side
+
+
+class MoRADelta(Delta):
+    """Type 1 (sharing): inputs congruent modulo m are summed, outputs tiled. Type 6 (rotation): the input is cut into J
+    chunks, chunk j rotated by the angles j * 10000^(-2 i / m) (rotate-half form), and M applied to each.
+
+    The last, partial chunk is filled with the first inputs again; outputs are cut or tiled to O.
+    """  # noqa: D205
+
+    reads_base = False
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, site: Site, base: Tensor, rank: int, kind: int) -> None:
+        """Build M of one projection.
+
+        Raises:
+            ConfigError: if m is not in 2 .. min(I, O).
+        """
+        super().__init__()
+        num_outputs, num_inputs = base.shape
+        if kind not in TYPES:
+            raise ConfigError(f"MoRA's type must be one of {TYPES}, got {kind}")
+        side = side_of(num_inputs, num_outputs, rank, kind) if rank >= 1 else 0
+        if not 2 <= side <= min(base.shape):
+            raise ConfigError(
+                f"rank must give a matrix of side 2..{min(base.shape)} for {site.key} {tuple(base.shape)}, "
+                f"got rank {rank}, side {side}"
+            )
+        self.kind, self.shape = kind, (num_outputs, num_inputs)
+        self.M = nn.Parameter(torch.zeros(side, side, device=base.device))
+        if kind == 6:
+            speed = 10000.0 ** -(torch.arange(0, side, 2, device=base.device) / side)
+            angle = torch.arange(-(-num_inputs // side), device=base.device)[:, None] * speed.repeat(2)
+            self.register_buffer("cos", angle.cos(), persistent=False)
+            self.register_buffer("sin", angle.sin(), persistent=False)
+
+    def weight(self, base: Tensor) -> Tensor:
+        """Dense update, (O, I)."""
+        num_outputs, num_inputs = self.shape
+        side, chunks = self.M.shape[0], -(-num_inputs // self.M.shape[0])
+        rows = torch.arange(num_outputs, device=self.M.device)
+        if self.kind == 1:
+            padded = self.M.repeat(1, chunks)[rows % side]
+        else:
+            turned = self.M * self.sin[:, None]
+            half = side // 2
+            blocks = self.M * self.cos[:, None] + torch.cat([turned[..., half:], -turned[..., :half]], dim=-1)
+            padded = torch.block_diag(*blocks)[rows % (chunks * side)]
+        extra = chunks * side - num_inputs
+        dense = padded[:, :num_inputs]
+        if extra:
+            again = torch.nn.functional.pad(padded[:, num_inputs:], (0, num_inputs - extra))
+            dense = dense + again
+        return dense.to(base.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoRA(Method):
+    """A square update of about LoRA's size, on q and v as LoRA. Starts at the identity; merges; no scale, no dropout.
+
+    Parameters: m^2 per projection; ViT-B/16, q and v, r = 8: type 6 (m = 110) 290,400, type 1 (m = 111) 295,704.
+
+    Attributes:
+        rank: r, whose LoRA size M matches.
+        type: 6 (rotation, advised for small ranks) or 1 (sharing).
+    """
+
+    rank: int
+    type: int = 6
+
+    def build(self, site: Site, base: Tensor) -> Delta:
+        """One square matrix."""
+        return MoRADelta(site, base, self.rank, self.type)

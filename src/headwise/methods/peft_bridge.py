@@ -1,0 +1,330 @@
+"""Any peft config as a method: peft's layers on the split projections, merged by peft when the phase ends.
+
+Legend: O, I features, R rank.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+import peft
+import torch
+from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+from peft.tuners.adalora import AdaLoraModel
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_target_module_exists
+from torch import Tensor, nn
+
+from headwise.adalora import ADAPTER, Allocator
+from headwise.backbone import Backbone
+from headwise.errors import ConfigError, suggest
+from headwise.methods.base import Installed, Method, Plan, check_names, copy_into
+from headwise.qkv import SplitQKV
+from headwise.sites import PROJECTIONS, Site, select
+
+NOMINAL_STEPS = 1000
+"""Length of the run that an AdaLoRA installed without a plan is laid out for; it cannot be trained."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeftMethod(Method):
+    """A method of the peft library on our projections; its layers are called one by one, not fused.
+
+    Not gateable. Parameters: peft's; LoRA, DoRA and PiSSA as ours, AdaLoRA r * (I + O + 1) per projection at its
+    initial rank, 885,312 at r = 16 on q, k, v of ViT-B/16.
+
+    Attributes:
+        config: ``_target_`` (``peft.LoraConfig``) and the fields of that config, plain data. AdaLoRA's ``total_step``
+            is filled in; its ``tinit`` and ``tfinal`` may be fractions of the run (floats below 1).
+        targets: projections to adapt; [] leaves the choice to ``config.target_modules``.
+    """
+
+    config: Mapping[str, Any]
+
+    def prepare(self, net: Backbone, batches: Callable[[], Iterable[Any]], num_steps: int) -> Plan | None:
+        """AdaLoRA's budget falls over the whole run, so it must know the number of steps."""
+        return {"num_steps": num_steps} if _is_adalora(self.config) else None
+
+    def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
+        """Let peft replace the projections.
+
+        Raises:
+            ConfigError: for an unknown config or field, targets that match nothing, or anything that is not an
+                attention or MLP projection (the patch embedding, the head, norms).
+        """
+        paths = {module: name for name, module in net.model.named_modules()}
+        sites = {paths[net.linear(site)]: site for site in net.sites}
+        config = self._configure(net, sites, plan)
+        before = {site: weight.clone() for site, weight in _reached(config, net, sites).items()}
+        try:
+            tuner = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type](net.model, config, adapter_name=ADAPTER)
+        except (ValueError, TypeError, NotImplementedError, RuntimeError, ImportError) as error:
+            raise ConfigError(f"peft cannot install {self.config['_target_']}: {error}") from error
+        layers = {site: module for site in net.sites if isinstance(module := net.linear(site), BaseTunerLayer)}
+        moved = [site for site, layer in layers.items() if not torch.equal(_base(layer).weight, before[site])]
+        installed = PeftInstalled(net, tuner, layers, moved, None if plan is None else plan.get("num_steps"))
+        _check_owned(net, installed)
+        installed.freeze_rest()
+        return installed
+
+    def _configure(self, net: Backbone, sites: Mapping[str, Site], plan: Plan | None) -> Any:
+        """The peft config of this network."""
+        values = dict(self.config)
+        given = values.get("target_modules")
+        if given is not None and self.targets:
+            raise ConfigError(
+                f"both method.targets={list(self.targets)} and config.target_modules={given!r} are given; "
+                "choose one: method.targets=[] leaves the choice to config.target_modules"
+            )
+        if given == "all-linear":
+            values["target_modules"] = list(sites)
+        elif given is None:
+            chosen = set(select(net.sites, self.targets))
+            values["target_modules"] = [name for name, site in sites.items() if site in chosen]
+        for field, allowed in (("modules_to_save", None), ("bias", "none"), ("target_parameters", None)):
+            if values.get(field, allowed) != allowed:
+                raise ConfigError(
+                    f"config.{field}={values[field]!r} is not supported: the head always trains, biases train with "
+                    f"method=bitfit; allowed: {allowed}"
+                )
+        if _is_adalora(self.config):
+            values |= _adalora_schedule(values, NOMINAL_STEPS if plan is None else plan["num_steps"])
+        return _build_config(values)
+
+
+def _is_adalora(config: Mapping[str, Any]) -> bool:
+    return _config_class(config) is peft.AdaLoraConfig
+
+
+def _config_class(values: Mapping[str, Any]) -> type[Any]:
+    """The class that ``_target_`` names.
+
+    Raises:
+        ConfigError: if it is not one of peft's configs; lists them.
+    """
+    target = str(values.get("_target_", ""))
+    module, _, name = target.rpartition(".")
+    kind = getattr(peft, name, None) if module == "peft" else None
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind) and name.endswith("Config")):
+        names = [f"peft.{name}" for name in dir(peft) if name.endswith("Config")]
+        raise ConfigError(f"config._target_ must name a config of peft, got {target!r}{suggest(target, names)}")
+    return kind
+
+
+def _build_config(values: Mapping[str, Any]) -> Any:
+    """A peft config from plain data; a nested mapping with ``_target_`` is a config as well.
+
+    Raises:
+        ConfigError: for an unknown field, a value that peft refuses, or a method that adapts no projection.
+    """
+    kind = _config_class(values)
+    allowed = {field.name for field in dataclasses.fields(kind) if field.init}
+    options = {}
+    for name, value in values.items():
+        if name == "_target_":
+            continue
+        if name not in allowed:
+            raise ConfigError(f"peft.{kind.__name__} has no field {name!r}{suggest(name, allowed)}")
+        options[name] = _build_config(value) if isinstance(value, Mapping) and "_target_" in value else value
+    try:
+        config = kind(**options)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"peft.{kind.__name__}: {error}") from error
+    if hasattr(config, "peft_type") and config.peft_type not in PEFT_TYPE_TO_TUNER_MAPPING:
+        raise ConfigError(f"peft.{kind.__name__} adapts no projection, so it cannot be a method here")
+    return config
+
+
+def _adalora_schedule(values: Mapping[str, Any], num_steps: int) -> dict[str, Any]:
+    """total_step, tinit and tfinal in whole steps; the ranks are fixed before the last ``tfinal`` of them.
+
+    Raises:
+        ConfigError: where the run is too short, or the target rank is not below the initial one.
+    """
+    initial, target = values.get("init_r", 12), values.get("target_r", 8)
+    if not target < initial:
+        raise ConfigError(f"AdaLoRA lowers the rank: config.target_r must be below init_r={initial}, got {target}")
+    if num_steps < 2:
+        raise ConfigError(f"AdaLoRA needs at least 2 training steps to score its ranks, this phase has {num_steps}")
+
+    def steps(name: str) -> int:
+        value = values.get(name, 0)
+        return round(value * num_steps) if isinstance(value, float) and value < 1 else int(value)
+
+    final = steps("tfinal")
+    if isinstance(values.get("tfinal"), float):
+        final = min(final, num_steps - 2)  # one scored step must come before the ranks are fixed
+    return {"total_step": num_steps, "tinit": steps("tinit"), "tfinal": final}
+
+
+def _reached(config: Any, net: Backbone, sites: Mapping[str, Site]) -> dict[Site, Tensor]:
+    """The weights, (O, I), of the projections that a config would adapt, by peft's own matching.
+
+    Raises:
+        ConfigError: if it matches nothing, or anything else.
+    """
+    reached = [name for name, _ in net.model.named_modules() if name and check_target_module_exists(config, name)]
+    given = config.target_modules
+    shown = given if isinstance(given, str) else sorted(given)[:3]
+    allowed = f"allowed: the projections {', '.join(PROJECTIONS)} of the blocks"
+    if not reached:
+        raise ConfigError(f"config.target_modules={shown!r} matches no module of this network; {allowed}")
+    strays = [name for name in reached if name not in sites]
+    if strays:
+        raise ConfigError(f"config.target_modules={shown!r} reaches {', '.join(strays[:3])}; {allowed}")
+    weights = {}
+    for site in (sites[name] for name in reached):
+        module = net.linear(site)
+        if not isinstance(module, nn.Linear):
+            raise ConfigError(f"{site.key} is a {type(module).__name__}, which peft cannot adapt; {allowed}")
+        weights[site] = module.weight.detach()
+    return weights
+
+
+def _check_owned(net: Backbone, installed: PeftInstalled) -> None:
+    """What peft wants to train must lie in its layers, and the head must still be ours."""
+    owned = {id(tensor) for tensor in installed.state().values()}
+    for name, parameter in net.model.named_parameters():
+        if parameter.requires_grad and id(parameter) not in owned:
+            raise ConfigError(f"this peft config trains {name}, outside of its own layers; leave that option out")
+    if any(isinstance(module, BaseTunerLayer) for module in net.head.modules()):
+        raise ConfigError("this peft config wraps the head, which always trains as it is; leave that option out")
+
+
+def _base(layer: nn.Module) -> Any:
+    return layer.get_base_layer()  # type: ignore[operator]
+
+
+def _own(layer: nn.Module) -> dict[str, Tensor]:
+    """Tensors of a peft layer but for those of the projection inside, live."""
+    inside = {id(tensor) for tensor in _base(layer).state_dict(keep_vars=True).values()}
+    return {name: t for name, t in layer.state_dict(keep_vars=True).items() if id(t) not in inside}
+
+
+class PeftInstalled(Installed):
+    """peft's layers in one network, named by site: ``s0.b3.q.lora_A.default.weight``.
+
+    Where an initialisation changed the projection itself (PiSSA: W minus the start's update), the start is kept too, as
+    ``s0.b3.q.start.*``: on another machine the residual is then moved to the one that was trained beside.
+    """
+
+    def __init__(
+        self,
+        net: Backbone,
+        tuner: BaseTuner,
+        layers: Mapping[Site, nn.Module],
+        moved: Iterable[Site],
+        num_steps: int | None,
+    ) -> None:
+        super().__init__(net, {})
+        self.tuner, self.layers, self.num_steps = tuner, dict(layers), num_steps
+        for layer in self.layers.values():
+            layer.train(_base(layer).training)
+        self._trained = {id(p) for layer in self.layers.values() for p in layer.parameters() if p.requires_grad}
+        self._starts = {site: {n: t.detach().clone() for n, t in _own(layers[site]).items()} for site in moved}
+        self.allocator = Allocator(tuner, self.layers) if isinstance(tuner, AdaLoraModel) else None
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Everything peft brought, live; what several layers share once."""
+        named: dict[str, Tensor] = {}
+        seen: set[int] = set()
+        for site, layer in self.layers.items():
+            for name, tensor in _own(layer).items():
+                if id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    named[f"{site.key}.{name}"] = tensor
+        return named
+
+    def _start_tensors(self) -> dict[str, Tensor]:
+        return {f"{site.key}.start.{n}": t for site, start in self._starts.items() for n, t in start.items()}
+
+    def adapter(self) -> dict[str, Tensor]:
+        """Those of peft's tensors that train."""
+        return {name: tensor for name, tensor in self._tensors().items() if id(tensor) in self._trained}
+
+    def state(self) -> dict[str, Tensor]:
+        """All of peft's tensors, the head, and AdaLoRA's averages and ranks."""
+        extra = self.allocator.state() if self.allocator else {}
+        return {**self._tensors(), **self._start_tensors(), **extra, **self.head()}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy a saved `state` into the network.
+
+        Raises:
+            CheckpointError: naming what is missing, unexpected, or of another shape.
+        """
+        before = {site: {n: t.clone() for n, t in start.items()} for site, start in self._starts.items()}
+        copy_into(self.state(), tensors)
+        self._move_bases(before)
+        if self.allocator:
+            self.allocator.restore()
+
+    def packed(self) -> dict[str, Tensor]:
+        """All of peft's tensors and the head; of AdaLoRA the kept ranks only."""
+        stored = {**self._tensors(), **self._start_tensors()}
+        if self.allocator:
+            stored = self.allocator.trim(stored)
+        return {name: t.detach().cpu().contiguous() for name, t in {**stored, **self.head()}.items()}
+
+    def unpack(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restore what `packed` kept.
+
+        Raises:
+            CheckpointError: naming what is missing, unexpected, or of another shape.
+        """
+        if self.allocator:
+            check_names(self.packed(), tensors)
+            tensors = self.allocator.spread(tensors, self._tensors())
+        before = {site: {n: t.clone() for n, t in start.items()} for site, start in self._starts.items()}
+        copy_into({**self._tensors(), **self._start_tensors(), **self.head()}, tensors)
+        self._move_bases(before)
+
+    @torch.no_grad()
+    def _move_bases(self, before: Mapping[Site, Mapping[str, Tensor]]) -> None:
+        """Where the start just loaded differs from the one that was computed here, correct the residual."""
+        for site, computed in before.items():
+            loaded = self._starts[site]
+            if any(not torch.equal(loaded[name], tensor) for name, tensor in computed.items()):
+                layer = self.layers[site]
+                _base(layer).weight.data += _update_of(layer, computed) - _update_of(layer, loaded)
+
+    def penalty(self) -> Tensor | None:
+        """AdaLoRA's orthogonality term."""
+        return self.allocator.penalty() if self.allocator else None
+
+    def callbacks(self) -> list[L.Callback]:
+        """AdaLoRA's rank allocation.
+
+        Raises:
+            ConfigError: if the method was installed without the plan of `PeftMethod.prepare`.
+        """
+        if self.allocator is None:
+            return []
+        if self.num_steps is None:
+            raise ConfigError("AdaLoRA must know the number of training steps: install it with the plan of prepare()")
+        return [self.allocator]
+
+    def merge(self) -> None:
+        """Let peft fold its updates in and leave, then lay q, k and v out in one storage again."""
+        self.tuner.merge_and_unload()
+        for module in self.net.model.modules():
+            if isinstance(module, SplitQKV):
+                module.join()
+        self.net.requires_grad_(False)
+
+    def report(self) -> dict[str, Any]:
+        """AdaLoRA's rank of every projection."""
+        return {"ranks": self.allocator.ranks()} if self.allocator else {}
+
+
+def _update_of(layer: nn.Module, values: Mapping[str, Tensor]) -> Tensor:
+    """The dense update, (O, I), that a peft layer would make with other values of its tensors."""
+    own = _own(layer)
+    kept = {name: tensor.detach().clone() for name, tensor in own.items()}
+    copy_into(own, values)
+    update: Tensor = layer.get_delta_weight(ADAPTER)  # type: ignore[operator]
+    copy_into(own, kept)
+    return update

@@ -1,0 +1,130 @@
+"""RepAdapter (Luo et al., arXiv:2302.08106): a linear adapter before q, k, v and before fc1 that folds into them.
+
+z <- z + s (W_B drop(W_A z + b_A) + b_B), W_B in g groups: outputs of group i see the hidden units of group i only.
+Merged: W <- W (I + s W_B W_A), b <- b + s W (W_B b_A + b_B).
+
+Legend: C channels, h hidden, g groups.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headwise.adapted import AdaptedLinear
+from headwise.backbone import Backbone
+from headwise.errors import ConfigError
+from headwise.methods.base import Installed, Method, Plan
+from headwise.methods.structural import blocks, install_parts, place, refuse_targets
+from headwise.qkv import SplitQKV
+from headwise.sites import QKV
+from headwise.wrapping import Wrapper, unwrapped, with_affine
+
+
+class InputAdapter(nn.Module):
+    """z + s (W_B drop(W_A z + b_A) + b_B). Parameters: C h + h + C h / g + C."""
+
+    def __init__(self, width: int, hidden: int, groups: int, scale: float, dropout: float) -> None:
+        super().__init__()
+        if isinstance(hidden, bool) or not isinstance(hidden, int) or not 1 <= hidden <= width:
+            raise ConfigError(f"RepAdapter's hidden width must be in 1..{width}, got {hidden}")
+        if groups < 1 or width % groups or hidden % groups:
+            raise ConfigError(f"groups must divide the width {width} and the hidden width {hidden}, got {groups}")
+        if not 0.0 <= dropout < 1.0:
+            raise ConfigError(f"RepAdapter's dropout must be in [0, 1), got {dropout}")
+        self.down = nn.Linear(width, hidden)
+        self.up = nn.Parameter(torch.zeros(groups, width // groups, hidden // groups))
+        self.bias = nn.Parameter(torch.zeros(width))
+        self.drop = nn.Dropout(dropout)
+        self.scale = float(scale)
+        nn.init.xavier_uniform_(self.down.weight)
+        nn.init.zeros_(self.down.bias)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """The adapted input, same shape as z (..., C)."""
+        hidden = self.drop(self.down(z)).unflatten(-1, (self.up.shape[0], -1))
+        return z + self.scale * (torch.einsum("...gh,goh->...go", hidden, self.up).flatten(-2) + self.bias)
+
+    def folded(self, linear: Any) -> nn.Module:
+        """`linear` with the adapter before it folded in."""
+        up = torch.block_diag(*self.up)
+        weight, dtype = linear.weight, torch.promote_types(linear.weight.dtype, torch.float32)
+        wide = weight.to(dtype)
+        update = self.scale * ((wide @ up.to(dtype)) @ self.down.weight.to(dtype))
+        shift = self.scale * (wide @ (up @ self.down.bias + self.bias).to(dtype))
+        return with_affine(linear, wide + update, linear.bias + shift)
+
+
+class Before(Wrapper):
+    """inner(adapter(z)) for a linear, or for q, k and v together: one transform, one dropout mask."""
+
+    def __init__(self, inner: nn.Module, part: InputAdapter) -> None:
+        super().__init__(inner)
+        self.part = part
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Output of the inner module for the adapted input."""
+        return self.inner(self.part(x))
+
+    @torch.no_grad()
+    def merged(self) -> nn.Module:
+        """The inner module with the adapter folded into its weights and biases."""
+        if not isinstance(self.inner, SplitQKV):
+            return self.part.folded(self.inner)
+        for proj, linear in zip(QKV, self.inner.parts, strict=True):
+            setattr(self.inner, proj, self.part.folded(linear))
+        self.inner.join()
+        return self.inner
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepAdapter(Method):
+    """Two input adapters per block; merges. W_A Xavier uniform, the rest zero: the start is the identity.
+
+    Parameters: C h + h + C h / g + C per adapter; ViT-B/16, h = 8, g = 2: 239,808 (221,184 of them in matrices).
+
+    Attributes:
+        hidden: h, in 1 .. C.
+        groups: g; divides C and h.
+        scale: s, constant; searched in {0.1 .. 10} per task by the paper.
+        dropout: of the hidden, in [0, 1).
+    """
+
+    targets: Sequence[str] = ()
+    hidden: int
+    groups: int = 2
+    scale: float = 1.0
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_targets(self)
+
+    def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
+        """Wrap qkv and fc1 of every block.
+
+        Raises:
+            ConfigError: for sizes that do not divide, a projection that carries another update or has no bias.
+        """
+        parts: dict[str, nn.Module] = {}
+        for key, path, block in blocks(net):
+            own: Any = unwrapped(block)
+            for name, inner in (("attn.qkv", unwrapped(own.attn).qkv), ("mlp.fc1", unwrapped(own.mlp).fc1)):
+                linears: tuple[Any, ...] = inner.parts if isinstance(inner, SplitQKV) else (inner,)
+                for linear in linears:
+                    if not isinstance(linear, nn.Linear) or isinstance(linear, AdaptedLinear):
+                        raise ConfigError(
+                            f"{key}.{name} is a {type(linear).__name__}; RepAdapter folds into plain linears"
+                        )
+                    if linear.bias is None:
+                        raise ConfigError(f"{key}.{name} has no bias, which RepAdapter's own must fold into")
+                width = linears[0].weight.shape[1]
+                part = InputAdapter(width, self.hidden, self.groups, self.scale, self.dropout)
+                parts[f"{key}.before_{name.rpartition('.')[2]}"] = part
+                place(net, f"{path}.{name}", functools.partial(Before, part=part))
+        return install_parts(net, parts)

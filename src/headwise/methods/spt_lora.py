@@ -1,0 +1,237 @@
+"""SPT-LoRA (He et al., arXiv:2303.08566): train what is most sensitive, structured where a matrix has much of it.
+
+Stage 1 adds up squared gradients of every parameter over some batches at the pretrained weights. Of the tau most
+sensitive entries, a matrix (q, k, v, o, fc1, fc2) that holds at least r (I + O) / alpha gets a LoRA of rank r; any
+other trains just its selected entries. A vector (norm, bias) that holds at least length / beta trains whole. tau is
+chosen so that the total is nearest to the budget. Stage 2 trains W + sparse, or W + B A, with the vectors, the CLS token
+and the head.
+
+Legend: I/O features, n selected entries.
+"""
+
+from __future__ import annotations
+
+import base64
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from headwise.adapted import AdaptedLinear, Delta
+from headwise.backbone import Backbone
+from headwise.errors import ConfigError
+from headwise.lowrank import LowRank
+from headwise.methods.base import Installed, Method, Plan
+from headwise.sites import PROJECTIONS, Site
+
+NUM_TAUS = 200
+
+
+class SparseDelta(Delta):
+    """Values at fixed entries of the weight, zero at the start. Parameters: n."""
+
+    reads_base = False
+    entries: Tensor
+
+    def __init__(self, base: Tensor, entries: Tensor) -> None:
+        super().__init__()
+        self.shape = tuple(base.shape)
+        self.values = nn.Parameter(torch.zeros(len(entries), device=base.device))
+        self.register_buffer("entries", entries.to(device=base.device, dtype=torch.int32))
+
+    def weight(self, base: Tensor) -> Tensor:
+        """Dense update, (O, I)."""
+        flat = self.values.new_zeros(self.shape[0] * self.shape[1])
+        return flat.index_put((self.entries.long(),), self.values).view(self.shape).to(base.dtype)
+
+
+class Held(nn.Module):
+    """Parameters of the network itself that train: the vectors of one block, or those outside blocks."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        super().__init__()
+        for name, parameter in parameters.items():
+            self.register_parameter(name.replace(".", "_"), parameter)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SPTLoRA(Method):
+    """LoRA, sparse entries and whole vectors where the task's gradients are largest; merges. Starts at the identity.
+
+    Parameters: near `budget`: r (I + O) per structured matrix, n per sparse one, the length of each chosen vector, and
+    the CLS token. Selected entries of vectors below the threshold count in the budget but do not train, as upstream.
+    Swin's position tables and patch merging stay frozen. Dropout acts on the hidden (upstream: on the input).
+
+    Attributes:
+        rank: r.
+        budget: parameters, of the backbone; the paper sweeps 0.2 to 1.0 million and keeps each task's best.
+        num_batches: of the training set, at most, that give the sensitivities.
+        alpha: a matrix with r (I + O) / alpha selected entries is structured; larger than 0.
+        beta: a vector with length / beta selected entries trains whole; larger than 0.
+        scale: of LoRA, constant.
+        dropout: of LoRA's hidden, in [0, 1).
+    """
+
+    targets: Sequence[str] = PROJECTIONS
+    rank: int
+    budget: int = 400_000
+    num_batches: int = 16
+    alpha: float = 10.0
+    beta: float = 5.0
+    scale: float = 1.0
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("rank", "budget", "num_batches", "alpha", "beta"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} of method {self.label!r} must be larger than 0, got {getattr(self, name)}")
+
+    def prepare(self, net: Backbone, batches: Callable[[], Iterable[Any]], num_steps: int) -> Plan:
+        """Sensitivities, and what they select.
+
+        Returns:
+            ``structured`` (site keys), ``sparse`` (site key to packed entries), ``vectors`` (parameter names), ``tau``,
+            ``total``, ``budget``.
+        """
+        return self.select(net, self.sensitivities(net, batches))
+
+    def sensitivities(self, net: Backbone, batches: Callable[[], Iterable[Any]]) -> dict[str, Tensor]:
+        """Summed squared gradients of the target matrices (by site) and of the vectors (by name), in training mode."""
+        wanted = self._candidates(net)
+        flags = {parameter: parameter.requires_grad for parameter in net.parameters()}
+        mode = net.training
+        sums = {name: torch.zeros_like(parameter) for name, parameter in wanted.items()}
+        try:
+            net.requires_grad_(False)
+            for parameter in wanted.values():
+                parameter.requires_grad_(True)
+            net.train()
+            for count, (images, labels) in enumerate(batches()):
+                if count == self.num_batches:
+                    break
+                loss = F.cross_entropy(net(images).float(), labels)
+                grads = torch.autograd.grad(loss, list(wanted.values()))
+                for total, grad in zip(sums.values(), grads, strict=True):
+                    total += grad.float() ** 2
+        finally:
+            for parameter, flag in flags.items():
+                parameter.requires_grad_(flag)
+            net.train(mode)
+        return sums
+
+    def _candidates(self, net: Backbone) -> dict[str, nn.Parameter]:
+        """Weights of the target projections under their site's key, and vectors of the blocks and the final norm."""
+        net.bases(self.targets)
+        weights = {id(net.linear(site).weight): site.key for site in net.sites if site.proj in self.targets}
+        skipped = {id(parameter) for parameter in net.head.parameters()}
+        found: dict[str, nn.Parameter] = {}
+        for name, parameter in net.model.named_parameters():
+            if id(parameter) in weights:
+                found[weights[id(parameter)]] = parameter
+            elif parameter.ndim == 1 and id(parameter) not in skipped and not name.startswith("patch_embed"):
+                found[name] = parameter
+        return found
+
+    def select(self, net: Backbone, sensitivities: Mapping[str, Tensor]) -> Plan:
+        """What the most sensitive entries select, for the number of them that comes nearest to the budget."""
+        names = list(sensitivities)
+        sizes = [sensitivities[name].numel() for name in names]
+        flat = torch.cat([sensitivities[name].flatten() for name in names])
+        most = min(len(flat), 4 * self.budget)
+        order = torch.topk(flat, most).indices
+        ends = torch.tensor(sizes, device=order.device).cumsum(0)
+        member = torch.bucketize(order, ends, right=True)
+        lowrank = {site.key: self.rank * sum(base.shape) for site, base in net.bases(self.targets).items()}
+        fixed = self._token(net)
+        best: tuple[int, int] | None = None
+        for tau in sorted({max(1, round(most * (most * 1.0) ** (-step / NUM_TAUS))) for step in range(NUM_TAUS)}):
+            counts = torch.bincount(member[:tau], minlength=len(names)).tolist()
+            total = (0 if fixed is None else fixed.numel()) + sum(
+                self._cost(name, count, size, lowrank) for name, count, size in zip(names, counts, sizes, strict=True)
+            )
+            if best is None or abs(total - self.budget) < abs(best[1] - self.budget):
+                best = (tau, total)
+        tau, total = best or (1, 0)
+        plan: Plan = {"structured": [], "sparse": {}, "vectors": [], "tau": tau, "total": total, "budget": self.budget}
+        starts = (ends - torch.tensor(sizes, device=ends.device)).tolist()
+        for index, (name, size, start) in enumerate(zip(names, sizes, starts, strict=True)):
+            entries = order[:tau][member[:tau] == index] - start
+            if name not in lowrank:
+                if len(entries) >= size / self.beta:
+                    plan["vectors"].append(name)
+            elif len(entries) >= lowrank[name] / self.alpha:
+                plan["structured"].append(name)
+            elif len(entries):
+                plan["sparse"][name] = pack_entries(entries)
+        return plan
+
+    def _cost(self, name: str, count: int, size: int, lowrank: Mapping[str, int]) -> int:
+        if name in lowrank:
+            return lowrank[name] if count >= lowrank[name] / self.alpha else count
+        return size if count >= size / self.beta else count
+
+    @staticmethod
+    def _token(net: Backbone) -> nn.Parameter | None:
+        return getattr(net.model, "cls_token", None)
+
+    def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
+        """Put deltas at the selected projections and free the vectors.
+
+        Raises:
+            ConfigError: without a plan, or with one of another network.
+        """
+        if plan is None:
+            raise ConfigError(f"method {self.label!r} needs the plan that its prepare() makes from the training data")
+        bases = net.bases(self.targets)
+        keys = {site.key: site for site in bases}
+        chosen = [keys[key] for key in (*plan["structured"], *plan["sparse"]) if key in keys]
+        if len(chosen) < len(plan["structured"]) + len(plan["sparse"]):
+            raise ConfigError(f"the plan of method {self.label!r} names projections that this network does not have")
+        deltas: dict[Site, Delta] = {}
+        for site in (site for site in bases if site in set(chosen)):
+            if site.key in plan["sparse"]:
+                deltas[site] = SparseDelta(bases[site], unpack_entries(plan["sparse"][site.key]))
+            else:
+                deltas[site] = LowRank(site, bases[site], self.rank, scale=self.scale, dropout=self.dropout)
+        owners: dict[str, nn.Module] = {}
+        for site, delta in deltas.items():
+            linear: Any = net.linear(site)
+            net.replace(site, AdaptedLinear.around(linear, delta))
+            owners[site.key] = delta
+        parameters = dict(net.model.named_parameters())
+        token = self._token(net)
+        held = {name: parameters[name] for name in plan["vectors"]}
+        if token is not None:
+            held["cls_token"] = token
+        owners |= {f"{owner}.vectors": Held(members) for owner, members in _by_block(net, held).items()}
+        installed = Installed(net, owners)
+        installed.freeze_rest()
+        return installed
+
+
+def _by_block(net: Backbone, parameters: Mapping[str, nn.Parameter]) -> dict[str, dict[str, nn.Parameter]]:
+    """Parameters by ``s0.b3``, or ``net`` outside blocks, under their names from there on."""
+    paths = {f"{path}.": f"s{stage}.b{block}" for stage, block, path in net.blocks}
+    found: dict[str, dict[str, nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        prefix = next((path for path in paths if name.startswith(path)), "")
+        found.setdefault(paths.get(prefix, "net"), {})[name[len(prefix) :]] = parameter
+    return found
+
+
+def pack_entries(entries: Tensor) -> str:
+    """Positions in a matrix as text that JSON can hold: sorted, differences, compressed."""
+    ordered = np.sort(entries.cpu().numpy()).astype("<i4")
+    return base64.b64encode(zlib.compress(np.diff(ordered, prepend=np.int32(0)).astype("<i4").tobytes(), 9)).decode()
+
+
+def unpack_entries(text: str) -> Tensor:
+    """The reverse of `pack_entries`, (n,) int32, ascending."""
+    steps = np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype="<i4")
+    return torch.from_numpy(np.cumsum(steps, dtype=np.int32).copy())

@@ -1,0 +1,126 @@
+"""SSF (Lian et al., arXiv:2210.08823): a scale and a shift after every linear operation of the network.
+
+y <- gamma * y + beta per channel, after the patch convolution, every projection and every LayerNorm. Both fold into the
+weights: W <- diag(gamma) W, b <- gamma b + beta.
+
+Legend: O output channels.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from headwise.adapted import AdaptedLinear
+from headwise.backbone import Backbone
+from headwise.errors import ConfigError
+from headwise.methods.base import Installed, Method, Plan
+from headwise.methods.structural import install_parts, place, refuse_targets
+from headwise.qkv import SplitQKV
+from headwise.sites import QKV
+from headwise.wrapping import Wrapper, pretrained_modules, with_affine
+
+
+class ScaleShift(nn.Module):
+    """gamma * y + beta over the channels; without a shift where the layer has no bias to fold it into."""
+
+    undecayed = ("scale", "shift")
+
+    def __init__(self, num_channels: int, std: float, shifts: bool) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.empty(num_channels).normal_(1.0, std))
+        self.shift = nn.Parameter(torch.empty(num_channels).normal_(0.0, std)) if shifts else None
+
+    def forward(self, y: Tensor) -> Tensor:
+        """Scaled and shifted y, (..., O)."""
+        y = y * self.scale
+        return y if self.shift is None else y + self.shift
+
+
+class Rescaled(Wrapper):
+    """A linear, a split qkv, a LayerNorm or a convolution (channels in axis 1) followed by `ScaleShift`."""
+
+    def __init__(self, inner: nn.Module, part: ScaleShift) -> None:
+        super().__init__(inner)
+        self.part = part
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Output of the inner module, rescaled."""
+        y: Tensor = self.inner(x)
+        return self.part(y.movedim(1, -1)).movedim(-1, 1) if isinstance(self.inner, nn.Conv2d) else self.part(y)
+
+    @torch.no_grad()
+    def merged(self) -> nn.Module:
+        """The inner module with both folded into its weight and bias."""
+        scale, shift = self.part.scale, self.part.shift
+        if not isinstance(self.inner, SplitQKV):
+            return _folded(self.inner, scale, shift)
+        shifts = [None] * len(QKV) if shift is None else shift.chunk(len(QKV))
+        for proj, part, gamma, beta in zip(QKV, self.inner.parts, scale.chunk(len(QKV)), shifts, strict=True):
+            setattr(self.inner, proj, _folded(part, gamma, beta))
+        self.inner.join()
+        return self.inner
+
+
+def _folded(module: Any, scale: Tensor, shift: Tensor | None) -> nn.Module:
+    weight = module.weight * scale.view(-1, *[1] * (module.weight.ndim - 1))
+    return with_affine(module, weight, None if shift is None else module.bias * scale + shift)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SSF(Method):
+    """Scale and shift after every linear operation outside the head; folds into the weights.
+
+    On ViT: patch convolution, norm1, qkv, proj, norm2, fc1, fc2 of each block, final norm; on Swin also the norms and
+    reductions of patch merging (no bias there, hence no shift). Neither is decayed: decay would pull gamma to 0.
+    Parameters: 2 per output channel, 205,824 on ViT-B/16. Starts off the identity: gamma ~ N(1, std^2),
+    beta ~ N(0, std^2).
+
+    Attributes:
+        std: of both draws at the start, at least 0.
+    """
+
+    targets: Sequence[str] = ()
+    std: float = 0.02
+    identity_tolerance: ClassVar[float] = 10.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_targets(self)
+        if self.std < 0:
+            raise ConfigError(f"std of method {self.label!r} must be at least 0, got {self.std}")
+
+    def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
+        """Wrap every linear operation.
+
+        Raises:
+            ConfigError: if a projection still carries another update.
+        """
+        keys = {path: f"s{stage}.b{block}" for stage, block, path in net.blocks}
+        heads = set(map(id, net.head.modules()))
+        found = []
+        for _, path, module in pretrained_modules(net.model):
+            if isinstance(module, AdaptedLinear):
+                raise ConfigError(f"{path} already carries a delta; merge it before installing another")
+            kinds = (nn.Linear, nn.LayerNorm, nn.Conv2d, SplitQKV)
+            in_qkv = path.rpartition(".")[0].endswith(".qkv")
+            if isinstance(module, kinds) and id(module) not in heads and not in_qkv:
+                found.append((path, module))
+        parts: dict[str, nn.Module] = {}
+        for path, module in found:
+            block = next((name for name in keys if path.startswith(f"{name}.")), None)
+            name = path if block is None else keys[block] + path[len(block) :]
+            layers = module.parts if isinstance(module, SplitQKV) else (module,)
+            part = ScaleShift(
+                sum(layer.weight.shape[0] for layer in layers),  # type: ignore[union-attr,misc,operator,index]
+                self.std,
+                all(layer.bias is not None for layer in layers),
+            )
+            parts[name] = part
+            place(net, path, functools.partial(Rescaled, part=part))
+        return install_parts(net, parts)

@@ -1,0 +1,69 @@
+"""What the methods that insert modules share: wrapping by pretrained path, and one Installed over the new parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from torch import nn
+
+from headwise.backbone import Backbone
+from headwise.errors import ConfigError
+from headwise.methods.base import Installed, Method
+from headwise.wrapping import Wrapper, through
+
+
+def place(net: Backbone, path: str, factory: Callable[[nn.Module], Wrapper]) -> Wrapper:
+    """Wrap the module that the pretrained network has at `path`, on the network's device and in its mode."""
+    wrapper: Any = net.wrap(through(net.model, path), factory)
+    wrapper.to(next(net.parameters()).device)
+    wrapper.train(net.training)
+    return wrapper
+
+
+def blocks(net: Backbone) -> Iterator[tuple[str, str, nn.Module]]:
+    """(key, pretrained path, block now there) of every block: ``("s0.b3", "blocks.3", ...)``."""
+    for stage, block, path in net.blocks:
+        yield f"s{stage}.b{block}", path, net.model.get_submodule(path)
+
+
+def install_parts(net: Backbone, parts: Mapping[str, nn.Module]) -> Installed:
+    """Let `parts` and the head train, freeze everything else."""
+    installed = Installed(net, parts)
+    installed.freeze_rest()
+    return installed
+
+
+def width_of(net: Backbone, stage_key: str) -> int:
+    """Channels of a block, read from its output projection."""
+    return next(site.num_rows for site in net.sites if site.proj == "o" and site.key.startswith(f"{stage_key}."))
+
+
+def is_vit(net: Backbone) -> bool:
+    """Whether tokens are one sequence (B, T, C) of prefix and patches, as in timm's ViT."""
+    return hasattr(net.model, "num_prefix_tokens") and hasattr(net.model, "blocks")
+
+
+def require_vit(net: Backbone, method: Method) -> None:
+    """Refuse other networks.
+
+    Raises:
+        ConfigError: naming the network's class.
+    """
+    if not is_vit(net):
+        raise ConfigError(
+            f"method {method.label!r} is defined for networks with one token sequence (ViT), "
+            f"got {type(net.model).__name__}; allowed: backbones of the ViT family"
+        )
+
+
+def refuse_targets(method: Method) -> None:
+    """Refuse a choice of projections where a method fixes its own places.
+
+    Raises:
+        ConfigError: if targets were given.
+    """
+    if method.targets:
+        raise ConfigError(
+            f"method {method.label!r} does not choose projections, got targets={list(method.targets)}; allowed: []"
+        )

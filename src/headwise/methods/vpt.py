@@ -1,0 +1,143 @@
+"""VPT (Jia et al., arXiv:2203.12119): trainable tokens after CLS, at the input or at every block.
+
+Shallow: [CLS; P; patches] enters the first block, position embeddings being added before. Deep: block l sees its own
+P_l in place of what block l - 1 made of P_(l-1). Prompts leave before the final norm, so pooling never sees them. On
+Swin (deep only) the prompts of a block join each of its windows with zero relative bias, and are gone after its
+attention.
+
+Legend: p prompts, C channels.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import nn
+
+from headwise.backbone import Backbone
+from headwise.errors import ConfigError
+from headwise.methods.base import Installed, Method, Plan
+from headwise.methods.structural import blocks, install_parts, is_vit, place, refuse_targets, require_vit, width_of
+from headwise.prompting import Prompted, Prompts, WindowPrompts, chain
+from headwise.wrapping import unwrapped
+
+LONGEST = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class VPTDeep(Method):
+    """Prompts of its own for every block; stays in place. Starts off the identity.
+
+    Parameters: p C per block, 9,216 p on ViT-B/16. The papers choose p from {1, 5, 10, 50, 100, 200} per task.
+    Uniform in +-sqrt(6 / (3 P^2 + C)) with P the side of a patch.
+
+    Attributes:
+        prompts: p, in 1 .. 200.
+        dropout: of prompt entries, in [0, 1).
+    """
+
+    targets: Sequence[str] = ()
+    prompts: int
+    dropout: float = 0.0
+    merges: ClassVar[bool] = False
+    identity_tolerance: ClassVar[float] = 10.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_targets(self)
+        check(self.label, self.prompts, self.dropout)
+
+    def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
+        """Wrap every block, or on Swin its attention."""
+        if not is_vit(net):
+            return self._install_swin(net)
+        return insert(net, self.prompts, self.dropout, deep=True)
+
+    def _install_swin(self, net: Backbone) -> Installed:
+        parts: dict[str, nn.Module] = {}
+        for key, path, block in blocks(net):
+            own: Any = unwrapped(block)
+            if not hasattr(unwrapped(own.attn), "_get_rel_pos_bias"):
+                name = type(unwrapped(own.attn)).__name__
+                raise ConfigError(f"attention {name} has no windows to join; allowed: timm's ViT and Swin-V1")
+            width = width_of(net, key)
+            part = Prompts(self.prompts, width, bound(net, width), self.dropout)
+            parts[f"{key}.prompts"] = part
+            norm = own.norm1
+            place(net, f"{path}.attn", functools.partial(WindowPrompts, prompts=part, norm=norm))
+        return install_parts(net, parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VPTShallow(Method):
+    """Prompts at the input of the first block; stays in place. Starts off the identity. ViT only.
+
+    Parameters: p C, 768 p on ViT-B/16. The papers choose p from {1, 5, 10, 50, 100, 200} per task.
+    Uniform in +-sqrt(6 / (3 P^2 + C)) with P the side of a patch.
+
+    Attributes:
+        prompts: p, in 1 .. 200.
+        dropout: of prompt entries, in [0, 1).
+    """
+
+    targets: Sequence[str] = ()
+    prompts: int
+    dropout: float = 0.0
+    merges: ClassVar[bool] = False
+    identity_tolerance: ClassVar[float] = 10.0
+    networks: ClassVar[tuple[str, ...]] = ("vit",)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_targets(self)
+        check(self.label, self.prompts, self.dropout)
+
+    def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
+        """Wrap the first block and the final norm.
+
+        Raises:
+            ConfigError: on a network that is no ViT.
+        """
+        require_vit(net, self)
+        return insert(net, self.prompts, self.dropout, deep=False)
+
+
+def check(label: str, count: int, dropout: float) -> None:
+    """Check the number of prompts and their dropout.
+
+    Raises:
+        ConfigError: if one is out of range.
+    """
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= LONGEST:
+        raise ConfigError(f"prompts of method {label!r} must be in 1..{LONGEST}, got {count}")
+    if not 0.0 <= dropout < 1.0:
+        raise ConfigError(f"dropout of method {label!r} must be in [0, 1), got {dropout}")
+
+
+def bound(net: Backbone, width: int) -> float:
+    """Largest entry of a fresh prompt."""
+    model: Any = net.model
+    rows, columns = model.patch_embed.patch_size
+    return math.sqrt(6.0 / (3 * rows * columns + width))
+
+
+def insert(net: Backbone, count: int, dropout: float, *, deep: bool) -> Installed:
+    """Put `count` prompts behind the prefix tokens of a ViT, before the first block or all, and out before the norm."""
+    model: Any = net.model
+    prefix = int(model.num_prefix_tokens)
+    earlier = sum(wrapper.replaced for wrapper in chain(model.norm) if not wrapper.at_end)
+    parts: dict[str, nn.Module] = {}
+    for index, (key, path, _) in enumerate(blocks(net)):
+        if index and not deep:
+            break
+        width = width_of(net, key)
+        part = Prompts(count, width, bound(net, width), dropout)
+        parts[f"{key}.prompts"] = part
+        offset, replaced = (prefix + earlier, count) if index else (prefix, 0)
+        place(net, path, functools.partial(Prompted, prompts=part, offset=offset, replaced=replaced))
+    place(net, "norm", lambda inner: Prompted(inner, None, prefix + earlier, count))
+    return install_parts(net, parts)

@@ -1,0 +1,55 @@
+"""Choosing an epoch on the test set, for protocols that imitate papers which did. Results made with it are stamped."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from headwise.data.vtab import VTABDataModule
+from headwise.protocol import Protocol
+
+
+class TestSelection(L.Callback):
+    """Keeps the tensors of the epoch that does best on the test set; idle unless the protocol selects ``best_test``.
+
+    Attributes:
+        best: tensors of the best epoch so far, as stored; None where nothing is selected.
+        accuracy: theirs, a fraction.
+    """
+
+    __test__ = False  # not a test case, whatever its name
+
+    def __init__(self, data: VTABDataModule, protocol: Protocol) -> None:
+        self.data = data
+        self.every = protocol.select_every if protocol.select == "best_test" else 0
+        self.best: dict[str, Tensor] | None = None
+        self.accuracy = -1.0
+
+    @torch.no_grad()
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Look at the test set every so many epochs and after the last one; ties keep the earlier epoch."""
+        epoch = trainer.current_epoch + 1
+        module: Any = pl_module
+        if not self.every or (epoch % self.every and epoch != module.epochs):
+            return
+        module.net.eval()
+        correct = total = 0
+        with trainer.precision_plugin.forward_context():
+            for images, labels in self.data.test_dataloader():
+                logits = module.net(module.preprocess(images.to(module.device)))
+                correct += int((logits.argmax(1) == labels.to(module.device)).sum())
+                total += len(labels)
+        module.installed.set_mode()
+        if correct / total > self.accuracy:
+            self.accuracy, self.best = correct / total, module.installed.packed()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best so far."""
+        return {"best": self.best, "accuracy": self.accuracy}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue with it."""
+        self.best, self.accuracy = state_dict["best"], state_dict["accuracy"]

@@ -1,0 +1,185 @@
+"""Wrappers: the one mechanism for what is not an update of one weight (adapters, prompts, scale and shift).
+
+A wrapper stands where one of timm's modules was, at a path such as ``blocks.3.mlp``, and holds that module as `inner`.
+Tensor names of the inner module stay what they were, so pretrained weights still load. Only the parts that a wrapper
+adds train; they are what its method owns.
+
+Legend: B batch, T tokens, C channels.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from headwise.errors import ConfigError
+
+BLOCKS = ("Block", "SwinTransformerBlock")
+"""Classes of timm's blocks whose two halves are known: attention first, then the MLP, each on a pre-norm residual."""
+
+
+class Wrapper(nn.Module):
+    """A module around one of the network's own; subclasses add parts and define `forward`.
+
+    Attributes:
+        inner: the network's module, frozen.
+        settled: whether the phase that brought it is over: its parts then stay in evaluation mode.
+    """
+
+    settled = False
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.register_state_dict_post_hook(_hide_inner)
+        self.register_load_state_dict_pre_hook(_show_inner)
+
+    def merged(self) -> nn.Module | None:
+        """The network's module with the wrapper folded in, or None where it cannot be folded."""
+        return None
+
+    def settle(self) -> None:
+        """End of the phase: stay in place without dropout."""
+        self.settled = True
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode; the parts of a settled wrapper keep to evaluation."""
+        super().train(mode)
+        if self.settled:
+            for name, child in self.named_children():
+                if name != "inner":
+                    child.eval()
+        return self
+
+
+class After(Wrapper):
+    """y + part(y) with y the inner module's output."""
+
+    def __init__(self, inner: nn.Module, part: nn.Module) -> None:
+        super().__init__(inner)
+        self.part = part
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Output of the inner module, (..., C), corrected."""
+        y: Tensor = self.inner(*args, **kwargs)
+        return y + self.part(y)
+
+
+class Beside(Wrapper):
+    """A block with a part beside its MLP: x + MLP branch(x) + part(x), x without LayerNorm, outside drop-path."""
+
+    def __init__(self, inner: nn.Module, part: nn.Module) -> None:
+        super().__init__(inner)
+        self.part = part
+
+    def attend(self, x: Tensor) -> Tensor:
+        """The block's first half."""
+        return attend(self.inner, x)
+
+    def feed(self, x: Tensor) -> Tensor:
+        """What the second half adds, and the part's share."""
+        return feed(self.inner, x) + self.part(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Output of the block, same shape as x."""
+        x = self.attend(x)
+        return x + self.feed(x)
+
+
+def attend(block: nn.Module, x: Tensor) -> Tensor:
+    """First half of a block: x plus its attention branch."""
+    own: Any = block
+    if isinstance(block, Wrapper):
+        return own.attend(x)
+    attention = own._attn if hasattr(own, "_attn") else own.attn
+    scale = getattr(own, "ls1", nn.Identity())
+    return x + own.drop_path1(scale(attention(own.norm1(x))))
+
+
+def feed(block: nn.Module, x: Tensor) -> Tensor:
+    """What the second half of a block adds to x: its MLP branch."""
+    own: Any = block
+    if isinstance(block, Wrapper):
+        return own.feed(x)
+    scale = getattr(own, "ls2", nn.Identity())
+    return own.drop_path2(scale(own.mlp(own.norm2(x))))
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The network's own module below any wrappers."""
+    while isinstance(module, Wrapper):
+        module = module.inner
+    return module
+
+
+def check_block(block: nn.Module) -> None:
+    """Refuse a block whose halves are unknown.
+
+    Raises:
+        ConfigError: naming the class.
+    """
+    name = type(unwrapped(block)).__name__
+    if name not in BLOCKS:
+        raise ConfigError(
+            f"blocks of class {name} have no known halves to adapt; allowed: timm's {BLOCKS}"
+        )
+
+
+def through(model: nn.Module, path: str) -> str:
+    """The path of a module of the pretrained network at this moment: `path` with ``inner`` where wrappers stand."""
+    module, found = model, []
+    for name in path.split("."):
+        while isinstance(module, Wrapper):
+            module = module.inner
+            found.append("inner")
+        module = module.get_submodule(name) if hasattr(module, name) else module
+        found.append(name)
+    return ".".join(found)
+
+
+def wrappers(model: nn.Module) -> list[tuple[str, Wrapper]]:
+    """(path, wrapper), inner ones before those around them."""
+    found = [(path, module) for path, module in model.named_modules() if isinstance(module, Wrapper)]
+    return found[::-1]
+
+
+def pretrained_modules(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
+    """(path at this moment, pretrained path, module) of the network's own modules; parts of wrappers are left out."""
+    parts = [f"{path}." for path, _ in wrappers(model)]
+    for path, module in model.named_modules():
+        outer = [prefix for prefix in parts if path.startswith(prefix)]
+        inside = all(path[len(prefix) :].split(".")[0] == "inner" for prefix in outer)
+        if path and inside and not isinstance(module, Wrapper):
+            yield path, ".".join(name for name in path.split(".") if name != "inner"), module
+
+
+@torch.no_grad()
+def with_affine(module: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
+    """A copy of a linear, convolution or norm with other values, frozen."""
+    plain: Any = copy.deepcopy(module)
+    plain.weight = nn.Parameter(weight.detach().to(plain.weight.dtype).clone(), requires_grad=False)
+    if bias is not None:
+        plain.bias = nn.Parameter(bias.detach().to(plain.weight.dtype).clone(), requires_grad=False)
+    return plain
+
+
+def _hide_inner(module: nn.Module, state: dict[str, Any], prefix: str, local_metadata: dict[str, Any]) -> None:
+    """Name the inner module's tensors as if it were not wrapped."""
+    for key in [key for key in state if key.startswith(f"{prefix}inner.")]:
+        state[prefix + key[len(prefix) + len("inner.") :]] = state.pop(key)
+
+
+def _show_inner(
+    module: nn.Module, state: dict[str, Any], prefix: str, local_metadata: Any, strict: bool, *lists: list[str]
+) -> None:
+    """The reverse of `_hide_inner`, before loading."""
+    own = {name.partition(".")[0] for name, _ in module.named_parameters()} | dict(module.named_children()).keys()
+    own |= {name.partition(".")[0] for name, _ in module.named_buffers()}
+    for key in [key for key in state if key.startswith(prefix)]:
+        if key[len(prefix) :].partition(".")[0] not in own:
+            state[f"{prefix}inner.{key[len(prefix) :]}"] = state.pop(key)

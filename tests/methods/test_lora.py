@@ -1,0 +1,89 @@
+"""LoRA: agreement with peft, sizes, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from made_peft import SITE, count, distance, linear, ours, pass_through, peft_layer
+from peft import LoraConfig
+
+from headwise.errors import ConfigError
+from headwise.lowrank import LowRank
+from headwise.methods.lora import LoRA
+from made_networks import images, logits, network, perturb
+
+
+def test_agrees_with_peft_forward_and_backward() -> None:
+    theirs = peft_layer(LoraConfig(r=4, lora_alpha=6, target_modules=["q"]))
+    delta = LowRank(SITE, linear().weight, rank=4, scale=1.5)
+    mine = ours(delta)
+    perturb([delta.A, delta.B])
+    theirs.lora_A["default"].weight.data.copy_(delta.A.data[0])
+    theirs.lora_B["default"].weight.data.copy_(delta.B.data[0])
+    (y, gx), (z, gz) = pass_through(mine), pass_through(theirs)
+    assert distance(y, z) < 1e-5
+    assert distance(gx, gz) < 1e-5
+    assert delta.A.grad is not None and delta.B.grad is not None
+    assert distance(delta.A.grad[0], theirs.lora_A["default"].weight.grad) < 1e-5
+    assert distance(delta.B.grad[0], theirs.lora_B["default"].weight.grad) < 1e-5
+    assert distance(mine.merged().weight - linear().weight, theirs.get_delta_weight("default")) < 1e-6
+
+
+def test_starts_as_peft_draws_it() -> None:
+    delta = LowRank(SITE, linear().weight, rank=4)
+    bound = linear().weight.shape[1] ** -0.5
+    assert float(delta.A.abs().max()) <= bound
+    assert float(delta.A.std()) == pytest.approx(bound / 3**0.5, rel=0.2)
+    assert not delta.B.any()
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        (LoRA(label="lora", rank=8), 12 * 2 * 8 * (768 + 768)),
+        (LoRA(label="lora", rank=8, targets=["q", "k", "v"], fused=True), 12 * 8 * (768 + 3 * 768)),
+        (LoRA(label="lora", rank=13), 479_232),
+    ],
+)
+def test_count_on_vit_b16(method: LoRA, expected: int) -> None:
+    assert count(method) == expected
+    if method.rank == 8:
+        assert expected == 294_912  # methods of Heart-LoRA's Table 1 and HS-LoRA's Table 2: 1.125 MiB, 0.29 M
+
+
+def test_fused_shares_a_between_projections_and_stores_it_once() -> None:
+    net = network("vit")
+    installed = LoRA(label="lora", rank=4, targets=["q", "k", "v"], fused=True).install(net)
+    stored = installed.packed()
+    assert sum(name.endswith(".A") for name in stored) == 2
+    perturb(list(installed.trainable().values()))
+    want, stored = logits(net, images()), installed.packed()
+    again = network("vit")
+    LoRA(label="lora", rank=4, targets=["q", "k", "v"], fused=True).install(again).unpack(stored)
+    assert distance(logits(again, images()), want) == 0.0
+
+
+def test_refuses_a_rank_out_of_range() -> None:
+    with pytest.raises(ConfigError, match=r"rank must be in 1\.\.48 for s0\.b0\.q with 1 row group\(s\), got 49"):
+        LoRA(label="lora", rank=49).install(network("vit"))
+
+
+def test_refuses_fused_without_all_three_projections() -> None:
+    with pytest.raises(ConfigError, match=r"fused LoRA adapts q, k and v together, got targets=\['q', 'v'\]"):
+        LoRA(label="lora", rank=4, fused=True).install(network("vit"))
+
+
+def test_refuses_a_target_that_matches_nothing() -> None:
+    with pytest.raises(ConfigError, match="target 'qq' matches no projection"):
+        LoRA(label="lora", rank=4, targets=["qq"]).install(network("vit"))
+
+
+def test_hidden_dropout_acts_in_training_only() -> None:
+    net = network("vit")
+    installed = LoRA(label="lora", rank=4, dropout=0.5).install(net)
+    perturb(list(installed.adapter().values()), size=0.2)
+    x = images()
+    assert distance(logits(net, x), logits(net, x)) == 0.0
+    net.train()
+    with torch.no_grad():
+        assert distance(net(x), net(x)) > 1e-4

@@ -1,0 +1,261 @@
+"""The bridge to peft: what it reaches, what it refuses, AdaLoRA's budget and penalty, exact reload and resume."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from made_runs import train
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from headwise import training
+from headwise.errors import CheckpointError, ConfigError
+from headwise.methods.base import build_method
+from headwise.methods.peft_bridge import PeftInstalled, PeftMethod
+from made_networks import batches, compose_config, composed_method, distance, images, logits, network, perturb
+
+BLOCKS = {"target_modules_bd_b": ["q", "v"], "nblocks": 4}
+NAMES = ["peft_lora", "peft_dora", "peft_pissa", "peft_adalora"]
+
+
+def method(kind: str = "peft.LoraConfig", targets: tuple[str, ...] = ("q", "v"), **config: Any) -> PeftMethod:
+    return PeftMethod(label="peft", targets=targets, config={"_target_": kind, **config})
+
+
+def adalora(**config: Any) -> PeftMethod:
+    options = {"init_r": 6, "target_r": 2, "tinit": 0.1, "tfinal": 0.3, "deltaT": 2, **config}
+    return method("peft.AdaLoraConfig", ("q", "k", "v"), **options)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", ["vit", "swin"])
+def test_merges_and_leaves_no_trace(name: str, kind: str) -> None:
+    net, x = network(kind), images()
+    keys, attributes = list(net.model.state_dict()), set(vars(net.model))
+    before = logits(net, x)
+    recipe = composed_method(name)
+    installed = recipe.install(net, recipe.prepare(net, batches(), 20))
+    assert distance(logits(net, x), before) < 1e-5
+    perturb(list(installed.trainable().values()))
+    want = logits(net, x)
+    assert distance(want, before) > 1e-2
+    installed.merge()
+    assert distance(logits(net, x), want) < 1e-5
+    assert list(net.model.state_dict()) == keys
+    assert set(vars(net.model)) == attributes
+    assert not any(type(module).__module__.startswith("peft") for module in net.modules())
+    for block in net.blocks:
+        qkv = net.model.get_submodule(f"{block[2]}.attn.qkv")
+        assert qkv._is_joined()  # one GEMM again
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_configurations_are_plain_data_that_rebuild_the_method(name: str) -> None:
+    recipe = composed_method(name)
+    assert isinstance(recipe.config, dict)
+    assert build_method(recipe.spec(), name) == recipe
+    assert compose_config(f"method={name}", "rank=r8").method.epochs is None
+
+
+def test_configuration_inside_a_two_phase_method_is_plain_too() -> None:
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
+
+    cfg = compose_config("method=hs_lora", "method@method.first=peft_adalora")
+    both = instantiate(OmegaConf.to_container(cfg, resolve=True)["method"], _convert_="all")  # type: ignore[index]
+    assert both.first == composed_method("peft_adalora")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_reloads_exactly(name: str, tmp_path: Path) -> None:
+    recipe, x = composed_method(name), images()
+    net = network("vit")
+    plan = recipe.prepare(net, batches(), 20)
+    installed = recipe.install(net, plan)
+    perturb(list(installed.trainable().values()))
+    want = logits(net, x)
+    save_file(installed.packed(), str(tmp_path / "phase.safetensors"))
+    again = network("vit")
+    recipe.install(again, plan).unpack(load_file(str(tmp_path / "phase.safetensors")))
+    assert distance(logits(again, x), want) == 0.0
+    resumed = network("vit")
+    recipe.install(resumed, plan).load({name: tensor.clone() for name, tensor in installed.state().items()})
+    assert distance(logits(resumed, x), want) == 0.0
+
+
+def test_another_methods_file_is_refused() -> None:
+    stored = method(r=4).install(network("vit")).packed()
+    with pytest.raises(CheckpointError, match=r"unexpected \['s0\.b0\.q\.lora_A"):
+        method(r=4, targets=("v",)).install(network("vit")).unpack(stored)
+
+
+def test_pissa_residual_follows_the_stored_start() -> None:
+    recipe, x = composed_method("peft_pissa"), images()
+    net = network("vit")
+    installed = recipe.install(net)
+    perturb(list(installed.trainable().values()))
+    stored, want = installed.packed(), logits(net, x)
+    assert "s0.b0.q.start.lora_A.default.weight" in stored
+    again = network("vit")
+    other = recipe.install(again)
+    for site, start in other._starts.items():  # as if this machine's SVD had found other directions
+        layer: Any = other.layers[site]
+        layer.base_layer.weight.data += layer.get_delta_weight("default")
+        for name, tensor in start.items():
+            tensor.mul_(1.1)
+            layer.get_parameter(name).data.copy_(tensor)
+        layer.base_layer.weight.data -= layer.get_delta_weight("default")
+    other.unpack(stored)
+    assert distance(logits(again, x), want) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        (method("peft.LoraConfg", r=4), r"got 'peft\.LoraConfg' \(did you mean 'peft\.LoraConfig'\?\)"),
+        (method("os.system"), r"must name a config of peft, got 'os\.system'"),
+        (method("peft.PromptTuningConfig", num_virtual_tokens=4), "has no field 'target_modules'"),
+        (method(rank=4), r"peft\.LoraConfig has no field 'rank'"),
+        (method(r=4, targets=("q", "x")), "target 'x' matches no projection"),
+        (method(r=4, targets=(), target_modules=["query"]), r"\['query'\] matches no module"),
+        (method(r=4, targets=(), target_modules=["proj"]), r"reaches patch_embed\.proj; allowed: the projections q, k"),
+        (method(r=4, targets=(), target_modules=["q", "head"]), "reaches head; allowed"),
+        (method(r=4, target_modules=["q"]), r"both method\.targets=\['q', 'v'\] and config\.target_modules=\['q'\]"),
+        (
+            method(r=4, modules_to_save=["head"]),
+            r"config\.modules_to_save=\['head'\] is not supported: the head",
+        ),
+        (method(r=4, bias="all"), r"config\.bias='all' is not supported.*method=bitfit"),
+        (method(r=0), "peft cannot install peft.LoraConfig: .*`r` should be a positive integer"),
+        (adalora(target_r=6), r"config\.target_r must be below init_r=6, got 6"),
+        (adalora(tinit=800, tfinal=300), "don't allow for a budgeting phase"),
+    ],
+)
+def test_refuses(recipe: PeftMethod, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        recipe.install(network("vit"))
+
+
+def test_adalora_refuses_a_run_without_room_or_plan() -> None:
+    with pytest.raises(ConfigError, match="at least 2 training steps to score its ranks, this phase has 1"):
+        adalora().install(network("vit"), {"num_steps": 1})
+    with pytest.raises(ConfigError, match="must know the number of training steps"):
+        adalora().install(network("vit")).callbacks()
+
+
+def test_the_head_trains_and_nothing_else_of_the_network() -> None:
+    net = network("vit")
+    installed = method(r=4, use_dora=True).install(net)
+    assert set(installed.head()) == {"head.weight", "head.bias"}
+    owned = {id(tensor) for tensor in installed.trainable().values()}
+    assert {id(p) for p in net.parameters() if p.requires_grad} == owned
+    assert sum(t.numel() for t in installed.adapter().values()) == 2 * 2 * (4 * 96 + 48)
+
+
+def test_all_linear_means_every_projection_but_not_the_head() -> None:
+    net = network("vit")
+    installed = method(r=2, targets=(), target_modules="all-linear").install(net)
+    assert isinstance(installed, PeftInstalled)
+    assert {site.proj for site in installed.layers} == {"q", "k", "v", "o", "fc1", "fc2"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        ("peft.VeraConfig", {"r": 4}),
+        ("peft.FourierFTConfig", {"n_frequency": 20, "init_weights": True}),
+        ("peft.OFTConfig", {"oft_block_size": 4, "r": 0}),
+        ("peft.LoraConfig", {"r": 8, "use_bdlora": {"_target_": "peft.BdLoraConfig", **BLOCKS}}),
+    ],
+)
+def test_other_configs_of_peft_need_no_code(kind: str, config: dict[str, Any]) -> None:
+    net, x, recipe = network("vit"), images(), method(kind, **config)
+    before = logits(net, x)
+    installed = recipe.install(net)
+    assert distance(logits(net, x), before) < 1e-5
+    perturb(list(installed.trainable().values()))
+    want, stored = logits(net, x), installed.packed()
+    again = network("vit")
+    recipe.install(again).unpack(stored)
+    assert distance(logits(again, x), want) == 0.0
+    installed.merge()
+    assert distance(logits(net, x), want) < 1e-4
+
+
+def budget(tensors: dict[str, Tensor]) -> int:
+    return sum(int(tensor.count_nonzero()) for name, tensor in tensors.items() if name.endswith("lora_E.default"))
+
+
+def test_adalora_ends_at_its_target_budget(tmp_path: Path) -> None:
+    (phase,), (file,) = train(network("vit"), [adalora()], tmp_path, epochs=4)
+    matrices = 2 * 3
+    assert phase.extra["plan"] == {"num_steps": 8}
+    assert sum(phase.extra["ranks"].values()) == 2 * matrices
+    assert budget(load_file(str(file))) == 2 * matrices
+    assert phase.num_tunable == matrices * 6 * (48 + 48 + 1)
+    kept = 2 * matrices * (48 + 48 + 1) * 4
+    assert phase.stored_bytes == kept + matrices * (4 + 6)  # and of every matrix its scale and which ranks are left
+
+
+def test_adalora_penalty_is_pefts_form_and_in_the_loss() -> None:
+    net = network("vit")
+    installed = adalora(orth_reg_weight=0.3).install(net, {"num_steps": 20})
+    perturb(list(installed.adapter().values()), size=0.3)
+    terms = []
+    for name, p in installed.adapter().items():
+        if ".lora_A." in name or ".lora_B." in name:
+            gram = p @ p.T if ".lora_A." in name else p.T @ p
+            terms.append(torch.linalg.matrix_norm(gram - torch.eye(6)))
+    penalty = installed.penalty()
+    assert penalty is not None
+    assert float(penalty.detach()) == pytest.approx(0.3 * float(torch.stack(terms).mean()), rel=1e-5)
+    penalty.backward()
+    grads = [t.grad for name, t in installed.adapter().items() if ".lora_A." in name or ".lora_B." in name]
+    assert all(grad is not None and grad.any() for grad in grads)
+
+
+def test_adalora_rank_falls_step_by_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    budgets = []
+    install = PeftMethod.install
+
+    def spy(self: PeftMethod, net: Any, plan: Any = None) -> Any:
+        installed = install(self, net, plan)
+        assert isinstance(installed, PeftInstalled) and installed.allocator is not None
+        allocator, end = installed.allocator, installed.allocator.on_train_batch_end
+
+        def count(*args: Any) -> None:
+            end(*args)
+            budgets.append(sum(allocator.ranks().values()))
+
+        monkeypatch.setattr(allocator, "on_train_batch_end", count)
+        return installed
+
+    monkeypatch.setattr(PeftMethod, "install", spy)
+    train(network("vit"), [adalora()], tmp_path, epochs=6)
+    assert len(budgets) == 12
+    assert budgets[0] == 36 and budgets[-1] == 12
+    assert budgets == sorted(budgets, reverse=True) and len(set(budgets)) > 2
+
+
+@pytest.mark.parametrize("killed_after", [1, 2, 3])
+def test_adalora_resumes_exactly(killed_after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, (whole,) = train(network("vit"), [adalora()], tmp_path / "whole", epochs=4)
+    save = training.Saver.on_train_epoch_end
+
+    def save_and_die(self: training.Saver, trainer: Any, module: Any) -> None:
+        save(self, trainer, module)
+        if trainer.current_epoch + 1 == killed_after:
+            raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Saver, "on_train_epoch_end", save_and_die)
+        with pytest.raises(RuntimeError, match="killed"):
+            train(network("vit"), [adalora()], tmp_path / "killed", epochs=4)
+    _, (resumed,) = train(network("vit"), [adalora()], tmp_path / "killed", epochs=4)
+    want, got = load_file(str(whole)), load_file(str(resumed))
+    assert set(want) == set(got)
+    for name, tensor in want.items():
+        assert torch.equal(tensor, got[name]), name

@@ -1,0 +1,46 @@
+"""Curves of a run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from headwise.plots import learning_curves
+
+
+def history(file: Path, epochs: int, loss: float) -> Path:
+    lines = ["epoch,step,train_loss,lr,seconds"]
+    lines += [f"{epoch},{15 * epoch},{loss / epoch},0.001,1.5" for epoch in range(1, epochs + 1)]
+    file.write_text("\n".join(lines) + "\n")
+    return file
+
+
+def test_phases_are_joined(tmp_path: Path) -> None:
+    histories = [history(tmp_path / "a.csv", 3, 2.0), history(tmp_path / "b.csv", 1, 1.0)]
+    learning_curves(histories, ["lora", "heads"], tmp_path)
+    rows = (tmp_path / "metrics.csv").read_text().splitlines()
+    assert rows[0] == "phase,label,epoch,step,train_loss,lr,seconds"
+    assert [row.split(",")[:3] for row in rows[1:]] == [
+        ["1", "lora", "1"],
+        ["1", "lora", "2"],
+        ["1", "lora", "3"],
+        ["2", "heads", "1"],
+    ]
+    with Image.open(tmp_path / "curve.png") as image:
+        assert min(image.size) >= 400
+        assert len(image.convert("RGB").getcolors(10**7)) > 10
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.csv", "b.csv", "curve.png", "metrics.csv"]
+
+
+def test_each_phase_needs_a_label(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="argument 2 is shorter"):
+        learning_curves([history(tmp_path / "a.csv", 1, 1.0)], [], tmp_path)
+
+
+def test_torch_is_not_needed() -> None:
+    code = "import sys, headwise.plots; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
