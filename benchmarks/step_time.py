@@ -13,9 +13,11 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -202,9 +204,15 @@ class Step:
 
     def flops(self) -> int:
         """Multiplications and additions of the step's matrix products and attention."""
-        with FlopCounterMode(display=False) as counter:
+        in_place = {torch.ops.aten.addmm_: in_place_flops, torch.ops.aten.baddbmm_: in_place_flops}
+        with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
             self.run()
         return int(counter.get_total_flops())
+
+
+def in_place_flops(_: Sequence[int], left: Sequence[int], right: Sequence[int], *__: Any, **___: Any) -> int:
+    """Arithmetic of ``addmm_`` and ``baddbmm_``, which torch's counter leaves out, from the factors' shapes."""
+    return 2 * math.prod(left) * right[-1]
 
 
 def synchronize(images: Tensor) -> None:
@@ -271,6 +279,7 @@ def measure(
     gc.collect()
     gc.disable()
     for number in range(num_pairs):
+        print(f"{precision}: pair {number + 1} of {num_pairs}", file=sys.stderr, flush=True)
         for name, step in steps.items():
             if number % 2:
                 other, first = step.seconds(), base.seconds()
@@ -324,6 +333,7 @@ def machine(device: str) -> dict[str, Any]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
+        "environment": {k: v for k, v in os.environ.items() if k.startswith(("OMP_", "MKL_", "KMP_", "GOMP_"))},
         "load_average": os.getloadavg() if hasattr(os, "getloadavg") else None,
         "system": platform.platform(),
         "python": platform.python_version(),

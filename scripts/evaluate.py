@@ -1,4 +1,4 @@
-"""Test a finished run again and compare with its record: python scripts/evaluate.py RUN_DIR. Exit status 1 if it differs."""
+"""Test a finished run again: python scripts/evaluate.py RUN_DIR. Exit status 1 unless its record is repeated."""
 
 from __future__ import annotations
 

@@ -14,6 +14,17 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
+from headwise.adapted import AdaptedLinear, BesideLinear, Delta
+from headwise.backbone import Backbone
+from headwise.errors import CheckpointError, ConfigError
+from headwise.methods.base import Installed, Method, Plan
+from headwise.methods.hs_lora import HeadLoRA
+from headwise.methods.spt_lora import unpack_entries
+from headwise.protocol import Protocol
+from headwise.results import PhaseStore
+from headwise.training import Machine, PhaseModule, hush, read_tensors, run_phases, write_tensors
 from made_networks import (
     CLASSES,
     CONF,
@@ -29,16 +40,6 @@ from made_networks import (
     plain_timm,
     toy_data,
 )
-from torch import Tensor, nn
-
-from headwise.adapted import AdaptedLinear, BesideLinear, Delta
-from headwise.backbone import Backbone
-from headwise.errors import CheckpointError, ConfigError
-from headwise.methods.base import Installed, Method, Plan
-from headwise.methods.hs_lora import HeadLoRA
-from headwise.protocol import Protocol
-from headwise.results import PhaseStore
-from headwise.training import Machine, PhaseModule, hush, read_tensors, run_phases, write_tensors
 
 METHODS = sorted(file.stem for file in (CONF / "method").glob("*.yaml"))
 RECIPE = Protocol(name="test", epochs=2, lr=1e-2, lr_start=1e-2, schedule="constant", warmup=0.0, drop_path=0.0)
@@ -83,13 +84,22 @@ def phases_of(name: str, family: str) -> tuple[Phase, ...]:
     return tuple(phases)
 
 
-@pytest.fixture(params=[f"{name}-{family}" for name in METHODS for family in NETWORKS])
-def phases(request: pytest.FixtureRequest) -> tuple[Phase, ...]:
+def loaded(request: pytest.FixtureRequest) -> tuple[Phase, ...]:
     name, _, family = request.param.rpartition("-")
     found = phases_of(name, family)
     if not found:
         pytest.skip(f"{name} declares that it is not defined for {family}")
     return found
+
+
+@pytest.fixture(params=[f"{name}-{family}" for name in METHODS for family in NETWORKS])
+def phases(request: pytest.FixtureRequest) -> tuple[Phase, ...]:
+    return loaded(request)
+
+
+@pytest.fixture(params=[f"{name}-vit" for name in METHODS])
+def vit_phases(request: pytest.FixtureRequest) -> tuple[Phase, ...]:
+    return loaded(request)
 
 
 def loss_of(net: Backbone, installed: Installed, x: Tensor = X) -> Tensor:
@@ -132,16 +142,98 @@ def matched_rank(outputs: int, inputs: int, heads: int) -> int:
     return round(3 * (heads * inputs + outputs) / (inputs + outputs))
 
 
-COUNTS: dict[str, Callable[[Backbone], int]] = {
-    "linear": lambda net: 0,
-    "full": lambda net: timm_parameters(net),
-    "bitfit": lambda net: timm_parameters(net, ".bias"),
-    "lora": lambda net: sum(4 * (i + o) for o, i, _ in weights(net, "q", "v")),
-    "head_lora": lambda net: sum(3 * (h * i + o) for o, i, h in weights(net, "q", "v")),
-    "matched_lora": lambda net: sum(matched_rank(o, i, h) * (i + o) for o, i, h in weights(net, "q", "v")),
-    "pissa": lambda net: sum(4 * (i + o) for o, i, _ in weights(net, "q", "k", "v")),
-    "dora": lambda net: sum(4 * (i + o) + o for o, i, _ in weights(net, "q", "k", "v")),
-    "peft_adalora": lambda net: sum(16 * (i + o + 1) for o, i, _ in weights(net, "q", "k", "v")),
+Shape = tuple[int, int, int, int]
+
+
+def stages(phase: Phase) -> list[Shape]:
+    """(blocks L, width C, heads H, head width e) of each stage."""
+    queries = [site for site in phase.base.sites if site.proj == "q"]
+    sizes = sorted({site.stage: (site.num_rows, site.num_heads, site.head_dim) for site in queries}.items())
+    return [(sum(site.stage == stage for site in queries), *size) for stage, size in sizes]
+
+
+def per_block(cost: Callable[[int], int]) -> Callable[[Phase], int]:
+    """A number of parameters for each block, as a function of its width C."""
+    return lambda phase: sum(num * cost(width) for num, width, _, _ in stages(phase))
+
+
+def per_weight(cost: Callable[[int, int, int], int], *targets: str) -> Callable[[Phase], int]:
+    """A number of parameters for each projection, as a function of O, I and H."""
+    return lambda phase: sum(cost(o, i, h) for o, i, h in weights(phase.base, *targets))
+
+
+def compacter(phase: Phase) -> int:
+    return per_block(lambda c: 2 * 2 * (c + 32))(phase) + 4**3
+
+
+def fact_tt(phase: Phase) -> int:
+    return sum(2 * d * 16 + 12 * num * 16**2 for num, d, _, _ in stages(phase))
+
+
+def fact_tk(phase: Phase) -> int:
+    return sum(2 * d * 32 + 12 * num * 32 + 32**3 for num, d, _, _ in stages(phase))
+
+
+def cara(phase: Phase) -> int:
+    parts = [((3 * num + d + h + e + 1) + (9 * num + 2 * d + 1), d) for num, d, h, e in stages(phase)]
+    return sum(32 * components + 6 * d for components, d in parts)
+
+
+def ssf(phase: Phase) -> int:
+    plain = plain_timm(family_of(phase.base)).named_modules()
+    kinds = (nn.Linear, nn.LayerNorm, nn.Conv2d)
+    found = [module for name, module in plain if isinstance(module, kinds) and not name.startswith("head")]
+    return sum(module.weight.shape[0] * (1 if module.bias is None else 2) for module in found)
+
+
+def noah(phase: Phase) -> int:
+    subnet, _ = phase.method.sizes(2)
+    sizes = zip(subnet["prompt_tokens"], subnet["lora_rank"], subnet["adapter_width"], strict=True)
+    return sum(48 * p + 4 * 48 * r + 2 * 48 * w + w + 48 for p, r, w in sizes)
+
+
+def spt_lora(phase: Phase) -> int:
+    plan, parameters = phase.plan, dict(phase.base.model.named_parameters())
+    sides = {site.key: sum(base.shape) for site, base in phase.base.bases(phase.method.targets).items()}
+    structured = sum(8 * sides[key] for key in plan["structured"])
+    sparse = sum(len(unpack_entries(text)) for text in plan["sparse"].values())
+    held = [*plan["vectors"], *(name for name in ("cls_token",) if name in parameters)]
+    return structured + sparse + sum(parameters[name].numel() for name in held)
+
+
+def lora(rank: int, *targets: str) -> Callable[[Phase], int]:
+    return per_weight(lambda o, i, _: rank * (i + o), *targets)
+
+
+COUNTS: dict[str, Callable[[Phase], int]] = {
+    "adaptformer": per_block(lambda c: 2 * c * 8),
+    "bi_lora": lora(32, "q", "v"),
+    "bitfit": lambda phase: timm_parameters(phase.base, ".bias"),
+    "cara": cara,
+    "compacter": compacter,
+    "dora": per_weight(lambda o, i, _: 4 * (i + o) + o, "q", "k", "v"),
+    "dylora": lora(8, "q", "v"),
+    "fact_tk": fact_tk,
+    "fact_tt": fact_tt,
+    "full": lambda phase: timm_parameters(phase.base),
+    "head_lora": per_weight(lambda o, i, h: 3 * (h * i + o), "q", "v"),
+    "heart_lora": lora(32, "q", "v"),
+    "houlsby_b8": per_block(lambda c: 2 * (2 * c * 8 + 8 + c)),
+    "linear": lambda phase: 0,
+    "lora": lora(4, "q", "v"),
+    "matched_lora": per_weight(lambda o, i, h: matched_rank(o, i, h) * (i + o), "q", "v"),
+    "mora": per_weight(lambda o, i, _: (int((8 * (i + o)) ** 0.5 + 0.5) // 2 * 2) ** 2, "q", "v"),
+    "noah": noah,
+    "peft_adalora": per_weight(lambda o, i, _: 16 * (i + o + 1), "q", "k", "v"),
+    "pfeiffer": per_block(lambda c: 2 * c * 8),
+    "pissa": lora(4, "q", "k", "v"),
+    "repadapter": per_block(lambda c: 2 * (c * 8 + 8 + c * 8 // 2 + c)),
+    "spt_lora": spt_lora,
+    "ssf": ssf,
+    "vpt_adapter_rf256": per_block(lambda c: 2 * c * 3 + 3 + c),
+    "vpt_adapter_rf64": per_block(lambda c: 2 * c * 12 + 12 + c),
+    "vpt_deep": per_block(lambda c: 10 * c),
+    "vpt_shallow": lambda phase: 10 * stages(phase)[0][1],
 }
 COUNTS |= {f"peft_{name}": COUNTS[name] for name in ("lora", "dora", "pissa")}
 """Tunable parameters without the head, in closed form, by the label of a phase (rank 4, 3 per head)."""
@@ -152,7 +244,7 @@ def test_count(phases: tuple[Phase, ...]) -> None:
         label = phase.method.label
         assert label in COUNTS, f"write the closed form of {label!r} into COUNTS, from the method's docstring"
         _, installed = phase.install()
-        assert sum(tensor.numel() for tensor in installed.adapter().values()) == COUNTS[label](phase.base), label
+        assert sum(tensor.numel() for tensor in installed.adapter().values()) == COUNTS[label](phase), label
 
 
 def family_of(net: Backbone) -> str:
@@ -225,36 +317,60 @@ def test_gradient(phases: tuple[Phase, ...]) -> None:
             assert tensor.ndim < 2 or tensor.grad.any(), f"{name} is a matrix that never gets a gradient"
 
 
-def gated_rows(delta: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters of the delta's own whose leading axes run over the projection's output rows, seen as (O, ...)."""
-    num_rows = delta.site.num_rows
-    for name, parameter in delta.named_parameters(recurse=False):
-        if parameter.shape[0] == num_rows:
-            yield name, parameter.grad
-        elif parameter.ndim == 3 and parameter.shape[0] * parameter.shape[1] == num_rows:
-            yield name, parameter.grad.flatten(0, 1)
+def half_switched_off(installed: Installed) -> list[Delta]:
+    """Switch every second head off; the deltas that have heads."""
+    deltas = [owner for owner in installed.owners.values() if isinstance(owner, Delta) and hasattr(owner, "active")]
+    deltas = [delta for delta in deltas if len(delta.active) > 1]
+    for delta in deltas:
+        delta.switch((torch.arange(len(delta.active)) % 2).float())
+    return deltas
+
+
+def per_head(delta: Delta) -> Iterator[tuple[str, Tensor]]:
+    """Gradients of the parameters that are cut into one piece per head, (H, ...)."""
+    quantizer = getattr(delta, "quantizer", None)
+    if quantizer is not None and quantizer.stats == "all":
+        return  # heads that are off still take part in the mean and deviation that all heads share
+    for name, parameter in delta.named_parameters():
+        if name in delta.by_head:
+            assert parameter.grad is not None
+            yield name, parameter.grad.reshape(len(delta.active), -1)
 
 
 def test_masked_rows_get_no_gradient(phases: tuple[Phase, ...]) -> None:
     gated = 0
     for phase in phases:
         net, installed = phase.installed_and_moved()
-        deltas = [
-            module
-            for owner in installed.owners.values()
-            for module in owner.modules()
-            if hasattr(module, "active") and hasattr(module, "site")
-        ]
-        for delta in deltas:
-            delta.active[::2] = 0.0
+        deltas = half_switched_off(installed)
         installed.set_mode()
         loss_of(net, installed).backward()
         for delta in deltas:
-            off = delta.site.rows(delta.active) == 0
-            for name, grad in gated_rows(delta):
+            for name, grad in per_head(delta):
                 gated += 1
-                assert not grad[off].any(), f"{delta.site.key}.{name}"
-                assert grad[~off].any(), f"{delta.site.key}.{name}"
+                assert not grad[delta.active == 0].any(), f"{delta.site.key}.{name}"
+                assert grad[delta.active == 1].any(), f"{delta.site.key}.{name}"
+    if not gated:
+        pytest.skip("no head gates")
+
+
+def test_masked_heads_are_left_out_of_files_and_merges(phases: tuple[Phase, ...]) -> None:
+    gated = 0
+    for phase in phases:
+        net, installed = phase.installed_and_moved()
+        full, size = logits(net, X), installed.stored_bytes()
+        deltas = half_switched_off(installed)
+        if not deltas:
+            continue
+        gated += 1
+        before = logits(net, X)
+        assert not torch.equal(before, full)
+        if any(delta.by_head for delta in deltas):
+            assert installed.stored_bytes() < size
+        fresh, again = phase.install()
+        again.unpack(installed.packed())
+        assert torch.equal(logits(fresh, X), before)
+        installed.merge()
+        assert distance(logits(net, X), before) <= 1e-5
     if not gated:
         pytest.skip("no head gates")
 
@@ -306,7 +422,7 @@ def refuse(load: Callable[[Mapping[str, Tensor]], None], tensors: dict[str, Tens
     rest = {key: tensor for key, tensor in tensors.items() if key != name}
     with pytest.raises(CheckpointError, match="missing .*" + name):
         load(rest)
-    with pytest.raises(CheckpointError, match="unexpected .*stranger"):
+    with pytest.raises(CheckpointError, match=r"unexpected .*stranger"):
         load({**tensors, "stranger": tensors[name]})
     with pytest.raises(CheckpointError, match=name.rpartition(".")[2] + " is "):
         load({**rest, name: torch.zeros(*tensors[name].shape, 2, dtype=tensors[name].dtype)})
@@ -329,13 +445,13 @@ def test_another_phase_stands_on_it(phases: tuple[Phase, ...]) -> None:
             assert distance(logits(net, X), after) <= 1e-5
 
 
-def test_the_loop_repeats_it_from_its_files(phases: tuple[Phase, ...], tmp_path: Path) -> None:
-    methods = [dataclasses.replace(phase.method, epochs=RECIPE.epochs) for phase in phases]
+def test_the_loop_repeats_it_from_its_files(vit_phases: tuple[Phase, ...], tmp_path: Path) -> None:
+    methods = [dataclasses.replace(phase.method, epochs=RECIPE.epochs) for phase in vit_phases]
 
     hush()
 
     def run() -> tuple[Backbone, list[Any]]:
-        net = copy.deepcopy(phases[0].base)
+        net = copy.deepcopy(vit_phases[0].base)
         results = run_phases(
             net,
             methods,
@@ -352,7 +468,9 @@ def test_the_loop_repeats_it_from_its_files(phases: tuple[Phase, ...], tmp_path:
     trained, first = run()
     restored, second = run()
     assert first == second
-    assert [result.num_head for result in first] == [(trained.head.in_features + 1) * TOY_TASK.num_classes] * len(methods)
+    assert [result.num_head for result in first] == [(trained.head.in_features + 1) * TOY_TASK.num_classes] * len(
+        methods
+    )
     assert all(result.stored_bytes >= 0 and result.steps == 4 for result in first)
     assert torch.equal(logits(trained, X), logits(restored, X))
 

@@ -12,7 +12,9 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "headwise"
 TRAIN = PACKAGE.parents[1] / "train.py"
-FILES = {file.relative_to(PACKAGE).with_suffix("").as_posix(): file for file in PACKAGE.rglob("*.py")} | {"train": TRAIN}
+FILES = {file.relative_to(PACKAGE).with_suffix("").as_posix(): file for file in PACKAGE.rglob("*.py")} | {
+    "train": TRAIN
+}
 
 
 @functools.cache
@@ -84,7 +86,9 @@ def test_only_prepare_imports_tensorflow() -> None:
 
 
 def test_only_sources_and_generators_import_tensorflow_datasets() -> None:
-    allowed = {name for name in FILES if name.startswith(("data/synthetic/", "data/sources", "data/tfds", "data/prepare"))}
+    allowed = {
+        name for name in FILES if name.startswith(("data/synthetic/", "data/sources", "data/tfds", "data/prepare"))
+    }
     assert importers("tensorflow_datasets") <= allowed
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor
@@ -26,7 +28,7 @@ def test_codebook_is_the_published_one(bits: int) -> None:
     half = len(values) // 2
     assert [round(value, 5) for value in values[half:]] == PUBLISHED[bits]
     assert values[:half] == pytest.approx([-value for value in reversed(values[half:])])
-    middles = [(low + high) / 2 for low, high in zip(values, values[1:], strict=False)]
+    middles = [(low + high) / 2 for low, high in itertools.pairwise(values)]
     assert thresholds == pytest.approx(middles, abs=1e-6)
     if bits == 2:
         assert thresholds[2] == pytest.approx(0.82174, abs=1e-5)
@@ -140,7 +142,7 @@ def test_bad_input() -> None:
         Quantizer(3)
     with pytest.raises(ConfigError, match=r"unknown codebook 'kmean' \(did you mean 'kmeans'\?\)"):
         Quantizer(1, "kmean")
-    with pytest.raises(ConfigError, match="unknown stats 'some'.*all"):
+    with pytest.raises(ConfigError, match=r"unknown stats 'some'.*all"):
         Quantizer(1, stats="some")
     with pytest.raises(CheckpointError, match=r"10 codes of 1 bit\(s\) take 2 bytes, got \(3,\)"):
         Quantizer(1).unpack(Codes(torch.zeros(3, dtype=torch.uint8), torch.zeros(2)), (2, 5))

@@ -82,6 +82,12 @@ class Backbone(nn.Module):
         nn.init.normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
 
+    def set_head(self, head: nn.Linear) -> None:
+        """Put another classifier in the place of the present one."""
+        name = next(name for name, module in self.model.named_modules() if module is self.head)
+        parent, _, attribute = name.rpartition(".")
+        setattr(self.model.get_submodule(parent), attribute, head)
+
     def linear(self, site: Site) -> nn.Module:
         """The module now at `site`."""
         owner, attribute = self._owners[site]
@@ -149,15 +155,16 @@ class Backbone(nn.Module):
         """The weights under timm's own keys, q, k and v fused again; loads strictly into the timm network.
 
         Raises:
-            CheckpointError: while any projection still carries an update, or a method that cannot be folded is in place.
+            CheckpointError: while a projection still carries an update, or a method that cannot be folded is in place.
         """
         for name, module in self.model.named_modules():
             if isinstance(module, AdaptedLinear | BesideLinear):
                 raise CheckpointError(f"{name} still carries a {type(module).__name__}; merge before exporting")
             if isinstance(module, Wrapper):
                 raise CheckpointError(
-                    f"{name} is wrapped by a {type(module).__name__}, which timm's network has no place for: methods that "
-                    "stay in place (adapters, AdaptFormer, Compacter, prompts, NOAH) cannot be exported"
+                    f"{name} is wrapped by a {type(module).__name__}, for which timm's network has no place: methods "
+                    "that stay in place (adapters, AdaptFormer, Compacter, prompts, NOAH) cannot be exported; "
+                    "use headwise.load(run_dir)"
                 )
         state: dict[str, Tensor] = {}
         for key, tensor in self.model.state_dict().items():

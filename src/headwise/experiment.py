@@ -10,10 +10,10 @@ import contextlib
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
@@ -28,9 +28,15 @@ from headwise.errors import ConfigError, HeadwiseError, Interrupted, suggest
 from headwise.fingerprint import file_sha256, identity
 from headwise.gate import fill_gates
 from headwise.protocol import Protocol
-from headwise.results import PhaseStore, Result, ResultStore, RunKey
+from headwise.results import PhaseResult, PhaseStore, Result, ResultStore, RunKey
+from headwise.search import Space, search
 from headwise.variants import variant_of
 from headwise.weights import weights_content
+
+if TYPE_CHECKING:
+    from headwise.backbone import Backbone
+    from headwise.data.vtab import VTABDataModule
+    from headwise.methods.base import Method
 
 OmegaConf.register_new_resolver("mul", lambda a, b: a * b, replace=True)
 
@@ -147,14 +153,26 @@ def _identity(config: Mapping[str, Any], task: VTABTask, source: Source, protoco
     return identity(reduced, contents)
 
 
+def _ground(plan: Plan, protocol: Protocol) -> dict[str, Any]:
+    """What every phase measured by `protocol` stands on; a search leaves no trace but in what it chose."""
+    ground = {key: value for key, value in plan.identity.items() if key != "method"}
+    recipe = {key: value for key, value in ground["protocol"].items() if key != "search"}
+    splits = {"train_split": protocol.train_split, "eval_split": protocol.eval_split}
+    if any(recipe[key] != split for key, split in splits.items()):
+        images = plan.source.fingerprint(plan.task, tuple(splits.values()))
+        ground["data"] = {"fingerprint": images}
+        recipe |= {**splits, "test_images": protocol.test_images, "select": protocol.select}
+    return {**ground, "protocol": recipe}
+
+
 def _execute(plan: Plan) -> Result:
     """Train all phases and record the result; the only part that needs torch."""
     import torch
 
     from headwise.backbone import BackboneSpec
     from headwise.data.vtab import VTABDataModule
-    from headwise.plots import learning_curves
-    from headwise.training import TENSORS, Machine, hush, run_phases
+    from headwise.plots import learning_curves, score_map
+    from headwise.training import TENSORS, Machine, chain, hush, run_phases
 
     hush()
     config, protocol = plan.config, plan.protocol
@@ -162,36 +180,50 @@ def _execute(plan: Plan) -> Result:
     with _instantiation():
         method = instantiate(config["method"], _convert_="all")
         spec = BackboneSpec(**config["backbone"])
-    net = spec.build(protocol.drop_path)
-    options = protocol.data_options(net.mean, net.std)
-    data = VTABDataModule(plan.task, plan.source, net.img_size, seed=config["seed"], **options)
-    ground = {key: value for key, value in plan.identity.items() if key != "method"}
     folder = plan.key.path(plan.root)
     folder.mkdir(parents=True, exist_ok=True)
     atomic.write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
     store = PhaseStore(plan.root)
     methods = method.phases()
-    with _logger(config, plan.key) as logger:
-        phases = run_phases(
-            net,
-            methods,
-            data,
-            protocol,
-            store,
-            ground,
-            seed=config["seed"],
-            machine=Machine(
-                accelerator=config["trainer"]["accelerator"],
-                threads=config["trainer"]["threads"],
-                progress=config["trainer"]["progress"],
-                logger=logger,
-            ),
-            say=lambda line: print(line, flush=True),
+    found = None
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+
+    def train(
+        methods: Sequence[Method], protocol: Protocol, logger: Any
+    ) -> tuple[Backbone, VTABDataModule, list[PhaseResult]]:
+        net = spec.build(protocol.drop_path)
+        options = protocol.data_options(net.mean, net.std)
+        data = VTABDataModule(plan.task, plan.source, net.img_size, seed=config["seed"], **options)
+        machine = Machine(
+            accelerator=config["trainer"]["accelerator"],
+            threads=config["trainer"]["threads"],
+            progress=config["trainer"]["progress"],
+            logger=logger,
         )
+        ground = _ground(plan, protocol)
+        seed = config["seed"]
+        phases = run_phases(net, methods, data, protocol, store, ground, seed=seed, machine=machine, say=say)
+        return net, data, phases
+
+    def attempt(methods: Sequence[Method]) -> PhaseResult:
+        trial = protocol.for_search()
+        address = chain(methods, _ground(plan, trial), trial.epochs)[-1].phase
+        return store.finished(address) or train(methods, trial, None)[2][-1]
+
+    if protocol.search is not None:
+        found = search(methods, Space.of(protocol.search), attempt, say)
+        methods = tuple(found.methods)
+    with _logger(config, plan.key) as logger:
+        net, data, phases = train(methods, protocol, logger)
+    if found is not None:
+        phases[-1] = replace(phases[-1], extra={**phases[-1].extra, "search": found.report()})
     for index, phase in enumerate(phases, start=1):
         _link(store.path(phase.fingerprint) / TENSORS, folder / f"phase-{index}.safetensors")
     histories = [store.path(phase.fingerprint) / "metrics.csv" for phase in phases]
     learning_curves(histories, [phase.label for phase in phases], folder)
+    score_map([phase.extra.get("heads") for phase in phases], [phase.label for phase in phases], folder)
     device = torch.cuda.get_device_name() if config["trainer"]["accelerator"] == "gpu" else None
     result = Result(
         key=plan.key,

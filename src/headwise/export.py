@@ -22,7 +22,7 @@ from headwise.data.decode import NATIVE_LIMIT, RESIZES, decode, to_channels
 from headwise.data.sources import SyntheticSource
 from headwise.data.vtab import VTABDataModule, to_tensor
 from headwise.errors import CheckpointError, ConfigError, DataError
-from headwise.methods.base import Installed, build_method
+from headwise.methods.base import Installed
 from headwise.protocol import PRECISIONS, Protocol
 from headwise.saved import SavedRun, own_randomness
 from headwise.training import Machine, PhaseModule, hush, write_tensors
@@ -171,16 +171,11 @@ def export_merged(
         weights, data_root: where pretrained weights and images lie now, if they have moved.
 
     Raises:
-        ConfigError: if a phase cannot be merged. CheckpointError: if the two networks disagree.
+        CheckpointError: if a phase stays beside the weights, or the two networks disagree.
     """
     saved, out = SavedRun.read(run_dir), Path(out)
     if out.suffix != ".safetensors":
         raise ConfigError(f"the exported file must end in .safetensors, got {str(out)!r}")
-    for phase in saved.result.phases:
-        if not build_method(phase.method, phase.label).merges:
-            raise ConfigError(
-                f"{phase.label} stays beside the weights, timm cannot hold it; use headwise.load(run_dir)"
-            )
     with own_randomness():
         net = saved.network(weights)
         for _, last in saved.install(net):

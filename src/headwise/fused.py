@@ -3,7 +3,7 @@
 Backward never forms a dense weight gradient, and of full-size activations only x is saved. Two ways, by precision
 (both exact in real arithmetic): float32 and wider without dropout use ``W + B A``, formed anew in each direction, in
 one GEMM; narrower types, where a small update would round away inside W, and a dropped hidden keep ``A x`` apart and
-accumulate ``B`` into the rows in place.
+accumulate ``B`` into the rows in place: in narrower types before ``W x``, or it would round away inside that.
 
 The hidden is held transposed, (K, N): its pieces by block and group are then contiguous, and the thin products, whose
 cost is what an update costs, run at the speed of large ones.
@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+_WIDE = (torch.float32, torch.float64)
 
 
 class Block(NamedTuple):
@@ -61,7 +63,7 @@ def lowrank_linear(x: Tensor, weight: Tensor, bias: Tensor | None, blocks: Seque
         blocks = [block._replace(down=block.down.to(dtype), up=block.up.to(dtype)) for block in blocks]
     flat = x.reshape(-1, x.shape[-1])
     masks = [_hidden_mask(flat, block) for block in blocks]
-    wide = flat.dtype in (torch.float32, torch.float64) and all(mask is None for mask in masks)
+    wide = flat.dtype in _WIDE and all(mask is None for mask in masks)
     rows = tuple(block.first_row for block in blocks)
     factors = [tensor for block in blocks for tensor in (block.down, block.up)]
     with torch.autocast(device, enabled=False):
@@ -101,13 +103,17 @@ class _Fused(torch.autograd.Function):
         if wide:
             y = F.linear(x, _merged(weight, rows, downs, ups), bias)
         else:
-            y = F.linear(x, weight, bias)
+            narrow = x.dtype not in _WIDE
+            y = x.new_zeros(x.shape[0], weight.shape[0]) if narrow else F.linear(x, weight, bias)
             hidden = _stacked(downs) @ x.T
             for row, mask, up, part in zip(rows, masks, ups, _pieces(hidden, ups), strict=True):
                 if mask is not None:
                     part.mul_(mask)
                 full = _block_diagonal(up)
                 y[:, row : row + full.shape[0]].addmm_(part.T, full.T)
+            if narrow:  # W x last: a small update is then rounded once, together with it, instead of away
+                y.addmm_(x, weight.T)
+                y = y if bias is None else y.add_(bias)
         ctx.rows = rows
         ctx.save_for_backward(x, weight, hidden, *rest)
         return y

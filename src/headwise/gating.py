@@ -101,6 +101,7 @@ class HeadMasking(L.Callback):
     def _is_last(self, trainer: L.Trainer, batch_idx: int) -> bool:
         return (
             not self.is_done
+            and self.gate.score_data == "last_batch"
             and trainer.current_epoch == self.warmup - 1
             and batch_idx == int(trainer.num_training_batches) - 1
         )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -54,3 +55,59 @@ def learning_curves(histories: Sequence[Path], labels: Sequence[str], folder: Pa
     part = folder / "curve.part.png"
     figure.savefig(part, dpi=120)
     part.replace(folder / "curve.png")
+
+
+def score_map(phases: Sequence[Sequence[Mapping[str, Any]] | None], labels: Sequence[str], folder: Path) -> None:
+    """Draw which heads were scored how, and switched off: ``heads.png``, and the numbers as ``heads.csv``.
+
+    One panel per projection and gated phase: a row per layer, a column per head, the score by colour, a cross on every
+    head that is off. Nothing is written where no phase has a gate.
+
+    Args:
+        phases: of each phase the records of its projections (stage, block, proj, active, score), None without a gate.
+        labels: the phases' names.
+        folder: of the run.
+    """
+    gated = [
+        (f"{index} {label}", proj, [row for row in rows if row["proj"] == proj])
+        for index, (rows, label) in enumerate(zip(phases, labels, strict=True), start=1)
+        if rows
+        for proj in dict.fromkeys(row["proj"] for row in rows)
+    ]
+    if not gated:
+        return
+    lines = ["phase,stage,block,proj,head,score,active"]
+    for label, proj, rows in gated:
+        for row in rows:
+            scores = row["score"] or [None] * len(row["active"])
+            for head, (score, active) in enumerate(zip(scores, row["active"], strict=True)):
+                value = "" if score is None else repr(float(score))
+                lines.append(f"{label.partition(' ')[0]},{row['stage']},{row['block']},{proj},{head},{value},{active}")
+    atomic.write_text(folder / "heads.csv", "\n".join(lines) + "\n")
+
+    num_layers = max(len(rows) for *_, rows in gated)
+    num_heads = max(len(row["active"]) for *_, rows in gated for row in rows)
+    size = (1.6 + len(gated) * (0.9 + 0.3 * num_heads), 1.6 + 0.3 * num_layers)
+    figure = Figure(figsize=size, layout="constrained")
+    for axis, (label, proj, rows) in zip(figure.subplots(1, len(gated), squeeze=False)[0], gated, strict=True):
+        _draw_scores(figure, axis, rows, num_heads)
+        axis.set_title(f"{label}: {proj}")
+    part = folder / "heads.part.png"
+    figure.savefig(part, dpi=120)
+    part.replace(folder / "heads.png")
+
+
+def _draw_scores(figure: Figure, axis: Any, rows: Sequence[Mapping[str, Any]], num_heads: int) -> None:
+    """One panel; layers with fewer heads leave the rest of their row empty."""
+    empty = [float("nan")] * num_heads
+    table = [[*(row["score"] or [0.0] * len(row["active"])), *empty][:num_heads] for row in rows]
+    largest = max((abs(value) for row in table for value in row if value == value), default=0.0) or 1.0
+    image = axis.imshow(table, cmap="RdBu_r", vmin=-largest, vmax=largest, aspect="auto")
+    off = [(head, layer) for layer, row in enumerate(rows) for head, on in enumerate(row["active"]) if not on]
+    axis.plot([head for head, _ in off], [layer for _, layer in off], "kx", markersize=7, linestyle="none")
+    single = len({row["stage"] for row in rows}) == 1
+    axis.set_yticks(range(len(rows)), [str(r["block"]) if single else f"{r['stage']}.{r['block']}" for r in rows])
+    axis.set_xticks(range(num_heads))
+    axis.set(xlabel="head", ylabel="layer" if single else "stage.layer")
+    if any(row["score"] for row in rows):
+        figure.colorbar(image, ax=axis, label="score")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from headwise.errors import ConfigError, suggest
+from headwise.search import EVAL_SPLIT, TRAIN_SPLIT, Space
 
 SCHEDULES = ("cosine", "r0_legacy", "constant")
 OPTIMIZERS = ("adamw", "sgd")
 NORMALIZE = ("model", "imagenet", "inception", "none")
+AUGMENTS = ("none", "fewshot")
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
@@ -36,11 +38,14 @@ class Protocol:
         clip: gradient norm, None for no clipping.
         normalize: ``model`` (what the weights expect), imagenet, inception (0.5) or none ([0, 1]).
         resize: how images are brought to the network's size.
+        augment: ``none``, or ``fewshot`` (see ``headwise.data.augment``).
         precision: fp32, bf16 or fp16 (autocast; weights and updates stay float32).
         train_split, eval_split: what is trained on and what is tested once after the last epoch.
         test_images: test on a fixed subset of this size and say so, None for all.
         select: ``last`` epoch, or ``best_test``, which chooses on the test set and stamps the result.
         select_every: with best_test, epochs between looks.
+        search: values of scale, ne and score to choose from on train800 and val200 first (`headwise.search.Space`), or
+            None. The phases are then trained as the rest says.
     """
 
     name: str = "strict"
@@ -59,12 +64,14 @@ class Protocol:
     clip: float | None = None
     normalize: str = "model"
     resize: str = "pil_bicubic"
+    augment: str = "none"
     precision: str = "fp32"
     train_split: str = "train800val200"
     eval_split: str = "test"
     test_images: int | None = None
     select: str = "last"
     select_every: int = 10
+    search: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         choices = {
@@ -72,6 +79,7 @@ class Protocol:
             "schedule": SCHEDULES,
             "normalize": NORMALIZE,
             "precision": tuple(PRECISIONS),
+            "augment": AUGMENTS,
             "select": ("last", "best_test"),
         }
         for key, allowed in choices.items():
@@ -90,6 +98,8 @@ class Protocol:
             raise ConfigError(f"protocol.lr must be positive, got {self.lr}")
         if self.weight_decay < 0.0:
             raise ConfigError(f"protocol.weight_decay must not be negative, got {self.weight_decay}")
+        if self.search is not None:
+            Space.of(self.search)
         if self.test_images is not None and self.test_images < 1:
             raise ConfigError(f"protocol.test_images must be at least 1, or null for all, got {self.test_images}")
 
@@ -116,6 +126,11 @@ class Protocol:
             "none": ((0.0,) * 3, (1.0,) * 3),
         }[self.normalize]
 
+    def for_search(self) -> Protocol:
+        """The same recipe on the search's splits: nothing of the test set, no epoch chosen, no search within."""
+        splits = {"train_split": TRAIN_SPLIT, "eval_split": EVAL_SPLIT}
+        return replace(self, **splits, test_images=None, select="last", search=None)  # type: ignore[arg-type]
+
     def data_options(self, mean: tuple[float, ...], std: tuple[float, ...]) -> dict[str, Any]:
         """Keyword arguments of `headwise.data.vtab.VTABDataModule`; `mean` and `std` are what the weights expect."""
         shift, scale = self.normalization(mean, std)
@@ -125,6 +140,7 @@ class Protocol:
             "train_split": self.train_split,
             "eval_split": self.eval_split,
             "resize": self.resize,
+            "augment": self.augment,
             "mean": shift,
             "std": scale,
             "drop_last": None if self.drop_last else False,

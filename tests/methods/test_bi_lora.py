@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 import torch
-from made_networks import distance, images, logits, network, perturb
 from torch import Tensor
 
 from headwise.adapted import AdaptedLinear
@@ -18,6 +16,7 @@ from headwise.methods.base import Installed
 from headwise.methods.bi_lora import BiLoRA
 from headwise.methods.lora import LoRA
 from headwise.sites import Site
+from made_networks import distance, images, logits, network, perturb
 
 VIT_B = [Site(0, block, proj, 12, 64) for block in range(12) for proj in "qv"]
 MIB = 2**20
@@ -57,6 +56,7 @@ def test_start() -> None:
     torch.manual_seed(0)
     delta = BiLoRA(label="bi").build(VIT_B[0], torch.zeros(768, 768))
     assert isinstance(delta, LowRank)
+    delta.requires_grad_(False)
     assert float(delta.A.std()) == pytest.approx(0.0208, abs=2e-4)
     assert float(delta.B.std()) == pytest.approx(0.00088, abs=1e-5)
     assert float(delta.B.abs().max()) <= 0.002
@@ -171,16 +171,14 @@ def test_bad_input() -> None:
         BiLoRA(label="bi", stats="rows")
 
 
-def test_training_is_finite() -> None:
-    net, found = installed(BiLoRA(label="bi", rank=5))
-    optimizer = torch.optim.AdamW(found.param_groups(1e-4), lr=1e-2)
-    net.train()
+def test_it_learns() -> None:
+    net, found = installed(BiLoRA(label="bi", rank=5, dropout=0.0))
+    optimizer = torch.optim.AdamW(found.param_groups(1e-4), lr=3e-3)
     losses = []
-    for _ in range(5):
+    for _ in range(10):
         optimizer.zero_grad()
-        loss = net(images()).square().mean()
+        loss = torch.nn.functional.cross_entropy(net(images()), torch.arange(4))
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
-    assert all(map(math.isfinite, losses))
+        losses.append(float(loss.detach()))
     assert losses[-1] < losses[0]

@@ -5,10 +5,11 @@ Legend: N images, S the side of the square that the network sees, C channels (3,
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -65,25 +66,28 @@ def check_resize(name: str) -> None:
         raise ConfigError(f"unknown resize {name!r}{suggest(name, RESIZES)}")
 
 
-def decode(path: Path, channels: int, where: str) -> Array:
+def decode(file: Path | bytes, channels: int, where: str) -> Array:
     """Read one image file.
 
     Args:
-        path: the file.
+        file: its path, or its content.
         channels: 3 for RGB, 1 for grey. Transparency is dropped, 16-bit greys are scaled to 8 bits.
-        where: list file and line that ask for it, for the error.
+        where: what asks for it (list file and line, or record), for the error.
     Returns:
         (H, W, C) at the file's own size, a copy that may be written to.
     Raises:
         DataError: if the file is empty, no image, cut off or damaged.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
             image.load()
             return to_channels(image, channels)
     except _BROKEN as error:
-        state = "is empty (0 bytes)" if path.is_file() and path.stat().st_size == 0 else f"cannot be decoded ({error})"
-        raise DataError(f"{where}: image {str(path)!r} {state}; replace the file or remove its line") from error
+        if isinstance(file, bytes):
+            state = "is empty (0 bytes)" if not file else f"cannot be decoded ({error})"
+            raise DataError(f"{where}: the image {state}; prepare the set again") from error
+        state = "is empty (0 bytes)" if file.is_file() and file.stat().st_size == 0 else f"cannot be decoded ({error})"
+        raise DataError(f"{where}: image {str(file)!r} {state}; replace the file or remove its line") from error
 
 
 def to_channels(image: Image.Image, channels: int) -> Array:
@@ -103,14 +107,17 @@ def to_channels(image: Image.Image, channels: int) -> Array:
     return array[..., None] if array.ndim == 2 else array
 
 
-def decode_all(files: list[tuple[Path, str]], channels: int, size: int, resize: str) -> tuple[Array, bool]:
+def decode_all(
+    files: Sequence[tuple[Path | bytes, str]], channels: int, size: int, resize: str, scale: int = 1
+) -> tuple[Array, bool]:
     """Read many image files with a few threads.
 
     Args:
-        files: path, and list file and line for errors.
+        files: path or content, and list file and line (or record) for errors.
         channels: 3 or 1.
         size: S.
         resize: a name of RESIZES.
+        scale: what stored values are multiplied with, for sets that store 0 and 1.
     Returns:
         (N, H, W, C), and whether they are native: all of one size of at most NATIVE_LIMIT pixels. Else H = W = S.
     Raises:
@@ -119,8 +126,8 @@ def decode_all(files: list[tuple[Path, str]], channels: int, size: int, resize: 
     check_resize(resize)
     shrink = RESIZES[resize]
 
-    def one(file: tuple[Path, str]) -> Array:
-        array = decode(file[0], channels, file[1])
+    def one(file: tuple[Path | bytes, str]) -> Array:
+        array = _scaled(decode(file[0], channels, file[1]), scale, file[1])
         return array if max(array.shape[:2]) <= NATIVE_LIMIT else shrink(array, size)
 
     small = {(size, size, channels)}
@@ -131,6 +138,14 @@ def decode_all(files: list[tuple[Path, str]], channels: int, size: int, resize: 
     if not native:
         arrays = [array if array.shape[:2] == (size, size) else shrink(array, size) for array in arrays]
     return np.stack(arrays), native
+
+
+def _scaled(array: Array, scale: int, where: str) -> Array:
+    if scale == 1:
+        return array
+    if int(array.max(initial=0)) * scale > 255:
+        raise DataError(f"{where}: the image holds values up to {array.max()}, at most {255 // scale} are expected")
+    return array * np.uint8(scale)
 
 
 def fit_all(images: Array, size: int, resize: str) -> tuple[Array, bool]:

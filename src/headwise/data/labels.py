@@ -22,6 +22,11 @@ KITTI_VEHICLES = 3
 """Types below this are vehicles: 0 car, 1 van, 2 truck."""
 
 
+def label_of(example: Example, label_key: str | None, label_rule: str | None) -> int:
+    """Class of one example: what its rule derives, else the stored label."""
+    return int(example[str(label_key)]) if label_rule is None else rule(label_rule)(example)
+
+
 def clevr_count(example: Example) -> int:
     """Number of objects, 3 .. 10, as class 0 .. 7."""
     count = len(example["objects"]["size"])

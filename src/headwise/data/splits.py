@@ -66,21 +66,30 @@ def parse_slice(text: str, sizes: Mapping[str, int]) -> tuple[str, int, int]:
     return split, bound(first, first_percent, 0), bound(last, last_percent, size)
 
 
-def split_ranges(task: VTABTask, split: str, sizes: Mapping[str, int]) -> list[tuple[str, int, int]]:
+def split_ranges(
+    task: VTABTask, split: str, sizes: Mapping[str, int], clip: bool = False
+) -> list[tuple[str, int, int]]:
     """The runs of upstream records that make one of the four splits, in order.
 
     Args:
         task: its ``splits`` say which slices ``train``, ``val`` and ``test`` are.
         split: train800, val200, train800val200 or test.
         sizes: number of examples of each upstream split.
+        clip: take what there is where a split holds fewer than 800 or 200 records.
     Returns:
         (upstream split, first, one past last) for each run.
+    Raises:
+        DataError: if a run would be too short, or empty.
     """
     check_split(split)
     if split == "train800val200":
-        return split_ranges(task, "train800", sizes) + split_ranges(task, "val200", sizes)
+        return split_ranges(task, "train800", sizes, clip) + split_ranges(task, "val200", sizes, clip)
     part, count = {"train800": ("train", 800), "val200": ("val", 200), "test": ("test", None)}[split]
     name, first, last = parse_slice(task.splits[part], sizes)
+    if clip and count is not None:
+        count = min(count, last - first)
+    if first >= last:
+        raise DataError(f"task {task.name!r}: {split} needs {task.splits[part]!r}, which has no record")
     if count is None:
         return [(name, first, last)]
     if first + count > last:

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 
 from headwise.errors import ConfigError, suggest
 
-GROUPS = ("natural", "specialized", "structured", "own")
+GROUPS = ("natural", "specialized", "structured", "fewshot", "own")
 ENCODINGS = ("lossless", "jpeg")
 SPLITS = ("train800", "val200", "train800val200", "test")
+SHOTS = (1, 2, 4, 8, 16)
+DRAWS = (0, 1, 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +21,7 @@ class VTABTask:
 
     Args:
         name: the task's name here, in folders and tables.
-        group: natural, specialized or structured; ``own`` for a user's images.
+        group: natural, specialized or structured; ``fewshot``; ``own`` for a user's images.
         num_classes: labels are 0 .. num_classes - 1.
         num_test: images of the official test split; None where there is no official split.
         folders: names a list-file tree may use for this task, the first is canonical; "." is the root itself.
@@ -32,9 +34,13 @@ class VTABTask:
         label_key: feature that holds the label, None where ``label_rule`` derives it.
         label_rule: function of ``headwise.data.labels`` that derives the label from the example's features.
         channels: 3, or 1 for grey images, which stay grey in memory and are repeated when they enter the network.
+        pixel_scale: what upstream's stored values are multiplied with; 255 where it stores 0 and 1.
         encoding: how upstream stores pixels; a JPEG copy of a ``lossless`` task is labelled ``lossy``.
         aliases: other names of the task in papers and tables.
         class_names: names in upstream's label order; empty if unknown.
+        shots: training images per class of a few-shot set, None for every other task. Its ``splits`` may join slices
+            with ``+``; see ``headwise.data.fewshot``.
+        draw: which of the three draws of these images.
     Raises:
         ConfigError: for a value outside of these ranges.
     """
@@ -52,9 +58,12 @@ class VTABTask:
     label_key: str | None = "label"
     label_rule: str | None = None
     channels: int = 3
+    pixel_scale: int = 1
     encoding: str = "jpeg"
     aliases: Sequence[str] = ()
     class_names: Sequence[str] = ()
+    shots: int | None = None
+    draw: int = 0
 
     def __post_init__(self) -> None:
         for key in ("folders", "versions", "aliases", "class_names"):
@@ -71,6 +80,13 @@ class VTABTask:
             raise ConfigError(f"{where}: num_classes must be at least 2, got {self.num_classes}")
         if self.channels not in (1, 3):
             raise ConfigError(f"{where}: channels must be 1 or 3, got {self.channels}")
+        if not 1 <= self.pixel_scale <= 255:
+            raise ConfigError(f"{where}: pixel_scale must be in 1..255, got {self.pixel_scale}")
+        if self.group == "fewshot" and self.shots not in SHOTS:
+            given = "shots must be given" if self.shots is None else f"shots={self.shots} is not one of the published"
+            raise ConfigError(f"{where}: {given}; add shots=K to the command, K one of {', '.join(map(str, SHOTS))}")
+        if self.group == "fewshot" and self.draw not in DRAWS:
+            raise ConfigError(f"{where}: draw must be one of {', '.join(map(str, DRAWS))}, got {self.draw}")
         if not self.folders:
             raise ConfigError(f"{where}: folders must name at least one folder")
         if self.class_names and len(self.class_names) != self.num_classes:
@@ -84,11 +100,11 @@ class VTABTask:
     def official_count(self, split: str) -> int | None:
         """Number of images of a split in the official data, None where there is no official split."""
         check_split(split)
-        return (
-            {"train800": 800, "val200": 200, "train800val200": 1000}.get(split, self.num_test)
-            if self.is_official
-            else None
-        )
+        if not self.is_official or split == "test":
+            return self.num_test
+        if self.shots is not None:
+            return None if split == "val200" else self.shots * self.num_classes
+        return {"train800": 800, "val200": 200, "train800val200": 1000}[split]
 
 
 def check_split(split: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -17,10 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from headwise.data import augment as augmentation
 from headwise.data.decode import check_resize
 from headwise.data.sources import Pixels, Source
 from headwise.data.tasks import VTABTask, check_split
-from headwise.errors import ConfigError
+from headwise.errors import ConfigError, suggest
 
 __all__ = ["EvalBatches", "TrainBatches", "VTABDataModule", "VTABTask"]
 
@@ -41,6 +43,7 @@ class TrainBatches:
         phase: 0-based number of the training phase, so that two phases do not repeat each other's order.
         drop_last: leave out the last, smaller batch; None: only if there is more than one batch.
         shuffle: False gives the stored order and every image.
+        size: S, if the images are to be augmented (see ``headwise.data.augment``); None: they are not.
     """
 
     def __init__(
@@ -52,7 +55,9 @@ class TrainBatches:
         phase: int = 0,
         drop_last: bool | None = None,
         shuffle: bool = True,
+        size: int | None = None,
     ) -> None:
+        self.size = size
         self.images, self.labels = images, labels
         self.batch_size, self.seed, self.phase, self.shuffle = batch_size, seed, phase, shuffle
         self.drop_last = len(images) > batch_size if drop_last is None else drop_last
@@ -83,9 +88,25 @@ class TrainBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         order = self.order(self.epoch)
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
-            chosen = order[start : start + self.batch_size]
-            yield self.images[chosen], self.labels[chosen]
+        if self.size is None:
+            for step in range(len(self)):
+                yield self._batch(order, step, self.epoch)
+            return
+        with ThreadPoolExecutor(1) as ahead:  # the next batch is augmented while the network learns from this one
+            upcoming = ahead.submit(self._batch, order, 0, self.epoch)
+            for step in range(1, len(self) + 1):
+                batch = upcoming.result()
+                if step < len(self):
+                    upcoming = ahead.submit(self._batch, order, step, self.epoch)
+                yield batch
+
+    def _batch(self, order: Tensor, step: int, epoch: int) -> Batch:
+        chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
+        images = self.images[chosen]
+        if self.size is not None:
+            random = augmentation.generator(self.seed, self.phase, epoch, step)
+            images = augmentation.augment(images, self.size, random)
+        return images, self.labels[chosen]
 
 
 class EvalBatches:
@@ -123,6 +144,7 @@ class VTABDataModule(L.LightningDataModule):
         eval_split: test for final runs, val200 for a search.
         select_split: split that ``val_dataloader`` gives, for protocols that look at one during training; None: none.
         resize: pil_bicubic, pil_bilinear or tf_bilinear.
+        augment: none, or fewshot: augmented training images; of others, resized to 256/224 S, the middle.
         mean, std: normalisation of pixels in [0, 1], per channel.
         drop_last: leave out the last, smaller training batch; None: only if there is more than one batch.
         train_images, test_images: use a fixed subset of this many images; None: all.
@@ -143,6 +165,7 @@ class VTABDataModule(L.LightningDataModule):
         eval_split: str = "test",
         select_split: str | None = None,
         resize: str = "pil_bicubic",
+        augment: str = "none",
         mean: Sequence[float] = (0.5, 0.5, 0.5),
         std: Sequence[float] = (0.5, 0.5, 0.5),
         drop_last: bool | None = None,
@@ -157,6 +180,8 @@ class VTABDataModule(L.LightningDataModule):
             if split is not None:
                 check_split(split)
         check_resize(resize)
+        if augment not in augmentation.AUGMENTS:
+            raise ConfigError(f"unknown augment {augment!r}{suggest(augment, augmentation.AUGMENTS)}")
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise ConfigError(f"mean and std need 3 values each and std above 0, got mean={mean}, std={std}")
         self.task, self.source, self.img_size, self.seed = task, source, img_size, seed
@@ -164,6 +189,8 @@ class VTABDataModule(L.LightningDataModule):
         self.train_split, self.eval_split, self.select_split = train_split, eval_split, select_split
         self.resize, self.mean, self.std = resize, tuple(map(float, mean)), tuple(map(float, std))
         self.train_images, self.test_images = train_images, test_images
+        self.augment = augment
+        self.stored_size = img_size if augment == "none" else round(img_size * augmentation.TEST_RESIZE)
         self.phase = 0
         self._pixels: dict[str, Pixels] = {}
         self._train: Batch | None = None
@@ -183,7 +210,7 @@ class VTABDataModule(L.LightningDataModule):
         """Images of a split as the source gives them; read once."""
         if split not in self._pixels:
             limit = self.train_images if split == self.train_split else self.test_images
-            self._pixels[split] = self.source.load(self.task, split, self.img_size, self.resize, limit)
+            self._pixels[split] = self.source.load(self.task, split, self.stored_size, self.resize, limit)
         return self._pixels[split]
 
     def train_batches(self, phase: int | None = None, shuffle: bool = True) -> TrainBatches:
@@ -195,7 +222,8 @@ class VTABDataModule(L.LightningDataModule):
             self._pixels[self.train_split] = replace(pixels, images=images.permute(0, 2, 3, 1).numpy())
         drop_last = self.drop_last if shuffle else False
         phase = self.phase if phase is None else phase
-        return TrainBatches(*self._train, self.batch_size, self.seed, phase, drop_last, shuffle)
+        size = self.img_size if shuffle and self.augment != "none" else None
+        return TrainBatches(*self._train, self.batch_size, self.seed, phase, drop_last, shuffle, size)
 
     def eval_batches(self, split: str | None = None) -> EvalBatches:
         """Batches of a split in order, by default ``eval_split``."""
@@ -236,7 +264,9 @@ class VTABDataModule(L.LightningDataModule):
             raise ConfigError(f"preprocess takes uint8 images, got {images.dtype}: are they preprocessed already?")
         pixels = images.to(torch.float32)
         if images.shape[-2:] != (self.img_size, self.img_size):
-            pixels = _resize(pixels, self.img_size, self.resize)
+            if images.shape[-2:] != (self.stored_size, self.stored_size):
+                pixels = _resize(pixels, self.stored_size, self.resize)
+            pixels = augmentation.middle(pixels, self.img_size)
         pixels = pixels.expand(-1, 3, -1, -1)
         shift, scale = self._normalisation(pixels.device)
         return torch.addcmul(shift, pixels, scale)
@@ -257,6 +287,7 @@ class VTABDataModule(L.LightningDataModule):
             "splits": {split: len(pixels.labels) for split, pixels in used.items()},
             "resize": {split: pixels.provenance["resize"] for split, pixels in used.items()},
             "resize_to_network": self.resize,
+            "augment": self.augment,
             "img_size": self.img_size,
             "mean": list(self.mean),
             "std": list(self.std),

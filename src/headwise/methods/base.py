@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import lightning as L
 from torch import Tensor, nn
@@ -15,11 +15,25 @@ from headwise.backbone import Backbone
 from headwise.errors import CheckpointError, ConfigError
 from headwise.gate import Gate
 from headwise.gating import HeadMasking
+from headwise.quantized import QuantizedLinear
 from headwise.sites import Site
 from headwise.wrapping import wrappers
 
 Plan = dict[str, Any]
 """What `Method.prepare` found out before installing: plain data that JSON can hold."""
+
+
+@runtime_checkable
+class Packs(Protocol):
+    """A module that is stored in another form than its tensors: deltas, quantised layers."""
+
+    optional: tuple[str, ...]
+
+    def pack(self) -> dict[str, Tensor]:
+        """What is stored."""
+
+    def unpack(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restore it."""
 
 
 class Installed:
@@ -86,12 +100,17 @@ class Installed:
         stored: dict[str, Tensor] = {}
         seen: set[int] = set()
         for owner, module in self.owners.items():
-            own = module.pack() if isinstance(module, Delta) else module.state_dict()
+            own = module.pack() if isinstance(module, Packs) else module.state_dict()
             for name, tensor in own.items():
                 if not tensor.numel() or tensor.data_ptr() not in seen:
                     seen.add(tensor.data_ptr())
                     stored[f"{owner}.{name}"] = tensor
-        return {name: t.detach().cpu().contiguous() for name, t in {**stored, **self.head()}.items()}
+        return {name: t.detach().cpu().contiguous() for name, t in {**stored, **self._stored_head()}.items()}
+
+    def _stored_head(self) -> dict[str, Tensor]:
+        """What is kept of the classifier under ``head.*``: its parameters, or the codes of a quantised one."""
+        head = self.net.head
+        return {f"head.{name}": t for name, t in head.pack().items()} if isinstance(head, Packs) else self.head()
 
     def unpack(self, tensors: Mapping[str, Tensor]) -> None:
         """Restore what `packed` kept.
@@ -103,15 +122,19 @@ class Installed:
         optional = {
             f"{owner}.{name}"
             for owner, module in self.owners.items()
-            if isinstance(module, Delta)
+            if isinstance(module, Packs)
             for name in module.optional
         }
         check_names(set(expected) - optional, set(tensors) - optional)
-        copy_into(self.head(), {name: t for name, t in tensors.items() if name in self.head()})
+        head = {name: t for name, t in tensors.items() if name in self._stored_head()}
+        if isinstance(self.net.head, Packs):
+            self.net.head.unpack({name.removeprefix("head."): t for name, t in head.items()})
+        else:
+            copy_into(self.head(), head)
         for owner, module in self.owners.items():
             prefix = f"{owner}."
             own = {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}
-            if isinstance(module, Delta):
+            if isinstance(module, Packs):
                 module.unpack(own)
             else:
                 target = {n: t for n, t in module.state_dict(keep_vars=True).items() if n in own}
@@ -119,7 +142,7 @@ class Installed:
 
     def stored_bytes(self) -> int:
         """Payload bytes of the stored adapter, without the classifier and the file's header."""
-        names = set(self.head())
+        names = set(self._stored_head())
         return sum(tensor.nbytes for name, tensor in self.packed().items() if name not in names)
 
     def param_groups(self, weight_decay: float) -> list[dict[str, Any]]:
@@ -161,6 +184,8 @@ class Installed:
                 wrapper.settle()
             else:
                 self.net.wrap(path, functools.partial(_instead, plain))
+        if isinstance(self.net.head, QuantizedLinear):
+            self.net.set_head(self.net.head.plain())
         self.net.requires_grad_(False)
 
     def report(self) -> dict[str, Any]:
@@ -263,7 +288,8 @@ class Method:
             epochs: of the whole phase.
 
         Returns:
-            The recipe without the gate's choices, and the epochs of the warm-up; None where heads are not scored.
+            The recipe without the gate's choices (but for what is kept of the last batch, if that is scored), and the
+            epochs of the warm-up; None where heads are not scored.
 
         Raises:
             ConfigError: if the warm-up leaves no epoch.
@@ -271,7 +297,8 @@ class Method:
         gate = self.gating()
         if gate is None or not gate.is_scored or self.checkpoint:
             return None
-        return {**self.spec(), "gate": None}, gate.warmup_epochs(epochs)
+        observed = gate.score_data if gate.score_data == "last_batch" else None
+        return {**self.spec(), "gate": observed}, gate.warmup_epochs(epochs)
 
     def phases(self) -> tuple[Method, ...]:
         """The phases of a run, in order; each ends by merging."""

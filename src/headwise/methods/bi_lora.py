@@ -13,10 +13,12 @@ from typing import ClassVar
 from torch import Tensor
 
 from headwise.adapted import Delta
+from headwise.backbone import Backbone
 from headwise.errors import ConfigError
 from headwise.lowrank import LowRank
-from headwise.methods.base import Method
+from headwise.methods.base import Installed, Method, Plan
 from headwise.quantize import BITS, Quantizer
+from headwise.quantized import QuantizedLinear
 from headwise.sites import Site
 
 
@@ -34,6 +36,7 @@ class BiLoRA(Method):
         bits: 1, 2, 4 or 8; 32 is no quantiser, which is plain LoRA.
         codebook: kmedians (published) or kmeans.
         stats: rows of B that its mean and deviation are taken over, ``all`` (published) or ``active_rows``.
+        head_bits: 1, 2, 4 or 8 for a quantised classifier without bias ("bihead"); None for an ordinary one.
     """
 
     rank: int = 32
@@ -42,6 +45,7 @@ class BiLoRA(Method):
     bits: int = 1
     codebook: str = "kmedians"
     stats: str = "all"
+    head_bits: int | None = None
 
     gateable: ClassVar[bool] = True
     identity_tolerance: ClassVar[float] = 1e-1
@@ -51,12 +55,20 @@ class BiLoRA(Method):
         if self.bits not in BITS or isinstance(self.bits, bool):
             raise ConfigError(f"bits must be one of {', '.join(map(str, BITS))}, got {self.bits!r}")
         self.quantizer()
+        if self.head_bits is not None:
+            Quantizer(self.head_bits, self.codebook)
 
     def quantizer(self) -> Quantizer | None:
         """Of both factors; None at 32 bits."""
         if self.bits == 32:
             return None
         return Quantizer(self.bits, self.codebook, self.stats)
+
+    def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
+        """As any method of deltas; with `head_bits`, over a quantised classifier that becomes plain when merged."""
+        if self.head_bits is not None:
+            net.set_head(QuantizedLinear(net.head, Quantizer(self.head_bits, self.codebook)))
+        return super().install(net, plan)
 
     def build(self, site: Site, base: Tensor) -> Delta:
         """One group of rows: the update is shared by all heads."""

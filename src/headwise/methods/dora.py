@@ -58,6 +58,11 @@ class DoRADelta(Delta):
         self.register_buffer("active", torch.ones(site.num_heads, device=base.device))
         kaiming_(self.A)
 
+    @property
+    def is_structured(self) -> bool:
+        """False while the gate is differentiated: factors times scale is of second order in it, `weight` linear."""
+        return not self.active.requires_grad
+
     @torch.no_grad()
     def norm(self, base: Tensor) -> Tensor:
         """Row norms of W + s B A, (O,), without forming it.

@@ -3,8 +3,8 @@
 Stage 1 adds up squared gradients of every parameter over some batches at the pretrained weights. Of the tau most
 sensitive entries, a matrix (q, k, v, o, fc1, fc2) that holds at least r (I + O) / alpha gets a LoRA of rank r; any
 other trains just its selected entries. A vector (norm, bias) that holds at least length / beta trains whole. tau is
-chosen so that the total is nearest to the budget. Stage 2 trains W + sparse, or W + B A, with the vectors, the CLS token
-and the head.
+chosen so that the total is nearest to the budget. Stage 2 trains W + sparse, or W + B A, with the vectors, the CLS
+token and the head.
 
 Legend: I/O features, n selected entries.
 """

@@ -1,0 +1,62 @@
+"""Convert a published Bi-LoRA checkpoint: python scripts/import_bilora.py svhn-bit1-dim32.bin svhn.safetensors."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from headwise.cli import script
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line; rank and bits default to what the file's name says (bit1-dim32)."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="Use it: python train.py method=bi_lora method.checkpoint=svhn.safetensors method.scale=10 dataset=svhn "
+        "protocol.normalize=none (the scale is that of the published task, it is not in the file)",
+    )
+    parser.add_argument("file", type=Path, help="as published, such as svhn-bit1-dim32.bin")
+    parser.add_argument("out", type=Path, help="file to write, ending in .safetensors")
+    parser.add_argument("--rank", type=int, help="hidden width; read from dim<n> in the name, else 32")
+    parser.add_argument("--bits", type=int, help="of the adapter; read from bit<n> in the name, else 1")
+    parser.add_argument("--head-bits", type=int, default=32, help="1 for a bihead file")
+    parser.add_argument("--classes", type=int, help="of the task; read from the file's length if not given")
+    parser.add_argument("--blocks", type=int, default=12)
+    parser.add_argument("--width", type=int, default=768)
+    return parser.parse_args(arguments)
+
+
+def named(file: Path, key: str, default: int) -> int:
+    """The number after `key` in a file's name."""
+    found = re.search(rf"{key}(\d+)", file.stem)
+    return int(found[1]) if found else default
+
+
+@script
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    options = parse(arguments)
+    from headwise.published import Layout, read_bi_lora
+    from headwise.training import write_tensors
+
+    layout = Layout(
+        blocks=options.blocks,
+        width=options.width,
+        rank=options.rank or named(options.file, "dim", 32),
+        bits=options.bits or named(options.file, "bit", 1),
+        num_classes=options.classes,
+        head_bits=options.head_bits,
+    )
+    tensors = read_bi_lora(options.file, layout)
+    write_tensors(options.out, tensors, {"source": options.file.name, "format": "bi_lora"})
+    classes = layout.classes(options.file.stat().st_size)
+    print(f"wrote {options.out}: rank {layout.rank}, {layout.bits} bit(s), {classes} classes")
+    print(f"  adapter {layout.adapter_bytes:,} bytes, classifier {layout.head_bytes(classes):,} bytes")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

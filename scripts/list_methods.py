@@ -1,0 +1,77 @@
+"""List the methods, where they act and what they cost: python scripts/list_methods.py --backbone vit_b16_in21k.
+
+Every method is really installed in a network of that shape with random weights; nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+import headwise.experiment  # registers what conf/ interpolates with
+from headwise import atomic
+from headwise.cli import script
+from headwise.errors import ConfigError, suggest
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("methods", nargs="*", help="names; all if left out")
+    parser.add_argument("--backbone", default="vit_b16_in21k", help="of conf/backbone (vit_b16_in21k)")
+    parser.add_argument("--classes", type=int, default=10, help="of the head (10)")
+    parser.add_argument("--json", type=Path, help="also write everything as JSON")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides, such as rank=r8")
+    return parser.parse_args(arguments)
+
+
+def config(*overrides: str) -> dict[str, Any]:
+    """The resolved configuration."""
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        resolved: Any = OmegaConf.to_container(compose("config", overrides=list(overrides)), resolve=True)
+    return resolved
+
+
+def about(name: str) -> str:
+    """First line of a method's file, without its mark."""
+    return (CONF / "method" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+
+
+@script
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    options = parse(arguments)
+    known = {group: sorted(file.stem for file in (CONF / group).glob("*.yaml")) for group in ("method", "backbone")}
+    for group, given in (("method", options.methods), ("backbone", [options.backbone])):
+        for name in given:
+            if name not in known[group]:
+                raise ConfigError(f"unknown {group} {name!r}{suggest(name, known[group])}")
+
+    from headwise.backbone import BackboneSpec
+    from headwise.catalog import markdown, measure
+
+    spec = config(f"backbone={options.backbone}", "backbone.weights=none")["backbone"]
+    net = BackboneSpec(**spec).build()
+    net.new_head(options.classes)
+    entries = []
+    for name in options.methods or known["method"]:
+        method = instantiate(config(f"method={name}", *options.set)["method"], _convert_="all")
+        entries += measure(name, about(name), method.phases(), net)
+    print(markdown(entries, options.backbone))
+    if options.json:
+        atomic.write_text(options.json, json.dumps([entry.plain() for entry in entries], indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,137 @@
+"""SyntheticSource: images drawn by ``headwise.data.synthetic`` instead of read. Numpy and PIL, no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headwise.data import fewshot
+from headwise.data import labels as label_rules
+from headwise.data.decode import fit_all
+from headwise.data.pixels import FINAL_SPLITS, Pixels
+from headwise.data.splits import Indices, record_order, split_ranges, subset
+from headwise.data.synthetic.records import prepared_root, through_jpeg
+from headwise.data.synthetic.standin import StandIn
+from headwise.data.tasks import VTABTask
+from headwise.data.tfds import TFDSSource
+from headwise.errors import DataError
+
+
+class SyntheticSource:
+    """Images drawn by ``headwise.data.synthetic.<builder>`` in upstream's own split, or by a stand-in.
+
+    Sets that are slow to draw are drawn once, into ``$HEADWISE_CACHE/synthetic``, and read like any prepared set.
+
+    Args:
+        lossy: store the images as JPEG of default quality first, to measure what that costs.
+    """
+
+    def __init__(self, lossy: bool = False) -> None:
+        self.lossy = lossy
+
+    def has(self, task: VTABTask) -> bool:
+        """Whether there is a look-alike for the task; every other task with an upstream set has a stand-in."""
+        return (
+            task.builder is not None and importlib.util.find_spec(f"headwise.data.synthetic.{task.builder}") is not None
+        )
+
+    def fingerprint(self, task: VTABTask, splits: Sequence[str] = FINAL_SPLITS) -> str:
+        """Hash of the generator's name and revision and of the rules that choose and label its images."""
+        if task.shots is not None:
+            return fewshot.fingerprint(self, task, splits)
+        generator = self._generator(task)
+        parts = [task.builder, generator.REVISION, generator.SIZES, task.splits, task.label_key, task.label_rule]
+        parts += ["stand-in", task.name, task.num_classes, task.channels] if not self.has(task) else []
+        parts += ["lossy"] if self.lossy else []
+        return hashlib.sha256(json.dumps(["synthetic/1", *parts, list(splits)], sort_keys=True).encode()).hexdigest()
+
+    def labels(self, task: VTABTask) -> list[str]:
+        """``synthetic``, and ``lossy`` for images stored as JPEG."""
+        return ["synthetic", "lossy"] if self.lossy else ["synthetic"]
+
+    def count(self, task: VTABTask, split: str) -> int:
+        """Number of images of the split."""
+        if task.shots is not None:
+            return fewshot.count(self, task, split)
+        return sum(last - first for _, first, last in split_ranges(task, split, self._generator(task).SIZES))
+
+    def load(
+        self, task: VTABTask, split: str, size: int, resize: str = "pil_bicubic", limit: int | None = None
+    ) -> Pixels:
+        """Draw a split, in the order of upstream's records."""
+        if task.shots is not None:
+            return fewshot.load(self, task, split, size, resize, limit)
+        generator = self._generator(task)
+        if getattr(generator, "SLOW", False):
+            root = prepared_root(generator, task, self.lossy)
+            return TFDSSource(root, official=False).load(task, split, size, resize, limit)
+        return self.pick(task, split, subset(self.count(task, split), limit), size, resize)
+
+    def all_labels(self, task: VTABTask, split: str) -> NDArray[np.int64]:
+        """(N,) classes of a split; draws no image."""
+        classes: list[int] = []
+        for name, indices in self._members(task, split, np.arange(self.count(task, split))):
+            classes += self._classes(task, name, indices)
+        return np.array(classes, dtype=np.int64)
+
+    def pick(self, task: VTABTask, split: str, positions: Indices, size: int, resize: str) -> Pixels:
+        """Draw the images at ascending positions of a split."""
+        generator = self._generator(task)
+        pieces, classes, keys = [], [], []
+        for name, indices in self._members(task, split, positions):
+            pieces.append(generator.render(name, indices))
+            classes += self._classes(task, name, indices)
+            keys += [generator.key(name, int(index)) for index in indices]
+        drawn = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+        images, native = fit_all(through_jpeg(drawn) if self.lossy else drawn, size, resize)
+        return Pixels(
+            images,
+            np.array(classes, dtype=np.int64),
+            tuple(keys),
+            {
+                "source": f"synthetic:{task.builder if self.has(task) else f'stand-in/{task.name}'}@{generator.REVISION}",
+                "decoder": "none",
+                "resize": "native" if native else resize,
+            },
+        )
+
+    def _members(self, task: VTABTask, split: str, positions: Indices) -> list[tuple[str, Indices]]:
+        """Upstream split and examples' numbers at ascending positions of a split, run by run."""
+        generator, start, found = self._generator(task), 0, []
+        for name, first, last in split_ranges(task, split, generator.SIZES):
+            mine = positions[(positions >= start) & (positions < start + last - first)] - start + first
+            start += last - first
+            if len(mine):
+                order = _order(generator, name) if self.has(task) else _numbered(name, generator.SIZES[name])
+                found.append((name, order[mine]))
+        return found
+
+    def _classes(self, task: VTABTask, name: str, indices: Indices) -> list[int]:
+        key, rule = (task.label_key, task.label_rule) if self.has(task) else ("label", None)
+        return [label_rules.label_of(row, key, rule) for row in self._generator(task).examples(name, indices)]
+
+    def _generator(self, task: VTABTask) -> Any:
+        if self.has(task):
+            return importlib.import_module(f"headwise.data.synthetic.{task.builder}")
+        if task.builder is None:
+            raise DataError(f"there is no generator for task {task.name!r}; use data=folder data.root=PATH")
+        return StandIn(task)
+
+
+@lru_cache(maxsize=4)
+def _order(generator: Any, split: str) -> Indices:
+    """Order of a generator's examples in upstream's records."""
+    return record_order(split, (generator.key(split, i) for i in range(generator.SIZES[split])))
+
+
+@lru_cache(maxsize=8)
+def _numbered(split: str, size: int) -> Indices:
+    return record_order(split, map(str, range(size)))

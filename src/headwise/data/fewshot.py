@@ -1,0 +1,160 @@
+"""Few-shot sets: k images per class to train on, drawn three times. Published lists where they are, else our own draw.
+
+The published lists lie in ``<folder>/annotations``: one per number of shots and draw, one to search with, one to test.
+The draws are independent of each other, not nested. Where they are absent, the same number is drawn from the set's
+training images by md5, whatever the seed of a run, and results carry the label ``own draw``. Numpy only.
+
+In the names of splits, train800 and train800val200 are both the k images per class, val200 is the search's list.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headwise.data.listfiles import Entry, read_list
+from headwise.data.pixels import Pixels
+from headwise.data.splits import Indices, subset
+from headwise.data.tasks import VTABTask, check_split
+from headwise.errors import DataError
+
+OWN_DRAW = "own draw"
+LISTS = "annotations"
+POOL = "train_meta.list"
+
+
+class Pool(Protocol):
+    """A source that reads whole upstream slices."""
+
+    def count(self, task: VTABTask, split: str) -> int:
+        """Number of images."""
+        ...
+
+    def all_labels(self, task: VTABTask, split: str) -> NDArray[np.int64]:
+        """(N,) classes, without decoding."""
+        ...
+
+    def pick(self, task: VTABTask, split: str, positions: Indices, size: int, resize: str) -> Pixels:
+        """The images at ascending positions of a split."""
+        ...
+
+    def fingerprint(self, task: VTABTask, splits: Any = ...) -> str:
+        """Content of splits."""
+        ...
+
+
+def is_train(split: str) -> bool:
+    """Whether a split is the k images per class."""
+    check_split(split)
+    return split in ("train800", "train800val200")
+
+
+def draw(task: VTABTask, labels: NDArray[np.int64]) -> Indices:
+    """Our own draw: the ``shots`` images of each class whose md5 of set, shots, draw and position is smallest.
+
+    Args:
+        task: gives shots and draw.
+        labels: (N,) classes of the images to draw from.
+    Returns:
+        (shots * num_classes,) positions, ascending.
+    Raises:
+        DataError: if a class has too few images.
+    """
+    salt = f"fewshot/{task.name}/{task.shots}/{task.draw}"
+    ranks = [hashlib.md5(f"{salt}/{position}".encode()).digest() for position in range(len(labels))]
+    order = np.array(sorted(range(len(labels)), key=ranks.__getitem__), dtype=np.int64)
+    counts = np.bincount(labels, minlength=task.num_classes)
+    shots = task.shots or 0
+    if counts.min() < shots:
+        raise DataError(f"task {task.name!r}: shots={shots}, but class {counts.argmin()} has {counts.min()} images")
+    by_class = order[np.argsort(labels[order], kind="stable")]
+    starts = np.concatenate(([0], np.cumsum(counts)[:-1]))
+    return np.sort(by_class[(starts[:, None] + np.arange(shots)).reshape(-1)])
+
+
+def slices(task: VTABTask, split: str) -> list[VTABTask]:
+    """One plain task per upstream slice behind a split; the slice is its ``test`` split."""
+    part = "train" if is_train(split) else {"val200": "val", "test": "test"}[split]
+    texts = [text.strip() for text in task.splits[part].split("+")]
+    return [replace(task, shots=None, group="own", splits=dict.fromkeys(("train", "val", "test"), t)) for t in texts]
+
+
+def count(source: Pool, task: VTABTask, split: str) -> int:
+    """Number of images of a split."""
+    if is_train(split):
+        return (task.shots or 0) * task.num_classes
+    return sum(source.count(part, "test") for part in slices(task, split))
+
+
+def load(source: Pool, task: VTABTask, split: str, size: int, resize: str, limit: int | None = None) -> Pixels:
+    """Read a split of a few-shot set from upstream slices."""
+    parts = slices(task, split)
+    if is_train(split):
+        labels = [source.all_labels(part, "test") for part in parts]
+        lengths = [len(found) for found in labels]
+        chosen = draw(task, np.concatenate(labels))
+    else:
+        lengths = [source.count(part, "test") for part in parts]
+        chosen = np.arange(sum(lengths), dtype=np.int64)
+    chosen = chosen[subset(len(chosen), limit)]
+    found, start = [], 0
+    for part, length in zip(parts, lengths, strict=True):
+        positions = chosen[(chosen >= start) & (chosen < start + length)] - start
+        if len(positions):
+            found.append(source.pick(part, "test", positions, size, resize))
+        start += length
+    return Pixels(
+        np.concatenate([pixels.images for pixels in found]),
+        np.concatenate([pixels.labels for pixels in found]),
+        tuple(key for pixels in found for key in pixels.keys),
+        found[0].provenance,
+    )
+
+
+def fingerprint(source: Pool, task: VTABTask, splits: Any) -> str:
+    """Hash of the slices that are drawn from, and of the draw."""
+    sha = hashlib.sha256(b"fewshot/1\n")
+    for split in splits:
+        chosen = f"{task.shots} {task.draw}" if is_train(split) else "all"
+        whole = [source.fingerprint(part, ("test",)) for part in slices(task, split)]
+        sha.update(f"{split} {task.name} {chosen} {' '.join(whole)}\n".encode())
+    return sha.hexdigest()
+
+
+def list_file(folder: Path, task: VTABTask, split: str) -> Path | None:
+    """The list behind a split: the published draw, or what our own is drawn from; None if neither is there."""
+    names = {"val200": ["val_meta.list"], "test": ["test_meta.list"]}
+    drawn = [f"train_meta.list.num_shot_{task.shots}.seed_{task.draw}", POOL]
+    return next((f for name in names.get(split, drawn) if (f := folder / LISTS / name).is_file()), None)
+
+
+def entries(folder: Path, task: VTABTask, split: str) -> list[Entry]:
+    """Lines of a split of a list-file tree; images may lie in ``<folder>/images`` or in the folder itself.
+
+    Raises:
+        DataError: if the list is missing or malformed.
+    """
+    file = list_file(folder, task, split)
+    if file is None:
+        wanted = POOL if is_train(split) else "val_meta.list" if split == "val200" else "test_meta.list"
+        raise DataError(f"task {task.name!r}: {split} needs {LISTS}/{wanted} in {str(folder)!r}, which is not there")
+    rows = read_list(file, task.num_classes)
+    if is_train(split) and file.name == POOL:
+        rows = [rows[i] for i in draw(task, np.array([row.label for row in rows], dtype=np.int64))]
+    if not (folder / rows[0].path).exists() and (folder / "images").is_dir():
+        rows = [replace(row, path=f"images/{row.path}") for row in rows]
+    return rows
+
+
+def list_labels(folder: Path, task: VTABTask) -> list[str]:
+    """``own draw`` and ``unofficial split``, as far as they apply to a list-file tree."""
+    file = list_file(folder, task, "train800")
+    found = [OWN_DRAW] if file is not None and file.name == POOL else []
+    if len(entries(folder, task, "test")) != task.num_test:
+        found.append("unofficial split")
+    return found

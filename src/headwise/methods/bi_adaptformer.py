@@ -1,0 +1,70 @@
+"""Bi-AdaptFormer (JieShibo/PETL-ViT, binary_adapter; arXiv:2307.16867): AdaptFormer with k bits per entry."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from headwise.backbone import Backbone
+from headwise.bottleneck import Bottleneck
+from headwise.methods.base import Installed, Method, Plan
+from headwise.methods.structural import blocks, install_parts, place, refuse_targets, width_of
+from headwise.quantize import Quantizer
+from headwise.quantized import QuantizedBottleneck, QuantizedLinear
+from headwise.wrapping import Beside, check_block
+
+
+@dataclass(frozen=True, kw_only=True)
+class BiAdaptFormer(Method):
+    """x <- x + DropPath(MLP(LN2 x)) + s Q(U) drop(relu(Q(D) x)), without biases; stays in place.
+
+    Latent parameters: 2 C h per block, 589,824 at h = 32 on ViT-B/16. Stored: their codes and 8 bytes per matrix,
+    73,920 bytes there at 1 bit. Q(U) cannot be zero, so the start is slightly off the identity.
+
+    Attributes:
+        hidden: h, in 1 .. C.
+        scale: s, constant.
+        dropout: of the hidden, in [0, 1).
+        bits: 1, 2, 4 or 8.
+        codebook: kmedians (published) or kmeans.
+        head_bits: 1, 2, 4 or 8 for a quantised classifier without bias; None for an ordinary one.
+    """
+
+    targets: Sequence[str] = ()
+    hidden: int = 32
+    scale: float = 1.0
+    dropout: float = 0.1
+    bits: int = 1
+    codebook: str = "kmedians"
+    head_bits: int | None = None
+
+    merges: ClassVar[bool] = False
+    identity_tolerance: ClassVar[float] = 1e-1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_targets(self)
+        for bits in (self.bits, self.head_bits):
+            if bits is not None:
+                Quantizer(bits, self.codebook)
+
+    def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
+        """Wrap every block.
+
+        Raises:
+            ConfigError: for a hidden width out of range, or blocks whose halves are unknown.
+        """
+        parts: dict[str, nn.Module] = {}
+        for key, path, block in blocks(net):
+            check_block(block)
+            bottleneck = Bottleneck(width_of(net, key), self.hidden, dropout=self.dropout, scale=self.scale)
+            part = QuantizedBottleneck(bottleneck, Quantizer(self.bits, self.codebook))
+            parts[f"{key}.adaptformer"] = part
+            place(net, path, functools.partial(Beside, part=part))
+        if self.head_bits is not None:
+            net.set_head(QuantizedLinear(net.head, Quantizer(self.head_bits, self.codebook)))
+        return install_parts(net, parts)

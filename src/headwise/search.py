@@ -1,0 +1,158 @@
+"""Choosing scale, number of heads and score on the validation images, as a stage of one run. Never the test images.
+
+Scale s comes first, with every head on; then, at that scale, every number of heads off with every score. Equal
+accuracies go to fewer heads off, then to the smaller scale, then to the score named first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Self
+
+from headwise.errors import ConfigError, suggest
+from headwise.gate import SCORES, Gate
+from headwise.records import PhaseResult
+
+TRAIN_SPLIT, EVAL_SPLIT = "train800", "val200"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """What to try; an empty list leaves the method's own value.
+
+    Attributes:
+        scale: of the last phase's method.
+        ne: heads off in every layer, whole numbers, or shares of them below 1; 0 need not be named.
+        score: of `headwise.gate.Gate`.
+    """
+
+    scale: Sequence[float] = ()
+    ne: Sequence[float] = ()
+    score: Sequence[str] = ()
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Self:
+        """From ``protocol.search``.
+
+        Raises:
+            ConfigError: for an unknown key, or anything but lists of usable values.
+        """
+        names = [f.name for f in fields(cls)]
+        for name, values in given.items():
+            if name not in names:
+                raise ConfigError(f"unknown key protocol.search.{name}{suggest(str(name), names)}")
+            if not isinstance(values, list | tuple) or len(set(values)) < len(values):
+                raise ConfigError(f"protocol.search.{name} is a list of different values, got {values!r}")
+        for name in set(given.get("score", ())) - set(SCORES):
+            raise ConfigError(f"unknown protocol.search.score {name!r}{suggest(str(name), SCORES)}")
+        for value in given.get("ne", ()):
+            if isinstance(value, bool) or not isinstance(value, int | float) or value < 0 or (value % 1 and value > 1):
+                raise ConfigError(f"protocol.search.ne takes whole numbers, or shares below 1, got {value!r}")
+        if not any(given.values()):
+            raise ConfigError(f"protocol.search names nothing to try; allowed: {', '.join(names)}")
+        return cls(**given)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One try.
+
+    Attributes:
+        scale, ne, score: what was tried; None where the method's own value stood.
+        accuracy: on the validation images, percent.
+        fingerprint: of the stored phase.
+    """
+
+    scale: float | None
+    ne: float | None
+    score: str | None
+    accuracy: float
+    fingerprint: str
+
+
+@dataclass
+class Found:
+    """What a search chose.
+
+    Attributes:
+        methods: the phases with the chosen values.
+        chosen: the winning trial.
+        trials: all, in the order of trying.
+    """
+
+    methods: list[Any]
+    chosen: Trial
+    trials: list[Trial] = field(default_factory=list)
+
+    def report(self) -> dict[str, Any]:
+        """Plain data for the record."""
+        trials = [asdict(trial) for trial in self.trials]
+        splits = {"train_split": TRAIN_SPLIT, "eval_split": EVAL_SPLIT}
+        return {"chosen": asdict(self.chosen), "num_trials": len(trials), "trials": trials, **splits}
+
+
+def search(
+    methods: Sequence[Any],
+    space: Space,
+    attempt: Callable[[Sequence[Any]], PhaseResult],
+    say: Callable[[str], None] = lambda line: None,
+) -> Found:
+    """Try scales with every head on, then heads and scores at the best scale.
+
+    Args:
+        methods: the phases; the last one's scale and gate are chosen.
+        space: what to try.
+        attempt: trains and measures phases on the search splits; gives the record of the last one.
+        say: told of every trial.
+
+    Raises:
+        ConfigError: if the last phase has no scale, or no gate, to choose.
+    """
+    *before, last = methods
+    if space.scale and not hasattr(last, "scale"):
+        raise ConfigError(f"protocol.search.scale: method {last.label} has no scale; use search.scale=[]")
+    if (space.ne or space.score) and last.gate is None:
+        raise ConfigError(f"protocol.search.ne: method {last.label} has no gate; add gate=heart, or use search.ne=[]")
+    trials: list[Trial] = []
+    best: tuple[tuple[float, ...], Any, Trial] | None = None
+
+    def run(method: Any, ne: float | None, score: str | None, order: int) -> None:
+        nonlocal best
+        result = attempt([*before, method])
+        if result.accuracy is None:
+            raise ConfigError(f"the search needs an accuracy of {result.label}, which was not tested")
+        scale = getattr(method, "scale", None)
+        trial = Trial(scale, ne, score, result.accuracy, result.fingerprint)
+        trials.append(trial)
+        tried = f"scale={scale} ne={ne} score={score}"
+        say(f"search {len(trials)}: {tried}: {trial.accuracy:.2f} % of the validation images")
+        rank = (-trial.accuracy, ne or 0.0, scale or 0.0, order)
+        if best is None or rank < best[0]:
+            best = (rank, method, trial)
+
+    gate = None if last.gate is None else Gate.of(last.gate)
+    amounts = sorted(value for value in space.ne if value)
+    searches_heads = gate is not None and (bool(amounts) or bool(space.score))
+    start = replace(last, gate=_amount(gate, 0)) if gate is not None and searches_heads else last
+    scales: list[float | None] = [*sorted(space.scale)] or [None]
+    for scale in scales:
+        run(start if scale is None else replace(start, scale=scale), 0 if searches_heads else None, None, 0)
+    if gate is not None and searches_heads and best is not None:
+        scaled = best[1]
+        own = gate.ratio or gate.count
+        for amount in amounts or ([] if own is None else [own]):
+            for order, score in enumerate(space.score or [gate.score]):
+                run(replace(scaled, gate={**_amount(gate, amount), "score": score}), amount, score, order)
+    if best is None:
+        raise ConfigError("the search tried nothing")
+    return Found([*before, best[1]], best[2], trials)
+
+
+def _amount(gate: Gate, amount: float | None) -> dict[str, Any]:
+    """The gate's fields with another amount: a share below 1, or a number of heads."""
+    if amount is None:
+        return gate.spec()
+    share = 0 < amount < 1
+    chosen = {"count": None if share else int(amount), "ratio": amount if share else None, "budget": None}
+    return {**gate.spec(), **chosen}

@@ -1,0 +1,244 @@
+"""The cache gives the very pixels, classes, keys and fingerprints of its source, or refuses."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from made_tfds import write_set
+from made_trees import REPO, load_task, write_tree
+
+from headwise.claims import BusyError, Claim
+from headwise.data import cachebuild
+from headwise.data.cache import META, Cache, CacheSource
+from headwise.data.cachebuild import build
+from headwise.data.sources import AutoSource, FolderSource, TFDSSource
+from headwise.data.tasks import VTABTask
+from headwise.errors import ConfigError, DataError
+
+SPLITS = ("train800", "val200", "train800val200", "test")
+CLEVR = [load_task("clevr_count"), load_task("clevr_dist")]
+SPRITES = [load_task("dsprites_loc"), load_task("dsprites_ori")]
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("sets")
+    for task in (CLEVR[0], SPRITES[0]):
+        write_set(root, task, count=20)
+    return root
+
+
+@pytest.fixture
+def source(root: Path) -> TFDSSource:
+    return TFDSSource(root, official=False)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "name"), [(CLEVR, "clevr@3.1.0-tfds-40-tf_bilinear"), (SPRITES, "dsprites@2.0.0-tfds-native")]
+)
+def test_a_cache_is_its_source(source: TFDSSource, tmp_path: Path, tasks: list[VTABTask], name: str) -> None:
+    folder = build(source, tasks, 40, "tf_bilinear", tmp_path)
+    assert folder.name == name and {path.name for path in tmp_path.iterdir()} == {name, ".claims"}
+    cache = CacheSource(tmp_path)
+    for task in tasks:
+        assert cache.has(task) and cache.has_size(task, 40, "tf_bilinear")
+        assert cache.labels(task) == source.labels(task) == ["unofficial split"]
+        for split in SPLITS:
+            one, two = source.load(task, split, 40, "tf_bilinear"), cache.load(task, split, 40, "tf_bilinear")
+            np.testing.assert_array_equal(one.images, two.images)
+            assert one.labels.tolist() == two.labels.tolist() and one.keys == two.keys
+            assert two.provenance == {**one.provenance, "cache": name}
+            assert cache.count(task, split) == source.count(task, split)
+        for pair in cachebuild.PAIRS:
+            assert cache.fingerprint(task, pair) == source.fingerprint(task, pair)
+        part, whole = (cache.load(task, "train800val200", 40, "tf_bilinear", limit) for limit in (5, None))
+        assert [whole.keys.index(key) for key in part.keys] == sorted(whole.keys.index(key) for key in part.keys)
+    assert isinstance(cache.load(tasks[0], "test", 40, "tf_bilinear").images, np.memmap)
+    assert sum("train800.npy" in path.name for path in folder.iterdir()) == 1 + len(tasks), "twins share the images"
+
+
+def test_a_cache_of_a_list_file_tree(tree: Path, toy: VTABTask, tmp_path: Path) -> None:
+    source = FolderSource(tree)
+    assert build(source, [toy], 32, "pil_bicubic", tmp_path / "c").name == "toy-folder-32-pil_bicubic"
+    cache = CacheSource(tmp_path / "c")
+    assert cache.fingerprint(toy) == source.fingerprint(toy) and cache.labels(toy) == source.labels(toy)
+    np.testing.assert_array_equal(cache.load(toy, "test", 32).images, source.load(toy, "test", 32).images)
+    with pytest.raises(ConfigError, match="cache them one by one"):
+        build(source, [toy, replace(toy, name="b")], 32, "pil_bicubic", tmp_path / "c")
+
+
+def test_images_of_several_small_sizes_are_all_resized(tmp_path: Path, toy: VTABTask) -> None:
+    from PIL import Image
+
+    write_tree(tmp_path / "root" / "toy", size=(48, 48))
+    odd = tmp_path / "root" / "toy" / "images" / "test" / "3.png"
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (30, 48, 3), dtype=np.uint8)).save(odd)
+    source = FolderSource(tmp_path / "root")
+    assert build(source, [toy], 40, "pil_bicubic", tmp_path / "c").name == "toy-folder-40-pil_bicubic"
+    loaded = CacheSource(tmp_path / "c").load(toy, "test", 40)
+    np.testing.assert_array_equal(loaded.images, source.load(toy, "test", 40).images)
+
+
+def test_another_size_is_asked_for(source: TFDSSource, root: Path, tmp_path: Path) -> None:
+    build(source, CLEVR, 40, "tf_bilinear", tmp_path)
+    cache = CacheSource(tmp_path)
+    for size, resize in ((40, "pil_bicubic"), (48, "tf_bilinear")):
+        with pytest.raises(DataError, match=rf"holds 40-tf_bilinear, the run needs {size}-{resize}; run: python scr"):
+            cache.load(CLEVR[0], "test", size, resize)
+    auto = AutoSource(root, tmp_path, official=False)
+    assert auto.resolve(CLEVR[0]) is auto.cache
+    assert auto.load(CLEVR[0], "test", 48, "tf_bilinear").images.shape[1] == 48, "the same images, from their source"
+    build(source, CLEVR, 48, "tf_bilinear", tmp_path)
+    assert "cache" in CacheSource(tmp_path).load(CLEVR[1], "test", 48, "tf_bilinear").provenance
+
+
+def test_it_is_built_once(source: TFDSSource, tmp_path: Path) -> None:
+    said: list[str] = []
+    folder = build(source, SPRITES, 224, "pil_bicubic", tmp_path, said.append)
+    stamp = (folder / META).stat().st_mtime_ns
+    assert any(line.startswith("dsprites_loc: test 2 of 2") for line in said)
+    assert build(source, SPRITES, 224, "pil_bicubic", tmp_path) == folder
+    assert (folder / META).stat().st_mtime_ns == stamp
+
+
+def damage(folder: Path, what: str) -> None:
+    file = folder / "test.npy"
+    if what == "missing":
+        file.unlink()
+    elif what == "cut off":
+        file.write_bytes(file.read_bytes()[:-1])
+    elif what == "changed":
+        data = bytearray(file.read_bytes())
+        data[-5] ^= 1
+        file.write_bytes(data)
+    elif what == "labels":
+        np.save(folder / "labels.dsprites_loc.test.npy", np.array([0, 99]))
+    elif what == "keys":
+        (folder / "keys.txt").write_text("test 1\n")
+    elif what == "meta":
+        (folder / META).write_text("{}")
+    elif what == "layout":
+        meta = json.loads((folder / META).read_text())
+        (folder / META).write_text(json.dumps(meta | {"schema": 2}))
+
+
+@pytest.mark.parametrize("what", ["missing", "cut off", "changed", "labels", "keys", "meta", "layout"])
+def test_a_damaged_cache_is_refused_and_mended(source: TFDSSource, tmp_path: Path, what: str) -> None:
+    folder = build(source, SPRITES, 224, "pil_bicubic", tmp_path)
+    damage(folder, what)
+    with pytest.raises(DataError, match=r"cache .*dsprites@2.0.0-tfds-native: .* prepare it again"):
+        CacheSource(tmp_path).load(SPRITES[0], "test", 224)
+    if what in ("meta", "layout"):
+        with pytest.raises(DataError, match="prepare it again"):
+            AutoSource(None, tmp_path).fingerprint(SPRITES[0])
+    if what != "keys":
+        build(source, SPRITES, 224, "pil_bicubic", tmp_path)
+        assert len(CacheSource(tmp_path).load(SPRITES[0], "test", 224).labels) == 2
+
+
+def test_a_foreign_cache_is_refused(source: TFDSSource, tmp_path: Path) -> None:
+    build(source, SPRITES, 224, "pil_bicubic", tmp_path)
+    other = replace(SPRITES[0], splits={**SPRITES[0].splits, "test": "train[80%:]"})
+    with pytest.raises(DataError, match=r"built for another definition of task 'dsprites_loc'"):
+        CacheSource(tmp_path).fingerprint(other)
+    with pytest.raises(DataError, match=r"no cache of task 'dtd' in .*prepare_vtab.py --tasks dtd"):
+        CacheSource(tmp_path).fingerprint(load_task("dtd"))
+    with pytest.raises(DataError, match=r"no cache of task 'dsprites_loc'"):
+        CacheSource(tmp_path).fingerprint(replace(SPRITES[0], versions=("3.*.*",)))
+
+
+def test_no_room_is_an_error_and_leaves_nothing(
+    source: TFDSSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = build(source, SPRITES, 224, "pil_bicubic", tmp_path)
+    monkeypatch.setattr(cachebuild.shutil, "disk_usage", lambda path: os.terminal_size((0, 0)) and _Usage())
+    with pytest.raises(DataError, match="is full; free some space"):
+        build(source, CLEVR, 40, "tf_bilinear", tmp_path)
+    monkeypatch.undo()
+    assert {path.name for path in tmp_path.iterdir()} == {first.name, ".claims"}
+
+    def full(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(cachebuild, "_save", full)
+    with pytest.raises(DataError, match="is full; free some space"):
+        build(source, CLEVR, 40, "tf_bilinear", tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {first.name, ".claims"}
+    assert len(CacheSource(tmp_path).load(SPRITES[0], "test", 224).labels) == 2
+
+
+class _Usage:
+    free = 1000
+
+
+def test_an_interrupted_build_leaves_what_was_complete(
+    source: TFDSSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A killed process leaves its folder behind; the next one removes it and starts again."""
+    script = f"""
+import os, sys
+sys.path.insert(0, {str(REPO / "tests" / "data")!r})
+from pathlib import Path
+from made_trees import load_task
+from headwise.data import cachebuild
+from headwise.data.sources import TFDSSource
+cachebuild.label_file = lambda *args: os._exit(9)
+source = TFDSSource({str(source.root)!r}, official=False)
+cachebuild.build(source, [load_task("clevr_count"), load_task("clevr_dist")], 40, "tf_bilinear", Path({str(tmp_path)!r}))
+"""
+    assert subprocess.run([sys.executable, "-c", script], cwd=REPO).returncode == 9
+    assert len(list(tmp_path.glob(".building-*"))) == 1 and not CacheSource(tmp_path).has(CLEVR[0])
+    build(source, CLEVR, 40, "tf_bilinear", tmp_path)
+    assert not list(tmp_path.glob(".building-*")) and CacheSource(tmp_path).has(CLEVR[0])
+
+
+def test_two_builds_at_once(source: TFDSSource, tmp_path: Path) -> None:
+    with Claim(tmp_path / ".claims" / "dsprites@2.0.0-tfds"), pytest.raises(BusyError, match="is claimed by process"):
+        _in_thread(lambda: build(source, SPRITES, 224, "pil_bicubic", tmp_path, wait=False))
+    folders: list[Path] = []
+    threads = [
+        threading.Thread(target=lambda: folders.append(build(source, SPRITES, 224, "pil_bicubic", tmp_path)))
+        for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(folders) == 2 and folders[0] == folders[1]
+    Cache.open(folders[0]).check()
+
+
+def _in_thread(call: Any) -> None:
+    """Claims do not nest within a thread, so the second one comes from another."""
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            call()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+
+
+def test_auto_takes_the_cache_first(source: TFDSSource, root: Path, tmp_path: Path) -> None:
+    build(source, SPRITES, 224, "pil_bicubic", tmp_path)
+    auto = AutoSource(root, tmp_path)
+    assert auto.resolve(SPRITES[0]) is auto.cache and auto.labels(SPRITES[0]) == ["unofficial split"]
+    assert AutoSource(None, tmp_path / "none").labels(SPRITES[0]) == ["synthetic"]
+    with pytest.raises(DataError, match=r"no images for task 'dsprites_loc'"):
+        AutoSource(None, tmp_path / "none", synthetic=False).fingerprint(SPRITES[0])

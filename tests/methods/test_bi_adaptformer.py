@@ -1,0 +1,89 @@
+"""Bi-AdaptFormer and the 1-bit head: sizes, exact storage."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from made_networks import CLASSES, distance, images, logits, network, perturb
+
+from headwise.bottleneck import Bottleneck
+from headwise.errors import CheckpointError, ConfigError
+from headwise.methods.base import Installed, Method
+from headwise.methods.bi_adaptformer import BiAdaptFormer
+from headwise.methods.bi_lora import BiLoRA
+from headwise.quantize import Quantizer
+from headwise.quantized import QuantizedBottleneck, QuantizedLinear
+
+METHODS: dict[str, Method] = {
+    "bi_adaptformer": BiAdaptFormer(label="a", hidden=5),
+    "with 1-bit head": BiAdaptFormer(label="a", hidden=5, head_bits=1),
+    "bi_lora with 1-bit head": BiLoRA(label="b", rank=5, head_bits=1),
+}
+
+
+def test_size_on_vit_b() -> None:
+    """12 blocks of two 768 x 32 matrices: 73,920 bytes as published."""
+    torch.manual_seed(0)
+    part = QuantizedBottleneck(Bottleneck(768, 32), Quantizer(1))
+    assert 12 * sum(tensor.nbytes for tensor in part.pack().values()) == 73_920
+    assert list(part.pack()) == ["down.codes", "down.stats", "up.codes", "up.stats"]
+
+
+def installed(method: Method, family: str = "vit") -> tuple[Any, Installed]:
+    net = network(family)
+    torch.manual_seed(0)
+    found = method.install(net)
+    perturb(list(found.trainable().values()))
+    return net.eval(), found
+
+
+@pytest.mark.parametrize("family", ["vit", "swin"])
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_what_is_stored_gives_the_same_logits(method: Method, family: str) -> None:
+    net, found = installed(method, family)
+    stored = found.packed()
+    fresh = network(family)
+    torch.manual_seed(1)
+    again = method.install(fresh)
+    again.unpack(stored)
+    before = logits(net, images())
+    assert torch.equal(logits(fresh.eval(), images()), before)
+    again.merge()
+    assert distance(logits(fresh, images()), before) <= 1e-5
+    assert type(fresh.head) is torch.nn.Linear
+    assert not any(parameter.requires_grad for parameter in fresh.parameters())
+
+
+def test_the_head_is_stored_in_bits_and_not_counted_as_adapter() -> None:
+    _, found = installed(METHODS["bi_lora with 1-bit head"])
+    _, plain = installed(BiLoRA(label="b", rank=5))
+    stored = found.packed()
+    assert {name for name in stored if name.startswith("head.")} == {"head.codes", "head.stats"}
+    assert stored["head.codes"].nbytes == -(-CLASSES * 48 // 8)
+    assert found.stored_bytes() == plain.stored_bytes()
+    assert list(found.head()) == ["head.weight"]
+
+
+def test_a_quantised_layer_learns_from_a_constant_start() -> None:
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(6, 4)
+    torch.nn.init.zeros_(linear.weight)
+    layer = QuantizedLinear(linear, Quantizer(1))
+    layer(torch.randn(3, 6)).square().sum().backward()
+    assert layer.weight.grad is not None
+    assert len(torch.unique(layer.weight.grad)) > 6
+    with pytest.raises(CheckpointError, match=r"codes is \(4,\) in the file, \(3,\) here"):
+        layer.unpack({"codes": torch.zeros(4, dtype=torch.uint8), "stats": torch.zeros(2)})
+
+
+def test_bad_input() -> None:
+    with pytest.raises(ConfigError, match="a codebook has 1, 2, 4 or 8 bits, got 3"):
+        BiAdaptFormer(label="a", bits=3)
+    with pytest.raises(ConfigError, match="got 5"):
+        BiLoRA(label="b", head_bits=5)
+    with pytest.raises(ConfigError, match="does not choose projections"):
+        BiAdaptFormer(label="a", targets=("q",))
+    with pytest.raises(ConfigError, match="has no gate on its heads"):
+        BiAdaptFormer(label="a", gate={"count": 1})

@@ -1,0 +1,63 @@
+"""MoRA: counts, and both types against the steps of compressing, mapping and expanding."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from made_native import array, build, count, step
+
+from headwise.errors import ConfigError
+from headwise.methods.mora import MoRADelta, side_of
+from headwise.sites import Site
+from made_networks import network, perturb
+
+
+@pytest.mark.parametrize(("kind", "expected"), [(6, 290_400), (1, 295_704)])
+def test_count_on_vit_b16(kind: int, expected: int) -> None:
+    assert count(build("mora", f"method.type={kind}")) == expected
+
+
+def test_side() -> None:
+    assert [side_of(768, 768, 8, kind) for kind in (1, 6)] == [111, 110]
+
+
+def by_steps(x: np.ndarray, matrix: np.ndarray, kind: int, num_outputs: int) -> np.ndarray:
+    side = len(matrix)
+    missing = -x.shape[-1] % side
+    chunks = np.concatenate([x, x[..., :missing]], -1).reshape(*x.shape[:-1], -1, side)
+    if kind == 1:
+        out = chunks.sum(-2) @ matrix.T
+    else:
+        speed = 1.0 / 10000 ** (np.arange(0, side, 2) / side)
+        angle = np.outer(np.arange(chunks.shape[-2]), speed)
+        cos, sin = (np.concatenate([f(angle), f(angle)], -1) for f in (np.cos, np.sin))
+        turned = np.concatenate([-chunks[..., side // 2 :], chunks[..., : side // 2]], -1)
+        out = ((chunks * cos + turned * sin) @ matrix.T).reshape(*x.shape[:-1], -1)
+    times = -(-num_outputs // out.shape[-1])
+    return np.concatenate([out] * times, -1)[..., :num_outputs]
+
+
+@pytest.mark.parametrize("kind", [1, 6])
+@pytest.mark.parametrize("shape", [(48, 48), (192, 48), (48, 192)])
+def test_weight_is_the_linear_map_of_the_steps(kind: int, shape: tuple[int, int]) -> None:
+    base = torch.zeros(shape)
+    delta = MoRADelta(Site(0, 0, "q", 1, shape[0]), base, 2, kind)
+    perturb(list(delta.parameters()), 1.0)
+    x = np.random.default_rng(0).normal(size=(3, shape[1]))
+    expected = by_steps(x, array(delta.M), kind, shape[0])
+    np.testing.assert_allclose(x @ array(delta.weight(base)).T, expected, atol=1e-5)
+
+
+def test_learns() -> None:
+    net = network("vit")
+    installed = build("mora", "method.rank=2").install(net)
+    step(net, installed)
+    assert all(tensor.grad.any() for tensor in installed.adapter().values())
+
+
+def test_refuses() -> None:
+    with pytest.raises(ConfigError, match=r"must give a matrix of side 2\.\.48 .* got rank 100"):
+        build("mora", "method.rank=100").install(network("vit"))
+    with pytest.raises(ConfigError, match=r"type must be one of \(1, 6\), got 2"):
+        build("mora", "method.type=2", "method.rank=2").install(network("vit"))

@@ -1,0 +1,123 @@
+"""SPT-LoRA: sensitivities, selection by brute force, sparse updates, the plan as JSON."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from made_native import X, build, step
+
+from headwise.errors import ConfigError
+from headwise.methods.spt_lora import SparseDelta, pack_entries, unpack_entries
+from made_networks import batches, distance, logits, network
+
+
+def planned(budget: int) -> tuple[Any, Any, dict[str, Any]]:
+    net, method = network("vit"), build("spt_lora", f"method.budget={budget}", "method.rank=2")
+    return net, method, json.loads(json.dumps(method.prepare(net, batches(), 10)))
+
+
+def test_sensitivities_are_summed_squared_gradients() -> None:
+    net, method = network("vit"), build("spt_lora", "method.num_batches=2")
+    found = method.sensitivities(net, batches(3))
+    assert not net.training
+    assert set(found) > {site.key for site in net.sites}
+    assert {"blocks.0.norm1.weight", "blocks.1.mlp.fc2.bias", "norm.bias"} <= set(found)
+    assert not [name for name in found if name.startswith(("head", "patch_embed", "cls_token", "pos_embed"))]
+    net.requires_grad_(True)
+    weight = net.linear(net.sites[4]).weight
+    total = torch.zeros_like(weight)
+    for images, labels in batches(2)():
+        (grad,) = torch.autograd.grad(F.cross_entropy(net.train()(images), labels), [weight])
+        total += grad**2
+    torch.testing.assert_close(found[net.sites[4].key], total)
+
+
+def test_selection_by_brute_force() -> None:
+    net, method, plan = planned(3000)
+    torch.manual_seed(0)
+    values = method.sensitivities(net, batches())
+    flat = torch.cat([v.flatten() for v in values.values()])
+    threshold = flat.sort(descending=True).values[plan["tau"] - 1]
+    total, shapes = 48, {site.key: net.linear(site).weight.shape for site in net.sites}
+    for name, value in values.items():
+        chosen = (value >= threshold).flatten().nonzero().flatten()
+        if name in shapes:
+            lora = 2 * sum(shapes[name])
+            assert (name in plan["structured"]) == (len(chosen) >= lora / 10)
+            if name in plan["structured"]:
+                total += lora
+            else:
+                total += len(chosen)
+                assert (name in plan["sparse"]) == bool(len(chosen))
+                if len(chosen):
+                    assert unpack_entries(plan["sparse"][name]).tolist() == chosen.tolist()
+        else:
+            assert (name in plan["vectors"]) == (len(chosen) >= value.numel() / 5)
+            total += value.numel() if name in plan["vectors"] else len(chosen)
+    assert total == plan["total"]
+    assert abs(total - 3000) < 300
+
+
+def test_entries_survive_json() -> None:
+    entries = torch.randperm(2_359_296)[:5000]
+    text = pack_entries(entries)
+    assert text.isascii()
+    assert unpack_entries(text).tolist() == sorted(entries.tolist())
+
+
+def test_only_the_selected_train() -> None:
+    net, method, plan = planned(600)
+    assert plan["sparse"]
+    assert plan["structured"]
+    before = {name: tensor.clone() for name, tensor in net.export_state_dict().items()}
+    installed = method.install(net, plan)
+    assert distance(logits(net, X), logits(network("vit"), X)) <= 1e-6
+    step(net, installed)
+    net.zero_grad()
+    step(net, installed)
+    assert all(tensor.grad.any() for tensor in installed.adapter().values() if tensor.ndim > 1)
+    key, text = next(iter(plan["sparse"].items()))
+    moved = logits(net, X)
+    site = next(site for site in net.sites if site.key == key)
+    base = net.linear(site).weight.clone()
+    installed.merge()
+    assert distance(logits(net, X), moved) <= 1e-5
+    changed = (net.linear(site).weight != base).flatten().nonzero().flatten()
+    assert set(changed.tolist()) <= set(unpack_entries(text).tolist())
+    assert len(changed)
+    after = net.export_state_dict()
+    assert not torch.equal(after["cls_token"], before["cls_token"])
+    vectors = {name.replace(".qkv.q.", ".qkv.").replace(".qkv.v.", ".qkv.") for name in plan["vectors"]}
+    for name, tensor in before.items():
+        if tensor.ndim == 1 and not name.startswith("head") and name not in vectors:
+            assert torch.equal(after[name], tensor), name
+
+
+def test_sparse_update_is_an_index_put() -> None:
+    delta = SparseDelta(torch.zeros(3, 4), torch.tensor([1, 6, 11]))
+    delta.values.data.copy_(torch.tensor([1.0, 2.0, 3.0]))
+    assert delta.weight(torch.zeros(3, 4)).tolist() == [[0, 1, 0, 0], [0, 0, 2, 0], [0, 0, 0, 3]]
+    assert delta.pack()["entries"].dtype == torch.int32
+
+
+def test_restored_from_its_plan() -> None:
+    net, method, plan = planned(600)
+    installed = method.install(net, plan)
+    step(net, installed)
+    again = network("vit")
+    method.install(again, plan).unpack(installed.packed())
+    assert torch.equal(logits(again, X), logits(net, X))
+
+
+def test_refuses() -> None:
+    with pytest.raises(ConfigError, match="needs the plan that its prepare"):
+        build("spt_lora").install(network("vit"))
+    with pytest.raises(ConfigError, match="budget of method 'spt_lora' must be larger than 0, got 0"):
+        build("spt_lora", "method.budget=0")
+    _, method, plan = planned(600)
+    with pytest.raises(ConfigError, match="names projections that this network does not have"):
+        method.install(network("vit"), {**plan, "structured": ["s7.b0.q"]})

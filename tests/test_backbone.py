@@ -1,0 +1,309 @@
+"""Backbones: timm's numbers and names, weights files of every kind, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from headwise.adapted import AdaptedLinear
+from headwise.backbone import Backbone, BackboneSpec
+from headwise.errors import CheckpointError, ConfigError, WeightsError
+from headwise.lowrank import LowRank
+from made_networks import CLASSES, images, logits, network, plain_timm, spec
+
+X = images()
+
+
+def trunk(family: str = "vit", seed: int = 5) -> dict[str, Tensor]:
+    """Weights of a fresh timm network, without head."""
+    torch.manual_seed(seed)
+    return {name: tensor for name, tensor in plain_timm(family).state_dict().items() if not name.startswith("head.")}
+
+
+def build(family: str, file: Path, **changes: Any) -> Backbone:
+    net = dataclasses.replace(spec(family), weights=str(file), **changes).build()
+    return net.eval()
+
+
+@pytest.mark.parametrize("family", ["vit", "swin"])
+def test_logits_are_timms_exactly(family: str) -> None:
+    model = plain_timm(family)
+    net = Backbone(copy.deepcopy(model), 32, (0.5,) * 3, (0.5,) * 3)
+    assert torch.equal(logits(net, X), logits(model, X))
+
+
+@pytest.mark.parametrize("family", ["vit", "swin"])
+def test_the_export_is_timms(family: str) -> None:
+    net, plain = network(family), plain_timm(family)
+    exported = net.export_state_dict()
+    assert list(exported) == list(plain.state_dict())
+    plain.load_state_dict(exported, strict=True)
+    assert torch.equal(logits(plain, X), logits(net, X))
+    exported["head.bias" if family == "vit" else "head.fc.bias"].add_(1.0)
+    assert torch.equal(logits(plain, X), logits(net, X))
+
+
+def test_a_network_with_an_update_is_not_exported() -> None:
+    net = network("vit")
+    site = net.sites[0]
+    net.replace(site, AdaptedLinear.around(net.linear(site), LowRank(site, net.linear(site).weight, 2)))
+    with pytest.raises(CheckpointError, match=r"blocks.0.attn.qkv.q still carries a AdaptedLinear; merge before"):
+        net.export_state_dict()
+
+
+def test_sites_of_a_vit() -> None:
+    sites = network("vit").sites
+    assert [site.key for site in sites[:6]] == [f"s0.b0.{proj}" for proj in ("q", "k", "v", "o", "fc1", "fc2")]
+    assert len(sites) == 12
+    assert {(site.num_heads, site.head_dim) for site in sites if site.proj in "qkv"} == {(4, 12)}
+
+
+def test_sites_of_a_swin() -> None:
+    queries = [site for site in network("swin").sites if site.proj == "q"]
+    assert [(s.stage, s.block, s.num_heads, s.head_dim) for s in queries] == [(0, 0, 4, 8), (1, 0, 8, 8), (1, 1, 8, 8)]
+
+
+@pytest.mark.parametrize("family", ["vit", "swin"])
+def test_every_site_leads_to_its_projection(family: str) -> None:
+    net = network(family)
+    for site in net.sites:
+        assert net.linear(site).weight.shape[0] == site.num_rows
+        assert net.get_submodule(net.path(site)) is net.linear(site)
+    assert len(net.blocks) == len({(site.stage, site.block) for site in net.sites})
+
+
+def test_bases_are_frozen_views() -> None:
+    net = network("vit")
+    bases = net.bases(["q", "fc1"])
+    assert [site.proj for site in bases] == ["q", "fc1"] * 2
+    assert not any(base.requires_grad for base in bases.values())
+    net.replace(net.sites[0], nn.Sequential(net.linear(net.sites[0])))
+    with pytest.raises(ConfigError, match=r"s0.b0.q is a Sequential without a dense weight"):
+        net.bases(["q"])
+    with pytest.raises(ConfigError, match="target 'query' matches no projection"):
+        net.bases(["query"])
+
+
+def test_wrap_lists_what_is_there() -> None:
+    net = network("vit")
+    wrapped = net.wrap("blocks.1.mlp", lambda inner: nn.Sequential(inner))
+    assert net.model.get_submodule("blocks.1.mlp") is wrapped
+    assert torch.equal(logits(net, X), logits(network("vit"), X))
+    with pytest.raises(ConfigError, match=r"no module at 'blocks.1.mpl' to wrap \(did you mean 'blocks.1.mlp'\?\)"):
+        net.wrap("blocks.1.mpl", nn.Sequential)
+
+
+def test_a_new_head_follows_the_random_state() -> None:
+    net, heads = network("vit"), []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        net.new_head(7)
+        heads.append(net.head.weight.detach().clone())
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
+    assert net.head.weight.shape == (7, 48)
+    assert heads[0].std().item() == pytest.approx(0.02, rel=0.2)
+    assert not net.head.bias.any()
+
+
+def test_random_weights_follow_their_seed_only() -> None:
+    torch.manual_seed(1)
+    one = spec("vit").build()
+    torch.manual_seed(2)
+    other = spec("vit").build()
+    assert torch.equal(one.model.blocks[0].mlp.fc1.weight, other.model.blocks[0].mlp.fc1.weight)
+    assert torch.initial_seed() == 2
+    changed = dataclasses.replace(spec("vit"), seed=1).build()
+    assert not torch.equal(one.model.blocks[0].mlp.fc1.weight, changed.model.blocks[0].mlp.fc1.weight)
+
+
+def tiny(timm_name: str, img_size: int = 32, **overrides: Any) -> BackboneSpec:
+    return BackboneSpec(name="x", timm_name=timm_name, img_size=img_size, weights="none", overrides=overrides)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        (
+            tiny("beit_base_patch16_224", patch_size=8, embed_dim=48, depth=1, num_heads=4),
+            r"attention Attention reads .qkv.weight itself.*not EVA, BEiT, Swin-V2",
+        ),
+        (
+            tiny("swinv2_tiny_window8_256", embed_dim=32, depths=[1], num_heads=[4], window_size=4),
+            r"attention WindowAttention reads .qkv.weight itself",
+        ),
+        (
+            tiny("eva02_tiny_patch14_224", 28, embed_dim=48, depth=1, num_heads=4),
+            r"attention EvaAttention (has no fused qkv|reads .qkv.weight)",
+        ),
+        (tiny("resnet18"), r"cannot build|has neither blocks nor layers"),
+        (
+            tiny("vit_tiny_patch16_225"),
+            r"unknown timm network 'vit_tiny_patch16_225' \(did you mean 'vit_tiny_patch16_",
+        ),
+        (tiny("vit_tiny_patch16_224", 40), "backbone.img_size must be a positive multiple of 16, got 40"),
+        (tiny("vit_tiny_patch16_224", 0), "backbone.img_size must be a positive multiple of 16, got 0"),
+        (tiny("vit_tiny_patch16_224", 36, patch_size=8), "multiple of 8, got 36"),
+        (tiny("vit_tiny_patch16_224", embed_dims=3), "timm cannot build 'vit_tiny_patch16_224' with .*embed_dims"),
+    ],
+)
+def test_networks_that_cannot_be_used(recipe: BackboneSpec, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        recipe.build()
+
+
+@pytest.mark.parametrize("family", ["vit", "swin"])
+@pytest.mark.parametrize("kind", ["safetensors", "pth", "wrapped", "half"])
+def test_weights_are_read(family: str, kind: str, tmp_path: Path) -> None:
+    state = trunk(family)
+    file = tmp_path / ("w.pth" if kind in ("pth", "wrapped") else "w.safetensors")
+    if kind == "half":
+        save_file({name: t.half() if t.is_floating_point() else t for name, t in state.items()}, file)
+    elif kind == "safetensors":
+        save_file(state | {"head.weight": torch.zeros(3, 3)}, file)
+    else:
+        torch.save({"model": state} if kind == "wrapped" else state, file)
+    net = build(family, file)
+    net.new_head(CLASSES)
+    exported = net.export_state_dict()
+    for name, tensor in state.items():
+        wanted = tensor.half().float() if kind == "half" and tensor.is_floating_point() else tensor
+        assert torch.equal(exported[name], wanted), name
+    assert net.provenance["weights"] == file.name
+
+
+def written(tmp_path: Path, state: dict[str, Tensor]) -> Path:
+    save_file(state, tmp_path / "w.safetensors")
+    return tmp_path / "w.safetensors"
+
+
+def test_missing_weights() -> None:
+    with pytest.raises(WeightsError, match=r"weights file '/no/such.npz' does not exist; give an existing file with"):
+        build("vit", Path("/no/such.npz"))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # numpy leaves a damaged npz open
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pth", "w.npz"])
+def test_truncated_weights(name: str, tmp_path: Path) -> None:
+    whole = tmp_path / f"whole_{name}"
+    if name.endswith("safetensors"):
+        save_file(trunk(), whole)
+    elif name.endswith("pth"):
+        torch.save(trunk(), whole)
+    else:
+        google_file(whole)
+    (tmp_path / name).write_bytes(whole.read_bytes()[:2000])
+    with pytest.raises(WeightsError, match=rf"{name} cannot be read as weights .*is the download complete"):
+        build("vit", tmp_path / name)
+
+
+class Stranger:
+    """Something that only a pickle could hold."""
+
+
+def test_no_pickle_is_run(tmp_path: Path) -> None:
+    torch.save({"model": Stranger()}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=r"w.pth cannot be read as weights"):
+        build("vit", tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("blocks.1.mlp.fc1.bias"), r"it lacks blocks.1.mlp.fc1.bias \(192,\)"),
+        (
+            lambda s: s.update({"blocks.0.norm1.bias": torch.zeros(47)}),
+            r"blocks.0.norm1.bias is \(47,\), the backbone has \(48,\)",
+        ),
+        (lambda s: s.update(stranger=torch.zeros(2)), r"it also holds stranger \(2,\)"),
+        (lambda s: s["norm.weight"].fill_(torch.nan), "norm.weight holds values that are not finite"),
+    ],
+)
+def test_weights_of_another_architecture(change: Any, message: str, tmp_path: Path) -> None:
+    state = trunk()
+    change(state)
+    with pytest.raises(WeightsError, match=message):
+        build("vit", written(tmp_path, state))
+
+
+def test_swin_weights_in_a_vit(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"w.safetensors is of another architecture: it lacks blocks.0"):
+        build("vit", written(tmp_path, trunk("swin")))
+
+
+def test_position_embeddings_are_resized(tmp_path: Path) -> None:
+    state = trunk()
+    net = build("vit", written(tmp_path, state), img_size=48)
+    assert net.img_size == 48
+    embedding = net.model.pos_embed
+    assert embedding.shape == (1, 1 + 36, 48)
+    torch.testing.assert_close(embedding[:, 0], state["pos_embed"][:, 0])
+    net.new_head(CLASSES)
+    assert logits(net, torch.zeros(1, 3, 48, 48)).isfinite().all()
+
+
+def google_file(file: Path, width: int = 48, depth: int = 2, heads: int = 4, patch: int = 8, tokens: int = 17) -> Path:
+    """Random weights in the layout of Google's ViT checkpoints."""
+    rng = np.random.default_rng(0)
+
+    def draw(*shape: int) -> Any:
+        return rng.standard_normal(shape).astype(np.float32)
+
+    tensors = {
+        "cls": draw(1, 1, width),
+        "embedding/kernel": draw(patch, patch, 3, width),
+        "embedding/bias": draw(width),
+        "Transformer/posembed_input/pos_embedding": draw(1, tokens, width),
+        "Transformer/encoder_norm/scale": draw(width),
+        "Transformer/encoder_norm/bias": draw(width),
+    }
+    for block in range(depth):
+        prefix = f"Transformer/encoderblock_{block}"
+        attention = f"{prefix}/MultiHeadDotProductAttention_1"
+        for name in ("query", "key", "value"):
+            tensors[f"{attention}/{name}/kernel"] = draw(width, heads, width // heads)
+            tensors[f"{attention}/{name}/bias"] = draw(heads, width // heads)
+        tensors[f"{attention}/out/kernel"] = draw(heads, width // heads, width)
+        tensors[f"{attention}/out/bias"] = draw(width)
+        for norm in ("LayerNorm_0", "LayerNorm_2"):
+            tensors[f"{prefix}/{norm}/scale"], tensors[f"{prefix}/{norm}/bias"] = draw(width), draw(width)
+        for index, (given, made) in enumerate(((width, 4 * width), (4 * width, width))):
+            tensors[f"{prefix}/MlpBlock_3/Dense_{index}/kernel"] = draw(given, made)
+            tensors[f"{prefix}/MlpBlock_3/Dense_{index}/bias"] = draw(made)
+    np.savez(file, **tensors)
+    return file
+
+
+def test_google_weights(tmp_path: Path) -> None:
+    file = google_file(tmp_path / "w.npz")
+    net = build("vit", file)
+    with np.load(file, allow_pickle=False) as stored:
+        query = stored["Transformer/encoderblock_1/MultiHeadDotProductAttention_1/query/kernel"]
+        first = stored["Transformer/encoderblock_0/MlpBlock_3/Dense_0/kernel"]
+    head_two = net.model.blocks[1].attn.qkv.q.weight[2 * 12 : 3 * 12]
+    assert torch.equal(head_two, torch.from_numpy(query[:, 2].T))
+    assert torch.equal(net.model.blocks[0].mlp.fc1.weight, torch.from_numpy(first.T))
+
+
+def test_google_weights_of_another_size(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"w.npz"):
+        build("vit", google_file(tmp_path / "w.npz", width=32))
+    with pytest.raises(WeightsError, match=r"w.npz"):
+        build("vit", google_file(tmp_path / "w.npz", depth=1))
+    with pytest.raises(WeightsError, match="npz weights are in Google's ViT layout, the backbone is SwinTransformer"):
+        build("swin", google_file(tmp_path / "w.npz"))
+
+
+def test_what_must_be_said_about_weights() -> None:
+    assert spec("vit").labels == ["stand-in weights"]
+    papers = BackboneSpec(name="x", timm_name="vit_base_patch16_224.orig_in21k")
+    assert papers.labels == []
+    assert dataclasses.replace(papers, weights="/a/file.npz").labels == ["unverified weights"]

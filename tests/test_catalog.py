@@ -1,0 +1,65 @@
+"""The catalogue of methods, and the command that prints it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from headwise.catalog import markdown, measure, printed_sizes
+from made_networks import CONF, REPO, composed_method, network
+
+
+def script() -> Any:
+    spec = importlib.util.spec_from_file_location("list_methods", REPO / "scripts" / "list_methods.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_counts_are_those_of_the_network() -> None:
+    (entry,) = measure("pfeiffer", "adapters", composed_method("pfeiffer").phases(), network("vit"))
+    assert (entry.num_tunable, entry.num_head) == (2 * 2 * 48 * 8, 49 * 5)
+    assert entry.stored_bytes == 4 * 2 * 2 * 48 * 8
+    assert entry.acts_on == "adapter_mlp"
+    assert not entry.merges
+
+
+def test_phases_are_counted_one_by_one() -> None:
+    first, second = measure("hs_lora", "two phases", composed_method("hs_lora").phases(), network("vit"))
+    assert second.phase == "head_lora"
+    assert second.acts_on == "q, v"
+    assert first.merges
+
+
+def test_a_method_that_is_not_defined_says_why() -> None:
+    (entry,) = measure("noah", "subnets", composed_method("noah").phases(), network("swin"))
+    assert entry.num_tunable is None
+    assert "defined for networks with one token sequence" in markdown([entry], "swin")
+
+
+def test_printed_sizes_belong_to_methods() -> None:
+    names = {file.stem for file in (CONF / "method").glob("*.yaml")}
+    assert set(printed_sizes()) <= names
+    assert all(row["why"] and row["unit"] in ("M", "MiB") for rows in printed_sizes().values() for row in rows)
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "methods.json"
+    main = script().main
+    assert main(["ssf", "lora", "--backbone", "vit_tiny_random", "--json", str(file), "--set", "rank=r4"]) == 0
+    out = capsys.readouterr().out
+    assert "| ssf | ssf | patch_embed.proj, norm1, attn.qkv" in out
+    assert "- ssf: HS-LoRA prints 0.24 M (printed includes the mean head)" in out
+    found = json.loads(file.read_text())
+    assert [entry["name"] for entry in found] == ["ssf", "lora"]
+    assert found[1]["num_tunable"] == 2 * 2 * 4 * 96
+    assert main(["lara"]) == 1
+    assert "unknown method 'lara' (did you mean 'lora'?)" in capsys.readouterr().err
+    assert main(["--backbone", "vit_b17"]) == 1
+    assert "unknown backbone 'vit_b17'" in capsys.readouterr().err

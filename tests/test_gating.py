@@ -1,0 +1,371 @@
+"""Head gating in training: what is scored, when heads go off, and that stopped or shared runs give the same numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor
+
+from headwise.adapted import AdaptedLinear, Delta
+from headwise.errors import ConfigError
+from headwise.gate import Gate
+from headwise.gating import HeadMasking
+from headwise.heads import least_responsive, responsiveness
+from headwise.methods.base import Installed, Method
+from headwise.methods.bi_lora import BiLoRA
+from headwise.methods.cara import CaRA
+from headwise.methods.dora import DoRA
+from headwise.methods.hs_lora import HeadLoRA
+from headwise.methods.lora import LoRA
+from headwise.methods.peft_bridge import PeftMethod
+from headwise.methods.pissa import PiSSA
+from headwise.protocol import Protocol
+from headwise.results import PhaseResult, PhaseStore
+from headwise.sites import Site
+from headwise.training import Machine, PhaseModule, hush, run_phases
+from made_networks import batches, distance, images, logits, network, perturb, toy_data
+
+ONE = {"count": 1}
+METHODS: dict[str, Callable[..., Method]] = {
+    "lora": lambda **more: LoRA(label="lora", rank=3, **more),
+    "fused": lambda **more: LoRA(label="fused", rank=3, fused=True, targets=("q", "k", "v"), **more),
+    "head_lora": lambda **more: HeadLoRA(label="head_lora", rank=2, **more),
+    "bi_lora": lambda **more: BiLoRA(label="bi_lora", rank=5, **more),
+    "pissa": lambda **more: PiSSA(label="pissa", rank=3, **more),
+    "dora": lambda **more: DoRA(label="dora", rank=3, **more),
+    "cara": lambda **more: CaRA(label="cara", rank=5, targets=("q", "k", "v"), **more),
+}
+
+
+@pytest.fixture(params=METHODS)
+def method(request: pytest.FixtureRequest) -> Method:
+    return METHODS[request.param](gate=ONE)
+
+
+def install(method: Method, family: str = "vit", moved: bool = True) -> tuple[Any, Installed, dict[Site, Delta]]:
+    net = network(family)
+    torch.manual_seed(0)
+    installed = method.install(net)
+    if moved:
+        perturb(list(installed.trainable().values()))
+    assert installed.masking is not None
+    return net.eval(), installed, installed.masking.deltas
+
+
+def evidence(net: Any, installed: Installed) -> dict[Site, Any]:
+    assert installed.masking is not None
+    installed.masking._require(True)
+    try:
+        return installed.masking.score(net, batches()())
+    finally:
+        installed.masking._require(False)
+
+
+def dense_gradients(net: Any, deltas: dict[Site, Delta]) -> dict[Site, tuple[Tensor, Tensor]]:
+    """Update and gradient of the mean loss by it, (O, I) each, with the adapted weights as free matrices."""
+    updates, weights = {}, {}
+    for site, delta in deltas.items():
+        linear = net.linear(site)
+        updates[site] = delta.weight(linear.weight).detach()
+        plain = linear.merged()
+        plain.weight.requires_grad_()
+        net.replace(site, plain)
+        weights[site] = plain.weight
+    parts = batches()()
+    loss = torch.stack([F.cross_entropy(net(x), y) for x, y in parts]).mean()
+    return {site: (updates[site], grad) for site, grad in zip(weights, grads(loss, weights), strict=True)}
+
+
+def grads(loss: Tensor, weights: dict[Site, Tensor]) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(loss, list(weights.values()))
+
+
+def per_head(site: Site, rows: Tensor) -> Tensor:
+    return rows.view(site.num_heads, -1).sum(1)
+
+
+def test_gate_gradient_is_update_times_its_gradient(method: Method) -> None:
+    """dL/dgate_i = sum(dW_i * dL/dW_i), head by head, whatever makes up the update."""
+    net, installed, deltas = install(method)
+    found = evidence(net, installed)
+    for site, (update, grad) in dense_gradients(net, deltas).items():
+        expected = per_head(site, update * grad)
+        assert distance(found[site].gate, expected) <= 2e-4 * float(expected.abs().max()) + 1e-7, site.key
+
+
+def test_gate_gradient_of_lora_is_sum_of_b_times_g() -> None:
+    """Heart-LoRA Eq. 5: r_i = sum(B_i * G_i); norms of the rows of B and of G."""
+    net, installed, deltas = install(METHODS["lora"](gate={"count": 1, "score": "grad_l2"}))
+    found = evidence(net, installed)
+    net.zero_grad()
+    torch.stack([F.cross_entropy(net(x), y) for x, y in batches()()]).mean().backward()
+    for site, delta in deltas.items():
+        b, g = delta.get_parameter("B").detach(), delta.get_parameter("B").grad
+        assert g is not None
+        assert distance(found[site].gate, per_head(site, b * g)) <= 1e-6
+        assert distance(found[site].weight, per_head(site, b.square()).sqrt()) <= 1e-6
+        assert distance(found[site].grad, per_head(site, g.square()).sqrt()) <= 1e-6
+
+
+def test_mask_on_the_update_is_zeroed_rows(method: Method) -> None:
+    net, _, deltas = install(method)
+    mask = torch.tensor([1.0, 0.0, 0.0, 1.0])
+    bases = {site: net.linear(site).weight for site in deltas}
+    expected = {site: delta.weight(bases[site]) * site.rows(mask)[:, None] for site, delta in deltas.items()}
+    for delta in deltas.values():
+        delta.switch(mask)
+    masked = logits(net, images())
+    for site, delta in deltas.items():
+        assert distance(delta.weight(bases[site]), expected[site]) <= 1e-7
+        linear = net.linear(site)
+        plain = torch.nn.Linear(linear.in_features, linear.out_features)
+        plain.weight.data, plain.bias.data = linear.weight.data + expected[site].detach(), linear.bias.data.clone()
+        net.replace(site, plain)
+    assert distance(logits(net, images()), masked) <= 1e-5
+
+
+def test_rows_that_are_off_get_no_gradient(method: Method) -> None:
+    if isinstance(method, BiLoRA):
+        method = dataclasses.replace(method, stats="active_rows")
+    net, _, deltas = install(method)
+    for delta in deltas.values():
+        delta.switch(torch.tensor([0.0, 1.0, 1.0, 0.0]))
+    net(images()).square().sum().backward()
+    for site, delta in deltas.items():
+        for name in delta.by_head:
+            grad = dict(delta.named_parameters()).get(name)
+            if grad is not None and grad.grad is not None:
+                found = grad.grad.reshape(site.num_heads, -1).abs().sum(1) > 0
+                assert found.tolist() == [False, True, True, False], f"{site.key}.{name}"
+
+
+@pytest.mark.parametrize("mask", [[1, 0, 1, 1], [0, 0, 0, 1], [1, 1, 1, 1]])
+def test_heads_that_are_off_are_left_out_of_the_file(method: Method, mask: list[int]) -> None:
+    net, installed, deltas = install(method)
+    whole = installed.stored_bytes()
+    for delta in deltas.values():
+        delta.switch(torch.tensor(mask).float())
+    stored = installed.packed()
+    fresh, again, _ = install(method, moved=False)
+    again.unpack(stored)
+    assert torch.equal(logits(fresh, images()), logits(net, images()))
+    on = sum(mask)
+    assert ("s0.b0.q.active" in stored) == (on < 4)
+    if isinstance(method, HeadLoRA):
+        assert installed.stored_bytes() == whole * on // 4 + (len(deltas) if on < 4 else 0)
+        assert stored["s0.b0.q.A"].shape == (on, 2, 48)
+        assert stored["s0.b0.q.B"].shape == (on, 12, 2)
+    elif on < 4 and not isinstance(method, CaRA):
+        assert installed.stored_bytes() < whole
+    assert installed.report()["paper_bytes"] == round(whole * on / 4)
+
+
+def test_groups_that_are_off_are_not_computed() -> None:
+    net, _, deltas = install(METHODS["head_lora"](gate=ONE))
+    delta = next(iter(deltas.values()))
+    delta.switch(torch.tensor([0.0, 1.0, 1.0, 0.0]))
+    factors = delta.factors()
+    assert factors is not None
+    assert factors.runs == ((1, 3),)
+    delta.switch(torch.zeros(4))
+    assert delta.factors().runs == ()  # type: ignore[union-attr]
+    delta.switch(torch.ones(4))
+    assert delta.factors().runs is None  # type: ignore[union-attr]
+    assert torch.isfinite(logits(net, images())).all()
+
+
+@pytest.mark.parametrize("score", ["taylor_neg", "taylor_abs", "weight_l2", "taylor_pos"])
+def test_a_planted_useful_head_ranks_first(score: str) -> None:
+    """Labels that only the update of head 2 explains: with the wrong sign it is the first to go."""
+    net, installed, deltas = install(METHODS["lora"](gate=ONE), moved=False)
+    with torch.no_grad():
+        for site, delta in deltas.items():
+            if site.key == "s0.b1.v":
+                delta.get_parameter("B")[0, 24:36].normal_(std=3.0, generator=torch.Generator().manual_seed(1))
+    x = images(32)
+    labels = logits(net, x).argmax(1)
+    assert installed.masking is not None
+    installed.masking._require(True)
+    found = installed.masking.score(net, [(x, labels)])
+    key = next(site for site in deltas if site.key == "s0.b1.v")
+    order = least_responsive(responsiveness(found[key], score), 4).flip(0).tolist()
+    assert order[3 if score == "taylor_pos" else 0] == 2
+
+
+def trained(
+    methods: list[Method], folder: Path, epochs: int = 3, said: list[str] | None = None, family: str = "vit"
+) -> list[PhaseResult]:
+    hush()
+    return run_phases(
+        network(family),
+        methods,
+        toy_data(),
+        Protocol(epochs=epochs, batch_size=16, lr=1e-2, drop_path=0.1),
+        PhaseStore(folder),
+        {"toy": 1},
+        seed=0,
+        machine=Machine(threads=1, progress=False),
+        say=(said if said is not None else []).append,
+    )
+
+
+def comparable(result: PhaseResult, folder: Path) -> tuple[Any, dict[str, Tensor]]:
+    """Everything of a phase that no clock changes."""
+    record = result.to_json()
+    record.pop("seconds")
+    record.pop("images_per_second")
+    record["extra"]["gate"].pop("scoring_seconds")
+    return record, load_file(str(PhaseStore(folder).path(result.fingerprint) / "phase.safetensors"))
+
+
+def assert_same(first: tuple[Any, dict[str, Tensor]], second: tuple[Any, dict[str, Tensor]]) -> None:
+    assert first[0] == second[0]
+    assert first[1].keys() == second[1].keys()
+    assert all(torch.equal(tensor, second[1][name]) for name, tensor in first[1].items())
+
+
+HEART = BiLoRA(label="heart", rank=5, gate={"count": 1})
+
+
+@pytest.mark.parametrize("score_data", ["full_pass", "last_batch"])
+def test_a_shared_warmup_changes_nothing(score_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forked from a stored warm-up or trained in one go: the same bits, and the warm-up is trained once."""
+    methods = [
+        dataclasses.replace(HEART, gate={"count": count, "scope": scope, "score_data": score_data})
+        for count, scope in ((1, "global"), (3, "layer"))
+    ]
+    said: list[str] = []
+    forked = [comparable(*trained([method], tmp_path / "a", said=said), tmp_path / "a") for method in methods]
+    assert sum("its warm-up is already trained" in line for line in said) == 1
+    monkeypatch.setattr(Method, "trunk", lambda self, epochs: None)
+    for method, found in zip(methods, forked, strict=True):
+        (alone,) = trained([method], tmp_path / "b")
+        assert_same(comparable(alone, tmp_path / "b"), found)
+    assert forked[0][0]["active_heads"] == 3
+    assert forked[1][0]["active_heads"] == 1
+
+
+def crash_in(monkeypatch: pytest.MonkeyPatch, epoch: int) -> None:
+    step = PhaseModule.training_step
+
+    def crashing(self: PhaseModule, batch: Any, batch_idx: int) -> Tensor:
+        if self.current_epoch == epoch and batch_idx == 1:
+            raise KeyError("power")
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(PhaseModule, "training_step", crashing)
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 2], ids=["in warm-up", "just after the choice", "later"])
+def test_a_stopped_run_gives_the_same_mask_and_numbers(
+    epoch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = dataclasses.replace(HEART, gate={"count": 2, "warmup": 1})
+    (whole,) = trained([method], tmp_path / "a")
+    with monkeypatch.context() as patch:
+        crash_in(patch, epoch)
+        with pytest.raises(KeyError, match="power"):
+            trained([method], tmp_path / "b")
+    (resumed,) = trained([method], tmp_path / "b")
+    assert_same(comparable(whole, tmp_path / "a"), comparable(resumed, tmp_path / "b"))
+    assert whole.active_heads == 2
+
+
+def test_before_the_choice_it_is_the_ungated_run(tmp_path: Path) -> None:
+    """Nothing but the masks differs: with no head to switch off, the run is that without a gate."""
+    gated, plain = (
+        trained([dataclasses.replace(HEART, gate=gate)], tmp_path / str(index))[0]
+        for index, gate in enumerate(({"count": 0}, None))
+    )
+    assert (gated.accuracy, gated.train_loss, gated.stored_bytes) == (
+        plain.accuracy,
+        plain.train_loss,
+        plain.stored_bytes,
+    )
+    assert gated.active_heads == 4
+    assert plain.active_heads is None
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_gated_method_trains(name: str, tmp_path: Path) -> None:
+    method = METHODS[name](gate={"count": 1, "scope": "layer"})
+    (result,) = trained([method], tmp_path, epochs=2)
+    assert result.active_heads == 3
+    rows = result.extra["heads"]
+    assert [sum(row["active"]) for row in rows] == [3] * len(rows)
+    for row in rows:
+        assert row["score"][row["active"].index(0)] == min(row["score"])
+    assert result.extra["gate"]["warmup_epochs"] == 1
+    (again,) = trained([method], tmp_path, epochs=2)
+    assert again == result
+
+
+def test_swin_switches_a_quarter_off_in_each_stage(tmp_path: Path) -> None:
+    (result,) = trained([dataclasses.replace(HEART, gate={"ratio": 0.25})], tmp_path, epochs=2, family="swin")
+    off = {(row["stage"], len(row["active"])): row["active"].count(0) for row in result.extra["heads"]}
+    assert off == {(0, 4): 1, (1, 8): 2}
+    second = [row["active"] for row in result.extra["heads"] if row["stage"] == 1 and row["proj"] == "q"]
+    assert len(second) == 2
+    assert second[0] == second[1]
+
+
+def test_front_and_random_masks_stand_from_the_start() -> None:
+    for mode in ("front", "random"):
+        net, installed, deltas = install(METHODS["lora"](gate={"count": 2, "mode": mode}), moved=False)
+        assert all(int(delta.get_buffer("active").sum()) == 2 for delta in deltas.values())
+        assert installed.masking is not None
+        assert installed.masking.is_done
+        twin = network("vit")
+        torch.manual_seed(0)
+        plain = METHODS["lora"]().install(twin)
+        assert all(torch.equal(tensor, plain.adapter()[name]) for name, tensor in installed.adapter().items())
+        assert torch.isfinite(logits(net, images())).all()
+
+
+def errors() -> Iterator[Any]:
+    yield "swin", lambda: METHODS["lora"](gate=ONE), "gate.count=1 on layers of 4, 8 heads: .*ne=quarter"
+    yield "vit", lambda: METHODS["lora"](gate={"count": 4}), "0..3 for 4 heads, got 4"
+    yield "vit", lambda: LoRA(label="lora", rank=2, targets=("o", "q"), gate=ONE), "o has no heads to gate"
+    yield (
+        "vit",
+        lambda: PeftMethod(label="peft", config={"_target_": "peft.LoraConfig"}, gate="heart"),
+        "got none; choose one with ne=ne3",
+    )
+    yield (
+        "vit",
+        lambda: PeftMethod(label="peft", config={"_target_": "peft.LoraConfig"}, gate=ONE),
+        r"method peft \(PeftMethod\) has no gate on its heads, got gate=heart; allowed: .*not methods from peft",
+    )
+
+
+@pytest.mark.parametrize(("family", "make", "message"), list(errors()))
+def test_gates_that_cannot_be(family: str, make: Callable[[], Method], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make().install(network(family))
+
+
+def test_a_warmup_that_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"gate\.warmup=3 is 3 of 3 epoch\(s\): at least one must follow"):
+        trained([dataclasses.replace(HEART, gate={"count": 1, "warmup": 3})], tmp_path)
+
+
+def test_a_delta_without_a_gate_is_refused() -> None:
+    class Bare(Delta):
+        pass
+
+    site = Site(0, 0, "q", 4, 12)
+    with pytest.raises(ConfigError, match=r"Bare at s0\.b0\.q has no gate on its heads"):
+        HeadMasking(Gate(count=1), {site: Bare()}, lambda site: torch.zeros(48, 48))
+
+
+def test_only_adapted_projections_are_gated() -> None:
+    net, _, deltas = install(METHODS["lora"](gate=ONE))
+    adapted = [site for site in net.sites if isinstance(net.linear(site), AdaptedLinear)]
+    assert adapted == list(deltas)

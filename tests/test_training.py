@@ -1,0 +1,331 @@
+"""Phases: exact resume, sharing by content, what stops a run, and what a checkpoint holds."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from headwise import training
+from headwise.backbone import Backbone
+from headwise.errors import CheckpointError, Interrupted, NonFiniteLoss
+from headwise.methods.base import Method
+from headwise.methods.hs_lora import HeadLoRA, TwoPhase
+from headwise.methods.lora import LoRA
+from headwise.protocol import Protocol
+from headwise.results import PhaseResult, PhaseStore
+from headwise.training import CHECKPOINT, TENSORS, Machine, PhaseModule, chain, read_tensors, run_phases
+from made_networks import CLASSES, images, logits, spec, toy_data
+
+RECIPE = Protocol(name="test", epochs=4, lr=1e-2, drop_path=0.2)
+LORA = LoRA(label="lora", rank=4)
+HEADS = HeadLoRA(label="heads", rank=2, dropout=0.1)
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> None:
+    training.hush()
+
+
+def run(
+    root: Path,
+    methods: Sequence[Method] = (HEADS,),
+    protocol: Protocol = RECIPE,
+    seed: int = 0,
+    said: list[str] | None = None,
+) -> tuple[Backbone, list[PhaseResult]]:
+    net = spec("vit").build(protocol.drop_path)
+    results = run_phases(
+        net,
+        methods,
+        toy_data(seed),
+        protocol,
+        PhaseStore(root),
+        {"seed": seed},
+        seed=seed,
+        machine=Machine(threads=1, progress=False),
+        say=[].append if said is None else said.append,
+    )
+    return net, results
+
+
+def timeless(result: PhaseResult) -> PhaseResult:
+    return dataclasses.replace(result, seconds=0.0, images_per_second=None)
+
+
+def folder_of(root: Path) -> Path:
+    (folder,) = (root / "phases").iterdir()
+    return folder
+
+
+def rows(root: Path) -> list[dict[str, str]]:
+    with (folder_of(root) / "metrics.csv").open() as file:
+        return [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PhaseResult]:
+    """A phase of four epochs that nothing interrupted, with dropout and drop-path."""
+    root = tmp_path_factory.mktemp("whole")
+    training.hush()
+    return root, run(root)[1][0]
+
+
+def after_epoch(error: type[BaseException]) -> tuple[type, str, Callable[..., Any]]:
+    """Fail once the second epoch is saved."""
+    saved = training.Saver.on_train_epoch_end
+
+    def fail(self: Any, trainer: Any, module: Any) -> None:
+        saved(self, trainer, module)
+        if trainer.current_epoch == 1:
+            raise error("power cut")
+
+    return training.Saver, "on_train_epoch_end", fail
+
+
+def within_epoch(error: type[BaseException]) -> tuple[type, str, Callable[..., Any]]:
+    """Fail at the second step of the third epoch."""
+    step = PhaseModule.training_step
+
+    def fail(self: Any, batch: Any, batch_idx: int) -> Any:
+        if self.current_epoch == 2 and batch_idx == 1:
+            raise error("power cut")
+        return step(self, batch, batch_idx)
+
+    return PhaseModule, "training_step", fail
+
+
+@pytest.mark.parametrize(
+    ("when", "error", "seen"),
+    [
+        (after_epoch, RuntimeError, RuntimeError),
+        (within_epoch, RuntimeError, RuntimeError),
+        (within_epoch, KeyboardInterrupt, Interrupted),
+    ],
+)
+def test_a_killed_run_resumes_to_the_same_bits(
+    when: Callable[..., Any],
+    error: type[BaseException],
+    seen: type[BaseException],
+    whole: tuple[Path, PhaseResult],
+    tmp_path: Path,
+) -> None:
+    root, uninterrupted = whole
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(*when(error))
+        with pytest.raises(seen):
+            run(tmp_path)
+    folder = folder_of(tmp_path)
+    assert (folder / CHECKPOINT).is_file()
+    assert not (folder / "phase.json").exists()
+    assert not (folder / TENSORS).exists()
+    said: list[str] = []
+    _, (resumed,) = run(tmp_path, said=said)
+    assert any("resuming after its last finished epoch" in line for line in said)
+    assert timeless(resumed) == timeless(uninterrupted)
+    assert (folder / TENSORS).read_bytes() == (folder_of(root) / TENSORS).read_bytes()
+    assert rows(tmp_path) == rows(root)
+    assert sorted(file.name for file in folder.iterdir()) == ["metrics.csv", "phase.json", TENSORS]
+
+
+def test_a_run_killed_after_its_last_epoch_is_only_tested(whole: tuple[Path, PhaseResult], tmp_path: Path) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("power cut")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PhaseStore, "finish", fail)
+        with pytest.raises(RuntimeError):
+            run(tmp_path)
+    _, (resumed,) = run(tmp_path)
+    assert timeless(resumed) == timeless(whole[1])
+    assert (folder_of(tmp_path) / TENSORS).read_bytes() == (folder_of(whole[0]) / TENSORS).read_bytes()
+
+
+def test_choosing_on_the_test_set_is_never_worse(whole: tuple[Path, PhaseResult], tmp_path: Path) -> None:
+    _, (chosen,) = run(tmp_path, protocol=dataclasses.replace(RECIPE, select="best_test", select_every=1))
+    assert chosen.accuracy >= whole[1].accuracy
+
+
+def test_an_interrupt_says_how_to_go_on(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(*within_epoch(KeyboardInterrupt))
+        with pytest.raises(Interrupted, match="every finished epoch is saved: run the same command to resume"):
+            run(tmp_path)
+
+
+def test_a_checkpoint_holds_the_methods_tensors_only(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(*after_epoch(RuntimeError))
+        with pytest.raises(RuntimeError):
+            run(tmp_path)
+    checkpoint = torch.load(folder_of(tmp_path) / CHECKPOINT, weights_only=True)
+    net = spec("vit").build()
+    net.new_head(CLASSES)
+    assert set(checkpoint["state_dict"]) == set(HEADS.install(net).state())
+    assert (folder_of(tmp_path) / CHECKPOINT).stat().st_size < 200_000
+
+
+def test_a_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(*after_epoch(RuntimeError))
+        with pytest.raises(RuntimeError):
+            run(tmp_path)
+    file = folder_of(tmp_path) / CHECKPOINT
+    checkpoint = torch.load(file, weights_only=True)
+    checkpoint["state_dict"]["s9.b0.q.A"] = checkpoint["state_dict"].pop("s0.b0.q.A")
+    torch.save(checkpoint, file)
+    with pytest.raises(CheckpointError, match=r"missing \['s0.b0.q.A'\].*unexpected \['s9.b0.q.A'\]"):
+        run(tmp_path)
+
+
+def test_a_diverged_run_stops_and_keeps_its_last_epoch(tmp_path: Path) -> None:
+    wild = dataclasses.replace(RECIPE, lr=1e12, schedule="constant", warmup=0.0)
+    with pytest.raises(NonFiniteLoss, match=r"the loss became (nan|inf) at epoch \d, step \d.*lower protocol.lr"):
+        run(tmp_path, protocol=wild)
+    assert (folder_of(tmp_path) / CHECKPOINT).is_file()
+    assert not (folder_of(tmp_path) / "phase.json").exists()
+
+
+def test_what_a_finished_phase_says(whole: tuple[Path, PhaseResult]) -> None:
+    root, result = whole
+    assert (result.label, result.epochs, result.steps, result.num_test) == ("heads", 4, 8, 20)
+    assert result.num_tunable == 2 * 2 * 2 * (4 * 48 + 48)
+    assert result.num_head == 49 * CLASSES
+    assert result.stored_bytes == 4 * result.num_tunable
+    assert 0 <= result.accuracy <= 100
+    tensors = read_tensors(folder_of(root) / TENSORS)
+    assert sum(tensor.nbytes for tensor in tensors.values()) == 4 * (result.num_tunable + result.num_head)
+    history = rows(root)
+    assert [(row["epoch"], row["step"]) for row in history] == [("1", "2"), ("2", "4"), ("3", "6"), ("4", "8")]
+    assert float(history[-1]["train_loss"]) == result.train_loss
+    assert PhaseStore(root).finished(result.fingerprint) == result
+
+
+def test_the_accuracy_is_that_of_the_merged_network(tmp_path: Path) -> None:
+    net, results = run(tmp_path, [LORA, HEADS])
+    data = toy_data()
+    ((batch, labels),) = list(data.test_dataloader())
+    right = (logits(net, data.preprocess(batch)).argmax(1) == labels).float().mean()
+    assert results[-1].accuracy == pytest.approx(100 * right.item())
+    assert not any(parameter.requires_grad for parameter in net.parameters())
+
+
+def test_a_seed_decides_every_number(whole: tuple[Path, PhaseResult], tmp_path: Path) -> None:
+    root, first = whole
+    _, (again,) = run(tmp_path / "again")
+    assert timeless(again) == timeless(first)
+    assert (folder_of(tmp_path / "again") / TENSORS).read_bytes() == (folder_of(root) / TENSORS).read_bytes()
+    _, (other,) = run(tmp_path / "other", seed=1)
+    assert other.train_loss != first.train_loss
+    assert other.fingerprint != first.fingerprint
+
+
+def test_earlier_random_numbers_do_not_matter(whole: tuple[Path, PhaseResult], tmp_path: Path) -> None:
+    torch.manual_seed(99)
+    assert timeless(run(tmp_path)[1][0]) == timeless(whole[1])
+
+
+def test_a_first_phase_is_trained_once(tmp_path: Path) -> None:
+    short = dataclasses.replace(RECIPE, epochs=1)
+    said: list[str] = []
+    _, (alone,) = run(tmp_path, [LORA], short, said=said)
+    two_phase = TwoPhase(label="hs", first=dataclasses.replace(LORA, label="another name"), heads=HEADS)
+    _, (first, _) = run(tmp_path, two_phase.phases(), short, said=said)
+    assert first == alone
+    assert [line for line in said if "already trained" in line] == [
+        f"phase 1/2 another name: already trained, taken from {alone.fingerprint}"
+    ]
+    net, (_, second) = run(tmp_path, two_phase.phases(), short)
+    trained, (_, fresh) = run(tmp_path / "elsewhere", two_phase.phases(), short)
+    assert timeless(second) == timeless(fresh)
+    assert torch.equal(logits(net, images()), logits(trained, images()))
+    assert len(list((tmp_path / "phases").iterdir())) == 2
+
+
+def test_addresses_follow_content() -> None:
+    ground = {"seed": 0, "backbone": {"weights": "abc"}}
+
+    def address(methods: Sequence[Method] = (LORA, HEADS), ground: dict[str, Any] = ground, epochs: int = 4) -> Any:
+        return chain(methods, ground, epochs)
+
+    base = address()
+    assert address() == base
+    assert len({a.phase for a in base}) == 2
+    assert address([dataclasses.replace(LORA, label="x"), HEADS]) == base
+    assert address([dataclasses.replace(LORA, epochs=4), HEADS]) == base
+    for changed in (
+        address(ground={**ground, "seed": 1}),
+        address(ground={**ground, "backbone": {"weights": "abd"}}),
+        address(epochs=5),
+        address([dataclasses.replace(LORA, rank=8), HEADS]),
+        address([dataclasses.replace(LORA, revision=2), HEADS]),
+        address([dataclasses.replace(LORA, epochs=5), HEADS]),
+    ):
+        assert not {a.phase for a in changed} & {a.phase for a in base}
+    second = address([LORA, dataclasses.replace(HEADS, rank=3)])
+    assert second[0] == base[0]
+    assert second[1] != base[1]
+
+
+def test_a_phase_may_start_from_a_saved_one(whole: tuple[Path, PhaseResult], tmp_path: Path) -> None:
+    root, trained = whole
+    file = folder_of(root) / TENSORS
+    _, (taken,) = run(tmp_path, [dataclasses.replace(HEADS, checkpoint=str(file))])
+    assert (taken.accuracy, taken.epochs) == (trained.accuracy, 0)
+    assert taken.fingerprint != trained.fingerprint
+
+
+def test_a_damaged_phase_is_named(tmp_path: Path) -> None:
+    short = dataclasses.replace(RECIPE, epochs=1)
+    run(tmp_path, [LORA], short)
+    file = folder_of(tmp_path) / TENSORS
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match=r"phase.safetensors cannot be read .*delete its folder and run again"):
+        run(tmp_path, [LORA], short)
+
+
+def test_the_optimiser_follows_protocol_and_method() -> None:
+    net = spec("vit").build()
+    net.new_head(CLASSES)
+    installed = HEADS.install(net)
+
+    def module(protocol: Protocol, lr: float | None = None) -> PhaseModule:
+        options: dict[str, Any] = {"num_classes": CLASSES, "epochs": 3, "steps_per_epoch": 4, "seed_parts": (0,)}
+        return PhaseModule(net, installed, protocol, lambda x: x, lr=lr, **options)
+
+    for protocol, lr in ((RECIPE, None), (dataclasses.replace(RECIPE, schedule="r0_legacy"), 0.5)):
+        made = module(protocol, lr).configure_optimizers()
+        optimizer, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
+        assert made["lr_scheduler"]["interval"] == "step"
+        wanted = protocol.learning_rate(3, 4, lr)
+        for step in range(12):
+            assert optimizer.param_groups[0]["lr"] == pytest.approx(wanted(step))
+            optimizer.step()
+            schedule.step()
+    (group,) = module(dataclasses.replace(RECIPE, weight_decay=0.25)).configure_optimizers()["optimizer"].param_groups
+    assert group["weight_decay"] == 0.25
+    sgd = module(dataclasses.replace(RECIPE, optimizer="sgd")).configure_optimizers()["optimizer"]
+    assert isinstance(sgd, torch.optim.SGD)
+    assert sgd.param_groups[0]["momentum"] == 0.9
+
+
+def test_weights_are_left_where_they_were(tmp_path: Path) -> None:
+    """What is not trained is bit-identical after two phases, but for what merging added."""
+    net, _ = run(tmp_path, [LORA, HEADS], dataclasses.replace(RECIPE, epochs=1))
+    before, after = spec("vit").build().model.state_dict(), net.model.state_dict()
+    touched = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+    assert touched == {f"blocks.{block}.attn.qkv.{proj}.weight" for block in range(2) for proj in "qv"}
+
+
+def test_written_tensors_are_whole_or_absent(tmp_path: Path) -> None:
+    tensors = {"a": torch.arange(6.0).view(2, 3).T}
+    training.write_tensors(tmp_path / "deep" / "t.safetensors", tensors)
+    assert torch.equal(read_tensors(tmp_path / "deep" / "t.safetensors")["a"], tensors["a"])
+    with pytest.raises(AttributeError):
+        training.write_tensors(tmp_path / "t.safetensors", {**tensors, "b": "no tensor"})  # type: ignore[dict-item]
+    assert [file.name for file in tmp_path.iterdir()] == ["deep"]
