@@ -7,7 +7,7 @@ BASE      ?= python3
 ARGS      ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format smoke clean
+.PHONY: help setup demo test check format smoke prepare clean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +55,17 @@ smoke: setup ## Run three methods in miniature, through to their table: does eve
 	@$(PYTHON) train.py -m method=lora,head_lora,hs_lora $(SMOKE) $(ARGS)
 	@$(PYTHON) scripts/make_tables.py --root outputs/smoke --out outputs/smoke/table.md
 	@echo "written: outputs/smoke/table.md"
+
+TASKS ?=
+
+prepare: setup ## Get images: make prepare TASKS="svhn cifar100" (or all); without TASKS, say what there is
+ifeq ($(strip $(TASKS)),)
+	@$(PYTHON) scripts/prepare_vtab.py --status $(ARGS)
+else
+	@$(PYTHON) -c 'import importlib.util as u, sys; sys.exit(u.find_spec("tensorflow") is None)' || \
+		$(PYTHON) -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[prepare]'
+	@$(PYTHON) scripts/prepare_vtab.py --tasks $(TASKS) $(ARGS)
+endif
 
 clean: ## Remove caches and the smoke runs; results stay
 	@rm -rf .mypy_cache .pytest_cache .ruff_cache build dist outputs/smoke

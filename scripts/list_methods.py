@@ -16,7 +16,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-import headwise.experiment  # registers what conf/ interpolates with
+import headwise.experiment  # noqa: F401  registers what conf/ interpolates with
 from headwise import atomic
 from headwise.cli import script
 from headwise.errors import ConfigError, suggest
@@ -65,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     net.new_head(options.classes)
     entries = []
     for name in options.methods or known["method"]:
+        print(f"installing {name}", file=sys.stderr, flush=True)
         method = instantiate(config(f"method={name}", *options.set)["method"], _convert_="all")
         entries += measure(name, about(name), method.phases(), net)
     print(markdown(entries, options.backbone))

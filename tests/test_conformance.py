@@ -41,7 +41,7 @@ from made_networks import (
     toy_data,
 )
 
-METHODS = sorted(file.stem for file in (CONF / "method").glob("*.yaml"))
+METHODS = sorted(file.relative_to(CONF / "method").with_suffix("").as_posix() for file in CONF.glob("method/**/*.yaml"))
 RECIPE = Protocol(name="test", epochs=2, lr=1e-2, lr_start=1e-2, schedule="constant", warmup=0.0, drop_path=0.0)
 STEPS = 20
 X = images()

@@ -4,9 +4,12 @@ import re
 from typing import Any
 
 import pytest
+from hydra.utils import instantiate
 
 from headwise.errors import ConfigError
+from headwise.experiment import plan_run
 from headwise.gate import Gate, fill_gates
+from made_networks import compose_config
 
 NE3 = {"count": 3, "ratio": None}
 
@@ -15,6 +18,8 @@ def test_what_a_configuration_means() -> None:
     assert Gate.of(None, NE3) is None
     assert Gate.of("heart", NE3) == Gate(count=3)
     assert Gate.of({"scope": "layer"}, NE3) == Gate(count=3, scope="layer")
+    assert Gate.of("heart", {**NE3, "warmup": 4}) == Gate(count=3, warmup=4)
+    assert Gate.of({"warmup": 2}, {**NE3, "warmup": 4}) == Gate(count=3, warmup=2)
     assert Gate.of({"ratio": 0.5, "count": None}, NE3) == Gate(ratio=0.5)
     assert Gate.of({"count": 3, "ratio": None, "budget": 40}, NE3) == Gate(budget=40)
     gate = Gate(count=1)
@@ -85,3 +90,46 @@ def test_what_is_scored() -> None:
     assert not Gate(count=0).is_scored
     assert not Gate(ratio=0.0).is_scored
     assert not Gate(count=1, mode="front").is_scored
+
+
+TINY = ("backbone=vit_tiny_random", "dataset=dsprites_loc", "data=synthetic", "protocol=smoke", "trainer=cpu")
+
+
+def test_the_gate_of_hs_lora_from_the_command_line() -> None:
+    short, long = (
+        plan_run(compose_config(*TINY, "method=hs_lora", gate, "ne=ne3"))
+        for gate in ("method.heads.gate=heart", "+gate@method.heads.gate=heart")
+    )
+    assert short.config["method"]["heads"]["gate"] == Gate(count=3).spec()
+    assert "gate" not in short.config["method"]["first"]
+    assert short.identity == long.identity
+    assert plan_run(compose_config(*TINY, "method=heart/hs", "ne=ne3")).identity == short.identity
+
+
+def test_no_gate_is_no_part_of_a_run() -> None:
+    plain, other = (plan_run(compose_config(*TINY, "method=lora", ne)) for ne in ("ne=ne1", "ne=ne3"))
+    assert "gate" not in plain.config["method"]
+    assert plain.identity == other.identity
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("method.gate=hart", "unknown gate.mode 'hart' (did you mean 'heart'?)"),
+        ("method.gate={mode: heart, score: taylor}", "unknown gate.score 'taylor'"),
+        ("method.gate={mode: heart, warmup: 0}", "got 0"),
+    ],
+)
+def test_a_wrong_gate_is_found_before_anything_heavy(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        plan_run(compose_config(*TINY, "method=lora", override))
+
+
+@pytest.mark.parametrize("name", ["front", "random", "layer", "fp32", "hs"])
+def test_variants_are_configured(name: str) -> None:
+    cfg = compose_config(*TINY, f"method=heart/{name}", "ne=ne1")
+    method = instantiate(plan_run(cfg).config["method"], _convert_="all")
+    gate = Gate.of(method.phases()[-1].gate)
+    assert gate is not None
+    assert (gate.mode, gate.count) == (name if name in ("front", "random") else "heart", 1)
+    assert gate.scope == ("layer" if name == "layer" else "global")

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from made_networks import CLASSES, REPO, distance, images, logits, network, perturb
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from headwise.lowrank import LowRank
 from headwise.methods.bi_lora import BiLoRA
 from headwise.published import Layout, read_bi_lora
 from headwise.sites import Site
+from made_networks import CLASSES, REPO, distance, images, logits, network, perturb
 
 SHARED = Path(os.environ.get("HEADWISE_SHARED", REPO.parent / "shared")) / "data" / "bilora"
 TINY = Layout(blocks=2, width=48, rank=4)

@@ -14,6 +14,8 @@ from headwise.variants import variant_of
         (["method=lora", "dataset=svhn", "seed=3", "method@method.first=pissa"], "base"),
         (["root=/a/b", "name=x", "data.root=/c", "backbone.weights=/d.npz", "experiment=e", "logger=wandb"], "base"),
         (["hydra.verbose=true", "logger.offline=false", "data=folder"], "base"),
+        (["backbone.weights=none"], "weightsnone"),
+        (["backbone.weights=package:vit_nano.safetensors"], "base"),
         (["rank=r8"], "r8"),
         (["ne=ne3", "rank=r16_h2"], "ne3-r16_h2"),
         (["protocol.epochs=10"], "epochs10"),

@@ -65,7 +65,7 @@ def measure(name: str, about: str, phases: Sequence[Method], net: Backbone) -> l
     """
     net = copy.deepcopy(net)
     entries = []
-    for method in phases:
+    for index, method in enumerate(phases, start=1):
         try:
             plan = method.prepare(net, lambda: _noise(net), 100)
             installed = method.install(net, plan)
@@ -87,7 +87,8 @@ def measure(name: str, about: str, phases: Sequence[Method], net: Backbone) -> l
                 stored_bytes=installed.stored_bytes(),
             )
         )
-        installed.merge()
+        if index < len(phases):
+            installed.merge()
     return entries
 
 

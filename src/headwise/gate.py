@@ -77,7 +77,7 @@ class Gate:
 
         Args:
             given: a mode (``heart``), or fields of a gate; where they say no amount, `ne` does.
-            ne: ``count`` or ``ratio``, as in conf/ne.
+            ne: ``count`` or ``ratio``, and ``warmup``, as in conf/ne.
 
         Raises:
             ConfigError: for an unknown field or a value out of range.
@@ -94,7 +94,7 @@ class Gate:
         if values.get("budget") is not None:
             values.update(count=None, ratio=None)
         elif values.get("count") is None and values.get("ratio") is None:
-            values.update(ne or {})
+            values.update({name: value for name, value in (ne or {}).items() if values.get(name) is None})
         return cls(**values)
 
     def spec(self) -> dict[str, Any]:

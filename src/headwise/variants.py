@@ -7,8 +7,10 @@ from collections.abc import Sequence
 
 OWN_FOLDER = ("method", "dataset", "seed")
 """Keys that have a level of their own in a run's path."""
-NOT_THE_RUN = ("root", "name", "experiment", "logger", "trainer.progress", "data.root", "backbone.weights", "data")
+NOT_THE_RUN = ("root", "name", "experiment", "logger", "trainer.progress", "data.root", "data")
 """Keys that say where things lie or are shown. What files hold is in the fingerprint."""
+WEIGHTS_BY_NAME = ("none", "auto")
+"""Values of backbone.weights that say what the weights are; any other says where a file lies."""
 
 
 def variant_of(overrides: Sequence[str], limit: int = 120) -> str:
@@ -25,6 +27,8 @@ def variant_of(overrides: Sequence[str], limit: int = 120) -> str:
         if key in (*OWN_FOLDER, *NOT_THE_RUN) or group in OWN_FOLDER:
             continue
         if key.startswith(("hydra.", "hydra/", "logger.")):
+            continue
+        if key == "backbone.weights" and value not in WEIGHTS_BY_NAME:
             continue
         chosen[key] = value
     parts = [_part(key, value) for key, value in sorted(chosen.items())]

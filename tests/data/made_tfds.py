@@ -102,7 +102,7 @@ def _value(feature: Any, rng: np.random.Generator, builder: str) -> Any:
     import tensorflow_datasets as tfds
 
     if isinstance(feature, tfds.features.Image):
-        height, width, channels = (side or default for side, default in zip(feature.shape, (50, 70, 3), strict=True))
+        height, width, channels = (side or default for side, default in zip(feature.shape, (100, 130, 3), strict=True))
         small = rng.integers(0, 2 if builder == "dsprites" else 256, (5, 5, channels), dtype=np.uint8)
         return small[np.arange(height) * 5 // height][:, np.arange(width) * 5 // width]
     if isinstance(feature, tfds.features.Text):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 from made_tfds import write_set
 from made_trees import REPO, load_task, write_tree
+from PIL import Image
 
 from headwise.claims import BusyError, Claim
 from headwise.data import cachebuild
@@ -39,6 +39,13 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """Folder of all caches."""
+    (tmp_path / "store").mkdir()
+    return tmp_path / "store"
+
+
+@pytest.fixture
 def source(root: Path) -> TFDSSource:
     return TFDSSource(root, official=False)
 
@@ -46,10 +53,10 @@ def source(root: Path) -> TFDSSource:
 @pytest.mark.parametrize(
     ("tasks", "name"), [(CLEVR, "clevr@3.1.0-tfds-40-tf_bilinear"), (SPRITES, "dsprites@2.0.0-tfds-native")]
 )
-def test_a_cache_is_its_source(source: TFDSSource, tmp_path: Path, tasks: list[VTABTask], name: str) -> None:
-    folder = build(source, tasks, 40, "tf_bilinear", tmp_path)
-    assert folder.name == name and {path.name for path in tmp_path.iterdir()} == {name, ".claims"}
-    cache = CacheSource(tmp_path)
+def test_a_cache_is_its_source(source: TFDSSource, store: Path, tasks: list[VTABTask], name: str) -> None:
+    folder = build(source, tasks, 40, "tf_bilinear", store)
+    assert folder.name == name and {path.name for path in store.iterdir()} == {name, ".claims"}
+    cache = CacheSource(store)
     for task in tasks:
         assert cache.has(task) and cache.has_size(task, 40, "tf_bilinear")
         assert cache.labels(task) == source.labels(task) == ["unofficial split"]
@@ -78,8 +85,6 @@ def test_a_cache_of_a_list_file_tree(tree: Path, toy: VTABTask, tmp_path: Path) 
 
 
 def test_images_of_several_small_sizes_are_all_resized(tmp_path: Path, toy: VTABTask) -> None:
-    from PIL import Image
-
     write_tree(tmp_path / "root" / "toy", size=(48, 48))
     odd = tmp_path / "root" / "toy" / "images" / "test" / "3.png"
     Image.fromarray(np.random.default_rng(1).integers(0, 256, (30, 48, 3), dtype=np.uint8)).save(odd)
@@ -89,25 +94,25 @@ def test_images_of_several_small_sizes_are_all_resized(tmp_path: Path, toy: VTAB
     np.testing.assert_array_equal(loaded.images, source.load(toy, "test", 40).images)
 
 
-def test_another_size_is_asked_for(source: TFDSSource, root: Path, tmp_path: Path) -> None:
-    build(source, CLEVR, 40, "tf_bilinear", tmp_path)
-    cache = CacheSource(tmp_path)
+def test_another_size_is_asked_for(source: TFDSSource, root: Path, store: Path) -> None:
+    build(source, CLEVR, 40, "tf_bilinear", store)
+    cache = CacheSource(store)
     for size, resize in ((40, "pil_bicubic"), (48, "tf_bilinear")):
         with pytest.raises(DataError, match=rf"holds 40-tf_bilinear, the run needs {size}-{resize}; run: python scr"):
             cache.load(CLEVR[0], "test", size, resize)
-    auto = AutoSource(root, tmp_path, official=False)
+    auto = AutoSource(root, store, official=False)
     assert auto.resolve(CLEVR[0]) is auto.cache
     assert auto.load(CLEVR[0], "test", 48, "tf_bilinear").images.shape[1] == 48, "the same images, from their source"
-    build(source, CLEVR, 48, "tf_bilinear", tmp_path)
-    assert "cache" in CacheSource(tmp_path).load(CLEVR[1], "test", 48, "tf_bilinear").provenance
+    build(source, CLEVR, 48, "tf_bilinear", store)
+    assert "cache" in CacheSource(store).load(CLEVR[1], "test", 48, "tf_bilinear").provenance
 
 
-def test_it_is_built_once(source: TFDSSource, tmp_path: Path) -> None:
+def test_it_is_built_once(source: TFDSSource, store: Path) -> None:
     said: list[str] = []
-    folder = build(source, SPRITES, 224, "pil_bicubic", tmp_path, said.append)
+    folder = build(source, SPRITES, 224, "pil_bicubic", store, said.append)
     stamp = (folder / META).stat().st_mtime_ns
     assert any(line.startswith("dsprites_loc: test 2 of 2") for line in said)
-    assert build(source, SPRITES, 224, "pil_bicubic", tmp_path) == folder
+    assert build(source, SPRITES, 224, "pil_bicubic", store) == folder
     assert (folder / META).stat().st_mtime_ns == stamp
 
 
@@ -133,48 +138,48 @@ def damage(folder: Path, what: str) -> None:
 
 
 @pytest.mark.parametrize("what", ["missing", "cut off", "changed", "labels", "keys", "meta", "layout"])
-def test_a_damaged_cache_is_refused_and_mended(source: TFDSSource, tmp_path: Path, what: str) -> None:
-    folder = build(source, SPRITES, 224, "pil_bicubic", tmp_path)
+def test_a_damaged_cache_is_refused_and_mended(source: TFDSSource, store: Path, what: str) -> None:
+    folder = build(source, SPRITES, 224, "pil_bicubic", store)
     damage(folder, what)
     with pytest.raises(DataError, match=r"cache .*dsprites@2.0.0-tfds-native: .* prepare it again"):
-        CacheSource(tmp_path).load(SPRITES[0], "test", 224)
+        CacheSource(store).load(SPRITES[0], "test", 224)
     if what in ("meta", "layout"):
         with pytest.raises(DataError, match="prepare it again"):
-            AutoSource(None, tmp_path).fingerprint(SPRITES[0])
+            AutoSource(None, store).fingerprint(SPRITES[0])
     if what != "keys":
-        build(source, SPRITES, 224, "pil_bicubic", tmp_path)
-        assert len(CacheSource(tmp_path).load(SPRITES[0], "test", 224).labels) == 2
+        build(source, SPRITES, 224, "pil_bicubic", store)
+        assert len(CacheSource(store).load(SPRITES[0], "test", 224).labels) == 2
 
 
-def test_a_foreign_cache_is_refused(source: TFDSSource, tmp_path: Path) -> None:
-    build(source, SPRITES, 224, "pil_bicubic", tmp_path)
+def test_a_foreign_cache_is_refused(source: TFDSSource, store: Path) -> None:
+    build(source, SPRITES, 224, "pil_bicubic", store)
     other = replace(SPRITES[0], splits={**SPRITES[0].splits, "test": "train[80%:]"})
     with pytest.raises(DataError, match=r"built for another definition of task 'dsprites_loc'"):
-        CacheSource(tmp_path).fingerprint(other)
+        CacheSource(store).fingerprint(other)
     with pytest.raises(DataError, match=r"no cache of task 'dtd' in .*prepare_vtab.py --tasks dtd"):
-        CacheSource(tmp_path).fingerprint(load_task("dtd"))
+        CacheSource(store).fingerprint(load_task("dtd"))
     with pytest.raises(DataError, match=r"no cache of task 'dsprites_loc'"):
-        CacheSource(tmp_path).fingerprint(replace(SPRITES[0], versions=("3.*.*",)))
+        CacheSource(store).fingerprint(replace(SPRITES[0], versions=("3.*.*",)))
 
 
 def test_no_room_is_an_error_and_leaves_nothing(
-    source: TFDSSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: TFDSSource, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = build(source, SPRITES, 224, "pil_bicubic", tmp_path)
-    monkeypatch.setattr(cachebuild.shutil, "disk_usage", lambda path: os.terminal_size((0, 0)) and _Usage())
+    first = build(source, SPRITES, 224, "pil_bicubic", store)
+    monkeypatch.setattr(cachebuild.shutil, "disk_usage", lambda path: _Usage())
     with pytest.raises(DataError, match="is full; free some space"):
-        build(source, CLEVR, 40, "tf_bilinear", tmp_path)
+        build(source, CLEVR, 40, "tf_bilinear", store)
     monkeypatch.undo()
-    assert {path.name for path in tmp_path.iterdir()} == {first.name, ".claims"}
+    assert {path.name for path in store.iterdir()} == {first.name, ".claims"}
 
     def full(*args: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(cachebuild, "_save", full)
     with pytest.raises(DataError, match="is full; free some space"):
-        build(source, CLEVR, 40, "tf_bilinear", tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {first.name, ".claims"}
-    assert len(CacheSource(tmp_path).load(SPRITES[0], "test", 224).labels) == 2
+        build(source, CLEVR, 40, "tf_bilinear", store)
+    assert {path.name for path in store.iterdir()} == {first.name, ".claims"}
+    assert len(CacheSource(store).load(SPRITES[0], "test", 224).labels) == 2
 
 
 class _Usage:
@@ -182,7 +187,7 @@ class _Usage:
 
 
 def test_an_interrupted_build_leaves_what_was_complete(
-    source: TFDSSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: TFDSSource, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A killed process leaves its folder behind; the next one removes it and starts again."""
     script = f"""
@@ -194,20 +199,20 @@ from headwise.data import cachebuild
 from headwise.data.sources import TFDSSource
 cachebuild.label_file = lambda *args: os._exit(9)
 source = TFDSSource({str(source.root)!r}, official=False)
-cachebuild.build(source, [load_task("clevr_count"), load_task("clevr_dist")], 40, "tf_bilinear", Path({str(tmp_path)!r}))
+cachebuild.build(source, [load_task("clevr_count"), load_task("clevr_dist")], 40, "tf_bilinear", Path({str(store)!r}))
 """
     assert subprocess.run([sys.executable, "-c", script], cwd=REPO).returncode == 9
-    assert len(list(tmp_path.glob(".building-*"))) == 1 and not CacheSource(tmp_path).has(CLEVR[0])
-    build(source, CLEVR, 40, "tf_bilinear", tmp_path)
-    assert not list(tmp_path.glob(".building-*")) and CacheSource(tmp_path).has(CLEVR[0])
+    assert len(list(store.glob(".building-*"))) == 1 and not CacheSource(store).has(CLEVR[0])
+    build(source, CLEVR, 40, "tf_bilinear", store)
+    assert not list(store.glob(".building-*")) and CacheSource(store).has(CLEVR[0])
 
 
-def test_two_builds_at_once(source: TFDSSource, tmp_path: Path) -> None:
-    with Claim(tmp_path / ".claims" / "dsprites@2.0.0-tfds"), pytest.raises(BusyError, match="is claimed by process"):
-        _in_thread(lambda: build(source, SPRITES, 224, "pil_bicubic", tmp_path, wait=False))
+def test_two_builds_at_once(source: TFDSSource, store: Path) -> None:
+    with Claim(store / ".claims" / "dsprites@2.0.0-tfds"), pytest.raises(BusyError, match="is claimed by process"):
+        _in_thread(lambda: build(source, SPRITES, 224, "pil_bicubic", store, wait=False))
     folders: list[Path] = []
     threads = [
-        threading.Thread(target=lambda: folders.append(build(source, SPRITES, 224, "pil_bicubic", tmp_path)))
+        threading.Thread(target=lambda: folders.append(build(source, SPRITES, 224, "pil_bicubic", store)))
         for _ in range(2)
     ]
     for thread in threads:
@@ -235,10 +240,10 @@ def _in_thread(call: Any) -> None:
         raise errors[0]
 
 
-def test_auto_takes_the_cache_first(source: TFDSSource, root: Path, tmp_path: Path) -> None:
-    build(source, SPRITES, 224, "pil_bicubic", tmp_path)
-    auto = AutoSource(root, tmp_path)
+def test_auto_takes_the_cache_first(source: TFDSSource, root: Path, store: Path) -> None:
+    build(source, SPRITES, 224, "pil_bicubic", store)
+    auto = AutoSource(root, store)
     assert auto.resolve(SPRITES[0]) is auto.cache and auto.labels(SPRITES[0]) == ["unofficial split"]
-    assert AutoSource(None, tmp_path / "none").labels(SPRITES[0]) == ["synthetic"]
+    assert AutoSource(None, store / "none").labels(SPRITES[0]) == ["synthetic"]
     with pytest.raises(DataError, match=r"no images for task 'dsprites_loc'"):
-        AutoSource(None, tmp_path / "none", synthetic=False).fingerprint(SPRITES[0])
+        AutoSource(None, store / "none", synthetic=False).fingerprint(SPRITES[0])

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from made_networks import CLASSES, distance, images, logits, network, perturb
 
 from headwise.bottleneck import Bottleneck
 from headwise.errors import CheckpointError, ConfigError
@@ -15,6 +14,7 @@ from headwise.methods.bi_adaptformer import BiAdaptFormer
 from headwise.methods.bi_lora import BiLoRA
 from headwise.quantize import Quantizer
 from headwise.quantized import QuantizedBottleneck, QuantizedLinear
+from made_networks import CLASSES, distance, images, logits, network, perturb
 
 METHODS: dict[str, Method] = {
     "bi_adaptformer": BiAdaptFormer(label="a", hidden=5),

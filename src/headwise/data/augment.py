@@ -32,7 +32,9 @@ FILL = 128.0
 Operation = Callable[[Tensor, float, float], Tensor]
 
 
-def _affine(image: Tensor, angle: float = 0.0, shift: tuple[float, float] = (0, 0), shear: tuple[float, float] = (0, 0)) -> Tensor:
+def _affine(
+    image: Tensor, angle: float = 0.0, shift: tuple[float, float] = (0, 0), shear: tuple[float, float] = (0, 0)
+) -> Tensor:
     moved = [round(shift[0] * image.shape[-1]), round(shift[1] * image.shape[-2])]
     fill = [FILL] * image.shape[-3]
     return V.affine(image, angle, moved, 1.0, list(shear), InterpolationMode.BILINEAR, fill=fill)

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from headwise.data import fewshot
 from headwise.data.decode import decode_all
 from headwise.data.listfiles import Digest, Entry, digests, locate, read_list
 from headwise.data.pixels import CHUNK, FINAL_SPLITS, Pixels, decoder
@@ -59,14 +60,16 @@ class FolderSource:
         return sha.hexdigest()
 
     def labels(self, task: VTABTask) -> list[str]:
-        """``own data``, ``unofficial split``, ``inconsistent train lists``, ``lossy``, as far as they apply."""
+        """``own data``, ``own draw``, ``unofficial split``, ``inconsistent train lists``, ``lossy``, as they apply."""
         lists = {split: self._entries(task, split) for split in LIST_NAMES if self._list_file(task, split) is not None}
         found = []
-        if not task.is_official:
+        if task.shots is not None:
+            found += fewshot.list_labels(self.folder(task), task)
+        elif not task.is_official:
             found.append("own data")
         elif any(len(entries) != task.official_count(split) for split, entries in lists.items()):
             found.append("unofficial split")
-        if task.is_official and {"train800", "val200", "train800val200"} <= lists.keys():
+        if task.is_official and task.shots is None and {"train800", "val200", "train800val200"} <= lists.keys():
             parts = Counter(entry.label for split in ("train800", "val200") for entry in lists[split])
             if parts != Counter(entry.label for entry in lists["train800val200"]):
                 found.append("inconsistent train lists")
@@ -137,12 +140,16 @@ class FolderSource:
             return False
 
     def _list_file(self, task: VTABTask, split: str) -> Path | None:
+        if task.shots is not None:
+            return fewshot.list_file(self.folder(task), task, split)
         names = (LIST_NAMES if task.is_official else OWN_LIST_NAMES)[split]
         return next((file for name in names if (file := self.folder(task) / name).is_file()), None)
 
     def _entries(self, task: VTABTask, split: str) -> list[Entry]:
         """Lines of a split. A user's own images without train800.txt use the train list without the val list."""
         check_split(split)
+        if task.shots is not None:
+            return fewshot.entries(self.folder(task), task, split)
         file = self._list_file(task, split)
         if file is not None:
             return read_list(file, task.num_classes)

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headwise import atomic
+from headwise.data import fewshot
 from headwise.data.decode import decode_all
 from headwise.data.labels import label_of
 from headwise.data.listfiles import JPEG_MAGIC, SETTLED_SECONDS
@@ -88,28 +89,40 @@ class TFDSSource:
 
     def fingerprint(self, task: VTABTask, splits: Sequence[str] = FINAL_SPLITS) -> str:
         """Hash of every class and every encoded image; the same for both kinds of record files."""
+        if task.shots is not None:
+            return fewshot.fingerprint(self, task, splits)
         sha = hashlib.sha256(b"tfds/1\n")
         for split in splits:
             sha.update(f"{split} {' '.join(self._scan(task, part)['digest'] for part in _parts(split))}\n".encode())
         return sha.hexdigest()
 
     def labels(self, task: VTABTask) -> list[str]:
-        """``synthetic``, ``unofficial split``, ``lossy``, as far as they apply."""
-        found = self.prepared(task)
-        labels = ["synthetic"] if found.synthetic else ["unofficial split"] if self._wrong_sizes(task, found) else []
+        """``synthetic``, ``unofficial split``, ``lossy``, ``own draw``, as far as they apply."""
+        part = task if task.shots is None else fewshot.slices(task, "test")[0]
+        found = self.prepared(part)
+        labels = ["synthetic"] if found.synthetic else ["unofficial split"] if self._wrong_sizes(part, found) else []
+        if task.shots is not None:
+            return [*labels, fewshot.OWN_DRAW]
         if any(self._scan(task, part)["lossy"] for part in ("train800", "val200", "test")):
             labels.append("lossy")
         return labels
 
     def count(self, task: VTABTask, split: str) -> int:
         """Number of images of the split, from the builder's own counts."""
+        if task.shots is not None:
+            return fewshot.count(self, task, split)
         return sum(last - first for _, first, last in self._runs(task, split))
 
     def load(
         self, task: VTABTask, split: str, size: int, resize: str = "pil_bicubic", limit: int | None = None
     ) -> Pixels:
         """Read and decode a split, in the order of its records."""
-        positions = subset(self.count(task, split), limit)
+        if task.shots is not None:
+            return fewshot.load(self, task, split, size, resize, limit)
+        return self.pick(task, split, subset(self.count(task, split), limit), size, resize)
+
+    def pick(self, task: VTABTask, split: str, positions: Indices, size: int, resize: str) -> Pixels:
+        """Read and decode the images at ascending positions of a split."""
         return self._decode(task, list(self.records(task, split, positions)), size, resize)
 
     def chunks(self, task: VTABTask, split: str, size: int, resize: str) -> Iterator[Pixels]:

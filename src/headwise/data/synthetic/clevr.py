@@ -2,7 +2,7 @@
 
 As in the original: 3 to 10 objects of 2 sizes, 3 shapes, 2 materials and 8 colours on a 6 x 6 ground, kept apart from
 each other and in view of a jittered camera, every object visible. Distances are those along the camera's axis, to an
-object's centre. Missing: soft shadows, reflections of other objects, bevels. Fewer and smaller images than the original.
+object's centre. Missing: soft shadows, reflections of other objects, bevels. Fewer and smaller images.
 
 Legend: lengths in the original's world units, angles in radians.
 """

@@ -1,7 +1,7 @@
 """A small ray-caster: ellipsoids, boxes and cylinders on a ground plane, lamps, hard shadows. Numpy only.
 
-A solid is a unit ball, cube (half side 1) or cylinder (radius 1, half height 1, axis z) under an affine map, so a ray is
-carried to the unit solid by one matrix and its entry keeps the same parameter t.
+A solid is a unit ball, cube (half side 1) or cylinder (radius 1, half height 1, axis z) under an affine map, so a ray
+is carried to the unit solid by one matrix and its entry keeps the same parameter t.
 
 Legend: N rays, K solids; points and directions are (3, N) float32; world z points up and the ground is z = 0.
 """

@@ -1,18 +1,18 @@
 """Drawn images as real upstream directories: the builder with its generator replaced, PNG bytes, no TensorFlow.
 
-A generator that marks itself SLOW is drawn once, into ``$HEADWISE_CACHE/synthetic``; from then on the ordinary reader of
-prepared directories reads it, slices, order and labels included.
+A generator that marks itself SLOW is drawn once, into ``$HEADWISE_CACHE/synthetic``; from then on the ordinary reader
+of prepared directories reads it, slices, order and labels included.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
-import logging
 import shutil
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from types import ModuleType
@@ -28,8 +28,6 @@ from headwise.data.prepared import MARKER, versions_present
 from headwise.data.tasks import VTABTask
 from headwise.errors import DataError
 from headwise.fingerprint import cache_folder
-
-log = logging.getLogger(__name__)
 
 CHUNK = 64
 """Images that are drawn at a time."""
@@ -87,7 +85,7 @@ def write(
     root: Path,
     generator: Any,
     builder: str,
-    versions: tuple[str, ...] | Any = ("*",),
+    versions: Sequence[str] = ("*",),
     sizes: Mapping[str, int] | None = None,
     lossy: bool = False,
 ) -> Path:
@@ -115,7 +113,8 @@ def write(
         split: _examples(generator, split, count, features, lossy) for split, count in counts.items()
     }
     tfds.disable_progress_bar()
-    upstream.download_and_prepare(file_format="array_record")
+    with contextlib.redirect_stdout(io.StringIO()):  # it tells of a download that does not happen
+        upstream.download_and_prepare(file_format="array_record")
     return Path(upstream.data_dir)
 
 

@@ -1,7 +1,7 @@
 """SVHN look-alikes: a digit in the middle of a 32 x 32 crop of a house number, with its neighbours beside it.
 
-Digits come from the typefaces that matplotlib ships. Colours, slant, size, blur, shading and noise vary; the classes are
-as frequent as in the original. Backgrounds are plain, so this is easier than the original. Fewer images.
+Digits come from the typefaces that matplotlib ships. Colours, slant, size, blur, shading and noise vary; the classes
+are as frequent as in the original. Backgrounds are plain, so this is easier than the original. Fewer images.
 """
 
 from __future__ import annotations
@@ -25,7 +25,15 @@ SLOW = True
 
 SIDE, SCALE = 32, 3
 """Pixels of an image, and how many times larger it is drawn."""
-FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif-Bold", "DejaVuSansMono-Bold", "STIXGeneralBol", "cmr10", "cmss10")
+FONTS = (
+    "DejaVuSans",
+    "DejaVuSans-Bold",
+    "DejaVuSerif-Bold",
+    "DejaVuSansMono-Bold",
+    "STIXGeneralBol",
+    "cmr10",
+    "cmss10",
+)
 PRIOR = (4948, 13861, 10585, 8497, 7458, 6882, 5727, 5595, 5045, 4659)
 """Digits 0 .. 9 of the original's training set."""
 

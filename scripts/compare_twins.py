@@ -1,0 +1,41 @@
+"""Runs with heads off beside the same runs without a mask: python scripts/compare_twins.py heart_variants --root outputs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from headwise import atomic
+from headwise.cli import script
+from headwise.errors import ConfigError
+from headwise.results import ResultStore
+from headwise.twins import markdown, pairs
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", nargs="?", default="heart_variants", help="folder of the runs below the root")
+    parser.add_argument("--root", type=Path, default=Path("outputs"), help="of all results")
+    parser.add_argument("--out", type=Path, help="Markdown file to write as well")
+    return parser.parse_args(arguments)
+
+
+@script
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    options = parse(arguments)
+    found = pairs(ResultStore(options.root).all(options.name))
+    if not found:
+        raise ConfigError(f"no finished run with a head off in {options.root / options.name}")
+    text = markdown(found)
+    print(text, end="")
+    if options.out:
+        atomic.write_text(options.out, text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""Look at a task: python scripts/show_task.py TASK writes a contact sheet with class names, from any source.
+
+TASK is a file of conf/dataset: svhn, clevr_dist, fewshot/pets (with --shots).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from headwise.cli import script
+
+if TYPE_CHECKING:
+    from headwise.data.sources import Source
+    from headwise.data.tasks import VTABTask
+
+CONF = Path(__file__).resolve().parent.parent / "conf" / "dataset"
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", metavar="TASK", help="name of a file in conf/dataset")
+    parser.add_argument("--data", default="auto", choices=("auto", "folder", "tfds", "synthetic"), help="where from")
+    parser.add_argument("--root", type=Path, help="folder of the images or records")
+    parser.add_argument("--split", default="train800val200", help="train800, val200, train800val200 or test")
+    parser.add_argument("--rows", type=int, default=4, help="rows of images (4)")
+    parser.add_argument("--columns", type=int, default=8, help="images in a row (8)")
+    parser.add_argument("--side", type=int, default=96, help="pixels of an image on the sheet (96)")
+    parser.add_argument("--shots", type=int, default=4, help="of a few-shot set (4)")
+    parser.add_argument("--draw", type=int, default=0, help="of a few-shot set (0)")
+    parser.add_argument("--lossy", action="store_true", help="drawn images as they come back from JPEG")
+    parser.add_argument("--num-classes", type=int, help="of your own images (own/folder)")
+    parser.add_argument("--out", type=Path, help="PNG to write (TASK.png)")
+    return parser.parse_args(arguments)
+
+
+def read_task(name: str, options: argparse.Namespace) -> VTABTask:
+    """The task of a file in conf/dataset."""
+    import yaml
+
+    from headwise.data.tasks import VTABTask
+    from headwise.errors import ConfigError, suggest
+
+    file = (CONF / f"{name}.yaml").resolve()
+    if not file.is_file() or CONF not in file.parents:
+        known = [path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*.yaml")]
+        raise ConfigError(f"unknown task {name!r}{suggest(name, known)}")
+    plain = yaml.safe_load(file.read_text(encoding="utf-8"))
+    del plain["_target_"]
+    if "shots" in plain:
+        plain |= {"shots": options.shots, "draw": options.draw}
+    if options.num_classes is not None:
+        plain["num_classes"] = options.num_classes
+    if plain["num_classes"] == "???":
+        raise ConfigError(f"{name} needs --num-classes")
+    return VTABTask(**plain)
+
+
+def open_source(options: argparse.Namespace) -> Source:
+    """The source that ``--data`` names."""
+    from headwise.data.sources import AutoSource, FolderSource, SyntheticSource, TFDSSource
+    from headwise.errors import ConfigError
+
+    if options.data == "auto":
+        return AutoSource(options.root)
+    if options.data == "synthetic":
+        return SyntheticSource(lossy=options.lossy)
+    if options.root is None:
+        raise ConfigError(f"--data {options.data} needs --root PATH")
+    return FolderSource(options.root) if options.data == "folder" else TFDSSource(options.root)
+
+
+@script
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    options = parse(arguments)
+    from headwise import atomic
+    from headwise.data.sheet import contact_sheet
+    from headwise.errors import ConfigError
+
+    if min(options.rows, options.columns, options.side) < 1:
+        raise ConfigError("--rows, --columns and --side must be at least 1")
+    task, source = read_task(options.task, options), open_source(options)
+    pixels = source.load(task, options.split, options.side, limit=options.rows * options.columns)
+    labels = ", ".join(source.labels(task))
+    title = f"{task.name}: {options.split}, {source.count(task, options.split):,} images{f' [{labels}]' if labels else ''}"
+    sheet = contact_sheet(pixels, task, title, options.columns, options.side)
+    out = options.out or Path(f"{task.name}.png")
+    with atomic.replacing(out.with_suffix(".png")) as part:
+        sheet.save(part, optimize=True)
+    print(f"{out.with_suffix('.png')}: {len(pixels.labels)} of {source.count(task, options.split):,} images, {labels}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
