@@ -1,4 +1,4 @@
-"""Runs with heads off beside the same runs without a mask: python scripts/compare_twins.py heart_variants --root outputs."""
+"""Runs with heads off beside the same runs without a mask: python scripts/compare_twins.py heart_variants."""
 
 from __future__ import annotations
 

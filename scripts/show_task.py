@@ -86,13 +86,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise ConfigError("--rows, --columns and --side must be at least 1")
     task, source = read_task(options.task, options), open_source(options)
     pixels = source.load(task, options.split, options.side, limit=options.rows * options.columns)
-    labels = ", ".join(source.labels(task))
-    title = f"{task.name}: {options.split}, {source.count(task, options.split):,} images{f' [{labels}]' if labels else ''}"
+    total, labels = source.count(task, options.split), "".join(f" [{label}]" for label in source.labels(task))
+    title = f"{task.name}: {options.split}, {total:,} images{labels}"
     sheet = contact_sheet(pixels, task, title, options.columns, options.side)
     out = options.out or Path(f"{task.name}.png")
     with atomic.replacing(out.with_suffix(".png")) as part:
         sheet.save(part, optimize=True)
-    print(f"{out.with_suffix('.png')}: {len(pixels.labels)} of {source.count(task, options.split):,} images, {labels}")
+    print(f"{out.with_suffix('.png')}: {len(pixels.labels)} of {total:,} images{labels}")
     return 0
 
 

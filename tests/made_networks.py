@@ -21,6 +21,7 @@ from headwise.data.sources import FINAL_SPLITS, Pixels
 from headwise.data.tasks import VTABTask
 from headwise.data.vtab import VTABDataModule
 from headwise.experiment import run  # noqa: F401  registers the resolvers that conf/ uses
+from headwise.gate import fill_gates
 
 REPO = Path(__file__).parents[1]
 CONF = REPO / "conf"
@@ -39,7 +40,8 @@ def compose_config(*overrides: str) -> DictConfig:
 def composed_method(name: str) -> Any:
     """conf/method/<name>.yaml built for tiny networks: rank 4, 3 per head, a quarter of the heads off."""
     cfg = compose_config(f"method={name}", "backbone=vit_tiny_random", "rank=r4", "ne=quarter")
-    return instantiate(OmegaConf.to_container(cfg, resolve=True)["method"], _convert_="all")
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    return instantiate(fill_gates(plain["method"], plain["ne"]), _convert_="all")
 
 
 @functools.cache

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from headwise.backbone import BackboneSpec
 from headwise.data.tasks import VTABTask
 from headwise.experiment import plan_run
+from headwise.gate import fill_gates
 from headwise.methods.base import Method
 from headwise.protocol import Protocol
 from made_networks import CONF, REPO, compose_config
@@ -48,6 +49,7 @@ def build_all(cfg: DictConfig) -> dict[str, Any]:
     if "root" in cfg.data and (OmegaConf.is_missing(cfg.data, "root") or cfg.data.root is not None):
         cfg.data.root = str(REPO)  # a folder that exists
     plain: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    plain["method"] = fill_gates(plain["method"], plain["ne"])
     built = {name: instantiate(plain[name], _convert_="all") for name in ("method", "dataset", "data")}
     assert isinstance(built["dataset"], VTABTask)
     assert all(callable(getattr(built["data"], name)) for name in ("fingerprint", "labels", "count", "load"))
@@ -68,9 +70,7 @@ def test_it_opens_with_what_it_is_for_and_its_command(name: str) -> None:
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_its_command_builds_everything(name: str) -> None:
-    group, _, option = name.rpartition("/")
-    if group.startswith("dataset/"):
-        group, option = "dataset", name.removeprefix("dataset/")
+    group, _, option = name.partition("/")
     commands = [line for line in header_of(name) if "python train.py" in line]
     chosen = overrides_of(commands[0])
     cfg = compose_config(*chosen)

@@ -40,7 +40,7 @@ def test_markdown():
     assert lora == "| lora | 100 | 7,690 | 10 | 100 | 60.00 (1) |  |  |"
     assert control == "| lora (e) | 100 | 7,690 | 10 | 200 |  | 74.00 (1) |  |"
     assert "### T: paired differences" in lines
-    assert "| hs_lora | P2 - control | +1.00 (1) |" in lines
+    assert "| hs_lora | P2 - longer P1 | +1.00 (1) |" in lines
     assert "| hs_lora | P2 - P1 | +5.50 \u00b1 0.71 (2) |" in lines
     assert "Avg" not in text
 
@@ -64,7 +64,7 @@ def test_csv_is_tidy_and_unrounded():
     found = {(row["kind"], row["method"], row["phase"], row["column"]): row for row in rows}
     assert float(found["accuracy", "hs_lora", "P2", "svhn"]["std"]) == pytest.approx(0.5**0.5)
     assert found["accuracy", "lora", "P1", "dtd"]["std"] == ""
-    assert found["paired", "hs_lora", "P2 - control", "svhn"]["mean"] == "1.0"
+    assert found["paired", "hs_lora", "P2 - longer P1", "svhn"]["mean"] == "1.0"
 
 
 def test_json_holds_everything():
@@ -123,7 +123,7 @@ def test_command_prints_without_a_file(root, command, capsys):
 
 
 def test_command_names_the_runs_there_are(root, tmp_path, command, capsys):
-    assert command("run", "--root", root, "--out", tmp_path / "x.md") == 2
+    assert command("run", "--root", root, "--out", tmp_path / "x.md") == 1
     assert "no finished run of 'run' under" in (message := capsys.readouterr().err)
     assert "did you mean 'runs'?" in message
     assert not (tmp_path / "x.md").exists()

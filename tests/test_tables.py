@@ -167,17 +167,30 @@ def test_paired_differences_to_phase_one_and_to_the_matched_control():
     results += [run("lora", seed=seed, accuracy=(10.0,)) for seed in (0, 1)]
     table = one(results)
     own = cell(table, "hs", "svhn", "P2 - P1", "paired")
-    control = cell(table, "hs", "svhn", "P2 - control", "paired")
+    control = cell(table, "hs", "svhn", "P2 - longer P1", "paired")
     assert (own["mean"], own["n"]) == (6.0, 2)
     assert own["std"] == pytest.approx(statistics.stdev([5, 7]))
     assert control["mean"] == pytest.approx(2.5)
     assert set(table.paired["row"]) == {"hs"}
 
 
+def test_the_control_of_equal_size_stands_on_the_same_first_phase():
+    heads, plain, other = (run(name, accuracy=(70.0, last)) for name, last in (("hs", 75.0), ("then", 77.0), ("x", 1.0)))
+    for made, address in ((heads, "a"), (plain, "a"), (other, "b")):
+        made.phases[0] = dataclasses.replace(made.phases[0], fingerprint=address)
+    for made in (plain, other):
+        made.phases[1] = dataclasses.replace(made.phases[1], method={"_target_": "headwise.methods.hs_lora.MatchedLoRA"})
+    table = one([heads, plain, other])
+    assert cell(table, "hs", "svhn", "P2 - equal-size LoRA", "paired")["mean"] == -2.0
+    assert cell(table, "then", "svhn", "P2 - equal-size LoRA", "paired") is None
+    assert any(note.startswith("NO CONTROL (longer P1) for hs on svhn") for note in table.notes)
+    assert not any(note.startswith("NO CONTROL (equal-size LoRA)") for note in table.notes)
+
+
 def test_a_control_may_get_its_epochs_from_the_protocol():
     control = run("lora", accuracy=(74.0,), epochs=200, protocol={**PROTOCOL, "epochs": 200})
     made = tables([run("hs", accuracy=(70.0, 75.0)), control])
-    assert cell(made[0], "hs", "svhn", "P2 - control", "paired")["mean"] == 1.0
+    assert cell(made[0], "hs", "svhn", "P2 - longer P1", "paired")["mean"] == 1.0
 
 
 @pytest.mark.parametrize(
@@ -197,11 +210,11 @@ def test_what_is_not_a_control(fields):
     control = run("lora", **{"accuracy": (74.0,), "epochs": 200, **fields})
     made = tables([run("hs", accuracy=(70.0, 75.0)), control])
     assert (
-        not any((table.paired["phase"] == "P2 - control").any() for table in made if len(table.paired))
+        not any((table.paired["phase"] == "P2 - longer P1").any() for table in made if len(table.paired))
         or "accuracy" in fields
     )
     for table in made:
-        assert cell(table, "hs", "svhn", "P2 - control", "paired") is None
+        assert cell(table, "hs", "svhn", "P2 - longer P1", "paired") is None
 
 
 def test_untested_results_give_no_line():

@@ -73,8 +73,8 @@ def measure(name: str, about: str, phases: Sequence[Method], net: Backbone) -> l
             entries.append(Entry(name=name, about=about, phase=method.label, merges=method.merges, note=str(error)))
             break
         places = [owner.split(".", 2)[-1] if owner.startswith("s") else owner for owner in installed.owners]
-        if not places:
-            places = [owner.rpartition(".")[2] for owner in installed.adapter()]
+        if not any(owner.startswith("s0.") for owner in installed.owners):
+            places = list(method.targets) or [name.rpartition(".")[2] for name in installed.adapter()]
         entries.append(
             Entry(
                 name=name,

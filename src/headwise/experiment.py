@@ -296,6 +296,11 @@ def summary(result: Result) -> str:
             f"{phase.stored_bytes:>10,} B{phase.seconds:>9.1f}"
         )
         before = phase.accuracy
+    if len(result.phases) > 1 and not result.phases[-1].method.get("_target_", "").endswith(".MatchedLoRA"):
+        lines.append(
+            "The second phase also brings training and parameters. Its controls, with the same options: "
+            "method=hs_control_long (equal length), method=hs_control_lora (equal size)."
+        )
     return "\n".join(lines)
 
 

@@ -16,9 +16,9 @@ from headwise.tables import Table
 Lines = tuple[list[str], list[list[str]]]
 COSTS = {"parameters": "parameters", "head": "head", "stored_bytes": "stored bytes", "epochs": "epochs"}
 PAIRED = (
-    "Percentage points, formed seed by seed: the second phase minus its own first phase (P1), and minus the first "
-    "method alone, trained for the epochs of both phases (control). Mean \u00b1 sample standard deviation, n in "
-    "brackets. An empty cell is a run that is missing."
+    "Percentage points, formed seed by seed: the second phase minus its own first phase (P1), minus the first method "
+    "alone, trained for the epochs of both phases (longer P1), and minus plain LoRA of equal size after the same first "
+    "phase (equal-size LoRA). Mean \u00b1 sample standard deviation, n in brackets. An empty cell is a run that is missing."
 )
 
 

@@ -169,10 +169,11 @@ def _averages(lines: pd.DataFrame) -> pd.DataFrame:
 
 
 def pair(results: Sequence[Result], where: Places, every: Sequence[Result]) -> pd.DataFrame:
-    """Return the differences of each two-phase run to its own Phase 1 and to its step-matched control, seed by seed.
+    """Return the differences of each two-phase run to its own Phase 1 and to its controls, seed by seed.
 
-    The control is a one-phase run of the same first method, task, seed, weights, images and protocol, whose epochs are
-    those of both phases together.
+    The control of equal length is a one-phase run of the same first method, task, seed, weights, images and protocol,
+    whose epochs are those of both phases together. The one of equal size stands on the very same Phase 1 and trains
+    plain LoRA with as many parameters after it, for as many epochs.
 
     Args:
         results: two-phase runs are sought here.
@@ -181,20 +182,48 @@ def pair(results: Sequence[Result], where: Places, every: Sequence[Result]) -> p
     Returns:
         Lines as `frame` gives them; ``phase`` says which difference, ``value`` is in percentage points.
     """
-    controls: dict[str, float] = {}
+    longer: dict[str, float] = {}
+    equal_size: dict[tuple[str, int], float] = {}
     for result in every:
-        if len(phases := tested(result)) == 1 and phases[0].accuracy is not None:
-            controls.setdefault(_matched(result, phases[0]), phases[0].accuracy)
+        phases = tested(result)
+        if len(phases) == 1 and phases[0].accuracy is not None:
+            longer.setdefault(_matched(result, phases[0]), phases[0].accuracy)
+        elif _is_size_control(phases) and phases[-1].accuracy is not None:
+            equal_size.setdefault((phases[0].fingerprint, _epochs(result)), phases[-1].accuracy)
     lines = []
     for result in results:
         phases = tested(result)
         if len(phases) < 2:
             continue
         last = f"P{len(phases)}"
-        for name, other in (("P1", phases[0].accuracy), ("control", controls.get(_matched(result, phases[0])))):
+        others = {
+            "P1": phases[0].accuracy,
+            "longer P1": longer.get(_matched(result, phases[0])),
+            "equal-size LoRA": None
+            if _is_size_control(phases)
+            else equal_size.get((phases[0].fingerprint, _epochs(result))),
+        }
+        for name, other in others.items():
             if other is not None and phases[-1].accuracy is not None:
                 lines.append(_line(result, where, f"{last} - {name}", phases[-1].accuracy - other))
     return pd.DataFrame(lines, columns=LINE)
+
+
+def _is_size_control(phases: Sequence[PhaseResult]) -> bool:
+    """Whether a run is Phase 1 followed by plain LoRA of the size that per-head updates would have."""
+    return len(phases) == 2 and str(phases[1].method.get("_target_", "")).endswith(".MatchedLoRA")
+
+
+def _uncontrolled(results: Sequence[Result], where: Places, paired: pd.DataFrame) -> list[str]:
+    """Say which two-phase rows lack a control, and how to make it."""
+    notes = []
+    for kind, method in (("longer P1", "hs_control_long"), ("equal-size LoRA", "hs_control_lora")):
+        have = set(paired[paired["phase"].str.endswith(kind)][["row", "column"]].itertuples(index=False, name=None))
+        two_phase = {where[r.key] for r in results if len(tested(r)) == 2 and not _is_size_control(tested(r))}
+        if missing := sorted(two_phase - have):
+            rows = ", ".join(f"{row} on {column}" for row, column in missing)
+            notes.append(f"NO CONTROL ({kind}) for {rows}: its gain over P1 proves little; run method={method} as well.")
+    return notes
 
 
 def _matched(result: Result, first: PhaseResult) -> str:
@@ -290,6 +319,7 @@ def _table(setting: Setting, title: str, notes: list[str], every: Sequence[Resul
         _average_note(cells),
         "Parameters are those trained without the head, of all tested phases together; stored bytes are their payload.",
     ]
+    caption += _uncontrolled(results, where, paired)
     if (cells["n"] == 1).any():
         caption.append("Cells with n = 1 rest on one seed and have no deviation.")
     return Table(title, [*notes, *caption, *apart], cells, _costs(results, where), paired)

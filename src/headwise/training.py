@@ -8,15 +8,13 @@ import shutil
 import signal
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -25,8 +23,9 @@ from headwise.backbone import Backbone
 from headwise.claims import describe
 from headwise.data.vtab import VTABDataModule
 from headwise.errors import CheckpointError, Interrupted, NonFiniteLoss
-from headwise.fingerprint import file_sha256, fingerprint
+from headwise.fingerprint import fingerprint
 from headwise.methods.base import Installed, Method, Plan
+from headwise.phases import CHECKPOINT, TENSORS, Machine, PhaseRun, Saver, chain, read_tensors, write_tensors
 from headwise.progress import History, Progress
 from headwise.protocol import PRECISIONS, Protocol
 from headwise.results import PhaseResult, PhaseStore
@@ -34,8 +33,6 @@ from headwise.selection import TestSelection
 
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 """Gives (normalised images (B, 3, S, S), labels (B,)) of the training set in stored order, on the network's device."""
-CHECKPOINT = "last.ckpt"
-TENSORS = "phase.safetensors"
 
 
 def reseed(*parts: int | str) -> None:
@@ -141,75 +138,6 @@ class PhaseModule(L.LightningModule):
         self.installed.load(checkpoint["state_dict"])
 
 
-@dataclass(frozen=True, kw_only=True)
-class Machine:
-    """Where a phase is computed.
-
-    Attributes:
-        accelerator: cpu or gpu.
-        threads: CPU threads; part of a number's identity, since sums depend on their order.
-        progress: whether a bar or lines tell how far it is.
-        logger: a Lightning logger, or None.
-    """
-
-    accelerator: str = "cpu"
-    threads: int = 2
-    progress: bool = True
-    logger: Any = None
-
-
-@dataclass(kw_only=True)
-class PhaseRun:
-    """One phase of one run: what it stands on, and where its files go."""
-
-    index: int
-    num_phases: int
-    method: Method
-    fingerprint: str
-    folder: Path
-    seed: int
-    trunk: str | None = None
-    history: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def seed_parts(self) -> tuple[int | str, ...]:
-        """Root of every random number of the phase."""
-        return (self.seed, "phase", self.index)
-
-
-class Address(NamedTuple):
-    """Where a phase is stored, and where the first part of it that it shares with others (`Method.trunk`)."""
-
-    phase: str
-    trunk: str | None
-
-
-def chain(methods: Sequence[Method], ground: Mapping[str, Any], protocol_epochs: int) -> list[Address]:
-    """Content addresses of the phases: each covers the phase before it, its method, and the common ground.
-
-    Args:
-        methods: the phases' methods in order.
-        ground: network, weights, data, protocol, seed, threads, as plain data.
-        protocol_epochs: what a method without epochs of its own takes.
-    """
-    previous = ""
-    addresses = []
-    for index, method in enumerate(methods):
-        epochs = method.epochs or protocol_epochs
-        spec = method.spec()
-        if method.checkpoint:
-            spec["checkpoint"] = file_sha256(method.checkpoint)
-        link = {"previous": previous, "index": index, "ground": dict(ground)}
-        trunk = method.trunk(epochs)
-        shared = None
-        if trunk is not None:
-            trunk_spec, warmup = trunk
-            shared = fingerprint({**link, "method": {**trunk_spec, "epochs": epochs}, "trunk": warmup})
-        previous = fingerprint({**link, "method": {**spec, "epochs": epochs}})
-        addresses.append(Address(previous, shared))
-    return addresses
-
-
 def run_phases(
     net: Backbone,
     methods: Sequence[Method],
@@ -282,25 +210,6 @@ def restore(run: PhaseRun, net: Backbone, finished: PhaseResult, file: Path | No
     installed = run.method.install(net, finished.extra.get("plan"))
     installed.unpack(read_tensors(file or run.folder / TENSORS))
     return installed
-
-
-def read_tensors(file: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file.
-
-    Raises:
-        CheckpointError: if it is missing or damaged.
-    """
-    try:
-        return load_file(str(file))
-    except Exception as error:
-        raise CheckpointError(f"{file} cannot be read ({error}); delete its folder and run again") from error
-
-
-def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file atomically; `metadata` stands in its header."""
-    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with atomic.replacing(file) as part:
-        save_file(whole, str(part), None if metadata is None else dict(metadata))
 
 
 def _train(
@@ -457,16 +366,3 @@ def _fit(trainer: L.Trainer, module: PhaseModule, data: VTABDataModule, resume: 
     finally:
         if handler is not None:
             signal.signal(signal.SIGINT, handler)
-
-
-class Saver(L.Callback):
-    """Writes the checkpoint of each finished epoch, in place of the one before, atomically."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save; a crash meanwhile leaves the previous epoch's file."""
-        part = self.file.with_suffix(".part")
-        trainer.save_checkpoint(part)
-        part.replace(self.file)

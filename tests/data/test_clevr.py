@@ -18,7 +18,9 @@ EXAMPLES = clevr.examples("train", INDICES)
 
 
 def test_keys_are_those_of_upstream() -> None:
-    assert clevr.key("train", 43876) == "CLEVR_train_043876.png" and clevr.key("validation", 7) == "CLEVR_val_000007.png"
+    assert (
+        clevr.key("train", 43876) == "CLEVR_train_043876.png" and clevr.key("validation", 7) == "CLEVR_val_000007.png"
+    )
     first = record_order("train", (clevr.key("train", index) for index in range(70_000)))[:5]
     assert first.tolist() == [43876, 33421, 62025, 21419, 4851], "upstream's own order, with its own number of scenes"
 

@@ -46,7 +46,7 @@ OPERATIONS: tuple[Operation, ...] = (
     lambda image, m, sign: V.invert(image),
     lambda image, m, sign: _affine(image, angle=sign * 30 * m),
     lambda image, m, sign: V.posterize(image, 4 - int(4 * m)),
-    lambda image, m, sign: V.solarize(image, 256 - int(256 * m)),
+    lambda image, m, sign: torch.where(image >= 256 - int(256 * m), 255 - image, image),
     lambda image, m, sign: _solarize_add(image, int(110 * m)),
     lambda image, m, sign: V.adjust_saturation(image, max(0.1, 1 + sign * 0.9 * m)),
     lambda image, m, sign: V.adjust_contrast(image, max(0.1, 1 + sign * 0.9 * m)),

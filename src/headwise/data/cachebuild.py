@@ -190,7 +190,8 @@ def _write(
     facts: dict[str, Any] = {}
     keys: list[str] = []
     for part in PARTS:
-        count, labels = source.count(task, part), []
+        count = source.count(task, part)
+        labels: list[NDArray[np.int64]] = []
         shape: tuple[int, ...] | None = None
         stream: Iterator[NDArray[np.uint8]] | None = None
 

@@ -92,13 +92,13 @@ class SyntheticSource:
             keys += [generator.key(name, int(index)) for index in indices]
         drawn = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
         images, native = fit_all(through_jpeg(drawn) if self.lossy else drawn, size, resize)
-        name = task.builder if self.has(task) else f"stand-in/{task.name}"
+        title = task.builder if self.has(task) else f"stand-in/{task.name}"
         return Pixels(
             images,
             np.array(classes, dtype=np.int64),
             tuple(keys),
             {
-                "source": f"synthetic:{name}@{generator.REVISION}",
+                "source": f"synthetic:{title}@{generator.REVISION}",
                 "decoder": "none",
                 "resize": "native" if native else resize,
             },

@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from headwise.claims import BusyError, Claim
+from headwise.data import tfds_aircraft
 from headwise.data.cache import KINDS, Cache, candidates, default_root
 from headwise.data.cachebuild import build
 from headwise.data.folder import FolderSource
@@ -164,8 +165,6 @@ def status(task: VTABTask, place: Place, verify: bool = False) -> Status:
     if awaited:
         where = f"{facts.how}; awaited in {place.manual}: {', '.join(awaited)}"
         return Status(task.name, "manual", facts.download, "by hand", where)
-    if not has_builder(task):
-        return Status(task.name, "manual", facts.download, "by hand", facts.note)
     return Status(task.name, "missing", facts.download, "download", again)
 
 
@@ -173,11 +172,6 @@ def missing_by_hand(task: VTABTask, place: Place) -> list[str]:
     """Names that are awaited in the folder of manual downloads."""
     facts = UPSTREAM.get(str(task.builder))
     return [name for name in (facts.manual if facts else ()) if not (place.manual / name).exists()]
-
-
-def has_builder(task: VTABTask) -> bool:
-    """Whether upstream can prepare the set."""
-    return task.builder != "fgvc_aircraft"
 
 
 def prepare(tasks: Sequence[VTABTask], place: Place, say: Say = print) -> list[Status]:
@@ -195,7 +189,7 @@ def prepare(tasks: Sequence[VTABTask], place: Place, say: Say = print) -> list[S
         head = f"[{number}/{len(sets)}] {', '.join(task.name for task in members)}"
         failed = None
         try:
-            _prepare_set(members, place, lambda line, head=head: say(f"{head}: {line}"))
+            _prepare_set(members, place, _under(head, say))
         except HeadwiseError as error:
             failed = f"{type(error).__name__ if isinstance(error, BusyError) else 'failed'}: {error}"
             say(f"{head}: {failed}")
@@ -207,6 +201,10 @@ def prepare(tasks: Sequence[VTABTask], place: Place, say: Say = print) -> list[S
             if state.state == "ready":
                 say(f"{head}: {task.name} is ready ({state.bytes / 1e6:,.0f} MB, {state.source})")
     return [done[task.name] for task in tasks]
+
+
+def _under(head: str, say: Say) -> Say:
+    return lambda line: say(f"{head}: {line}")
 
 
 def _prepare_set(tasks: Sequence[VTABTask], place: Place, say: Say) -> None:
@@ -234,7 +232,7 @@ def _prepare_set(tasks: Sequence[VTABTask], place: Place, say: Say) -> None:
 
 
 def download(task: VTABTask, place: Place, say: Say) -> None:
-    """Download a set and write it as array_record files through upstream's builder. Needs TensorFlow.
+    """Download a set and write it as array_record files through upstream's builder. Needs TensorFlow but for aircraft.
 
     Files that were downloaded before are used again, also those placed by hand; checksums are verified by upstream's
     table. The directory appears when it is complete.
@@ -243,11 +241,12 @@ def download(task: VTABTask, place: Place, say: Say) -> None:
         DataError: if something must be fetched by hand, TensorFlow is absent, or upstream fails.
     """
     facts = UPSTREAM.get(str(task.builder), Upstream(0, 0))
-    if not has_builder(task):
-        raise DataError(f"{task.name}: {facts.note}")
     awaited = missing_by_hand(task, place)
     if awaited:
         raise DataError(f"{facts.how}; awaited in {place.manual}: {', '.join(awaited)}")
+    if task.builder == tfds_aircraft.NAME:
+        tfds_aircraft.prepare(place.manual, place.records)
+        return
     if importlib.util.find_spec("tensorflow") is None:
         raise DataError("downloading needs TensorFlow: pip install -e '.[prepare]' (reading what is prepared does not)")
     if place.official:

@@ -196,7 +196,14 @@ class TFDSSource:
     def _scan(self, task: VTABTask, part: str) -> dict[str, Any]:
         """Digest of one of train800, val200 and test; remembered until a file of the directory changes."""
         found = self.prepared(task)
-        rules = [task.splits, task.image_key, task.label_key, task.label_rule, task.num_classes, task.encoding]
+        rules: list[Any] = [
+            task.splits,
+            task.image_key,
+            task.label_key,
+            task.label_rule,
+            task.num_classes,
+            task.encoding,
+        ]
         rules += [part, self._runs(task, part)]
         place = hashlib.sha256(json.dumps([str(found.path.resolve()), rules]).encode()).hexdigest()[:24]
         note, stamps = cache_folder() / "tfds" / f"{place}.json", found.stamps()

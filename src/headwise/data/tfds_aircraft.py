@@ -31,12 +31,12 @@ def prepare(source: Path, root: Path) -> Path:
     """
     import tensorflow_datasets as tfds
 
-    data = next((d for d in (source / ARCHIVE / "data", source / "data") if (d / "variants.txt").is_file()), None)
-    if data is None:
+    found = [d for d in (source / ARCHIVE / "data", source / "data") if (d / "variants.txt").is_file()]
+    if not found:
         raise DataError(f"no {ARCHIVE}/data/variants.txt in {str(source)!r}; unpack {ARCHIVE}.tar.gz there")
-    variants = _lines(data / "variants.txt")
+    data, variants = found[0], _lines(found[0] / "variants.txt")
 
-    class Aircraft(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    class Aircraft(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
         """The builder that upstream lacks."""
 
         name = NAME

@@ -68,8 +68,7 @@ UPSTREAM: dict[str, Upstream] = {
         0,
         ("fgvc-aircraft-2013b",),
         "download fgvc-aircraft-2013b.tar.gz (https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/) and unpack it "
-        "there",
-        "upstream has no builder for it: use data=folder data.root=PATH, or data=synthetic",
+        "there; its builder is this package's own",
     ),
 }
 """By the name of the builder. The size of Resisc45's and Retinopathy's archives is not published by upstream."""

@@ -108,13 +108,18 @@ class Camera:
         )
 
 
-def looking_at(target: NDArray[np.float64], azimuth: float, elevation: float, distance: float) -> tuple[Floats, ...]:
-    """Place, right, up and back of a camera on a sphere around ``target``; angles in radians."""
+def looking_at(
+    target: NDArray[np.float64], azimuth: float, elevation: float, distance: float, focal: float, side: int
+) -> Camera:
+    """A camera of ``side`` x ``side`` pixels on a sphere around ``target``; angles in radians."""
     back = np.array(
         [math.cos(elevation) * math.cos(azimuth), math.cos(elevation) * math.sin(azimuth), math.sin(elevation)]
     )
     right = np.array([-math.sin(azimuth), math.cos(azimuth), 0.0])
-    return tuple(v.astype(np.float32) for v in (target + distance * back, right, np.cross(back, right), back))
+    place, right, up, back = (
+        v.astype(np.float32) for v in (target + distance * back, right, np.cross(back, right), back)
+    )
+    return Camera(place, right, up, back, focal, side, side)
 
 
 def turned(angle: float) -> Floats:
@@ -255,7 +260,8 @@ def _light(
         if lamp.shadow:
             hidden = np.zeros(light.shape, dtype=bool)
             for solid in solids:
-                near, far = span(solid.kind, solid.to_unit @ (start - solid.centre[:, None]), solid.to_unit @ ray)
+                offset: Floats = start - solid.centre[:, None]
+                near, far = span(solid.kind, solid.to_unit @ offset, solid.to_unit @ ray)
                 hidden |= (near < far) & (far > 0) & (near < 1)
             lit -= np.float32(lamp.strength * lamp.shadow) * hidden
         light += lit * facing

@@ -78,7 +78,8 @@ def render(split: str, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
     for image, index, row in zip(images, indices, factors(np.asarray(indices)).tolist(), strict=True):
         kind, toy, elevation, azimuth = row
         solids = _toy(kind, TOYS[split][toy])
-        light = rays.shade(_camera(elevation, azimuth), solids, (_lamp(lighting(split, int(index))),), ground, AMBIENT)
+        lamp = _lamp(lighting(split, int(index)), azimuth)
+        light = rays.shade(_camera(elevation, azimuth), solids, (lamp,), ground, AMBIENT)
         seed = np.frombuffer(hashlib.sha256(f"smallnorb/{split}/{index}".encode()).digest(), dtype="<u4")
         noise = NOISE * np.random.RandomState(seed).standard_normal((SIDE, SIDE))
         image[..., 0] = np.clip(light[..., 0] * 255 + noise + 0.5, 0, 255).astype(np.uint8)
@@ -87,13 +88,13 @@ def render(split: str, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
 
 def _camera(elevation: int, azimuth: int) -> Camera:
     target = np.array([0.0, 0.0, 0.6])
-    view = rays.looking_at(target, math.radians(20 * azimuth), math.radians(30 + 5 * elevation), DISTANCE)
-    return Camera(*view, FOCAL, SIDE, SIDE)
+    angles = math.radians(20 * azimuth), math.radians(30 + 5 * elevation)
+    return rays.looking_at(target, *angles, DISTANCE, FOCAL, SIDE)
 
 
-def _lamp(number: int) -> Lamp:
-    """Six lightings: three directions, bright or dim. They stay where they are while the toy's view turns."""
-    angle = math.radians(40 + 120 * (number % 3))
+def _lamp(number: int, azimuth: int) -> Lamp:
+    """Six lightings: three directions, bright or dim. They stand still beside the camera: only the toy turns."""
+    angle = math.radians(40 + 120 * (number % 3) + 20 * azimuth)
     place = np.array([6 * math.cos(angle), 6 * math.sin(angle), 7.0], dtype=np.float32)
     return Lamp(place, 0.85 if number < 3 else 0.5, 0.6)
 

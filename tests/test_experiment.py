@@ -1,0 +1,277 @@
+"""Runs from the command line: what they leave, that they are not repeated, and how mistakes are answered."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from headwise import training
+from headwise.errors import ConfigError, Interrupted, ResultConflict, WeightsError
+from headwise.experiment import plan_run, run
+from headwise.results import Result, ResultStore
+from made_networks import REPO, compose_config, plain_timm
+
+TINY = ["backbone=vit_tiny_random", "dataset=dsprites_loc", "data=synthetic", "protocol=smoke"]
+FAST = [*TINY, "trainer=cpu", "trainer.threads=1", "trainer.progress=false"]
+LORA = [*FAST, "method=lora", "rank=r4"]
+HS_LORA = [*FAST, "method=hs_lora", "rank=r4"]
+
+
+def train(*arguments: str, cache: Path, code: str | None = None) -> subprocess.CompletedProcess[str]:
+    """train.py in a process of its own; `code` runs it from within other code."""
+    command = [sys.executable, "train.py"] if code is None else [sys.executable, "-c", code]
+    environment = {**os.environ, "HEADWISE_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+    environment.pop("PYTHONWARNINGS", None)
+    return subprocess.run(
+        [*command, *arguments], cwd=REPO, env=environment, capture_output=True, text=True, check=False, timeout=600
+    )
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A sweep of two jobs: the first asks for what cannot be, the second finishes."""
+    root = tmp_path_factory.mktemp("sweep")
+    return root, train("-m", *HS_LORA, "method.first.rank=0,2", f"root={root}", cache=cache)
+
+
+@pytest.fixture(scope="module")
+def folder(sweep: tuple[Path, subprocess.CompletedProcess[str]]) -> Path:
+    """The finished run's folder."""
+    (file,) = sweep[0].glob("runs/**/result.json")
+    return file.parent
+
+
+def test_a_failing_job_does_not_stop_the_others(sweep: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    root, done = sweep
+    assert done.returncode == 1
+    assert "rank must be in 1..48 for s0.b0.q with 1 row group(s), got 0" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(list(root.glob("runs/**/result.json"))) == 1
+    (failure,) = root.glob("runs/**/failure.txt")
+    assert "Traceback" in failure.read_text()
+    assert failure.parent.parent.name != next(root.glob("runs/**/result.json")).parent.parent.name
+
+
+def test_what_a_run_says(sweep: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    said = sweep[1].stdout
+    assert "hs_lora on dsprites_loc, seed 0 [stand-in weights, synthetic, subset]" in said
+    assert "phase" in said
+    assert "gain" in said
+    assert "GPU available" not in said + sweep[1].stderr
+    assert "Warning" not in said + sweep[1].stderr
+
+
+def test_what_a_run_leaves(folder: Path) -> None:
+    assert {file.name for file in folder.iterdir()} == {
+        "result.json",
+        "config.yaml",
+        "metrics.csv",
+        "curve.png",
+        "phase-1.safetensors",
+        "phase-2.safetensors",
+    }
+    assert folder.name == "seed-0"
+    assert folder.parent.parent.name == "dsprites_loc"
+    assert folder.parents[2].name == "hs_lora"
+    with (folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["phase"], row["label"], row["epoch"]) for row in rows] == [("1", "lora", "1"), ("2", "head_lora", "1")]
+    with Image.open(folder / "curve.png") as image:
+        image.verify()
+    assert set(load_file(folder / "phase-1.safetensors")) >= {"s0.b0.q.A", "s0.b1.v.B", "head.weight"}
+
+
+def test_what_a_result_says(folder: Path) -> None:
+    result = json.loads((folder / "result.json").read_text())
+    assert {"method": "hs_lora", "dataset": "dsprites_loc", "seed": 0, "name": "runs"}.items() <= result.items()
+    assert result["labels"] == ["stand-in weights", "synthetic", "subset"]
+    assert len(result["fingerprint"]) == 16
+    assert {"weights", "data", "protocol"} <= result["provenance"].keys()
+    assert torch.__version__.startswith(result["versions"]["torch"])
+    assert result["config"]["method"]["first"]["rank"] == 2
+    first, second = result["phases"]
+    for phase, num_tunable, label in ((first, 4 * 2 * 96, "lora"), (second, 4 * 3 * (4 * 48 + 48), "head_lora")):
+        assert phase["label"] == label
+        assert phase["num_tunable"] == num_tunable
+        assert phase["num_head"] == 49 * 16
+        assert phase["stored_bytes"] == 4 * num_tunable
+        assert phase["num_test"] == 256
+        assert phase["steps"] == 15
+        assert phase["seconds"] > 0
+        assert 0 <= phase["accuracy"] <= 100
+    assert Result.read(folder / "result.json").accuracy == second["accuracy"]
+
+
+QUICK = """
+import runpy, sys
+sys.argv = ["train.py", *sys.argv[1:]]
+runpy.run_path("train.py", run_name="__main__")
+print("heavy:", [name for name in ("torch", "tensorflow", "tensorflow_datasets", "timm") if name in sys.modules])
+"""
+
+
+def test_a_finished_run_is_recognised_without_torch(folder: Path, cache: Path) -> None:
+    before = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
+    again = train(*HS_LORA, "method.first.rank=2", f"root={folder.parents[4]}", cache=cache, code=QUICK)
+    assert again.returncode == 0, again.stderr
+    assert f"already finished: {folder}" in again.stdout
+    assert "heavy: []" in again.stdout
+    assert {file: file.stat().st_mtime_ns for file in folder.iterdir()} == before
+
+
+def test_another_configuration_does_not_land_in_the_same_folder(folder: Path, cache: Path) -> None:
+    root, variant = folder.parents[4], folder.parent.name
+    done = train(*HS_LORA, "method.first.rank=3", f"variant={variant}", f"root={root}", cache=cache)
+    assert done.returncode == 1
+    assert "method.first.rank: 2 vs 3" in done.stderr
+    assert "Choose another name=" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("wrong", "answer"),
+    [
+        ("method=lorra", r"unknown method 'lorra' (did you mean 'lora'?); allowed: "),
+        ("dataset=shvn", "unknown dataset 'shvn' (did you mean 'svhn'?); allowed: "),
+        ("rank=r17", "unknown rank 'r17' (did you mean"),
+        ("backbone=vit_b16", "unknown backbone 'vit_b16' (did you mean 'vit_b16_in21k'?)"),
+        ("method@method.first=pisa", "unknown method 'pisa' (did you mean 'pissa'?)"),
+        ("protocol.epoch=3", "epoch"),
+        ("metod=lora", "metod"),
+        ("protocol.epochs=0", "protocol.epochs must be a whole number of at least 1, got 0"),
+        ("protocol.schedule=cosin", "unknown protocol.schedule 'cosin' (did you mean 'cosine'?)"),
+        ("seed=-1", "seed of a run must be an integer >= 0, got -1"),
+    ],
+)
+def test_a_slip_is_answered_and_leaves_nothing(wrong: str, answer: str, cache: Path, tmp_path: Path) -> None:
+    given = [word for word in HS_LORA if word.partition("=")[0] != wrong.partition("=")[0]]
+    done = train(*given, wrong, f"root={tmp_path / 'out'}", cache=cache)
+    assert done.returncode == 1
+    assert answer in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def in_process(*overrides: str) -> float | None:
+    return run(compose_config(*overrides))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["method.rank=-1"], r"rank must be in 1\.\.48 for s0\.b0\.q .*got -1"),
+        (["method.rank=99"], r"rank must be in 1\.\.48 .*got 99"),
+        (["method.targets=[q,w]"], "target 'w' matches no projection of this backbone"),
+        (["method.dropout=1.5"], r"dropout must be in \[0, 1\)"),
+        (["backbone.img_size=36"], "backbone.img_size must be a positive multiple of 8, got 36"),
+        (["protocol.test_images=100000"], "protocol.test_images=100000 is not a subset of the 73728 test images"),
+    ],
+)
+def test_values_that_do_not_fit_the_network(overrides: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        in_process(*LORA, *overrides, f"root={tmp_path}")
+    assert not list(tmp_path.glob("**/result.json"))
+
+
+def test_a_head_rank_is_at_most_the_heads_width(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"rank must be in 1\.\.12 for s0\.b0\.q with 4 row group\(s\), got 13"):
+        in_process(*FAST, "method=head_lora", "method.rank=13", f"root={tmp_path}")
+
+
+def test_two_phases_are_not_a_first_phase(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"method.first must be a single-phase method, got TwoPhase"):
+        in_process(*HS_LORA, "method@method.first=hs_lora", f"root={tmp_path}")
+
+
+def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = training.PhaseModule.training_step
+
+    def interrupted(self: Any, batch: Any, batch_idx: int) -> Any:
+        if self.installed.owners["s0.b0.q"].A.shape[0] > 1:  # the second phase
+            raise KeyboardInterrupt
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(training.PhaseModule, "training_step", interrupted)
+    with pytest.raises(Interrupted):
+        in_process(*HS_LORA, f"root={tmp_path}")
+    assert not list(tmp_path.glob("**/failure.txt"))
+    monkeypatch.undo()
+    phases = {file.parent.name: file.stat().st_mtime_ns for file in tmp_path.glob("phases/*/phase.json")}
+    assert len(phases) == 1
+    in_process(*HS_LORA, f"root={tmp_path}")
+    (result,) = ResultStore(tmp_path).all()
+    kept = {file.parent.name: file.stat().st_mtime_ns for file in tmp_path.glob("phases/*/phase.json")}
+    assert phases.items() < kept.items()
+    assert [phase.label for phase in result.phases] == ["lora", "head_lora"]
+
+
+def identity(*overrides: str) -> dict[str, Any]:
+    return plan_run(compose_config(*LORA, *overrides)).identity
+
+
+def test_what_makes_a_result_another_one(tmp_path: Path) -> None:
+    same = identity()
+    for overrides in (
+        ["root=elsewhere", "name=mine", "variant=x"],
+        ["method.label=y"],
+        ["logger=wandb"],
+        ["trainer.progress=true"],
+        ["rank=r4"],
+        ["ne=ne1"],
+    ):
+        assert identity(*overrides) == same, overrides
+    for overrides in (
+        ["seed=1"],
+        ["method.rank=2"],
+        ["+method.revision=2"],
+        ["protocol.lr=0.1"],
+        ["protocol.test_images=255"],
+        ["trainer.threads=2"],
+        ["backbone.seed=1"],
+        ["backbone=swin_tiny_random"],
+        ["dataset=dsprites_ori"],
+    ):
+        given = [word for word in LORA if word.partition("=")[0] != overrides[0].partition("=")[0]]
+        changed = plan_run(compose_config(*given, *overrides)).identity
+        assert changed != same, overrides
+
+
+def test_weights_count_by_content_not_by_place(tmp_path: Path) -> None:
+    state = {name: tensor for name, tensor in plain_timm("vit").state_dict().items() if not name.startswith("head.")}
+    save_file(state, tmp_path / "a.safetensors")
+    (tmp_path / "sub").mkdir()
+    shutil.copy(tmp_path / "a.safetensors", tmp_path / "sub" / "b.safetensors")
+    save_file(state | {"norm.bias": state["norm.bias"] + 1}, tmp_path / "c.safetensors")
+    here, moved, changed = (identity(f"backbone.weights={tmp_path}/{n}.safetensors") for n in ("a", "sub/b", "c"))
+    assert here == moved
+    assert here != changed
+    assert str(tmp_path) not in json.dumps(here)
+    with pytest.raises(WeightsError, match=r"weights file .*d.safetensors' does not exist"):
+        identity(f"backbone.weights={tmp_path}/d.safetensors")
+
+
+def test_what_must_be_given_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"backbone.weights must be given: add backbone.weights=VALUE"):
+        plan_run(compose_config(*[word for word in LORA if "backbone" not in word], "backbone=vit_s14_dinov2"))
+
+
+def test_a_conflict_is_found_before_anything_is_trained(folder: Path) -> None:
+    root, variant = folder.parents[4], folder.parent.name
+    with pytest.raises(ResultConflict, match=r"protocol.lr: .*vs"):
+        in_process(*HS_LORA, "method.first.rank=2", "protocol.lr=0.5", f"variant={variant}", f"root={root}")
