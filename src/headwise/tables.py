@@ -19,6 +19,8 @@ GROUP_SIZES = {"natural": 7, "specialized": 4, "structured": 8}
 """Tasks per group of VTAB-1k. Averages exist only over all of them."""
 AVERAGES = ("mean_19", "mean_groups")
 LINE = ["row", "phase", "column", "group", "seed", "value"]
+NEUTRAL = {"augment": "none"}
+"""Options of the data that change nothing at this value: a record that lacks them says the same."""
 LOADING = ("labels", "source", "splits", "resize")
 UNRECORDED = "(not recorded)"
 
@@ -91,7 +93,7 @@ def recorded(result: Result, part: str) -> Any:
     """
     value = result.provenance.get(part, UNRECORDED)
     if part == "data" and isinstance(value, Mapping):
-        return {name: child for name, child in value.items() if name not in LOADING}
+        return {name: child for name, child in value.items() if name not in LOADING and NEUTRAL.get(name) != child}
     return value
 
 

@@ -53,8 +53,8 @@ def sizes_of(task: VTABTask, count: int = 30) -> dict[str, int]:
     return dict.fromkeys((text.partition("[")[0] for text in task.splits.values()), count)
 
 
-def write_set(root: Path, task: VTABTask, count: int = 30) -> dict[str, Written]:
-    """Prepare a set through its upstream builder, in array_record files; returns what was written."""
+def write_set(root: Path, task: VTABTask, count: int = 30, form: str = "array_record") -> dict[str, Written]:
+    """Prepare a set through its upstream builder; returns what was written. Only array_record needs no TensorFlow."""
     import tensorflow_datasets as tfds
 
     tfds.disable_progress_bar()
@@ -62,7 +62,7 @@ def write_set(root: Path, task: VTABTask, count: int = 30) -> dict[str, Written]
     builder = tfds.builder(name, data_dir=root)
     written = {split: _examples(builder, split, n) for split, n in sizes_of(task, count).items()}
     builder._split_generators = lambda manager: {split: _encoded(builder, made) for split, made in written.items()}
-    builder.download_and_prepare(file_format="array_record")
+    builder.download_and_prepare(file_format=form)
     return written
 
 

@@ -1,7 +1,8 @@
 """Run by test_prepare.py in a Python that has TensorFlow: prepare sets from fake archives of the real layout.
 
-python prepare_fake.py ROOT CACHE [--checksums]: the archives are made under ROOT/downloads/manual, where upstream
-looks for files that were placed by hand, so nothing is fetched.
+python prepare_fake.py ROOT CACHE [--checksums | --tfrecord]: the archives are made under ROOT/downloads/manual, where
+upstream looks for files that were placed by hand, so nothing is fetched. --checksums keeps upstream's check of them; --tfrecord
+only writes two sets as tfrecord files, which TensorFlow alone can.
 """
 
 from __future__ import annotations
@@ -60,6 +61,12 @@ def make_archives(manual: Path) -> None:
 
 def main() -> None:
     root, cache = Path(sys.argv[1]), Path(sys.argv[2])
+    if "--tfrecord" in sys.argv:
+        from made_tfds import load_task, write_set
+
+        for name in ("smallnorb_azi", "clevr_count"):
+            write_set(root, load_task(name), form="tfrecord")
+        return
     place = Place(root, cache, 40, "pil_bicubic", official=False)
     if not place.manual.exists():
         make_archives(place.manual)

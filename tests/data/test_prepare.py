@@ -237,3 +237,25 @@ def test_sets_from_their_archives_with_tensorflow(tmp_path: Path) -> None:
     (svhn,) = by_name("svhn")
     pixels = source.load(svhn, "test", 40)
     assert [int(key) % 10 for key in pixels.keys] == [(label - 1) % 10 for label in pixels.labels]
+
+
+@pytest.mark.slow
+def test_tfrecord_files_of_tensorflow_itself(tmp_path: Path) -> None:
+    if not has_tensorflow():
+        pytest.skip(f"{PYTHON} has no TensorFlow; set HEADWISE_PREPARE_PYTHON")
+    driver = [PYTHON, str(REPO / "tests" / "data" / "prepare_fake.py"), str(tmp_path / "tf"), "-", "--tfrecord"]
+    done = subprocess.run(driver, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    theirs, ours = TFDSSource(tmp_path / "tf", official=False), TFDSSource(_made(tmp_path / "ours"), official=False)
+    for name in ("smallnorb_azi", "clevr_count"):
+        task = load_task(name)
+        write_set(ours.root, task)
+        assert theirs.prepared(task).format == "tfrecord" and ours.prepared(task).format == "array_record"
+        assert theirs.fingerprint(task) == ours.fingerprint(task)
+        one, two = theirs.load(task, "test", 40), ours.load(task, "test", 40)
+        np.testing.assert_array_equal(one.images, two.images)
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
