@@ -5,6 +5,9 @@ PYTHON    := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 BASE      ?= python3
 ARGS      ?=
+WORKERS   ?= 2
+# One thread a worker: more would get in each other's way.
+PYTEST    = OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check format smoke prepare clean
@@ -33,17 +36,17 @@ demo: setup ## Train HS-LoRA on drawn images, a few minutes on two cores
 	@echo "The run's folder: outputs/demo/hs_lora/dsprites_loc/demo/seed-0 (result.json, curve.png, the trained updates)."
 	@echo "Run 'make demo' again: it is finished, so its table comes from disk. Next:"
 	@echo "  $(PYTHON) scripts/evaluate.py outputs/demo/hs_lora/dsprites_loc/demo/seed-0"
-	@echo "  $(PYTHON) scripts/export_merged.py outputs/demo/hs_lora/dsprites_loc/demo/seed-0 outputs/demo.safetensors"
+	@echo "  $(PYTHON) scripts/export_merged.py outputs/demo/hs_lora/dsprites_loc/demo/seed-0 --out outputs/demo.safetensors"
 	@echo "  $(PYTHON) train.py --help"
 
 test: setup ## Run the tests
-	@$(PYTHON) -m pytest $(ARGS)
+	@$(PYTEST) $(ARGS)
 
 check: setup ## Lint, format, types and tests: what every change must pass
 	@$(PYTHON) -m ruff check .
 	@$(PYTHON) -m ruff format --check .
 	@$(PYTHON) -m mypy
-	@$(PYTHON) -m pytest
+	@$(PYTEST)
 
 format: setup ## Rewrite the code in the house style
 	@$(PYTHON) -m ruff check --fix .

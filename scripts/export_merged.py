@@ -1,4 +1,4 @@
-"""Write a finished run as one file for timm: python scripts/export_merged.py RUN_DIR model.safetensors."""
+"""Write a finished run as one file for timm: python scripts/export_merged.py RUN_DIR --out model.safetensors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, epilog="The README shows how to load the file and classify an image with timm alone."
     )
     parser.add_argument("run_dir", type=Path, help="folder of a finished run, the one that holds result.json")
-    parser.add_argument("out", type=Path, help="file to write, ending in .safetensors")
+    parser.add_argument("--out", type=Path, required=True, help="file to write, ending in .safetensors")
     parser.add_argument("--weights", type=Path, help="the pretrained weights, if they are not where the run found them")
     parser.add_argument("--data-root", type=Path, help="the images, if they are not where the run found them")
     parser.add_argument("--json", type=Path, help="also write what is printed, unrounded, as JSON")

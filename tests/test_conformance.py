@@ -207,6 +207,7 @@ def lora(rank: int, *targets: str) -> Callable[[Phase], int]:
 
 COUNTS: dict[str, Callable[[Phase], int]] = {
     "adaptformer": per_block(lambda c: 2 * c * 8),
+    "bi_adaptformer": per_block(lambda c: 2 * c * 32),
     "bi_lora": lora(32, "q", "v"),
     "bitfit": lambda phase: timm_parameters(phase.base, ".bias"),
     "cara": cara,
@@ -217,6 +218,7 @@ COUNTS: dict[str, Callable[[Phase], int]] = {
     "fact_tt": fact_tt,
     "full": lambda phase: timm_parameters(phase.base),
     "head_lora": per_weight(lambda o, i, h: 3 * (h * i + o), "q", "v"),
+    "heart_fp32": lora(8, "q", "v"),
     "heart_lora": lora(32, "q", "v"),
     "houlsby_b8": per_block(lambda c: 2 * (2 * c * 8 + 8 + c)),
     "linear": lambda phase: 0,
@@ -236,6 +238,7 @@ COUNTS: dict[str, Callable[[Phase], int]] = {
     "vpt_shallow": lambda phase: 10 * stages(phase)[0][1],
 }
 COUNTS |= {f"peft_{name}": COUNTS[name] for name in ("lora", "dora", "pissa")}
+COUNTS |= {f"heart_{name}": COUNTS["heart_lora"] for name in ("front", "layer", "random")}
 """Tunable parameters without the head, in closed form, by the label of a phase (rank 4, 3 per head)."""
 
 

@@ -162,7 +162,7 @@ def wide_inputs() -> tuple[Tensor, Tensor, Tensor, Block]:
 
 @pytest.mark.parametrize("exponent", [-6, -8, -10])
 def test_small_updates_do_not_vanish_in_bfloat16(exponent: int) -> None:
-    """The output moves, on average over many entries, by as much as the update says, though it is below one rounding."""
+    """The output moves, on average over many entries, by as much as the update says, though below one rounding."""
     x, weight, bias, block = wide_inputs()
     block = block._replace(up=block.up * 2.0**exponent)
     wanted = F.linear(F.linear(x, block.down[0]), block.up[0])

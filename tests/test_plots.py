@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from headwise.plots import learning_curves
+from headwise.plots import learning_curves, score_map
 
 
 def history(file: Path, epochs: int, loss: float) -> Path:
@@ -44,3 +44,22 @@ def test_each_phase_needs_a_label(tmp_path: Path) -> None:
 def test_torch_is_not_needed() -> None:
     code = "import sys, headwise.plots; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_score_map_of_layers_with_different_heads(tmp_path: Path) -> None:
+    rows = [
+        {"stage": 0, "block": 0, "proj": "q", "active": [1, 0], "score": [0.5, -0.25]},
+        {"stage": 1, "block": 0, "proj": "q", "active": [1, 1, 0, 1], "score": [1.0, 2.0, -3.0, 0.0]},
+        {"stage": 0, "block": 0, "proj": "v", "active": [0, 1], "score": None},
+    ]
+    score_map([None, rows], ["lora", "heads"], tmp_path)
+    lines = (tmp_path / "heads.csv").read_text().splitlines()
+    assert lines[0] == "phase,stage,block,proj,head,score,active"
+    assert lines[1:4] == ["2,0,0,q,0,0.5,1", "2,0,0,q,1,-0.25,0", "2,1,0,q,0,1.0,1"]
+    assert lines[-2:] == ["2,0,0,v,0,,0", "2,0,0,v,1,,1"]
+    assert (tmp_path / "heads.png").stat().st_size > 1000
+
+
+def test_no_score_map_without_a_gate(tmp_path: Path) -> None:
+    score_map([None], ["lora"], tmp_path)
+    assert list(tmp_path.iterdir()) == []

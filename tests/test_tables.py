@@ -175,11 +175,15 @@ def test_paired_differences_to_phase_one_and_to_the_matched_control():
 
 
 def test_the_control_of_equal_size_stands_on_the_same_first_phase():
-    heads, plain, other = (run(name, accuracy=(70.0, last)) for name, last in (("hs", 75.0), ("then", 77.0), ("x", 1.0)))
+    heads, plain, other = (
+        run(name, accuracy=(70.0, last)) for name, last in (("hs", 75.0), ("then", 77.0), ("x", 1.0))
+    )
     for made, address in ((heads, "a"), (plain, "a"), (other, "b")):
         made.phases[0] = dataclasses.replace(made.phases[0], fingerprint=address)
     for made in (plain, other):
-        made.phases[1] = dataclasses.replace(made.phases[1], method={"_target_": "headwise.methods.hs_lora.MatchedLoRA"})
+        made.phases[1] = dataclasses.replace(
+            made.phases[1], method={"_target_": "headwise.methods.hs_lora.MatchedLoRA"}
+        )
     table = one([heads, plain, other])
     assert cell(table, "hs", "svhn", "P2 - equal-size LoRA", "paired")["mean"] == -2.0
     assert cell(table, "then", "svhn", "P2 - equal-size LoRA", "paired") is None

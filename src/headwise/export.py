@@ -94,7 +94,7 @@ class Classifier(nn.Module):
         else:
             pixels = decode(Path(image), channels, "classify")
         if max(pixels.shape[:2]) > NATIVE_LIMIT:
-            pixels = RESIZES[self._data.resize](pixels, self.net.img_size)
+            pixels = RESIZES[self._data.resize](pixels, self._data.stored_size)
         return self._data.preprocess(to_tensor(pixels[None]))
 
     @torch.no_grad()

@@ -9,7 +9,7 @@ Legend: O/I rows and columns of a matrix, K = 2^bits values.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from itertools import pairwise
 from statistics import NormalDist
@@ -71,11 +71,13 @@ class _Nearest(torch.autograd.Function):
 
 def _codes(x: Tensor, thresholds: Tensor) -> Tensor:
     """Number of thresholds below each entry; an entry on a threshold takes the lower value."""
-    return x > thresholds[0] if len(thresholds) == 1 else torch.bucketize(x, thresholds)
+    return x > thresholds if len(thresholds) == 1 else torch.bucketize(x, thresholds)
 
 
 def _look_up(codes: Tensor, values: Tensor) -> Tensor:
-    return torch.where(codes.bool(), values[1], values[0]) if len(values) == 2 else values[codes.long()]
+    if len(values) == 2:
+        return torch.where(codes.bool(), values[1], values[0])
+    return values[codes.long()]
 
 
 @dataclass(frozen=True)
@@ -100,16 +102,20 @@ class Quantizer:
         codebook: kmedians (published) or kmeans.
         stats: rows that mean and deviation are taken over: ``all`` (published), or ``active_rows`` only, so that heads
             which are off no longer shape the others' scale.
+        values, thresholds: of the codebook, (2^bits,) and (2^bits - 1,) float64.
     """
 
     bits: int = 1
     codebook: str = "kmedians"
     stats: str = "all"
+    values: Tensor = field(init=False, repr=False, compare=False)
+    thresholds: Tensor = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.stats not in STATS:
             raise ConfigError(f"unknown stats {self.stats!r}{suggest(self.stats, STATS)}")
-        codebook(self.bits, self.codebook)
+        for name, table in zip(("values", "thresholds"), codebook(self.bits, self.codebook), strict=True):
+            object.__setattr__(self, name, torch.tensor(table, dtype=torch.float64))
 
     def __call__(self, weight: Tensor, active_rows: Tensor | None = None) -> Tensor:
         """The quantised matrix, same shape; differentiable.
@@ -135,8 +141,7 @@ class Quantizer:
         return -(-count * self.bits // 8)
 
     def _tables(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        values, thresholds = codebook(self.bits, self.codebook)
-        return _table(values, like.dtype, like.device), _table(thresholds, like.dtype, like.device)
+        return self.values.to(like), self.thresholds.to(like)
 
     @torch.no_grad()
     def pack(self, weight: Tensor, active_rows: Tensor | None = None, rows: Tensor | None = None) -> Codes:
@@ -162,11 +167,6 @@ class Quantizer:
         codes = unpack_codes(stored.codes, self.bits, torch.Size(shape).numel()).view(shape)
         mean, deviation = stored.stats
         return _look_up(codes, self._tables(stored.stats)[0]) * deviation + mean
-
-
-@cache
-def _table(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.tensor(values, dtype=dtype, device=device)
 
 
 def pack_codes(codes: Tensor, bits: int) -> Tensor:

@@ -18,7 +18,8 @@ COSTS = {"parameters": "parameters", "head": "head", "stored_bytes": "stored byt
 PAIRED = (
     "Percentage points, formed seed by seed: the second phase minus its own first phase (P1), minus the first method "
     "alone, trained for the epochs of both phases (longer P1), and minus plain LoRA of equal size after the same first "
-    "phase (equal-size LoRA). Mean \u00b1 sample standard deviation, n in brackets. An empty cell is a run that is missing."
+    "phase (equal-size LoRA). Mean \u00b1 sample standard deviation, n in brackets. An empty cell is a run that is "
+    "missing."
 )
 
 

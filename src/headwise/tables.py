@@ -224,7 +224,9 @@ def _uncontrolled(results: Sequence[Result], where: Places, paired: pd.DataFrame
         two_phase = {where[r.key] for r in results if len(tested(r)) == 2 and not _is_size_control(tested(r))}
         if missing := sorted(two_phase - have):
             rows = ", ".join(f"{row} on {column}" for row, column in missing)
-            notes.append(f"NO CONTROL ({kind}) for {rows}: its gain over P1 proves little; run method={method} as well.")
+            notes.append(
+                f"NO CONTROL ({kind}) for {rows}: its gain over P1 proves little; run method={method} as well."
+            )
     return notes
 
 

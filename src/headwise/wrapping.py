@@ -125,9 +125,7 @@ def check_block(block: nn.Module) -> None:
     """
     name = type(unwrapped(block)).__name__
     if name not in BLOCKS:
-        raise ConfigError(
-            f"blocks of class {name} have no known halves to adapt; allowed: timm's {BLOCKS}"
-        )
+        raise ConfigError(f"blocks of class {name} have no known halves to adapt; allowed: timm's {BLOCKS}")
 
 
 def through(model: nn.Module, path: str) -> str:

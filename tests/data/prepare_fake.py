@@ -1,8 +1,8 @@
 """Run by test_prepare.py in a Python that has TensorFlow: prepare sets from fake archives of the real layout.
 
 python prepare_fake.py ROOT CACHE [--checksums | --tfrecord]: the archives are made under ROOT/downloads/manual, where
-upstream looks for files that were placed by hand, so nothing is fetched. --checksums keeps upstream's check of them; --tfrecord
-only writes two sets as tfrecord files, which TensorFlow alone can.
+upstream looks for files that were placed by hand, so nothing is fetched. --checksums keeps upstream's check of them;
+--tfrecord only writes two sets as tfrecord files, which TensorFlow alone can.
 """
 
 from __future__ import annotations

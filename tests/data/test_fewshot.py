@@ -12,7 +12,9 @@ from made_trees import load_task, write_lines
 from PIL import Image
 
 from headwise.data import fewshot
-from headwise.data.sources import FolderSource, SyntheticSource
+from headwise.data.sources import FolderSource, SyntheticSource, TFDSSource
+from headwise.data.synthetic import records
+from headwise.data.synthetic.standin import StandIn
 from headwise.data.tasks import DRAWS, SHOTS, VTABTask
 from headwise.errors import ConfigError, DataError
 
@@ -147,3 +149,29 @@ def test_another_test_list_is_unofficial(tree: Path) -> None:
 def test_values_out_of_range(shots: int | None, draw: int, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_task("fewshot/pets", shots=shots, draw=draw)
+
+
+class Flowers(StandIn):
+    """Drawn images under upstream's keys and features."""
+
+    def key(self, split: str, index: int) -> str:
+        return f"{split}_{index:05d}.jpg"
+
+    def examples(self, split: str, indices: np.ndarray) -> list[dict[str, object]]:
+        rows = super().examples(split, indices)
+        return [{**row, "file_name": self.key(split, int(i))} for row, i in zip(rows, indices, strict=True)]
+
+
+def test_a_pool_of_several_upstream_splits(tmp_path: Path) -> None:
+    """Through the real builder: the flowers' training images come from all three of its splits."""
+    task = few("flowers102", 2, 1)
+    sizes = {"train": 204, "validation": 102, "test": 204}
+    records.write(tmp_path, Flowers(task), "oxford_flowers102", task.versions, sizes)
+    source = TFDSSource(tmp_path, official=False)
+    train, test = source.load(task, "train800", 32), source.load(task, "test", 32)
+    assert np.bincount(train.labels).tolist() == [2] * 102
+    assert {key.partition("_")[0] for key in train.keys} == {"train", "validation", "test"}
+    assert not set(train.keys) & set(test.keys) and source.count(task, "test") == len(test.labels) == 82
+    assert source.labels(task) == ["unofficial split", "own draw"]
+    assert source.origin(task)["name"] == "oxford_flowers102"
+    assert source.fingerprint(task) != source.fingerprint(few("flowers102", 2, 2))

@@ -161,8 +161,8 @@ def test_synthetic_source() -> None:
         source.fingerprint(replace(task, splits={**task.splits, "val": "train[90%:]"})),
     }
     assert len(prints) == 4 and source.fingerprint(task) in prints
-    with pytest.raises(DataError, match="no generator for task 'dtd'; use data=folder"):
-        source.load(load_task("dtd"), "test", 224)
+    with pytest.raises(DataError, match="no generator for task 'folder'; use data=folder"):
+        source.load(load_task("own/folder", num_classes=2), "test", 224)
 
 
 def test_auto_takes_the_tree_then_the_generator(tree: Path, toy: VTABTask, caplog: pytest.LogCaptureFixture) -> None:

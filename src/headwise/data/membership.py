@@ -34,6 +34,8 @@ SIZES: dict[str, dict[str, tuple[int, ...]]] = {
     "kitti": {"train": (6_347,), "validation": (423,), "test": (711,)},
     "dsprites": {"train": (737_280,)},
     "smallnorb": {"train": (24_300,), "test": (24_300,)},
+    "food101": {"train": (75_750,), "validation": (25_250,)},
+    "cars196": {"train": (8_144,), "test": (8_041,)},
 }
 """Examples of each upstream split. SUN397's builder skips one undecodable image, which older versions kept."""
 

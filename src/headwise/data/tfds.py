@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -190,7 +191,8 @@ class TFDSSource:
         return split_ranges(task, split, found.sizes, clip=bool(self._wrong_sizes(task, found)))
 
     def _wrong_sizes(self, task: VTABTask, found: Prepared) -> list[str]:
-        used = list(dict.fromkeys(parse_slice(text, found.sizes)[0] for text in task.splits.values()))
+        slices = [part.strip() for text in task.splits.values() for part in text.split("+")]
+        used = list(dict.fromkeys(parse_slice(text, found.sizes)[0] for text in slices))
         return wrong_sizes(found.builder, found.sizes, used)
 
     def _scan(self, task: VTABTask, part: str) -> dict[str, Any]:
@@ -230,6 +232,7 @@ def _examples(found: Prepared, name: str, positions: Indices) -> Iterator[tuple[
     """Deserialised examples at ascending positions of an upstream split; images stay encoded."""
     import tensorflow_datasets as tfds
 
+    logging.getLogger("absl").setLevel(logging.WARNING)  # it tells of every directory it opens
     try:
         builder = tfds.builder_from_directory(found.path)
         features = builder.info.features

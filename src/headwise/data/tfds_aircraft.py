@@ -59,7 +59,7 @@ def prepare(source: Path, root: Path) -> Path:
                 file = data / "images" / f"{number}.jpg"
                 if not file.is_file():
                     raise DataError(f"images_variant_{part}.txt names {file}, which is not there; unpack it again")
-                yield number, {"image": file.open("rb"), "label": variant, "file_name": file.name}
+                yield number, {"image": io.BytesIO(file.read_bytes()), "label": variant, "file_name": file.name}
 
     Aircraft.VERSION = tfds.core.Version(VERSION)
     tfds.disable_progress_bar()

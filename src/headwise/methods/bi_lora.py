@@ -48,7 +48,6 @@ class BiLoRA(Method):
     head_bits: int | None = None
 
     gateable: ClassVar[bool] = True
-    identity_tolerance: ClassVar[float] = 1e-1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,6 +56,11 @@ class BiLoRA(Method):
         self.quantizer()
         if self.head_bits is not None:
             Quantizer(self.head_bits, self.codebook)
+
+    @property
+    def identity_tolerance(self) -> float:  # type: ignore[override]
+        """Wide where something is quantised, which starts off zero."""
+        return Method.identity_tolerance if self.bits == 32 and self.head_bits is None else 1e-1
 
     def quantizer(self) -> Quantizer | None:
         """Of both factors; None at 32 bits."""
