@@ -13,7 +13,7 @@ import torch
 
 from headwise import training
 from headwise.backbone import Backbone
-from headwise.errors import CheckpointError, Interrupted, NonFiniteLoss
+from headwise.errors import CheckpointError, ConfigError, Interrupted, NonFiniteLoss
 from headwise.methods.base import Method
 from headwise.methods.hs_lora import HeadLoRA, TwoPhase
 from headwise.methods.lora import LoRA
@@ -245,6 +245,12 @@ def test_a_first_phase_is_trained_once(tmp_path: Path) -> None:
     assert timeless(second) == timeless(fresh)
     assert torch.equal(logits(net, images()), logits(trained, images()))
     assert len(list((tmp_path / "phases").iterdir())) == 2
+
+
+def test_a_later_phase_that_does_not_fit_is_refused_before_the_first_trains(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"rank must be in 1\.\.12 for s0\.b0\.q with 4 row group\(s\), got 13"):
+        run(tmp_path, (LORA, HeadLoRA(label="heads", rank=13)))
+    assert not list(tmp_path.rglob("*"))
 
 
 def test_addresses_follow_content() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import random
 import shutil
@@ -170,6 +171,7 @@ def run_phases(
     reseed(seed, "head")
     net.new_head(data.task.num_classes)
     net.to("cuda" if machine.accelerator == "gpu" else "cpu")
+    _rehearse(net, methods)
     results = []
     for index, (method, address) in enumerate(zip(methods, chain(methods, ground, protocol.epochs), strict=True)):
         run = PhaseRun(
@@ -192,6 +194,17 @@ def run_phases(
         restore(run, net, finished).merge()
         results.append(finished)
     return results
+
+
+def _rehearse(net: Backbone, methods: Sequence[Method]) -> None:
+    """Install the later phases in a copy, so that one that does not fit is refused before the first has trained.
+
+    Raises:
+        ConfigError: what `Method.install` says.
+    """
+    for method in methods[1:]:
+        if type(method).prepare is Method.prepare:  # otherwise it cannot be installed before it has seen the data
+            method.install(copy.deepcopy(net))
 
 
 def _waiting(holder: Mapping[str, Any], say: Callable[[str], None]) -> None:
