@@ -9,6 +9,14 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is first imported; inherited by subprocesses
 
 
+@pytest.fixture(scope="session", autouse=True)
+def warn_always() -> None:
+    """Let torch warn each time and not once a process: whether a test fails must not depend on those before it."""
+    import torch
+
+    torch.set_warn_always(True)
+
+
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HEADWISE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))

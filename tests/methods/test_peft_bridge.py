@@ -211,7 +211,7 @@ def test_adalora_penalty_is_pefts_form_and_in_the_loss() -> None:
             terms.append(torch.linalg.matrix_norm(gram - torch.eye(6)))
     penalty = installed.penalty()
     assert penalty is not None
-    assert float(penalty.detach()) == pytest.approx(0.3 * float(torch.stack(terms).mean()), rel=1e-5)
+    assert float(penalty.detach()) == pytest.approx(0.3 * float(torch.stack(terms).mean().detach()), rel=1e-5)
     penalty.backward()
     grads = [t.grad for name, t in installed.adapter().items() if ".lora_A." in name or ".lora_B." in name]
     assert all(grad is not None and grad.any() for grad in grads)
