@@ -51,6 +51,17 @@ def test_the_export_is_timms(family: str) -> None:
     assert torch.equal(logits(plain, X), logits(net, X))
 
 
+@pytest.mark.parametrize("family", ["vit", "swin"])
+def test_plain_attention_is_the_same_function(family: str) -> None:
+    net = network(family)
+    before = logits(net, X)
+    net.set_attention("plain")
+    assert not any(getattr(module, "fused_attn", False) for module in net.modules())
+    torch.testing.assert_close(logits(net, X), before)
+    with pytest.raises(ConfigError, match="trainer.attention must be auto or one of timm, plain, got 'flash'"):
+        net.set_attention("flash")
+
+
 def test_a_network_with_an_update_is_not_exported() -> None:
     net = network("vit")
     site = net.sites[0]

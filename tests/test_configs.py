@@ -56,7 +56,7 @@ def build_all(cfg: DictConfig) -> dict[str, Any]:
     assert all(isinstance(phase, Method) for phase in built["method"].phases())
     built["backbone"] = BackboneSpec(**plain["backbone"])
     built["protocol"] = Protocol(**plain["protocol"])
-    assert plain["trainer"].keys() == {"accelerator", "threads", "progress"}
+    assert plain["trainer"].keys() == {"accelerator", "threads", "attention", "progress"}
     assert plain["logger"]["kind"] in ("csv", "wandb")
     return built
 
@@ -128,6 +128,7 @@ DOCUMENTED = {
     "protocol.epochs": "10",
     "protocol.precision": "bf16",
     "trainer.threads": "1",
+    "trainer.attention": "plain",
 }
 
 

@@ -100,6 +100,9 @@ def plan_run(cfg: DictConfig) -> Plan:
         OmegaConf.set_struct(cfg, False)
         if cfg.trainer.accelerator == "auto":
             cfg.trainer.accelerator = "gpu" if Path("/dev/nvidia0").exists() else "cpu"
+        if cfg.trainer.attention == "auto":
+            plain = cfg.trainer.accelerator == "cpu" and cfg.protocol.precision == "bf16"
+            cfg.trainer.attention = "plain" if plain else "timm"
         config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
         config["method"] = fill_gates(config["method"], config.get("ne"))
         task = instantiate(config["dataset"], _convert_="all")
@@ -143,7 +146,7 @@ def _identity(config: Mapping[str, Any], task: VTABTask, source: Source, protoco
         "dataset": {"name": task.name, "num_classes": task.num_classes},
         "data": {"fingerprint": source.fingerprint(task, splits)},
         "protocol": config["protocol"],
-        "trainer": {key: config["trainer"][key] for key in ("accelerator", "threads")},
+        "trainer": {key: config["trainer"][key] for key in ("accelerator", "threads", "attention")},
         "seed": config["seed"],
     }
     contents = {"backbone.weights": weights_content(config["backbone"])}
@@ -199,6 +202,7 @@ def _execute(plan: Plan) -> Result:
         machine = Machine(
             accelerator=config["trainer"]["accelerator"],
             threads=config["trainer"]["threads"],
+            attention=config["trainer"]["attention"],
             progress=config["trainer"]["progress"],
             logger=logger,
         )

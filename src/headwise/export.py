@@ -275,13 +275,19 @@ def evaluate(
     if found != expected:
         raise DataError(f"the images of {saved.task.name} are not those of the run: content {found}, it had {expected}")
     options = saved.result.config["trainer"]
-    machine = Machine(accelerator=options["accelerator"], threads=options["threads"], progress=False)
+    machine = Machine(
+        accelerator=options["accelerator"],
+        threads=options["threads"],
+        attention=options["attention"],
+        progress=False,
+    )
     if machine.accelerator == "gpu" and not torch.cuda.is_available():
         raise ConfigError(
             "the run was computed on a GPU and there is none here; its number cannot be repeated on a CPU"
         )
     with own_randomness(), _threads(machine.threads):
         net = saved.network(weights).to("cuda" if machine.accelerator == "gpu" else "cpu")
+        net.set_attention(machine.attention)
         data = saved.data(net, source)
         return [
             Retest(

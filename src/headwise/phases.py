@@ -27,12 +27,14 @@ class Machine:
     Attributes:
         accelerator: cpu or gpu.
         threads: CPU threads; part of a number's identity, since sums depend on their order.
+        attention: how it is computed, see `Backbone.set_attention`; part of a number's identity like the threads.
         progress: whether a bar or lines tell how far it is.
         logger: a Lightning logger, or None.
     """
 
     accelerator: str = "cpu"
     threads: int = 2
+    attention: str = "timm"
     progress: bool = True
     logger: Any = None
 

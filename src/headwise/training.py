@@ -168,6 +168,7 @@ def run_phases(
         One record per phase. Afterwards `net` carries all of them, merged.
     """
     torch.set_num_threads(machine.threads)
+    net.set_attention(machine.attention)
     reseed(seed, "head")
     net.new_head(data.task.num_classes)
     net.to("cuda" if machine.accelerator == "gpu" else "cpu")
