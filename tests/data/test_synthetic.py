@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from made_trees import REPO, load_task
 
+from headwise.data import drawn
 from headwise.data.prepared import MARKER
 from headwise.data.sources import AutoSource, SyntheticSource, TFDSSource
 from headwise.data.synthetic import records
@@ -75,6 +76,19 @@ def test_slow_sets_are_drawn_once_as_real_records(cache: Path, monkeypatch: pyte
     again = SyntheticSource().load(task, "test", 40)
     np.testing.assert_array_equal(first.images, again.images)
     assert first.keys == again.keys and first.provenance["source"] == "synthetic:svhn_cropped@1"
+
+
+@pytest.mark.parametrize("name", ["dsprites_loc", "dsprites_ori"])
+def test_quick_sets_can_be_records_too(name: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = importlib.import_module("headwise.data.synthetic.dsprites")
+    monkeypatch.setattr(generator, "SIZES", {"train": 300})
+    monkeypatch.setattr(drawn, "_order", drawn._order.__wrapped__)
+    task, source = load_task(name), SyntheticSource(records=True)
+    read, direct = source.load(task, "test", 40), SyntheticSource().load(task, "test", 40)
+    np.testing.assert_array_equal(read.images, direct.images)
+    assert read.labels.tolist() == direct.labels.tolist() and read.keys == direct.keys
+    assert source.fingerprint(task) == SyntheticSource().fingerprint(task)
+    assert list((cache / "synthetic" / "dsprites@1" / "dsprites").rglob("*.array_record*"))
 
 
 def test_an_interrupted_drawing_leaves_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

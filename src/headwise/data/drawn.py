@@ -32,10 +32,17 @@ class SyntheticSource:
 
     Args:
         lossy: store the images as JPEG of default quality first, to measure what that costs.
+        records: draw every look-alike once as prepared directories, dSprites too (737,280 images, minutes), and read
+            them; the images are the same.
+
+    Raises:
+        DataError: for both.
     """
 
-    def __init__(self, lossy: bool = False) -> None:
-        self.lossy = lossy
+    def __init__(self, lossy: bool = False, records: bool = False) -> None:
+        if lossy and records:
+            raise DataError("data.lossy=true and data.records=true exclude each other: upstream's records are lossless")
+        self.lossy, self.records = lossy, records
 
     def has(self, task: VTABTask) -> bool:
         """Whether there is a look-alike for the task; every other task with an upstream set has a stand-in."""
@@ -70,7 +77,7 @@ class SyntheticSource:
         if task.shots is not None:
             return fewshot.load(self, task, split, size, resize, limit)
         generator = self._generator(task)
-        if getattr(generator, "SLOW", False):
+        if getattr(generator, "SLOW", False) or (self.records and self.has(task)):
             root = prepared_root(generator, task, self.lossy)
             return TFDSSource(root, official=False).load(task, split, size, resize, limit)
         return self.pick(task, split, subset(self.count(task, split), limit), size, resize)

@@ -20,6 +20,13 @@ SIZES = {"train": 3 * 6 * 40 * 32 * 32}
 SHAPE, SCALE, ORIENTATION, X, Y = range(5)
 FACTORS = (3, 6, 40, 32, 32)
 """Number of values of shape, scale, orientation, x and y; y varies fastest."""
+VALUES = {
+    "shape": np.arange(1.0, 4.0),
+    "scale": np.linspace(0.5, 1.0, 6),
+    "orientation": np.linspace(0.0, 2.0 * math.pi, 40),
+    "x_position": np.linspace(0.0, 1.0, 32),
+    "y_position": np.linspace(0.0, 1.0, 32),
+}
 
 SIDE = 64
 WINDOW = 28
@@ -42,10 +49,14 @@ def latents(indices: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.stack(np.unravel_index(indices, FACTORS), axis=1).astype(np.int64)
 
 
-def examples(split: str, indices: NDArray[np.int64]) -> list[dict[str, int]]:
-    """Features of examples under upstream's names."""
-    names = ("label_shape", "label_scale", "label_orientation", "label_x_position", "label_y_position")
-    return [dict(zip(names, row, strict=True)) for row in latents(indices).tolist()]
+def examples(split: str, indices: NDArray[np.int64]) -> list[dict[str, float]]:
+    """Features of examples under upstream's names: each factor's number, ``label_``, and its value, ``value_``."""
+    rows = []
+    for row in latents(indices).tolist():
+        factors = zip(VALUES, row, strict=True)
+        values = {f"value_{name}": float(VALUES[name][number]) for name, number in factors}
+        rows.append({f"label_{name}": number for name, number in zip(VALUES, row, strict=True)} | values)
+    return rows
 
 
 def render(split: str, indices: NDArray[np.int64]) -> NDArray[np.uint8]:

@@ -73,7 +73,7 @@ def _fill(root: Path, generator: ModuleType, builder: str, task: VTABTask, lossy
     print(f"drawing {total:,} images of {builder!r}, once, into {root}", file=sys.stderr, flush=True)
     start, part = time.monotonic(), root / f".part-{uuid.uuid4().hex[:8]}"
     try:
-        written = write(part, generator, builder, task.versions, lossy=lossy)
+        written = write(part, generator, builder, task.versions, lossy=lossy, scale=task.pixel_scale)
         atomic.write_json(written / MARKER, {"generator": builder, "revision": generator.REVISION})
         (part / builder).replace(root / builder)
     finally:
@@ -88,6 +88,7 @@ def write(
     versions: Sequence[str] = ("*",),
     sizes: Mapping[str, int] | None = None,
     lossy: bool = False,
+    scale: int = 1,
 ) -> Path:
     """Write drawn examples through the upstream builder as array_record files.
 
@@ -98,6 +99,7 @@ def write(
         versions: acceptable ones; the newest that the installed library offers is written.
         sizes: examples of each split; None: the generator's.
         lossy: JPEG of default quality instead of PNG.
+        scale: what upstream's pixels are multiplied by when they are read; the drawn ones are divided by it.
     Returns:
         the version's folder.
     """
@@ -110,7 +112,7 @@ def write(
     features = upstream.info.features
     counts = dict(generator.SIZES if sizes is None else sizes)
     upstream._split_generators = lambda manager: {
-        split: _examples(generator, split, count, features, lossy) for split, count in counts.items()
+        split: _examples(generator, split, count, features, lossy, scale) for split, count in counts.items()
     }
     tfds.disable_progress_bar()
     with contextlib.redirect_stdout(io.StringIO()):  # it tells of a download that does not happen
@@ -119,7 +121,7 @@ def write(
 
 
 def _examples(
-    generator: Any, split: str, count: int, features: Mapping[str, Any], lossy: bool
+    generator: Any, split: str, count: int, features: Mapping[str, Any], lossy: bool, scale: int
 ) -> Iterator[tuple[Any, dict[str, Any]]]:
     """Keys and examples as the builder's own generator would give them."""
     import tensorflow_datasets as tfds
@@ -130,7 +132,7 @@ def _examples(
         rows = generator.examples(split, indices)
         for index, pixels, example in zip(indices.tolist(), generator.render(split, indices), rows, strict=True):
             example = {"id": f"{split}_{index:06d}", **example} if "id" in features else dict(example)
-            data = encoded(pixels, "JPEG" if lossy else "PNG")
+            data = encoded(pixels // scale, "JPEG" if lossy else "PNG")
             yield generator.key(split, index), {**example, **{name: io.BytesIO(data) for name in images}}
 
 
