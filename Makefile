@@ -10,10 +10,10 @@ WORKERS   ?= 2
 PYTEST    = OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format smoke prepare clean
+.PHONY: help setup demo test check format reproduce-tables smoke prepare report clean
 
 help: ## List the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED) ## Install everything into .venv (about 6 GB, some minutes; done once)
 
@@ -52,12 +52,73 @@ format: setup ## Rewrite the code in the house style
 	@$(PYTHON) -m ruff check --fix .
 	@$(PYTHON) -m ruff format .
 
-SMOKE := dataset=dsprites_loc data=synthetic backbone=vit_tiny_random protocol=smoke trainer=cpu root=outputs/smoke
+# What the papers show: each experiment is run as far as it is missing, then its tables are written. A failed run leaves an
+# empty cell and an exit status that is not 0; with -k the others go on.
+OWN         := heart_twins heart_variants
+PAPERS      := $(filter-out $(OWN),$(patsubst conf/experiment/%.yaml,%,$(wildcard conf/experiment/hs_*.yaml conf/experiment/heart_*.yaml)))
+EXPERIMENTS ?= $(PAPERS)
+ROOT        ?= outputs
+FORMS       ?= md tex csv json
 
-smoke: setup ## Run three methods in miniature, through to their table: does everything work?
-	@$(PYTHON) train.py -m method=lora,head_lora,hs_lora $(SMOKE) $(ARGS)
-	@$(PYTHON) scripts/make_tables.py --root outputs/smoke --out outputs/smoke/table.md
-	@echo "written: outputs/smoke/table.md"
+reproduce-tables: $(EXPERIMENTS:%=$(ROOT)/tables/%.md) ## Run what is missing of the papers' tables and figures: ARGS="data.root=PATH"
+
+# RUN_x: the experiment behind x; NAME_x: of its runs; ARGS_x: of its own. All are x itself, or empty, but for those below.
+$(ROOT)/tables/%.md: FORCE | setup
+	@mkdir -p $(@D); status=0; \
+	$(PYTHON) train.py experiment=$(or $(RUN_$*),$*) root=$(ROOT) $(ARGS_$*) $(ARGS) $(if $(QUIET),> $(basename $@).log 2>&1) \
+		|| { status=1; $(if $(QUIET),grep -E '^(failed|error)' $(basename $@).log | head -20 >&2;) echo "failed: $*" >&2; }; \
+	for form in $(FORMS); do \
+		$(PYTHON) scripts/make_tables.py $(or $(NAME_$*),$*) --root $(ROOT) --out $(basename $@).$$form || status=1; \
+	done; \
+	echo "written: $(FORMS:%=$(basename $@).%)"; exit $$status
+
+NAME_heart_twins := heart_variants
+
+FORCE:
+
+# The same in miniature: every experiment with one task of each group, and every method on all 19 tasks. Numbers mean nothing.
+SMOKE_METHODS := methods_1 methods_2
+SMOKE         := $(SMOKE_METHODS) $(filter-out methods,$(patsubst conf/experiment/%.yaml,%,$(wildcard conf/experiment/*.yaml)))
+SMOKE_ARGS    := backbone=vit_nano data=synthetic protocol=smoke trainer=cpu trainer.threads=1 trainer.progress=false seed=0
+
+smoke: setup ## Every experiment and every method in miniature, through to their tables: does everything work?
+	@start=$$(date +%s); status=0; \
+	OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -k -j $(WORKERS) reproduce-tables QUIET=1 FORMS=md ROOT=outputs/smoke SMALL=1 \
+		EXPERIMENTS="$(SMOKE)" || status=$$?; \
+	echo "smoke: $$(( $$(date +%s) - start )) s; tables and logs in outputs/smoke/tables"; exit $$status
+
+ifdef SMALL
+override ARGS       := $(SMOKE_ARGS) $(ARGS)
+TASKS3              := dataset=svhn,eurosat,dsprites_loc
+HEADS               := ne=ne0,ne1,ne5
+RUN_methods_1       := methods
+RUN_methods_2       := methods
+NAME_methods_1      := methods
+NAME_methods_2      := methods
+ALL_METHODS         := 'method=glob(*)' protocol.epochs=2 logger.pictures=false
+ARGS_methods_1      := $(ALL_METHODS) 'dataset=glob([c*,d*,e*])'
+ARGS_methods_2      := $(ALL_METHODS) 'dataset=glob(*,exclude=[c*,d*,e*])'
+ARGS_hs_table2      := $(TASKS3)
+ARGS_hs_controls    := $(TASKS3)
+ARGS_hs_head_only   := $(TASKS3)
+ARGS_hs_fused       := $(TASKS3)
+ARGS_hs_rank        := $(TASKS3) rank=r16_h1,r16_h4
+ARGS_heart_table1   := $(TASKS3)
+ARGS_heart_table2   := $(TASKS3)
+ARGS_heart_table3   := $(TASKS3)
+ARGS_heart_table4   := $(TASKS3)
+ARGS_heart_table5   := $(TASKS3)
+ARGS_heart_table6   := $(TASKS3)
+ARGS_heart_fig2     := dataset=fewshot/pets,fewshot/flowers102 shots=1,2 draw=0 protocol.search=null
+ARGS_heart_fig3     := $(TASKS3) $(HEADS)
+ARGS_heart_fig4     := $(TASKS3) $(HEADS)
+ARGS_heart_fig8     := $(TASKS3) $(HEADS)
+ARGS_heart_twins    := protocol.epochs=2 ne.warmup=0.1
+ARGS_heart_variants := protocol.epochs=2 ne.warmup=0.1
+ARGS_standins       := protocol.epochs=2
+ARGS_lossy          := protocol.epochs=2 protocol.test_images=32
+ARGS_nano_worth     := protocol.epochs=2 protocol.test_images=32
+endif
 
 TASKS ?=
 
@@ -69,6 +130,9 @@ else
 		$(PYTHON) -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[prepare]'
 	@$(PYTHON) scripts/prepare_vtab.py --tasks $(TASKS) $(ARGS)
 endif
+
+report: setup ## One page of all results: outputs/report.html; ARGS="--name EXPERIMENT" for some
+	@$(PYTHON) scripts/make_report.py --out outputs/report.html $(ARGS)
 
 clean: ## Remove caches and the smoke runs; results stay
 	@rm -rf .mypy_cache .pytest_cache .ruff_cache build dist outputs/smoke

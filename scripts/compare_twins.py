@@ -7,11 +7,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from headwise import atomic
+from headwise import atomic, reading
 from headwise.cli import script
 from headwise.errors import ConfigError
-from headwise.results import ResultStore
 from headwise.twins import markdown, pairs
+
+REPO = Path(__file__).resolve().parent.parent
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -27,7 +28,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     options = parse(arguments)
-    found = pairs(ResultStore(options.root).all(options.name))
+    runs = reading.read(options.root, options.name, REPO)
+    for path in runs.damaged:
+        print(f"warning: {options.root / path} is not a usable record; it counts as missing", file=sys.stderr)
+    found = pairs(runs.results)
     if not found:
         raise ConfigError(f"no finished run with a head off in {options.root / options.name}")
     text = markdown(found)

@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from headwise import atomic
-from headwise.cli import script
-
-
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run_dir", type=Path, help="folder of a finished run, the one that holds result.json")
-    parser.add_argument("--weights", type=Path, help="the pretrained weights, if they are not where the run found them")
-    parser.add_argument("--data-root", type=Path, help="the images, if they are not where the run found them")
-    parser.add_argument("--json", type=Path, help="also write what is printed, unrounded, as JSON")
-    return parser.parse_args(arguments)
+from headwise.cli import of_run, script
 
 
 @script
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    options = parse(arguments)
+    options = of_run(__doc__).parse_args(arguments)
     from headwise.export import evaluate
 
     retests = evaluate(options.run_dir, options.weights, options.data_root)

@@ -15,8 +15,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line; rank and bits default to what the file's name says (bit1-dim32)."""
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog="Use it: python train.py method=bi_lora method.checkpoint=svhn.safetensors method.scale=10 dataset=svhn "
-        "protocol.normalize=none (the scale is that of the published task, it is not in the file)",
+        epilog="Use it: python train.py method=bi_lora +method.checkpoint=svhn.safetensors method.scale=10 "
+        "dataset=svhn protocol.normalize=none (the scale is that of the published task, it is not in the file)",
     )
     parser.add_argument("file", type=Path, help="as published, such as svhn-bit1-dim32.bin")
     parser.add_argument("out", type=Path, help="file to write, ending in .safetensors")

@@ -1,16 +1,20 @@
 """List the methods, where they act and what they cost: python scripts/list_methods.py --backbone vit_b16_in21k.
 
+With --papers, the sizes that the papers print beside those counted here.
+
 Every method is really installed in a network of that shape with random weights; nothing is downloaded.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
@@ -20,6 +24,9 @@ import headwise.experiment  # noqa: F401  registers what conf/ interpolates with
 from headwise import atomic
 from headwise.cli import script
 from headwise.errors import ConfigError, suggest
+
+if TYPE_CHECKING:
+    from headwise.catalog import Entry
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
@@ -32,6 +39,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--classes", type=int, default=10, help="of the head (10)")
     parser.add_argument("--json", type=Path, help="also write everything as JSON")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides, such as rank=r8")
+    parser.add_argument("--papers", action="store_true", help="list what papers print, at the settings it needs")
     return parser.parse_args(arguments)
 
 
@@ -43,8 +51,15 @@ def config(*overrides: str) -> dict[str, Any]:
 
 
 def about(name: str) -> str:
-    """First line of a method's file, without its mark."""
-    return (CONF / "method" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+    """First sentence of a method's file."""
+    lines = (CONF / "method" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    header = itertools.takewhile(lambda line: line.startswith("# ") and "Run:" not in line, lines)
+    return re.split(r"(?<=\.)\s+(?=[A-Z])", " ".join(line.lstrip("# ") for line in header), maxsplit=1)[0]
+
+
+def built(*overrides: str) -> Any:
+    """The method that a command line chooses."""
+    return instantiate(config(*overrides)["method"], _convert_="all")
 
 
 @script
@@ -58,17 +73,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise ConfigError(f"unknown {group} {name!r}{suggest(name, known[group])}")
 
     from headwise.backbone import BackboneSpec
-    from headwise.catalog import markdown, measure
+    from headwise.catalog import markdown, measure, papers, printed_sizes
 
     spec = config(f"backbone={options.backbone}", "backbone.weights=none")["backbone"]
     net = BackboneSpec(**spec).build()
     net.new_head(options.classes)
-    entries = []
-    for name in options.methods or known["method"]:
-        print(f"installing {name}", file=sys.stderr, flush=True)
-        method = instantiate(config(f"method={name}", *options.set)["method"], _convert_="all")
-        entries += measure(name, about(name), method.phases(), net)
-    print(markdown(entries, options.backbone))
+
+    def entries_of(*overrides: str) -> list[Entry]:
+        print(f"installing {' '.join(overrides)}", file=sys.stderr, flush=True)
+        name = overrides[0].removeprefix("method=")
+        return measure(name, about(name), built(*overrides, *options.set).phases(), net)
+
+    if options.papers:
+        wanted = options.methods or known["method"]
+        settings = dict.fromkeys(size.setting for size in printed_sizes() if size.setting and size.method in wanted)
+        found = {setting: entries_of(*setting)[-1] for setting in settings}
+        print(papers(found))
+        entries = list(found.values())
+    else:
+        entries = [e for name in options.methods or known["method"] for e in entries_of(f"method={name}")]
+        print(markdown(entries, options.backbone))
     if options.json:
         atomic.write_text(options.json, json.dumps([entry.plain() for entry in entries], indent=1) + "\n")
     return 0

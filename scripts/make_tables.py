@@ -1,51 +1,64 @@
-"""Write the tables of an experiment from its results: python scripts/make_tables.py table1 --out outputs/table1.md."""
+"""Write the tables of an experiment from its results: python scripts/make_tables.py table1 --out outputs/table1.md.
+
+Two methods, paired by task and seed: python scripts/make_tables.py table1 --compare hs_lora lora_long
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from headwise import atomic
+from headwise import atomic, reading
+from headwise.beside import SHOW
 from headwise.cli import script
-from headwise.errors import ConfigError, suggest
-from headwise.render import FORMATS, render
-from headwise.results import ResultError, ResultStore
-from headwise.tables import tables
+from headwise.errors import ConfigError
+from headwise.render import FORMATS, SUFFIXES, render
+from headwise.tables import compare, tables
 
-SUFFIXES = {".md": "md", ".tex": "latex", ".csv": "csv", ".json": "json"}
+REPO = Path(__file__).resolve().parent.parent
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiment", nargs="?", help="name of the runs: the experiment's; all runs if left out")
     parser.add_argument("--name", help="the same as EXPERIMENT, for runs named otherwise")
     parser.add_argument("--root", type=Path, default=Path("outputs"), help="where results lie (outputs)")
-    parser.add_argument("--out", type=Path, help="file to write; the screen if left out")
+    parser.add_argument("--out", type=Path, help="file to write (.md, .tex, .csv, .json); the screen if left out")
     parser.add_argument("--json", type=Path, help="also write everything unrounded as JSON")
     parser.add_argument("--format", choices=sorted(FORMATS), help="by the suffix of --out if left out, else md")
     parser.add_argument("--pool", action="store_true", help="let different weights, protocols and images share columns")
+    parser.add_argument(
+        "--compare",
+        nargs=2,
+        metavar=("A", "B"),
+        help="rows of the table, such as hs_lora, 'heart_lora (ne3)' or hs_lora:P1: A minus B over tasks and seeds",
+    )
+    parser.add_argument(
+        "--published",
+        choices=SHOW,
+        default="auto",
+        help="published rows: beside comparable results (auto), the others as well but apart (always), none (never)",
+    )
     return parser.parse_args(arguments)
 
 
 @script
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     options = parse(arguments)
-    name = options.name or options.experiment
-    bad: list[ResultError] = []
-    results = list(ResultStore(options.root, on_bad=bad.append).all(name))
-    for error in bad:
-        print(f"warning: {error}", file=sys.stderr)
-    if not results:
-        found = {path.name for path in options.root.glob("*") if path.is_dir() and path.name != "phases"}
-        wanted = f"of {name!r} " if name else ""
-        raise ConfigError(f"no finished run {wanted}under {options.root}{suggest(name or '', found)}")
-    made = tables(results, name or "Results", options.pool)
-    if bad:
-        made[0].notes.append(f"{len(bad)} damaged record(s) count as missing.")
-    form = options.format or (SUFFIXES.get(options.out.suffix, "md") if options.out else "md")
+    form = options.format or _form(options.out)
+    found = reading.read(options.root, options.name or options.experiment, REPO)
+    for path in found.damaged:
+        print(f"warning: {options.root / path} is not a usable record; it counts as missing", file=sys.stderr)
+    title = found.name or "Results"
+    if options.compare:
+        made = compare(found.results, *options.compare, title=title, pool=options.pool)
+    else:
+        made = tables(found.results, title, options.pool, options.published)
+    made[0].notes += found.notes
     text = render(made, form)
     if options.out:
         atomic.write_text(options.out, text)
@@ -54,6 +67,14 @@ def main(arguments: list[str] | None = None) -> int:
     if options.json:
         atomic.write_text(options.json, render(made, "json"))
     return 0
+
+
+def _form(out: Path | None) -> str:
+    if out is None:
+        return "md"
+    if out.suffix not in SUFFIXES:
+        raise ConfigError(f"--out {out} has none of the suffixes {', '.join(SUFFIXES)}; choose one, or give --format")
+    return SUFFIXES[out.suffix]
 
 
 if __name__ == "__main__":

@@ -6,10 +6,12 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headwise.adapted import AdaptedLinear, BesideLinear, Delta, Factors, adapted_linear
 from headwise.errors import CheckpointError, ConfigError
+from headwise.nf4 import NF4Linear
 
 X = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
 
@@ -164,3 +166,89 @@ def test_unpack_checks_shapes() -> None:
     stored = {name: tensor + 1 for name, tensor in delta.pack().items()}
     delta.unpack(stored)
     assert torch.equal(delta.values, stored["values"])
+
+
+class Tiny(Delta):
+    """A dense update of about 2^exponent times the weight."""
+
+    def __init__(self, exponent: int, width: int = 128) -> None:
+        super().__init__()
+        draw = torch.randn(width, width, generator=torch.Generator().manual_seed(4))
+        self.values = nn.Parameter(draw * 2.0**exponent / width**0.5)
+
+    def weight(self, base: Tensor) -> Tensor:
+        return self.values
+
+
+class TinyLoose(Tiny):
+    """The same with a forward of its own."""
+
+    def forward(self, x: Tensor, base: Tensor) -> Tensor:
+        return F.linear(x, self.values)
+
+
+def wide_linear(seed: int) -> nn.Linear:
+    """(128, 128), its weight exact in bfloat16: whatever is added to it below half a step is rounded away."""
+    torch.manual_seed(seed)
+    layer = nn.Linear(128, 128).requires_grad_(False)
+    layer.weight.data = torch.randn(128, 128).div_(128**0.5).bfloat16().float()
+    return layer
+
+
+@pytest.mark.parametrize("kind", [Tiny, TinyLoose])
+@pytest.mark.parametrize("exponent", [-8, -11, -13])
+def test_small_updates_do_not_vanish_in_bfloat16(kind: type[Tiny], exponent: int) -> None:
+    """On average over many entries the output moves by as much as the update says, down to 1e-4 of the weight."""
+    x = torch.randn(2048, 128, generator=torch.Generator().manual_seed(5))
+    delta = kind(exponent)
+    wanted = F.linear(x, delta.values).detach()
+    with torch.autocast("cpu", torch.bfloat16):
+        updated, base = (AdaptedLinear.around(wide_linear(0), d)(x) for d in (delta, kind(-100)))
+    assert updated.dtype == torch.bfloat16
+    moved = ((updated - base).double() * wanted).sum() / wanted.square().sum()
+    assert 0.9 < moved < 1.1
+
+
+@pytest.mark.parametrize("kinds", [(Tiny, None, Tiny), (Tiny, TinyLoose, None), (TinyLoose, None, None)])
+def test_autocast_agrees_with_single_precision(kinds: tuple[type[Tiny] | None, ...]) -> None:
+    plain = [wide_linear(seed) for seed in range(3)]
+    parts = [p if kind is None else AdaptedLinear.around(p, kind(-3)) for p, kind in zip(plain, kinds, strict=True)]
+    deltas = [part.delta.values for part in parts if isinstance(part, AdaptedLinear)]
+    weight, bias = torch.cat([p.weight for p in plain]), torch.cat([p.bias for p in plain])
+    x = torch.randn(256, 128, generator=torch.Generator().manual_seed(5)).requires_grad_()
+    exact = adapted_linear(x, weight, bias, parts)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = adapted_linear(x, weight, bias, parts)
+    torch.testing.assert_close(rough.float(), exact, atol=0.1, rtol=0.03)
+    g = torch.randn(exact.shape, generator=torch.Generator().manual_seed(6))
+    wanted = torch.autograd.grad(exact, [x, *deltas], g)
+    for got, want in zip(torch.autograd.grad(rough, [x, *deltas], g.bfloat16()), wanted, strict=True):
+        assert got.dtype == torch.float32
+        assert (got - want).norm() < 0.02 * want.norm()
+
+
+@pytest.mark.parametrize("exponent", [-8, -13])
+def test_small_updates_beside_four_bits_do_not_vanish_in_bfloat16(exponent: int) -> None:
+    x = torch.randn(2048, 128, generator=torch.Generator().manual_seed(5))
+    delta, other, none = TinyLoose(exponent), TinyLoose(exponent), TinyLoose(-100)
+    for tiny in (delta, other, none):
+        tiny.reads_base = False
+    base = NF4Linear(wide_linear(0))
+    wanted = 2 * F.linear(x, delta.values).detach()
+    with torch.autocast("cpu", torch.bfloat16):
+        updated = BesideLinear(BesideLinear(base, delta), other)(x)
+        moved = (updated - BesideLinear(base, none)(x)).double()
+    assert 0.9 < (moved * wanted).sum() / wanted.square().sum() < 1.1
+
+
+def test_beside_four_bits_is_the_sum() -> None:
+    x = torch.randn(3, 5, 128, generator=torch.Generator().manual_seed(5)).requires_grad_()
+    delta = TinyLoose(-3)
+    delta.reads_base = False
+    base = NF4Linear(wide_linear(0))
+    y, expected = BesideLinear(base, delta)(x), base(x) + F.linear(x, delta.values)
+    torch.testing.assert_close(y, expected, atol=1e-5, rtol=1e-5)
+    g = torch.randn(y.shape, generator=torch.Generator().manual_seed(6))
+    wanted = torch.autograd.grad(expected, [x, delta.values], g)
+    for got, want in zip(torch.autograd.grad(y, [x, delta.values], g), wanted, strict=True):
+        torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)

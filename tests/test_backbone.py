@@ -58,7 +58,7 @@ def test_plain_attention_is_the_same_function(family: str) -> None:
     net.set_attention("plain")
     assert not any(getattr(module, "fused_attn", False) for module in net.modules())
     torch.testing.assert_close(logits(net, X), before)
-    with pytest.raises(ConfigError, match="trainer.attention must be auto or one of timm, plain, got 'flash'"):
+    with pytest.raises(ConfigError, match=r"trainer\.attention must be auto or one of timm, plain, got 'flash'"):
         net.set_attention("flash")
 
 

@@ -1,24 +1,32 @@
 """The benchmark runs and records what it promises; its times are not tested."""
 
-import importlib.util
+import importlib
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
-SCRIPT = Path(__file__).parent.parent / "benchmarks" / "step_time.py"
+REPO = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module", autouse=True)
+def scripts():
+    """Modules of benchmarks/ can be imported, as they are when one of them is run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(REPO / "benchmarks"))
+        yield
 
 
 @pytest.fixture(scope="module")
-def step_time():
-    spec = importlib.util.spec_from_file_location("step_time", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+def step_time(scripts):
+    return importlib.import_module("step_time")
+
+
+@pytest.fixture(scope="module")
+def method_cost(scripts):
+    return importlib.import_module("method_cost")
 
 
 @pytest.fixture
@@ -55,13 +63,21 @@ def test_record_of_a_small_run(step_time, threads, tmp_path, capsys):
 def test_gradient_reaches_the_first_block_in_every_contender(step_time):
     architecture = step_time.BACKBONES["tiny"]
     for build in (step_time.bound, *step_time.CONTENDERS.values()):
-        model = build(architecture)
-        seen = []
-        blocks = next(module for name, module in model.named_modules() if name.endswith("blocks"))
-        blocks[0].norm1.register_forward_hook(lambda _, inputs, __, seen=seen: seen.append(inputs[0]))
-        model(torch.randn(2, 3, 32, 32)).sum().backward()
-        assert seen[0].is_leaf
-        assert seen[0].grad is not None
+        seen = first_input(build(architecture))
+        assert seen.is_leaf
+        assert seen.grad is not None
+
+
+def first_input(model):
+    """What the first block was given in a step, with its gradient."""
+    seen = []
+    blocks = next(module for name, module in model.named_modules() if name.endswith("blocks"))
+    norm = next(module for name, module in blocks[0].named_modules() if name.endswith("norm1"))
+    norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    y = model(torch.randn(2, 3, 32, 32)).sum()
+    seen[0].retain_grad()
+    y.backward()
+    return seen[0]
 
 
 @pytest.mark.parametrize("arguments", [["--pairs", "1"], ["--only", "nothing like it"]])
@@ -69,3 +85,38 @@ def test_options_that_cannot_be_measured_are_refused(step_time, arguments, capsy
     with pytest.raises(SystemExit):
         step_time.parse(arguments)
     assert {"--pairs": "at least 2", "--only": "HS-LoRA Phase 2"}[arguments[0]] in capsys.readouterr().err
+
+
+SMALL = ["rank=r4", "method.rank=4"]
+
+
+def test_every_method_of_the_line_up_has_a_place(method_cost):
+    """But the linear probe, which is the bound, and HS-LoRA, whose second phase stands for it."""
+    sweep = yaml.safe_load((REPO / "conf" / "experiment" / "methods.yaml").read_text())["hydra"]["sweeper"]["params"]
+    names = {name.strip() for name in sweep["method"].split(",")}
+    assert set(method_cost.KINDS) == names - {"linear", "hs_lora"}
+    assert len(method_cost.KINDS) == sum(len(names) for _, names in method_cost.BOUNDS.values())
+
+
+@pytest.mark.parametrize("name", ["cara", "adaptformer", "vpt_shallow", "ssf", "spt_lora"])
+def test_gradient_reaches_the_first_block_in_every_method(method_cost, step_time, name):
+    overrides = SMALL if name in ("cara", "spt_lora") else ()
+    model, installed = method_cost.contender(step_time.BACKBONES["tiny"], name, overrides)
+    assert first_input(model.train()).grad is not None
+    assert all(tensor.grad is not None for tensor in installed.adapter().values())
+
+
+def test_methods_against_their_bounds(method_cost, threads, tmp_path, capsys):
+    file = tmp_path / "cost.json"
+    options = ["--backbone", "tiny", "--batch", "2", "--pairs", "2", "--threads", str(threads), "--json", str(file)]
+    method_cost.main([*options, "--only", "mora", "bitfit", "--set", "rank=r4"])
+    record = json.loads(file.read_text())
+    assert record["attention"] == "plain"
+    mora, bitfit = record["bounds"]
+    assert (mora["contender"], mora["kind"], mora["limit"]) == ("mora", "dense gradient", 1.65)
+    assert mora["over"] == (mora["ratio"] > 1.65)
+    assert bitfit["over"] is None
+    assert [result["contender"] for result in record["results"]] == ["mora", "bitfit"]
+    printed = capsys.readouterr().out
+    assert ("over: mora (dense gradient)" in printed) == mora["over"]
+    assert "1 without one" in printed

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from headwise.catalog import markdown, measure, printed_sizes
+from headwise.catalog import UNITS, markdown, measure, printed_sizes
 from made_networks import CONF, REPO, composed_method, network
 
 
@@ -45,8 +45,8 @@ def test_a_method_that_is_not_defined_says_why() -> None:
 
 def test_printed_sizes_belong_to_methods() -> None:
     names = {file.stem for file in (CONF / "method").glob("*.yaml")}
-    assert set(printed_sizes()) <= names
-    assert all(row["why"] and row["unit"] in ("M", "MiB") for rows in printed_sizes().values() for row in rows)
+    assert {size.method for size in printed_sizes()} <= names
+    assert all(size.why and size.unit in UNITS for size in printed_sizes())
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -55,7 +55,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main(["ssf", "lora", "--backbone", "vit_tiny_random", "--json", str(file), "--set", "rank=r4"]) == 0
     out = capsys.readouterr().out
     assert "| ssf | ssf | patch_embed.proj, norm1, attn.qkv" in out
-    assert "- ssf: HS-LoRA prints 0.24 M (printed includes the mean head)" in out
+    assert "- ssf: HS-LoRA prints 0.24 M (printed includes the mean head: 243,869)" in out
     found = json.loads(file.read_text())
     assert [entry["name"] for entry in found] == ["ssf", "lora"]
     assert found[1]["num_tunable"] == 2 * 2 * 4 * 96
@@ -63,3 +63,14 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "unknown method 'lara' (did you mean 'lora'?)" in capsys.readouterr().err
     assert main(["--backbone", "vit_b17"]) == 1
     assert "unknown backbone 'vit_b17'" in capsys.readouterr().err
+
+
+def test_the_papers_sizes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "sizes.json"
+    main = script().main
+    assert main(["bitfit", "adaptformer", "--papers", "--backbone", "vit_tiny_random", "--json", str(file)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "| Heart-LoRA | BitFit | 0.39 MiB | 0.004 | 1,152 | 4,608 | method=bitfit | agrees |" in lines
+    assert sum("method=adaptformer" in line for line in lines) == 2
+    assert "| HS-LoRA | NOAH | 0.361 M |  |  |  |  | printed is the mean over the 19 subnets: 360,134 |" in lines
+    assert [entry["num_tunable"] for entry in json.loads(file.read_text())] == [1_152, 1_536, 1_536 + 2 * (8 + 48)]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from headwise.claims import BusyError, Claim, alive
+from headwise.claims import BusyError, Claim, alive, standing
 from headwise.errors import ConfigError
 
 FAST = {"heartbeat": 0.1, "expiry": 1.0}
@@ -261,3 +261,25 @@ def test_a_slow_waiter_cannot_push_out_the_successor(tmp_path, monkeypatch):
     with pytest.raises(BusyError):
         slow.__enter__()
     third[0].__exit__(None, None, None)
+
+
+def test_standing_tells_how_it_is_without_touching_anything(tmp_path):
+    folder = tmp_path / "run"
+    assert standing(folder) == ("free", {})
+    with Claim(folder, **FAST):
+        state, holder = standing(folder)
+        assert (state, holder["pid"]) == ("held", os.getpid())
+        assert abs(holder["since"] - time.time()) < 60
+    assert standing(folder)[0] == "released"
+    process = start(HOLDER, folder, 3600)
+    assert standing(folder)[0] == "held"
+    end(process)
+    assert standing(folder)[0] == "dead"
+    assert {path.name for path in folder.iterdir()} == {"claim-1", "claim-2"}
+
+
+def test_standing_of_another_machine_is_judged_by_age(tmp_path):
+    path = claim_file(tmp_path, expiry=1000.0)
+    assert standing(tmp_path)[0] == "held"
+    os.utime(path, (time.time() - 2000, time.time() - 2000))
+    assert standing(tmp_path)[0] == "dead"

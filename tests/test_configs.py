@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import itertools
+import json
+import random
 import re
 import shlex
 from pathlib import Path
@@ -18,11 +22,16 @@ from headwise.data.tasks import VTABTask
 from headwise.experiment import plan_run
 from headwise.gate import fill_gates
 from headwise.methods.base import Method
+from headwise.pertask import fill_tasks
+from headwise.presets import fill_presets
 from headwise.protocol import Protocol
+from headwise.sweep import requests_of
 from made_networks import CONF, REPO, compose_config
 
 FILES = sorted(file.relative_to(CONF).with_suffix("").as_posix() for file in CONF.rglob("*.yaml"))
 OPTIONS = [name for name in FILES if name != "config"]
+EXPERIMENTS = [name.removeprefix("experiment/") for name in OPTIONS if name.startswith("experiment/")]
+PAPERS = [name for name in EXPERIMENTS if re.match("hs_|heart_(table|fig)", name)]
 PLACEHOLDERS = {"PATH": "somewhere", "FILE": "some.safetensors", "N": "2", "VALUE": "1"}
 
 
@@ -46,10 +55,11 @@ def build_all(cfg: DictConfig) -> dict[str, Any]:
     for group, key, value in (("backbone", "weights", "some.npz"), ("dataset", "num_classes", 2)):
         if OmegaConf.is_missing(cfg[group], key):
             cfg[group][key] = value
-    if "root" in cfg.data and (OmegaConf.is_missing(cfg.data, "root") or cfg.data.root is not None):
+    if "root" in cfg.data.keys() and (OmegaConf.is_missing(cfg.data, "root") or cfg.data.root is not None):  # noqa: SIM118
         cfg.data.root = str(REPO)  # a folder that exists
     plain: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    plain["method"] = fill_gates(plain["method"], plain["ne"])
+    plain["method"] = fill_gates(fill_tasks(plain), plain["ne"])
+    plain["method"], _ = fill_presets(plain["method"], plain["dataset"]["name"])
     built = {name: instantiate(plain[name], _convert_="all") for name in ("method", "dataset", "data")}
     assert isinstance(built["dataset"], VTABTask)
     assert all(callable(getattr(built["data"], name)) for name in ("fingerprint", "labels", "count", "load"))
@@ -58,6 +68,7 @@ def build_all(cfg: DictConfig) -> dict[str, Any]:
     built["protocol"] = Protocol(**plain["protocol"])
     assert plain["trainer"].keys() == {"accelerator", "threads", "attention", "progress"}
     assert plain["logger"]["kind"] in ("csv", "wandb")
+    assert isinstance(plain["logger"]["pictures"], bool)
     return built
 
 
@@ -170,6 +181,83 @@ def test_every_choice_of_an_experiments_sweep_exists(file: Path) -> None:
             continue
         for value in re.sub(r"glob\([^)]*\)", "", str(values)).split(","):
             assert not value.strip() or (CONF / group / f"{value.strip()}.yaml").is_file(), f"{key}={value}"
+
+
+@functools.cache
+def jobs_of(experiment: str) -> list[list[str]]:
+    return list(requests_of(CONF, [f"experiment={experiment}"])[1].values())
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_says_how_many_runs_it_has(name: str) -> None:
+    said = re.search(r"\b([\d,]+) (?:runs|jobs)\b|Runs: ([\d,]+)", " ".join(header_of(f"experiment/{name}")))
+    assert said, "no '# Runs: N' in its header"
+    assert int((said[1] or said[2]).replace(",", "")) == len(jobs_of(name))
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_first_last_and_one_random_job_of_an_experiment_build(name: str) -> None:
+    jobs = jobs_of(name)
+    chosen = random.Random(name).randrange(len(jobs))
+    for job in dict.fromkeys(map(tuple, (jobs[0], jobs[chosen], jobs[-1]))):
+        build_all(compose_config(*job))
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_an_experiment_of_the_papers_says_its_cost_and_what_to_expect(name: str) -> None:
+    header = " ".join(line.lstrip("# ") for line in header_of(f"experiment/{name}"))
+    cost = re.search(r"Cost: ([\d,.]+) GPU-hours \(docs/cost\.md\)", header)
+    assert cost, "no '# Cost: N GPU-hours (docs/cost.md)' in its header"
+    assert re.search(r"Expected(: none published|: curves only| \((HS|Heart)-LoRA Table \d)", header)
+    record = json.loads((REPO / "benchmarks" / "results" / "paper_cost.json").read_text())
+    counted = record["experiments"][name]
+    assert counted["runs"] == len(jobs_of(name))
+    assert float(cost[1].replace(",", "")) == pytest.approx(counted["gpu_hours"]["fp32"], rel=0.05, abs=0.06)
+
+
+def test_every_figure_and_table_has_its_experiment() -> None:
+    tables = (
+        {f"heart_table{n}" for n in range(1, 7)} | {f"heart_fig{n}" for n in (2, 3, 4, 8)} | {"hs_table1", "hs_table2"}
+    )
+    assert {*tables, "hs_controls", "hs_fused", "hs_rank", "hs_head_only"} == set(PAPERS)
+
+
+def test_the_command_line_beats_an_experiments_sweep() -> None:
+    _, jobs, *_ = requests_of(CONF, ["experiment=heart_table1", "dataset=svhn,dtd", "method=lora", "seed=0"])
+    assert sorted(jobs.values()) == [
+        ["dataset=dtd", "method=lora", "seed=0", "experiment=heart_table1"],
+        ["dataset=svhn", "method=lora", "seed=0", "experiment=heart_table1"],
+    ]
+
+
+PUBLISHED_PROTOCOLS = ("fixed", "heart_paper", "hs_paper", "cara_paper")
+
+
+@pytest.mark.parametrize("name", PUBLISHED_PROTOCOLS)
+def test_a_published_protocol_states_every_field_with_its_source(name: str) -> None:
+    text = (CONF / "protocol" / f"{name}.yaml").read_text()
+    given = yaml.safe_load(text)
+    optional = {"augment", "train_images", "eval_mode_after", "select_after", "per_task"}
+    assert {field.name for field in dataclasses.fields(Protocol)} - given.keys() <= optional
+    for line in text.splitlines():
+        field = line.partition(":")[0]
+        if line.startswith("#") or field in ("name", "test_images", "search", "select_every"):
+            continue
+        assert " # " in line, f"{field} has no source"
+
+
+def test_papers_that_choose_on_the_test_set_are_stamped() -> None:
+    stamped = {
+        name for name in PUBLISHED_PROTOCOLS if compose_config(f"protocol={name}").protocol.select == "best_test"
+    }
+    assert stamped == {"heart_paper", "cara_paper"}
+    assert "TEST-SELECTED" in build_all(compose_config("protocol=cara_paper", "method=cara"))["protocol"].labels
+
+
+def test_the_fixed_protocol_takes_nothing_per_task() -> None:
+    config = ["experiment=hs_table2", "method=cara", "dataset=svhn"]
+    assert build_all(compose_config(*config))["method"].scale == 100
+    assert build_all(compose_config(*config, "protocol=fixed"))["method"].scale == 1
 
 
 def documented() -> list[str]:

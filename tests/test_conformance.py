@@ -4,85 +4,37 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
-import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from headwise.adapted import AdaptedLinear, BesideLinear, Delta
 from headwise.backbone import Backbone
-from headwise.errors import CheckpointError, ConfigError
-from headwise.methods.base import Installed, Method, Plan
+from headwise.errors import CheckpointError
+from headwise.methods.base import Installed, Method
 from headwise.methods.hs_lora import HeadLoRA
 from headwise.methods.peft_bridge import PeftMethod
-from headwise.methods.spt_lora import unpack_entries
-from headwise.protocol import Protocol
 from headwise.results import PhaseStore
-from headwise.training import Machine, PhaseModule, hush, read_tensors, run_phases, write_tensors
+from headwise.training import Machine, hush, read_tensors, run_phases, write_tensors
+from made_counts import COUNTS
 from made_networks import (
-    CLASSES,
     CONF,
     NETWORKS,
     TOY_TASK,
     batches,
-    composed_method,
     distance,
-    images,
     logits,
-    network,
     perturb,
     plain_timm,
     toy_data,
 )
+from made_phases import RECIPE, STEPS, Phase, X, family_of, loss_of, phases_of, train
 
 METHODS = sorted(file.relative_to(CONF / "method").with_suffix("").as_posix() for file in CONF.glob("method/**/*.yaml"))
-RECIPE = Protocol(name="test", epochs=2, lr=1e-2, lr_start=1e-2, schedule="constant", warmup=0.0, drop_path=0.0)
-STEPS = 20
-X = images()
-
-
-@dataclass(frozen=True)
-class Phase:
-    """One phase of a method, and the network it finds: earlier phases perturbed and merged. Never changed."""
-
-    method: Method
-    base: Backbone
-    plan: Plan | None
-
-    def install(self, seed: int = 0) -> tuple[Backbone, Installed]:
-        net = copy.deepcopy(self.base)
-        torch.manual_seed(seed)
-        return net, self.method.install(net, copy.deepcopy(self.plan))
-
-    def installed_and_moved(self) -> tuple[Backbone, Installed]:
-        """Installed, with every tunable tensor somewhere else than where it started."""
-        net, installed = self.install()
-        perturb(list(installed.trainable().values()))
-        return net.eval(), installed
-
-
-@functools.cache
-def phases_of(name: str, family: str) -> tuple[Phase, ...]:
-    net, phases = network(family), []
-    for method in composed_method(name).phases():
-        if family not in method.networks:
-            with pytest.raises(ConfigError):
-                method.install(net, method.prepare(net, batches(), STEPS))
-            return ()
-        torch.manual_seed(0)
-        plan = method.prepare(net, batches(), STEPS)
-        phase = Phase(method, copy.deepcopy(net), plan if plan is None else json.loads(json.dumps(plan)))
-        phases.append(phase)
-        net, installed = phase.installed_and_moved()
-        installed.merge()
-    return tuple(phases)
 
 
 def loaded(request: pytest.FixtureRequest) -> tuple[Phase, ...]:
@@ -103,156 +55,12 @@ def vit_phases(request: pytest.FixtureRequest) -> tuple[Phase, ...]:
     return loaded(request)
 
 
-def loss_of(net: Backbone, installed: Installed, x: Tensor = X) -> Tensor:
-    loss = F.cross_entropy(net(x), torch.arange(len(x)) % CLASSES)
-    penalty = installed.penalty()
-    return loss if penalty is None else loss + penalty
-
-
-def optimizer_of(net: Backbone, installed: Installed) -> torch.optim.Optimizer:
-    module = PhaseModule(
-        net, installed, RECIPE, lambda x: x, num_classes=CLASSES, epochs=2, steps_per_epoch=1, seed_parts=(0,)
-    )
-    return module.configure_optimizers()["optimizer"]
-
-
-def train(net: Backbone, installed: Installed, steps: int) -> None:
-    """Optimiser steps; the gradients of the last one stay."""
-    optimizer = optimizer_of(net, installed)
-    installed.set_mode()
-    for _ in range(steps):
-        optimizer.zero_grad()
-        loss_of(net, installed).backward()
-        optimizer.step()
-
-
-Shapes = list[tuple[int, int, int]]
-
-
-def weights(net: Backbone, *targets: str) -> Shapes:
-    """(O, I, H) of each projection."""
-    return [(*base.shape, site.num_heads) for site, base in net.bases(targets).items()]
-
-
-def timm_parameters(net: Backbone, ending: str = "") -> int:
-    plain = plain_timm(family_of(net)).named_parameters()
-    return sum(p.numel() for name, p in plain if name.endswith(ending) and not name.startswith("head."))
-
-
-def matched_rank(outputs: int, inputs: int, heads: int) -> int:
-    return round(3 * (heads * inputs + outputs) / (inputs + outputs))
-
-
-Shape = tuple[int, int, int, int]
-
-
-def stages(phase: Phase) -> list[Shape]:
-    """(blocks L, width C, heads H, head width e) of each stage."""
-    queries = [site for site in phase.base.sites if site.proj == "q"]
-    sizes = sorted({site.stage: (site.num_rows, site.num_heads, site.head_dim) for site in queries}.items())
-    return [(sum(site.stage == stage for site in queries), *size) for stage, size in sizes]
-
-
-def per_block(cost: Callable[[int], int]) -> Callable[[Phase], int]:
-    """A number of parameters for each block, as a function of its width C."""
-    return lambda phase: sum(num * cost(width) for num, width, _, _ in stages(phase))
-
-
-def per_weight(cost: Callable[[int, int, int], int], *targets: str) -> Callable[[Phase], int]:
-    """A number of parameters for each projection, as a function of O, I and H."""
-    return lambda phase: sum(cost(o, i, h) for o, i, h in weights(phase.base, *targets))
-
-
-def compacter(phase: Phase) -> int:
-    return per_block(lambda c: 2 * 2 * (c + 32))(phase) + 4**3
-
-
-def fact_tt(phase: Phase) -> int:
-    return sum(2 * d * 16 + 12 * num * 16**2 for num, d, _, _ in stages(phase))
-
-
-def fact_tk(phase: Phase) -> int:
-    return sum(2 * d * 32 + 12 * num * 32 + 32**3 for num, d, _, _ in stages(phase))
-
-
-def cara(phase: Phase) -> int:
-    parts = [((3 * num + d + h + e + 1) + (9 * num + 2 * d + 1), d) for num, d, h, e in stages(phase)]
-    return sum(32 * components + 6 * d for components, d in parts)
-
-
-def ssf(phase: Phase) -> int:
-    plain = plain_timm(family_of(phase.base)).named_modules()
-    kinds = (nn.Linear, nn.LayerNorm, nn.Conv2d)
-    found = [module for name, module in plain if isinstance(module, kinds) and not name.startswith("head")]
-    return sum(module.weight.shape[0] * (1 if module.bias is None else 2) for module in found)
-
-
-def noah(phase: Phase) -> int:
-    subnet, _ = phase.method.sizes(2)
-    sizes = zip(subnet["prompt_tokens"], subnet["lora_rank"], subnet["adapter_width"], strict=True)
-    return sum(48 * p + 4 * 48 * r + 2 * 48 * w + w + 48 for p, r, w in sizes)
-
-
-def spt_lora(phase: Phase) -> int:
-    plan, parameters = phase.plan, dict(phase.base.model.named_parameters())
-    sides = {site.key: sum(base.shape) for site, base in phase.base.bases(phase.method.targets).items()}
-    structured = sum(8 * sides[key] for key in plan["structured"])
-    sparse = sum(len(unpack_entries(text)) for text in plan["sparse"].values())
-    held = [*plan["vectors"], *(name for name in ("cls_token",) if name in parameters)]
-    return structured + sparse + sum(parameters[name].numel() for name in held)
-
-
-def lora(rank: int, *targets: str) -> Callable[[Phase], int]:
-    return per_weight(lambda o, i, _: rank * (i + o), *targets)
-
-
-COUNTS: dict[str, Callable[[Phase], int]] = {
-    "adaptformer": per_block(lambda c: 2 * c * 8),
-    "bi_adaptformer": per_block(lambda c: 2 * c * 32),
-    "bi_lora": lora(32, "q", "v"),
-    "bitfit": lambda phase: timm_parameters(phase.base, ".bias"),
-    "cara": cara,
-    "compacter": compacter,
-    "dora": per_weight(lambda o, i, _: 4 * (i + o) + o, "q", "k", "v"),
-    "dylora": lora(8, "q", "v"),
-    "fact_tk": fact_tk,
-    "fact_tt": fact_tt,
-    "full": lambda phase: timm_parameters(phase.base),
-    "head_lora": per_weight(lambda o, i, h: 3 * (h * i + o), "q", "v"),
-    "heart_fp32": lora(8, "q", "v"),
-    "heart_lora": lora(32, "q", "v"),
-    "houlsby_b8": per_block(lambda c: 2 * (2 * c * 8 + 8 + c)),
-    "linear": lambda phase: 0,
-    "lora": lora(4, "q", "v"),
-    "matched_lora": per_weight(lambda o, i, h: matched_rank(o, i, h) * (i + o), "q", "v"),
-    "mora": per_weight(lambda o, i, _: (int((8 * (i + o)) ** 0.5 + 0.5) // 2 * 2) ** 2, "q", "v"),
-    "noah": noah,
-    "peft_adalora": per_weight(lambda o, i, _: 16 * (i + o + 1), "q", "k", "v"),
-    "pfeiffer": per_block(lambda c: 2 * c * 8),
-    "pissa": lora(4, "q", "k", "v"),
-    "repadapter": per_block(lambda c: 2 * (c * 8 + 8 + c * 8 // 2 + c)),
-    "spt_lora": spt_lora,
-    "ssf": ssf,
-    "vpt_adapter_rf256": per_block(lambda c: 2 * c * 3 + 3 + c),
-    "vpt_adapter_rf64": per_block(lambda c: 2 * c * 12 + 12 + c),
-    "vpt_deep": per_block(lambda c: 10 * c),
-    "vpt_shallow": lambda phase: 10 * stages(phase)[0][1],
-}
-COUNTS |= {f"peft_{name}": COUNTS[name] for name in ("lora", "dora", "pissa")}
-COUNTS |= {f"heart_{name}": COUNTS["heart_lora"] for name in ("front", "layer", "random")}
-"""Tunable parameters without the head, in closed form, by the label of a phase (rank 4, 3 per head)."""
-
-
 def test_count(phases: tuple[Phase, ...]) -> None:
     for phase in phases:
         label = phase.method.label
         assert label in COUNTS, f"write the closed form of {label!r} into COUNTS, from the method's docstring"
         _, installed = phase.install()
         assert sum(tensor.numel() for tensor in installed.adapter().values()) == COUNTS[label](phase), label
-
-
-def family_of(net: Backbone) -> str:
-    return "vit" if hasattr(net.model, "blocks") else "swin"
 
 
 def tensors_of(net: Backbone) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -16,10 +17,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from headwise import training
+from headwise import experiment, training
 from headwise.errors import ConfigError, Interrupted, ResultConflict, WeightsError
 from headwise.experiment import plan_run, run
-from headwise.results import Result, ResultStore
+from headwise.results import BusyError, PhaseStore, Result, ResultStore
 from made_networks import REPO, compose_config, plain_timm
 
 TINY = ["backbone=vit_tiny_random", "dataset=dsprites_loc", "data=synthetic", "protocol=smoke"]
@@ -91,7 +92,9 @@ def test_what_a_run_leaves(folder: Path) -> None:
     assert folder.parents[2].name == "hs_lora"
     with (folder / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [(row["phase"], row["label"], row["epoch"]) for row in rows] == [("1", "lora", "1"), ("2", "head_lora", "1")]
+    assert [(row["phase"], row["label"], row["epoch"]) for row in rows] == [
+        (phase, label, epoch) for phase, label in (("1", "lora"), ("2", "head_lora")) for epoch in ("1", "2")
+    ]
     with Image.open(folder / "curve.png") as image:
         image.verify()
     assert set(load_file(folder / "phase-1.safetensors")) >= {"s0.b0.q.A", "s0.b1.v.B", "head.weight"}
@@ -111,8 +114,8 @@ def test_what_a_result_says(folder: Path) -> None:
         assert phase["num_tunable"] == num_tunable
         assert phase["num_head"] == 49 * 16
         assert phase["stored_bytes"] == 4 * num_tunable
-        assert phase["num_test"] == 256
-        assert phase["steps"] == 15
+        assert phase["num_test"] == 32
+        assert phase["steps"] == 2
         assert phase["seconds"] > 0
         assert 0 <= phase["accuracy"] <= 100
     assert Result.read(folder / "result.json").accuracy == second["accuracy"]
@@ -133,6 +136,15 @@ def test_a_finished_run_is_recognised_without_torch(folder: Path, cache: Path) -
     assert f"already finished: {folder}" in again.stdout
     assert "heavy: []" in again.stdout
     assert {file: file.stat().st_mtime_ns for file in folder.iterdir()} == before
+
+
+def test_a_finished_sweep_is_recognised_before_its_jobs_are_composed(folder: Path, cache: Path) -> None:
+    again = train("-m", *HS_LORA, "method.first.rank=2", f"root={folder.parents[4]}", cache=cache, code=QUICK)
+    assert again.returncode == 0, again.stderr
+    assert f"already finished: {folder}: " in again.stdout
+    assert "1 run: 1 finished, 0 to do" in again.stdout
+    assert "Launching" not in again.stdout
+    assert "heavy: []" in again.stdout
 
 
 def test_another_configuration_does_not_land_in_the_same_folder(folder: Path, cache: Path) -> None:
@@ -221,6 +233,55 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert [phase.label for phase in result.phases] == ["lora", "head_lora"]
 
 
+def test_force_replaces_a_result_only_when_the_new_one_is_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [*HS_LORA, f"root={tmp_path}"]
+    accuracy = in_process(*arguments)
+    (file,) = tmp_path.glob("runs/**/result.json")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    def full(*_: Any) -> None:
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PhaseStore, "adopt", full)
+        with pytest.raises(OSError, match="no space left"):
+            in_process(*arguments, "resume=force")
+    kept = {path: path.read_bytes() for path in before if path.name not in ("config.yaml", "index.jsonl")}
+    assert kept.items() <= before.items()
+    assert in_process(*arguments, "resume=force") == accuracy
+    assert json.loads(file.read_text())["created"] > json.loads(before[file])["created"]
+    assert {path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()} == {
+        path.relative_to(tmp_path) for path in before
+    }
+
+
+def test_never_refuses_what_is_finished(folder: Path) -> None:
+    arguments = [*HS_LORA, "method.first.rank=2", f"variant={folder.parent.name}", f"root={folder.parents[4]}"]
+    with pytest.raises(ResultConflict, match="already holds this result, and resume=never forbids that"):
+        in_process(*arguments, "resume=never")
+    with pytest.raises(ConfigError, match=r"unknown resume 'newer' \(did you mean 'never'\?\)"):
+        in_process(*arguments, "resume=newer")
+
+
+def test_a_run_that_another_process_computes_is_left_to_it(tmp_path: Path) -> None:
+    arguments = [*LORA, f"root={tmp_path}", "wait=false"]
+    place = plan_run(compose_config(*arguments)).folder
+    code = "import sys, time; from pathlib import Path; from headwise.claims import Claim\n"
+    code += "with Claim(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
+    other = subprocess.Popen([sys.executable, "-c", code, str(place)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(BusyError, match=f"is claimed by process {other.pid} on "):
+            in_process(*arguments)
+    finally:
+        other.kill()
+        other.communicate()
+    assert in_process(*arguments) is not None
+
+
 def identity(*overrides: str) -> dict[str, Any]:
     return plan_run(compose_config(*LORA, *overrides)).identity
 
@@ -275,3 +336,20 @@ def test_a_conflict_is_found_before_anything_is_trained(folder: Path) -> None:
     root, variant = folder.parents[4], folder.parent.name
     with pytest.raises(ResultConflict, match=r"protocol.lr: .*vs"):
         in_process(*HS_LORA, "method.first.rank=2", "protocol.lr=0.5", f"variant={variant}", f"root={root}")
+
+
+@pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt])
+def test_the_tracker_gets_one_run_a_job_in_the_sweeps_group_and_its_true_exit_code(
+    error: type[BaseException] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr("lightning.pytorch.loggers.WandbLogger", lambda **options: seen.update(options))
+    monkeypatch.setattr("wandb.finish", lambda exit_code: seen.update(exit_code=exit_code))
+    plan = plan_run(compose_config(*LORA, "logger=wandb", f"root={tmp_path}", "name=table1", "seed=3"))
+    with contextlib.suppress(error or ArithmeticError), experiment._logger(plan.config, plan.key):
+        if error is not None:
+            raise error
+    assert seen["exit_code"] == (0 if error is None else 1)
+    assert (seen["group"], seen["name"]) == ("table1", "lora/dsprites_loc/base/3")
+    assert seen["offline"] is True
+    assert seen["save_dir"] == str(tmp_path)

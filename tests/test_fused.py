@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from headwise import fused
-from headwise.fused import Block, lowrank_linear
+from headwise.fused import Block, Dense, lowrank_linear
 
 N, INPUTS, OUTPUTS = 5, 6, 12
 SHAPES = {  # (first row, G, O // G, R) of each block
@@ -189,3 +189,34 @@ def test_autocast_agrees_with_single_precision() -> None:
         for got, want in zip(torch.autograd.grad(rough, tensors, g.bfloat16()), wanted, strict=True):
             assert got.dtype == torch.float32
             assert (got - want).norm() < 0.02 * want.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("shapes", ["part", None])
+def test_dense_updates_and_a_start(
+    shapes: str | None, dropout: float, dtype: torch.dtype, fixed_masks: dict[torch.Size, Tensor]
+) -> None:
+    """Beside blocks and alone, exactly in double; in bfloat16 about so."""
+    blocks = blocks_of(SHAPES[shapes] if shapes else [], torch.float64, dropout)
+    x, weight, bias = inputs()
+    generator = torch.Generator().manual_seed(2)
+    dense = [torch.randn(4, INPUTS, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(2)]
+    start = torch.randn(N, OUTPUTS, generator=generator, dtype=torch.float64).requires_grad_()
+    tensors = [x, start, *dense, *factors(blocks)]
+
+    def call(x: Tensor, start: Tensor, first: Tensor, last: Tensor, *tensors: Tensor) -> Tensor:
+        pairs = zip(blocks, tensors[0::2], tensors[1::2], strict=True)
+        given = [b._replace(down=down, up=up) for b, down, up in pairs]
+        base = weight.to(x.dtype), bias.to(x.dtype)
+        return lowrank_linear(x, *base, given, [Dense(0, first), Dense(8, last)], start)
+
+    y = call(*(tensor.to(dtype) for tensor in tensors))
+    assert y.dtype == dtype
+    added = torch.cat([dense[0], torch.zeros_like(dense[0]), dense[1]])
+    masks = [fixed_masks.get(block.up.shape) for block in blocks]
+    expected = reference(x, weight + added, bias, blocks, [m if m is None else m.double() for m in masks]) + start
+    narrow = {} if dtype == torch.float64 else {"atol": 0.3, "rtol": 0.02}
+    torch.testing.assert_close(y.double(), expected, **narrow)
+    if dtype == torch.float64:
+        assert torch.autograd.gradcheck(call, tensors)

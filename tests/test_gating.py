@@ -222,6 +222,7 @@ def comparable(result: PhaseResult, folder: Path) -> tuple[Any, dict[str, Tensor
     record = result.to_json()
     record.pop("seconds")
     record.pop("images_per_second")
+    record.pop("peak_memory")
     record["extra"]["gate"].pop("scoring_seconds")
     return record, load_file(str(PhaseStore(folder).path(result.fingerprint) / "phase.safetensors"))
 

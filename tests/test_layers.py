@@ -12,8 +12,10 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "headwise"
 TRAIN = PACKAGE.parents[1] / "train.py"
+PLUGIN = PACKAGE.parent / "hydra_plugins" / "headwise_sweeper.py"
 FILES = {file.relative_to(PACKAGE).with_suffix("").as_posix(): file for file in PACKAGE.rglob("*.py")} | {
-    "train": TRAIN
+    "train": TRAIN,
+    "plugin": PLUGIN,
 }
 
 
@@ -77,8 +79,8 @@ def test_only_backbone_imports_timm() -> None:
     assert importers("timm") == {"backbone"}
 
 
-def test_only_experiment_and_train_import_hydra() -> None:
-    assert importers("hydra") | importers("omegaconf") == {"experiment", "train"}
+def test_only_what_starts_runs_imports_hydra() -> None:
+    assert importers("hydra") | importers("omegaconf") == {"plan", "experiment", "sweep", "plugin", "train"}
 
 
 def test_only_prepare_imports_tensorflow() -> None:
@@ -94,6 +96,11 @@ def test_only_sources_and_generators_import_tensorflow_datasets() -> None:
 
 def test_only_the_bridge_imports_peft() -> None:
     assert importers("peft") <= {"methods/peft_bridge", "adalora"}
+
+
+def test_only_nf4_imports_bitsandbytes() -> None:
+    assert importers("bitsandbytes") == {"nf4"}
+    assert "bitsandbytes" not in reached("nf4")  # optional: imported where it is asked for
 
 
 METHODS = sorted(name for name in FILES if name.startswith("methods/") and not name.endswith("__init__"))
@@ -112,7 +119,19 @@ def test_methods_do_not_import_each_other(name: str) -> None:
     assert {other for other in internal(name) if other.startswith("methods/")} <= SHARED_PARTS
 
 
-CORE = ("errors", "sites", "fused", "adapted", "lowrank", "qkv", "backbone", "methods/base", "training", "experiment")
+CORE = (
+    "errors",
+    "sites",
+    "fused",
+    "adapted",
+    "lowrank",
+    "qkv",
+    "nf4",
+    "backbone",
+    "methods/base",
+    "training",
+    "experiment",
+)
 
 
 @pytest.mark.parametrize("name", CORE)
@@ -120,7 +139,27 @@ def test_the_core_is_a_chain(name: str) -> None:
     assert internal(name) & set(CORE[CORE.index(name) :]) == set()
 
 
-STDLIB_ONLY = ("errors", "atomic", "fingerprint", "provenance", "claims", "records", "results", "variants", "protocol")
+STDLIB_ONLY = (
+    "errors",
+    "atomic",
+    "fingerprint",
+    "provenance",
+    "claims",
+    "records",
+    "results",
+    "variants",
+    "protocol",
+    "request",
+    "ledger",
+    "lifeline",
+    "status",
+    "evolution",
+    "presets",
+    "comparable",
+    "printed",
+    "compare",
+    "twins",
+)
 
 
 @pytest.mark.parametrize("name", STDLIB_ONLY)
@@ -128,7 +167,25 @@ def test_results_need_the_standard_library_only(name: str) -> None:
     assert reached(name) <= set(sys.stdlib_module_names)
 
 
-@pytest.mark.parametrize("name", ["tables", "render", "plots", "data/sources", "data/labels", "experiment", "train"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tables",
+        "beside",
+        "paired",
+        "layout",
+        "render",
+        "reading",
+        "plots",
+        "report",
+        "data/sources",
+        "data/labels",
+        "experiment",
+        "sweep",
+        "plugin",
+        "train",
+    ],
+)
 def test_torch_is_not_loaded(name: str) -> None:
     assert reached(name) & {"torch", "lightning", "timm", "tensorflow", "tensorflow_datasets"} == set()
 

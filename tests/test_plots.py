@@ -36,6 +36,13 @@ def test_phases_are_joined(tmp_path: Path) -> None:
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.csv", "b.csv", "curve.png", "metrics.csv"]
 
 
+def test_numbers_without_pictures(tmp_path: Path) -> None:
+    learning_curves([history(tmp_path / "a.csv", 2, 2.0)], ["lora"], tmp_path, draw=False)
+    rows = [{"stage": 0, "block": 0, "proj": "q", "active": [1, 0], "score": [0.5, -0.5]}]
+    score_map([rows], ["lora"], tmp_path, draw=False)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.csv", "heads.csv", "metrics.csv"]
+
+
 def test_each_phase_needs_a_label(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="argument 2 is shorter"):
         learning_curves([history(tmp_path / "a.csv", 1, 1.0)], [], tmp_path)

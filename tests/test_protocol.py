@@ -106,3 +106,25 @@ def test_what_must_be_said_is_stamped() -> None:
     assert Protocol().labels == []
     stamped = Protocol(select="best_test", test_images=5, eval_split="val200")
     assert stamped.labels == ["subset", "validation", "TEST-SELECTED"]
+
+
+@pytest.mark.parametrize(
+    ("step", "rate"),
+    [(0, 1e-6), (15, 1e-6), (16, 1.009e-4), (151, 9.758e-4), (750, 5.2053e-4), (751, 5.05e-4), (1499, 5.05e-4)],
+)
+def test_cara_legacy_is_stepped_by_batch_and_held_from_the_middle_on(step: int, rate: float) -> None:
+    """The first batch of an epoch still has the epoch before's rate; after epoch 50 of 100 it stays at that of 50."""
+    assert Protocol(schedule="cara_legacy").learning_rate(100, STEPS)(step) == pytest.approx(rate, rel=1e-3)
+
+
+def test_a_part_of_the_training_images_is_said() -> None:
+    protocol = Protocol(train_images=8)
+    assert protocol.labels == ["subset"]
+    assert protocol.data_options((0.5,) * 3, (0.5,) * 3)["train_images"] == 8
+    assert protocol.for_search().train_images == 8
+
+
+@pytest.mark.parametrize("key", ["train_images", "eval_mode_after", "select_after"])
+def test_whole_numbers_or_null(key: str) -> None:
+    with pytest.raises(ConfigError, match=f"protocol.{key} must be at least 1, or null for"):
+        Protocol(**{key: 0})

@@ -34,9 +34,10 @@ def test_key_refuses_a_seed_that_is_no_count(bad):
         dataclasses.replace(KEY, seed=bad)
 
 
-def test_key_refuses_the_name_of_the_phase_store():
-    with pytest.raises(ConfigError, match="may not be 'phases'"):
-        dataclasses.replace(KEY, name="phases")
+@pytest.mark.parametrize("name", ["phases", "ledger"])
+def test_key_refuses_the_names_of_the_stores(name):
+    with pytest.raises(ConfigError, match=f"may not be '{name}'"):
+        dataclasses.replace(KEY, name=name)
 
 
 @pytest.mark.parametrize("folder", ["x", "runs/lora/svhn/base/0", "runs/lora/svhn/base/seed-x", "lora/svhn/seed-1"])
@@ -47,6 +48,11 @@ def test_key_is_read_only_from_a_run_folder(tmp_path, folder):
 
 def test_result_round_trips_through_json(tmp_path):
     assert Result.read(write(tmp_path / "r.json", json.dumps(full().to_json()))) == full()
+
+
+def test_a_step_takes_its_share_of_the_time():
+    assert phase(seconds=12.0, steps=48).seconds_per_step == 0.25
+    assert phase(seconds=0.0).seconds_per_step is None
 
 
 def test_result_json_has_the_promised_keys():
@@ -102,7 +108,15 @@ def test_binary_record_names_its_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "bad", [{"accuracy": float("nan")}, {"accuracy": -1}, {"num_tunable": 1.5}, {"seconds": None}, {"epochs": -1}]
+    "bad",
+    [
+        {"accuracy": float("nan")},
+        {"accuracy": -1},
+        {"num_tunable": 1.5},
+        {"seconds": None},
+        {"epochs": -1},
+        {"peak_memory": -1},
+    ],
 )
 def test_phase_refuses_impossible_values(bad):
     with pytest.raises(ConfigError, match=next(iter(bad))):

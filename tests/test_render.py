@@ -14,7 +14,7 @@ import pytest
 from headwise.errors import ConfigError
 from headwise.render import FORMATS, render
 from headwise.results import ResultStore
-from headwise.tables import tables
+from headwise.tables import group, tables
 from made_results import run, suite
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "make_tables.py"
@@ -40,8 +40,13 @@ def test_markdown():
     assert lora == "| lora | 100 | 7,690 | 10 | 100 | 60.00 (1) |  |  |"
     assert control == "| lora (e) | 100 | 7,690 | 10 | 200 |  | 74.00 (1) |  |"
     assert "### T: paired differences" in lines
-    assert "| hs_lora | P2 - longer P1 | +1.00 (1) |" in lines
-    assert "| hs_lora | P2 - P1 | +5.50 \u00b1 0.71 (2) |" in lines
+    assert "| method | difference | mean | 95 % interval | wins / ties / losses | tasks, pairs | svhn |" in lines
+    assert "| hs_lora | P2 - longer P1 | +1.00 |  | 1 / 0 / 0 | 1, 1 | +1.00 (1) |" in lines
+    assert "| hs_lora | P2 - P1 | +5.50 | +5.00 to +6.00 | 2 / 0 / 0 | 1, 2 | +5.50 \u00b1 0.71 (2) |" in lines
+    assert any(
+        line.startswith("- Is the second phase of hs_lora better than its controls? Not shown:") for line in lines
+    )
+    assert not any("second phase of lora" in line for line in lines)
     assert "Avg" not in text
 
 
@@ -54,9 +59,42 @@ def test_one_phase_needs_no_phase_in_its_columns():
 def test_latex_is_escaped_and_complete():
     text = render(tables(two_phase(), "A_B & 100%"), "latex")
     assert r"\caption{A\_B \& 100\%. " in text
-    assert r"hs\_lora & 300 & 7,690 & 20 & 200 &  & 70.00 $\pm$ 0.00 (2) & 75.50 $\pm$ 0.71 (2) \\" in text
+    best, second = r"\textbf{74.00 (1)}", r"\underline{70.00 $\pm$ 0.00 (2)}"
+    assert rf"hs\_lora & 300 & 7,690 & 20 & 200 &  & {second} & 75.50 $\pm$ 0.71 (2) \\" in text
+    assert rf"lora (e) & 100 & 7,690 & 10 & 200 &  & {best} &  \\" in text
+    assert r"\multicolumn{3}{c}{natural} \\ \cmidrule(lr){6-8}" in text
     assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 2
     assert r"\begin{tabular}{lrrrrrrr}" in text
+
+
+def test_many_columns_make_phases_lines():
+    results = [*suite(), *(two for one in suite() for two in [with_phase(one)])]
+    head, *body = [line for line in render(tables(results, "T"), "md").splitlines() if line.startswith("| ")]
+    assert head.startswith("| method | parameters | head | stored bytes | epochs | nat0 | nat1 |")
+    assert head.endswith("| mean_natural | mean_specialized | mean_structured | mean_19 | mean_groups |")
+    names = [line.split(" | ")[0].strip("| ") for line in body[1:4]]
+    assert names == ["hs P1", "hs P2", "lora"]
+    assert body[1].split(" | ")[1:5] == [""] * 4  # costs stand in the line of the last phase
+    text = render(tables(results, "T"), "latex")
+    (line,) = [line for line in text.splitlines() if line.startswith("hs P2 &")]
+    assert line.count(r"\textbf") == 24
+    (line,) = [line for line in text.splitlines() if line.startswith("lora &")]
+    assert line.count(r"\underline") == 24  # equal to hs P1: both are second
+    assert r"\resizebox{\textwidth}{!}{%" in text
+    assert text.count("{") == text.count("}")
+
+
+def with_phase(one):
+    accuracy = one.phases[0].accuracy
+    return run("hs", one.key.dataset, one.key.seed, group=group(one), accuracy=(accuracy, accuracy + 1))
+
+
+def test_best_is_decided_by_what_is_printed():
+    results = [run(f"m{place}", accuracy=(value,)) for place, value in enumerate((90.001, 90.004, 89.0, 88.0))]
+    text = render(tables(results, "T"), "latex")
+    assert text.count(r"\textbf{90.00 (1)}") == 2
+    assert text.count(r"\underline{89.00 (1)}") == 1
+    assert r"\textbf" not in render(tables(results[:1]), "latex")
 
 
 def test_csv_is_tidy_and_unrounded():
@@ -65,11 +103,19 @@ def test_csv_is_tidy_and_unrounded():
     assert float(found["accuracy", "hs_lora", "P2", "svhn"]["std"]) == pytest.approx(0.5**0.5)
     assert found["accuracy", "lora", "P1", "dtd"]["std"] == ""
     assert found["paired", "hs_lora", "P2 - longer P1", "svhn"]["mean"] == "1.0"
+    contrast = found["contrast", "hs_lora", "P2 - P1", ""]
+    assert [contrast[name] for name in ("mean", "n", "low", "high", "wins", "ties", "losses")] == [
+        *("5.5", "2", "5.0", "6.0", "2", "0", "0")
+    ]
+    cost = found["cost", "hs_lora", "", "parameters"]
+    assert (cost["mean"], cost["low"], cost["high"]) == ("", "300", "300")
 
 
 def test_json_holds_everything():
     (table,) = json.loads(render(tables(suite(), "T"), "json"))["tables"]
-    assert table.keys() == {"title", "notes", "cells", "costs", "paired"}
+    assert table.keys() == {
+        *("title", "notes", "cells", "costs", "paired", "contrasts", "answers", "published", "apart")
+    }
     assert {cell["column"] for cell in table["cells"]} >= {"mean_19", "mean_groups", "nat0"}
     assert table["costs"][0]["parameters"] == [100, 100]
 
@@ -110,11 +156,34 @@ def test_command_writes_the_table_and_json(root, tmp_path, command):
     assert json.loads((tmp_path / "runs.json").read_text())["tables"]
 
 
-@pytest.mark.parametrize(("suffix", "start"), [(".tex", r"\begin{table}"), (".csv", "table,kind"), (".json", "{")])
+@pytest.mark.parametrize(("suffix", "start"), [(".tex", "% "), (".csv", "table,kind"), (".json", "{")])
 def test_command_chooses_the_format_by_suffix(root, tmp_path, command, suffix, start):
     out = tmp_path / f"runs{suffix}"
     assert command("--root", root, "--out", out) == 0
     assert out.read_text().startswith(start)
+
+
+def test_command_refuses_a_suffix_without_a_format(root, tmp_path, command, capsys):
+    assert command("--root", root, "--out", tmp_path / "runs.xlsx") == 1
+    assert "has none of the suffixes .md, .tex, .csv, .json" in capsys.readouterr().err
+    assert command("--root", root, "--out", tmp_path / "runs.txt", "--format", "md") == 0
+
+
+def test_command_compares_two_rows(root, command, capsys):
+    assert command("runs", "--root", root, "--compare", "hs_lora", "lora (e)") == 0
+    assert "| hs_lora | P2 - lora (e) P1 | +1.00 |  | 1 / 0 / 0 | 1, 1 | +1.00 (1) |" in capsys.readouterr().out
+    assert command("runs", "--root", root, "--compare", "hs_lora", "lora_e") == 1
+    assert (
+        "'lora_e' has no finished run here (did you mean 'lora'?); allowed: hs_lora, lora, lora (e)"
+        in capsys.readouterr().err
+    )
+
+
+def test_command_shows_published_rows_as_asked(root, command, capsys):
+    assert command("runs", "--root", root, "--published", "never") == 0
+    assert "ublished" not in capsys.readouterr().out
+    assert command("runs", "--root", root, "--published", "always") == 0
+    assert "### runs: published rows, apart" in capsys.readouterr().out
 
 
 def test_command_prints_without_a_file(root, command, capsys):
@@ -134,5 +203,5 @@ def test_command_reports_damaged_records(root, command, capsys):
     assert command("--root", root) == 0
     captured = capsys.readouterr()
     assert "seed-0/result.json is not a usable record" in captured.err
-    assert "1 damaged record(s) count as missing" in captured.out
+    assert "1 damaged record(s) count as missing: runs/hs_lora/svhn/base/seed-0/result.json." in captured.out
     assert str(root) not in captured.out

@@ -169,6 +169,22 @@ def test_index_is_rebuilt_when_most_of_it_is_stale(tmp_path):
     assert list(store.finished()) == [KEY]
 
 
+def test_a_finished_run_is_found_by_what_asked_for_it_last(tmp_path):
+    store = ResultStore(tmp_path)
+    stored = result(request="first")
+    store.put(KEY, stored)
+    assert store.finished()[KEY].request == "first"
+    store.recognise(stored, "second")
+    store.recognise(stored, "second")
+    assert store.finished()[KEY].request == "second"
+    assert len((tmp_path / "index.jsonl").read_text().split()) < 30
+    store.rebuild()
+    assert store.finished()[KEY].request == "second"
+    store.put(KEY, result(request="third", labels=["subset"]))
+    assert store.finished()[KEY].request == "third"
+    store.recognise(result(RunKey("runs", "lora", "svhn", "base", 9)), "none")
+
+
 def test_many_writers_share_the_index(tmp_path):
     def work(start):
         for seed in range(start, start + 20):
@@ -230,6 +246,21 @@ def test_damaged_phase_counts_as_unfinished_and_is_reported(tmp_path):
     path = write(store.path(FINGERPRINT) / "phase.json", '{"label": "x"')
     assert store.finished(FINGERPRINT) is None
     assert bad[0].path == path
+
+
+def test_a_store_takes_over_the_finished_phases_of_another(tmp_path):
+    old, new = PhaseStore(tmp_path), PhaseStore(tmp_path / "again")
+    for store, accuracy in ((old, 10.0), (new, 20.0)):
+        write(store.path(FINGERPRINT) / "phase.safetensors", f"tensors {accuracy}")
+        store.finish(FINGERPRINT, phase(accuracy=accuracy))
+    write(new.path(FINGERPRINT) / "claim-1", "{}")
+    write(new.path("f" * 16) / "last.ckpt", "of an unfinished one")
+    old.adopt(new)
+    assert old.finished(FINGERPRINT).accuracy == 20.0
+    assert (old.path(FINGERPRINT) / "phase.safetensors").read_text() == "tensors 20.0"
+    assert {path.name for path in old.path(FINGERPRINT).iterdir()} == {"phase.json", "phase.safetensors"}
+    assert not (tmp_path / "again").exists()
+    assert not old.path("f" * 16).exists()
 
 
 def test_claim_of_a_finished_phase_is_not_held(tmp_path):

@@ -12,9 +12,11 @@ import pytest
 from headwise.errors import ConfigError
 from headwise.experiment import run
 from headwise.methods.base import Method
+from headwise.methods.baselines import Linear
 from headwise.methods.bi_lora import BiLoRA
 from headwise.methods.hs_lora import HeadLoRA
 from headwise.methods.lora import LoRA
+from headwise.methods.pissa import PiSSA
 from headwise.protocol import Protocol
 from headwise.records import PhaseResult
 from headwise.search import Space, search
@@ -118,6 +120,26 @@ def test_methods_that_cannot_be_searched() -> None:
         search([HeadLoRA(label="h", rank=2)], Space(ne=[1]), attempt)
 
 
+def test_what_does_not_apply_is_left_out_where_that_is_allowed() -> None:
+    space = Space(scale=[1, 10], ne=[1], score=["taylor_neg"], optional=True)
+    assert space.within(HEART) == space
+    assert space.within(BiLoRA(label="bi")) == Space(scale=[1, 10], optional=True)
+    assert space.within(PiSSA(label="p", rank=2)) == Space(scale=[1, 10], optional=True)
+    assert space.within(Linear(label="linear")) is None
+    assert Space(ne=[1]).within(Linear(label="linear")) == Space(ne=[1]), "search() refuses it"
+    with pytest.raises(ConfigError, match=r"protocol\.search\.optional is true or false, got 1"):
+        Protocol(search={"scale": [1], "optional": 1})
+    with pytest.raises(ConfigError, match="names nothing to try"):
+        Protocol(search={"optional": True})
+
+
+def test_fixed_masks_are_not_tried_with_every_score() -> None:
+    tried, attempt = measure(lambda method: 50.0)
+    front = dataclasses.replace(HEART, gate={**gate_of(HEART), "mode": "front"})
+    search([front], Space(ne=[1, 3], score=["taylor_pos", "taylor_neg"]), attempt)
+    assert [gate_of(method)["count"] for method in tried] == [0, 1, 3]
+
+
 def test_search_protocol() -> None:
     protocol = Protocol(search={"scale": [1]}, select="best_test", test_images=5, epochs=7)
     trial = protocol.for_search()
@@ -175,4 +197,5 @@ def test_the_space_of_the_configuration() -> None:
         "scale": [0.01, 0.1, 1, 10, 100],
         "ne": [1, 3, 6],
         "score": ["taylor_pos", "taylor_neg", "taylor_abs"],
+        "optional": False,
     }

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from headwise.tables import Table, recorded, tables
+from headwise.tables import AVERAGES, Table, recorded, tables
 from made_results import LORA, PROTOCOL, run, suite
 
 
@@ -85,12 +85,29 @@ def test_no_average_of_a_partial_suite():
     assert "(18 of 19 tasks are here)" in said(table)
 
 
+def test_group_means_need_their_group_only():
+    table = one([r for r in suite() if r.key.dataset != "str7"])
+    assert cell(table, "lora", "mean_natural")["mean"] == pytest.approx(50.5 + 3)
+    assert cell(table, "lora", "mean_specialized")["n"] == 2
+    assert cell(table, "lora", "mean_structured") is None
+    assert cell(table, "lora", "mean_groups") is None
+
+
+def test_a_task_that_is_there_twice_stands_for_no_other():
+    results = [r for r in suite(seeds=(0,)) if r.key.dataset != "nat6"]
+    results.append(run(dataset="nat0", accuracy=(0.0,), recipe={"x": 1}, variant="v", group="natural"))
+    moved = dataclasses.replace(results[-1], key=dataclasses.replace(results[0].key, name="again"))
+    table = one([*results[:-1], moved], pool=True)
+    assert cell(table, table.cells["row"].iloc[0], "mean_natural") is None
+    assert not (table.cells["column"] == "mean_19").any()
+
+
 def test_tasks_of_other_benchmarks_do_not_enter_an_average():
     table = one(
         [*suite(), run(dataset="food", group="fewshot", accuracy=(0.0,)), run(dataset="food", seed=1, group="")]
     )
     assert cell(table, "lora", "mean_19")["mean"] == pytest.approx(59.5)
-    assert list(dict.fromkeys(table.cells["column"]))[-3:] == ["food", "mean_19", "mean_groups"]
+    assert list(dict.fromkeys(table.cells["column"]))[-6:] == ["food", *AVERAGES]
 
 
 def test_columns_stand_in_the_order_of_their_groups():

@@ -19,6 +19,7 @@ from headwise.methods.hs_lora import HeadLoRA, TwoPhase
 from headwise.methods.lora import LoRA
 from headwise.protocol import Protocol
 from headwise.results import PhaseResult, PhaseStore
+from headwise.selection import TestSelection
 from headwise.training import CHECKPOINT, TENSORS, Machine, PhaseModule, chain, read_tensors, run_phases
 from made_networks import CLASSES, images, logits, spec, toy_data
 
@@ -55,7 +56,7 @@ def run(
 
 
 def timeless(result: PhaseResult) -> PhaseResult:
-    return dataclasses.replace(result, seconds=0.0, images_per_second=None)
+    return dataclasses.replace(result, seconds=0.0, images_per_second=None, peak_memory=None)
 
 
 def folder_of(root: Path) -> Path:
@@ -151,6 +152,31 @@ def test_choosing_on_the_test_set_is_never_worse(whole: tuple[Path, PhaseResult]
     assert chosen.accuracy >= whole[1].accuracy
 
 
+def test_the_test_set_is_looked_at_as_the_protocol_says() -> None:
+    def looks(**changes: Any) -> list[int]:
+        protocol = dataclasses.replace(RECIPE, select="best_test", **changes)
+        selection = TestSelection(None, protocol)  # type: ignore[arg-type]
+        return [epoch for epoch in range(1, 13) if selection._due(epoch)]
+
+    assert looks(select_every=5) == [5, 10]
+    assert looks(select_every=5, select_after=5) == [6, 11]
+
+
+def test_training_may_go_on_in_evaluation_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: list[bool] = []
+    step = PhaseModule.training_step
+
+    def watch(self: Any, batch: Any, batch_idx: int) -> Any:
+        modes.append(self.net.training)
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(PhaseModule, "training_step", watch)
+    recipe = dataclasses.replace(RECIPE, eval_mode_after=1, select="best_test", select_every=1)
+    run(tmp_path, protocol=recipe)
+    half = len(modes) // RECIPE.epochs
+    assert modes == [True] * half + [False] * (len(modes) - half)
+
+
 def test_an_interrupt_says_how_to_go_on(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(*within_epoch(KeyboardInterrupt))
@@ -198,6 +224,7 @@ def test_what_a_finished_phase_says(whole: tuple[Path, PhaseResult]) -> None:
     assert result.num_head == 49 * CLASSES
     assert result.stored_bytes == 4 * result.num_tunable
     assert 0 <= result.accuracy <= 100
+    assert result.peak_memory is None or result.peak_memory > 2**20
     tensors = read_tensors(folder_of(root) / TENSORS)
     assert sum(tensor.nbytes for tensor in tensors.values()) == 4 * (result.num_tunable + result.num_head)
     history = rows(root)

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from headwise.records import PhaseResult, Result, RunKey
+from headwise.results import ResultStore
 from headwise.twins import markdown, pairs, spread
 
 
@@ -67,3 +70,24 @@ def test_spread() -> None:
     assert spread([]) == ""
     assert spread([1.0], sign=True) == "+1.00"
     assert spread([1.0, 3.0]) == "2.00 +- 1.41 (2)"
+
+
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script = Path(__file__).parents[1] / "scripts" / "compare_twins.py"
+    spec = importlib.util.spec_from_file_location("compare_twins", script)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    store = ResultStore(tmp_path)
+    for made in (result("bi_lora", 0, 80.0, None), result("heart_lora", 0, 81.0, 1)):
+        store.put(made.key, made)
+    assert module.main(["x", "--root", str(tmp_path), "--out", str(tmp_path / "twins.md")]) == 0
+    assert "| svhn | heart_lora ne1 | 1 | 81.00 | 80.00 | +1.00 |" in (tmp_path / "twins.md").read_text()
+    assert module.main(["y", "--root", str(tmp_path)]) == 1
+    assert "no finished run of 'y'" in capsys.readouterr().err
+    next(tmp_path.glob("x/heart_lora/*/*/*/result.json")).write_text("{")
+    assert module.main(["x", "--root", str(tmp_path)]) == 1
+    captured = capsys.readouterr()
+    assert "seed-0/result.json is not a usable record" in captured.err
+    assert "no finished run with a head off" in captured.err

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headwise.errors import CheckpointError, ConfigError
-from headwise.fused import Block, lowrank_linear
+from headwise.fused import Block, Dense, lowrank_linear
 from headwise.quantize import pack_codes, unpack_codes
+from headwise.sites import Site
 
 
 class Factors(NamedTuple):
@@ -42,12 +43,14 @@ class Delta(nn.Module):
         optional: names that a stored file may lack (see `pack`).
         by_head: names of tensors that are cut into one equal piece per head, in order; a head that is off is left out
             of the stored file. A delta with heads has a buffer ``active``, (H,), 1 where the head is on.
+        site: the projection of a delta with heads (see `have_heads`).
     """
 
     reads_base: bool = True
     undecayed: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     by_head: tuple[str, ...] = ()
+    site: Site
 
     def weight(self, base: Tensor) -> Tensor:
         """Dense update, same shape as base (O, I). Used for merging; differentiable."""
@@ -101,6 +104,15 @@ class Delta(nn.Module):
                 raise CheckpointError(f"{name} is {tuple(tensor.shape)} in the file, {tuple(own[name].shape)} here")
             own[name].data.copy_(tensor)
         self.refresh()
+
+    def have_heads(self, site: Site, base: Tensor) -> None:
+        """Give the delta a switch for each head of its projection, all on: the buffer ``active``."""
+        self.site = site
+        self.register_buffer("active", torch.ones(site.num_heads, device=base.device))
+
+    def gate(self) -> Tensor:
+        """The switch of every output row, (O,)."""
+        return self.site.rows(self.get_buffer("active"))
 
     def switch(self, active: Tensor) -> None:
         """Switch heads on (1) and off (0): (H,), copied into the buffer ``active``."""
@@ -170,25 +182,59 @@ class AdaptedLinear(nn.Linear):
 
 
 class BesideLinear(nn.Module):
-    """y = module(x) + delta(x), for bases without a dense weight (a 4-bit linear, a library's own layer)."""
+    """y = module(x) + delta(x), for bases without a dense weight (a 4-bit linear, a library's own layer).
+
+    Attributes:
+        settled: whether the phase that brought it is over: the delta then stays in evaluation mode.
+    """
+
+    settled = False
 
     def __init__(self, module: nn.Module, delta: Delta) -> None:
         super().__init__()
         if delta.reads_base:
             raise ConfigError(f"{type(delta).__name__} reads the dense base weight; this projection has none")
+        if type(delta).bias is not Delta.bias:
+            raise ConfigError(f"{type(delta).__name__} updates the bias too, which needs a dense projection")
         self.module, self.delta = module, delta
+
+    def settle(self) -> None:
+        """End of the phase: stay in place without dropout."""
+        self.settled = True
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode; a settled delta keeps to evaluation."""
+        super().train(mode)
+        if self.settled:
+            self.delta.eval()
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
         """Output (..., O) for x (..., I)."""
+        return self.onto(x, None)
+
+    def onto(self, x: Tensor, start: Tensor | None) -> Tensor:
+        """The output added to `start`, (..., O), if that is given.
+
+        A module that has such a method itself is called by it: in narrow types it adds its product last, so that small
+        updates do not round away.
+        """
+        update = self.delta(x, x.new_empty(0))
+        update = update if start is None else start + update
+        onto = getattr(self.module, "onto", None)
+        if onto is not None:
+            whole: Tensor = onto(x, update)
+            return whole
         y = self.module(x)
-        return y + self.delta(x, x.new_empty(0)).to(y.dtype)
+        return y + update.to(y.dtype)
 
 
 def adapted_linear(x: Tensor, weight: Tensor, bias: Tensor | None, parts: Sequence[nn.Linear]) -> Tensor:
     """One projection, or several stacked by rows, with whatever deltas they carry.
 
-    Low-rank updates are fused into the one GEMM on `weight`; dense ones are added to it first; any other delta adds
-    its output to its rows.
+    Low-rank and dense updates are fused with the GEMM on `weight`; any other delta adds its output to its rows. In
+    narrow types every update is summed before W x is added, so that a small one does not round away.
 
     Args:
         x: (..., I).
@@ -200,21 +246,13 @@ def adapted_linear(x: Tensor, weight: Tensor, bias: Tensor | None, parts: Sequen
         (..., sum of O).
     """
     adapted = [part for part in parts if isinstance(part, AdaptedLinear)]
-    if any(part.delta.is_dense for part in adapted):
-        weight = torch.cat(
-            [
-                part.weight + part.delta.weight(part.weight)
-                if isinstance(part, AdaptedLinear) and part.delta.is_dense
-                else part.weight
-                for part in parts
-            ]
-        )
     if bias is not None and any(type(part.delta).bias is not Delta.bias for part in adapted):
         bias = torch.cat([_bias_of(part) for part in parts])
 
     blocks: list[Block] = []
+    dense: list[Dense] = []
     scales: list[tuple[int, Tensor]] = []
-    loose: list[tuple[int, AdaptedLinear]] = []
+    loose: list[tuple[int, Tensor]] = []
     row = 0
     for part in parts:
         if isinstance(part, AdaptedLinear) and part.delta.is_structured:
@@ -225,19 +263,20 @@ def adapted_linear(x: Tensor, weight: Tensor, bias: Tensor | None, parts: Sequen
             scale = part.delta.scale(part.weight)
             if scale is not None:
                 scales.append((row, scale))
-        elif isinstance(part, AdaptedLinear) and not part.delta.is_dense:
-            loose.append((row, part))
+        elif isinstance(part, AdaptedLinear) and part.delta.is_dense:
+            dense.append(Dense(row, part.delta.weight(part.weight)))
+        elif isinstance(part, AdaptedLinear):
+            loose.append((row, part.delta(x, part.weight)))
         row += part.out_features
 
+    start = _side_by_side(loose, weight.shape[0]) if loose else None
     if scales:
-        y = lowrank_linear(x, weight, None, blocks)
-        y = (y * _spread(scales, weight.shape[0])).to(y.dtype)  # rounding the scale would shift every token alike
+        y = lowrank_linear(x, weight, None, blocks, dense, start)
+        spread = _side_by_side(scales, weight.shape[0], 1.0)
+        y = (y * spread).to(y.dtype)  # rounding the scale would shift every token alike
         y = y if bias is None else y + bias.to(y.dtype)
     else:
-        y = lowrank_linear(x, weight, bias, blocks)
-    for row, part in loose:
-        update = part.delta(x, part.weight)
-        y = y + F.pad(update.to(y.dtype), (row, y.shape[-1] - row - part.out_features))
+        y = lowrank_linear(x, weight, bias, blocks, dense, start)
     return y
 
 
@@ -273,12 +312,13 @@ def _bias_of(part: nn.Linear) -> Tensor:
     return part.weight.new_zeros(part.out_features) if bias is None else bias
 
 
-def _spread(scales: Sequence[tuple[int, Tensor]], num_rows: int) -> Tensor:
-    """Row scales at their rows, one elsewhere: (num_rows,)."""
-    pieces: list[Tensor] = []
+def _side_by_side(pieces: Sequence[tuple[int, Tensor]], num_rows: int, fill: float = 0.0) -> Tensor:
+    """Pieces (..., O') at their rows, `fill` elsewhere: (..., num_rows)."""
+    if pieces[0][1].shape[-1] == num_rows:
+        return pieces[0][1]
+    whole: list[Tensor] = []
     row = 0
-    for first, scale in scales:
-        pieces += [scale.new_ones(first - row), scale]
-        row = first + scale.shape[0]
-    pieces.append(scales[0][1].new_ones(num_rows - row))
-    return torch.cat(pieces)
+    for first, piece in (*pieces, (num_rows, pieces[0][1][..., :0])):
+        whole += [piece.new_full((*piece.shape[:-1], first - row), fill), piece]
+        row = first + piece.shape[-1]
+    return torch.cat(whole, dim=-1)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from headwise.adapted import AdaptedLinear, BesideLinear
 from headwise.errors import CheckpointError, ConfigError, WeightsError, suggest
+from headwise.nf4 import FourBit
 from headwise.qkv import SplitQKV
 from headwise.sites import QKV, Site, select
 from headwise.weights import weights_file
@@ -103,7 +104,7 @@ class Backbone(nn.Module):
         if kind == "plain":
             for module in self.model.modules():
                 if hasattr(module, "fused_attn"):
-                    module.fused_attn = False
+                    setattr(module, "fused_attn", False)  # noqa: B010  a plain flag that mypy takes for a module
 
     def linear(self, site: Site) -> nn.Module:
         """The module now at `site`."""
@@ -118,17 +119,22 @@ class Backbone(nn.Module):
             owner.join()
 
     def bases(self, targets: Sequence[str]) -> dict[Site, Tensor]:
-        """The frozen weights, (O, I), of the projections in `targets`, detached.
+        """The frozen weights, (O, I), of the projections in `targets`, detached; of a 4-bit one as it is used.
 
         Raises:
-            ConfigError: where a target matches nothing, or a projection has no dense weight.
+            ConfigError: where a target matches nothing, or a projection has no weight.
         """
         weights = {}
         for site in select(self.sites, targets):
             module = self.linear(site)
-            if not isinstance(module, nn.Linear):
+            while isinstance(module, BesideLinear):
+                module = module.module
+            if isinstance(module, FourBit):
+                weights[site] = module.dense()
+            elif isinstance(module, nn.Linear):
+                weights[site] = module.weight.detach()
+            else:
                 raise ConfigError(f"{site.key} is a {type(module).__name__} without a dense weight")
-            weights[site] = module.weight.detach()
         return weights
 
     def path(self, site: Site) -> str:
@@ -175,6 +181,11 @@ class Backbone(nn.Module):
             CheckpointError: while a projection still carries an update, or a method that cannot be folded is in place.
         """
         for name, module in self.model.named_modules():
+            if isinstance(module, FourBit) or (isinstance(module, BesideLinear) and module.settled):
+                raise CheckpointError(
+                    f"{name} is a 4-bit projection, for which timm's network has no place (QLoRA and what stands on it "
+                    "cannot be exported); use headwise.load(run_dir)"
+                )
             if isinstance(module, AdaptedLinear | BesideLinear):
                 raise CheckpointError(f"{name} still carries a {type(module).__name__}; merge before exporting")
             if isinstance(module, Wrapper):

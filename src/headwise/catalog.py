@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import csv
 import importlib.resources
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -16,6 +16,33 @@ from headwise.errors import ConfigError
 from headwise.methods.base import Method
 
 COLUMNS = ("method", "phase", "acts on", "merges", "backbone", "head", "stored bytes", "printed", "about")
+PAPER_COLUMNS = ("paper", "row", "printed", "here", "parameters", "stored bytes", "setting", "why")
+UNITS = {"M": ("num_tunable", 1e6), "MiB": ("stored_bytes", 2**20)}
+"""What the papers print: parameters in millions, or stored bytes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Printed:
+    """One size that a paper prints.
+
+    Attributes:
+        method: label of ours.
+        paper, row: where it stands.
+        printed: as printed.
+        unit: of `UNITS`.
+        setting: command-line choices that come nearest to it; empty where no single setting does (a mean over tasks).
+        parameters: of the backbone at that setting on ViT-B/16, by arithmetic; None without a setting.
+        why: agrees, or what makes the difference.
+    """
+
+    method: str
+    paper: str
+    row: str
+    printed: str
+    unit: str
+    setting: tuple[str, ...]
+    parameters: int | None
+    why: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +51,7 @@ class Entry:
 
     Attributes:
         name: of the configuration.
-        about: first line of its file: paper, what it does.
+        about: first sentence of its file: paper, what it does.
         phase: label of the phase.
         acts_on: kinds of places, such as ``q, v`` or ``adapter_mlp``.
         merges: whether it folds into the weights without a trace.
@@ -46,15 +73,16 @@ class Entry:
 
     def plain(self) -> dict[str, Any]:
         """As data that JSON can hold, with what the papers print for it."""
-        return {**vars(self), "printed": printed_sizes().get(self.phase, [])}
+        return {**vars(self), "printed": [asdict(size) for size in printed_sizes() if size.method == self.phase]}
 
 
-def printed_sizes() -> dict[str, list[dict[str, str]]]:
-    """What the papers print, by label: paper, row, printed, unit (M parameters or MiB), why it differs."""
+def printed_sizes() -> list[Printed]:
+    """What the papers print, from ``paper/sizes.csv``."""
     file = importlib.resources.files("headwise") / "paper" / "sizes.csv"
-    sizes: dict[str, list[dict[str, str]]] = {}
+    sizes = []
     for row in csv.DictReader(file.read_text(encoding="utf-8").splitlines()):
-        sizes.setdefault(row.pop("method"), []).append(row)
+        setting, parameters = tuple(row.pop("setting").split()), row.pop("parameters")
+        sizes.append(Printed(**row, setting=setting, parameters=int(parameters) if parameters else None))
     return sizes
 
 
@@ -101,23 +129,43 @@ def _noise(net: Backbone) -> list[tuple[torch.Tensor, torch.Tensor]]:
 def markdown(entries: Sequence[Entry], backbone: str) -> str:
     """The catalogue as a Markdown table, and below it why printed sizes differ."""
     lines = [f"Methods on {backbone}; parameters without and of the head.", ""]
-    lines += ["| " + " | ".join(COLUMNS) + " |", "|" + "|".join(" --- " for _ in COLUMNS) + "|"]
+    lines += [_line(COLUMNS), _line(["---"] * len(COLUMNS))]
     reasons = []
     for entry in entries:
-        rows = printed_sizes().get(entry.phase, [])
-        printed = ", ".join(f"{row['printed']} {row['unit']}" for row in rows)
-        reasons += [
-            f"- {entry.phase}: {row['paper']} prints {row['printed']} {row['unit']} ({row['why']})" for row in rows
-        ]
+        sizes = [size for size in printed_sizes() if size.method == entry.phase]
+        printed = ", ".join(f"{size.printed} {size.unit}" for size in sizes)
+        reasons += [f"- {s.method}: {s.paper} prints {s.printed} {s.unit} ({s.why})" for s in sizes]
         numbers = (entry.num_tunable, entry.num_head, entry.stored_bytes)
         cells = [
             entry.name,
             entry.phase,
             entry.acts_on or entry.note,
             "yes" if entry.merges else "no",
-            *("" if number is None else f"{number:,}" for number in numbers),
+            *(_number(number) for number in numbers),
             printed,
             entry.about,
         ]
-        lines.append("| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |")
+        lines.append(_line(cells))
     return "\n".join([*lines, "", *dict.fromkeys(reasons)])
+
+
+def papers(measured: Mapping[tuple[str, ...], Entry]) -> str:
+    """The papers' size columns beside what is measured here, by setting, as a Markdown table."""
+    lines = ["Sizes as printed, and at the setting that comes nearest; M is millions of parameters.", ""]
+    lines += [_line(PAPER_COLUMNS), _line(["---"] * len(PAPER_COLUMNS))]
+    for size in printed_sizes():
+        entry = measured.get(size.setting)
+        field, scale = UNITS[size.unit]
+        here = None if entry is None else getattr(entry, field)
+        numbers = (None, None) if entry is None else (entry.num_tunable, entry.stored_bytes)
+        cells = [size.paper, size.row, f"{size.printed} {size.unit}", "" if here is None else f"{here / scale:.3f}"]
+        lines.append(_line([*cells, *map(_number, numbers), " ".join(size.setting), size.why]))
+    return "\n".join(lines)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |"
+
+
+def _number(value: int | None) -> str:
+    return "" if value is None else f"{value:,}"

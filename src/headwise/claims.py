@@ -123,7 +123,7 @@ class Claim:
         if last and (holder := _read(claims[last])) is not None and not self._over(holder):
             return holder
         path = self.folder / f"claim-{last + 1}"
-        text = json.dumps({**_self(), "token": self._token, "expiry": self.expiry})
+        text = json.dumps({**myself(), "token": self._token, "expiry": self.expiry, "since": time.time()})
         try:
             descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
         except FileExistsError:
@@ -137,25 +137,10 @@ class Claim:
 
     def _over(self, holder: Mapping[str, Any]) -> bool:
         """Whether a holder released its claim, died, or stopped refreshing."""
-        if holder["mtime"] == 0:
-            return True
-        mine = _self()
-        if (holder.get("host"), holder.get("space")) == (mine["host"], mine["space"]):
-            if (holder.get("pid"), holder.get("started")) == (mine["pid"], mine["started"]):
-                if holder.get("thread") == mine["thread"]:
-                    raise ConfigError(f"{self.folder} is already claimed by this thread; claims do not nest")
-                return False
-            if not alive(int(holder.get("pid", 0)), holder.get("started")):
-                return True
-        return self._file_system_time() - holder["mtime"] > max(self.expiry, float(holder.get("expiry", 0)))
-
-    def _file_system_time(self) -> float:
-        probe = self.folder / f".time-{self._token}"
-        try:
-            probe.touch()
-            return probe.stat().st_mtime
-        finally:
-            probe.unlink(missing_ok=True)
+        mine = myself()
+        if holder["mtime"] != 0 and all(holder.get(key) == value for key, value in mine.items()):
+            raise ConfigError(f"{self.folder} is already claimed by this thread; claims do not nest")
+        return _ended(self.folder, holder, self.expiry) is not None
 
     def _begin(self) -> None:
         self._stop.clear()
@@ -176,6 +161,48 @@ class Claim:
                 return
             except OSError:
                 continue  # a file system that hiccups; the expiry leaves room for several attempts
+
+
+def standing(folder: Path) -> tuple[str, dict[str, Any]]:
+    """How it stands with a folder, without touching its claims.
+
+    Returns:
+        ``held``, ``released``, ``dead`` (its holder was killed or stopped refreshing) or ``free`` (no claim), and the
+        description of the last holder: host, pid, ``since`` (seconds since 1970, by the holder's clock), ...
+    """
+    try:
+        claims = _claims(folder)
+    except FileNotFoundError:
+        return "free", {}
+    holder = _read(claims[max(claims)]) if claims else None
+    return ("free", {}) if holder is None else (_ended(folder, holder) or "held", holder)
+
+
+def _ended(folder: Path, holder: Mapping[str, Any], expiry: float = 0.0) -> str | None:
+    """Why a claim no longer holds: ``released`` or ``dead``; None while it does."""
+    if holder["mtime"] == 0:
+        return "released"
+    mine = myself()
+    if all(holder.get(key) == mine[key] for key in ("host", "space")):
+        if all(holder.get(key) == mine[key] for key in ("pid", "started")):
+            return None
+        if not alive(int(holder.get("pid", 0)), holder.get("started")):
+            return "dead"
+    age = _file_system_time(folder) - holder["mtime"]
+    return "dead" if age > max(expiry, float(holder.get("expiry", 0))) else None
+
+
+def _file_system_time(folder: Path) -> float:
+    """Now, by the clock that stamps the files of a folder; this machine's where nothing may be written."""
+    probe = folder / f".time-{uuid.uuid4().hex}"
+    try:
+        probe.touch()
+        return probe.stat().st_mtime
+    except OSError:
+        return time.time()
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
 
 
 def describe(holder: Mapping[str, Any]) -> str:
@@ -219,7 +246,7 @@ def _process(pid: int) -> tuple[str | None, str | None]:
         return None, None
 
 
-def _self() -> dict[str, Any]:
+def myself() -> dict[str, Any]:
     """This process: its host, the space its pid counts in (one boot, one container), pid, start time, thread."""
     boot = space = ""
     with contextlib.suppress(OSError):

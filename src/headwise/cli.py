@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from headwise.errors import HeadwiseError, Interrupted
 
@@ -35,3 +37,13 @@ def script(main: Main) -> Callable[..., int]:
             return 1
 
     return guarded
+
+
+def of_run(description: str | None, epilog: str | None = None) -> argparse.ArgumentParser:
+    """The options of a script that opens a finished run."""
+    parser = argparse.ArgumentParser(description=description, epilog=epilog)
+    parser.add_argument("run_dir", type=Path, help="folder of a finished run, the one that holds result.json")
+    parser.add_argument("--weights", type=Path, help="the pretrained weights, if they are not where the run found them")
+    parser.add_argument("--data-root", type=Path, help="the images, if they are not where the run found them")
+    parser.add_argument("--json", type=Path, help="also write what is printed, unrounded, as JSON")
+    return parser

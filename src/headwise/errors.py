@@ -34,6 +34,10 @@ class NonFiniteLoss(HeadwiseError):  # noqa: N818
     """Training diverged: the loss became NaN or infinite."""
 
 
+class SweepError(HeadwiseError):
+    """Some runs of a sweep failed; the others are finished."""
+
+
 class Interrupted(HeadwiseError):  # noqa: N818
     """The user stopped the run; everything finished so far is on disk."""
 

@@ -1,4 +1,4 @@
-"""run(cfg): from a composed configuration to a recorded result. The only importer of hydra, with train.py.
+"""run(cfg): from a composed configuration to a recorded result.
 
 Nothing heavy is imported until a run is really needed: an unknown option, ``--help`` and a finished run answer without
 torch.
@@ -7,153 +7,144 @@ torch.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from hydra.errors import HydraException
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
-from headwise import atomic, provenance
-from headwise.data.sources import Source
-from headwise.data.tasks import VTABTask
-from headwise.errors import ConfigError, HeadwiseError, Interrupted, suggest
-from headwise.fingerprint import file_sha256, identity
-from headwise.gate import fill_gates
+from headwise import atomic, lifeline, provenance
+from headwise.claims import Claim, describe
+from headwise.errors import HeadwiseError, Interrupted, ResultConflict
+from headwise.ledger import Entry, Ledger, folder_of
+from headwise.plan import Plan, asked, instantiation, one_line, overrides_of, plan_run, text_of
+from headwise.presets import preset_labels
 from headwise.protocol import Protocol
-from headwise.results import PhaseResult, PhaseStore, Result, ResultStore, RunKey
-from headwise.search import Space, search
-from headwise.variants import variant_of
-from headwise.weights import weights_content
+from headwise.results import BusyError, PhaseResult, PhaseStore, Result, ResultStore, RunKey
+from headwise.search import Space, explore, search
 
 if TYPE_CHECKING:
     from headwise.backbone import Backbone
     from headwise.data.vtab import VTABDataModule
     from headwise.methods.base import Method
 
-OmegaConf.register_new_resolver("mul", lambda a, b: a * b, replace=True)
+    Trained = tuple[Backbone, VTABDataModule, list[PhaseResult]]
 
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """One run before anything heavy is imported.
-
-    Attributes:
-        key: its folder.
-        config: resolved, plain.
-        identity: what can change a number, files by their content.
-        task, source, protocol: built from their groups.
-        root: of all results.
-    """
-
-    key: RunKey
-    config: dict[str, Any]
-    identity: dict[str, Any]
-    task: VTABTask
-    source: Source
-    protocol: Protocol
-    root: Path
+AGAIN = "again"
+"""Folder of a run in which resume=force trains; it is taken over when it is complete."""
 
 
 def run(cfg: DictConfig) -> float | None:
     """Run one configuration, or return the stored accuracy of its last phase if it is finished.
 
     Returns:
-        Accuracy of the last phase, percent.
+        Accuracy of the last phase, percent. In a sweep NaN for a run that failed, or that another process computes
+        while ``wait`` is false; why is in the ledger.
 
     Raises:
-        HeadwiseError: for anything the user can mend. The traceback is in the run's folder, nothing finished is lost.
+        HeadwiseError: outside of a sweep, for anything the user can mend. The traceback is in the run's folder, nothing
+            finished is lost.
     """
-    plan = plan_run(cfg)
-    done = ResultStore(plan.root).get(plan.key, plan.identity)
-    if done is None:
-        folder = plan.key.path(plan.root)
-        try:
-            done = _execute(plan)
-        except BaseException as error:
-            if not isinstance(error, Interrupted | KeyboardInterrupt):
-                atomic.write_text(folder / "failure.txt", traceback.format_exc())
-                print(f"failed: {folder}: {_text(error)}", file=sys.stderr, flush=True)
+    lifeline.hold()
+    sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    plan = None
+    try:
+        plan = plan_run(cfg)
+        return _run(plan)
+    except BusyError as busy:
+        if not sweep:
             raise
-        (folder / "failure.txt").unlink(missing_ok=True)
+        print(f"skipped: {busy}", flush=True)
+    except Interrupted as stop:
+        if sweep:  # the user stops the sweep, not only this run of it
+            raise KeyboardInterrupt(str(stop)) from stop
+        raise
+    except Exception as error:
+        if sweep or plan is not None:
+            _record(error, plan, Path(cfg.root))
+        if not sweep:
+            raise
+    return math.nan
+
+
+def _record(error: Exception, plan: Plan | None, root: Path) -> None:
+    """Print a failure at once, and note it where the sweep and its status look."""
+    overrides = overrides_of()
+    place = " ".join(overrides) if plan is None else plan.folder
+    print(f"failed: {place}: {text_of(error)}", file=sys.stderr, flush=True)
+    if request := asked():
+        path = None if plan is None else folder_of(root, plan.key)
+        trace = traceback.format_exc() if plan is None else None
+        entry = Entry(overrides=overrides, path=path, failure=one_line(error), trace=trace)
+        with contextlib.suppress(OSError):
+            Ledger(root).write(request, entry)
+
+
+def _run(plan: Plan) -> float | None:
+    """Take the stored result, or claim the run and train it."""
+    store = ResultStore(plan.root)
+    done = store.get(plan.key, plan.identity)
+    if done is not None and plan.resume == "never":
+        raise ResultConflict(
+            f"{plan.folder} already holds this result, and resume=never forbids that; "
+            "resume=auto takes it, resume=force trains again and replaces it"
+        )
+    if done is not None and plan.resume == "auto":
+        print(f"already finished: {plan.folder}")
+        if plan.request:
+            store.recognise(done, plan.request)
+            _note(plan)
     else:
-        print(f"already finished: {plan.key.path(plan.root)}")
+        done = _claimed(plan, store)
     print(summary(done), flush=True)
     return done.accuracy
 
 
-def plan_run(cfg: DictConfig) -> Plan:
-    """Resolve a configuration and name its run.
+def _claimed(plan: Plan, store: ResultStore) -> Result:
+    """Train under the run's claim; if another process finishes it meanwhile, that is the result."""
+    _note(plan)
+    result: Result | None = None
 
-    Raises:
-        ConfigError: for a missing value or one out of range.
-    """
-    with _instantiation():
-        cfg = cfg.copy()
-        OmegaConf.set_struct(cfg, False)
-        if cfg.trainer.accelerator == "auto":
-            cfg.trainer.accelerator = "gpu" if Path("/dev/nvidia0").exists() else "cpu"
-        if cfg.trainer.attention == "auto":
-            plain = cfg.trainer.accelerator == "cpu" and cfg.protocol.precision == "bf16"
-            cfg.trainer.attention = "plain" if plain else "timm"
-        config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
-        config["method"] = fill_gates(config["method"], config.get("ne"))
-        task = instantiate(config["dataset"], _convert_="all")
-        source = instantiate(config["data"], _convert_="all")
-        protocol = Protocol(**config["protocol"])
-    if task.num_test is not None and (protocol.test_images or 0) >= task.num_test:
-        raise ConfigError(
-            f"protocol.test_images={protocol.test_images} is not a subset of the {task.num_test} test images of "
-            f"{task.name}; use null for all"
-        )
-    key = RunKey(
-        name=str(config["name"]),
-        method=str(config["method"]["label"]),
-        dataset=task.name,
-        variant=config.get("variant") or _variant(),
-        seed=config["seed"],
-    )
-    return Plan(
-        key=key,
-        config=config,
-        identity=_identity(config, task, source, protocol),
-        task=task,
-        source=source,
-        protocol=protocol,
-        root=Path(config["root"]),
-    )
+    def is_done() -> bool:
+        return result is not None or (plan.resume != "force" and store.get(plan.key, plan.identity) is not None)
+
+    with Claim(plan.folder, wait=plan.wait, on_wait=_waiting, done=is_done) as claim:
+        if claim.held:
+            try:
+                result = _execute(plan)
+            except BaseException as error:
+                if not isinstance(error, Interrupted | KeyboardInterrupt):
+                    atomic.write_text(plan.folder / "failure.txt", traceback.format_exc())
+                raise
+            (plan.folder / "failure.txt").unlink(missing_ok=True)
+    result = result or store.get(plan.key, plan.identity)
+    if result is None:
+        raise ResultConflict(f"{plan.folder} was finished by another process, and its result is gone again; run again")
+    return result
 
 
-def _variant() -> str:
-    if not HydraConfig.initialized():
-        return "base"
-    choices = HydraConfig.get()
-    return variant_of(list(choices.overrides.task))
+def _note(plan: Plan) -> None:
+    """Note where the run lies; an earlier failure is forgotten."""
+    if plan.request:
+        entry = Entry(overrides=plan.overrides, path=folder_of(plan.root, plan.key))
+        Ledger(plan.root).write(plan.request, entry)
 
 
-def _identity(config: Mapping[str, Any], task: VTABTask, source: Source, protocol: Protocol) -> dict[str, Any]:
-    splits = (protocol.train_split, protocol.eval_split)
-    reduced = {
-        "method": config["method"],
-        "backbone": config["backbone"],
-        "dataset": {"name": task.name, "num_classes": task.num_classes},
-        "data": {"fingerprint": source.fingerprint(task, splits)},
-        "protocol": config["protocol"],
-        "trainer": {key: config["trainer"][key] for key in ("accelerator", "threads", "attention")},
-        "seed": config["seed"],
-    }
-    contents = {"backbone.weights": weights_content(config["backbone"])}
-    for path, node in (("method", config["method"]), ("method.first", config["method"].get("first", {}))):
-        if isinstance(node, Mapping) and node.get("checkpoint"):
-            contents[f"{path}.checkpoint"] = file_sha256(node["checkpoint"])
-    return identity(reduced, contents)
+def _waiting(holder: Mapping[str, Any]) -> None:
+    """Say who computes the run, at once and then every ten minutes."""
+    if holder["waited"] % 600 < 10:
+        print(f"waiting for {describe(holder)}, which computes this run", flush=True)
 
 
 def _ground(plan: Plan, protocol: Protocol) -> dict[str, Any]:
@@ -175,29 +166,40 @@ def _execute(plan: Plan) -> Result:
     from headwise.backbone import BackboneSpec
     from headwise.data.vtab import VTABDataModule
     from headwise.plots import learning_curves, score_map
+    from headwise.portions import more_parts
     from headwise.training import TENSORS, Machine, chain, hush, run_phases
 
     hush()
     config, protocol = plan.config, plan.protocol
-    print(f"run: {plan.key.path(plan.root)}", flush=True)
-    with _instantiation():
+    print(f"run: {plan.folder}", flush=True)
+    with instantiation():
         method = instantiate(config["method"], _convert_="all")
         spec = BackboneSpec(**config["backbone"])
-    folder = plan.key.path(plan.root)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = plan.folder
     atomic.write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
-    store = PhaseStore(plan.root)
+    shutil.rmtree(folder / AGAIN, ignore_errors=True)
+    shared = PhaseStore(plan.root)
+    store = PhaseStore(folder / AGAIN) if plan.resume == "force" else shared
     methods = method.phases()
     found = None
 
     def say(line: str) -> None:
         print(line, flush=True)
 
-    def train(
-        methods: Sequence[Method], protocol: Protocol, logger: Any
-    ) -> tuple[Backbone, VTABDataModule, list[PhaseResult]]:
+    def train(methods: Sequence[Method], protocol: Protocol, logger: Any) -> Trained:
+        parts = 1
+        while True:
+            try:
+                return once(methods, protocol, logger, parts)
+            except Exception as error:
+                parts = more_parts(error, parts, protocol.batch_size)
+            size = -(-protocol.batch_size // parts)
+            say(f"out of memory: going on with at most {size} images at a time, {protocol.batch_size} a step as before")
+
+    def once(methods: Sequence[Method], protocol: Protocol, logger: Any, parts: int) -> Trained:
         net = spec.build(protocol.drop_path)
         options = protocol.data_options(net.mean, net.std)
+        options["eval_batch_size"] = -(-options["eval_batch_size"] // parts)
         data = VTABDataModule(plan.task, plan.source, net.img_size, seed=config["seed"], **options)
         machine = Machine(
             accelerator=config["trainer"]["accelerator"],
@@ -205,6 +207,7 @@ def _execute(plan: Plan) -> Result:
             attention=config["trainer"]["attention"],
             progress=config["trainer"]["progress"],
             logger=logger,
+            parts=parts,
         )
         ground = _ground(plan, protocol)
         seed = config["seed"]
@@ -216,25 +219,35 @@ def _execute(plan: Plan) -> Result:
         address = chain(methods, _ground(plan, trial), trial.epochs)[-1].phase
         return store.finished(address) or train(methods, trial, None)[2][-1]
 
-    if protocol.search is not None:
-        found = search(methods, Space.of(protocol.search), attempt, say)
+    methods, scouted = explore(methods, attempt, say)
+    space = None if protocol.search is None else Space.of(protocol.search).within(methods[-1])
+    if space is not None:
+        found = search(methods, space, attempt, say)
         methods = tuple(found.methods)
     with _logger(config, plan.key) as logger:
         net, data, phases = train(methods, protocol, logger)
+    for index, facts in scouted.items():
+        phases[index] = replace(phases[index], extra={**phases[index].extra, **facts})
     if found is not None:
         phases[-1] = replace(phases[-1], extra={**phases[-1].extra, "search": found.report()})
+    if store is not shared:
+        shared.adopt(store)
+        store = shared
     for index, phase in enumerate(phases, start=1):
         _link(store.path(phase.fingerprint) / TENSORS, folder / f"phase-{index}.safetensors")
     histories = [store.path(phase.fingerprint) / "metrics.csv" for phase in phases]
-    learning_curves(histories, [phase.label for phase in phases], folder)
-    score_map([phase.extra.get("heads") for phase in phases], [phase.label for phase in phases], folder)
+    labels, draw = [phase.label for phase in phases], config["logger"].get("pictures", True)
+    learning_curves(histories, labels, folder, draw)
+    score_map([phase.extra.get("heads") for phase in phases], labels, folder, draw)
     device = torch.cuda.get_device_name() if config["trainer"]["accelerator"] == "gpu" else None
     result = Result(
         key=plan.key,
         identity=plan.identity,
         phases=phases,
         config=config,
-        labels=list(dict.fromkeys([*spec.labels, *plan.source.labels(plan.task), *protocol.labels])),
+        labels=list(
+            dict.fromkeys([*spec.labels, *plan.source.labels(plan.task), *protocol.labels, *preset_labels(config)])
+        ),
         provenance={
             "weights": {**net.provenance, "content": plan.identity["backbone"]["weights"]},
             "data": data.provenance(),
@@ -243,6 +256,7 @@ def _execute(plan: Plan) -> Result:
         versions=provenance.versions(),
         git=provenance.git_state(Path(__file__).parent),
         machine=provenance.machine(device, config["trainer"]["threads"]),
+        request=plan.request,
     )
     ResultStore(plan.root).put(plan.key, result)
     return result
@@ -252,6 +266,7 @@ def _execute(plan: Plan) -> Result:
 def _logger(config: Mapping[str, Any], key: RunKey) -> Iterator[Any]:
     """The tracker of this run, closed with a true exit code; None where curves stay in local files only."""
     options = dict(config["logger"])
+    options.pop("pictures", None)
     if options.pop("kind", "csv") != "wandb":
         yield None
         return
@@ -275,13 +290,11 @@ def _logger(config: Mapping[str, Any], key: RunKey) -> Iterator[Any]:
 
 def _link(source: Path, target: Path) -> None:
     """Put a phase's tensors into the run's folder, sharing the disk blocks where the file system can."""
-    target.unlink(missing_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        import shutil
-
-        shutil.copyfile(source, target)
+    with atomic.replacing(target) as part:
+        try:
+            os.link(source, part)
+        except OSError:
+            shutil.copyfile(source, part)
 
 
 def summary(result: Result) -> str:
@@ -314,41 +327,8 @@ def launch(main: Callable[[], Any]) -> None:
     try:
         main()
     except (KeyboardInterrupt, Interrupted) as error:
-        print(f"\n{_text(error) or 'stopped by the user: run the same command to resume'}", file=sys.stderr)
+        print(f"\n{text_of(error) or 'stopped by the user: run the same command to resume'}", file=sys.stderr)
         sys.exit(130)
     except (HeadwiseError, HydraException, OmegaConfBaseException) as error:
-        print(f"error: {_text(error)}", file=sys.stderr)
+        print(f"error: {text_of(error)}", file=sys.stderr)
         sys.exit(1)
-
-
-def _text(error: BaseException) -> str:
-    """The user's text of an error, with the nearest right spelling where hydra only lists."""
-    if isinstance(error, MissingConfigException) and error.options:
-        group, _, name = str(error.missing_cfg_file).rpartition("/")
-        return f"unknown {group or 'configuration'} {name!r}{suggest(name, error.options)}"
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, HeadwiseError):
-            return str(cause)
-        key = getattr(cause, "full_key", None)
-        parent = getattr(cause, "parent_node", None)
-        if isinstance(cause, ConfigKeyError | ConfigAttributeError) and key and isinstance(parent, DictConfig):
-            name = str(key).rpartition(".")[2]
-            keys = [str(k) for k in parent]
-            hint = f"; a field of a class that its YAML leaves out: +{key}=..."
-            return f"unknown configuration key {key!r}{suggest(name, keys)}{hint}"
-        cause = cause.__cause__ or cause.__context__
-    return str(error)
-
-
-@contextlib.contextmanager
-def _instantiation() -> Iterator[None]:
-    """Turn hydra's instantiation errors into ConfigError with the user's part of the text."""
-    try:
-        yield
-    except MissingMandatoryValue as error:
-        raise ConfigError(f"{error.full_key} must be given: add {error.full_key}=VALUE to the command") from error
-    except InstantiationException as error:
-        raise ConfigError(_text(error)) from error
-    except TypeError as error:
-        raise ConfigError(str(error)) from error

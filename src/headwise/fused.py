@@ -1,9 +1,11 @@
-"""A frozen linear with block-row low-rank updates, as one fused autograd function.
+"""A frozen linear with block-row low-rank and dense updates, as one fused autograd function.
 
-Backward never forms a dense weight gradient, and of full-size activations only x is saved. Two ways, by precision
-(both exact in real arithmetic): float32 and wider without dropout use ``W + B A``, formed anew in each direction, in
-one GEMM; narrower types, where a small update would round away inside W, and a dropped hidden keep ``A x`` apart and
-accumulate ``B`` into the rows in place: in narrower types before ``W x``, or it would round away inside that.
+Backward never forms a dense gradient of W, and of full-size activations only x is saved. Two ways, by precision (both
+exact in real arithmetic): float32 and wider without dropout use ``W + B A``, formed anew in each direction, in one
+GEMM; narrower types, where a small update would round away inside W, and a dropped hidden keep ``A x`` apart and
+accumulate ``B`` into the rows in place: in narrower types before ``W x``, or it would round away inside that. A dense
+update D likewise: ``W + D`` in wide types, ``D x`` and then ``W x`` in narrow ones, whose backward may use ``W + D``:
+there a rounded update only adds to the rounding of the gradient.
 
 The hidden is held transposed, (K, N): its pieces by block and group are then contiguous, and the thin products, whose
 cost is what an update costs, run at the speed of large ones.
@@ -39,39 +41,66 @@ class Block(NamedTuple):
     dropout: float = 0.0
 
 
-def lowrank_linear(x: Tensor, weight: Tensor, bias: Tensor | None, blocks: Sequence[Block]) -> Tensor:
-    """``weight x + bias`` with ``B[g] A[g] x`` added to the rows of every group g of every block.
+class Dense(NamedTuple):
+    """Dense update of the output rows ``first_row .. first_row + O``.
+
+    Attributes:
+        first_row: where it starts in the stacked weight.
+        weight: D, (O, I).
+    """
+
+    first_row: int
+    weight: Tensor
+
+
+def lowrank_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    blocks: Sequence[Block],
+    dense: Sequence[Dense] = (),
+    start: Tensor | None = None,
+) -> Tensor:
+    """``weight x + bias`` with ``B[g] A[g] x`` added to the rows of every group g of every block, ``D x`` to D's.
 
     Args:
         x: (..., I).
         weight: (O, I). A gradient for it is formed only when it requires one.
         bias: (O,) or None.
-        blocks: low-rank updates of disjoint row ranges; empty means a plain linear.
+        blocks: low-rank updates of disjoint row ranges.
+        dense: dense updates of disjoint row ranges.
+        start: further update of the output, (..., O); with no update of any kind this is a plain linear.
 
     Returns:
         (..., O), in x's type, or autocast's where it is on.
     """
-    if not blocks:
+    if not blocks and not dense and start is None:
         return F.linear(x, weight, bias)
     if weight.requires_grad:  # fine-tuned together with its update: leave it to autograd
-        return F.linear(x, weight, bias) + _branch(x, weight.shape[0], blocks)
+        y = F.linear(x, weight, bias) + _branch(x, weight.shape[0], blocks, dense)
+        return y if start is None else y + start.to(y.dtype)
     device = x.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         x, weight = x.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
         blocks = [block._replace(down=block.down.to(dtype), up=block.up.to(dtype)) for block in blocks]
+        dense = [update._replace(weight=update.weight.to(dtype)) for update in dense]
     flat = x.reshape(-1, x.shape[-1])
+    if start is not None:
+        start = start.to(flat.dtype).reshape(flat.shape[0], -1)
     masks = [_hidden_mask(flat, block) for block in blocks]
     wide = flat.dtype in _WIDE and all(mask is None for mask in masks)
     rows = tuple(block.first_row for block in blocks)
+    dense_rows = tuple(update.first_row for update in dense)
     factors = [tensor for block in blocks for tensor in (block.down, block.up)]
+    updates = [update.weight for update in dense]
     with torch.autocast(device, enabled=False):
-        y = _Fused.apply(flat, weight, bias, rows, wide, *masks, *factors)
+        y = _Fused.apply(flat, weight, bias, start, rows, dense_rows, wide, *masks, *factors, *updates)
     return y.view(*x.shape[:-1], weight.shape[0])
 
 
-def _branch(x: Tensor, num_rows: int, blocks: Sequence[Block]) -> Tensor:
+def _branch(x: Tensor, num_rows: int, blocks: Sequence[Block], dense: Sequence[Dense]) -> Tensor:
     """The updates alone, (..., O), by ordinary autograd operations."""
     y = x.new_zeros(1)
     for block in blocks:
@@ -79,6 +108,8 @@ def _branch(x: Tensor, num_rows: int, blocks: Sequence[Block]) -> Tensor:
         hidden = F.dropout(hidden, block.dropout) if block.dropout else hidden
         update = torch.einsum("...gr,gor->...go", hidden, block.up).flatten(-2)
         y = y + F.pad(update, (block.first_row, num_rows - block.first_row - update.shape[-1]))
+    for row, added in dense:
+        y = y + F.pad(F.linear(x, added), (row, num_rows - row - added.shape[0]))
     return y
 
 
@@ -92,65 +123,102 @@ def _hidden_mask(x: Tensor, block: Block) -> Tensor | None:
 
 
 class _Fused(torch.autograd.Function):
-    """Forward and backward of `lowrank_linear`; arguments after `wide` are the masks, then A and B of each block."""
+    """Forward and backward of `lowrank_linear`; after `wide` come the masks, A and B of each block, and each D."""
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, rows: tuple[int, ...], wide: bool, *rest: Any
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        start: Tensor | None,
+        rows: tuple[int, ...],
+        dense_rows: tuple[int, ...],
+        wide: bool,
+        *rest: Any,
     ) -> Tensor:
-        masks, downs, ups = _unpack(rest, len(rows))
-        hidden: Tensor | None = None
-        if wide:
-            y = F.linear(x, _merged(weight, rows, downs, ups), bias)
+        masks, downs, ups, updates = _unpack(rest, len(rows))
+        narrow = x.dtype not in _WIDE
+        if narrow:
+            y = _begun(x, weight.shape[0], start, dense_rows, updates)
         else:
-            narrow = x.dtype not in _WIDE
-            y = x.new_zeros(x.shape[0], weight.shape[0]) if narrow else F.linear(x, weight, bias)
-            hidden = _stacked(downs) @ x.T
+            merged = _plus(weight, dense_rows, updates)
+            y = F.linear(x, _merged(merged, rows, downs, ups) if wide else merged, bias)
+            y = y if start is None else y.add_(start)
+        hidden = None if wide or not rows else _stacked(downs) @ x.T
+        if hidden is not None:
             for row, mask, up, part in zip(rows, masks, ups, _pieces(hidden, ups), strict=True):
                 if mask is not None:
                     part.mul_(mask)
                 full = _block_diagonal(up)
                 y[:, row : row + full.shape[0]].addmm_(part.T, full.T)
-            if narrow:  # W x last: a small update is then rounded once, together with it, instead of away
-                y.addmm_(x, weight.T)
-                y = y if bias is None else y.add_(bias)
-        ctx.rows = rows
+        if narrow:  # W x last: a small update is then rounded once, together with it, instead of away
+            y.addmm_(x, weight.T)
+            y = y if bias is None else y.add_(bias)
+        ctx.rows, ctx.dense_rows, ctx.wide = rows, dense_rows, wide
         ctx.save_for_backward(x, weight, hidden, *rest)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         x, weight, hidden, *rest = ctx.saved_tensors
-        masks, downs, ups = _unpack(rest, len(ctx.rows))
-        wide = hidden is None
-        if hidden is None:
-            hidden = _stacked(downs) @ x.T
-        grad_hidden = torch.empty_like(hidden)
-        grad_ups: list[Tensor] = []
-        pieces = zip(ctx.rows, masks, ups, _pieces(hidden, ups), _pieces(grad_hidden, ups), strict=True)
-        for row, mask, up, part, grad_part in pieces:
-            groups, width, rank = up.shape
-            grad_rows = grad[:, row : row + groups * width]
-            by_group = grad_rows.unflatten(1, (groups, width)).transpose(0, 1)
-            grad_ups.append(torch.bmm(part.view(groups, rank, -1), by_group).transpose(1, 2))
-            grad_part.copy_(_block_diagonal(up).T @ grad_rows.T)
-            if mask is not None:
-                grad_part.mul_(mask)
-        grad_downs = [piece.view_as(down) for piece, down in zip(_pieces(grad_hidden @ x, ups), downs, strict=True)]
-        grad_x = None
+        masks, downs, ups, updates = _unpack(rest, len(ctx.rows))
+        grad_downs, grad_ups, grad_x = [], [], None
+        if ctx.rows:
+            hidden = _stacked(downs) @ x.T if hidden is None else hidden
+            grad_hidden = torch.empty_like(hidden)
+            pieces = zip(ctx.rows, masks, ups, _pieces(hidden, ups), _pieces(grad_hidden, ups), strict=True)
+            for row, mask, up, part, grad_part in pieces:
+                groups, width, rank = up.shape
+                grad_rows = grad[:, row : row + groups * width]
+                by_group = grad_rows.unflatten(1, (groups, width)).transpose(0, 1)
+                grad_ups.append(torch.bmm(part.view(groups, rank, -1), by_group).transpose(1, 2))
+                grad_part.copy_(_block_diagonal(up).T @ grad_rows.T)
+                if mask is not None:
+                    grad_part.mul_(mask)
+            grad_stacked = _pieces(grad_hidden @ x, ups)
+            grad_downs = [piece.view_as(down) for piece, down in zip(grad_stacked, downs, strict=True)]
         if ctx.needs_input_grad[0]:
-            if wide:
-                grad_x = grad @ _merged(weight, ctx.rows, downs, ups)
+            merged = _plus(weight, ctx.dense_rows, updates)
+            if ctx.wide:
+                grad_x = grad @ _merged(merged, ctx.rows, downs, ups)
             else:
-                grad_x = (grad @ weight).addmm_(grad_hidden.T, _stacked(downs))
+                grad_x = grad @ merged
+                grad_x = grad_x.addmm_(grad_hidden.T, _stacked(downs)) if ctx.rows else grad_x
         grad_bias = grad.sum(0) if ctx.needs_input_grad[2] else None
+        grad_start = grad if ctx.needs_input_grad[3] else None
         grad_factors = [tensor for pair in zip(grad_downs, grad_ups, strict=True) for tensor in pair]
-        return (grad_x, None, grad_bias, None, None, *([None] * len(masks)), *grad_factors)
+        grad_dense = [grad[:, r : r + len(d)].T @ x for r, d in zip(ctx.dense_rows, updates, strict=True)]
+        none = [None] * (3 + len(masks))
+        return (grad_x, None, grad_bias, grad_start, *none, *grad_factors, *grad_dense)
 
 
-def _unpack(rest: Sequence[Any], count: int) -> tuple[Sequence[Any], Sequence[Tensor], Sequence[Tensor]]:
-    """Masks, A and B of `count` blocks."""
-    return rest[:count], rest[count::2], rest[count + 1 :: 2]
+def _unpack(
+    rest: Sequence[Any], count: int
+) -> tuple[Sequence[Any], Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]:
+    """Masks, A and B of `count` blocks, and each D."""
+    end = 3 * count
+    return rest[:count], rest[count:end:2], rest[count + 1 : end : 2], rest[end:]
+
+
+def _begun(x: Tensor, num_rows: int, start: Tensor | None, rows: Sequence[int], updates: Sequence[Tensor]) -> Tensor:
+    """``start`` with every ``D x`` added, (N, O), to which the rest is added in place."""
+    if start is None and len(updates) == 1 and len(updates[0]) == num_rows:
+        return x @ updates[0].T
+    y = x.new_zeros(x.shape[0], num_rows) if start is None else start.clone()
+    for row, update in zip(rows, updates, strict=True):
+        y[:, row : row + len(update)].addmm_(x, update.T)
+    return y
+
+
+def _plus(weight: Tensor, rows: Sequence[int], updates: Sequence[Tensor]) -> Tensor:
+    """``W + D``, (O, I); W itself where there is no D."""
+    if not updates:
+        return weight
+    weight = weight.clone()
+    for row, update in zip(rows, updates, strict=True):
+        weight[row : row + len(update)] += update
+    return weight
 
 
 def _stacked(downs: Sequence[Tensor]) -> Tensor:

@@ -81,14 +81,14 @@ class LowRank(Delta):
         num_rows, num_inputs = base.shape
         if not 0.0 <= dropout < 1.0:
             raise ConfigError(f"dropout must be in [0, 1) for {site.key}, got {dropout}")
-        self.site, self.constant, self.dropout = site, float(scale), float(dropout)
+        self.have_heads(site, base)
+        self.constant, self.dropout = float(scale), float(dropout)
         self.quantizer = quantizer
         self.A = nn.Parameter(torch.empty(groups, rank, num_inputs, device=base.device))
         self.B = nn.Parameter(torch.zeros(groups, num_rows // groups, rank, device=base.device))
         kaiming_(self.A)
         if quantizer is not None:
             nn.init.trunc_normal_(self.B, std=0.001, a=-0.002, b=0.002)
-        self.register_buffer("active", torch.ones(site.num_heads, device=base.device))
         self.is_per_head = groups == site.num_heads > 1
         self.by_head = ("A", "B") if self.is_per_head else ("B",)
         self.runs: tuple[tuple[int, int], ...] | None = None
@@ -103,7 +103,7 @@ class LowRank(Delta):
 
     def factors(self) -> Factors:
         """A (G, R, I) and the scaled, gated B (G, O // G, R), both quantised if there is a quantiser."""
-        gate = self.site.rows(self.active).view(*self.B.shape[:2], 1)
+        gate = self.gate().view(*self.B.shape[:2], 1)
         down, up = self.values()
         return Factors(down, up * (gate * self.constant), self.dropout, self.runs)
 

@@ -14,7 +14,9 @@ from torch import Tensor
 from headwise import atomic
 from headwise.errors import CheckpointError
 from headwise.fingerprint import file_sha256, fingerprint
-from headwise.methods.base import Method
+from headwise.methods.base import Installed, Method
+from headwise.progress import History
+from headwise.results import PhaseResult
 
 CHECKPOINT = "last.ckpt"
 TENSORS = "phase.safetensors"
@@ -30,6 +32,7 @@ class Machine:
         attention: how it is computed, see `Backbone.set_attention`; part of a number's identity like the threads.
         progress: whether a bar or lines tell how far it is.
         logger: a Lightning logger, or None.
+        parts: in which a batch is computed where it does not fit the memory whole.
     """
 
     accelerator: str = "cpu"
@@ -37,6 +40,7 @@ class Machine:
     attention: str = "timm"
     progress: bool = True
     logger: Any = None
+    parts: int = 1
 
 
 @dataclass(kw_only=True)
@@ -91,8 +95,26 @@ def chain(methods: Sequence[Method], ground: Mapping[str, Any], protocol_epochs:
     return addresses
 
 
-def read_tensors(file: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file.
+def warmup_record(
+    run: PhaseRun, installed: Installed, history: History, spec: Mapping[str, Any], epochs: int, steps: int
+) -> PhaseResult:
+    """The record of a warm-up that several phases continue; it is not tested."""
+    return PhaseResult(
+        label=f"{run.method.label} warm-up",
+        accuracy=None,
+        num_tunable=sum(t.numel() for t in installed.adapter().values()),
+        num_head=sum(t.numel() for t in installed.head().values()),
+        stored_bytes=installed.stored_bytes(),
+        seconds=history.seconds,
+        epochs=epochs,
+        steps=steps,
+        method=dict(spec),
+        train_loss=history.rows[-1]["train_loss"] if history.rows else None,
+    )
+
+
+def read_tensors(file: Path, hint: str = "delete its folder and run again") -> dict[str, Tensor]:
+    """Tensors of a safetensors file; `hint` says what to do where it cannot be read.
 
     Raises:
         CheckpointError: if it is missing or damaged.
@@ -100,7 +122,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     try:
         return load_file(str(file))
     except Exception as error:
-        raise CheckpointError(f"{file} cannot be read ({error}); delete its folder and run again") from error
+        raise CheckpointError(f"{file} cannot be read ({error}); {hint}") from error
 
 
 def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:

@@ -15,13 +15,14 @@ from headwise import atomic
 matplotlib.use("Agg")
 
 
-def learning_curves(histories: Sequence[Path], labels: Sequence[str], folder: Path) -> None:
+def learning_curves(histories: Sequence[Path], labels: Sequence[str], folder: Path, draw: bool = True) -> None:
     """Join the phases' curves into ``metrics.csv`` and draw ``curve.png``: loss and learning rate by epoch.
 
     Args:
         histories: a metrics.csv for each phase.
         labels: the phases' names.
         folder: of the run.
+        draw: the picture as well.
     """
     rows: list[dict[str, str]] = []
     for index, (history, label) in enumerate(zip(histories, labels, strict=True), start=1):
@@ -34,6 +35,8 @@ def learning_curves(histories: Sequence[Path], labels: Sequence[str], folder: Pa
     columns = list(rows[0])
     lines = [",".join(columns), *(",".join(row[c] for c in columns) for row in rows)]
     atomic.write_text(folder / "metrics.csv", "\n".join(lines) + "\n")
+    if not draw:
+        return
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     loss_axis, rate_axis = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
@@ -57,7 +60,9 @@ def learning_curves(histories: Sequence[Path], labels: Sequence[str], folder: Pa
     part.replace(folder / "curve.png")
 
 
-def score_map(phases: Sequence[Sequence[Mapping[str, Any]] | None], labels: Sequence[str], folder: Path) -> None:
+def score_map(
+    phases: Sequence[Sequence[Mapping[str, Any]] | None], labels: Sequence[str], folder: Path, draw: bool = True
+) -> None:
     """Draw which heads were scored how, and switched off: ``heads.png``, and the numbers as ``heads.csv``.
 
     One panel per projection and gated phase: a row per layer, a column per head, the score by colour, a cross on every
@@ -67,6 +72,7 @@ def score_map(phases: Sequence[Sequence[Mapping[str, Any]] | None], labels: Sequ
         phases: of each phase the records of its projections (stage, block, proj, active, score), None without a gate.
         labels: the phases' names.
         folder: of the run.
+        draw: the picture as well.
     """
     gated = [
         (f"{index} {label}", proj, [row for row in rows if row["proj"] == proj])
@@ -84,6 +90,8 @@ def score_map(phases: Sequence[Sequence[Mapping[str, Any]] | None], labels: Sequ
                 value = "" if score is None else repr(float(score))
                 lines.append(f"{label.partition(' ')[0]},{row['stage']},{row['block']},{proj},{head},{value},{active}")
     atomic.write_text(folder / "heads.csv", "\n".join(lines) + "\n")
+    if not draw:
+        return
 
     num_layers = max(len(rows) for *_, rows in gated)
     num_heads = max(len(row["active"]) for *_, rows in gated for row in rows)

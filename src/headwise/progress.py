@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as RichProgress
 
 from headwise import atomic
+from headwise.memory import forget_peak, peak_memory
 
 COLUMNS = ("epoch", "step", "train_loss", "lr", "seconds")
+
+
+def hush() -> None:
+    """Keep lightning from telling what its user did not ask: devices found, hints about workers and trackers."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="lightning")
 
 
 class History(L.Callback):
@@ -25,18 +35,24 @@ class History(L.Callback):
     Attributes:
         rows: epoch (1-based), step (optimiser steps so far), train_loss (epoch's mean, nats), lr (last), seconds.
         images: training images seen.
+        peak_memory: of training, see `headwise.memory.peak_memory`; the largest where the phase was resumed.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.rows: list[dict[str, Any]] = []
         self.images = 0
+        self.peak_memory: int | None = None
         self._start = 0.0
 
     @property
     def seconds(self) -> float:
         """Time spent in finished epochs."""
         return sum(row["seconds"] for row in self.rows)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Measure memory from here."""
+        forget_peak(pl_module.device)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
@@ -50,6 +66,8 @@ class History(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Add the row and write the file anew."""
+        peak = peak_memory(pl_module.device)
+        self.peak_memory = peak if self.peak_memory is None else max(self.peak_memory, peak or 0)
         self.rows.append(
             {
                 "epoch": trainer.current_epoch + 1,
@@ -67,11 +85,12 @@ class History(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Rows so far."""
-        return {"rows": [dict(row) for row in self.rows], "images": self.images}
+        return {"rows": [dict(row) for row in self.rows], "images": self.images, "peak_memory": self.peak_memory}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue them."""
         self.rows, self.images = [dict(row) for row in state_dict["rows"]], state_dict["images"]
+        self.peak_memory = state_dict.get("peak_memory")
 
 
 class Progress(L.Callback):

@@ -10,10 +10,17 @@ from typing import Any
 from headwise.errors import ConfigError, suggest
 from headwise.search import EVAL_SPLIT, TRAIN_SPLIT, Space
 
-SCHEDULES = ("cosine", "r0_legacy", "constant")
+SCHEDULES = ("cosine", "r0_legacy", "cara_legacy", "constant")
 OPTIMIZERS = ("adamw", "sgd")
 NORMALIZE = ("model", "imagenet", "inception", "none")
 AUGMENTS = ("none", "fewshot")
+LIMITS = {
+    "train_images": "all",
+    "test_images": "all",
+    "eval_mode_after": "training mode throughout",
+    "select_after": "looks from the start",
+}
+"""Fields that are a whole number of at least 1 or null, and what null means."""
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
@@ -32,7 +39,8 @@ class Protocol:
         lr_start: at the start of the warm-up.
         weight_decay: on all tunable tensors that their method does not exempt.
         schedule: ``cosine`` by step, reaching its peak; ``r0_legacy`` the published trace, by epoch and delayed by one
-            (methods of the Jie lineage; the peak is never reached); ``constant`` after warm-up.
+            (methods of the Jie lineage; the peak is never reached); ``cara_legacy`` the same stepped after every batch,
+            so delayed by one step, and held from the middle of the run on (CaRA); ``constant`` after warm-up.
         warmup: fraction of the run, rounded to whole steps, at least one; 0 is none.
         drop_path: rate at the last block, rising linearly from 0.
         clip: gradient norm, None for no clipping.
@@ -40,10 +48,15 @@ class Protocol:
         resize: how images are brought to the network's size.
         augment: ``none``, or ``fewshot`` (see ``headwise.data.augment``).
         precision: fp32, bf16 or fp16 (autocast; weights and updates stay float32).
+        eval_mode_after: epochs after which training goes on in evaluation mode, without dropout and drop-path, to
+            imitate a code that forgot to switch back after its first test; None: never.
         train_split, eval_split: what is trained on and what is tested once after the last epoch.
-        test_images: test on a fixed subset of this size and say so, None for all.
+        train_images, test_images: train or test on a fixed subset of this size and say so, None for all.
+        per_task: whether an experiment's table of values per task applies (`headwise.pertask`).
         select: ``last`` epoch, or ``best_test``, which chooses on the test set and stamps the result.
         select_every: with best_test, epochs between looks.
+        select_after: with best_test, epochs before the looks begin (with one right after the next epoch); None: from
+            the start.
         search: values of scale, ne and score to choose from on train800 and val200 first (`headwise.search.Space`), or
             None. The phases are then trained as the rest says.
     """
@@ -66,11 +79,15 @@ class Protocol:
     resize: str = "pil_bicubic"
     augment: str = "none"
     precision: str = "fp32"
+    eval_mode_after: int | None = None
     train_split: str = "train800val200"
     eval_split: str = "test"
+    train_images: int | None = None
     test_images: int | None = None
+    per_task: bool = True
     select: str = "last"
     select_every: int = 10
+    select_after: int | None = None
     search: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -100,14 +117,16 @@ class Protocol:
             raise ConfigError(f"protocol.weight_decay must not be negative, got {self.weight_decay}")
         if self.search is not None:
             Space.of(self.search)
-        if self.test_images is not None and self.test_images < 1:
-            raise ConfigError(f"protocol.test_images must be at least 1, or null for all, got {self.test_images}")
+        for key, otherwise in LIMITS.items():
+            value = getattr(self, key)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ConfigError(f"protocol.{key} must be at least 1, or null for {otherwise}, got {value!r}")
 
     @property
     def labels(self) -> list[str]:
         """What must be said beside every number measured this way."""
         stamps = []
-        if self.test_images is not None:
+        if self.test_images is not None or self.train_images is not None:
             stamps.append("subset")
         if self.eval_split != "test":
             stamps.append("validation")
@@ -144,6 +163,7 @@ class Protocol:
             "mean": shift,
             "std": scale,
             "drop_last": None if self.drop_last else False,
+            "train_images": self.train_images,
             "test_images": self.test_images,
         }
 
@@ -164,13 +184,19 @@ class Protocol:
             progress = min(1.0, (step - warm) / max(1, total - warm))
             return self.lr_min + 0.5 * (top - self.lr_min) * (1 + math.cos(math.pi * progress))
 
-        def r0_legacy(step: int) -> float:
-            time = max(0, step // steps_per_epoch - 1)
+        def by_epoch(time: int) -> float:
             if time < warm_epochs:
                 return self.lr_start + time * (top - self.lr_start) / warm_epochs
             return self.lr_min + 0.5 * (top - self.lr_min) * (1 + math.cos(math.pi * min(1.0, time / epochs)))
 
+        def r0_legacy(step: int) -> float:
+            return by_epoch(max(0, step // steps_per_epoch - 1))
+
+        def cara_legacy(step: int) -> float:
+            return by_epoch(min(max(0, step - 1) // steps_per_epoch, epochs // 2))
+
         def constant(step: int) -> float:
             return top * min(1.0, (step + 1) / warm) if warm else top
 
-        return {"cosine": cosine, "r0_legacy": r0_legacy, "constant": constant}[self.schedule]
+        schedules = {"cosine": cosine, "r0_legacy": r0_legacy, "cara_legacy": cara_legacy, "constant": constant}
+        return schedules[self.schedule]

@@ -1,14 +1,19 @@
-"""The published Bi-LoRA checkpoints (JieShibo/PETL-ViT, binary_adapter), read into this project's files.
+"""Published checkpoints, read into this project's files: Bi-LoRA (JieShibo/PETL-ViT) and CaRA (BonnBytes/CaRA).
 
-A file is one matrix after the other, A then B of q, then of v, block by block: codes (first code in the lowest bits,
-row-major, no padding), mean and deviation as float32. Then the classifier: float32 weight and bias, or codes, mean
-and deviation of a quantised weight without bias. The scale s is not in it: it belongs to the command that uses it.
+A Bi-LoRA file is one matrix after the other, A then B of q, then of v, block by block: codes (first code in the lowest
+bits, row-major, no padding), mean and deviation as float32. Then the classifier: float32 weight and bias, or codes,
+mean and deviation of a quantised weight without bias.
 
-Legend: O/I features, R rank.
+A CaRA file is torch's: the state dict of the whole ViT, the twelve factors of the model beside its own tensors.
+
+The scale s is in neither: it belongs to the command that uses the file.
+
+Legend: O/I features, R rank or components, L blocks, d width, H heads, e channels of a head, m = MLP width / d.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,3 +129,119 @@ def read_bi_lora(file: Path, layout: Layout) -> dict[str, Tensor]:
     if broken:
         raise CheckpointError(f"{file}: {broken[0]} holds values that are not finite; are rank and bits right?")
     return tensors
+
+
+CARA_NAMES = {
+    "CP_A1": "s0.b0.q.shared.A1",
+    "CP_A2": "s0.b0.q.shared.A2",
+    "CP_A3": "s0.b0.q.shared.A3",
+    "CP_A4": "s0.b0.q.shared.A4",
+    "CP_R1": "s0.b0.q.shared.components",
+    "CP_P1": "s0.b0.o.shared.P1",
+    "CP_P2": "s0.b0.o.shared.P2",
+    "CP_P3": "s0.b0.o.shared.P3",
+    "CP_R2": "s0.b0.o.shared.components",
+    "CP_bias1": "s0.b0.o.shared.biases.o",
+    "CP_bias2": "s0.b0.o.shared.biases.fc1",
+    "CP_bias3": "s0.b0.o.shared.biases.fc2",
+    "head.weight": "head.weight",
+    "head.bias": "head.bias",
+}
+"""Tensors of a released CaRA file, and their names as `headwise.methods.cara.CaRA` stores them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReleasedCaRA:
+    """A released CaRA file.
+
+    Attributes:
+        tensors: the phase, under this project's names.
+        backbone: the frozen network's own tensors under timm's names; empty if the file has none.
+        rank: R.
+        blocks, width, heads, num_classes: of the network and the task it was trained on.
+    """
+
+    tensors: dict[str, Tensor]
+    backbone: dict[str, Tensor]
+    rank: int
+    blocks: int
+    width: int
+    heads: int
+    num_classes: int
+
+
+def read_cara(file: Path) -> ReleasedCaRA:
+    """Read a released file. Only tensors are read, nothing in it is run.
+
+    Attention: CP_A1 (3 L, R) with q, k, v of block l at 3 l .. 3 l + 2, CP_A2 (d, R), CP_A3 (H, R), CP_A4 (e, R), CP_R1
+    (R,). The rest: CP_P1 ((1 + 2 m) L, R) with o, m parts of fc1 and m of fc2 block by block, CP_P2 (d, R) and CP_P3
+    (d, R), CP_R2 (R,), and CP_bias1 (d,), CP_bias2 (m d,), CP_bias3 (d,) of o, fc1, fc2.
+
+    Raises:
+        CheckpointError: if it cannot be read, lacks a tensor, or holds one of another shape or with values that are
+            not finite.
+    """
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror or error}") from error
+    except Exception as error:
+        text = str(error).partition("\n")[0]
+        raise CheckpointError(
+            f"{file} cannot be read as tensors ({text}); is the download complete, and is it a state dict?"
+        ) from error
+    if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise CheckpointError(f"{file} is no state dict: it must map names to tensors")
+    missing = [name for name in CARA_NAMES if name not in state]
+    if missing:
+        raise CheckpointError(
+            f"{file} is no released CaRA checkpoint: it lacks {', '.join(missing[:3])} ({len(missing)} in all)"
+        )
+    given = {name: state[name].detach().float().contiguous() for name in CARA_NAMES}
+    sizes = _check_cara(file, given)
+    broken = [name for name, tensor in given.items() if not bool(torch.isfinite(tensor).all())]
+    if broken:
+        raise CheckpointError(f"{file}: {broken[0]} holds values that are not finite")
+    return ReleasedCaRA(
+        tensors={CARA_NAMES[name]: tensor for name, tensor in given.items()},
+        backbone={name: tensor for name, tensor in state.items() if name not in CARA_NAMES},
+        **sizes,
+    )
+
+
+def _check_cara(file: Path, given: Mapping[str, Tensor]) -> dict[str, int]:
+    """The sizes of a released file, from its factors of heads, channels, blocks and classes."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in given.items()}
+    for name, dims in (("CP_R1", 1), ("CP_A1", 2), ("CP_A3", 2), ("CP_A4", 2), ("CP_bias2", 1), ("head.weight", 2)):
+        if len(shapes[name]) != dims or 0 in shapes[name]:
+            raise CheckpointError(f"{file}: {name} is {shapes[name]}, it must have {dims} dimension(s)")
+    (rank,), heads, num_classes = shapes["CP_R1"], shapes["CP_A3"][0], shapes["head.weight"][0]
+    width = heads * shapes["CP_A4"][0]
+    blocks, cut = divmod(shapes["CP_A1"][0], 3)
+    parts, rest = divmod(shapes["CP_bias2"][0], width)
+    if cut or rest:
+        raise CheckpointError(
+            f"{file}: CP_A1 is {shapes['CP_A1']}, its rows must be 3 a block; CP_bias2 is {shapes['CP_bias2']}, its "
+            f"length must be a multiple of the width {width}"
+        )
+    expected = {
+        "CP_A1": (3 * blocks, rank),
+        "CP_A2": (width, rank),
+        "CP_A3": (heads, rank),
+        "CP_A4": (width // heads, rank),
+        "CP_P1": ((1 + 2 * parts) * blocks, rank),
+        "CP_P2": (width, rank),
+        "CP_P3": (width, rank),
+        "CP_R2": (rank,),
+        "CP_bias1": (width,),
+        "CP_bias3": (width,),
+        "head.weight": (num_classes, width),
+        "head.bias": (num_classes,),
+    }
+    for name, shape in expected.items():
+        if shapes[name] != shape:
+            raise CheckpointError(
+                f"{file}: {name} is {shapes[name]}, expected {shape}: rank {rank} (CP_R1), {blocks} blocks (CP_A1), "
+                f"{heads} heads of {width // heads} (CP_A3, CP_A4), {num_classes} classes"
+            )
+    return {"rank": rank, "blocks": blocks, "width": width, "heads": heads, "num_classes": num_classes}

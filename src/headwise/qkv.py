@@ -46,6 +46,7 @@ class SplitQKV(nn.Module):
         """Lay the children's weights and biases out in one storage again, after any of them was replaced."""
         parts = self._linears()
         if parts is None:
+            self._weight, self._bias = torch.empty(0, 0), None  # it would keep alive what a 4-bit projection replaced
             return
         self._weight = torch.cat([part.weight for part in parts])
         self._bias = None if parts[0].bias is None else torch.cat([part.bias for part in parts])

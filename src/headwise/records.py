@@ -20,6 +20,8 @@ from headwise.fingerprint import fingerprint
 from headwise.provenance import now
 
 FORMAT = 1
+OWN_FOLDERS = {"phases": "the shared phases", "ledger": "what was asked for"}
+"""Folders of a root that are no runs'."""
 _FORBIDDEN = re.compile(r"[/\\\x00-\x1f\x7f]|\.\.")
 
 
@@ -51,8 +53,8 @@ class RunKey:
                     f"{part} of a run names a folder: no separator, no control character, no '..', no leading '.'; "
                     f"got {value!r}"
                 )
-        if self.name == "phases":
-            raise ConfigError("name of a run may not be 'phases': that folder holds the shared phases")
+        if self.name in OWN_FOLDERS:
+            raise ConfigError(f"name of a run may not be {self.name!r}: that folder holds {OWN_FOLDERS[self.name]}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
             raise ConfigError(f"seed of a run must be an integer >= 0, got {self.seed!r}")
 
@@ -90,6 +92,9 @@ class PhaseResult:
     num_test: int | None = None
     """Test images behind the accuracy."""
     images_per_second: float | None = None
+    peak_memory: int | None = None
+    """Bytes at the highest point of training: of the GPU what torch allocated there, of a CPU the resident set of the
+    process, nothing subtracted (interpreter, libraries, network and images count as well); None where unknown."""
     epochs: int = 0
     steps: int = 0
     active_heads: Any = None
@@ -104,9 +109,9 @@ class PhaseResult:
     def __post_init__(self) -> None:
         if not isinstance(self.label, str) or not self.label:
             raise ConfigError(f"label of a phase must be a non-empty string, got {self.label!r}")
-        for name in ("num_tunable", "num_head", "stored_bytes", "epochs", "steps", "num_test"):
+        for name in ("num_tunable", "num_head", "stored_bytes", "epochs", "steps", "num_test", "peak_memory"):
             value = getattr(self, name)
-            if value is None and name == "num_test":
+            if value is None and name in ("num_test", "peak_memory"):
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
                 raise ConfigError(f"{name} of phase {self.label!r} must be an integer >= 0, got {value!r}")
@@ -116,6 +121,11 @@ class PhaseResult:
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= top:
                 raise ConfigError(f"{name} of phase {self.label!r} must be in 0..{top:g}, got {value!r}")
+
+    @property
+    def seconds_per_step(self) -> float | None:
+        """Time of one training step, its share of an epoch's reading and logging included; None without steps."""
+        return self.seconds / self.steps if self.steps else None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""

@@ -10,17 +10,14 @@ from typing import Any
 
 import pandas as pd
 
+from headwise.comparable import GROUP_SIZES
 from headwise.errors import ConfigError, suggest
+from headwise.layout import COSTS, WIDE, Layout, Line, Lines, accuracies, apart, layout, paired, paired_note
 from headwise.tables import Table
 
-Lines = tuple[list[str], list[list[str]]]
-COSTS = {"parameters": "parameters", "head": "head", "stored_bytes": "stored bytes", "epochs": "epochs"}
-PAIRED = (
-    "Percentage points, formed seed by seed: the second phase minus its own first phase (P1), minus the first method "
-    "alone, trained for the epochs of both phases (longer P1), and minus plain LoRA of equal size after the same first "
-    "phase (equal-size LoRA). Mean \u00b1 sample standard deviation, n in brackets. An empty cell is a run that is "
-    "missing."
-)
+BEST, SECOND = 1, 2
+TIDY = ["table", "kind", "method", "phase", "column", "group", "mean", "std", "n"]
+TIDY += ["low", "high", "wins", "ties", "losses"]
 
 
 def render(tables: Sequence[Table], form: str) -> str:
@@ -34,78 +31,73 @@ def render(tables: Sequence[Table], form: str) -> str:
     return FORMATS[form](tables)
 
 
-def accuracies(table: Table) -> Lines:
-    """Head and body of the main part: a line per row; costs, then a column per task and phase."""
-    rows, columns, text = _grid(table.cells)
-    costs = table.costs.set_index("row")
-    single = {phase for _, phase in columns} == {"P1"}
-    head = ["method", *COSTS.values(), *(column if single else f"{column} {phase}" for column, phase in columns)]
-    body = [
-        [row, *(_range(costs.loc[row, name]) for name in COSTS), *(text.get((row, *pair), "") for pair in columns)]
-        for row in rows
-    ]
-    return head, body
-
-
-def paired(table: Table) -> Lines:
-    """Head and body of the paired differences: a line per row and kind of difference, a column per task."""
-    rows, columns, text = _grid(table.paired)
-    names = list(dict.fromkeys(column for column, _ in columns))
-    kinds = sorted({phase for _, phase in columns}, reverse=True)
-    body = [[row, kind, *(text.get((row, name, kind), "") for name in names)] for row in rows for kind in kinds]
-    return ["method", "difference", *names], body
-
-
-def _grid(cells: pd.DataFrame) -> tuple[list[str], list[tuple[str, str]], dict[tuple[str, str, str], str]]:
-    """Rows, (column, phase) pairs in their order, and the text of each cell that exists."""
-    columns = list(dict.fromkeys(cells["column"]))
-    pairs = sorted(set(zip(cells["column"], cells["phase"], strict=True)), key=lambda p: (columns.index(p[0]), p[1]))
-    return sorted(set(cells["row"])), pairs, {(c.row, c.column, c.phase): _cell(c) for c in cells.itertuples()}
-
-
 def markdown(tables: Sequence[Table]) -> str:
-    """One heading, caption and table each; then the paired differences."""
+    """One heading, caption and table each; then the paired differences, then published rows kept apart."""
     parts = []
     for table in tables:
-        notes = "\n".join(f"- {note}" for note in table.notes)
-        parts += [f"## {table.title}\n", f"{notes}\n", _pipes(*accuracies(table), num_left=1)]
+        parts += [f"## {table.title}\n", f"{_bullets(table.notes)}\n", _pipes(*accuracies(table), num_left=1)]
         if len(table.paired):
-            parts += [f"### {table.title}: paired differences\n", f"{PAIRED}\n", _pipes(*paired(table), num_left=2)]
+            notes = [paired_note(table), *table.answers]
+            parts += [f"### {table.title}: paired differences\n", f"{_bullets(notes)}\n"]
+            parts.append(_pipes(*paired(table), num_left=2))
+        if table.apart:
+            parts += [f"### {table.title}: published rows, apart\n", f"{_bullets(table.apart)}\n"]
+            parts.append(_pipes(*apart(table), num_left=2))
     return "\n".join(parts)
 
 
 def latex(tables: Sequence[Table]) -> str:
-    """A booktabs ``table`` each, and one more for the paired differences; the notes are the caption."""
-    parts = []
+    r"""A booktabs ``table`` each, the best of a column bold, the second underlined; one more for paired differences.
+
+    Needs the packages booktabs and graphicx (wide tables are shrunk to the page).
+    """
+    parts = [r"% \usepackage{booktabs,graphicx}"]
     for table in tables:
-        parts.append(_tabular(f"{table.title}. {' '.join(table.notes)}", *accuracies(table), num_left=1))
+        caption = f"{table.title}. {' '.join(table.notes)} Best of ours bold, second underlined."
+        parts.append(_tabular(caption, *_decorated(layout(table)), num_left=1))
         if len(table.paired):
-            parts.append(_tabular(f"{table.title}: paired differences. {PAIRED}", *paired(table), num_left=2))
+            caption = f"{table.title}: paired differences. {' '.join([paired_note(table), *table.answers])}"
+            parts.append(_tabular(caption, *_escaped(paired(table)), num_left=2))
+        if table.apart:
+            caption = f"{table.title}: published rows, apart. {' '.join(table.apart)}"
+            parts.append(_tabular(caption, *_escaped(apart(table)), num_left=2))
     return "\n".join(parts)
 
 
 def tidy_csv(tables: Sequence[Table]) -> str:
-    """One line per cell: ``table, kind, method, phase, column, group, mean, std, n``, unrounded."""
+    """One line per number, unrounded, of the columns `TIDY`.
+
+    ``kind`` is accuracy, paired, contrast (all tasks; n pairs, low and high the interval), cost (low and high over the
+    tasks) or published (``method`` is the row's id; ``published, apart`` where ours may not be compared).
+    """
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["table", "kind", "method", "phase", "column", "group", "mean", "std", "n"])
+    writer = csv.DictWriter(out, TIDY, restval="", lineterminator="\n")
+    writer.writeheader()
     for table in tables:
-        for kind, cells in (("accuracy", table.cells), ("paired", table.paired)):
-            for cell in _records(cells):
-                writer.writerow([table.title, kind, *("" if value is None else value for value in cell.values())])
+        for record in _tidy(table):
+            named = {name: record[name] for name in TIDY if record.get(name) is not None}
+            writer.writerow({"table": table.title, "method": record.get("row", ""), **named})
     return out.getvalue()
 
 
+def _tidy(table: Table) -> list[dict[str, Any]]:
+    lines = [{"kind": "accuracy", **cell} for cell in _records(table.cells)]
+    lines += [{"kind": "paired", **cell} for cell in _records(table.paired)]
+    lines += [{"kind": "contrast", **cell, "n": cell["pairs"]} for cell in _records(table.contrasts)]
+    for cost in _records(table.costs):
+        for name in COSTS:
+            low, high = cost[name]
+            lines.append({"kind": "cost", "row": cost["row"], "column": name, "low": low, "high": high})
+    for cell in _records(table.published):
+        kind = "published" if cell["comparable"] else "published, apart"
+        lines.append({**cell, "kind": kind, "row": cell["row_id"], "mean": cell["value"]})
+    return lines
+
+
 def plain_json(tables: Sequence[Table]) -> str:
-    """Everything, unrounded: per table ``title``, ``notes``, ``cells``, ``costs``, ``paired``."""
+    """Everything, unrounded: the fields of each `headwise.tables.Table`."""
     plain = [
-        {
-            "title": table.title,
-            "notes": table.notes,
-            "cells": _records(table.cells),
-            "costs": _records(table.costs),
-            "paired": _records(table.paired),
-        }
+        {name: _records(part) if isinstance(part, pd.DataFrame) else part for name, part in vars(table).items()}
         for table in tables
     ]
     return json.dumps({"tables": plain}, indent=2, allow_nan=False) + "\n"
@@ -117,6 +109,8 @@ FORMATS: dict[str, Callable[[Sequence[Table]], str]] = {
     "csv": tidy_csv,
     "json": plain_json,
 }
+SUFFIXES = {".md": "md", ".tex": "latex", ".csv": "csv", ".json": "json"}
+"""Of a file, and the format that it is given."""
 
 
 def _records(cells: pd.DataFrame) -> list[dict[str, Any]]:
@@ -128,15 +122,8 @@ def _records(cells: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
-def _cell(cell: Any) -> str:
-    sign = "+" if " - " in cell.phase else ""
-    deviation = "" if cell.n < 2 else f" \u00b1 {cell.std:.2f}"
-    return f"{cell.mean:{sign}.2f}{deviation} ({cell.n})"
-
-
-def _range(ends: tuple[int, int]) -> str:
-    low, high = ends
-    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+def _bullets(notes: Sequence[str]) -> str:
+    return "\n".join(f"- {note}" for note in notes)
 
 
 def _pipes(head: Sequence[str], body: Sequence[Sequence[str]], num_left: int) -> str:
@@ -145,13 +132,51 @@ def _pipes(head: Sequence[str], body: Sequence[Sequence[str]], num_left: int) ->
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
-def _tabular(caption: str, head: Sequence[str], body: Sequence[Sequence[str]], num_left: int) -> str:
-    lines = [" & ".join(map(_escape, line)) + r" \\" for line in (head, *body)]
+def _decorated(found: Layout) -> tuple[list[str], list[list[str]], str]:
+    """Head and body in LaTeX, best and second marked, and the line over the head that names the groups."""
+    body = [
+        [_escape(n.label), *map(_escape, n.costs), *(_mark(n, place) for place in found.columns)] for n in found.lines
+    ]
+    names = {**{name: name for name in GROUP_SIZES}, "average": "means"}
+    spans: list[list[Any]] = []
+    for place in found.columns:
+        group = names.get(found.groups[place], "")
+        if spans and spans[-1][0] == group:
+            spans[-1][1] += 1
+        else:
+            spans.append([group, 1])
+    start, rules, cells = len(COSTS) + 2, [], [""] * (len(COSTS) + 1)
+    for group, width in spans:
+        cells.append(rf"\multicolumn{{{width}}}{{c}}{{{group}}}")
+        rules += [rf"\cmidrule(lr){{{start}-{start + width - 1}}}"] if group else []
+        start += width
+    over = f"{' & '.join(cells)} \\\\ {''.join(rules)}" if rules else ""
+    return [_escape(name) for name in found.head], body, over
+
+
+def _mark(line: Line, place: tuple[str, str]) -> str:
+    text = _escape(line.cells.get(place, ""))
+    wrap = {BEST: r"\textbf", SECOND: r"\underline"}.get(line.ranks.get(place, 0))
+    return f"{wrap}{{{text}}}" if wrap else text
+
+
+def _escaped(lines: Lines) -> tuple[list[str], list[list[str]], str]:
+    head, body = lines
+    return [_escape(name) for name in head], [[_escape(cell) for cell in line] for line in body], ""
+
+
+def _tabular(caption: str, head: Sequence[str], body: Sequence[Sequence[str]], over: str, num_left: int) -> str:
+    lines = [" & ".join(line) + r" \\" for line in (head, *body)]
     align = "l" * num_left + "r" * (len(head) - num_left)
-    opening = [r"\begin{table}", rf"\caption{{{_escape(caption)}}}", rf"\begin{{tabular}}{{{align}}}", r"\toprule"]
-    return "\n".join(
-        [*opening, lines[0], r"\midrule", *lines[1:], r"\bottomrule", r"\end{tabular}", r"\end{table}", ""]
-    )
+    wide = len(head) > WIDE
+    opening = [
+        r"\begin{table}",
+        rf"\caption{{{_escape(caption)}}}",
+        *([r"\resizebox{\textwidth}{!}{%"] if wide else []),
+    ]
+    opening += [rf"\begin{{tabular}}{{{align}}}", r"\toprule", *([over] if over else [])]
+    closing = [r"\bottomrule", r"\end{tabular}" + ("}" if wide else ""), r"\end{table}", ""]
+    return "\n".join([*opening, lines[0], r"\midrule", *lines[1:], *closing])
 
 
 _LATEX = {"\\": r"\textbackslash{}", "\u00b1": r"$\pm$", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {

@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from headwise import atomic
 from headwise.claims import BusyError, Claim
 from headwise.errors import ConfigError, ResultConflict
 from headwise.fingerprint import canonical, differences, fingerprint
-from headwise.records import PhaseResult, Result, ResultError, RunKey, load_json
+from headwise.records import OWN_FOLDERS, PhaseResult, Result, ResultError, RunKey, load_json
 
 __all__ = [
     "BusyError",
@@ -100,8 +101,15 @@ class ResultStore:
         self.get(key, result.identity)
         path = key.path(self.root) / "result.json"
         atomic.write_json(path, canonical(result.to_json(), "result", merge=False))
-        self._append(path, result)
+        self._append(path, result, result.request)
         return path
+
+    def recognise(self, result: Result, request: str) -> None:
+        """Note in the index that `request` asks for this finished run as well; the last one noted is found."""
+        path = result.key.path(self.root) / "result.json"
+        with contextlib.suppress(FileNotFoundError):
+            if self._index().get(self._relative(path), {}).get("request") != request:
+                self._append(path, result, request)
 
     def all(self, name: str | None = None) -> Iterator[Result]:
         """Yield every readable result in the order of their paths, of one run name if given.
@@ -123,7 +131,7 @@ class ResultStore:
                     found[key] = Finished(key, line["fingerprint"], line["request"])
                 elif (result := self._read(path)) is not None:
                     found[key] = Finished(key, result.fingerprint, result.request)
-                    self._append(path, result)
+                    self._append(path, result, result.request)
                     fresh += 1
         if name is None and len(known) + fresh > 2 * len(found) + 100:
             self.rebuild()
@@ -131,12 +139,18 @@ class ResultStore:
 
     def rebuild(self) -> None:
         """Write the index anew from the results; what others append meanwhile is found again by `finished`."""
-        lines = [self._line(path, result) for path in self._paths() if (result := self._read(path)) is not None]
+        known = self._index()
+        lines = []
+        for path in self._paths():
+            if (result := self._read(path)) is not None:
+                line = known.get(self._relative(path), {})
+                same = line.get("stamp") == _stamp(path)
+                lines.append(self._line(path, result, line["request"] if same else result.request))
         atomic.write_text(self.root / "index.jsonl", "".join(lines))
 
     def _paths(self, name: str | None = None) -> list[Path]:
         folders = self.root.iterdir() if self.root.is_dir() else ()
-        chosen = [folder for folder in folders if folder.name != "phases" and name in (None, folder.name)]
+        chosen = [folder for folder in folders if folder.name not in OWN_FOLDERS and name in (None, folder.name)]
         return sorted(path for folder in chosen for path in folder.glob("*/*/*/seed-*/result.json"))
 
     def _read(self, path: Path) -> Result | None:
@@ -156,16 +170,16 @@ class ResultStore:
     def _relative(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
 
-    def _line(self, path: Path, result: Result) -> str:
+    def _line(self, path: Path, result: Result, request: str) -> str:
         line = {"path": self._relative(path), "stamp": _stamp(path)}
-        return json.dumps({**line, "fingerprint": result.fingerprint, "request": result.request}) + "\n"
+        return json.dumps({**line, "fingerprint": result.fingerprint, "request": request}) + "\n"
 
-    def _append(self, path: Path, result: Result) -> None:
+    def _append(self, path: Path, result: Result, request: str) -> None:
         """Add one line by one O_APPEND write; a blank line before it ends any line that another writer left torn."""
         with contextlib.suppress(OSError):
             descriptor = os.open(self.root / "index.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             try:
-                os.write(descriptor, f"\n{self._line(path, result)}".encode())
+                os.write(descriptor, f"\n{self._line(path, result, request)}".encode())
             finally:
                 os.close(descriptor)
 
@@ -230,6 +244,19 @@ class PhaseStore:
         stamped = dataclasses.replace(result, fingerprint=fingerprint)
         atomic.write_json(path, canonical(stamped.to_json(), "phase", merge=False))
         return path
+
+    def adopt(self, other: PhaseStore) -> None:
+        """Take over the finished phases of another store, in place of this one's, and remove what is left of it.
+
+        Each file is replaced whole, the record of a phase last.
+        """
+        for record in sorted(other.root.glob("phases/*/phase.json")):
+            folder = self.path(record.parent.name)
+            folder.mkdir(parents=True, exist_ok=True)
+            files = [file for file in record.parent.iterdir() if file.suffix]
+            for file in sorted(files, key=lambda file: file == record):
+                file.replace(folder / file.name)
+        shutil.rmtree(other.root, ignore_errors=True)
 
     def claim(
         self, fingerprint: str, wait: bool = True, on_wait: Callable[[Mapping[str, Any]], None] | None = None

@@ -25,11 +25,13 @@ class Space:
         scale: of the last phase's method.
         ne: heads off in every layer, whole numbers, or shares of them below 1; 0 need not be named.
         score: of `headwise.gate.Gate`.
+        optional: a method without a scale, or without a gate, leaves that part out instead of being refused.
     """
 
     scale: Sequence[float] = ()
     ne: Sequence[float] = ()
     score: Sequence[str] = ()
+    optional: bool = False
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Self:
@@ -42,16 +44,27 @@ class Space:
         for name, values in given.items():
             if name not in names:
                 raise ConfigError(f"unknown key protocol.search.{name}{suggest(str(name), names)}")
-            if not isinstance(values, list | tuple) or len(set(values)) < len(values):
+            if name == "optional":
+                if not isinstance(values, bool):
+                    raise ConfigError(f"protocol.search.optional is true or false, got {values!r}")
+            elif not isinstance(values, list | tuple) or len(set(values)) < len(values):
                 raise ConfigError(f"protocol.search.{name} is a list of different values, got {values!r}")
         for name in set(given.get("score", ())) - set(SCORES):
             raise ConfigError(f"unknown protocol.search.score {name!r}{suggest(str(name), SCORES)}")
         for value in given.get("ne", ()):
             if isinstance(value, bool) or not isinstance(value, int | float) or value < 0 or (value % 1 and value > 1):
                 raise ConfigError(f"protocol.search.ne takes whole numbers, or shares below 1, got {value!r}")
-        if not any(given.values()):
+        if not any(values for name, values in given.items() if name != "optional"):
             raise ConfigError(f"protocol.search names nothing to try; allowed: {', '.join(names)}")
         return cls(**given)
+
+    def within(self, method: Any) -> Self | None:
+        """What of it applies to `method`, if parts may be left out; None if nothing does."""
+        if not self.optional:
+            return self
+        space = self if hasattr(method, "scale") else replace(self, scale=())
+        space = space if method.gate is not None else replace(space, ne=(), score=())
+        return space if space.scale or space.ne or space.score else None
 
 
 @dataclass(frozen=True)
@@ -90,6 +103,37 @@ class Found:
         trials = [asdict(trial) for trial in self.trials]
         splits = {"train_split": TRAIN_SPLIT, "eval_split": EVAL_SPLIT}
         return {"chosen": asdict(self.chosen), "num_trials": len(trials), "trials": trials, **splits}
+
+
+def explore(
+    methods: Sequence[Any],
+    attempt: Callable[[Sequence[Any]], PhaseResult],
+    say: Callable[[str], None] = lambda line: None,
+) -> tuple[tuple[Any, ...], dict[int, dict[str, Any]]]:
+    """Let methods that find their own fields do so, each by its scout, on what the phases before it have become.
+
+    Args:
+        methods: the phases.
+        attempt: as in `search`.
+        say: told of every scout.
+
+    Returns:
+        The phases with what was found; and by phase, facts for its record.
+    """
+    chosen: list[Any] = []
+    facts: dict[int, dict[str, Any]] = {}
+    for index, method in enumerate(methods):
+        scout = method.scout()
+        if scout is None:
+            chosen.append(method)
+            continue
+        say(f"phase {index + 1} {method.label}: first {scout.label}, on {TRAIN_SPLIT} and {EVAL_SPLIT}")
+        result = attempt([*chosen, scout])
+        chosen.append(method.after(result.extra))
+        kept = {key: value for key, value in result.extra.items() if value is not None and key != "warmup_steps"}
+        costs = {"seconds": result.seconds, "epochs": result.epochs, "fingerprint": result.fingerprint}
+        facts[index] = {"scout": {"label": scout.label, "accuracy": result.accuracy, **costs, **kept}}
+    return tuple(chosen), facts
 
 
 def search(
@@ -142,7 +186,8 @@ def search(
         scaled = best[1]
         own = gate.ratio or gate.count
         for amount in amounts or ([] if own is None else [own]):
-            for order, score in enumerate(space.score or [gate.score]):
+            scores = space.score if gate.mode == "heart" else ()  # fixed masks know no score
+            for order, score in enumerate(scores or [gate.score]):
                 run(replace(scaled, gate={**_amount(gate, amount), "score": score}), amount, score, order)
     if best is None:
         raise ConfigError("the search tried nothing")

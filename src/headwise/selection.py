@@ -25,6 +25,7 @@ class TestSelection(L.Callback):
     def __init__(self, data: VTABDataModule, protocol: Protocol) -> None:
         self.data = data
         self.every = protocol.select_every if protocol.select == "best_test" else 0
+        self.after = protocol.select_after
         self.best: dict[str, Tensor] | None = None
         self.accuracy = -1.0
 
@@ -33,8 +34,9 @@ class TestSelection(L.Callback):
         """Look at the test set every so many epochs and after the last one; ties keep the earlier epoch."""
         epoch = trainer.current_epoch + 1
         module: Any = pl_module
-        if not self.every or (epoch % self.every and epoch != module.epochs):
+        if not self.every or (not self._due(epoch) and epoch != module.epochs):
             return
+        training = module.net.training
         module.net.eval()
         correct = total = 0
         with trainer.precision_plugin.forward_context():
@@ -42,9 +44,16 @@ class TestSelection(L.Callback):
                 logits = module.net(module.preprocess(images.to(module.device)))
                 correct += int((logits.argmax(1) == labels.to(module.device)).sum())
                 total += len(labels)
-        module.installed.set_mode()
+        if training:
+            module.installed.set_mode()
         if correct / total > self.accuracy:
             self.accuracy, self.best = correct / total, module.installed.packed()
+
+    def _due(self, epoch: int) -> bool:
+        """Whether `epoch`, counted from 1, ends with a look."""
+        if self.after is None:
+            return epoch % self.every == 0
+        return epoch > self.after and (epoch - self.after - 1) % self.every == 0
 
     def state_dict(self) -> dict[str, Any]:
         """The best so far."""

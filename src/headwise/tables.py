@@ -1,28 +1,74 @@
-"""Results to tables: what is compared with what, the statistics, and the captions. Rendering is in `render`.
+"""Results to tables: the statistics, the costs, the captions. Never imports torch.
 
-Results that were made with other weights or another protocol stand in another table; other images of a task stand in
-another column; seeds that do not share one configuration stand in another row. Never imports torch.
+What is compared with what is decided in `comparable`, differences are formed in `paired`, published rows are joined in
+`beside`, rendering is in `render`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 
+from headwise.beside import PUBLISHED, SHOW, beside
+from headwise.comparable import (
+    GROUP_SIZES,
+    Places,
+    Setting,
+    distinct,
+    epochs,
+    few,
+    group,
+    places,
+    recorded,
+    settings,
+    tested,
+)
+from headwise.errors import ConfigError, suggest
 from headwise.fingerprint import differences, fingerprint
-from headwise.records import PhaseResult, Result, RunKey
+from headwise.paired import (
+    CONTRAST,
+    LINE,
+    against,
+    answers,
+    chosen,
+    contrasts,
+    is_size_control,
+    line,
+    pair,
+    uncontrolled,
+)
+from headwise.records import Result
 
-GROUP_SIZES = {"natural": 7, "specialized": 4, "structured": 8}
-"""Tasks per group of VTAB-1k. Averages exist only over all of them."""
-AVERAGES = ("mean_19", "mean_groups")
-LINE = ["row", "phase", "column", "group", "seed", "value"]
-NEUTRAL = {"augment": "none"}
-"""Options of the data that change nothing at this value: a record that lacks them says the same."""
-LOADING = ("labels", "source", "splits", "resize")
-UNRECORDED = "(not recorded)"
+__all__ = [
+    "AVERAGES",
+    "GROUP_SIZES",
+    "Places",
+    "Setting",
+    "Table",
+    "compare",
+    "distinct",
+    "frame",
+    "group",
+    "pair",
+    "places",
+    "recorded",
+    "settings",
+    "summarise",
+    "tables",
+    "tested",
+]
+
+GROUP_MEANS = tuple(f"mean_{name}" for name in GROUP_SIZES)
+AVERAGES = (*GROUP_MEANS, "mean_19", "mean_groups")
+COSTS = ["row", "parameters", "head", "stored_bytes", "epochs"]
+CELLS = (
+    "Test accuracy in percent after each tested phase (P1, P2): mean \u00b1 sample standard deviation (n - 1) over "
+    "seeds, and the number of seeds n in brackets. An empty cell is a run that is missing."
+)
+SPENT = "Parameters are those trained without the head, of all tested phases together; stored bytes are their payload."
 
 
 @dataclass
@@ -38,87 +84,93 @@ class Table:
     """One line per row: ``row, parameters, head, stored_bytes, epochs``, each ``(smallest, largest)``."""
     paired: pd.DataFrame
     """As ``cells``, of differences between runs of one seed; ``phase`` says which difference."""
+    contrasts: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=CONTRAST))
+    """One line per row and kind of difference, over all tasks and seeds: the fields of `headwise.paired.Contrast`."""
+    answers: list[str] = field(default_factory=list)
+    """Of each two-phase row, whether its second phase is better than its controls, one sentence each."""
+    published: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=PUBLISHED))
+    """One line per cell of a published row: the ``row`` and ``phase`` of ours that it belongs to, ``row_id``,
+    ``title``, ``size``, ``column``, ``text`` (``*`` if not printed but computed), ``value``, ``comparable``."""
+    apart: list[str] = field(default_factory=list)
+    """Sentences over the published rows that are shown although ours may not be set beside them."""
 
 
-@dataclass
-class Setting:
-    """What results must share to stand in one table, and those that do."""
-
-    shared: dict[str, Any]
-    results: list[Result] = field(default_factory=list)
-
-
-def tables(results: Iterable[Result], title: str = "Results", pool: bool = False) -> list[Table]:
+def tables(
+    results: Iterable[Result], title: str = "Results", pool: bool = False, published: str = "auto"
+) -> list[Table]:
     """Arrange results in tables, one for each combination of weights and protocol.
 
     Args:
         results: in any order; copies (same configuration, method and variant) count once.
         title: of the first table.
         pool: let results of different weights, protocol and images share columns; the caption says so.
+        published: ``auto`` sets published rows beside results that may be compared with them; ``always`` shows the
+            others as well, apart and with the reason; ``never`` shows none.
+    Raises:
+        ConfigError: if `published` is none of these.
+    """
+    if published not in SHOW:
+        raise ConfigError(f"unknown choice of published rows {published!r}{suggest(published, SHOW)}")
+    split = settings(distinct(results), pool)
+    every = [result for setting in split for result in setting.results]
+    made = []
+    for name, notes, setting in _titled(split, title):
+        made.append(_table(setting, name, notes, every, pool, published))
+    return made
+
+
+def compare(
+    results: Iterable[Result], first: str, second: str, title: str = "Results", pool: bool = False
+) -> list[Table]:
+    """Compare two rows, paired by task and seed, in every setting that has both.
+
+    Args:
+        results: as for `tables`.
+        first, second: rows as the tables name them, with ``:P1`` of that tested phase, else of the last.
+        title: of the first table.
+        pool: let results of different weights, protocol and images meet; the caption says so.
+    Raises:
+        ConfigError: if there is no such row, or the two share no task, seed and setting; says what differs.
     """
     split = settings(distinct(results), pool)
+    made = []
+    for name, notes, setting in _titled(split, title):
+        where, apart = places(setting.results, pool)
+        lines = frame(setting.results, where)
+        try:
+            found = against(lines, first, second)
+        except ConfigError:
+            continue
+        if len(found):
+            rows = {chosen(lines, given)[1] for given in (first, second)}
+            shown = [result for result in setting.results if where[result.key][0] in rows]
+            cells = summarise(lines[lines["row"].isin(rows)])
+            caption = [CELLS, *_facts(Setting(setting.shared, shown), pool), SPENT, *apart]
+            costs = _costs(shown, where)
+            made.append(Table(name, [*notes, *caption], cells, costs, summarise(found, False), contrasts(found)))
+    if not made:
+        every = [result for setting in split for result in setting.results]
+        against(frame(every, places(every, pool=True)[0]), first, second)  # names a row that is nowhere
+        raise ConfigError(f"{first!r} and {second!r} share no task and seed in one setting. {_parting(split)}")
+    return made
+
+
+def _parting(split: Sequence[Setting]) -> str:
+    if len(split) < 2:
+        return "Run both on one task with one seed."
+    lines = few(differences(split[0].shared, split[1].shared))
+    return f"Settings differ: {lines}. --pool lets them meet all the same."
+
+
+def _titled(split: Sequence[Setting], title: str) -> list[tuple[str, list[str], Setting]]:
+    """Each setting with its title and a note on what it has different from the first."""
     made = []
     for number, setting in enumerate(split, start=1):
         notes = []
         if number > 1:
-            notes.append(f"Other setting than the first table: {_few(differences(split[0].shared, setting.shared))}.")
-        name = title if len(split) == 1 else f"{title}, setting {number} of {len(split)}"
-        every = [result for other in split for result in other.results]
-        made.append(_table(setting, name, notes, every, pool))
+            notes.append(f"Other setting than the first table: {few(differences(split[0].shared, setting.shared))}.")
+        made.append((title if len(split) == 1 else f"{title}, setting {number} of {len(split)}", notes, setting))
     return made
-
-
-def distinct(results: Iterable[Result]) -> list[Result]:
-    """Return results in the order of their keys, without copies under another run name."""
-    seen: dict[tuple[str, str, str], Result] = {}
-    for result in sorted(results, key=lambda r: r.key):
-        seen.setdefault((result.fingerprint, result.key.method, result.key.variant), result)
-    return list(seen.values())
-
-
-def settings(results: Sequence[Result], pool: bool = False) -> list[Setting]:
-    """Split results by weights and protocol, the largest part first."""
-    found: dict[str, Setting] = {}
-    for result in results:
-        shared = {part: recorded(result, part) for part in ("weights", "protocol")}
-        found.setdefault("" if pool else fingerprint(shared), Setting(shared)).results.append(result)
-    return sorted(found.values(), key=lambda setting: -len(setting.results))
-
-
-def recorded(result: Result, part: str) -> Any:
-    """Return ``weights``, ``protocol`` or ``data`` of a result.
-
-    Of the data only what decides a number: where images came from and which splits this very process had to load (none
-    where all phases were found finished) are left out; their content is in the data's own fingerprint.
-    """
-    value = result.provenance.get(part, UNRECORDED)
-    if part == "data" and isinstance(value, Mapping):
-        return {name: child for name, child in value.items() if name not in LOADING and NEUTRAL.get(name) != child}
-    return value
-
-
-Places = Mapping[RunKey, tuple[str, str]]
-"""Where each result stands: its row and its column."""
-
-
-def places(results: Sequence[Result], pool: bool = False) -> tuple[Places, list[str]]:
-    """Return the row and column of each result, and notes on what was kept apart.
-
-    A column is a task, numbered ``svhn [2]`` where its images differ; a row is a method and its variant, numbered
-    where the results of one cell do not share one configuration (seeds apart).
-    """
-    notes: list[str] = []
-    several = len({result.key.name for result in results}) > 1
-    columns = _apart(results, lambda r: (r.key.dataset, ""), lambda r: recorded(r, "data"), "data", notes, pool)
-    rows = _apart(
-        results,
-        lambda r: (_row(r.key, several), columns[r.key]),
-        lambda r: _without_seed(r.identity),
-        "",
-        notes,
-        pool,
-    )
-    return {result.key: (rows[result.key], columns[result.key]) for result in results}, notes
 
 
 def frame(results: Sequence[Result], where: Places) -> pd.DataFrame:
@@ -127,206 +179,76 @@ def frame(results: Sequence[Result], where: Places) -> pd.DataFrame:
     Phases without a test are not counted: ``P2`` is the second that was tested.
     """
     lines = [
-        _line(result, where, f"P{number}", phase.accuracy)
+        line(result, where, f"P{number}", phase.accuracy)
         for result in results
         for number, phase in enumerate(tested(result), start=1)
     ]
     return pd.DataFrame(lines, columns=LINE)
 
 
-def _line(result: Result, where: Places, phase: str, value: float | None) -> dict[str, Any]:
-    row, column = where[result.key]
-    fields = (row, phase, column, group(result), result.key.seed, value)
-    return dict(zip(LINE, fields, strict=True))
+def summarise(lines: pd.DataFrame, averages: bool = True) -> pd.DataFrame:
+    """Return mean, sample standard deviation and n over seeds, of every column and, if wanted, of the averages.
 
-
-def summarise(lines: pd.DataFrame) -> pd.DataFrame:
-    """Return mean, sample standard deviation and n over seeds, of every column and of both averages.
-
-    An average is formed per seed, from seeds that have all 19 tasks, and its deviation is that of the averages.
+    An average is formed per seed, from seeds that have all its tasks, and its deviation is that of the averages.
     """
-    whole = pd.concat([lines, _averages(lines)]) if len(lines) else lines
+    whole = pd.concat([lines, _averages(lines)]) if averages and len(lines) else lines
     keys = ["row", "phase", "column", "group"]
     cells = whole.groupby(keys)["value"].agg(mean="mean", std="std", n="count").reset_index()
     order = {name: place for place, name in enumerate((*GROUP_SIZES, "", "average"))}
-    cells["place"] = cells["group"].map(order)
-    cells = cells.sort_values(["place", "column", "row", "phase"], ignore_index=True)
-    return cells.drop(columns="place")
+    last = {name: place for place, name in enumerate(AVERAGES)}
+    cells["place"], cells["last"] = cells["group"].map(order), cells["column"].map(last).fillna(0)
+    cells = cells.sort_values(["place", "last", "column", "row", "phase"], ignore_index=True)
+    return cells.drop(columns=["place", "last"])
 
 
 def _averages(lines: pd.DataFrame) -> pd.DataFrame:
-    """Lines of ``mean_19`` and ``mean_groups``, per row, phase and seed, where the 19 tasks are all there."""
+    """Lines of a group's mean where the group is whole, and of the means over all tasks where all 19 are there."""
     made: list[tuple[Any, ...]] = []
     if lines["column"].str.endswith("]").any():  # a task on more than one set of images: no average is comparable
         return pd.DataFrame(made, columns=LINE)
-    for (row, phase, seed), part in lines.groupby(["row", "phase", "seed"], sort=False):
-        tasks = part[part["group"].isin(list(GROUP_SIZES))]
-        sizes = tasks.groupby("group")["column"].nunique().to_dict()
-        if sizes != GROUP_SIZES or len(tasks) != sum(GROUP_SIZES.values()):
-            continue
-        values = (tasks["value"].mean(), tasks.groupby("group")["value"].mean().mean())
-        for column, value in zip(AVERAGES, values, strict=True):
-            made.append((row, phase, column, "average", seed, value))
+    tasks = lines[lines["group"].isin(list(GROUP_SIZES))]
+    parts = tasks.groupby(["row", "phase", "seed", "group"]).agg(
+        total=("value", "sum"), values=("value", "count"), columns=("column", "nunique")
+    )
+    sums: dict[tuple[Any, ...], dict[str, float]] = {}
+    for part in parts.reset_index().itertuples():
+        if part.values == part.columns == GROUP_SIZES[part.group]:
+            sums.setdefault((part.row, part.phase, part.seed), {})[part.group] = part.total
+    for key, found in sums.items():
+        means = {f"mean_{name}": total / GROUP_SIZES[name] for name, total in found.items()}
+        if len(found) == len(GROUP_SIZES):
+            means["mean_groups"] = sum(means.values()) / len(means)
+            means["mean_19"] = sum(found.values()) / sum(GROUP_SIZES.values())
+        row, phase, seed = key
+        made += [(row, phase, column, "average", seed, value) for column, value in means.items()]
     return pd.DataFrame(made, columns=LINE)
 
 
-def pair(results: Sequence[Result], where: Places, every: Sequence[Result]) -> pd.DataFrame:
-    """Return the differences of each two-phase run to its own Phase 1 and to its controls, seed by seed.
-
-    The control of equal length is a one-phase run of the same first method, task, seed, weights, images and protocol,
-    whose epochs are those of both phases together. The one of equal size stands on the very same Phase 1 and trains
-    plain LoRA with as many parameters after it, for as many epochs.
-
-    Args:
-        results: two-phase runs are sought here.
-        where: their rows and columns.
-        every: controls are sought here.
-    Returns:
-        Lines as `frame` gives them; ``phase`` says which difference, ``value`` is in percentage points.
-    """
-    longer: dict[str, float] = {}
-    equal_size: dict[tuple[str, int], float] = {}
-    for result in every:
-        phases = tested(result)
-        if len(phases) == 1 and phases[0].accuracy is not None:
-            longer.setdefault(_matched(result, phases[0]), phases[0].accuracy)
-        elif _is_size_control(phases) and phases[-1].accuracy is not None:
-            equal_size.setdefault((phases[0].fingerprint, _epochs(result)), phases[-1].accuracy)
-    lines = []
-    for result in results:
-        phases = tested(result)
-        if len(phases) < 2:
-            continue
-        last = f"P{len(phases)}"
-        others = {
-            "P1": phases[0].accuracy,
-            "longer P1": longer.get(_matched(result, phases[0])),
-            "equal-size LoRA": None
-            if _is_size_control(phases)
-            else equal_size.get((phases[0].fingerprint, _epochs(result))),
-        }
-        for name, other in others.items():
-            if other is not None and phases[-1].accuracy is not None:
-                lines.append(_line(result, where, f"{last} - {name}", phases[-1].accuracy - other))
-    return pd.DataFrame(lines, columns=LINE)
-
-
-def _is_size_control(phases: Sequence[PhaseResult]) -> bool:
-    """Whether a run is Phase 1 followed by plain LoRA of the size that per-head updates would have."""
-    return len(phases) == 2 and str(phases[1].method.get("_target_", "")).endswith(".MatchedLoRA")
-
-
-def _uncontrolled(results: Sequence[Result], where: Places, paired: pd.DataFrame) -> list[str]:
-    """Say which two-phase rows lack a control, and how to make it."""
-    notes = []
-    for kind, method in (("longer P1", "hs_control_long"), ("equal-size LoRA", "hs_control_lora")):
-        have = set(paired[paired["phase"].str.endswith(kind)][["row", "column"]].itertuples(index=False, name=None))
-        two_phase = {where[r.key] for r in results if len(tested(r)) == 2 and not _is_size_control(tested(r))}
-        if missing := sorted(two_phase - have):
-            rows = ", ".join(f"{row} on {column}" for row, column in missing)
-            notes.append(
-                f"NO CONTROL ({kind}) for {rows}: its gain over P1 proves little; run method={method} as well."
-            )
-    return notes
-
-
-def _matched(result: Result, first: PhaseResult) -> str:
-    """Hash of what a two-phase run and its control share; their difference in epochs lies in ``epochs`` alone."""
-    protocol = recorded(result, "protocol")
-    if isinstance(protocol, Mapping):
-        protocol = {name: value for name, value in protocol.items() if name != "epochs"}
-    spec = {name: value for name, value in first.method.items() if name not in ("label", "epochs")}
-    return fingerprint(
-        {
-            "dataset": result.key.dataset,
-            "seed": result.key.seed,
-            "weights": recorded(result, "weights"),
-            "data": recorded(result, "data"),
-            "protocol": protocol,
-            "method": spec or result.fingerprint,  # without a recorded method nothing matches
-            "epochs": _epochs(result),
-        }
-    )
-
-
-def _epochs(result: Result) -> int:
-    return sum(phase.epochs for phase in result.phases)
-
-
-def tested(result: Result) -> list[PhaseResult]:
-    """Return the phases that have a test accuracy."""
-    return [phase for phase in result.phases if phase.accuracy is not None]
-
-
-def group(result: Result) -> str:
-    """Return the task's VTAB group; empty for a task of another benchmark."""
-    for source in (result.config, result.identity):
-        dataset = source.get("dataset")
-        if isinstance(dataset, Mapping) and "group" in dataset:
-            name = str(dataset["group"]).lower()
-            return name if name in GROUP_SIZES else ""
-    return ""
-
-
-def _row(key: RunKey, with_name: bool) -> str:
-    row = key.method if key.variant == "base" else f"{key.method} ({key.variant})"
-    return f"{key.name}: {row}" if with_name else row
-
-
-def _without_seed(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _without_seed(child) for name, child in value.items() if name != "seed"}
-    return value
-
-
-def _apart(
-    results: Sequence[Result],
-    label: Callable[[Result], tuple[str, str]],
-    content: Callable[[Result], Any],
-    what: str,
-    notes: list[str],
-    pool: bool,
-) -> dict[RunKey, str]:
-    """Give each result its label, numbered ``x [2]`` where results of one label and cell differ in content."""
-    known: dict[tuple[str, str], list[Any]] = {}
-    names = {}
-    for result in results:
-        name, cell = label(result)
-        kinds = known.setdefault((name, cell), [])
-        if (value := content(result)) not in kinds:
-            kinds.append(value)
-        number = kinds.index(value) + 1
-        names[result.key] = name if number == 1 or pool else f"{name} [{number}]"
-    for (name, cell), kinds in known.items():
-        place = f" on {cell}" if cell else ""
-        for number, kind in enumerate(kinds[1:], start=2):
-            lines = differences({what: kinds[0]}, {what: kind}) if what else differences(kinds[0], kind)
-            joined = "are pooled although they differ" if pool else f"are kept apart as {name} [{number}]"
-            notes.append(f"Results of {name}{place} {joined}: {_few(lines)}.")
-    return names
-
-
-def _few(lines: Sequence[str], limit: int = 6) -> str:
-    more = f"; and {len(lines) - limit} more" if len(lines) > limit else ""
-    return "; ".join(lines[:limit]) + more
-
-
-def _table(setting: Setting, title: str, notes: list[str], every: Sequence[Result], pool: bool) -> Table:
+def _table(
+    setting: Setting, title: str, notes: list[str], every: Sequence[Result], pool: bool, published: str
+) -> Table:
     results = [result for result in setting.results if tested(result)]
     where, apart = places(results, pool)
     lines = frame(results, where)
-    cells, paired = summarise(lines), summarise(pair(results, where, every))
-    caption = [
-        "Test accuracy in percent after each tested phase (P1, P2): mean \u00b1 sample standard deviation (n - 1) over "
-        "seeds, and the number of seeds n in brackets. An empty cell is a run that is missing.",
-        *_facts(setting, pool),
-        _average_note(cells),
-        "Parameters are those trained without the head, of all tested phases together; stored bytes are their payload.",
-    ]
-    caption += _uncontrolled(results, where, paired)
+    differences_ = pair(results, where, every)
+    cells, paired, together = summarise(lines), summarise(differences_, averages=False), contrasts(differences_)
+    two_phase = {where[r.key][0] for r in results if len(tested(r)) == 2 and not is_size_control(tested(r))}
+    caption = [CELLS, *_facts(setting, pool), _average_note(cells), SPENT]
+    caption += uncontrolled(results, where, paired)
     if (cells["n"] == 1).any():
         caption.append("Cells with n = 1 rest on one seed and have no deviation.")
-    return Table(title, [*notes, *caption, *apart], cells, _costs(results, where), paired)
+    shown, beside_notes, apart_notes = beside(results, where, cells, published)
+    return Table(
+        title,
+        [*notes, *caption, *beside_notes, *apart],
+        cells,
+        _costs(results, where),
+        paired,
+        together,
+        answers(together, two_phase),
+        shown,
+        apart_notes,
+    )
 
 
 def _facts(setting: Setting, pool: bool) -> list[str]:
@@ -334,7 +256,8 @@ def _facts(setting: Setting, pool: bool) -> list[str]:
     seeds = ", ".join(str(seed) for seed in sorted({result.key.seed for result in results}))
     facts = []
     for part in ("weights", "protocol"):
-        kinds = {fingerprint({part: recorded(r, part)}): _named(recorded(r, part)) for r in results}
+        values = [recorded(r, part) for r in results] if pool else [setting.shared[part]]
+        kinds = {fingerprint({part: value}): _named(value) for value in values}
         facts.append(f"{part}: {' and '.join(kinds.values())}" + (" (POOLED)" if pool and len(kinds) > 1 else ""))
     lines = [f"{len(results)} results, seeds {seeds}; {'; '.join(facts)}."]
     stamps: dict[str, list[Result]] = {}
@@ -359,7 +282,7 @@ def _named(value: Any) -> str:
 
 
 def _average_note(cells: pd.DataFrame) -> str:
-    if (cells["group"] == "average").any():
+    if (cells["column"] == "mean_19").any():
         return (
             "mean_19 is the mean over the 19 tasks, mean_groups the mean of the three group means; both are formed per "
             "seed, from seeds that have all 19 tasks."
@@ -367,22 +290,22 @@ def _average_note(cells: pd.DataFrame) -> str:
     if cells["column"].str.endswith("]").any():
         return "No average: some tasks were measured on more than one set of images."
     tasks = cells[cells["group"].isin(list(GROUP_SIZES))]["column"].nunique()
-    return f"No average: no row has all 19 tasks with one seed ({tasks} of 19 tasks are here)."
+    return f"No average over all tasks: no row has all 19 tasks with one seed ({tasks} of 19 tasks are here)."
 
 
 def _costs(results: Sequence[Result], where: Places) -> pd.DataFrame:
-    columns = ["row", "parameters", "head", "stored_bytes", "epochs"]
-    lines = [
-        (
-            where[result.key][0],
-            sum(phase.num_tunable for phase in tested(result)),
-            tested(result)[-1].num_head,
-            sum(phase.stored_bytes for phase in tested(result)),
-            _epochs(result),
+    spans: dict[str, list[tuple[int, int]]] = {}
+    for result in results:
+        phases = tested(result)
+        if not phases:
+            continue
+        numbers = (
+            sum(phase.num_tunable for phase in phases),
+            phases[-1].num_head,
+            sum(phase.stored_bytes for phase in phases),
+            epochs(result),
         )
-        for result in results
-    ]
-    made = []
-    for row, part in pd.DataFrame(lines, columns=columns).groupby("row"):
-        made.append((row, *((int(part[name].min()), int(part[name].max())) for name in columns[1:])))
-    return pd.DataFrame(made, columns=columns)
+        row = where[result.key][0]
+        old = spans.get(row, [(number, number) for number in numbers])
+        spans[row] = [(min(low, n), max(high, n)) for (low, high), n in zip(old, numbers, strict=True)]
+    return pd.DataFrame([(row, *spans[row]) for row in sorted(spans)], columns=COSTS)

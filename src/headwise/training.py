@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-import logging
 import random
 import shutil
 import signal
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,12 +24,25 @@ from headwise.data.vtab import VTABDataModule
 from headwise.errors import CheckpointError, Interrupted, NonFiniteLoss
 from headwise.fingerprint import fingerprint
 from headwise.methods.base import Installed, Method, Plan
-from headwise.phases import CHECKPOINT, TENSORS, Machine, PhaseRun, Saver, chain, read_tensors, write_tensors
+from headwise.phases import (
+    CHECKPOINT,
+    TENSORS,
+    Machine,
+    PhaseRun,
+    Saver,
+    chain,
+    read_tensors,
+    warmup_record,
+    write_tensors,
+)
+from headwise.portions import split
 from headwise.progress import History, Progress
+from headwise.progress import hush as hush
 from headwise.protocol import PRECISIONS, Protocol
 from headwise.results import PhaseResult, PhaseStore
 from headwise.selection import TestSelection
 
+GIVEN = "a checkpoint is a saved phase; scripts/import_cara.py and scripts/import_bilora.py make one of published files"
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 """Gives (normalised images (B, 3, S, S), labels (B,)) of the training set in stored order, on the network's device."""
 
@@ -42,13 +53,6 @@ def reseed(*parts: int | str) -> None:
     random.seed(number)
     np.random.seed(number)
     torch.manual_seed(number)
-
-
-def hush() -> None:
-    """Keep lightning from telling what its user did not ask: devices found, hints about workers and trackers."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module="lightning")
 
 
 class PhaseModule(L.LightningModule):
@@ -69,6 +73,7 @@ class PhaseModule(L.LightningModule):
         seed_parts: Sequence[int | str],
         lr: float | None = None,
         batches: Batches | None = None,
+        parts: int = 1,
     ) -> None:
         """Hold what one phase needs.
 
@@ -83,31 +88,51 @@ class PhaseModule(L.LightningModule):
             seed_parts: with the epoch, the source of every random number of the phase.
             lr: peak learning rate; None takes the protocol's.
             batches: the training set in a fixed order, for methods that measure something over all of it.
+            parts: in which a batch is computed; their gradients add up to the batch's.
         """
         super().__init__()
         self.net, self.installed, self.protocol, self.preprocess = net, installed, protocol, preprocess
         self.epochs, self.steps_per_epoch, self.peak = epochs, steps_per_epoch, lr
-        self.seed_parts, self.batches = tuple(seed_parts), batches
+        self.seed_parts, self.batches, self.parts = tuple(seed_parts), batches, parts
         self.accuracy = MulticlassAccuracy(num_classes, average="micro")
 
     def on_train_epoch_start(self) -> None:
         """Draw this epoch's randomness from the epoch alone, so that a resumed run repeats it."""
         reseed(*self.seed_parts, "epoch", self.current_epoch)
         self.installed.set_mode()
+        if self.protocol.eval_mode_after is not None and self.current_epoch >= self.protocol.eval_mode_after:
+            self.net.eval()
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Cross-entropy of one batch plus the method's penalty."""
-        images, labels = batch
-        loss = F.cross_entropy(self.net(self.preprocess(images)).float(), labels)
-        value = float(loss.detach())
+        *earlier, last = split(batch, self.parts)
+        value = 0.0
+        if earlier:
+            self.trainer.optimizers[0].zero_grad()
+        for part in earlier:
+            loss = self._loss(*part)
+            value += float(loss.detach())
+            self.trainer.strategy.backward(loss, None)
+        loss = self._loss(*last)
+        value += float(loss.detach())
         if not np.isfinite(value):
             raise NonFiniteLoss(
                 f"the loss became {value} at epoch {self.current_epoch + 1}, step {self.global_step}; "
                 "the last finished epoch is kept: lower protocol.lr or the method's scale and run again"
             )
-        self.log("train_loss", value, on_step=False, on_epoch=True, batch_size=len(labels))
+        self.log("train_loss", value, on_step=False, on_epoch=True, batch_size=len(batch[1]))
         penalty = self.installed.penalty()
         return loss if penalty is None else loss + penalty
+
+    def _loss(self, images: Tensor, labels: Tensor, share: float) -> Tensor:
+        """What a part of a batch with this `share` of its images adds to the batch's mean cross-entropy."""
+        loss = F.cross_entropy(self.net(self.preprocess(images)).float(), labels)
+        return loss if share == 1.0 else loss * share
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
+        """Keep what the earlier parts of the batch have added; `training_step` has cleared what was before them."""
+        if self.parts == 1:
+            super().optimizer_zero_grad(epoch, batch_idx, optimizer)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Count correct predictions."""
@@ -254,7 +279,8 @@ def _train(
         steps_per_epoch=steps_per_epoch,
         seed_parts=run.seed_parts,
         lr=method.lr,
-        batches=_batches(net, data),
+        batches=_batches(net, data, machine.parts),
+        parts=machine.parts,
     )
     title = f"phase {run.index + 1}/{run.num_phases} {method.label}"
     checkpoint = run.folder / CHECKPOINT
@@ -293,7 +319,7 @@ def _train(
         with store.claim(run.trunk, on_wait=lambda holder: _waiting(holder, say)) as claim:
             if claim.held:
                 _, history = fit(source.parent, warmup, f"{title} warm-up")
-                store.finish(run.trunk, _shared(run, installed, history, spec, warmup, warmup * steps_per_epoch))
+                store.finish(run.trunk, warmup_record(run, installed, history, spec, warmup, warmup * steps_per_epoch))
             else:
                 say(f"{title}: its warm-up is already trained, taken from {run.trunk}")
         if source.is_file():
@@ -305,7 +331,7 @@ def _train(
         tensors = selection.best or installed.packed()
     else:
         say(f"{title}: taken from {Path(method.checkpoint).name}, not trained")
-        tensors = read_tensors(Path(method.checkpoint))
+        tensors = read_tensors(Path(method.checkpoint), GIVEN)
     installed.unpack(tensors)  # what is tested and merged is what is stored
     (outcome,) = trainer.test(module, data.test_dataloader(), verbose=False)
     result = PhaseResult(
@@ -317,13 +343,19 @@ def _train(
         seconds=history.seconds,
         num_test=len(data.test_dataloader().labels),
         images_per_second=history.images / history.seconds if history.seconds else None,
+        peak_memory=history.peak_memory,
         epochs=epochs,
         steps=total,
         active_heads=installed.report().get("active_heads"),
         method=method.spec(),
         fingerprint=run.fingerprint,
         train_loss=history.rows[-1]["train_loss"] if history.rows else None,
-        extra={"plan": plan, "warmup_steps": protocol.warmup_count(total), **installed.report()},
+        extra={
+            "plan": plan,
+            "warmup_steps": protocol.warmup_count(total),
+            **({"batch_parts": machine.parts} if machine.parts > 1 else {}),
+            **installed.report(),
+        },
     )
     write_tensors(run.folder / TENSORS, tensors)
     store.finish(run.fingerprint, result)
@@ -333,31 +365,14 @@ def _train(
     return result
 
 
-def _shared(
-    run: PhaseRun, installed: Installed, history: History, spec: Mapping[str, Any], epochs: int, steps: int
-) -> PhaseResult:
-    """The record of a warm-up that several phases continue; it is not tested."""
-    return PhaseResult(
-        label=f"{run.method.label} warm-up",
-        accuracy=None,
-        num_tunable=sum(t.numel() for t in installed.adapter().values()),
-        num_head=sum(t.numel() for t in installed.head().values()),
-        stored_bytes=installed.stored_bytes(),
-        seconds=history.seconds,
-        epochs=epochs,
-        steps=steps,
-        method=dict(spec),
-        train_loss=history.rows[-1]["train_loss"] if history.rows else None,
-    )
-
-
-def _batches(net: Backbone, data: VTABDataModule) -> Batches:
+def _batches(net: Backbone, data: VTABDataModule, parts: int = 1) -> Batches:
     """The training set as the network takes it, every image once."""
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         device = next(net.parameters()).device
-        for images, labels in data.train_batches(shuffle=False):
-            yield data.preprocess(images.to(device)), labels.to(device)
+        for batch in data.train_batches(shuffle=False):
+            for images, labels, _ in split(batch, parts):
+                yield data.preprocess(images.to(device)), labels.to(device)
 
     return batches
 

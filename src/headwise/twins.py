@@ -37,13 +37,13 @@ class Pair:
 def pairs(results: Iterable[Result]) -> list[Pair]:
     """Every run with heads off, with its twin if that is among the results."""
     results = list(results)
-    plain = {_ground(result): result for result in results if not _is_masked(result.phases[-1])}
+    plain = {ground(result): result for result in results if not _is_masked(result.phases[-1])}
     found = []
     for result in results:
         last = result.phases[-1]
         if not _is_masked(last) or last.accuracy is None:
             continue
-        twin = plain.get(_ground(result))
+        twin = plain.get(ground(result))
         gate = last.extra["gate"]
         epoch = last.seconds / last.epochs if last.epochs else 0.0
         scored = bool(gate.get("scoring_seconds")) and epoch > 0
@@ -114,7 +114,7 @@ def _amount(gate: dict[str, Any]) -> str:
     return ""
 
 
-def _ground(result: Result) -> str:
+def ground(result: Result) -> str:
     """What a run and its twin share: everything but the gates."""
     methods = [{key: value for key, value in phase.method.items() if key != "gate"} for phase in result.phases]
     rest = {key: value for key, value in result.identity.items() if key != "method"}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 OWN_FOLDER = ("method", "dataset", "seed")
 """Keys that have a level of their own in a run's path."""
-NOT_THE_RUN = ("root", "name", "experiment", "logger", "trainer.progress", "data.root", "data")
+NOT_THE_RUN = ("root", "name", "experiment", "resume", "wait", "logger", "trainer.progress", "data.root", "data")
 """Keys that say where things lie or are shown. What files hold is in the fingerprint."""
 WEIGHTS_BY_NAME = ("none", "auto")
 """Values of backbone.weights that say what the weights are; any other says where a file lies."""

@@ -91,6 +91,14 @@ def test_quick_sets_can_be_records_too(name: str, cache: Path, monkeypatch: pyte
     assert list((cache / "synthetic" / "dsprites@1" / "dsprites").rglob("*.array_record*"))
 
 
+@pytest.mark.parametrize("name", ["clevr_count", "smallnorb_azi", "svhn"])
+def test_a_few_images_are_those_of_the_prepared_set(name: str) -> None:
+    task = load_task(name)
+    direct, read = (SyntheticSource(records=records).load(task, "test", 40, limit=8) for records in (False, True))
+    np.testing.assert_array_equal(direct.images, read.images)
+    assert direct.labels.tolist() == read.labels.tolist() and direct.keys == read.keys
+
+
 def test_an_interrupted_drawing_leaves_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = importlib.import_module("headwise.data.synthetic.svhn_cropped")
     task, render = load_task("svhn"), generator.render

@@ -62,7 +62,7 @@ def test_rank_per_head_is_bounded_by_the_rows_of_a_head() -> None:
 
 @pytest.mark.parametrize(
     "first",
-    ["lora", "pissa", "dora", "linear", "bitfit", "full", "peft_lora", "peft_dora", "peft_pissa", "peft_adalora"],
+    ["lora", "pissa", "dora", "linear", "bitfit", "full", "peft_lora", "peft_dora", "peft_pissa", "adalora"],
 )
 def test_second_phase_stands_on_any_first(first: str, tmp_path: Path) -> None:
     both = TwoPhase(label="hs", first=composed_method(first), heads=composed_method("head_lora"))

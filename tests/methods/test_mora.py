@@ -47,6 +47,8 @@ def test_weight_is_the_linear_map_of_the_steps(kind: int, shape: tuple[int, int]
     x = np.random.default_rng(0).normal(size=(3, shape[1]))
     expected = by_steps(x, array(delta.M), kind, shape[0])
     np.testing.assert_allclose(x @ array(delta.weight(base)).T, expected, atol=1e-5)
+    direct = delta(torch.from_numpy(x).float().view(1, 3, -1), base)
+    np.testing.assert_allclose(array(direct)[0], expected, atol=1e-5)
 
 
 def test_learns() -> None:

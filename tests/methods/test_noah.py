@@ -1,17 +1,27 @@
-"""NOAH: the published subnets, counts, one block by hand."""
+"""NOAH: the published subnets, counts, one block by hand; the supernet, and a subnet found by a run."""
 
 from __future__ import annotations
 
+import dataclasses
+import random
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from made_native import X, build, count, step
+from made_runs import train
 from torch import nn
 
+from headwise import supernet
 from headwise.errors import ConfigError
-from headwise.methods.noah import KINDS, published_subnets
-from made_networks import CONF, distance, logits, network, perturb
+from headwise.evolution import Evolution, Subnet
+from headwise.experiment import run
+from headwise.methods.noah import KINDS, NOAH, Supernet, SupernetInstalled, num_parameters, published_subnets
+from headwise.results import PhaseResult, ResultStore
+from headwise.search import explore
+from made_networks import CONF, compose_config, distance, logits, network, perturb
 
 
 def test_the_published_subnets_are_of_the_19_tasks() -> None:
@@ -93,7 +103,170 @@ def test_one_a_for_q_k_and_v() -> None:
 def test_refuses() -> None:
     with pytest.raises(ConfigError, match="'noah' is defined for networks with one token sequence"):
         build("noah").install(network("swin"))
-    with pytest.raises(ConfigError, match=r"subnet.lora_rank of NOAH must be 2 sizes of at least 1, got \[1\]"):
+    with pytest.raises(ConfigError, match=r"subnet.lora_rank of NOAH must be 2 sizes of at least 0, got \[1\]"):
         build("noah", SUBNET.replace("[1, 4]", "[1]")).install(network("vit"))
     with pytest.raises(ConfigError, match="adapts q, k and v together"):
         build("noah", "method.targets=[q]")
+    with pytest.raises(ConfigError, match=r"unknown init 'upstram' of method 'noah' \(did you mean 'upstream'"):
+        build("noah", "method.init=upstram")
+    with pytest.raises(ConfigError, match=r"unknown key search.population_size \(did you mean 'population'"):
+        build("noah", "method.search={population_size: 3}")
+
+
+def of(subnet: Subnet) -> NOAH:
+    return NOAH(label="noah", subnet=subnet)
+
+
+def test_a_part_of_size_0_is_absent() -> None:
+    subnet = {"prompt_tokens": [2, 0], "lora_rank": [0, 3], "adapter_width": [0, 4]}
+    net = network("vit")
+    installed = of(subnet).install(net)
+    assert set(installed.owners) == {"s0.b0.prompts", "s0.b1.q", "s0.b1.k", "s0.b1.v", "s0.b1.adapter"}
+    assert sum(t.numel() for t in installed.adapter().values()) == num_parameters(subnet, 48)
+    tokens: list[int] = []
+    for block in net.model.blocks:  # type: ignore[union-attr]
+        inner: Any = block
+        while hasattr(inner, "inner"):
+            inner = inner.inner
+        inner.norm1.register_forward_hook(lambda module, args, out: tokens.append(out.shape[1]))
+    logits(net, X)
+    assert tokens == [19, 19]  # 17 of its own; block 1 keeps the prompts of block 0
+
+
+def test_upstream_starts_everything_off_zero() -> None:
+    installed = build("noah", "method.init=upstream", SUBNET).install(network("vit"))
+    for name, tensor in installed.adapter().items():
+        if name.endswith("bias"):
+            assert not tensor.any(), name
+        elif not name.endswith("tokens"):
+            assert 0.012 < tensor.std() < 0.028, name
+
+
+SEARCH = {
+    "sizes": [1, 3],
+    "depths": [0.5, 1.0],
+    "epochs": 1,
+    "population": 6,
+    "parents": 2,
+    "crossover": 2,
+    "mutation": 2,
+    "generations": 2,
+}
+RECIPE = Evolution.of(SEARCH)
+
+
+def test_the_supernet_contains_every_subnet() -> None:
+    whole = network("vit")
+    supernet: Any = Supernet(label="s", search=SEARCH).install(whole)
+    perturb(list(supernet.adapter().values()), 0.2)
+    for seed in range(4):
+        subnet = RECIPE.draw(KINDS, 2, random.Random(seed))
+        alone = network("vit")
+        installed: Any = of(subnet).install(alone)
+        for name, tensor in installed.adapter().items():
+            held = dict(supernet.adapter())[name]
+            if held.shape == tensor.shape:
+                tensor.data.copy_(held)
+            else:
+                tensor.data.copy_(held[tuple(slice(size) for size in tensor.shape)])
+        supernet.use(subnet)
+        assert distance(logits(whole, X), logits(alone, X)) <= 1e-5, subnet
+        assert sum(t.numel() for t in installed.adapter().values()) == num_parameters(subnet, 48)
+
+
+def test_a_step_trains_only_what_its_subnet_uses() -> None:
+    net = network("vit")
+    installed: Any = Supernet(label="s", search=SEARCH).install(net)
+    installed.use({"prompt_tokens": [1, 0], "lora_rank": [1, 0], "adapter_width": [3, 1]})
+    step(net, installed)
+    owners = installed.owners
+    assert owners["s0.b0.prompts"].tokens.grad[0].any()
+    assert not owners["s0.b0.prompts"].tokens.grad[1:].any()
+    assert owners["s0.b0.q"].B.grad[..., :1].any()
+    assert not owners["s0.b0.q"].B.grad[..., 1:].any()
+    assert not owners["s0.b1.q"].B.grad.any()
+    assert owners["s0.b1.adapter"].down.weight.grad[:1].any()
+    assert not owners["s0.b1.adapter"].down.weight.grad[1:].any()
+
+
+def test_a_supernet_is_trained_and_bred_from_the_seed_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[Subnet] = []
+    use = SupernetInstalled.use
+    monkeypatch.setattr(SupernetInstalled, "use", lambda self, subnet: (used.append(subnet), use(self, subnet))[1])
+    method = Supernet(label="s", search=SEARCH, epochs=1, lr=5e-4)
+    splits = {"train_split": "train800", "eval_split": "val200"}
+    (first,), _ = train(network("vit"), [method], tmp_path / "a", **splits)
+    drawn = used[: first.steps]
+    assert len({repr(subnet) for subnet in drawn}) > 1
+    torch.manual_seed(9)
+    (second,), _ = train(network("vit"), [method], tmp_path / "b", **splits)
+    assert first.extra == second.extra
+    assert first.accuracy == second.accuracy == first.extra["evolution"]["best"][-1]
+    assert first.extra["evolution"]["num_tried"] <= 18
+    assert num_parameters(first.extra["subnet"], 48) == first.extra["evolution"]["parameters"]
+    with pytest.raises(ConfigError, match="chooses its subnet on validation images"):
+        train(network("vit"), [method], tmp_path / "c")
+
+
+FIND = [
+    "method=noah",
+    "method.search={sizes: [1, 3], epochs: 1, population: 4, parents: 2, crossover: 1, mutation: 1, generations: 1}",
+    "backbone=vit_tiny_random",
+    "dataset=dsprites_loc",
+    "data=synthetic",
+    "protocol=smoke",
+    "trainer=cpu",
+    "trainer.threads=1",
+    "trainer.progress=false",
+]
+
+
+def test_a_run_finds_its_subnet_and_retrains_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: Any) -> None:
+        raise RuntimeError("power cut")
+
+    monkeypatch.setattr(NOAH, "install", killed)
+    with pytest.raises(RuntimeError, match="power cut"):
+        run(compose_config(*FIND, f"root={tmp_path}"))
+    monkeypatch.undo()
+    (scout,) = tmp_path.glob("phases/*/phase.json")
+    monkeypatch.setattr(supernet, "evolve", killed)  # the supernet and its evolution are not repeated
+    run(compose_config(*FIND, f"root={tmp_path}"))
+    (result,) = ResultStore(tmp_path).all()
+    (phase,) = result.phases
+    found = phase.extra["scout"]
+    assert phase.extra["subnet"] == {**found["subnet"], "source": "given"}
+    assert phase.num_tunable == num_parameters(found["subnet"], 48)
+    assert found["fingerprint"] == scout.parent.name
+    assert found["evolution"]["recipe"]["population"] == 4
+    assert phase.method["search"] is None
+    assert result.config["method"]["search"]["limit"] == 640_000
+
+
+def test_a_later_phase_is_searched_on_the_ones_before_it() -> None:
+    asked: list[list[str]] = []
+    subnet = {kind: [1, 3] for kind in KINDS}
+
+    def attempt(methods: Sequence[Any]) -> PhaseResult:
+        asked.append([method.label for method in methods])
+        costs = {"num_tunable": 1, "num_head": 1, "stored_bytes": 1, "seconds": 1.0}
+        return PhaseResult(label="x", accuracy=50.0, extra={"subnet": subnet, "plan": None}, **costs)
+
+    first, said = build("lora"), []
+    chosen, facts = explore([first, NOAH(label="noah", search=SEARCH)], attempt, said.append)
+    assert asked == [["lora", "noah_supernet"]]
+    assert chosen[0] is first
+    assert (chosen[1].subnet, chosen[1].search) == (subnet, None)
+    assert list(facts) == [1]
+    assert facts[1]["scout"]["subnet"] == subnet
+    assert said == ["phase 2 noah: first noah_supernet, on train800 and val200"]
+
+
+def test_the_whole_recipe_is_part_of_the_identity() -> None:
+    noah = build("noah", "method.search=evolution")
+    assert noah.spec()["search"] == Evolution().spec()
+    scout = noah.scout()
+    assert (scout.epochs, scout.lr) == (500, 5e-4)
+    with pytest.raises(ConfigError, match="method 'noah' has a search, which a run does first"):
+        noah.install(network("vit"))
+    assert dataclasses.replace(noah, search=None).scout() is None

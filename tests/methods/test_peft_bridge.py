@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from headwise.methods.peft_bridge import PeftInstalled, PeftMethod
 from made_networks import batches, compose_config, composed_method, distance, images, logits, network, perturb
 
 BLOCKS = {"target_modules_bd_b": ["q", "v"], "nblocks": 4}
-NAMES = ["peft_lora", "peft_dora", "peft_pissa", "peft_adalora"]
+NAMES = ["peft_lora", "peft_dora", "peft_pissa", "adalora", "peft"]
 
 
 def method(kind: str = "peft.LoraConfig", targets: tuple[str, ...] = ("q", "v"), **config: Any) -> PeftMethod:
@@ -64,9 +65,9 @@ def test_configuration_inside_a_two_phase_method_is_plain_too() -> None:
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
-    cfg = compose_config("method=hs_lora", "method@method.first=peft_adalora")
+    cfg = compose_config("method=hs_lora", "method@method.first=adalora")
     both = instantiate(OmegaConf.to_container(cfg, resolve=True)["method"], _convert_="all")  # type: ignore[index]
-    assert both.first == composed_method("peft_adalora")
+    assert both.first == composed_method("adalora")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -130,6 +131,21 @@ def test_pissa_residual_follows_the_stored_start() -> None:
         ),
         (method(r=4, bias="all"), r"config\.bias='all' is not supported.*method=bitfit"),
         (method(r=0), "peft cannot install peft.LoraConfig: .*`r` should be a positive integer"),
+        (method(r=4, targets=(), target_modules=".*proj"), r"reaches patch_embed\.proj"),
+        (method(r=4, targets=(), target_modules="all-linears"), "'all-linears' matches no module"),
+        (method(r=4, targets=(), target_modules=["q"], exclude_modules=["q"]), r"\['q'\] matches no module"),
+        (method(r=4, layers_to_transform=[0]), r"config\.layers_to_transform chooses among the names of config"),
+        (
+            method(r=4, targets=(), target_modules=["q"], layers_to_transform=[9], layers_pattern="blocks"),
+            "matches no module",
+        ),
+        (adalora(r=4), r"peft\.AdaLoraConfig: .*`r` is not used"),
+        (method(r=4, inference_mode=True), r"trains nothing \(config\.inference_mode"),
+        (method("peft.VeraConfg"), r"did you mean 'peft\.VeraConfig'"),
+        (method("peft.VeraConfig", rank=4), r"peft\.VeraConfig has no field 'rank'"),
+        (method("peft.FourierFTConfig", n_frequency=3000), "less than or equal to .* 3000 and the product is 2304"),
+        (method("peft.OFTConfig", oft_block_size=7, r=0), r"install peft\.OFTConfig: Invalid `oft_block_size` \(7\)!"),
+        (method(r=8, use_bdlora={"_target_": "peft.BdLoraConfig", **BLOCKS, "nblocks": 5}), "peft cannot install"),
         (adalora(target_r=6), r"config\.target_r must be below init_r=6, got 6"),
         (adalora(tinit=800, tfinal=300), "don't allow for a budgeting phase"),
     ],
@@ -144,6 +160,22 @@ def test_adalora_refuses_a_run_without_room_or_plan() -> None:
         adalora().install(network("vit"), {"num_steps": 1})
     with pytest.raises(ConfigError, match="must know the number of training steps"):
         adalora().install(network("vit")).callbacks()
+
+
+def test_the_updates_own_learning_rate_is_checked() -> None:
+    for wrong in (0.0, -1.0, float("nan")):
+        with pytest.raises(ConfigError, match="adapter_lr of method 'peft' must be above 0, or null"):
+            dataclasses.replace(method(r=4), adapter_lr=wrong)
+    assert "adapter_lr" not in method(r=4).spec()
+    own = dataclasses.replace(composed_method("fourierft"), adapter_lr=0.1)
+    assert build_method(own.spec(), "fourierft") == own
+
+
+def test_starts_off_zero_are_declared() -> None:
+    assert composed_method("fourierft").identity_tolerance == 10.0
+    assert method(init_lora_weights=False).identity_tolerance == 10.0
+    for exact in (method(), method("peft.FourierFTConfig", init_weights=True), composed_method("peft")):
+        assert exact.identity_tolerance == 1e-5
 
 
 def test_the_head_trains_and_nothing_else_of_the_network() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -113,7 +114,25 @@ def test_restored_from_its_plan() -> None:
     assert torch.equal(logits(again, X), logits(net, X))
 
 
+def test_upstream_starts_lora_off_zero() -> None:
+    net, method, plan = planned(4000)
+    assert plan["structured"]
+    assert distance(logits(net, X), before := logits(network("vit"), X)) == 0.0
+    installed = dataclasses.replace(method, init="upstream").install(net, plan)
+    for key in plan["structured"]:
+        for factor in (installed.owners[key].A, installed.owners[key].B):
+            assert 0.012 < factor.std() < 0.028, key
+    assert all(not installed.owners[key].values.any() for key in plan["sparse"])
+    assert 1e-5 < distance(logits(net, X), before) <= dataclasses.replace(method, init="upstream").identity_tolerance
+    step(net, installed)
+    moved = logits(net, X)
+    installed.merge()
+    assert distance(logits(net, X), moved) <= 1e-5
+
+
 def test_refuses() -> None:
+    with pytest.raises(ConfigError, match=r"unknown init 'upsteam' of method 'spt_lora' \(did you mean 'upstream'"):
+        build("spt_lora", "method.init=upsteam")
     with pytest.raises(ConfigError, match="needs the plan that its prepare"):
         build("spt_lora").install(network("vit"))
     with pytest.raises(ConfigError, match="budget of method 'spt_lora' must be larger than 0, got 0"):

@@ -24,6 +24,13 @@ from headwise.data.tasks import VTABTask
 from headwise.data.tfds import TFDSSource
 from headwise.errors import DataError
 
+FEW = 256
+"""Up to so many images are drawn as they are asked for, however slowly, and kept for the next run of this process; the
+same images as those of the prepared set."""
+KEPT = 128
+"""Small splits that are kept."""
+_kept: dict[tuple[object, ...], Pixels] = {}
+
 
 class SyntheticSource:
     """Images drawn by ``headwise.data.synthetic.<builder>`` in upstream's own split, or by a stand-in.
@@ -77,10 +84,21 @@ class SyntheticSource:
         if task.shots is not None:
             return fewshot.load(self, task, split, size, resize, limit)
         generator = self._generator(task)
+        if limit is not None and limit <= FEW and not self.records:
+            return self._few(task, split, size, resize, limit)
         if getattr(generator, "SLOW", False) or (self.records and self.has(task)):
             root = prepared_root(generator, task, self.lossy)
             return TFDSSource(root, official=False).load(task, split, size, resize, limit)
         return self.pick(task, split, subset(self.count(task, split), limit), size, resize)
+
+    def _few(self, task: VTABTask, split: str, size: int, resize: str, limit: int) -> Pixels:
+        """A small part of a split, drawn once in a process."""
+        key = (self.fingerprint(task, (split,)), size, resize, limit)
+        if key not in _kept:
+            if len(_kept) >= KEPT:
+                _kept.clear()
+            _kept[key] = self.pick(task, split, subset(self.count(task, split), limit), size, resize)
+        return _kept[key]
 
     def all_labels(self, task: VTABTask, split: str) -> NDArray[np.int64]:
         """(N,) classes of a split; draws no image."""

@@ -5,18 +5,14 @@ x <- x + DropPath(MLP(LN2 x)) + s U drop(relu(D x)), x after the attention resid
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import nn
-
 from headwise.backbone import Backbone
 from headwise.bottleneck import Bottleneck
 from headwise.methods.base import Installed, Method, Plan
-from headwise.methods.structural import blocks, install_parts, place, refuse_targets, width_of
-from headwise.wrapping import Beside, check_block
+from headwise.methods.structural import beside_mlps, install_parts, refuse_targets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,17 +48,15 @@ class AdaptFormer(Method):
         Raises:
             ConfigError: for a hidden width out of range, or blocks whose halves are unknown.
         """
-        parts: dict[str, nn.Module] = {}
-        for key, path, block in blocks(net):
-            check_block(block)
-            part = Bottleneck(
-                width_of(net, key),
+
+        def make(width: int) -> Bottleneck:
+            return Bottleneck(
+                width,
                 self.hidden,
                 activation=self.activation,
                 bias=self.bias,
                 dropout=self.dropout,
                 scale=self.scale,
             )
-            parts[f"{key}.adaptformer"] = part
-            place(net, path, functools.partial(Beside, part=part))
-        return install_parts(net, parts)
+
+        return install_parts(net, beside_mlps(net, "adaptformer", make))

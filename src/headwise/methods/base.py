@@ -135,7 +135,10 @@ class Installed:
             prefix = f"{owner}."
             own = {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}
             if isinstance(module, Packs):
-                module.unpack(own)
+                try:
+                    module.unpack(own)
+                except CheckpointError as error:
+                    raise CheckpointError(f"{owner}: {error}") from error
             else:
                 target = {n: t for n, t in module.state_dict(keep_vars=True).items() if n in own}
                 copy_into(target, own)
@@ -178,6 +181,8 @@ class Installed:
             module = self.net.linear(site)
             if isinstance(module, AdaptedLinear):
                 self.net.replace(site, module.merged())
+            elif isinstance(module, BesideLinear):
+                module.settle()
         for path, wrapper in wrappers(self.net.model):
             plain = wrapper.merged()
             if plain is None:
@@ -299,6 +304,14 @@ class Method:
             return None
         observed = gate.score_data if gate.score_data == "last_batch" else None
         return {**self.spec(), "gate": observed}, gate.warmup_epochs(epochs)
+
+    def scout(self) -> Method | None:
+        """A method that a run trains first, on the search's splits, to find out this one's fields (NOAH's subnet)."""
+        return None
+
+    def after(self, report: Mapping[str, Any]) -> Method:
+        """This method with what its scout reported."""
+        return self
 
     def phases(self) -> tuple[Method, ...]:
         """The phases of a run, in order; each ends by merging."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -12,10 +11,9 @@ from torch import nn
 from headwise.backbone import Backbone
 from headwise.bottleneck import Bottleneck
 from headwise.methods.base import Installed, Method, Plan
-from headwise.methods.structural import blocks, install_parts, place, refuse_targets, width_of
+from headwise.methods.structural import beside_mlps, install_parts, refuse_targets
 from headwise.quantize import Quantizer
 from headwise.quantized import QuantizedBottleneck, QuantizedLinear
-from headwise.wrapping import Beside, check_block
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,13 +56,12 @@ class BiAdaptFormer(Method):
         Raises:
             ConfigError: for a hidden width out of range, or blocks whose halves are unknown.
         """
-        parts: dict[str, nn.Module] = {}
-        for key, path, block in blocks(net):
-            check_block(block)
-            bottleneck = Bottleneck(width_of(net, key), self.hidden, dropout=self.dropout, scale=self.scale)
-            part = QuantizedBottleneck(bottleneck, Quantizer(self.bits, self.codebook))
-            parts[f"{key}.adaptformer"] = part
-            place(net, path, functools.partial(Beside, part=part))
+
+        def make(width: int) -> nn.Module:
+            part = Bottleneck(width, self.hidden, dropout=self.dropout, scale=self.scale)
+            return QuantizedBottleneck(part, Quantizer(self.bits, self.codebook))
+
+        parts = beside_mlps(net, "adaptformer", make)
         if self.head_bits is not None:
             net.set_head(QuantizedLinear(net.head, Quantizer(self.head_bits, self.codebook)))
         return install_parts(net, parts)

@@ -35,27 +35,17 @@ class DoRADelta(Delta):
     base_square: Tensor
 
     def __init__(self, site: Site, base: Tensor, rank: int, scale: float = 1.0) -> None:
-        """Build factors and magnitudes of one projection.
-
-        Args:
-            site: the projection, for its heads.
-            base: its weight, (O, I).
-            rank: R, in 1 .. min(O, I).
-            scale: s, constant.
-
-        Raises:
-            ConfigError: for a rank out of range.
-        """
+        """Factors and magnitudes of one projection with weight `base`, (O, I); ConfigError for a rank out of range."""
         super().__init__()
         check_rank(site, base, rank)
-        self.site, self.constant = site, float(scale)
+        self.have_heads(site, base)
+        self.constant = float(scale)
         num_rows, num_inputs = base.shape
         square = base.detach().float().square().sum(dim=1)
         self.A = nn.Parameter(torch.empty(1, rank, num_inputs, device=base.device))
         self.B = nn.Parameter(torch.zeros(1, num_rows, rank, device=base.device))
         self.magnitude = nn.Parameter(square.sqrt())
         self.register_buffer("base_square", square, persistent=False)
-        self.register_buffer("active", torch.ones(site.num_heads, device=base.device))
         kaiming_(self.A)
 
     @property
@@ -76,19 +66,17 @@ class DoRADelta(Delta):
 
     def factors(self) -> Factors:
         """A, (1, R, I), and the scaled, gated B, (1, O, R)."""
-        gate = self.site.rows(self.active).view(1, -1, 1)
-        return Factors(self.A, self.B * (gate * self.constant))
+        return Factors(self.A, self.B * (self.gate().view(1, -1, 1) * self.constant))
 
     def scale(self, base: Tensor) -> Tensor:
         """m / ||W + s B A||, (O,); 1 in the rows of a head that is off."""
-        return 1.0 + self.site.rows(self.active) * (self.magnitude / self.norm(base) - 1.0)
+        return 1.0 + self.gate() * (self.magnitude / self.norm(base) - 1.0)
 
     def weight(self, base: Tensor) -> Tensor:
         """Dense update, (O, I)."""
         down, up = self.A[0], self.B[0] * self.constant
         ratio = (self.magnitude / self.norm(base)).unsqueeze(1)
-        gate = self.site.rows(self.active).unsqueeze(1)
-        return (gate * ((ratio - 1.0) * base + ratio * (up @ down))).to(base.dtype)
+        return (self.gate().unsqueeze(1) * ((ratio - 1.0) * base + ratio * (up @ down))).to(base.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,9 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from headwise.adapted import Delta, Factors
-from headwise.errors import ConfigError
+from headwise.errors import ConfigError, suggest
 from headwise.methods.base import Method
-from headwise.sites import PROJECTIONS, Site
+from headwise.sites import PROJECTIONS, Site, by_stage, common_width
+
+KINDS = ("tt", "tk")
 
 
 class Shared(nn.Module):
@@ -114,101 +116,48 @@ class TKDelta(FacTDelta):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FacTTT(Method):
-    """FacT-TT: U, V shared, S per slot. V is zero, so the start is the identity; merges.
+class FacT(Method):
+    """U and V shared by all blocks; S free (FacT-TT) or from a shared core (FacT-TK). V is zero, so the start is the
+    identity; merges.
 
-    Parameters: 2 d r + P L r^2; ViT-B/16, all six projections (P = 12): r = 16 61,440, r = 8 21,504, r = 4 8,448.
+    Parameters: 2 d r and P L r^2 (TT), P L r + r^3 (TK). ViT-B/16, all six projections (P = 12): TT r = 16 61,440,
+    r = 8 21,504, r = 4 8,448; TK r = 32 86,528, r = 16 30,976.
 
     Attributes:
+        kind: tt or tk.
         rank: r, in 1 .. d.
         scale: s, constant; searched in {0.01 .. 100} per task by the paper.
         dropout: of the hidden after S, in [0, 1); 0.1 in the paper.
-    """
+    """  # noqa: D205
 
     targets: Sequence[str] = PROJECTIONS
+    kind: str
     rank: int
     scale: float = 1.0
     dropout: float = 0.1
 
-    def build_all(self, bases: Mapping[Site, Tensor]) -> dict[Site, Delta]:
-        """One `Shared` per stage, one delta per projection.
-
-        Raises:
-            ConfigError: for a rank or dropout out of range, or an MLP whose width is no multiple of the block's.
-        """
-        check_dropout(self.label, self.dropout)
-        deltas: dict[Site, Delta] = {}
-        for sites in by_stage(bases):
-            first = bases[sites[0]]
-            shared = Shared(first, common_width(sites, bases), self.rank)
-            for site in sites:
-                deltas[site] = TTDelta(bases[site], shared, self.scale, self.dropout)
-        return deltas
-
-
-@dataclass(frozen=True, kw_only=True)
-class FacTTK(Method):
-    """FacT-TK: U, V, core and slot factors shared by all blocks. V is zero, so the start is the identity; merges.
-
-    Parameters: 2 d r + P L r + r^3; ViT-B/16, all six projections (P L = 144): r = 32 86,528, r = 16 30,976.
-
-    Attributes:
-        rank: r, in 1 .. d.
-        scale: s, constant; searched in {0.01 .. 100} per task by the paper.
-        dropout: of the hidden after S, in [0, 1); 0.1 in the paper.
-    """
-
-    targets: Sequence[str] = PROJECTIONS
-    rank: int
-    scale: float = 1.0
-    dropout: float = 0.1
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kind not in KINDS:
+            raise ConfigError(f"unknown kind of FacT {self.kind!r}{suggest(self.kind, KINDS)}")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ConfigError(f"dropout of method {self.label!r} must be in [0, 1), got {self.dropout}")
 
     def build_all(self, bases: Mapping[Site, Tensor]) -> dict[Site, Delta]:
-        """One `Shared` and one `Core` per stage, one delta per projection.
+        """One `Shared` per stage, for TK one `Core` as well, and one delta per projection.
 
         Raises:
-            ConfigError: for a rank or dropout out of range, or an MLP whose width is no multiple of the block's.
+            ConfigError: for a rank out of range, or an MLP whose width is no multiple of the block's.
         """
-        check_dropout(self.label, self.dropout)
         deltas: dict[Site, Delta] = {}
         for sites in by_stage(bases):
-            first, width = bases[sites[0]], common_width(sites, bases)
+            first, width = bases[sites[0]], common_width("FacT", sites, bases)
             shared = Shared(first, width, self.rank)
+            if self.kind == "tt":
+                deltas |= {site: TTDelta(bases[site], shared, self.scale, self.dropout) for site in sites}
+                continue
             slots = [max(bases[site].shape) // width for site in sites]
             core = Core(first, self.rank, sum(slots))
-            offsets = itertools.accumulate(slots, initial=0)
-            for site, offset in zip(sites, offsets, strict=False):
+            for site, offset in zip(sites, itertools.accumulate(slots, initial=0), strict=False):
                 deltas[site] = TKDelta(bases[site], shared, core, offset, self.scale, self.dropout)
         return deltas
-
-
-def by_stage(bases: Mapping[Site, Tensor]) -> list[list[Site]]:
-    """Sites in network order, one list per stage."""
-    return [list(sites) for _, sites in itertools.groupby(bases, key=lambda site: site.stage)]
-
-
-def common_width(sites: Sequence[Site], bases: Mapping[Site, Tensor]) -> int:
-    """d of one stage.
-
-    Raises:
-        ConfigError: if a projection's sides are not d by a multiple of d.
-    """
-    width = min(bases[sites[0]].shape)
-    for site in sites:
-        short, long = sorted(bases[site].shape)
-        if short != width or long % width:
-            raise ConfigError(
-                f"FacT cuts {site.key} {tuple(bases[site].shape)} into squares of {width}; "
-                "both sides must be multiples of it"
-            )
-    return width
-
-
-def check_dropout(label: str, dropout: float) -> None:
-    """Refuse a probability out of range.
-
-    Raises:
-        ConfigError: outside [0, 1).
-    """
-    if not 0.0 <= dropout < 1.0:
-        raise ConfigError(f"dropout of method {label!r} must be in [0, 1), got {dropout}")

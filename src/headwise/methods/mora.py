@@ -1,7 +1,7 @@
 """MoRA (Jiang et al., arXiv:2405.12130): one square matrix per projection between two fixed maps.
 
 y = W x + f_dec(M f_comp(x)), M (m, m) zero at the start, m = floor(sqrt((I + O) r) + 0.5), even for type 6. Both maps
-are linear, so the update is dense and merges.
+are linear, so the update is a dense matrix and merges.
 
 Legend: I/O features, m side of M, J = ceil(I / m) chunks of the input.
 """
@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headwise.adapted import Delta
@@ -63,6 +64,23 @@ class MoRADelta(Delta):
             self.register_buffer("cos", angle.cos(), persistent=False)
             self.register_buffer("sin", angle.sin(), persistent=False)
 
+    def turned(self) -> Tensor:
+        """M times the rotation of each chunk, (J, m, m); type 6."""
+        half = self.M.shape[0] // 2
+        crossed = self.M * self.sin[:, None]
+        return self.M * self.cos[:, None] + torch.cat([crossed[..., half:], -crossed[..., :half]], dim=-1)
+
+    def forward(self, x: Tensor, base: Tensor) -> Tensor:
+        """Update of the output, (..., O), chunk by chunk: m / O of the arithmetic of the dense update."""
+        num_outputs, num_inputs = self.shape
+        side = self.M.shape[0]
+        whole = torch.cat([x, x[..., : -num_inputs % side]], dim=-1).unflatten(-1, (-1, side))
+        if self.kind == 1:
+            y = F.linear(whole.sum(-2), self.M.to(x.dtype))
+        else:
+            y = torch.einsum("...ji,joi->...jo", whole, self.turned().to(x.dtype)).flatten(-2)
+        return torch.cat([y] * -(-num_outputs // y.shape[-1]), dim=-1)[..., :num_outputs]
+
     def weight(self, base: Tensor) -> Tensor:
         """Dense update, (O, I)."""
         num_outputs, num_inputs = self.shape
@@ -71,15 +89,10 @@ class MoRADelta(Delta):
         if self.kind == 1:
             padded = self.M.repeat(1, chunks)[rows % side]
         else:
-            turned = self.M * self.sin[:, None]
-            half = side // 2
-            blocks = self.M * self.cos[:, None] + torch.cat([turned[..., half:], -turned[..., :half]], dim=-1)
-            padded = torch.block_diag(*blocks)[rows % (chunks * side)]
-        extra = chunks * side - num_inputs
+            padded = torch.block_diag(*self.turned())[rows % (chunks * side)]
         dense = padded[:, :num_inputs]
-        if extra:
-            again = torch.nn.functional.pad(padded[:, num_inputs:], (0, num_inputs - extra))
-            dense = dense + again
+        if extra := chunks * side - num_inputs:
+            dense = dense + F.pad(padded[:, num_inputs:], (0, num_inputs - extra))
         return dense.to(base.dtype)
 
 

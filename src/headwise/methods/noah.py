@@ -1,9 +1,10 @@
 """NOAH (Zhang et al., arXiv:2206.04673): prompts, LoRA and an adapter in every block, sized by a search per task.
 
-This is the search's third stage: a found subnet, retrained from the pretrained weights. Block l has p_l prompts (at the
-end of the sequence, in place of those of block l - 1), LoRA of rank r_l on q, k and v with one A, and an adapter of
-width w_l on the MLP's output: m + U drop(quick_gelu(D m)), outside drop-path. The nineteen subnets that were published
-are part of the package (paper/noah_subnets.csv, from the authors' configuration files).
+Block l has p_l prompts (at the end of the sequence, in place of earlier ones), LoRA of rank r_l on q, k and v with one
+A, and an adapter of width w_l on the MLP's output: m + U drop(quick_gelu(D m)), outside drop-path; 0 leaves a part out,
+and the prompts of the block before stay. A subnet is found in two stages, a supernet trained with a random subnet each
+step on train800 and an evolution on val200, and then retrained from the pretrained weights. The nineteen subnets that
+were published are part of the package (paper/noah_subnets.csv, from the authors' configuration files).
 
 Legend: C channels.
 """
@@ -14,25 +15,28 @@ import csv
 import functools
 import importlib.resources
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
+import lightning as L
 from torch import Tensor, nn
 
 from headwise.adapted import Delta
 from headwise.backbone import Backbone
 from headwise.bottleneck import Bottleneck
-from headwise.errors import ConfigError
+from headwise.errors import ConfigError, suggest
+from headwise.evolution import Evolution, Subnet
 from headwise.lowrank import LowRank
 from headwise.methods.base import Installed, Method, Plan
 from headwise.methods.structural import blocks, place, require_vit, width_of
 from headwise.prompting import Prompted, Prompts, chain
 from headwise.sites import QKV, Site
+from headwise.supernet import SlicedBottleneck, SlicedLowRank, SlicedPrompts, SubnetSearch
 from headwise.wrapping import After, check_block
 
 KINDS = ("prompt_tokens", "lora_rank", "adapter_width")
-Subnet = dict[str, list[int]]
+INITS = ("default", "upstream")
 
 
 def published_subnets() -> dict[str, Subnet]:
@@ -43,6 +47,15 @@ def published_subnets() -> dict[str, Subnet]:
         sizes = [int(row[f"block{index}"]) for index in range(len(row) - 2)]
         subnets.setdefault(row["task"], {})[row["module"]] = sizes
     return subnets
+
+
+def num_parameters(subnet: Subnet, width: int) -> int:
+    """Parameters of a subnet at C = `width`: C per prompt, 4 C per rank, 2 C w + w + C per adapter of width w."""
+    prompts, ranks, adapters = (subnet[kind] for kind in KINDS)
+    return sum(
+        width * (p + 4 * r) + (2 * width * w + w + width if w else 0)
+        for p, r, w in zip(prompts, ranks, adapters, strict=True)
+    )
 
 
 class NOAHInstalled(Installed):
@@ -62,14 +75,18 @@ class NOAHInstalled(Installed):
 class NOAH(Method):
     """A NOAH subnet, retrained; only its LoRA merges, the rest stays in place. Starts off the identity. ViT only.
 
-    Parameters: C per prompt, 4 C per rank, 2 C w + w + C per adapter; ViT-B/16: 360,134 on average over the 19 tasks.
-    Init: prompts and adapters Xavier uniform, LoRA Kaiming and zero.
+    Parameters: `num_parameters`; ViT-B/16: 360,134 on average over the 19 tasks.
+    Init: prompts and adapters Xavier uniform, LoRA Kaiming and zero. In the authors' code an initialisation of the
+    whole model runs afterwards, and LoRA's and the adapters' matrices start normal with std 0.02: ``init=upstream``.
 
     Attributes:
         task: whose published subnet to take; a task without one (few-shot) takes `default`.
         default: size of prompts, ranks and adapters in every block; 5 is the middle of the search space {1, 5, 10}.
-        subnet: sizes of prompt_tokens, lora_rank and adapter_width, one per block; goes before `task`.
+        subnet: sizes of prompt_tokens, lora_rank and adapter_width, one per block, 0 for none; goes before `task`.
         dropout: of prompts and of both hiddens, in [0, 1).
+        init: ``default`` or ``upstream``.
+        search: fields of `headwise.evolution.Evolution`, or the word ``evolution`` for its defaults: a run then finds
+            the subnet itself, before `subnet` and `task`; None does not.
 
     A published subnet has twelve blocks; a network of L takes the sizes of blocks floor(12 i / L). What was used is in
     the record of the phase.
@@ -80,28 +97,46 @@ class NOAH(Method):
     default: int = 5
     subnet: Mapping[str, Sequence[int]] | None = None
     dropout: float = 0.1
+    init: str = "default"
+    search: Mapping[str, Any] | str | None = None
     merges: ClassVar[bool] = False
     identity_tolerance: ClassVar[float] = 10.0
     networks: ClassVar[tuple[str, ...]] = ("vit",)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if set(self.targets) != set(QKV):
-            raise ConfigError(f"NOAH's LoRA adapts q, k and v together, got targets={list(self.targets)}")
+        _check_targets(self)
         if self.default < 1:
             raise ConfigError(f"default of method {self.label!r} must be at least 1, got {self.default}")
+        if self.init not in INITS:
+            raise ConfigError(f"unknown init {self.init!r} of method {self.label!r}{suggest(self.init, INITS)}")
+        if self.search is not None:
+            object.__setattr__(self, "search", Evolution.of(self.search).spec())
+
+    def scout(self) -> Method | None:
+        """The supernet, if the subnet is to be found."""
+        if self.search is None:
+            return None
+        recipe = Evolution.of(self.search)
+        return Supernet(
+            label="noah_supernet", search=recipe.spec(), dropout=self.dropout, epochs=recipe.epochs, lr=recipe.lr
+        )
+
+    def after(self, report: Mapping[str, Any]) -> Method:
+        """This method with the subnet that the supernet reports."""
+        return replace(self, subnet=report["subnet"], search=None)
 
     def sizes(self, num_blocks: int) -> tuple[Subnet, str]:
         """The subnet for a network of `num_blocks`, and where it comes from.
 
         Raises:
-            ConfigError: if `subnet` lacks a kind, has another number of blocks, or a size below 1.
+            ConfigError: if `subnet` lacks a kind, has another number of blocks, or a size below 0.
         """
         if self.subnet is not None:
             given = {kind: list(self.subnet.get(kind, ())) for kind in KINDS}
             for kind, sizes in given.items():
-                if len(sizes) != num_blocks or min(sizes, default=0) < 1:
-                    raise ConfigError(f"subnet.{kind} of NOAH must be {num_blocks} sizes of at least 1, got {sizes}")
+                if len(sizes) != num_blocks or min(sizes, default=0) < 0:
+                    raise ConfigError(f"subnet.{kind} of NOAH must be {num_blocks} sizes of at least 0, got {sizes}")
             return given, "given"
         published = published_subnets().get(self.task or "")
         if published is None:
@@ -116,46 +151,159 @@ class NOAH(Method):
         """Put deltas at q, k and v, wrap every block, the end of its MLP branch, and the final norm.
 
         Raises:
-            ConfigError: on a network that is no ViT, or for sizes out of range.
+            ConfigError: on a network that is no ViT, for sizes out of range, or while `search` is still to be done.
         """
         require_vit(net, self)
-        found = list(blocks(net))
-        subnet, source = self.sizes(len(found))
+        if self.search is not None:
+            raise ConfigError(f"method {self.label!r} has a search, which a run does first: headwise.search.explore")
+        subnet, source = self.sizes(len(list(blocks(net))))
         owners = dict(super().install(net, plan).owners)
-        live = [sum(w.count for w in chain(block) if w.at_end) for _, _, block in found]
-        previous = 0
-        for index, (key, path, block) in enumerate(found):
-            check_block(block)
-            width = width_of(net, key)
-            count = subnet["prompt_tokens"][index]
-            prompts = Prompts(count, width, math.sqrt(6.0 / (count + width)), self.dropout)
-            adapter = Bottleneck(
-                width,
-                subnet["adapter_width"][index],
-                activation="quick_gelu",
-                bias=True,
-                dropout=self.dropout,
-                init="xavier",
-            )
-            owners |= {f"{key}.prompts": prompts, f"{key}.adapter": adapter}
-            place(net, f"{path}.drop_path2", functools.partial(After, part=adapter))
-            behind = live[index - 1] if index else 0
-            _prompt(net, path, prompts, behind, previous)
-            previous = count
-        _prompt(net, "norm", None, live[-1], previous)
+        parts, _ = _insert(net, subnet, self.dropout, Prompts, Bottleneck)
+        owners |= parts
+        if self.init == "upstream":
+            _upstream(owners.values())
         return NOAHInstalled(net, owners, subnet, source)
 
     def build_all(self, bases: Mapping[Site, Tensor]) -> dict[Site, Delta]:
-        """LoRA of each block's rank, one A for q, k and v."""
+        """LoRA of each block's rank, one A for q, k and v; none at rank 0."""
         ranks = self.sizes(1 + max(site.block for site in bases))[0]["lora_rank"]
-        deltas: dict[Site, Delta] = {}
-        first: dict[int, LowRank] = {}
-        for site, base in bases.items():
-            delta = LowRank(site, base, ranks[site.block], dropout=self.dropout)
-            delta.A = first.setdefault(site.block, delta).A
-            deltas[site] = delta
-        return deltas
+        used = {site: base for site, base in bases.items() if ranks[site.block]}
+        return _one_a(used, lambda site, base: LowRank(site, base, ranks[site.block], dropout=self.dropout))
 
 
-def _prompt(net: Backbone, path: str, prompts: Prompts | None, behind: int, replaced: int) -> None:
-    place(net, path, lambda inner: Prompted(inner, prompts, behind, replaced, at_end=True))
+class SupernetInstalled(Installed):
+    """Every part at its largest, and one subnet of it in use."""
+
+    def __init__(
+        self, net: Backbone, owners: Mapping[str, nn.Module], wrappers: Sequence[Prompted], recipe: Evolution
+    ) -> None:
+        super().__init__(net, owners)
+        self.wrappers = list(wrappers)
+        self.keys = [key for key, _, _ in blocks(net)]
+        width = width_of(net, self.keys[0])
+        cost = functools.partial(num_parameters, width=width)
+        self.searching = SubnetSearch(recipe, KINDS, len(self.keys), cost, self.use)
+        self.freeze_rest()
+
+    def use(self, subnet: Subnet) -> None:
+        """Work at these sizes."""
+        live = 0
+        for index, key in enumerate(self.keys):
+            prompts, rank, width = (subnet[kind][index] for kind in KINDS)
+            owners: dict[str, Any] = self.owners
+            owners[f"{key}.prompts"].used, owners[f"{key}.adapter"].used = prompts, width
+            for proj in QKV:
+                owners[f"{key}.{proj}"].used = rank
+            self.wrappers[index].replaced = live if prompts else 0
+            live = prompts or live
+        self.wrappers[-1].replaced = live
+
+    def callbacks(self) -> list[L.Callback]:
+        """The search."""
+        return [*super().callbacks(), self.searching]
+
+    def report(self) -> dict[str, Any]:
+        """The subnet that was found, and how; nothing before."""
+        found = self.searching.found
+        if found is None:
+            return super().report()
+        recipe = self.searching.recipe.spec()
+        facts = {"parameters": found.cost, "num_tried": found.num_tried, "best": found.best, "recipe": recipe}
+        return {**super().report(), "subnet": found.subnet, "evolution": facts}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Supernet(Method):
+    """Every part of NOAH at its largest; the network is thrown away once it has told the best subnet.
+
+    Attributes:
+        search: fields of `headwise.evolution.Evolution`.
+        dropout: of prompts and of both hiddens, in [0, 1).
+    """
+
+    targets: Sequence[str] = QKV
+    search: Mapping[str, Any] = field(default_factory=dict)
+    dropout: float = 0.1
+    merges: ClassVar[bool] = False
+    identity_tolerance: ClassVar[float] = 10.0
+    networks: ClassVar[tuple[str, ...]] = ("vit",)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_targets(self)
+        object.__setattr__(self, "search", Evolution.of(self.search).spec())
+
+    def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
+        """As NOAH, at the largest size everywhere.
+
+        Raises:
+            ConfigError: on a network that is no ViT, or for sizes out of range.
+        """
+        require_vit(net, self)
+        recipe = Evolution.of(self.search)
+        owners = dict(super().install(net, plan).owners)
+        whole = {kind: [max(recipe.sizes)] * len(list(blocks(net))) for kind in KINDS}
+        parts, wrappers = _insert(net, whole, self.dropout, SlicedPrompts, SlicedBottleneck)
+        return SupernetInstalled(net, owners | parts, wrappers, recipe)
+
+    def build_all(self, bases: Mapping[Site, Tensor]) -> dict[Site, Delta]:
+        """LoRA of the largest rank, one A for q, k and v."""
+        rank = max(Evolution.of(self.search).sizes)
+        return _one_a(bases, lambda site, base: SlicedLowRank(site, base, rank, self.dropout))
+
+
+def _check_targets(method: Method) -> None:
+    if set(method.targets) != set(QKV):
+        raise ConfigError(f"NOAH's LoRA adapts q, k and v together, got targets={list(method.targets)}")
+
+
+def _one_a(bases: Mapping[Site, Tensor], build: Callable[[Site, Tensor], Any]) -> dict[Site, Delta]:
+    """Deltas that share the A of their block."""
+    deltas: dict[Site, Delta] = {}
+    first: dict[int, Any] = {}
+    for site, base in bases.items():
+        delta = build(site, base)
+        delta.A = first.setdefault(site.block, delta).A
+        deltas[site] = delta
+    return deltas
+
+
+def _insert(
+    net: Backbone, subnet: Subnet, dropout: float, prompts_of: type[Prompts], adapter_of: type[Bottleneck]
+) -> tuple[dict[str, nn.Module], list[Prompted]]:
+    """Put in prompts and adapters; the new modules by owner, and the wrappers of the blocks and of the final norm."""
+    found = list(blocks(net))
+    owners: dict[str, nn.Module] = {}
+    wrappers: list[Prompted] = []
+    live = [sum(w.count for w in chain(block) if w.at_end) for _, _, block in found]
+    previous = 0
+    for index, (key, path, block) in enumerate(found):
+        check_block(block)
+        width = width_of(net, key)
+        count, hidden = subnet["prompt_tokens"][index], subnet["adapter_width"][index]
+        prompts = prompts_of(count, width, math.sqrt(6.0 / (count + width)), dropout) if count else None
+        if prompts is not None:
+            owners[f"{key}.prompts"] = prompts
+        if hidden:
+            adapter = adapter_of(width, hidden, activation="quick_gelu", bias=True, dropout=dropout, init="xavier")
+            owners[f"{key}.adapter"] = adapter
+            place(net, f"{path}.drop_path2", functools.partial(After, part=adapter))
+        if prompts is not None:
+            wrappers.append(_prompt(net, path, prompts, live[index - 1] if index else 0, previous))
+            previous = count
+    if previous:
+        wrappers.append(_prompt(net, "norm", None, live[-1], previous))
+    return owners, wrappers
+
+
+def _prompt(net: Backbone, path: str, prompts: Prompts | None, behind: int, replaced: int) -> Prompted:
+    wrapper: Any = place(net, path, lambda inner: Prompted(inner, prompts, behind, replaced, at_end=True))
+    return wrapper
+
+
+def _upstream(modules: Iterable[nn.Module]) -> None:
+    """Matrices of LoRA and adapters normal with std 0.02, biases zero; prompts stay."""
+    for module in modules:
+        for name, parameter in module.named_parameters():
+            if isinstance(module, LowRank | Bottleneck):
+                nn.init.zeros_(parameter) if name.endswith("bias") else nn.init.normal_(parameter, std=0.02)

@@ -5,8 +5,10 @@ Legend: O, I features, R rank.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +17,7 @@ import peft
 import torch
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.adalora import AdaLoraModel
+from peft.tuners.lora.dora import DoraLinearLayer
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_target_module_exists
 from torch import Tensor, nn
 
@@ -34,15 +37,36 @@ class PeftMethod(Method):
     """A method of the peft library on our projections; its layers are called one by one, not fused.
 
     Not gateable. Parameters: peft's; LoRA, DoRA and PiSSA as ours, AdaLoRA r * (I + O + 1) per projection at its
-    initial rank, 885,312 at r = 16 on q, k, v of ViT-B/16.
+    initial rank, 885,312 at r = 16 on q, k, v of ViT-B/16; FourierFT n per projection; VeRA r + O.
 
     Attributes:
         config: ``_target_`` (``peft.LoraConfig``) and the fields of that config, plain data. AdaLoRA's ``total_step``
             is filled in; its ``tinit`` and ``tfinal`` may be fractions of the run (floats below 1).
         targets: projections to adapt; [] leaves the choice to ``config.target_modules``.
+        adapter_lr: peak learning rate of the update alone, above 0, scheduled like the head's; None takes the head's.
     """
 
     config: Mapping[str, Any]
+    adapter_lr: float | None = None
+
+    @property
+    def identity_tolerance(self) -> float:  # type: ignore[override]
+        """A config that draws its update at random instead of starting it at zero (FourierFT does) starts off it."""
+        kind = _config_class(self.config)
+        flags = [self.config.get(name, getattr(kind, name, True)) for name in ("init_weights", "init_lora_weights")]
+        return 10.0 if False in flags else Method.identity_tolerance
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.adapter_lr is not None and not self.adapter_lr > 0:
+            raise ConfigError(f"adapter_lr of method {self.label!r} must be above 0, or null, got {self.adapter_lr}")
+
+    def spec(self) -> dict[str, Any]:
+        """As `Method.spec`; a learning rate that the update does not have is left out."""
+        values = super().spec()
+        if self.adapter_lr is None:
+            del values["adapter_lr"]
+        return values
 
     def prepare(self, net: Backbone, batches: Callable[[], Iterable[Any]], num_steps: int) -> Plan | None:
         """AdaLoRA's budget falls over the whole run, so it must know the number of steps."""
@@ -60,12 +84,14 @@ class PeftMethod(Method):
         config = self._configure(net, sites, plan)
         before = {site: weight.clone() for site, weight in _reached(config, net, sites).items()}
         try:
-            tuner = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type](net.model, config, adapter_name=ADAPTER)
-        except (ValueError, TypeError, NotImplementedError, RuntimeError, ImportError) as error:
+            with _strict():
+                tuner = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type](net.model, config, adapter_name=ADAPTER)
+        except (ValueError, TypeError, NotImplementedError, RuntimeError, ImportError, UserWarning) as error:
             raise ConfigError(f"peft cannot install {self.config['_target_']}: {error}") from error
         layers = {site: module for site in net.sites if isinstance(module := net.linear(site), BaseTunerLayer)}
         moved = [site for site, layer in layers.items() if not torch.equal(_base(layer).weight, before[site])]
-        installed = PeftInstalled(net, tuner, layers, moved, None if plan is None else plan.get("num_steps"))
+        num_steps = None if plan is None else plan.get("num_steps")
+        installed = PeftInstalled(net, tuner, layers, moved, num_steps, self.adapter_lr)
         _check_owned(net, installed)
         installed.freeze_rest()
         return installed
@@ -84,6 +110,11 @@ class PeftMethod(Method):
         elif given is None:
             chosen = set(select(net.sites, self.targets))
             values["target_modules"] = [name for name, site in sites.items() if site in chosen]
+        if given in (None, "all-linear") and values.get("layers_to_transform") is not None:
+            raise ConfigError(
+                "config.layers_to_transform chooses among the names of config.target_modules: give those, such as "
+                "[q,v], with method.targets=[]"
+            )
         for field, allowed in (("modules_to_save", None), ("bias", "none"), ("target_parameters", None)):
             if values.get(field, allowed) != allowed:
                 raise ConfigError(
@@ -93,6 +124,14 @@ class PeftMethod(Method):
         if _is_adalora(self.config):
             values |= _adalora_schedule(values, NOMINAL_STEPS if plan is None else plan["num_steps"])
         return _build_config(values)
+
+
+@contextlib.contextmanager
+def _strict() -> Iterator[None]:
+    """Take peft's warnings as errors: they say that it ignores or alters what was asked for."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", category=UserWarning, module=r"peft\.tuners")
+        yield
 
 
 def _is_adalora(config: Mapping[str, Any]) -> bool:
@@ -130,8 +169,9 @@ def _build_config(values: Mapping[str, Any]) -> Any:
             raise ConfigError(f"peft.{kind.__name__} has no field {name!r}{suggest(name, allowed)}")
         options[name] = _build_config(value) if isinstance(value, Mapping) and "_target_" in value else value
     try:
-        config = kind(**options)
-    except (ValueError, TypeError) as error:
+        with _strict():
+            config = kind(**options)
+    except (ValueError, TypeError, UserWarning) as error:
         raise ConfigError(f"peft.{kind.__name__}: {error}") from error
     if hasattr(config, "peft_type") and config.peft_type not in PEFT_TYPE_TO_TUNER_MAPPING:
         raise ConfigError(f"peft.{kind.__name__} adapts no projection, so it cannot be a method here")
@@ -185,7 +225,9 @@ def _reached(config: Any, net: Backbone, sites: Mapping[str, Site]) -> dict[Site
 
 
 def _check_owned(net: Backbone, installed: PeftInstalled) -> None:
-    """What peft wants to train must lie in its layers, and the head must still be ours."""
+    """What peft wants to train must lie in its layers, be something at all, and the head must still be ours."""
+    if not installed.adapter():
+        raise ConfigError("this peft config trains nothing (config.inference_mode, or a rank of 0 everywhere?)")
     owned = {id(tensor) for tensor in installed.state().values()}
     for name, parameter in net.model.named_parameters():
         if parameter.requires_grad and id(parameter) not in owned:
@@ -218,9 +260,11 @@ class PeftInstalled(Installed):
         layers: Mapping[Site, nn.Module],
         moved: Iterable[Site],
         num_steps: int | None,
+        adapter_lr: float | None = None,
     ) -> None:
         super().__init__(net, {})
-        self.tuner, self.layers, self.num_steps = tuner, dict(layers), num_steps
+        self.tuner, self.layers = tuner, dict(layers)
+        self.num_steps, self.adapter_lr = num_steps, adapter_lr
         for layer in self.layers.values():
             layer.train(_base(layer).training)
         self._trained = {id(p) for layer in self.layers.values() for p in layer.parameters() if p.requires_grad}
@@ -290,6 +334,21 @@ class PeftInstalled(Installed):
             if any(not torch.equal(loaded[name], tensor) for name, tensor in computed.items()):
                 layer = self.layers[site]
                 _base(layer).weight.data += _update_of(layer, computed) - _update_of(layer, loaded)
+
+    def param_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """As for every method, DoRA's magnitudes undecayed, and the update at its own learning rate if it has one."""
+        parts = [module for layer in self.layers.values() for module in layer.modules()]
+        magnitudes = {id(p) for part in parts if isinstance(part, DoraLinearLayer) for p in part.parameters()}
+        if self.adapter_lr is None and not magnitudes:
+            return super().param_groups(weight_decay)
+        rate = {} if self.adapter_lr is None else {"lr": self.adapter_lr}
+        own = list(self.adapter().values())
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in own if id(p) not in magnitudes], "weight_decay": weight_decay, **rate},
+            {"params": [p for p in own if id(p) in magnitudes], "weight_decay": 0.0, **rate},
+            {"params": list(self.head().values()), "weight_decay": weight_decay},
+        ]
+        return [group for group in groups if group["params"]]
 
     def penalty(self) -> Tensor | None:
         """AdaLoRA's orthogonality term."""

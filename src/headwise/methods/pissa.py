@@ -34,36 +34,29 @@ class PiSSADelta(Delta):
     by_head = ("B", "B0")
     A0: Tensor
     B0: Tensor
-    active: Tensor
 
     def __init__(self, site: Site, base: Tensor, rank: int, scale: float = 1.0) -> None:
-        """Decompose the weight of one projection.
-
-        Args:
-            site: the projection, for its heads.
-            base: its weight, (O, I).
-            rank: R, in 1 .. min(O, I).
-            scale: s, positive; changes the step size of training, not the start.
+        """Decompose `base`, (O, I); `scale` changes the step size of training, not the start.
 
         Raises:
-            ConfigError: for a rank or scale out of range.
+            ConfigError: for a rank out of range, or a scale that is not positive.
         """
         super().__init__()
         check_rank(site, base, rank)
         if not scale > 0.0:
             raise ConfigError(f"scale must be positive for {site.key}, got {scale}")
-        self.site, self.constant = site, float(scale)
+        self.have_heads(site, base)
+        self.constant = float(scale)
         left, values, right = torch.linalg.svd(base.detach().float(), full_matrices=False)
         root = (values[:rank] / self.constant).sqrt()
         self.register_buffer("A0", (root.unsqueeze(1) * right[:rank]).unsqueeze(0))
         self.register_buffer("B0", (left[:, :rank] * root).unsqueeze(0).contiguous())
         self.A = nn.Parameter(self.A0.clone())
         self.B = nn.Parameter(self.B0.clone())
-        self.register_buffer("active", torch.ones(site.num_heads, device=base.device))
 
     def factors(self) -> Factors:
         """``[A; A0]``, (1, 2 R, I), and the scaled, gated ``[B, -B0]``, (1, O, 2 R)."""
-        gate = self.site.rows(self.active).view(1, -1, 1) * self.constant
+        gate = self.gate().view(1, -1, 1) * self.constant
         return Factors(torch.cat([self.A, self.A0], dim=1), torch.cat([self.B, -self.B0], dim=2) * gate)
 
     def weight(self, base: Tensor) -> Tensor:

@@ -24,12 +24,13 @@ from torch import Tensor, nn
 
 from headwise.adapted import AdaptedLinear, Delta
 from headwise.backbone import Backbone
-from headwise.errors import ConfigError
+from headwise.errors import ConfigError, suggest
 from headwise.lowrank import LowRank
 from headwise.methods.base import Installed, Method, Plan
 from headwise.sites import PROJECTIONS, Site
 
 NUM_TAUS = 200
+INITS = ("default", "upstream")
 
 
 class SparseDelta(Delta):
@@ -63,6 +64,9 @@ class Held(nn.Module):
 class SPTLoRA(Method):
     """LoRA, sparse entries and whole vectors where the task's gradients are largest; merges. Starts at the identity.
 
+    In the authors' code an initialisation of the whole model runs after LoRA is put in, so that A and B both start
+    normal with std 0.02, and the network off the pretrained one: ``init=upstream``.
+
     Parameters: near `budget`: r (I + O) per structured matrix, n per sparse one, the length of each chosen vector, and
     the CLS token. Selected entries of vectors below the threshold count in the budget but do not train, as upstream.
     Swin's position tables and patch merging stay frozen. Dropout acts on the hidden (upstream: on the input).
@@ -75,6 +79,7 @@ class SPTLoRA(Method):
         beta: a vector with length / beta selected entries trains whole; larger than 0.
         scale: of LoRA, constant.
         dropout: of LoRA's hidden, in [0, 1).
+        init: of LoRA: ``default`` (A Kaiming uniform, B zero), or ``upstream``.
     """
 
     targets: Sequence[str] = PROJECTIONS
@@ -85,12 +90,20 @@ class SPTLoRA(Method):
     beta: float = 5.0
     scale: float = 1.0
     dropout: float = 0.1
+    init: str = "default"
+
+    @property
+    def identity_tolerance(self) -> float:  # type: ignore[override]
+        """Upstream's start changes the logits."""
+        return Method.identity_tolerance if self.init == "default" else 10.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("rank", "budget", "num_batches", "alpha", "beta"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} of method {self.label!r} must be larger than 0, got {getattr(self, name)}")
+        if self.init not in INITS:
+            raise ConfigError(f"unknown init {self.init!r} of method {self.label!r}{suggest(self.init, INITS)}")
 
     def prepare(self, net: Backbone, batches: Callable[[], Iterable[Any]], num_steps: int) -> Plan:
         """Sensitivities, and what they select.
@@ -198,7 +211,11 @@ class SPTLoRA(Method):
             if site.key in plan["sparse"]:
                 deltas[site] = SparseDelta(bases[site], unpack_entries(plan["sparse"][site.key]))
             else:
-                deltas[site] = LowRank(site, bases[site], self.rank, scale=self.scale, dropout=self.dropout)
+                low = LowRank(site, bases[site], self.rank, scale=self.scale, dropout=self.dropout)
+                if self.init == "upstream":
+                    nn.init.normal_(low.A, std=0.02)
+                    nn.init.normal_(low.B, std=0.02)
+                deltas[site] = low
         owners: dict[str, nn.Module] = {}
         for site, delta in deltas.items():
             linear: Any = net.linear(site)

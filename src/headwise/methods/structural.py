@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import nn
 from headwise.backbone import Backbone
 from headwise.errors import ConfigError
 from headwise.methods.base import Installed, Method
-from headwise.wrapping import Wrapper, through
+from headwise.wrapping import Beside, Wrapper, check_block, through
 
 
 def place(net: Backbone, path: str, factory: Callable[[nn.Module], Wrapper]) -> Wrapper:
@@ -32,6 +33,21 @@ def install_parts(net: Backbone, parts: Mapping[str, nn.Module]) -> Installed:
     installed = Installed(net, parts)
     installed.freeze_rest()
     return installed
+
+
+def beside_mlps(net: Backbone, key: str, make: Callable[[int], nn.Module]) -> dict[str, nn.Module]:
+    """Put ``make(C)`` beside the MLP of every block, outside drop-path; the parts by owner, ``s0.b3.<key>``.
+
+    Raises:
+        ConfigError: for blocks whose halves are unknown.
+    """
+    parts = {}
+    for block_key, path, block in blocks(net):
+        check_block(block)
+        part = make(width_of(net, block_key))
+        parts[f"{block_key}.{key}"] = part
+        place(net, path, functools.partial(Beside, part=part))
+    return parts
 
 
 def width_of(net: Backbone, stage_key: str) -> int:

@@ -29,18 +29,20 @@ LONGEST = 200
 
 
 @dataclass(frozen=True, kw_only=True)
-class VPTDeep(Method):
-    """Prompts of its own for every block; stays in place. Starts off the identity.
+class VPT(Method):
+    """Prompts at the input, or of its own for every block (deep); stays in place. Starts off the identity.
 
-    Parameters: p C per block, 9,216 p on ViT-B/16. The papers choose p from {1, 5, 10, 50, 100, 200} per task.
-    Uniform in +-sqrt(6 / (3 P^2 + C)) with P the side of a patch.
+    Parameters: p C, 768 p on ViT-B/16; deep per block, 9,216 p. The papers choose p from {1, 5, 10, 50, 100, 200} per
+    task. Uniform in +-sqrt(6 / (3 P^2 + C)) with P the side of a patch. Shallow is defined on ViT only.
 
     Attributes:
+        deep: whether every block has prompts.
         prompts: p, in 1 .. 200.
         dropout: of prompt entries, in [0, 1).
     """
 
     targets: Sequence[str] = ()
+    deep: bool
     prompts: int
     dropout: float = 0.0
     merges: ClassVar[bool] = False
@@ -49,13 +51,27 @@ class VPTDeep(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         refuse_targets(self)
-        check(self.label, self.prompts, self.dropout)
+        count = self.prompts
+        if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= LONGEST:
+            raise ConfigError(f"prompts of method {self.label!r} must be in 1..{LONGEST}, got {count}")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ConfigError(f"dropout of method {self.label!r} must be in [0, 1), got {self.dropout}")
+
+    @property
+    def networks(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Swin's windows have no common input."""
+        return Method.networks if self.deep else ("vit",)
 
     def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
-        """Wrap every block, or on Swin its attention."""
-        if not is_vit(net):
+        """Wrap every block, on Swin its attention; or the first block alone. And the final norm of a ViT.
+
+        Raises:
+            ConfigError: for shallow prompts on a network that is no ViT, or attention without Swin's windows.
+        """
+        if self.deep and not is_vit(net):
             return self._install_swin(net)
-        return insert(net, self.prompts, self.dropout, deep=True)
+        require_vit(net, self)
+        return insert(net, self.prompts, self.dropout, deep=self.deep)
 
     def _install_swin(self, net: Backbone) -> Installed:
         parts: dict[str, nn.Module] = {}
@@ -70,52 +86,6 @@ class VPTDeep(Method):
             norm = own.norm1
             place(net, f"{path}.attn", functools.partial(WindowPrompts, prompts=part, norm=norm))
         return install_parts(net, parts)
-
-
-@dataclass(frozen=True, kw_only=True)
-class VPTShallow(Method):
-    """Prompts at the input of the first block; stays in place. Starts off the identity. ViT only.
-
-    Parameters: p C, 768 p on ViT-B/16. The papers choose p from {1, 5, 10, 50, 100, 200} per task.
-    Uniform in +-sqrt(6 / (3 P^2 + C)) with P the side of a patch.
-
-    Attributes:
-        prompts: p, in 1 .. 200.
-        dropout: of prompt entries, in [0, 1).
-    """
-
-    targets: Sequence[str] = ()
-    prompts: int
-    dropout: float = 0.0
-    merges: ClassVar[bool] = False
-    identity_tolerance: ClassVar[float] = 10.0
-    networks: ClassVar[tuple[str, ...]] = ("vit",)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        refuse_targets(self)
-        check(self.label, self.prompts, self.dropout)
-
-    def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
-        """Wrap the first block and the final norm.
-
-        Raises:
-            ConfigError: on a network that is no ViT.
-        """
-        require_vit(net, self)
-        return insert(net, self.prompts, self.dropout, deep=False)
-
-
-def check(label: str, count: int, dropout: float) -> None:
-    """Check the number of prompts and their dropout.
-
-    Raises:
-        ConfigError: if one is out of range.
-    """
-    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= LONGEST:
-        raise ConfigError(f"prompts of method {label!r} must be in 1..{LONGEST}, got {count}")
-    if not 0.0 <= dropout < 1.0:
-        raise ConfigError(f"dropout of method {label!r} must be in [0, 1), got {dropout}")
 
 
 def bound(net: Backbone, width: int) -> float:

@@ -1,0 +1,108 @@
+"""Time one training step of every method against timm's own network with nothing but a head to train.
+
+How is said in `stepping`. Bound and contender compute attention as training does on a CPU in bf16 (``plain``). Methods
+are taken one by one, as conf/method describes them, each interleaved with the bound. The linear probe is the bound but
+for the gradient that no layer of it needs, so it is left out, and of HS-LoRA only the second phase is new.
+
+Run: python benchmarks/method_cost.py --json benchmarks/results/method_cost.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from torch import nn
+
+import headwise.experiment  # noqa: F401  registers what conf/ interpolates with
+import stepping
+from headwise.methods.base import Installed, Method
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+
+BOUNDS: dict[str, tuple[float | None, tuple[str, ...]]] = {
+    "low-rank on attention": (1.06, ("lora", "head_lora", "dylora", "pissa")),
+    "low-rank with more work on the factors": (1.25, ("dora", "bi_lora", "heart_lora")),
+    "all linears, no weight dropout": (1.40, ("fact_tt", "fact_tk", "repadapter", "ssf")),
+    "dense gradient": (1.65, ("cara", "mora", "fourierft", "spt_lora", "full")),
+    "no bound": (
+        None,
+        (
+            *("bitfit", "adaptformer", "bi_adaptformer", "houlsby_b8", "pfeiffer", "vpt_adapter_rf64"),
+            *("vpt_adapter_rf256", "compacter", "vpt_shallow", "vpt_deep", "noah", "adalora", "qlora"),
+        ),
+    ),
+}
+"""Largest acceptable ratio to the bound, and the methods it holds for."""
+KINDS = {name: (kind, limit) for kind, (limit, names) in BOUNDS.items() for name in names}
+
+
+def method_of(name: str, overrides: Sequence[str]) -> Method:
+    """conf/method/<name>.yaml at its defaults, but for `overrides`."""
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        cfg = compose("config", overrides=[f"method={name}", "dataset=eurosat", *overrides])
+    method: Method = instantiate(OmegaConf.to_container(cfg, resolve=True)["method"], _convert_="all")  # type: ignore[call-overload,index]
+    return method
+
+
+def contender(
+    architecture: stepping.Architecture, name: str, overrides: Sequence[str] = ()
+) -> tuple[nn.Module, Installed]:
+    """A network with a method in it, in training mode; what looks at training images first is shown noise."""
+    method = method_of(name, overrides)
+    net = stepping.split(architecture)
+    images = torch.randn(2, 3, net.img_size, net.img_size, generator=torch.Generator().manual_seed(2))
+    plan = method.prepare(net, lambda: [(images, torch.arange(2))], 100)
+    installed = method.install(net, plan)
+    stepping.require_input_grad(net.model)
+    return net, installed
+
+
+def verdicts(timings: Sequence[stepping.Timing]) -> list[dict[str, Any]]:
+    """Kind, bound and ratio of every method, and whether the ratio is over the bound (None without one)."""
+    found = []
+    for timing in timings:
+        kind, limit = KINDS[timing.contender]
+        ratio = timing.quartiles[1]
+        over = None if limit is None else ratio > limit
+        found.append({"contender": timing.contender, "kind": kind, "limit": limit, "ratio": ratio, "over": over})
+    return found
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    options = stepping.parser(__doc__.splitlines()[0], pairs=5, attention="plain")
+    options.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
+    options.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides, such as rank=r8")
+    return stepping.parse(options, KINDS, arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Measure, print, and write the record that is returned."""
+    options = parse(arguments)
+    architecture = stepping.BACKBONES[options.backbone]
+    bench = stepping.Bench(architecture, options.batch, options.precision, options.attention, options.device)
+    timings: list[stepping.Timing] = []
+    for name in options.names:
+        print(name, file=sys.stderr, flush=True)
+        timings += bench.measure({name: functools.partial(contender, name=name, overrides=options.set)}, options.pairs)
+    found = verdicts(timings)
+    made = stepping.record(options, timings, bounds=found)
+    over = [row for row in found if row["over"]]
+    for row in over:
+        print(f"over: {row['contender']} ({row['kind']}) {row['ratio']:.3f} > {row['limit']:.2f}")
+    held = sum(row["over"] is False for row in found)
+    print(f"{held} method(s) within their bound, {len(over)} over, {len(found) - held - len(over)} without one")
+    return made
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,339 @@
+"""GPU-hours of every table and figure on paper: arithmetic counted by torch, runs counted from conf/experiment.
+
+For each method of an experiment, one training step and one test are counted at one and at two images, which parts what
+a step costs once from what an image costs (on the meta device, where nothing is computed). Phases that runs share are
+counted once, as they are trained once; a search adds its trials. The arithmetic is divided by what a named GPU does of
+it in a second, which timm's published throughput of ViT-B/16 on that GPU says (`GPU`, an assumption: our methods may
+run slower or faster).
+
+Run: python benchmarks/paper_cost.py --json benchmarks/results/paper_cost.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import json
+import math
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+from torch.utils.flop_counter import FlopCounterMode
+
+from headwise.backbone import Backbone, BackboneSpec
+from headwise.gate import Gate, fill_gates
+from headwise.methods.base import Method
+from headwise.pertask import fill_tasks
+from headwise.phases import chain
+from headwise.presets import fill_presets
+from headwise.protocol import Protocol
+from headwise.search import Space
+from headwise.sweep import requests_of
+from stepping import in_place_flops
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+RESULTS = Path(__file__).resolve().parent / "results"
+PAPERS = ("hs_", "heart_")
+NOT_THE_PAPERS = ("heart_twins", "heart_variants")
+TRAIN_IMAGES, SEARCH_IMAGES, SEARCH_TEST = 1000, 800, 200
+
+
+@dataclass(frozen=True)
+class GPU:
+    """What a GPU does, from public measurements.
+
+    Attributes:
+        name: of the card.
+        rates: of each backbone, images per second in training (all of it, mixed precision, 224 pixels) and in testing.
+        fp32_share: speed in fp32 over that in mixed precision: the ratio of the card's peaks (assumed to carry over).
+        sources: where the numbers stand.
+    """
+
+    name: str
+    rates: dict[str, tuple[float, float]]
+    fp32_share: float
+    sources: tuple[str, ...]
+
+
+CARD = GPU(
+    name="NVIDIA GeForce RTX 3090",
+    rates={"vit_b16_in21k": (385.62, 1132.21), "swin_b_in22k": (279.66, 832.60)},
+    fp32_share=35.6 / 71.0,
+    sources=(
+        "huggingface/pytorch-image-models results/benchmark-train-amp-nchw-pt112-cu113-rtx3090.csv, "
+        "deit_base_distilled_patch16_224 (ViT-B/16 and one token), swin_base_patch4_window7_224",
+        "huggingface/pytorch-image-models results/benchmark-infer-amp-nchw-pt112-cu113-rtx3090.csv, "
+        "vit_base_patch16_224, swin_base_patch4_window7_224",
+        "NVIDIA Ampere GA102 GPU architecture whitepaper: RTX 3090, 35.6 TFLOPS FP32, 71 TFLOPS FP16 tensor with FP32 "
+        "accumulation, dense",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Arithmetic of one method in one network, multiplications and additions.
+
+    Attributes:
+        step: what a training step costs once.
+        image: what it costs for each image.
+        test: of one tested image.
+    """
+
+    step: int
+    image: int
+    test: int
+
+
+@dataclass
+class Bill:
+    """What one experiment costs.
+
+    Attributes:
+        runs: of the sweep.
+        phases: distinct phases that are trained, trials of searches left out.
+        trials: of searches.
+        train_flops, test_flops: of all of it.
+    """
+
+    runs: int = 0
+    phases: int = 0
+    trials: int = 0
+    train_flops: float = 0.0
+    test_flops: float = 0.0
+
+
+def experiments() -> list[str]:
+    """Those of the papers."""
+    names = [file.stem for file in sorted((CONF / "experiment").glob("*.yaml"))]
+    return [name for name in names if name.startswith(PAPERS) and name not in NOT_THE_PAPERS]
+
+
+@functools.cache
+def composed(*overrides: str) -> DictConfig:
+    """A configuration, images and weights left open."""
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        return compose("config", overrides=list(overrides))
+
+
+def job(overrides: Sequence[str]) -> dict[str, Any]:
+    """The resolved configuration of one run, task and seed put in without composing anew."""
+    own = ("dataset=", "shots=")
+    cfg = composed(*(o for o in overrides if not o.startswith(own))).copy()
+    OmegaConf.set_struct(cfg, False)
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key == "dataset":
+            cfg.dataset = composed(override).dataset
+        elif key == "shots":
+            cfg.shots = int(value)
+    cfg.data.root = "unused"
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
+    config["method"] = fill_gates(fill_tasks(config, [o.partition("=")[0] for o in overrides]), config.get("ne"))
+    config["method"], _ = fill_presets(config["method"], config["dataset"]["name"])
+    return config
+
+
+@functools.cache
+def spec_of(backbone: str) -> BackboneSpec:
+    """A network of the papers, with random weights."""
+    return BackboneSpec(**{**json.loads(backbone), "weights": "none"})
+
+
+IRRELEVANT = ("label", "scale", "mean", "std", "lr", "adapter_lr", "epochs", "gate", "revision", "checkpoint", "seed")
+"""Fields that hardly change the arithmetic, and NOAH's subnet with them."""
+_costs: dict[str, Cost] = {}
+
+
+def cost_of(method: Method, backbone: str) -> Cost:
+    """Arithmetic of a method; counted once for settings that do not change it, gates among them."""
+    method = replace(method, gate=None)
+    shape = {name: value for name, value in method.spec().items() if name not in (*IRRELEVANT, "task")}
+    key = json.dumps([shape, backbone], sort_keys=True, default=str)
+    if key not in _costs:
+        print(f"counting {method.label} {shape}", file=sys.stderr, flush=True)
+        try:
+            with torch.device("meta"), without_autocast():
+                _costs[key] = _counted(method, backbone)
+        except RuntimeError:  # it looks at numbers, which only real tensors have
+            _costs[key] = _counted(method, backbone)
+    return _costs[key]
+
+
+@contextlib.contextmanager
+def without_autocast() -> Iterator[None]:
+    """Spare the meta device the question whether autocast is on: it has none."""
+    with (
+        mock.patch("torch.is_autocast_enabled", lambda *_: False),
+        mock.patch("torch.autocast", lambda *_, **__: contextlib.nullcontext()),
+    ):
+        yield
+
+
+def _counted(method: Method, backbone: str) -> Cost:
+    net = spec_of(backbone).build()
+    net.set_attention("plain")
+    net.new_head(100)
+    images = torch.randn(1, 3, net.img_size, net.img_size)
+    plan = method.prepare(net, lambda: [(images, torch.zeros(1, dtype=torch.long))], 1500)
+    installed = method.install(net, plan)
+    installed.set_mode()
+    train = [_count(net, number, train=True) for number in (1, 2)]
+    net.eval().requires_grad_(False)
+    test = [_count(net, number, train=False) for number in (1, 2)]
+    image = train[1] - train[0]
+    return Cost(train[0] - image, image, test[1] - test[0])
+
+
+def _count(net: Backbone, number: int, train: bool) -> int:
+    tunable = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    in_place = {torch.ops.aten.addmm_: in_place_flops, torch.ops.aten.baddbmm_: in_place_flops}
+    with (
+        torch.set_grad_enabled(train),
+        FlopCounterMode(display=False, custom_mapping=in_place) as counter,
+    ):
+        images = torch.randn(number, 3, net.img_size, net.img_size)
+        loss = F.cross_entropy(net(images).float(), torch.zeros(number, dtype=torch.long))
+        if train:
+            torch.autograd.grad(loss, tunable, allow_unused=True)
+    return int(counter.get_total_flops())
+
+
+def bill(jobs: Iterable[Sequence[str]]) -> Bill:
+    """Add up the runs of an experiment; what several share is counted once."""
+    total, seen = Bill(), set()
+    alike = Counter(tuple(o for o in job if not o.startswith(("seed=", "draw="))) for job in jobs)
+    for overrides, times in alike.items():
+        config = job(overrides)
+        protocol = Protocol(**config["protocol"])
+        backbone = json.dumps(config["backbone"], sort_keys=True)
+        methods: Sequence[Method] = instantiate(config["method"], _convert_="all").phases()
+        total.runs += times
+        shots = config["dataset"].get("shots")
+        count = TRAIN_IMAGES if shots is None else shots * config["dataset"]["num_classes"]
+        num_test = config["dataset"]["num_test"]
+        ground = {"task": config["dataset"]["name"], "shots": shots}
+        addresses = chain(methods, {**ground, "backbone": backbone}, protocol.epochs)
+        for method, address in zip(methods, addresses, strict=True):
+            if address.phase in seen:
+                continue
+            seen.add(address.phase)
+            epochs = method.epochs or protocol.epochs
+            if address.trunk is not None and address.trunk in seen:
+                trained = epochs - Gate.of(method.gate).warmup_epochs(epochs)  # type: ignore[union-attr]
+            else:
+                trained = epochs
+                seen.add(address.trunk)
+            total.phases += times
+            cost = cost_of(method, backbone)
+            total.train_flops += times * trained * _epoch(cost, count, protocol)
+            looks = 1 + (epochs // protocol.select_every if protocol.select == "best_test" else 0)
+            total.test_flops += times * looks * num_test * cost.test
+        _search(total, times, methods[-1], protocol, backbone, count if shots else SEARCH_IMAGES)
+    return total
+
+
+def _epoch(cost: Cost, count: int, protocol: Protocol) -> float:
+    batch = min(protocol.batch_size, count)
+    steps = count // batch if protocol.drop_last else math.ceil(count / batch)
+    return steps * (cost.step + batch * cost.image)
+
+
+def _search(total: Bill, times: int, method: Method, protocol: Protocol, backbone: str, count: int) -> None:
+    """Trials of a run: every scale, then every number of heads with every score over one shared warm-up."""
+    space = None if protocol.search is None else Space.of(protocol.search).within(method)
+    if space is None:
+        return
+    scales = max(1, len(space.scale))
+    gate = Gate.of(method.gate)
+    heads, warm = 0, 0.0
+    if gate is not None and (space.ne or space.score):
+        scored = gate.mode == "heart"
+        heads = max(1, len([ne for ne in space.ne if ne])) * (max(1, len(space.score)) if scored else 1)
+        warm = replace(gate, count=1, ratio=None).warmup_epochs(protocol.epochs) if scored else 0
+    epochs = (scales + heads) * protocol.epochs - max(0, heads - 1) * warm
+    cost = cost_of(method, backbone)
+    total.trials += times * (scales + heads)
+    total.train_flops += times * epochs * _epoch(cost, count, protocol)
+    total.test_flops += times * (scales + heads) * SEARCH_TEST * cost.test
+
+
+def hours(made: Bill, reference: Cost, rates: tuple[float, float], precision: str) -> float:
+    """GPU-hours: training at the rate of full fine-tuning's arithmetic, tests at that of a forward pass."""
+    share = 1.0 if precision == "bf16" else CARD.fp32_share
+    train, test = rates
+    seconds = made.train_flops / (train * reference.image) + made.test_flops / (test * reference.test)
+    return seconds / share / 3600
+
+
+def measured() -> dict[str, Any]:
+    """Images per second of our own steps on a CPU, from the saved runs of step_time.py."""
+    found = {}
+    for file in sorted(RESULTS.glob("step_time*.json")):
+        record = json.loads(file.read_text())
+        for row in record["results"]:
+            if row["contender"].startswith("HS-LoRA"):
+                seconds = sorted(pair[1] for pair in row["pairs"])[len(row["pairs"]) // 2]
+                found[row["precision"]] = {
+                    "images_per_second": record["batch"] / seconds,
+                    "file": file.name,
+                    "cpu": record["machine"]["cpu"],
+                    "threads": record["machine"]["threads"],
+                }
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Count, print, and write the record that is returned."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="experiments; all of the papers if left out")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the record there; methods in it are not recounted"
+    )
+    options = parser.parse_args(arguments)
+    if options.json and options.json.is_file():
+        _costs.update({key: Cost(**cost) for key, cost in json.loads(options.json.read_text())["methods"].items()})
+    record: dict[str, Any] = {"gpu": asdict(CARD), "measured_on_a_cpu": measured(), "experiments": {}, "methods": {}}
+    table = Table(title=f"GPU-hours on one {CARD.name}, assumed")
+    for column in ("experiment", "runs", "phases", "trials", "PFLOP train", "PFLOP test", "h bf16", "h fp32"):
+        table.add_column(column, justify="left" if column == "experiment" else "right")
+    full: Method = instantiate(OmegaConf.to_container(composed("method=full").method), _convert_="all")
+    for name in options.only or experiments():
+        jobs = requests_of(CONF, [f"experiment={name}"])[1]
+        backbone = composed(f"experiment={name}").backbone
+        reference = cost_of(full, json.dumps(OmegaConf.to_container(backbone), sort_keys=True))
+        made = bill(jobs.values())
+        times = {
+            precision: hours(made, reference, CARD.rates[backbone.name], precision) for precision in ("bf16", "fp32")
+        }
+        record["experiments"][name] = {**asdict(made), "backbone": backbone.name, "gpu_hours": times}
+        record["methods"] = {key: asdict(cost) for key, cost in sorted(_costs.items())}
+        if options.json:
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+            options.json.write_text(json.dumps(record, indent=1) + "\n")
+        sizes = (made.train_flops / 1e15, made.test_flops / 1e15)
+        table.add_row(
+            name,
+            *(f"{n:,}" for n in (made.runs, made.phases, made.trials)),
+            *(f"{size:,.0f}" for size in sizes),
+            *(f"{times[precision]:,.1f}" for precision in ("bf16", "fp32")),
+        )
+    Console(width=120).print(table)
+    return record
+
+
+if __name__ == "__main__":
+    main()

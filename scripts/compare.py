@@ -1,0 +1,70 @@
+"""Set a run beside the published row it is, and list what can explain the gap.
+
+python scripts/compare.py outputs/runs/lora/svhn/base/seed-0
+python scripts/compare.py hs_pissa svhn --name hs_table1
+python scripts/compare.py lora --row hs_t2_lora_completed --json gap.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from headwise import atomic, reading
+from headwise.cli import script
+from headwise.compare import comparisons, text
+from headwise.errors import ConfigError, suggest
+from headwise.records import Result
+
+REPO = Path(__file__).resolve().parent.parent
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", help="a run's folder, or a method as the runs' folders and tables name it")
+    parser.add_argument("dataset", nargs="?", help="task, with a method; all its tasks if left out")
+    parser.add_argument("--name", help="of the runs, or of an experiment; all runs if left out")
+    parser.add_argument("--variant", help="of the runs; all if left out")
+    parser.add_argument("--root", type=Path, default=Path("outputs"), help="where results lie (outputs)")
+    parser.add_argument("--row", help="id of one published row; those of the method if left out")
+    parser.add_argument("--json", type=Path, help="also write everything as JSON")
+    return parser.parse_args(arguments)
+
+
+@script
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    options = parse(arguments)
+    folder = Path(options.what)
+    if (folder / "result.json").is_file():
+        if options.dataset:
+            raise ConfigError(f"{folder} is one run; give a method to name a dataset ({options.dataset!r})")
+        results = [Result.read(folder / "result.json")]
+    elif folder.is_dir() or len(folder.parts) > 1:
+        raise ConfigError(f"no finished run in {folder}: it holds no result.json")
+    else:
+        found = reading.read(options.root, options.name, REPO)
+        for path in found.damaged:
+            print(f"warning: {options.root / path} is not a usable record; it counts as missing", file=sys.stderr)
+        results = found.results
+        for part, given in (("method", options.what), ("dataset", options.dataset), ("variant", options.variant)):
+            results = _only(results, part, given)
+    made = comparisons(results, options.row)
+    print(text(made), end="")
+    if options.json:
+        atomic.write_json(options.json, {"comparisons": [comparison.plain() for comparison in made]})
+    return 0
+
+
+def _only(results: Sequence[Result], part: str, given: str | None) -> list[Result]:
+    known = {str(getattr(result.key, part)) for result in results}
+    if given is not None and given not in known:
+        raise ConfigError(f"no finished run with {part} {given!r}{suggest(given, known)}")
+    return [result for result in results if given in (None, getattr(result.key, part))]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

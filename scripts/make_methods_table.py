@@ -1,0 +1,47 @@
+"""Write what every method cost and reached from its results: python scripts/make_methods_table.py methods.
+
+Reads finished records only and writes Markdown and JSON, docs/results/methods.md and .json by default.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from headwise import atomic
+from headwise.cli import script
+from headwise.errors import ConfigError
+from headwise.lineup import lineups, markdown, plain
+from headwise.results import ResultError, ResultStore
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", nargs="?", default="methods", help="folder of the runs below the root (methods)")
+    parser.add_argument("--root", type=Path, default=Path("outputs"), help="of all results (outputs)")
+    parser.add_argument("--out", type=Path, default=Path("docs/results/methods.md"), help="Markdown; JSON beside it")
+    return parser.parse_args(arguments)
+
+
+@script
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    options = parse(arguments)
+    bad: list[ResultError] = []
+    found = lineups(ResultStore(options.root, on_bad=bad.append).all(options.name))
+    for error in bad:
+        print(f"warning: {error}", file=sys.stderr)
+    if not found:
+        raise ConfigError(f"no finished run in {options.root / options.name}")
+    text = markdown(found)
+    print(text, end="")
+    atomic.write_text(options.out, text)
+    atomic.write_json(options.out.with_suffix(".json"), plain(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,43 @@
+"""Write all results on one page: python scripts/make_report.py --name standins --out outputs/report.html."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from headwise import atomic, reading
+from headwise.cli import script
+from headwise.report import report
+
+REPO = Path(__file__).resolve().parent.parent
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--root", type=Path, default=Path("outputs"), help="where results lie (outputs)")
+    parser.add_argument("--name", nargs="+", default=[], metavar="EXPERIMENT", help="names of runs; all if left out")
+    parser.add_argument("--out", type=Path, default=Path("outputs/report.html"), help="file (outputs/report.html)")
+    parser.add_argument("--title", help="of the page; the names if left out")
+    return parser.parse_args(arguments)
+
+
+@script
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    options = parse(arguments)
+    found = [reading.read(options.root, name, REPO) for name in dict.fromkeys(options.name or [None])]
+    results = [result for part in found for result in part.results]
+    damaged = [f"{path} is not a usable record; it counts as missing" for part in found for path in part.damaged]
+    for text in damaged:
+        print(f"warning: {text}", file=sys.stderr)
+    title = options.title or ", ".join(options.name) or "All results"
+    atomic.write_text(options.out, report(results, title, damaged))
+    print(f"written: {options.out} ({len(results)} runs)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,224 @@
+"""Evolution of subnets (NOAH, arXiv:2206.04673, after AutoFormer): sizes of each kind of part, block by block.
+
+A subnet has, for each kind, a depth and a size in every block up to it, 0 behind. Each generation keeps the best ones
+seen so far as parents, mutates and crosses them, and fills up with new random ones; a subnet is scored once. Standard
+library only.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Self
+
+from headwise.errors import ConfigError, suggest
+
+Subnet = dict[str, list[int]]
+"""Sizes by kind, one per block; 0 where the part is absent."""
+
+DEFAULTS = "evolution"
+TRIES = 10
+"""Draws allowed per subnet wanted: many repeat what was seen, or are too large."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evolution:
+    """How a subnet is found. The defaults are the authors' for VTAB-1k.
+
+    Attributes:
+        sizes: of a part where it is present, at least 1.
+        depths: shares of the blocks that have a part, in (0, 1], rounded up to whole blocks.
+        limit: parameters a subnet may have, at most.
+        epochs: of the supernet, a random subnet each step.
+        lr: of the supernet, its peak.
+        population: subnets per generation.
+        parents: best ones kept to breed from.
+        crossover, mutation: children of a generation, at most `population` together; new random ones fill it up.
+        size_rate: probability that a mutation draws a block's size anew.
+        depth_rate: probability that a mutation draws a kind's depth anew.
+        generations: rounds after the first population.
+    """
+
+    sizes: Sequence[int] = (1, 5, 10)
+    depths: Sequence[float] = (0.25, 0.5, 0.75, 1.0)
+    limit: int = 640_000
+    epochs: int = 500
+    lr: float = 5e-4
+    population: int = 50
+    parents: int = 10
+    crossover: int = 25
+    mutation: int = 25
+    size_rate: float = 0.2
+    depth_rate: float = 0.4
+    generations: int = 15
+
+    def __post_init__(self) -> None:
+        whole = ("limit", "epochs", "population", "parents")
+        for name in (*whole, "crossover", "mutation", "generations"):
+            value, least = getattr(self, name), 1 if name in whole else 0
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ConfigError(f"search.{name} must be a whole number of at least {least}, got {value!r}")
+        if not self.sizes or not all(type(size) is int and size >= 1 for size in self.sizes):
+            raise ConfigError(f"search.sizes must be whole numbers of at least 1, got {list(self.sizes)}")
+        if not self.depths or not all(0 < depth <= 1 for depth in self.depths):
+            raise ConfigError(f"search.depths must be shares in (0, 1], got {list(self.depths)}")
+        for name in ("size_rate", "depth_rate"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"search.{name} must be in [0, 1], got {getattr(self, name)}")
+        if self.crossover + self.mutation > self.population:
+            raise ConfigError(
+                f"search.crossover + search.mutation must be at most search.population={self.population}, "
+                f"got {self.crossover} + {self.mutation}"
+            )
+        if not self.lr > 0:
+            raise ConfigError(f"search.lr must be positive, got {self.lr}")
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any] | str) -> Self:
+        """From ``method.search``: ``evolution``, or fields.
+
+        Raises:
+            ConfigError: for another word, an unknown field, or a value out of range.
+        """
+        if isinstance(given, str):
+            if given != DEFAULTS:
+                raise ConfigError(f"unknown search {given!r}{suggest(given, [DEFAULTS])}, or fields of it")
+            return cls()
+        names = [f.name for f in fields(cls)]
+        for name in given:
+            if name not in names:
+                raise ConfigError(f"unknown key search.{name}{suggest(str(name), names)}")
+        return cls(**given)
+
+    def spec(self) -> dict[str, Any]:
+        """All fields, plain."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    def draw(self, kinds: Sequence[str], num_blocks: int, rng: random.Random) -> Subnet:
+        """A random subnet, whatever its size."""
+        return {kind: self._sizes(self._depth(num_blocks, rng), num_blocks, rng) for kind in kinds}
+
+    def _depth(self, num_blocks: int, rng: random.Random) -> int:
+        return math.ceil(rng.choice(list(self.depths)) * num_blocks)
+
+    def _sizes(self, depth: int, num_blocks: int, rng: random.Random, given: Sequence[int] = ()) -> list[int]:
+        """Those given up to `depth`, drawn ones from there, 0 behind."""
+        kept = [size for size in given if size][:depth]
+        new = [rng.choice(list(self.sizes)) for _ in range(depth - len(kept))]
+        return [*kept, *new, *[0] * (num_blocks - depth)]
+
+    def mutate(self, parent: Subnet, rng: random.Random) -> Subnet:
+        """A copy with some depths and some sizes drawn anew."""
+        child: Subnet = {}
+        for kind, sizes in parent.items():
+            depth = sum(size > 0 for size in sizes)
+            if rng.random() < self.depth_rate:
+                depth = self._depth(len(sizes), rng)
+            same = self._sizes(depth, len(sizes), rng, sizes)
+            child[kind] = [rng.choice(list(self.sizes)) if s and rng.random() < self.size_rate else s for s in same]
+        return child
+
+    @staticmethod
+    def cross(one: Subnet, other: Subnet, rng: random.Random) -> Subnet:
+        """Each kind's sizes from one of two parents."""
+        return {kind: list(rng.choice((one, other))[kind]) for kind in one}
+
+
+@dataclass
+class Evolved:
+    """What an evolution found.
+
+    Attributes:
+        subnet: the best.
+        score: its.
+        cost: its parameters.
+        num_tried: subnets scored.
+        best: score of the best after each generation, the first population counted as one.
+    """
+
+    subnet: Subnet
+    score: float
+    cost: int
+    num_tried: int
+    best: list[float] = field(default_factory=list)
+
+
+def evolve(
+    recipe: Evolution,
+    kinds: Sequence[str],
+    num_blocks: int,
+    cost: Callable[[Subnet], int],
+    score: Callable[[Subnet], float],
+    rng: random.Random,
+    say: Callable[[str], None] = lambda line: None,
+) -> Evolved:
+    """Breed subnets for their score. Equal scores go to the smaller subnet, then to the one tried first.
+
+    Args:
+        recipe: sizes, depths, numbers, rates.
+        kinds: of parts.
+        num_blocks: of the network.
+        cost: parameters of a subnet.
+        score: larger is better; asked once per subnet.
+        rng: the only source of chance.
+        say: told of every generation.
+
+    Raises:
+        ConfigError: if no subnet keeps within the limit.
+    """
+    seen: dict[str, tuple[float, int, int, Subnet]] = {}
+    parents: list[Subnet] = []
+
+    def add(make: Callable[[], Subnet], wanted: int) -> int:
+        before = len(seen)
+        for _ in range(wanted * TRIES):
+            if len(seen) == before + wanted:
+                break
+            subnet = make()
+            key, size = repr(sorted(subnet.items())), cost(subnet)
+            if key not in seen and size <= recipe.limit:
+                seen[key] = (-score(subnet), size, len(seen), subnet)
+        return len(seen) - before
+
+    def fresh() -> Subnet:
+        return recipe.draw(kinds, num_blocks, rng)
+
+    def mutant() -> Subnet:
+        return recipe.mutate(rng.choice(parents), rng)
+
+    def child() -> Subnet:
+        return recipe.cross(rng.choice(parents), rng.choice(parents), rng)
+
+    best = []
+    for generation in range(recipe.generations + 1):
+        added = 0
+        if generation:
+            added = add(mutant, recipe.mutation) + add(child, recipe.crossover)
+        add(fresh, recipe.population - added)
+        if not seen:
+            raise ConfigError(
+                f"no subnet of sizes {list(recipe.sizes)} was found within search.limit={recipe.limit} parameters; "
+                "raise it"
+            )
+        ranked = sorted(seen.values(), key=lambda entry: entry[:3])[: recipe.parents]
+        parents = [entry[3] for entry in ranked]
+        best.append(-ranked[0][0])
+        say(
+            f"generation {generation} of {recipe.generations}: {best[-1]:.2f} at {ranked[0][1]:,} parameters, "
+            f"{len(seen)} subnets tried"
+        )
+    score_of, size, _, subnet = ranked[0]
+    return Evolved(subnet=subnet, score=-score_of, cost=size, num_tried=len(seen), best=best)
+
+
+def fill_searches(method: Mapping[str, Any]) -> dict[str, Any]:
+    """A method's configuration with every ``search`` in it written out: all fields of `Evolution`."""
+    filled: dict[str, Any] = {}
+    for name, value in method.items():
+        if name == "search" and value is not None:
+            filled[name] = Evolution.of(value).spec()
+        else:
+            filled[name] = fill_searches(value) if isinstance(value, Mapping) else value
+    return filled

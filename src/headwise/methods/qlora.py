@@ -1,0 +1,74 @@
+"""QLoRA (Dettmers et al., arXiv:2305.14314): LoRA beside projections that are held in 4 bits per weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from headwise.adapted import AdaptedLinear, BesideLinear, Delta
+from headwise.backbone import Backbone
+from headwise.errors import ConfigError
+from headwise.lowrank import LowRank
+from headwise.methods.base import Installed, Method, Plan
+from headwise.nf4 import FourBit, four_bit
+from headwise.sites import Site
+
+
+@dataclass(frozen=True, kw_only=True)
+class QLoRA(Method):
+    """y = dequantised(W) x + b + s B A x; every projection of every block is held in 4 bits, the targets are adapted.
+
+    Quantising moves the logits, so the start is not the pretrained network. Nothing is folded into 4-bit weights, which
+    would lose it: the update stays beside them, and a later phase stands beside both. Patch embedding, norms, biases
+    and the head keep their precision. Parameters: r * (I + O) per target, as LoRA.
+
+    Attributes:
+        rank: r, in 1 .. min(O, I).
+        scale: s, constant (peft's alpha / r).
+        dropout: of the hidden A x, in [0, 1).
+        double: whether the magnitudes of the blocks of 64 are quantised as well (4.13 instead of 4.5 bits per weight).
+        base: who holds the 4-bit weights: ``nf4`` (here) or ``bitsandbytes`` (that library, if it is installed).
+    """
+
+    rank: int
+    scale: float = 1.0
+    dropout: float = 0.0
+    double: bool = True
+    base: str = "nf4"
+
+    merges: ClassVar[bool] = False
+    identity_tolerance: ClassVar[float] = 10.0
+
+    def build(self, site: Site, base: Tensor) -> Delta:
+        """One group of rows: the update is shared by all heads."""
+        return LowRank(site, base, self.rank, groups=1, scale=self.scale, dropout=self.dropout)
+
+    def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
+        """Quantise every projection that is not yet, and put the updates beside.
+
+        Raises:
+            ConfigError: if a projection still carries another update, or has no weight to quantise.
+        """
+        for site in net.sites:
+            module = net.linear(site)
+            if isinstance(module, AdaptedLinear):
+                raise ConfigError(f"{site.key} already carries a delta; merge it before installing another")
+            if isinstance(module, nn.Linear):
+                net.replace(site, four_bit(module, self.base, self.double))
+            elif not isinstance(module, FourBit | BesideLinear):
+                raise ConfigError(f"{site.key} is a {type(module).__name__} without a dense weight to quantise")
+        installed = super().install(net, plan)
+        return QuantizedInstalled(net, installed.owners)
+
+
+class QuantizedInstalled(Installed):
+    """Updates beside 4-bit projections."""
+
+    def report(self) -> dict[str, Any]:
+        """In ``base`` what the 4-bit weights take: their number, their bytes, and the bytes of as many float32."""
+        layers = [module for module in self.net.model.modules() if isinstance(module, FourBit)]
+        count = sum(layer.in_features * layer.out_features for layer in layers)
+        size = sum(layer.num_bytes for layer in layers)
+        return {**super().report(), "base": {"weights": count, "bytes": size, "float32_bytes": 4 * count}}

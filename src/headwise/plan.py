@@ -1,0 +1,242 @@
+"""From a composed configuration to a plan: which run it is, where it lies, and what can change its numbers.
+
+Nothing heavy is imported: an unknown option and a finished run answer without torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue
+
+from headwise.data.sources import Source
+from headwise.data.tasks import VTABTask
+from headwise.errors import ConfigError, HeadwiseError, suggest
+from headwise.evolution import fill_searches
+from headwise.fingerprint import file_sha256, fingerprint, identity
+from headwise.gate import fill_gates
+from headwise.pertask import fill_tasks
+from headwise.presets import PUBLISHED, fill_presets
+from headwise.protocol import Protocol
+from headwise.request import request_of
+from headwise.results import Result, RunKey
+from headwise.variants import variant_of
+from headwise.weights import weights_content
+
+OmegaConf.register_new_resolver("mul", lambda a, b: a * b, replace=True)
+
+RESUME = ("auto", "force", "never")
+INSTALL = "; launchers other than basic are optional: pip install -e '.[launchers]'"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One run before anything heavy is imported.
+
+    Attributes:
+        key: its folder.
+        config: resolved, plain.
+        identity: what can change a number, files by their content.
+        task, source, protocol: built from their groups.
+        root: of all results.
+        resume: ``auto`` takes what is finished and continues what is not; ``force`` trains again and replaces the
+            result at the end; ``never`` refuses if there is a result.
+        wait: for another process that computes the same run; False is an error instead.
+        request: see `headwise.request`; empty outside of hydra's command line.
+        overrides: what was asked on the command line or by a sweep.
+    """
+
+    key: RunKey
+    config: dict[str, Any]
+    identity: dict[str, Any]
+    task: VTABTask
+    source: Source
+    protocol: Protocol
+    root: Path
+    resume: str = "auto"
+    wait: bool = True
+    request: str = ""
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> Path:
+        """Of the run."""
+        return self.key.path(self.root)
+
+
+def plan_run(cfg: DictConfig) -> Plan:
+    """Resolve a configuration and name its run.
+
+    Raises:
+        ConfigError: for a missing value or one out of range.
+    """
+    with instantiation():
+        cfg = cfg.copy()
+        OmegaConf.set_struct(cfg, False)
+        if cfg.trainer.accelerator == "auto":
+            cfg.trainer.accelerator = "gpu" if Path("/dev/nvidia0").exists() else "cpu"
+        if cfg.trainer.attention == "auto":
+            plain = cfg.trainer.accelerator == "cpu" and cfg.protocol.precision == "bf16"
+            cfg.trainer.attention = "plain" if plain else "timm"
+        config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
+        resume, wait = config.pop("resume", "auto"), config.pop("wait", True)
+        task = instantiate(config["dataset"], _convert_="all")
+        config["method"] = fill_searches(fill_gates(fill_tasks(config, _given()), config.get("ne")))
+        config["method"], published = fill_presets(config["method"], task.name)
+        if published:
+            config[PUBLISHED] = published
+        source = instantiate(config["data"], _convert_="all")
+        protocol = Protocol(**config["protocol"])
+    if resume not in RESUME:
+        raise ConfigError(f"unknown resume {resume!r}{suggest(resume, RESUME)}")
+    if not isinstance(wait, bool):
+        raise ConfigError(f"wait is true or false, got {wait!r}")
+    if task.num_test is not None and (protocol.test_images or 0) >= task.num_test:
+        raise ConfigError(
+            f"protocol.test_images={protocol.test_images} is not a subset of the {task.num_test} test images of "
+            f"{task.name}; use null for all"
+        )
+    key = RunKey(
+        name=str(config["name"]),
+        method=str(config["method"]["label"]),
+        dataset=task.name,
+        variant=config.get("variant") or _variant(),
+        seed=config["seed"],
+    )
+    return Plan(
+        key=key,
+        config=config,
+        identity=_identity(config, task, source, protocol),
+        task=task,
+        source=source,
+        protocol=protocol,
+        root=Path(config["root"]),
+        resume=resume,
+        wait=wait,
+        request=asked(),
+        overrides=overrides_of(),
+    )
+
+
+def asked() -> str:
+    """The request of the job that hydra runs in this process; empty outside of hydra's command line."""
+    if not HydraConfig.initialized():
+        return ""
+    return request_of(overrides_of(), folders(HydraConfig.get().runtime.config_sources))
+
+
+def folders(sources: Any) -> list[str]:
+    """Configuration folders among hydra's ``runtime.config_sources``."""
+    return [source.path for source in sources if source.schema == "file"]
+
+
+def overrides_of() -> tuple[str, ...]:
+    """What was asked for on the command line, or by a sweep for this job."""
+    return tuple(map(str, HydraConfig.get().overrides.task)) if HydraConfig.initialized() else ()
+
+
+def _given() -> set[str]:
+    """Keys that the command line or a sweep sets."""
+    return {override.lstrip("+~").partition("=")[0] for override in overrides_of()}
+
+
+def _variant() -> str:
+    return variant_of(overrides_of())
+
+
+def _identity(config: Mapping[str, Any], task: VTABTask, source: Source, protocol: Protocol) -> dict[str, Any]:
+    images = source.fingerprint(task, (protocol.train_split, protocol.eval_split))
+    return _reduced(config, task, images)
+
+
+def _reduced(config: Mapping[str, Any], task: VTABTask, images: str) -> dict[str, Any]:
+    reduced = {
+        "method": config["method"],
+        "backbone": config["backbone"],
+        "dataset": {"name": task.name, "num_classes": task.num_classes},
+        "data": {"fingerprint": images},
+        "protocol": config["protocol"],
+        "trainer": {key: config["trainer"][key] for key in ("accelerator", "threads", "attention")},
+        "seed": config["seed"],
+    }
+    contents = {"backbone.weights": weights_content(config["backbone"])}
+    for path, node in (("method", config["method"]), ("method.first", config["method"].get("first", {}))):
+        if isinstance(node, Mapping) and node.get("checkpoint"):
+            contents[f"{path}.checkpoint"] = file_sha256(node["checkpoint"])
+    return identity(reduced, contents)
+
+
+def still_holds(result: Result) -> bool:
+    """Whether a stored result is what its own configuration would give now: same images, weights, checkpoints.
+
+    Nothing is composed; images are looked at once for all runs of a task in this process.
+    """
+    config = result.config
+    try:
+        protocol = Protocol(**config["protocol"])
+        parts = [json.dumps(config[name], sort_keys=True) for name in ("dataset", "data")]
+        task, images = _images(*parts, protocol.train_split, protocol.eval_split)
+        return fingerprint(_reduced(config, task, images)) == result.fingerprint
+    except (HeadwiseError, InstantiationException, OSError, KeyError, TypeError):
+        return False
+
+
+@functools.cache
+def _images(dataset: str, data: str, *splits: str) -> tuple[VTABTask, str]:
+    """A task and the fingerprint of its images, from their configurations as JSON."""
+    task = instantiate(json.loads(dataset), _convert_="all")
+    source = instantiate(json.loads(data), _convert_="all")
+    return task, source.fingerprint(task, splits)
+
+
+def text_of(error: BaseException) -> str:
+    """The user's text of an error, with the nearest right spelling where hydra only lists."""
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        hint = INSTALL if group == "hydra/launcher" else ""
+        return f"unknown {group or 'configuration'} {name!r}{suggest(name, error.options)}{hint}"
+    if isinstance(error, HydraException) and "Could not load 'hydra/launcher/" in str(error):
+        return f"{str(error).splitlines()[0]}{INSTALL}"
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, HeadwiseError):
+            return str(cause)
+        key = getattr(cause, "full_key", None)
+        parent = getattr(cause, "parent_node", None)
+        if isinstance(cause, ConfigKeyError | ConfigAttributeError) and key and isinstance(parent, DictConfig):
+            name = str(key).rpartition(".")[2]
+            keys = [str(k) for k in parent]
+            hint = f"; a field of a class that its YAML leaves out: +{key}=..."
+            return f"unknown configuration key {key!r}{suggest(name, keys)}{hint}"
+        cause = cause.__cause__ or cause.__context__
+    return str(error)
+
+
+def one_line(error: BaseException) -> str:
+    """The user's text of an error, its kind first where it was not meant for the user, at most 500 characters."""
+    text = " ".join(text_of(error).split())
+    known = isinstance(error, HeadwiseError)
+    return (text if known else f"{type(error).__name__}: {text}")[:500]
+
+
+@contextlib.contextmanager
+def instantiation() -> Iterator[None]:
+    """Turn hydra's instantiation errors into ConfigError with the user's part of the text."""
+    try:
+        yield
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{error.full_key} must be given: add {error.full_key}=VALUE to the command") from error
+    except InstantiationException as error:
+        raise ConfigError(text_of(error)) from error
+    except TypeError as error:
+        raise ConfigError(str(error)) from error

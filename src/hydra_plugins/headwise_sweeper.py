@@ -1,0 +1,56 @@
+"""Hydra's way to a sweep that knows what is finished: ``hydra/sweeper: resuming``, which conf/config.yaml chooses.
+
+Hydra looks for plugins in this package only; everything else is in `headwise.sweep`.
+"""
+
+# No `from __future__ import annotations`: hydra executes this file before it is in sys.modules, where dataclasses look.
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+
+@dataclass
+class ResumingSweeperConf:
+    """Fields of ``hydra.sweeper``."""
+
+    _target_: str = "hydra_plugins.headwise_sweeper.ResumingSweeper"
+    params: dict[str, str] = field(default_factory=dict)
+
+
+ConfigStore.instance().store(group="hydra/sweeper", name="resuming", node=ResumingSweeperConf, provider="headwise")
+
+
+class ResumingSweeper(Sweeper):
+    """The product of all choices, like hydra's basic sweeper, without the runs that are finished.
+
+    Args:
+        params: choices that an experiment brings; the command line beats them.
+    """
+
+    def __init__(self, params: dict[str, str] | None = None) -> None:
+        self.params = dict(params or {})
+        self.config: DictConfig | None = None
+        self.hydra_context: HydraContext | None = None
+        self.launcher: Any = None
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Take over what hydra gives."""
+        from hydra.core.plugins import Plugins
+
+        self.hydra_context, self.config = hydra_context, config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Run the sweep; returns the accuracy of every job."""
+        from headwise.sweep import Sweep, jobs_of
+
+        if self.config is None or self.hydra_context is None:
+            raise RuntimeError("setup() comes before sweep()")
+        jobs = jobs_of(self.params, arguments, self.hydra_context.config_loader)
+        return Sweep(self.config, jobs, self.launcher.launch, self.validate_batch_is_legal).run()

@@ -1,0 +1,96 @@
+"""What every method costs on ViT-B/16, against numbers worked out by hand, and the sizes that the papers print."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+from made_native import build, count, vit_b16
+
+from headwise.backbone import Backbone
+from headwise.catalog import measure, printed_sizes
+
+COUNTS = {
+    "full": 85_798_656,
+    "linear": 0,
+    "bitfit": 12 * 11 * 768 + 2 * 768,
+    "lora rank=r8": 294_912,
+    "lora rank=r8 method.fused=true method.targets=[q,k,v]": 294_912,
+    "dylora": 294_912,
+    "dora rank=r16": 912_384,
+    "pissa rank=r16": 884_736,
+    "mora": 24 * 110**2,
+    "mora method.type=1": 24 * 111**2,
+    "fact_tt": 2 * 768 * 16 + 12 * 12 * 16**2,
+    "fact_tk": 2 * 768 * 32 + 12 * 12 * 32 + 32**3,
+    "cara": 2_526 * 32 + 4_608,
+    "compacter": 38_464,
+    "houlsby_b8 method.hidden=3": 129_096,
+    "vpt_adapter_rf64": 230_544,
+    "vpt_adapter_rf256": 64_548,
+    "pfeiffer": 147_456,
+    "adaptformer": 147_456,
+    "adaptformer method.bias=true": 156_768,
+    "repadapter": 239_808,
+    "ssf": 205_824,
+    "vpt_shallow method.prompts=1": 768,
+    "vpt_deep method.prompts=1": 9_216,
+    "head_lora method.rank=3": 718_848,
+    "head_lora method.rank=2": 479_232,
+    "head_lora method.rank=2 method.targets=[q,k,v]": 718_848,
+}
+"""Parameters of the backbone by method and overrides. NOAH's mean and SPT-LoRA's budget are in their own tests."""
+
+NEEDING_WEIGHTS = [
+    ("adalora", 12 * 3 * 16 * (768 + 768 + 1), None),
+    ("qlora rank=r8", 294_912, None),
+    ("fourierft", 72_000, 4 * 72_000),
+    ("fourierft method.config.n_frequency=13107", 314_568, 4 * 314_568),
+    ("bi_lora", 1_179_648, 147_840),
+    ("heart_lora", 1_179_648, 147_840),
+    ("bi_adaptformer", 589_824, 73_920),
+]
+"""The same, and stored bytes, of methods that read the weights or store codes of their own."""
+
+
+def of(setting: str) -> Any:
+    name, *overrides = setting.split()
+    return build(name, *overrides)
+
+
+@pytest.mark.parametrize("setting", COUNTS)
+def test_count_on_vit_b16(setting: str) -> None:
+    assert count(of(setting)) == COUNTS[setting]
+
+
+@pytest.mark.parametrize("size", [size for size in printed_sizes() if size.setting], ids=lambda s: f"{s.paper}-{s.row}")
+def test_what_is_said_of_a_printed_size(size: Any) -> None:
+    setting = " ".join(size.setting).removeprefix("method=")
+    expected = {**COUNTS, **{name: parameters for name, parameters, _ in NEEDING_WEIGHTS}}
+    assert size.parameters == (expected[setting] if setting in expected else count(of(setting)))
+    if "agrees" in size.why and "stored" not in size.why:
+        here = size.parameters / {"M": 1e6, "MiB": 2**20 / 4}[size.unit]
+        assert abs(here - float(size.printed)) < 10.0 ** -len(size.printed.partition(".")[2])
+
+
+@functools.cache
+def real() -> Backbone:
+    """ViT-B/16 with memory behind it, all zeros."""
+    net = vit_b16().to_empty(device="cpu")
+    for tensor in (*net.parameters(), *net.buffers()):
+        tensor.data.zero_()
+    return net
+
+
+@pytest.mark.parametrize(("setting", "parameters", "stored"), NEEDING_WEIGHTS)
+def test_counts_that_need_weights(setting: str, parameters: int, stored: int | None) -> None:
+    (entry,) = measure(setting, "", of(setting).phases(), real())
+    assert entry.num_tunable == parameters
+    assert stored is None or entry.stored_bytes == stored
+
+
+def test_printed_sizes_name_every_paper_once() -> None:
+    rows = [(size.paper, size.row) for size in printed_sizes()]
+    assert len(set(rows)) == len(rows) - 1  # Adapter-256 is printed once and read in two ways
+    assert {size.unit for size in printed_sizes()} == {"M", "MiB"}

@@ -1,0 +1,143 @@
+"""QLoRA: what is held in 4 bits, what trains, and what stands on it afterwards."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+from made_runs import train
+from torch import nn
+
+from headwise.adapted import AdaptedLinear, BesideLinear
+from headwise.errors import CheckpointError, ConfigError
+from headwise.methods.hs_lora import TwoPhase
+from headwise.methods.lora import LoRA
+from headwise.methods.qlora import QLoRA
+from headwise.nf4 import FourBit, NF4Linear
+from headwise.qkv import SplitQKV
+from made_networks import composed_method, distance, images, logits, network, perturb
+
+X = images()
+FAMILIES = ["vit", "swin"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_projection_is_held_in_4_bits_and_nothing_else(family: str) -> None:
+    net = network(family)
+    storages = [module._weight for module in net.modules() if isinstance(module, SplitQKV)]
+    dense = [weakref.ref(tensor) for tensor in (*(net.linear(site).weight for site in net.sites), *storages)]
+    del storages
+    others = {name for name, module in net.model.named_modules() if isinstance(module, nn.Linear)}
+    others -= {net.path(site).removeprefix("model.") for site in net.sites}
+    installed = composed_method("qlora").install(net)
+    held = [module for module in net.modules() if isinstance(module, FourBit)]
+    assert len(held) == len(net.sites)
+    assert {name for name, module in net.model.named_modules() if isinstance(module, nn.Linear)} == others
+    gc.collect()
+    assert [reference() for reference in dense] == [None] * len(dense)
+    weights = sum(layer.in_features * layer.out_features for layer in held)
+    base = installed.report()["base"]
+    assert base["weights"] == weights
+    assert base["bytes"] == sum(layer.num_bytes for layer in held)
+    assert base["float32_bytes"] == 4 * weights
+    assert 4.1 < 8 * base["bytes"] / weights < 4.3
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_it_starts_as_the_network_of_the_dequantised_weights(family: str) -> None:
+    net, plain = network(family), network(family)
+    composed_method("qlora").install(net)
+    for site in plain.sites:
+        plain.linear(site).weight.data.copy_(net.bases([site.proj])[site])
+    assert distance(logits(net, X), logits(plain, X)) < 1e-5
+    assert distance(logits(net, X), logits(network(family), X)) > 1e-3
+
+
+def test_training_changes_the_adapter_only_and_a_second_phase_stands_beside(tmp_path: Path) -> None:
+    both = TwoPhase(label="hs", first=composed_method("qlora"), heads=composed_method("head_lora"))
+    net = network("vit")
+    phases, files = train(net, both.phases(), tmp_path)
+    assert [phase.num_tunable for phase in phases] == [2 * 2 * 4 * 96, 2 * 2 * 3 * (4 * 48 + 48)]
+    assert phases[0].stored_bytes == 4 * phases[0].num_tunable
+    assert phases[0].extra["base"]["weights"] == 2 * 12 * 48 * 48
+    fresh = network("vit")
+    start = fresh.state_dict()
+    composed_method("qlora").install(fresh)
+    codes = {site: module for site in fresh.sites if isinstance(module := fresh.linear(site), FourBit)}
+    for site, module in codes.items():
+        now = net.linear(site)
+        assert isinstance(module, NF4Linear) and isinstance(now, NF4Linear)
+        assert torch.equal(now.codes, module.codes)
+    q = net.linear(net.sites[0])
+    assert isinstance(q, BesideLinear) and isinstance(q.module, BesideLinear) and isinstance(q.module.module, FourBit)
+    names = [name for name in start if name in net.state_dict() and "head" not in name]
+    assert "model.blocks.0.norm1.weight" in names
+    assert all(torch.equal(start[name], net.state_dict()[name]) for name in names)
+    again = network("vit")
+    repeated, _ = train(again, both.phases(), tmp_path)  # both phases from the store
+    assert repeated == phases
+    assert torch.equal(logits(again, X), logits(net, X))
+    assert len(files) == 2
+
+
+def test_what_is_settled_no_longer_drops() -> None:
+    net = network("vit")
+    installed = QLoRA(label="qlora", rank=4, dropout=0.5).install(net)
+    perturb(list(installed.trainable().values()))
+    net.train()
+    with torch.no_grad():
+        assert not torch.equal(net(X), net(X))
+        installed.merge()
+        net.train()
+        assert torch.equal(net(X), net(X))
+
+
+def test_it_cannot_be_exported_and_says_so() -> None:
+    net = network("vit")
+    installed = composed_method("qlora").install(net)
+    with pytest.raises(CheckpointError, match=r"4-bit projection.*use headwise\.load\(run_dir\)"):
+        installed.merge()
+        net.export_state_dict()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("pissa", "reads the dense base weight"),
+        ("dora", "reads the dense base weight"),
+        ("cara", "updates the bias too, which needs a dense projection"),
+        ("peft_lora", "s0.b0.q is a BesideLinear, which peft cannot adapt"),
+    ],
+)
+def test_methods_that_need_a_dense_weight_are_refused(name: str, message: str) -> None:
+    net = network("vit")
+    composed_method("qlora").install(net).merge()
+    with pytest.raises(ConfigError, match=message):
+        composed_method(name).install(net)
+
+
+def test_it_does_not_quantise_under_another_update() -> None:
+    net = network("vit")
+    LoRA(label="lora", rank=2).install(net)
+    assert isinstance(net.linear(net.sites[0]), AdaptedLinear)
+    with pytest.raises(ConfigError, match=r"s0\.b0\.q already carries a delta; merge it before"):
+        composed_method("qlora").install(net)
+    with pytest.raises(ConfigError, match="unknown 4-bit base 'fp4'"):
+        QLoRA(label="qlora", rank=4, base="fp4").install(network("vit"))
+    with pytest.raises(ConfigError, match=r"rank must be in 1\.\.48 for s0\.b0\.q with 1 row group\(s\), got 49"):
+        QLoRA(label="qlora", rank=49).install(network("vit"))
+
+
+def test_bitsandbytes_as_the_base() -> None:
+    pytest.importorskip("bitsandbytes")
+    nets = [network("vit") for _ in range(2)]
+    for net, base in zip(nets, ("nf4", "bitsandbytes"), strict=True):
+        torch.manual_seed(0)
+        installed = QLoRA(label="qlora", rank=4, base=base).install(net)
+        perturb(list(installed.trainable().values()))
+        assert all(isinstance(net.linear(s), FourBit | BesideLinear) for s in net.sites)
+        net(X).sum().backward()
+    assert distance(logits(nets[0], X), logits(nets[1], X)) < 0.05

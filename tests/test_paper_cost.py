@@ -1,0 +1,76 @@
+"""Costs on paper: what is counted once, what is multiplied, and the saved record."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from headwise.methods.base import Method
+from headwise.methods.lora import LoRA
+
+REPO = Path(__file__).parent.parent
+STEPS, IMAGES = 15, 960
+
+
+@pytest.fixture(scope="module")
+def paper_cost() -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(REPO / "benchmarks"))
+        yield importlib.import_module("paper_cost")
+
+
+@pytest.fixture
+def unit(paper_cost: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Every image costs 1 in training, and every test 0."""
+    monkeypatch.setattr(paper_cost, "cost_of", lambda *_: paper_cost.Cost(step=0, image=1, test=0))
+    return paper_cost
+
+
+def jobs(*changes: str, seeds: int = 1) -> list[list[str]]:
+    common = ["protocol=heart_paper", "dataset=svhn", *changes]
+    return [[*common, f"seed={seed}"] for seed in range(seeds)]
+
+
+def test_seeds_multiply(unit: Any) -> None:
+    bill = unit.bill(jobs("method=ssf", seeds=3))
+    assert (bill.runs, bill.phases, bill.trials) == (3, 3, 0)
+    assert bill.train_flops == 3 * 100 * IMAGES
+
+
+def test_a_search_adds_its_trials(unit: Any) -> None:
+    bill = unit.bill(jobs("method=bi_lora"))
+    assert (bill.phases, bill.trials) == (1, 5)
+    assert bill.train_flops == 100 * IMAGES + 5 * 100 * 768
+    bill = unit.bill(jobs("method=heart_lora"))
+    assert bill.trials == 5 + 3 * 3
+    assert bill.train_flops == 100 * IMAGES + (5 * 100 + 9 * 90 + 10) * 768, "nine trials share one warm-up"
+
+
+def test_what_runs_share_is_counted_once(unit: Any) -> None:
+    plain = ["protocol=hs_paper", "dataset=svhn", "method=hs/pissa"]
+    bill = unit.bill([[*plain, "rank=r16_h2"], [*plain, "rank=r16_h4"]])
+    assert (bill.runs, bill.phases) == (2, 3)
+    curves = [["protocol=hs_paper", "dataset=svhn", "method=heart_lora", f"ne=ne{n}"] for n in (1, 3)]
+    assert unit.bill(curves).train_flops == (100 + 90) * IMAGES
+
+
+def test_arithmetic_of_a_small_network(paper_cost: Any) -> None:
+    """Twice the width of everything a forward pass multiplies, and of LoRA's own factors; nothing is computed."""
+    backbone = json.dumps({"name": "x", "timm_name": "vit_tiny_patch16_224", "img_size": 32, "overrides": {"depth": 2}})
+    method: Method = LoRA(label="lora", rank=4, targets=("q", "v"))
+    cost = paper_cost.cost_of(method, backbone)
+    assert 0 < cost.test < cost.image < 3 * cost.test
+    assert cost.step > 0, "W + BA is formed once a step"
+
+
+def test_the_saved_record_is_of_these_experiments(paper_cost: Any) -> None:
+    record = json.loads((REPO / "benchmarks" / "results" / "paper_cost.json").read_text())
+    assert sorted(record["experiments"]) == paper_cost.experiments()
+    assert {row["backbone"] for row in record["experiments"].values()} == set(record["gpu"]["rates"])
+    page = (REPO / "docs" / "cost.md").read_text()
+    for name, row in record["experiments"].items():
+        assert f"| `{name}` | {row['runs']:,} |" in page
