@@ -35,12 +35,17 @@ PAPERS = [name for name in EXPERIMENTS if re.match("hs_|heart_(table|fig)", name
 PLACEHOLDERS = {"PATH": "somewhere", "FILE": "some.safetensors", "N": "2", "VALUE": "1"}
 
 
+def first_option(found: re.Match[str]) -> str:
+    return f"{found[1]}={min(file.stem for file in (CONF / found[1]).glob('*.yaml'))}"
+
+
 def overrides_of(command: str) -> list[str]:
     """Overrides of a documented command: up to a comment, placeholders filled, the first choice of a sweep."""
     words = shlex.split(re.split(r"\s{2,}|\s#|\s\(", command.split("train.py", 1)[1].strip())[0])
     filled = [re.sub(r"=(\w+)$", lambda m: "=" + PLACEHOLDERS.get(m[1], m[1]), word) for word in words]
     if "-m" in filled:
         filled = [re.sub(r"=([^\[{(,]+),.*$", r"=\1", word) for word in filled if word != "-m"]
+        filled = [re.sub(r"^(\w+)=glob\(\*\)$", first_option, word) for word in filled]
     return filled
 
 
@@ -84,8 +89,12 @@ def test_its_command_builds_everything(name: str) -> None:
     group, _, option = name.partition("/")
     commands = [line for line in header_of(name) if "python train.py" in line]
     chosen = overrides_of(commands[0])
+    if group == "hydra":
+        plugin = yaml.safe_load((CONF / f"{name}.yaml").read_text())["defaults"][0].partition("_")[0]
+        pytest.importorskip(f"hydra_plugins.hydra_{plugin}_launcher")
     cfg = compose_config(*chosen)
     named = any(re.search(rf"\b{group}(@[\w.]+)?={option}$", override) for override in chosen)
+    named |= "=".join(name.rsplit("/", 1)) in chosen
     assert named or cfg[group] == compose_config(f"{group}={option}")[group], f"{chosen} does not choose {name}"
     build_all(cfg)
     for command in commands[1:]:
@@ -262,7 +271,8 @@ def test_the_fixed_protocol_takes_nothing_per_task() -> None:
 
 def documented() -> list[str]:
     pages = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted((REPO / "docs").glob("*.md"))]
-    lines = [line for page in pages if page.is_file() for line in page.read_text(encoding="utf-8").splitlines()]
+    texts = [re.sub(r"\\\n\s*", "", page.read_text(encoding="utf-8")) for page in pages if page.is_file()]
+    lines = [line for text in texts for line in text.splitlines()]
     return [line.strip() for line in lines if re.match(r"\s*(\$ )?python train\.py [^.]", line) and "--" not in line]
 
 
