@@ -94,7 +94,7 @@ class Backbone(nn.Module):
     def set_attention(self, kind: str) -> None:
         """How attention is computed: ``timm`` leaves timm's choice, ``plain`` multiplies matrices one by one.
 
-        On a CPU in bf16, torch's fused attention costs four times the plain products (backward, 50 to 200 tokens).
+        On a CPU in bf16, torch's fused attention is slower than the plain products, most of all in backward.
 
         Raises:
             ConfigError: for another kind.

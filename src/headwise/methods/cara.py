@@ -25,7 +25,7 @@ from headwise.adapted import Delta
 from headwise.backbone import Backbone
 from headwise.errors import ConfigError
 from headwise.methods.base import Installed, Method, Plan
-from headwise.sites import PROJECTIONS, QKV, Site
+from headwise.sites import PROJECTIONS, QKV, Site, common_width
 
 
 class AttentionFactors(nn.Module):
@@ -168,14 +168,7 @@ class CaRA(Method):
             for slot, site in enumerate(heads):
                 deltas[site] = CaRADelta(site, attention, slot, 1, self.scale, self.dropout)
         if rest:
-            width = min(bases[rest[0]].shape)
-            for site in rest:
-                short, long = sorted(bases[site].shape)
-                if short != width or long % width:
-                    raise ConfigError(
-                        f"CaRA cuts {site.key} {tuple(bases[site].shape)} into squares of {width}; "
-                        "both sides must be multiples of it"
-                    )
+            width = common_width("CaRA", rest, bases)
             counts = [max(bases[site].shape) // width for site in rest]
             biases = {site.proj: bases[site].shape[0] for site in rest}
             factors = ProjectionFactors(sum(counts), width, biases, self.rank, self._draw()).to(bases[rest[0]].device)
