@@ -25,7 +25,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from headwise import atomic, claims, provenance
+from headwise import atomic
+from headwise.results import claims, provenance
 
 REPO = Path(__file__).parents[1]
 SWEEP = [

@@ -17,8 +17,8 @@ from pathlib import Path
 from headwise import atomic
 from headwise.cli import script
 from headwise.errors import ConfigError
-from headwise.records import Result
-from headwise.results import ResultStore
+from headwise.results.records import Result
+from headwise.results.store import ResultStore
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ from headwise.phases import chain
 from headwise.presets import fill_presets
 from headwise.protocol import Protocol
 from headwise.search import Space
-from headwise.sweep import requests_of
+from headwise.sweeps.sweep import requests_of
 from stepping import in_place_flops
 
 CONF = Path(__file__).resolve().parent.parent / "conf"

@@ -12,11 +12,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from headwise import atomic, reading
+from headwise import atomic
 from headwise.cli import script
-from headwise.compare import comparisons, text
 from headwise.errors import ConfigError, suggest
-from headwise.records import Result
+from headwise.results.records import Result
+from headwise.tables import reading
+from headwise.tables.compare import comparisons, text
 
 REPO = Path(__file__).resolve().parent.parent
 

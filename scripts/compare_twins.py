@@ -7,10 +7,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from headwise import atomic, reading
+from headwise import atomic
 from headwise.cli import script
 from headwise.errors import ConfigError
-from headwise.twins import markdown, pairs
+from headwise.tables import reading
+from headwise.tables.twins import markdown, pairs
 
 REPO = Path(__file__).resolve().parent.parent
 

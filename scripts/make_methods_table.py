@@ -13,8 +13,8 @@ from pathlib import Path
 from headwise import atomic
 from headwise.cli import script
 from headwise.errors import ConfigError
-from headwise.lineup import lineups, markdown, plain
-from headwise.results import ResultError, ResultStore
+from headwise.results.store import ResultError, ResultStore
+from headwise.tables.lineup import lineups, markdown, plain
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -7,9 +7,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from headwise import atomic, reading
+from headwise import atomic
 from headwise.cli import script
-from headwise.report import report
+from headwise.report.page import report
+from headwise.tables import reading
 
 REPO = Path(__file__).resolve().parent.parent
 

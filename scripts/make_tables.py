@@ -10,12 +10,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from headwise import atomic, reading
-from headwise.beside import SHOW
+from headwise import atomic
 from headwise.cli import script
 from headwise.errors import ConfigError
-from headwise.render import FORMATS, SUFFIXES, render
-from headwise.tables import compare, tables
+from headwise.tables import reading
+from headwise.tables.beside import SHOW
+from headwise.tables.build import compare, tables
+from headwise.tables.render import FORMATS, SUFFIXES, render
 
 REPO = Path(__file__).resolve().parent.parent
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from headwise import atomic
 from headwise.cli import script
-from headwise.status import survey, text
-from headwise.sweep import answered, requests_of
+from headwise.sweeps.status import survey, text
+from headwise.sweeps.sweep import answered, requests_of
 
 CONF = Path(__file__).parents[1] / "conf"
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from headwise.results import PhaseResult, Result, RunKey
-from headwise.tables import GROUP_SIZES
+from headwise.results.store import PhaseResult, Result, RunKey
+from headwise.tables.build import GROUP_SIZES
 
 KEY = RunKey("runs", "lora", "svhn", "base", 0)
 

@@ -25,7 +25,7 @@ from headwise.methods.base import Method
 from headwise.pertask import fill_tasks
 from headwise.presets import fill_presets
 from headwise.protocol import Protocol
-from headwise.sweep import requests_of
+from headwise.sweeps.sweep import requests_of
 from made_networks import CONF, REPO, compose_config
 
 FILES = sorted(file.relative_to(CONF).with_suffix("").as_posix() for file in CONF.rglob("*.yaml"))

@@ -18,7 +18,7 @@ from headwise.errors import CheckpointError
 from headwise.methods.base import Installed, Method
 from headwise.methods.hs_lora import HeadLoRA
 from headwise.methods.peft_bridge import PeftMethod
-from headwise.results import PhaseStore
+from headwise.results.store import PhaseStore
 from headwise.training import Machine, hush, read_tensors, run_phases, write_tensors
 from made_counts import COUNTS
 from made_networks import (

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from headwise import experiment, training
 from headwise.errors import ConfigError, Interrupted, ResultConflict, WeightsError
 from headwise.experiment import plan_run, run
-from headwise.results import BusyError, PhaseStore, Result, ResultStore
+from headwise.results.store import BusyError, PhaseStore, Result, ResultStore
 from made_networks import REPO, compose_config, plain_timm
 
 TINY = ["backbone=vit_tiny_random", "dataset=dsprites_loc", "data=synthetic", "protocol=smoke"]
@@ -268,7 +268,7 @@ def test_never_refuses_what_is_finished(folder: Path) -> None:
 def test_a_run_that_another_process_computes_is_left_to_it(tmp_path: Path) -> None:
     arguments = [*LORA, f"root={tmp_path}", "wait=false"]
     place = plan_run(compose_config(*arguments)).folder
-    code = "import sys, time; from pathlib import Path; from headwise.claims import Claim\n"
+    code = "import sys, time; from pathlib import Path; from headwise.results.claims import Claim\n"
     code += "with Claim(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
     other = subprocess.Popen([sys.executable, "-c", code, str(place)], stdout=subprocess.PIPE, text=True)
     try:

@@ -27,7 +27,7 @@ from headwise.methods.lora import LoRA
 from headwise.methods.peft_bridge import PeftMethod
 from headwise.methods.pissa import PiSSA
 from headwise.protocol import Protocol
-from headwise.results import PhaseResult, PhaseStore
+from headwise.results.store import PhaseResult, PhaseStore
 from headwise.sites import Site
 from headwise.training import Machine, PhaseModule, hush, run_phases
 from made_networks import batches, distance, images, logits, network, perturb, toy_data

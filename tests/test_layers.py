@@ -80,7 +80,7 @@ def test_only_backbone_imports_timm() -> None:
 
 
 def test_only_what_starts_runs_imports_hydra() -> None:
-    assert importers("hydra") | importers("omegaconf") == {"plan", "experiment", "sweep", "plugin", "train"}
+    assert importers("hydra") | importers("omegaconf") == {"plan", "experiment", "sweeps/sweep", "plugin", "train"}
 
 
 def test_only_prepare_imports_tensorflow() -> None:
@@ -110,7 +110,7 @@ SHARED_PARTS = {"methods/base", "methods/structural"}
 
 @pytest.mark.parametrize("name", METHODS)
 def test_methods_know_no_runner(name: str) -> None:
-    above = {"training", "experiment", "results", "cli", "saved", "export"}
+    above = {"training", "experiment", "results/store", "cli", "saved", "export"}
     assert {other for other in internal(name) if other in above or other.startswith("data/")} == set()
 
 
@@ -142,23 +142,23 @@ def test_the_core_is_a_chain(name: str) -> None:
 STDLIB_ONLY = (
     "errors",
     "atomic",
-    "fingerprint",
-    "provenance",
-    "claims",
-    "records",
-    "results",
+    "results/fingerprint",
+    "results/provenance",
+    "results/claims",
+    "results/records",
+    "results/store",
     "variants",
     "protocol",
-    "request",
-    "ledger",
-    "lifeline",
-    "status",
+    "sweeps/request",
+    "sweeps/ledger",
+    "sweeps/lifeline",
+    "sweeps/status",
     "evolution",
     "presets",
-    "comparable",
-    "printed",
-    "compare",
-    "twins",
+    "tables/comparable",
+    "tables/printed",
+    "tables/compare",
+    "tables/twins",
 )
 
 
@@ -170,18 +170,18 @@ def test_results_need_the_standard_library_only(name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "tables",
-        "beside",
-        "paired",
-        "layout",
-        "render",
-        "reading",
+        "tables/build",
+        "tables/beside",
+        "tables/paired",
+        "tables/layout",
+        "tables/render",
+        "tables/reading",
         "plots",
-        "report",
+        "report/page",
         "data/sources",
         "data/labels",
         "experiment",
-        "sweep",
+        "sweeps/sweep",
         "plugin",
         "train",
     ],

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from headwise.results import ResultStore
+from headwise.results.store import ResultStore
 from made_results import run
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "lossy.py"

@@ -7,7 +7,7 @@ import torch
 
 from headwise import training
 from headwise.portions import is_out_of_memory, more_parts, split
-from headwise.results import ResultStore
+from headwise.results.store import ResultStore
 from made_networks import compose_config
 
 LORA = ["backbone=vit_tiny_random", "dataset=dsprites_loc", "data=synthetic", "protocol=smoke", "trainer=cpu"]

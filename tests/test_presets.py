@@ -12,7 +12,7 @@ from headwise.errors import ConfigError
 from headwise.experiment import run
 from headwise.plan import plan_run
 from headwise.presets import POSSIBLY_TUNED, fill_presets, presets, published_value
-from headwise.results import ResultStore
+from headwise.results.store import ResultStore
 from made_networks import CONF, compose_config
 
 TINY = ["backbone=vit_tiny_random", "data=synthetic", "protocol=smoke", "trainer=cpu", "trainer.threads=1"]

@@ -19,10 +19,10 @@ from torch import Tensor
 from headwise.backbone import BackboneSpec
 from headwise.errors import CheckpointError, ConfigError
 from headwise.experiment import plan_run, run
-from headwise.fingerprint import file_sha256
 from headwise.methods.cara import CaRA
 from headwise.published import CARA_NAMES, read_cara
-from headwise.results import ResultStore
+from headwise.results.fingerprint import file_sha256
+from headwise.results.store import ResultStore
 from made_networks import CLASSES, REPO, compose_config, distance, images, logits, network
 
 BLOCKS, WIDTH, HEADS, PARTS, RANK, SCALE = 2, 48, 4, 4, 3, 0.5

@@ -18,7 +18,7 @@ from headwise.methods.hs_lora import HeadLoRA
 from headwise.methods.lora import LoRA
 from headwise.methods.pissa import PiSSA
 from headwise.protocol import Protocol
-from headwise.records import PhaseResult
+from headwise.results.records import PhaseResult
 from headwise.search import Space, search
 from made_networks import compose_config
 

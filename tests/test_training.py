@@ -18,7 +18,7 @@ from headwise.methods.base import Method
 from headwise.methods.hs_lora import HeadLoRA, TwoPhase
 from headwise.methods.lora import LoRA
 from headwise.protocol import Protocol
-from headwise.results import PhaseResult, PhaseStore
+from headwise.results.store import PhaseResult, PhaseStore
 from headwise.selection import TestSelection
 from headwise.training import CHECKPOINT, TENSORS, Machine, PhaseModule, chain, read_tensors, run_phases
 from made_networks import CLASSES, images, logits, spec, toy_data

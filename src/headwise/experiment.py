@@ -24,15 +24,17 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from headwise import atomic, lifeline, provenance
-from headwise.claims import Claim, describe
+from headwise import atomic
 from headwise.errors import HeadwiseError, Interrupted, ResultConflict
-from headwise.ledger import Entry, Ledger, folder_of
 from headwise.plan import Plan, asked, instantiation, one_line, overrides_of, plan_run, text_of
 from headwise.presets import preset_labels
 from headwise.protocol import Protocol
-from headwise.results import BusyError, PhaseResult, PhaseStore, Result, ResultStore, RunKey
+from headwise.results import provenance
+from headwise.results.claims import Claim, describe
+from headwise.results.store import BusyError, PhaseResult, PhaseStore, Result, ResultStore, RunKey
 from headwise.search import Space, explore, search
+from headwise.sweeps import lifeline
+from headwise.sweeps.ledger import Entry, Ledger, folder_of
 
 if TYPE_CHECKING:
     from headwise.backbone import Backbone

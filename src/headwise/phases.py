@@ -13,10 +13,10 @@ from torch import Tensor
 
 from headwise import atomic
 from headwise.errors import CheckpointError
-from headwise.fingerprint import file_sha256, fingerprint
 from headwise.methods.base import Installed, Method
 from headwise.progress import History
-from headwise.results import PhaseResult
+from headwise.results.fingerprint import file_sha256, fingerprint
+from headwise.results.store import PhaseResult
 
 CHECKPOINT = "last.ckpt"
 TENSORS = "phase.safetensors"

@@ -23,13 +23,13 @@ from headwise.data.sources import Source
 from headwise.data.tasks import VTABTask
 from headwise.errors import ConfigError, HeadwiseError, suggest
 from headwise.evolution import fill_searches
-from headwise.fingerprint import file_sha256, fingerprint, identity
 from headwise.gate import fill_gates
 from headwise.pertask import fill_tasks
 from headwise.presets import PUBLISHED, fill_presets
 from headwise.protocol import Protocol
-from headwise.request import request_of
-from headwise.results import Result, RunKey
+from headwise.results.fingerprint import file_sha256, fingerprint, identity
+from headwise.results.store import Result, RunKey
+from headwise.sweeps.request import request_of
 from headwise.variants import variant_of
 from headwise.weights import weights_content
 
@@ -52,7 +52,7 @@ class Plan:
         resume: ``auto`` takes what is finished and continues what is not; ``force`` trains again and replaces the
             result at the end; ``never`` refuses if there is a result.
         wait: for another process that computes the same run; False is an error instead.
-        request: see `headwise.request`; empty outside of hydra's command line.
+        request: see `headwise.sweeps.request`; empty outside of hydra's command line.
         overrides: what was asked on the command line or by a sweep.
     """
 

@@ -20,7 +20,7 @@ from headwise.data.vtab import VTABDataModule
 from headwise.errors import ConfigError, WeightsError
 from headwise.methods.base import Installed, build_method
 from headwise.protocol import Protocol
-from headwise.records import PhaseResult, Result
+from headwise.results.records import PhaseResult, Result
 from headwise.training import PhaseRun, restore
 from headwise.weights import weights_content
 

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from headwise.errors import ConfigError, suggest
 from headwise.gate import SCORES, Gate
-from headwise.records import PhaseResult
+from headwise.results.records import PhaseResult
 
 TRAIN_SPLIT, EVAL_SPLIT = "train800", "val200"
 

@@ -19,10 +19,8 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from headwise import atomic
 from headwise.backbone import Backbone
-from headwise.claims import describe
 from headwise.data.vtab import VTABDataModule
 from headwise.errors import CheckpointError, Interrupted, NonFiniteLoss
-from headwise.fingerprint import fingerprint
 from headwise.methods.base import Installed, Method, Plan
 from headwise.phases import (
     CHECKPOINT,
@@ -39,7 +37,9 @@ from headwise.portions import split
 from headwise.progress import History, Progress
 from headwise.progress import hush as hush
 from headwise.protocol import PRECISIONS, Protocol
-from headwise.results import PhaseResult, PhaseStore
+from headwise.results.claims import describe
+from headwise.results.fingerprint import fingerprint
+from headwise.results.store import PhaseResult, PhaseStore
 from headwise.selection import TestSelection
 
 GIVEN = "a checkpoint is a saved phase; scripts/import_cara.py and scripts/import_bilora.py make one of published files"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from headwise.errors import WeightsError
-from headwise.fingerprint import file_sha256
+from headwise.results.fingerprint import file_sha256
 
 ASSETS = Path(__file__).parent / "assets"
 

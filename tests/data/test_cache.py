@@ -17,13 +17,13 @@ from made_tfds import write_set
 from made_trees import REPO, load_task, write_tree
 from PIL import Image
 
-from headwise.claims import BusyError, Claim
 from headwise.data import cachebuild
 from headwise.data.cache import META, Cache, CacheSource
 from headwise.data.cachebuild import build
 from headwise.data.sources import AutoSource, FolderSource, TFDSSource
 from headwise.data.tasks import VTABTask
 from headwise.errors import ConfigError, DataError
+from headwise.results.claims import BusyError, Claim
 
 SPLITS = ("train800", "val200", "train800val200", "test")
 CLEVR = [load_task("clevr_count"), load_task("clevr_dist")]

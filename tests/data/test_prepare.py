@@ -14,12 +14,12 @@ import pytest
 from made_tfds import to_tfrecord, write_set
 from made_trees import REPO, load_task, write_tree
 
-from headwise.claims import Claim
 from headwise.data import prepare as module
 from headwise.data.cache import CacheSource
 from headwise.data.prepare import Place, Status, choose, missing_by_hand, prepare, read_tasks, status, table
 from headwise.data.sources import FolderSource, TFDSSource
 from headwise.errors import ConfigError
+from headwise.results.claims import Claim
 
 TASKS = read_tasks(REPO / "conf" / "dataset")
 SCRIPT = REPO / "scripts" / "prepare_vtab.py"
@@ -157,7 +157,7 @@ def test_two_preparations_at_once(sprites: Path, place: Place) -> None:
 import sys, time
 sys.path.insert(0, {str(REPO / "src")!r})
 from pathlib import Path
-from headwise.claims import Claim
+from headwise.results.claims import Claim
 with Claim(Path({str(place.records / ".claims" / "dsprites")!r})):
     print("held", flush=True)
     time.sleep(60)

@@ -9,7 +9,7 @@ from typing import Any
 from headwise.backbone import Backbone
 from headwise.methods.base import Method
 from headwise.protocol import Protocol
-from headwise.results import PhaseResult, PhaseStore
+from headwise.results.store import PhaseResult, PhaseStore
 from headwise.training import Machine, hush, run_phases
 from made_networks import toy_data
 

@@ -19,7 +19,7 @@ from headwise.errors import ConfigError
 from headwise.evolution import Evolution, Subnet
 from headwise.experiment import run
 from headwise.methods.noah import KINDS, NOAH, Supernet, SupernetInstalled, num_parameters, published_subnets
-from headwise.results import PhaseResult, ResultStore
+from headwise.results.store import PhaseResult, ResultStore
 from headwise.search import explore
 from made_networks import CONF, compose_config, distance, logits, network, perturb
 

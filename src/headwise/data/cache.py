@@ -24,7 +24,7 @@ from headwise.data.pixels import FINAL_SPLITS, Pixels
 from headwise.data.splits import subset
 from headwise.data.tasks import VTABTask, check_split
 from headwise.errors import DataError
-from headwise.fingerprint import cache_folder, file_sha256
+from headwise.results.fingerprint import cache_folder, file_sha256
 
 SCHEMA = 1
 PARTS = ("train800", "val200", "test")

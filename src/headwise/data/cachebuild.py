@@ -19,12 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headwise import atomic
-from headwise.claims import Claim, describe
 from headwise.data.cache import META, PARTS, SCHEMA, Cache, label_file, pixels_name, rules
 from headwise.data.decode import RESIZES, check_resize
 from headwise.data.pixels import Cacheable
 from headwise.data.tasks import VTABTask
 from headwise.errors import ConfigError, DataError
+from headwise.results.claims import Claim, describe
 
 PAIRS = [(train, final) for train in ("train800", "train800val200") for final in ("val200", "test")]
 """Pairs of splits that a run may use, and whose fingerprint a cache therefore keeps."""

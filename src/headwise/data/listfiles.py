@@ -18,7 +18,7 @@ from typing import Any
 
 from headwise import atomic
 from headwise.errors import DataError
-from headwise.fingerprint import cache_folder
+from headwise.results.fingerprint import cache_folder
 
 JPEG_MAGIC = b"\xff\xd8\xff"
 SETTLED_SECONDS = 0.1

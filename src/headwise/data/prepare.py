@@ -17,7 +17,6 @@ from typing import Any
 
 import yaml
 
-from headwise.claims import BusyError, Claim
 from headwise.data import tfds_aircraft
 from headwise.data.cache import KINDS, Cache, candidates, default_root
 from headwise.data.cachebuild import build
@@ -28,7 +27,8 @@ from headwise.data.tasks import VTABTask
 from headwise.data.tfds import TFDSSource
 from headwise.data.upstream import UPSTREAM, Upstream
 from headwise.errors import ConfigError, DataError, HeadwiseError, suggest
-from headwise.fingerprint import cache_folder
+from headwise.results.claims import BusyError, Claim
+from headwise.results.fingerprint import cache_folder
 
 Say = Callable[[str], None]
 STATES = ("ready", "missing", "damaged", "manual")

@@ -32,7 +32,7 @@ from headwise.data.prepared import Prepared, find, tfrecords, versions_present
 from headwise.data.splits import Indices, parse_slice, split_ranges, subset
 from headwise.data.tasks import VTABTask
 from headwise.errors import DataError
-from headwise.fingerprint import cache_folder
+from headwise.results.fingerprint import cache_folder
 
 BATCH = 64
 """Records that are asked for at a time."""

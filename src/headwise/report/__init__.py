@@ -1,0 +1,1 @@
+"""All results on one page of HTML: verdicts, pictures, tables. Never torch."""

@@ -1,0 +1,179 @@
+"""The pictures of one table of results: accuracy against parameters, over heads off, and what heads scored.
+
+Every picture comes with the data that it shows. Never imports torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from markupsafe import Markup
+
+from headwise.report import figures, gains, grids
+from headwise.report.figures import Spot
+from headwise.report.grids import Grid
+from headwise.results.records import Result
+from headwise.tables.build import AVERAGES, Table
+from headwise.tables.comparable import Places
+from headwise.tables.twins import ground
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture, and the data that it shows."""
+
+    title: str
+    svg: Markup
+    data: Grid
+    caption: str = ""
+    legend: Sequence[tuple[Markup, str]] = field(default_factory=tuple)
+
+
+def scatters(table: Table, results: Sequence[Result], where: Places, slug: str) -> list[Figure]:
+    """Accuracy of each row's last phase against its parameters: a picture per task and average."""
+    costs = {line.row: line.parameters for line in table.costs.itertuples()}
+    headwise = {where[result.key][0] for result in results if gains.is_headwise(result)}
+    names = list(dict.fromkeys(table.cells["column"]))
+    made = []
+    for name in sorted(names, key=lambda name: (name not in AVERAGES, names.index(name))):
+        cells = table.cells[table.cells["column"] == name].sort_values(["row", "phase"])
+        last = {cell.row: cell for cell in cells.itertuples()}
+        if len(last) < 2:
+            continue
+        spots, lines = [], []
+        for row, cell in last.items():
+            number = costs[row][1]
+            tip = f"{row}: {cell.mean:.2f} %, {number:,} parameters, n = {cell.n}"
+            spots.append(Spot(number, cell.mean, cell.std, row, tip, "headwise" if row in headwise else ""))
+            lines.append([row, cell.phase, number, cell.mean, cell.std, cell.n])
+        svg = figures.scatter(spots, f"Accuracy against parameters, {name}", "parameters without head", "accuracy, %")
+        head = ["method", "phase", "parameters", "mean", "std", "n"]
+        made.append(Figure(name, svg, grids.plain(f"{slug}-parameters-{slugged(name)}", head, lines, 2)))
+    return made
+
+
+Seeds = dict[int, float]
+
+
+@dataclass
+class Family:
+    """Runs of one method on one task that differ in their gates alone.
+
+    Attributes:
+        base: name of the method without a gate.
+        lines: by kind of gate, by heads off, by seed: accuracies.
+        plain: by seed, with no head off.
+    """
+
+    base: str
+    lines: dict[str, dict[float, Seeds]] = field(default_factory=dict)
+    plain: Seeds = field(default_factory=dict)
+
+
+def curves(results: Sequence[Result], where: Places, slug: str) -> list[Figure]:
+    """Accuracy over heads off: a picture per method and task, before them the mean over the tasks.
+
+    A line is a kind of gate, the run without a gate a level.
+    """
+    families: dict[tuple[str, str], Family] = {}
+    for result in results:
+        last = result.phases[-1]
+        if last.accuracy is None:
+            continue
+        rest = {name: value for name, value in result.identity.items() if name != "seed"}
+        key = where[result.key][1], ground(dataclasses.replace(result, identity=rest))
+        family = families.setdefault(key, Family(str(last.method.get("_target_", "")).rpartition(".")[2]))
+        if gains.is_masked(last):
+            seeds = family.lines.setdefault(_gate_name(result), {}).setdefault(gains.heads_off(last), {})
+        else:
+            family.base = family.base if family.plain else result.key.method
+            seeds = family.plain
+        seeds.setdefault(result.key.seed, last.accuracy)
+    drawn = [(column, family) for (column, _), family in families.items() if family.lines]
+    bases: dict[str, list[Family]] = {}
+    for _, family in drawn:
+        bases.setdefault(family.base, []).append(family)
+    means = [(f"mean of {len(tasks)} tasks", _mean(base, tasks)) for base, tasks in bases.items() if len(tasks) > 1]
+    every = [(title, family) for title, family in [*means, *drawn] if family.lines]
+    return [
+        _curve(f"{title}: {family.base}", family, f"{slug}-heads-off-{number}")
+        for number, (title, family) in enumerate(every, start=1)
+    ]
+
+
+def _mean(base: str, tasks: Sequence[Family]) -> Family:
+    """Means over tasks, formed per seed, of what every task has."""
+    mean = Family(base, plain=_means([task.plain for task in tasks]))
+    for label in tasks[0].lines:
+        for x in tasks[0].lines[label]:
+            if seeds := _means([task.lines.get(label, {}).get(x, {}) for task in tasks]):
+                mean.lines.setdefault(label, {})[x] = seeds
+    return mean
+
+
+def _means(tasks: Sequence[Seeds]) -> Seeds:
+    return {
+        seed: statistics.fmean(task[seed] for task in tasks) for seed in tasks[0] if all(seed in task for task in tasks)
+    }
+
+
+def _curve(title: str, family: Family, name: str) -> Figure:
+    drawn: dict[str, list[Spot]] = {}
+    table: list[list[object]] = []
+    for label, points in family.lines.items():
+        drawn[label] = []
+        for x, seeds in sorted(points.items()):
+            values = list(seeds.values())
+            mean, std = statistics.fmean(values), _std(values)
+            drawn[label].append(Spot(x, mean, std, tip=f"{label}, {x:g} off: {mean:.2f} %, n = {len(values)}"))
+            table.append([label, x, mean, std, len(values)])
+    level, legend = None, [(figures.swatch(number), label) for number, label in enumerate(drawn)]
+    if family.plain:
+        values = list(family.plain.values())
+        level, number = statistics.fmean(values), len(values)
+        table.append(["no head off", 0.0, level, _std(values), number])
+        legend.append((figures.swatch(None), f"no head off: {level:.2f} %, n = {number}"))
+    svg = figures.curves(drawn, level, f"Accuracy over heads off, {title}", "heads off per layer", "accuracy, %")
+    caption = "" if family.plain else "The same run with no head off is missing."
+    return Figure(title, svg, grids.plain(name, ["gate", "heads off", "mean", "std", "n"], table), caption, legend)
+
+
+def _std(values: Sequence[float]) -> float | None:
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
+def _gate_name(result: Result) -> str:
+    gate = gains.gate_of(result.phases[-1])
+    parts = [str(gate.get("mode", "?"))]
+    if parts == ["heart"]:
+        parts = [str(gate.get("score", "?")), str(gate.get("scope", "?"))]
+        parts += ["pooled"] * bool(gate.get("pooled")) + ["last batch"] * (gate.get("score_data") == "last_batch")
+        parts += ["budget"] * (gate.get("budget") is not None)
+    return f"{result.key.method}: {', '.join(parts)}"
+
+
+def maps(results: Sequence[Result], where: Places, slug: str) -> list[tuple[str, Result, int]]:
+    """Gated phases to draw, with their names: of each row and task the first seed."""
+    found: dict[tuple[str, str, int], tuple[str, Result, int]] = {}
+    for result in sorted(results, key=lambda r: r.key.seed):
+        for number, phase in enumerate(result.phases):
+            if gains.is_masked(phase) or any(row["score"] for row in gains.masks(phase)):
+                row, column = where[result.key]
+                found.setdefault((column, row, number), (f"{row}, {column}, seed {result.key.seed}", result, number))
+    return [found[key] for key in sorted(found)]
+
+
+def head_map(title: str, result: Result, number: int, slug: str) -> Figure:
+    """Scores and mask of one phase of a run."""
+    phase = result.phases[number]
+    svg = figures.score_map(gains.masks(phase), f"Head scores of {title}: {grids.off(phase)}")
+    return Figure(title, svg, grids.heads(phase, f"{slug}-heads-{slugged(title)}-p{number + 1}"), grids.off(phase))
+
+
+def slugged(text: str) -> str:
+    """Name of a file or an anchor."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "x"

@@ -1,0 +1,241 @@
+"""All results on one page: a self-contained HTML file that loads nothing. Never imports torch.
+
+The page is `assets/report.html`, its style `assets/report.css`, its sorting `assets/report.js`; this module decides
+what is on it. What is compared with what is `tables`' and `gains`' business.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import jinja2
+from markupsafe import Markup
+
+from headwise.errors import ConfigError
+from headwise.report import gains, gallery, grids
+from headwise.report.gains import Comparison
+from headwise.report.gallery import Figure, slugged
+from headwise.report.grids import Grid
+from headwise.report.summary import Lacking, questions
+from headwise.results.records import Result
+from headwise.tables.build import Table, tables
+from headwise.tables.comparable import Places, Setting, distinct, places, settings, tested
+from headwise.tables.paired import CONTROLS
+from headwise.weights import ASSETS
+
+NUM_MAPS = 24
+"""Head maps that are drawn of one table; the runs' own folders have the others."""
+NUM_CURVES = 6
+"""Curves over heads off in sight; the others fold away."""
+NUM_ROWS = 12
+"""Rows of the summary that are in sight; the others fold away."""
+CURES = {name: f"its gain over P1 proves little; run method={method} as well" for name, method in CONTROLS.items()} | {
+    "no head off": "nothing says what switching heads off costs; run the same without its gate as well",
+    "random heads off": "nothing says that the scores matter; run the same with mode=random in its gate as well",
+}
+"""Why a control is needed, and how to make it."""
+FEW = 3
+"""Tasks that a warning names; of more it says how many."""
+WHOLE = ("mean_19", "mean_groups")
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """Everything of one table: results that may be compared."""
+
+    slug: str
+    title: str
+    warnings: Sequence[tuple[str, str]]
+    """What nobody may overlook: its beginning, and the rest."""
+    lead: str
+    """How many results, which weights and which protocol."""
+    notes: Sequence[str]
+    labels: Sequence[tuple[str, str]]
+    """Stamps, and how many results have each."""
+    grids: Sequence[tuple[str, str, Grid]]
+    """Heading, what it says, table."""
+    scatters: Sequence[Figure]
+    more_scatters: Sequence[Figure]
+    curves: Sequence[Figure]
+    more_curves: Sequence[Figure]
+    maps: Sequence[Figure]
+    num_maps: int
+    costs: Grid
+    hours: str
+    comparisons: Sequence[Comparison]
+    lacking: Lacking
+
+
+def report(results: Iterable[Result], title: str = "Results", damaged: Sequence[str] = ()) -> str:
+    """Return the page.
+
+    Args:
+        results: in any order; at least one with a test accuracy.
+        title: of the page.
+        damaged: what is wrong with each record that could not be read; the page names them.
+    Raises:
+        ConfigError: if no result has a test accuracy.
+    """
+    usable, unreadable = _usable(distinct(results))
+    damaged = [*damaged, *unreadable]
+    if not any(tested(result) for result in usable):
+        raise ConfigError(f"no result with a test accuracy: there is nothing to report yet{'; '.join(['', *damaged])}")
+    split = settings(usable)
+    every = [result for setting in split for result in setting.results]
+    chapters = _chapters(tables(usable, title), split, every)
+    script = (ASSETS / "report.js").read_text(encoding="utf-8")
+    page = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(ASSETS),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return page.get_template("report.html").render(
+        title=title,
+        facts=_facts(usable),
+        labels=_labels(usable),
+        total=len(usable),
+        damaged=damaged,
+        questions=questions(chapters),
+        num_rows=NUM_ROWS,
+        chapters=chapters,
+        provenance=grids.provenance(usable),
+        runs=grids.runs(usable, "runs"),
+        style=Markup((ASSETS / "report.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+
+
+def _usable(results: Sequence[Result]) -> tuple[list[Result], list[str]]:
+    """Results whose gates can be drawn, and what is wrong with the others."""
+    good, bad = [], []
+    for result in results:
+        try:
+            for phase in result.phases:
+                gains.masks(phase)
+            good.append(result)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            key = result.key
+            place = f"{key.name}/{key.method}/{key.dataset}/{key.variant}/seed-{key.seed}"
+            bad.append(
+                f"{place}/result.json is not a usable record: its heads cannot be read ({error}); it is left out"
+            )
+    return good, bad
+
+
+def _labels(results: Sequence[Result]) -> list[tuple[str, str]]:
+    counts = {label: sum(label in result.labels for result in results) for r in results for label in r.labels}
+    total = len(results)
+    return [(label, "all runs" if n == total else f"{n} of {total} runs") for label, n in sorted(counts.items())]
+
+
+def _facts(results: Sequence[Result]) -> list[str]:
+    days = sorted({result.created[:10] for result in results})
+    names = sorted({result.key.name for result in results})
+    seeds = {result.key.seed for result in results}
+    counts = [
+        (len(results), "run", "runs"),
+        (len(names), "experiment", "experiments"),
+        (len({result.key.method for result in results}), "method", "methods"),
+        (len({result.key.dataset for result in results}), "task", "tasks"),
+        (len(seeds), "seed", "seeds"),
+    ]
+    facts = [f"{number:,} {one if number == 1 else many}" for number, one, many in counts]
+    return [*facts, days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"]
+
+
+def _chapters(made: Sequence[Table], split: Sequence[Setting], every: Sequence[Result]) -> list[Chapter]:
+    chapters: list[Chapter] = []
+    for table, setting in zip(made, split, strict=True):
+        results = [result for result in setting.results if tested(result)]
+        if not results:
+            continue
+        title = ", ".join(sorted({result.key.name for result in results}))
+        taken = sum(chapter.title.partition(" (")[0] == title for chapter in chapters)
+        title = f"{title} ({taken + 1})" if taken else title
+        first = chapters[0].title if chapters else title
+        table.notes = [note.replace("than the first table:", f"than {first}:") for note in table.notes]
+        chapters.append(_chapter(table, results, every, title, f"{slugged(title)}-{len(chapters) + 1}"))
+    return sorted(chapters, key=lambda chapter: not chapter.lacking)
+
+
+def _chapter(table: Table, results: Sequence[Result], every: Sequence[Result], title: str, slug: str) -> Chapter:
+    where, _ = places(results)
+    found = gains.comparisons(results, where, every)
+    lacking = gains.missing(results, where, found)
+    badges = {row: "no control" for (_, row), controls in lacking.items() if any(controls.values())}
+    lead = next((note for note in table.notes if "; weights: " in note), "")
+    said = next((note for note in table.notes if note.startswith("Test accuracy in percent")), "")
+    told = (lead or "Label: ", said or "Label: ", "Label: ", "NO CONTROL")
+    shown = [("Accuracy", f"{said} Bold: the best of its task.", grids.accuracies(table, f"{slug}-accuracy", badges))]
+    if len(table.paired):
+        said = "Percentage points, seed by seed: the second phase minus its own first, and minus its controls."
+        shown.append(("Paired differences", said, grids.differences(table, f"{slug}-differences")))
+    if beside := grids.published(table, f"{slug}-published"):
+        shown.append(("Published", "Rows of papers under the same protocol, and how far ours is off.", beside))
+    scatters = gallery.scatters(table, results, where, slug)
+    averages = [figure for figure in scatters if figure.title in WHOLE]
+    curves = gallery.curves(results, where, slug)
+    maps = gallery.maps(results, where, slug)
+    return Chapter(
+        slug=slug,
+        title=title,
+        warnings=[_cut(note) for note in _warnings(lacking, results, where)],
+        lead=lead,
+        notes=[grids.shortened(note) for note in table.notes if not note.startswith(told)],
+        labels=_labels(results),
+        grids=shown,
+        scatters=averages or scatters,
+        more_scatters=[figure for figure in scatters if figure not in averages] if averages else [],
+        curves=curves[:NUM_CURVES],
+        more_curves=curves[NUM_CURVES:],
+        maps=[gallery.head_map(*found, slug) for found in maps[:NUM_MAPS]],
+        num_maps=len(maps),
+        costs=grids.costs(results, where, f"{slug}-costs"),
+        hours=_hours(results),
+        comparisons=found,
+        lacking=lacking,
+    )
+
+
+def _cut(note: str) -> tuple[str, str]:
+    """A long warning: what is in sight, and the rest."""
+    if len(note) <= 320:
+        return note, ""
+    end = note.rfind(",", 0, 240) + 1 or 240
+    return note[:end], note[end:]
+
+
+def _warnings(lacking: Lacking, results: Sequence[Result], where: Places) -> list[str]:
+    """Say which rows lack a control, and how to make it."""
+    budgets = {where[r.key][0] for r in results if gains.gate_of(r.phases[-1]).get("budget") is not None}
+    notes = []
+    for control, cure in CURES.items():
+        rows = [
+            f"{row} on {_few(controls[control])}"
+            for (_, row), controls in lacking.items()
+            if controls.get(control) and not (control == "random heads off" and row in budgets)
+        ]
+        if rows:
+            notes.append(f"NO CONTROL ({control}) for {', '.join(rows)}: {cure}.")
+    return notes
+
+
+def _few(tasks: Sequence[str]) -> str:
+    return ", ".join(tasks) if len(tasks) <= FEW else f"{len(tasks)} tasks"
+
+
+def _hours(results: Sequence[Result]) -> str:
+    """Time of all phases, each counted once however many runs share it."""
+    seconds = {
+        phase.fingerprint or f"{result.key} {number}": phase.seconds
+        for result in results
+        for number, phase in enumerate(result.phases)
+    }
+    total = sum(seconds.values())
+    return f"{total / 3600:,.1f} hours" if total >= 3600 else f"{total / 60:,.1f} minutes"

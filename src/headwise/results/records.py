@@ -1,0 +1,253 @@
+"""What a run leaves behind: its key, what each phase reached, and what it was made with; to JSON and back.
+
+Standard library only: a result must be readable when torch is not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from headwise.errors import ConfigError, HeadwiseError
+from headwise.results.fingerprint import fingerprint
+from headwise.results.provenance import now
+
+FORMAT = 1
+OWN_FOLDERS = {"phases": "the shared phases", "ledger": "what was asked for"}
+"""Folders of a root that are no runs'."""
+_FORBIDDEN = re.compile(r"[/\\\x00-\x1f\x7f]|\.\.")
+
+
+class ResultError(HeadwiseError):
+    """A record that cannot be read: cut off, not JSON, or without a field it needs. ``path`` names the file."""
+
+    def __init__(self, path: Path, why: str) -> None:
+        super().__init__(f"{path} is not a usable record: {why}; it counts as missing, delete it to be rid of this")
+        self.path = path
+
+
+@dataclass(frozen=True, order=True)
+class RunKey:
+    """Names of a run, one folder each."""
+
+    name: str
+    method: str
+    dataset: str
+    variant: str
+    seed: int
+
+    def __post_init__(self) -> None:
+        for part in ("name", "method", "dataset", "variant"):
+            value = getattr(self, part)
+            if not isinstance(value, str) or not value or value != value.strip() or len(value) > 200:
+                raise ConfigError(f"{part} of a run must be 1 to 200 characters without outer blanks, got {value!r}")
+            if _FORBIDDEN.search(value) or value.startswith("."):
+                raise ConfigError(
+                    f"{part} of a run names a folder: no separator, no control character, no '..', no leading '.'; "
+                    f"got {value!r}"
+                )
+        if self.name in OWN_FOLDERS:
+            raise ConfigError(f"name of a run may not be {self.name!r}: that folder holds {OWN_FOLDERS[self.name]}")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
+            raise ConfigError(f"seed of a run must be an integer >= 0, got {self.seed!r}")
+
+    def path(self, root: str | Path) -> Path:
+        """Return the run's folder under ``root``."""
+        return Path(root) / self.name / self.method / self.dataset / self.variant / f"seed-{self.seed}"
+
+    @classmethod
+    def of(cls, folder: Path) -> RunKey:
+        """Read the key back from a run's folder.
+
+        Raises:
+            ConfigError: if its last five parts are not those of a run.
+        """
+        *_, name, method, dataset, variant, seed = ("", "", "", "", *folder.parts)
+        number = seed.removeprefix("seed-")
+        if not (seed.startswith("seed-") and number.isdecimal()):
+            raise ConfigError(f"{folder} is not a run's folder: it must end in seed-<n>")
+        return cls(name, method, dataset, variant, int(number))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseResult:
+    """What one phase cost and reached."""
+
+    label: str
+    accuracy: float | None
+    """Test accuracy in percent, 0..100; None where the phase was not tested."""
+    num_tunable: int
+    """Tunable parameters without the head."""
+    num_head: int
+    stored_bytes: int
+    """Payload of the exported tensors, without header and head."""
+    seconds: float
+    num_test: int | None = None
+    """Test images behind the accuracy."""
+    images_per_second: float | None = None
+    peak_memory: int | None = None
+    """Bytes at the highest point of training: of the GPU what torch allocated there, of a CPU the resident set of the
+    process, nothing subtracted (interpreter, libraries, network and images count as well); None where unknown."""
+    epochs: int = 0
+    steps: int = 0
+    active_heads: Any = None
+    """JSON: the number of heads left on, or one per layer; None where nothing is gated."""
+    fingerprint: str = ""
+    method: dict[str, Any] = field(default_factory=dict)
+    """``{"_target_": ..., arguments}``: enough to build the phase's method again."""
+    train_loss: float | None = None
+    """Mean cross-entropy of the last epoch, nats."""
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.label, str) or not self.label:
+            raise ConfigError(f"label of a phase must be a non-empty string, got {self.label!r}")
+        for name in ("num_tunable", "num_head", "stored_bytes", "epochs", "steps", "num_test", "peak_memory"):
+            value = getattr(self, name)
+            if value is None and name in ("num_test", "peak_memory"):
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise ConfigError(f"{name} of phase {self.label!r} must be an integer >= 0, got {value!r}")
+        for name, top in (("accuracy", 100.0), ("seconds", math.inf), ("images_per_second", math.inf)):
+            value = getattr(self, name)
+            if value is None and name != "seconds":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= top:
+                raise ConfigError(f"{name} of phase {self.label!r} must be in 0..{top:g}, got {value!r}")
+
+    @property
+    def seconds_per_step(self) -> float | None:
+        """Time of one training step, its share of an epoch's reading and logging included; None without steps."""
+        return self.seconds / self.steps if self.steps else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return _plain(self)
+
+    @classmethod
+    def from_json(cls, raw: Any, path: Path) -> Self:
+        """Read back what `to_json` gave; fields this version does not know are skipped.
+
+        Raises:
+            ResultError: naming ``path``.
+        """
+        with _damaged(path):
+            return cls(**_known(cls, raw))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One finished run: what was asked, what came out, and what it was made with."""
+
+    key: RunKey
+    identity: dict[str, Any]
+    """The configuration reduced by `headwise.results.fingerprint.identity`."""
+    phases: list[PhaseResult]
+    config: dict[str, Any] = field(default_factory=dict)
+    """The full resolved configuration."""
+    labels: list[str] = field(default_factory=list)
+    """Stamps that every table repeats: stand-in weights, synthetic, subset, unofficial split, TEST-SELECTED."""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """``weights``, ``data`` and ``protocol`` (any JSON each): two results are comparable when these agree."""
+    versions: dict[str, Any] = field(default_factory=dict)
+    git: dict[str, Any] | None = None
+    machine: dict[str, Any] = field(default_factory=dict)
+    created: str = field(default_factory=now)
+    request: str = ""
+    """Hash of what asked for the run before it was composed; lets a sweep recognise it from the index."""
+    fingerprint: str = ""
+    """Hash of ``identity``; computed unless given."""
+
+    def __post_init__(self) -> None:
+        if not self.phases:
+            raise ConfigError(f"a result of {self.key} needs at least one phase")
+        for name, kind in (("labels", list), ("identity", dict), ("config", dict), ("provenance", dict)):
+            if not isinstance(getattr(self, name), kind):
+                raise ConfigError(f"{name} of a result must be a {kind.__name__}, got {getattr(self, name)!r}")
+        if not self.fingerprint:
+            object.__setattr__(self, "fingerprint", fingerprint(self.identity))
+
+    @property
+    def accuracy(self) -> float | None:
+        """Test accuracy of the last phase, percent."""
+        return self.phases[-1].accuracy
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values; the key's fields stand at the top level."""
+        fields = _plain(self)
+        return {"format": FORMAT, **fields.pop("key"), **fields}
+
+    @classmethod
+    def from_json(cls, raw: Any, path: Path) -> Self:
+        """Read back what `to_json` gave; fields this version does not know are skipped.
+
+        Raises:
+            ResultError: naming ``path``.
+        """
+        with _damaged(path):
+            for name in ("fingerprint", "labels", "provenance"):
+                raw[name]  # written always, so their absence means a file cut or edited
+            key = RunKey(**{f.name: raw[f.name] for f in dataclasses.fields(RunKey)})
+            phases = [PhaseResult.from_json(phase, path) for phase in raw["phases"]]
+            return cls(**_known(cls, {"identity": {}, **raw, "key": key, "phases": phases}))
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read one ``result.json``.
+
+        Raises:
+            ResultError: if it is cut off, not JSON or lacks a field. FileNotFoundError: if there is none.
+        """
+        return cls.from_json(load_json(path), path)
+
+
+def _plain(record: Any) -> dict[str, Any]:
+    return dataclasses.asdict(record)
+
+
+def _known(cls: type, raw: Any) -> dict[str, Any]:
+    names = [f.name for f in dataclasses.fields(cls)]
+    required = [
+        f.name
+        for f in dataclasses.fields(cls)
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
+    if missing := [name for name in required if name not in raw]:
+        raise KeyError(", ".join(missing))
+    return {name: raw[name] for name in names if name in raw}
+
+
+@contextlib.contextmanager
+def _damaged(path: Path) -> Iterator[None]:
+    """Turn whatever reading a malformed record raises into `ResultError`."""
+    try:
+        yield
+    except ResultError:
+        raise
+    except KeyError as error:
+        raise ResultError(path, f"it lacks {error.args[0]}") from error
+    except (HeadwiseError, TypeError, AttributeError) as error:
+        raise ResultError(path, str(error)) from error
+
+
+def load_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        ResultError: naming ``path``, if it holds something else. FileNotFoundError: if there is none.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ResultError(path, "it is not text") from error
+    except json.JSONDecodeError as error:
+        raise ResultError(path, f"it is not JSON ({error})") from error
+    except IsADirectoryError as error:
+        raise ResultError(path, "it is a folder") from error

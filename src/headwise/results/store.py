@@ -1,0 +1,301 @@
+"""The record of runs, and the store of trained phases that runs share.
+
+``<root>/<name>/<method>/<dataset>/<variant>/seed-<n>/result.json``   one finished run; the truth
+``<root>/index.jsonl``                                                  a cache of the above, rebuilt at will
+``<root>/phases/<fingerprint>/phase.json``                              one finished phase, beside its tensors
+
+A file exists only when it is complete. Standard library only: a result must be readable when torch is not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from headwise import atomic
+from headwise.errors import ConfigError, ResultConflict
+from headwise.results.claims import BusyError, Claim
+from headwise.results.fingerprint import canonical, differences, fingerprint
+from headwise.results.records import OWN_FOLDERS, PhaseResult, Result, ResultError, RunKey, load_json
+
+__all__ = [
+    "BusyError",
+    "Claim",
+    "Finished",
+    "PhaseResult",
+    "PhaseStore",
+    "Result",
+    "ResultError",
+    "ResultStore",
+    "RunKey",
+]
+
+_HEX = re.compile(r"[0-9a-f]{8,64}")
+_SHOWN = 12
+_log = logging.getLogger(__name__)
+
+
+def _report(error: ResultError) -> None:
+    _log.warning("%s", error)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A line of the index."""
+
+    key: RunKey
+    fingerprint: str
+    request: str
+
+
+class ResultStore:
+    """All results under one root.
+
+    Args:
+        root: need not exist.
+        on_bad: told of each record that cannot be read, which then counts as missing; logs a warning by default.
+    """
+
+    def __init__(self, root: str | Path, on_bad: Callable[[ResultError], None] = _report) -> None:
+        self.root, self.on_bad = Path(root), on_bad
+
+    def get(self, key: RunKey, identity: Mapping[str, Any]) -> Result | None:
+        """Return the finished run of this configuration, None if there is none.
+
+        Args:
+            key: where to look.
+            identity: the configuration reduced by `headwise.results.fingerprint.identity`.
+        Raises:
+            ResultConflict: if the folder holds another configuration; names the keys that differ.
+        """
+        path = key.path(self.root) / "result.json"
+        try:
+            stored = Result.read(path)
+        except FileNotFoundError:
+            return None
+        except ResultError as error:
+            self.on_bad(error)
+            return None
+        if stored.fingerprint != fingerprint(identity):
+            raise ResultConflict(_conflict(path, stored.identity, identity))
+        return stored
+
+    def put(self, key: RunKey, result: Result) -> Path:
+        """Write a result, last of all a run writes, and return its file.
+
+        Raises:
+            ResultConflict: if the folder holds a result of another configuration. ConfigError: if ``key`` is not the
+                result's own, or a value has no JSON form; then nothing is written.
+        """
+        if key != result.key:
+            raise ConfigError(f"result of {result.key} may not be stored under {key}")
+        self.get(key, result.identity)
+        path = key.path(self.root) / "result.json"
+        atomic.write_json(path, canonical(result.to_json(), "result", merge=False))
+        self._append(path, result, result.request)
+        return path
+
+    def recognise(self, result: Result, request: str) -> None:
+        """Note in the index that `request` asks for this finished run as well; the last one noted is found."""
+        path = result.key.path(self.root) / "result.json"
+        with contextlib.suppress(FileNotFoundError):
+            if self._index().get(self._relative(path), {}).get("request") != request:
+                self._append(path, result, request)
+
+    def all(self, name: str | None = None) -> Iterator[Result]:
+        """Yield every readable result in the order of their paths, of one run name if given.
+
+        A folder of another name than its result says (a copy, a rename) gives the result its present name.
+        """
+        for path in self._paths(name):
+            if (result := self._read(path)) is not None:
+                yield result
+
+    def finished(self, name: str | None = None) -> dict[RunKey, Finished]:
+        """List finished runs without reading those that the index knows, keyed by where they lie."""
+        known = self._index()
+        found, fresh = {}, 0
+        for path in self._paths(name):
+            with contextlib.suppress(FileNotFoundError, ConfigError):
+                key, line = RunKey.of(path.parent), known.get(self._relative(path), {})
+                if line.get("stamp") == _stamp(path):
+                    found[key] = Finished(key, line["fingerprint"], line["request"])
+                elif (result := self._read(path)) is not None:
+                    found[key] = Finished(key, result.fingerprint, result.request)
+                    self._append(path, result, result.request)
+                    fresh += 1
+        if name is None and len(known) + fresh > 2 * len(found) + 100:
+            self.rebuild()
+        return found
+
+    def rebuild(self) -> None:
+        """Write the index anew from the results; what others append meanwhile is found again by `finished`."""
+        known = self._index()
+        lines = []
+        for path in self._paths():
+            if (result := self._read(path)) is not None:
+                line = known.get(self._relative(path), {})
+                same = line.get("stamp") == _stamp(path)
+                lines.append(self._line(path, result, line["request"] if same else result.request))
+        atomic.write_text(self.root / "index.jsonl", "".join(lines))
+
+    def _paths(self, name: str | None = None) -> list[Path]:
+        folders = self.root.iterdir() if self.root.is_dir() else ()
+        chosen = [folder for folder in folders if folder.name not in OWN_FOLDERS and name in (None, folder.name)]
+        return sorted(path for folder in chosen for path in folder.glob("*/*/*/seed-*/result.json"))
+
+    def _read(self, path: Path) -> Result | None:
+        try:
+            result, place = Result.read(path), RunKey.of(path.parent)
+            if dataclasses.replace(result.key, name=place.name) != place:
+                raise ResultError(path, f"it says it is {result.key}, which is not where it lies")
+            return dataclasses.replace(result, key=place)
+        except FileNotFoundError:
+            return None
+        except ResultError as error:
+            self.on_bad(error)
+        except ConfigError as error:
+            self.on_bad(ResultError(path, str(error)))
+        return None
+
+    def _relative(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix()
+
+    def _line(self, path: Path, result: Result, request: str) -> str:
+        line = {"path": self._relative(path), "stamp": _stamp(path)}
+        return json.dumps({**line, "fingerprint": result.fingerprint, "request": request}) + "\n"
+
+    def _append(self, path: Path, result: Result, request: str) -> None:
+        """Add one line by one O_APPEND write; a blank line before it ends any line that another writer left torn."""
+        with contextlib.suppress(OSError):
+            descriptor = os.open(self.root / "index.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            try:
+                os.write(descriptor, f"\n{self._line(path, result, request)}".encode())
+            finally:
+                os.close(descriptor)
+
+    def _index(self) -> dict[str, dict[str, Any]]:
+        """Lines of the index by path, the last one winning; anything unreadable is skipped."""
+        try:
+            text = (self.root / "index.jsonl").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return {}
+        lines: dict[str, dict[str, Any]] = {}
+        for row in filter(None, text.split("\n")):
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                line = json.loads(row)
+                lines[line["path"]] = {name: line[name] for name in ("stamp", "fingerprint", "request")}
+        return lines
+
+
+class PhaseStore:
+    """Trained phases, addressed by content: ``fingerprint`` covers the previous phase, method, weights, data, seed.
+
+    Args:
+        root: of the results; phases lie in its folder ``phases``.
+        heartbeat: seconds between signs of life of a worker.
+        expiry: seconds without one after which another worker takes over.
+        on_bad: as for `ResultStore`.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        heartbeat: float = 10.0,
+        expiry: float = 120.0,
+        on_bad: Callable[[ResultError], None] = _report,
+    ) -> None:
+        self.root, self.heartbeat, self.expiry, self.on_bad = Path(root), heartbeat, expiry, on_bad
+
+    def path(self, fingerprint: str) -> Path:
+        """Return the folder of a phase; it need not exist.
+
+        Raises:
+            ConfigError: if ``fingerprint`` is not 8 to 64 hex digits.
+        """
+        if not _HEX.fullmatch(fingerprint):
+            raise ConfigError(f"fingerprint of a phase must be 8 to 64 hex digits, got {fingerprint!r}")
+        return self.root / "phases" / fingerprint
+
+    def finished(self, fingerprint: str) -> PhaseResult | None:
+        """Return the record of a finished phase, None if it is not finished or its record cannot be read."""
+        path = self.path(fingerprint) / "phase.json"
+        try:
+            return PhaseResult.from_json(load_json(path), path)
+        except FileNotFoundError:
+            return None
+        except ResultError as error:
+            self.on_bad(error)
+            return None
+
+    def finish(self, fingerprint: str, result: PhaseResult) -> Path:
+        """Record a phase as finished; call it after its tensors are on disk."""
+        path = self.path(fingerprint) / "phase.json"
+        stamped = dataclasses.replace(result, fingerprint=fingerprint)
+        atomic.write_json(path, canonical(stamped.to_json(), "phase", merge=False))
+        return path
+
+    def adopt(self, other: PhaseStore) -> None:
+        """Take over the finished phases of another store, in place of this one's, and remove what is left of it.
+
+        Each file is replaced whole, the record of a phase last.
+        """
+        for record in sorted(other.root.glob("phases/*/phase.json")):
+            folder = self.path(record.parent.name)
+            folder.mkdir(parents=True, exist_ok=True)
+            files = [file for file in record.parent.iterdir() if file.suffix]
+            for file in sorted(files, key=lambda file: file == record):
+                file.replace(folder / file.name)
+        shutil.rmtree(other.root, ignore_errors=True)
+
+    def claim(
+        self, fingerprint: str, wait: bool = True, on_wait: Callable[[Mapping[str, Any]], None] | None = None
+    ) -> Claim:
+        """Take a phase for this worker, waiting for whoever has it.
+
+        ::
+
+            with store.claim(fingerprint) as claim:
+                if claim.held:      # not finished, and ours
+                    ...             # train, save tensors
+                    store.finish(fingerprint, result)
+            result = store.finished(fingerprint)
+
+        Not held means that the phase is finished. The claim ends with the block, whatever ends the block.
+
+        Raises:
+            BusyError: with ``wait=False``, if another worker has it.
+        """
+        return Claim(
+            self.path(fingerprint),
+            heartbeat=self.heartbeat,
+            expiry=self.expiry,
+            wait=wait,
+            on_wait=on_wait,
+            done=lambda: self.finished(fingerprint) is not None,
+        )
+
+
+def _conflict(path: Path, stored: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    lines = differences(stored, asked) or ["(the stored file does not say what it was made with)"]
+    more = f"; and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
+    return (
+        f"{path} holds another configuration; stored vs asked: {'; '.join(lines[:_SHOWN])}{more}. "
+        "Choose another name=, ask for what is stored, or delete the folder"
+    )
+
+
+def _stamp(path: Path) -> list[int]:
+    """Size and modification time, which change when a file does."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]

@@ -1,0 +1,71 @@
+"""What asked for a run, as a hash that is known before the run is composed. Standard library only.
+
+A request is the overrides of one job, the content of the configuration folders, and the code that turns both into a
+run. Equal requests compose equal runs, so a finished one is found in an index. What files hold (images, weights) is
+not part of it: a run that is found this way is still checked against its files.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from headwise.results.fingerprint import fingerprint
+
+NOT_ASKED = ("root", "resume", "wait", "logger", "trainer.progress")
+"""Keys that say where results lie, or how the work is done and shown, and not which run it is."""
+CODE = (
+    "sweeps/request",
+    "plan",
+    "evolution",
+    "experiment",
+    "results/fingerprint",
+    "gate",
+    "pertask",
+    "presets",
+    "protocol",
+    "variants",
+    "weights",
+)
+"""Modules that decide what a configuration becomes."""
+
+
+def request_of(overrides: Sequence[str], folders: Sequence[str | Path]) -> str:
+    """The request of a job, 16 hex digits.
+
+    Args:
+        overrides: of the job, ``key=value``; their order does not matter, the last of a key wins.
+        folders: of the configuration, each with its YAML files at any depth.
+    """
+    chosen: dict[str, str] = {}
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if not (key in NOT_ASKED or key.startswith(("hydra.", "hydra/", "logger."))):
+            chosen[key] = value
+    return fingerprint(
+        {"overrides": chosen, "content": [_content(str(folder)) for folder in folders], "on": _machine()}
+    )
+
+
+@functools.cache
+def _content(folder: str) -> str:
+    """Hash of the names and bytes of a folder's YAML files."""
+    root = Path(folder)
+    return _hash({file.relative_to(root).as_posix(): file for file in root.rglob("*.yaml") if file.is_file()})
+
+
+@functools.cache
+def _machine() -> str:
+    """Hash of the code and the published values, and of what an ``auto`` looks at."""
+    here = Path(__file__).parents[1]
+    files = {name: here / f"{name}.py" for name in CODE} | {"scales": here / "paper" / "scales.csv"}
+    return _hash(files) + (" gpu" if Path("/dev/nvidia0").exists() else "")
+
+
+def _hash(files: dict[str, Path]) -> str:
+    sha = hashlib.sha256()
+    for name, file in sorted(files.items()):
+        sha.update(f"{name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+    return sha.hexdigest()

@@ -1,0 +1,208 @@
+"""How far a sweep is: done, running, failed, missing, and an estimate of what is left. Standard library only."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from headwise.results.records import Result, ResultError
+from headwise.results.store import ResultStore
+from headwise.sweeps.ledger import STATES, Entry, Ledger
+from headwise.sweeps.request import NOT_ASKED, request_of
+
+SHOWN = 20
+"""Runs of a state that are listed one by one."""
+_FIRST = {name: place for place, name in enumerate(STATES)}
+
+
+@dataclass(kw_only=True)
+class Run:
+    """One job of a sweep.
+
+    Attributes:
+        state: done, running, failed or missing.
+        asked: its overrides that differ within the sweep.
+        overrides: all of them.
+        path: of its folder; None if nothing has begun it.
+        accuracy: of a run that is done, percent.
+        seconds: of training of a run that is done; since its beginning of one that is running.
+        host, pid: of who computes it, or died over it.
+        why: it failed.
+    """
+
+    state: str
+    asked: str = ""
+    overrides: list[str] = field(default_factory=list)
+    path: str | None = None
+    accuracy: float | None = None
+    seconds: float | None = None
+    host: str | None = None
+    pid: int | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """Of a sweep, at one moment.
+
+    Attributes:
+        runs: in the order of the sweep.
+        elapsed: seconds from the first run's beginning until now, or until the last result if nothing is running.
+    """
+
+    runs: list[Run]
+    elapsed: float | None
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Runs by state."""
+        return dict.fromkeys(STATES, 0) | Counter(run.state for run in self.runs)
+
+    @property
+    def spent(self) -> float:
+        """Seconds of training of all runs that are done."""
+        return sum(run.seconds or 0.0 for run in self.runs if run.state == "done")
+
+    @property
+    def left(self) -> float | None:
+        """Seconds of computing until every run is done: by the mean of the same method, else of all; None: unknown."""
+        known: defaultdict[str, list[float]] = defaultdict(list)
+        for run in self.runs:
+            if run.state == "done" and run.seconds is not None:
+                known[_method(run)].append(run.seconds)
+                known[""].append(run.seconds)
+        if not known:
+            return None
+        means = {method: sum(values) / len(values) for method, values in known.items()}
+        total = 0.0
+        for run in self.runs:
+            if run.state != "done":
+                spent = (run.seconds or 0.0) if run.state == "running" else 0.0
+                total += max(0.0, means.get(_method(run), means[""]) - spent)
+        return total
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "counts": self.counts,
+            "elapsed_seconds": self.elapsed,
+            "spent_seconds": self.spent,
+            "left_seconds": self.left,
+            "workers": max(1, self.counts["running"]),
+            "runs": [dataclasses.asdict(run) for run in self.runs],
+        }
+
+
+def survey(root: Path, jobs: Mapping[str, Sequence[str]], folders: Sequence[str]) -> Status:
+    """Look at every run of a sweep.
+
+    A run counts if it was asked for with all overrides of its job, and perhaps more (``data.root=...``), under the
+    configuration as it is now.
+
+    Args:
+        root: of all results.
+        jobs: overrides by request.
+        folders: of the configuration, see `request_of`.
+    """
+    ledger = Ledger(root)
+    entries = {r: e for r, e in ledger.entries().items() if r in jobs or request_of(e.overrides, folders) == r}
+    common = set.intersection(*(set(job) for job in jobs.values())) if len(jobs) > 1 else set()
+    keys = {override.partition("=")[0] for job in jobs.values() for override in job if override not in common}
+    similar: defaultdict[frozenset[str], list[Entry]] = defaultdict(list)
+    for entry in entries.values():
+        similar[_chosen(entry.overrides, keys)].append(entry)
+    done = {line.key.path(root).relative_to(root).as_posix(): line for line in ResultStore(root).finished().values()}
+    requests = {line.request: path for path, line in done.items() if line.request}
+    runs, times = [], []
+    for request, job in jobs.items():
+        asked = " ".join(override for override in job if override not in common) or " ".join(job)
+        exact = entries.get(request)
+        path = requests.get(request)
+        if path is not None:
+            exact = exact or Entry(overrides=tuple(job), path=path)
+        wanted = {o for o in job if o.partition("=")[0] not in NOT_ASKED}
+        same = [e for e in similar[_chosen(job, keys)] if wanted <= set(e.overrides)]
+        candidates = [_look(ledger, root, entry, done) for entry in ([exact] if exact else same)]
+        run = min(candidates, key=lambda run: _FIRST[run.state]) if candidates else Run(state="missing")
+        if run.state == "done":
+            run, ended = _read(root, run)
+            times += [ended - (run.seconds or 0.0), ended] if ended is not None else []
+        elif run.state == "running" and run.seconds is not None:
+            times += [time.time() - run.seconds, time.time()]
+        runs.append(dataclasses.replace(run, asked=asked, overrides=list(job)))
+    return Status(runs=runs, elapsed=max(times) - min(times) if times else None)
+
+
+def _chosen(overrides: Sequence[str], keys: set[str]) -> frozenset[str]:
+    return frozenset(override for override in overrides if override.partition("=")[0] in keys)
+
+
+def _look(ledger: Ledger, root: Path, entry: Entry, done: Mapping[str, Any]) -> Run:
+    """The state of a run from what is noted of it."""
+    if entry.path in done and entry.failure is None:
+        return Run(state="done", path=str(root / str(entry.path)))
+    state = ledger.state_of(entry)
+    since = state.holder.get("since")
+    return Run(
+        state=state.name,
+        path=None if entry.path is None else str(root / entry.path),
+        seconds=time.time() - since if state.name == "running" and since else None,
+        host=state.holder.get("host"),
+        pid=state.holder.get("pid"),
+        why=state.why,
+    )
+
+
+def _read(root: Path, run: Run) -> tuple[Run, float | None]:
+    """A finished run with its numbers, and when it ended, in seconds since 1970."""
+    try:
+        result = Result.read(Path(str(run.path)) / "result.json")
+        ended = datetime.fromisoformat(result.created).timestamp()
+    except (FileNotFoundError, ResultError, ValueError) as error:
+        return dataclasses.replace(run, state="missing", why=str(error)), None
+    seconds = sum(phase.seconds for phase in result.phases)
+    return dataclasses.replace(run, accuracy=result.accuracy, seconds=seconds), ended
+
+
+def _method(run: Run) -> str:
+    return next((override for override in reversed(run.overrides) if override.startswith("method=")), "")
+
+
+def text(status: Status, name: str) -> str:
+    """The status for a person."""
+    counts = status.counts
+    head = ", ".join(f"{counts[state]} {state}" for state in STATES[1:])
+    lines = [f"{name}: {counts['done']} of {len(status.runs)} runs done, {head}"]
+    if status.elapsed is not None:
+        lines.append(f"elapsed {span(status.elapsed)}, training of finished runs {span(status.spent)}")
+    if counts["done"] < len(status.runs):
+        left, workers = status.left, max(1, counts["running"])
+        known = "unknown until one run is finished" if left is None else f"about {span(left / workers)}"
+        lines.append(
+            f"left {known}" + ("" if left is None else f" with {workers} worker(s), {span(left)} of computing")
+        )
+    for state in STATES[1:]:
+        runs = [run for run in status.runs if run.state == state]
+        lines += [f"{state}:"] if runs else []
+        for run in runs[:SHOWN]:
+            where = f" by process {run.pid} on {run.host}" if run.pid else ""
+            since = f" for {span(run.seconds)}" if state == "running" and run.seconds is not None else ""
+            lines.append(f"  {run.asked}{where}{since}{f': {run.why}' if run.why else ''}")
+            if state == "failed" and run.path and (Path(run.path) / "failure.txt").is_file():
+                lines.append(f"    traceback: {Path(run.path) / 'failure.txt'}")
+        lines += [f"  and {len(runs) - SHOWN} more"] if len(runs) > SHOWN else []
+    return "\n".join(lines)
+
+
+def span(seconds: float) -> str:
+    """A time as a person says it: ``45 s``, ``12 min``, ``3 h 05 min``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

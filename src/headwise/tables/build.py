@@ -1,0 +1,311 @@
+"""Results to tables: the statistics, the costs, the captions. Never imports torch.
+
+What is compared with what is decided in `comparable`, differences are formed in `paired`, published rows are joined in
+`beside`, rendering is in `render`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from headwise.errors import ConfigError, suggest
+from headwise.results.fingerprint import differences, fingerprint
+from headwise.results.records import Result
+from headwise.tables.beside import PUBLISHED, SHOW, beside
+from headwise.tables.comparable import (
+    GROUP_SIZES,
+    Places,
+    Setting,
+    distinct,
+    epochs,
+    few,
+    group,
+    places,
+    recorded,
+    settings,
+    tested,
+)
+from headwise.tables.paired import (
+    CONTRAST,
+    LINE,
+    against,
+    answers,
+    chosen,
+    contrasts,
+    is_size_control,
+    line,
+    pair,
+    uncontrolled,
+)
+
+__all__ = [
+    "AVERAGES",
+    "GROUP_SIZES",
+    "Places",
+    "Setting",
+    "Table",
+    "compare",
+    "distinct",
+    "frame",
+    "group",
+    "pair",
+    "places",
+    "recorded",
+    "settings",
+    "summarise",
+    "tables",
+    "tested",
+]
+
+GROUP_MEANS = tuple(f"mean_{name}" for name in GROUP_SIZES)
+AVERAGES = (*GROUP_MEANS, "mean_19", "mean_groups")
+COSTS = ["row", "parameters", "head", "stored_bytes", "epochs"]
+CELLS = (
+    "Test accuracy in percent after each tested phase (P1, P2): mean \u00b1 sample standard deviation (n - 1) over "
+    "seeds, and the number of seeds n in brackets. An empty cell is a run that is missing."
+)
+SPENT = "Parameters are those trained without the head, of all tested phases together; stored bytes are their payload."
+
+
+@dataclass
+class Table:
+    """One table: results that may be compared column by column."""
+
+    title: str
+    notes: list[str]
+    """Caption, one sentence or more each."""
+    cells: pd.DataFrame
+    """One line per row, column and phase: ``row, phase, column, group, mean, std, n`` (percent; std with n - 1)."""
+    costs: pd.DataFrame
+    """One line per row: ``row, parameters, head, stored_bytes, epochs``, each ``(smallest, largest)``."""
+    paired: pd.DataFrame
+    """As ``cells``, of differences between runs of one seed; ``phase`` says which difference."""
+    contrasts: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=CONTRAST))
+    """One line per row and kind of difference, over all tasks and seeds: the fields of `paired.Contrast`."""
+    answers: list[str] = field(default_factory=list)
+    """Of each two-phase row, whether its second phase is better than its controls, one sentence each."""
+    published: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=PUBLISHED))
+    """One line per cell of a published row: the ``row`` and ``phase`` of ours that it belongs to, ``row_id``,
+    ``title``, ``size``, ``column``, ``text`` (``*`` if not printed but computed), ``value``, ``comparable``."""
+    apart: list[str] = field(default_factory=list)
+    """Sentences over the published rows that are shown although ours may not be set beside them."""
+
+
+def tables(
+    results: Iterable[Result], title: str = "Results", pool: bool = False, published: str = "auto"
+) -> list[Table]:
+    """Arrange results in tables, one for each combination of weights and protocol.
+
+    Args:
+        results: in any order; copies (same configuration, method and variant) count once.
+        title: of the first table.
+        pool: let results of different weights, protocol and images share columns; the caption says so.
+        published: ``auto`` sets published rows beside results that may be compared with them; ``always`` shows the
+            others as well, apart and with the reason; ``never`` shows none.
+    Raises:
+        ConfigError: if `published` is none of these.
+    """
+    if published not in SHOW:
+        raise ConfigError(f"unknown choice of published rows {published!r}{suggest(published, SHOW)}")
+    split = settings(distinct(results), pool)
+    every = [result for setting in split for result in setting.results]
+    made = []
+    for name, notes, setting in _titled(split, title):
+        made.append(_table(setting, name, notes, every, pool, published))
+    return made
+
+
+def compare(
+    results: Iterable[Result], first: str, second: str, title: str = "Results", pool: bool = False
+) -> list[Table]:
+    """Compare two rows, paired by task and seed, in every setting that has both.
+
+    Args:
+        results: as for `tables`.
+        first, second: rows as the tables name them, with ``:P1`` of that tested phase, else of the last.
+        title: of the first table.
+        pool: let results of different weights, protocol and images meet; the caption says so.
+    Raises:
+        ConfigError: if there is no such row, or the two share no task, seed and setting; says what differs.
+    """
+    split = settings(distinct(results), pool)
+    made = []
+    for name, notes, setting in _titled(split, title):
+        where, apart = places(setting.results, pool)
+        lines = frame(setting.results, where)
+        try:
+            found = against(lines, first, second)
+        except ConfigError:
+            continue
+        if len(found):
+            rows = {chosen(lines, given)[1] for given in (first, second)}
+            shown = [result for result in setting.results if where[result.key][0] in rows]
+            cells = summarise(lines[lines["row"].isin(rows)])
+            caption = [CELLS, *_facts(Setting(setting.shared, shown), pool), SPENT, *apart]
+            costs = _costs(shown, where)
+            made.append(Table(name, [*notes, *caption], cells, costs, summarise(found, False), contrasts(found)))
+    if not made:
+        every = [result for setting in split for result in setting.results]
+        against(frame(every, places(every, pool=True)[0]), first, second)  # names a row that is nowhere
+        raise ConfigError(f"{first!r} and {second!r} share no task and seed in one setting. {_parting(split)}")
+    return made
+
+
+def _parting(split: Sequence[Setting]) -> str:
+    if len(split) < 2:
+        return "Run both on one task with one seed."
+    lines = few(differences(split[0].shared, split[1].shared))
+    return f"Settings differ: {lines}. --pool lets them meet all the same."
+
+
+def _titled(split: Sequence[Setting], title: str) -> list[tuple[str, list[str], Setting]]:
+    """Each setting with its title and a note on what it has different from the first."""
+    made = []
+    for number, setting in enumerate(split, start=1):
+        notes = []
+        if number > 1:
+            notes.append(f"Other setting than the first table: {few(differences(split[0].shared, setting.shared))}.")
+        made.append((title if len(split) == 1 else f"{title}, setting {number} of {len(split)}", notes, setting))
+    return made
+
+
+def frame(results: Sequence[Result], where: Places) -> pd.DataFrame:
+    """Return one line per tested phase: ``row, phase, column, group, seed, value`` (percent).
+
+    Phases without a test are not counted: ``P2`` is the second that was tested.
+    """
+    lines = [
+        line(result, where, f"P{number}", phase.accuracy)
+        for result in results
+        for number, phase in enumerate(tested(result), start=1)
+    ]
+    return pd.DataFrame(lines, columns=LINE)
+
+
+def summarise(lines: pd.DataFrame, averages: bool = True) -> pd.DataFrame:
+    """Return mean, sample standard deviation and n over seeds, of every column and, if wanted, of the averages.
+
+    An average is formed per seed, from seeds that have all its tasks, and its deviation is that of the averages.
+    """
+    whole = pd.concat([lines, _averages(lines)]) if averages and len(lines) else lines
+    keys = ["row", "phase", "column", "group"]
+    cells = whole.groupby(keys)["value"].agg(mean="mean", std="std", n="count").reset_index()
+    order = {name: place for place, name in enumerate((*GROUP_SIZES, "", "average"))}
+    last = {name: place for place, name in enumerate(AVERAGES)}
+    cells["place"], cells["last"] = cells["group"].map(order), cells["column"].map(last).fillna(0)
+    cells = cells.sort_values(["place", "last", "column", "row", "phase"], ignore_index=True)
+    return cells.drop(columns=["place", "last"])
+
+
+def _averages(lines: pd.DataFrame) -> pd.DataFrame:
+    """Lines of a group's mean where the group is whole, and of the means over all tasks where all 19 are there."""
+    made: list[tuple[Any, ...]] = []
+    if lines["column"].str.endswith("]").any():  # a task on more than one set of images: no average is comparable
+        return pd.DataFrame(made, columns=LINE)
+    tasks = lines[lines["group"].isin(list(GROUP_SIZES))]
+    parts = tasks.groupby(["row", "phase", "seed", "group"]).agg(
+        total=("value", "sum"), values=("value", "count"), columns=("column", "nunique")
+    )
+    sums: dict[tuple[Any, ...], dict[str, float]] = {}
+    for part in parts.reset_index().itertuples():
+        if part.values == part.columns == GROUP_SIZES[part.group]:
+            sums.setdefault((part.row, part.phase, part.seed), {})[part.group] = part.total
+    for key, found in sums.items():
+        means = {f"mean_{name}": total / GROUP_SIZES[name] for name, total in found.items()}
+        if len(found) == len(GROUP_SIZES):
+            means["mean_groups"] = sum(means.values()) / len(means)
+            means["mean_19"] = sum(found.values()) / sum(GROUP_SIZES.values())
+        row, phase, seed = key
+        made += [(row, phase, column, "average", seed, value) for column, value in means.items()]
+    return pd.DataFrame(made, columns=LINE)
+
+
+def _table(
+    setting: Setting, title: str, notes: list[str], every: Sequence[Result], pool: bool, published: str
+) -> Table:
+    results = [result for result in setting.results if tested(result)]
+    where, apart = places(results, pool)
+    lines = frame(results, where)
+    differences_ = pair(results, where, every)
+    cells, paired, together = summarise(lines), summarise(differences_, averages=False), contrasts(differences_)
+    two_phase = {where[r.key][0] for r in results if len(tested(r)) == 2 and not is_size_control(tested(r))}
+    caption = [CELLS, *_facts(setting, pool), _average_note(cells), SPENT]
+    caption += uncontrolled(results, where, paired)
+    if (cells["n"] == 1).any():
+        caption.append("Cells with n = 1 rest on one seed and have no deviation.")
+    shown, beside_notes, apart_notes = beside(results, where, cells, published)
+    return Table(
+        title,
+        [*notes, *caption, *beside_notes, *apart],
+        cells,
+        _costs(results, where),
+        paired,
+        together,
+        answers(together, two_phase),
+        shown,
+        apart_notes,
+    )
+
+
+def _facts(setting: Setting, pool: bool) -> list[str]:
+    results = setting.results
+    seeds = ", ".join(str(seed) for seed in sorted({result.key.seed for result in results}))
+    facts = []
+    for part in ("weights", "protocol"):
+        values = [recorded(r, part) for r in results] if pool else [setting.shared[part]]
+        kinds = {fingerprint({part: value}): _named(value) for value in values}
+        facts.append(f"{part}: {' and '.join(kinds.values())}" + (" (POOLED)" if pool and len(kinds) > 1 else ""))
+    lines = [f"{len(results)} results, seeds {seeds}; {'; '.join(facts)}."]
+    stamps: dict[str, list[Result]] = {}
+    for result in results:
+        for stamp in result.labels:
+            stamps.setdefault(stamp, []).append(result)
+    for stamp, stamped in sorted(stamps.items()):
+        tasks = ", ".join(sorted({result.key.dataset for result in stamped}))
+        extent = "all results" if len(stamped) == len(results) else f"{len(stamped)} results: {tasks}"
+        lines.append(f"Label: {stamp} ({extent}).")
+    return lines
+
+
+def _named(value: Any) -> str:
+    """Name of a recorded part for a caption: its ``name``, else a hash of it."""
+    if isinstance(value, Mapping):
+        for key in ("name", "tag", "timm_name", "weights"):
+            if value.get(key):
+                return f"{value[key]} ({fingerprint(value, 8)})"
+        return fingerprint(value, 8)
+    return str(value)
+
+
+def _average_note(cells: pd.DataFrame) -> str:
+    if (cells["column"] == "mean_19").any():
+        return (
+            "mean_19 is the mean over the 19 tasks, mean_groups the mean of the three group means; both are formed per "
+            "seed, from seeds that have all 19 tasks."
+        )
+    if cells["column"].str.endswith("]").any():
+        return "No average: some tasks were measured on more than one set of images."
+    tasks = cells[cells["group"].isin(list(GROUP_SIZES))]["column"].nunique()
+    return f"No average over all tasks: no row has all 19 tasks with one seed ({tasks} of 19 tasks are here)."
+
+
+def _costs(results: Sequence[Result], where: Places) -> pd.DataFrame:
+    spans: dict[str, list[tuple[int, int]]] = {}
+    for result in results:
+        phases = tested(result)
+        if not phases:
+            continue
+        numbers = (
+            sum(phase.num_tunable for phase in phases),
+            phases[-1].num_head,
+            sum(phase.stored_bytes for phase in phases),
+            epochs(result),
+        )
+        row = where[result.key][0]
+        old = spans.get(row, [(number, number) for number in numbers])
+        spans[row] = [(min(low, n), max(high, n)) for (low, high), n in zip(old, numbers, strict=True)]
+    return pd.DataFrame([(row, *spans[row]) for row in sorted(spans)], columns=COSTS)

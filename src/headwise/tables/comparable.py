@@ -1,0 +1,149 @@
+"""Which results may be compared: what a table's results share, and the row and column of each. Standard library only.
+
+Results that were made with other weights or another protocol stand in another table; other images of a task stand in
+another column; seeds that do not share one configuration stand in another row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from headwise.results.fingerprint import differences, fingerprint
+from headwise.results.records import PhaseResult, Result, RunKey
+
+GROUP_SIZES = {"natural": 7, "specialized": 4, "structured": 8}
+"""Tasks per group of VTAB-1k. Averages exist only over all of them."""
+NEUTRAL = {"augment": "none"}
+"""Options of the data that change nothing at this value: a record that lacks them says the same."""
+LOADING = ("labels", "source", "splits", "resize")
+UNRECORDED = "(not recorded)"
+Places = Mapping[RunKey, tuple[str, str]]
+"""Where each result stands: its row and its column."""
+
+
+@dataclass
+class Setting:
+    """What results must share to stand in one table, and those that do."""
+
+    shared: dict[str, Any]
+    results: list[Result] = field(default_factory=list)
+
+
+def distinct(results: Iterable[Result]) -> list[Result]:
+    """Return results in the order of their keys, without copies under another run name."""
+    seen: dict[tuple[str, str, str], Result] = {}
+    for result in sorted(results, key=lambda r: r.key):
+        seen.setdefault((result.fingerprint, result.key.method, result.key.variant), result)
+    return list(seen.values())
+
+
+def settings(results: Sequence[Result], pool: bool = False) -> list[Setting]:
+    """Split results by weights and protocol, the largest part first."""
+    found: dict[str, Setting] = {}
+    for result in results:
+        shared = {part: recorded(result, part) for part in ("weights", "protocol")}
+        found.setdefault("" if pool else fingerprint(shared), Setting(shared)).results.append(result)
+    return sorted(found.values(), key=lambda setting: -len(setting.results))
+
+
+def recorded(result: Result, part: str) -> Any:
+    """Return ``weights``, ``protocol`` or ``data`` of a result.
+
+    Of the data only what decides a number: where images came from and which splits this very process had to load (none
+    where all phases were found finished) are left out; their content is in the data's own fingerprint.
+    """
+    value = result.provenance.get(part, UNRECORDED)
+    if part == "data" and isinstance(value, Mapping):
+        return {name: child for name, child in value.items() if name not in LOADING and NEUTRAL.get(name) != child}
+    return value
+
+
+def places(results: Sequence[Result], pool: bool = False) -> tuple[Places, list[str]]:
+    """Return the row and column of each result, and notes on what was kept apart.
+
+    A column is a task, numbered ``svhn [2]`` where its images differ; a row is a method and its variant, numbered
+    where the results of one cell do not share one configuration (seeds apart).
+    """
+    notes: list[str] = []
+    several = len({result.key.name for result in results}) > 1
+    columns = _apart(results, lambda r: (r.key.dataset, ""), lambda r: recorded(r, "data"), "data", notes, pool)
+    rows = _apart(
+        results,
+        lambda r: (_row(r.key, several), columns[r.key]),
+        lambda r: _without_seed(r.identity),
+        "",
+        notes,
+        pool,
+    )
+    return {result.key: (rows[result.key], columns[result.key]) for result in results}, notes
+
+
+def tested(result: Result) -> list[PhaseResult]:
+    """Return the phases that have a test accuracy."""
+    return [phase for phase in result.phases if phase.accuracy is not None]
+
+
+def epochs(result: Result) -> int:
+    """Return the epochs of all phases together."""
+    return sum(phase.epochs for phase in result.phases)
+
+
+def dataset(result: Result) -> Mapping[str, Any]:
+    """Return what is recorded of the task; empty if nothing is."""
+    for source in (result.config, result.identity):
+        found = source.get("dataset")
+        if isinstance(found, Mapping) and "group" in found:
+            return found
+    return {}
+
+
+def group(result: Result) -> str:
+    """Return the task's VTAB group; empty for a task of another benchmark."""
+    name = str(dataset(result).get("group", "")).lower()
+    return name if name in GROUP_SIZES else ""
+
+
+def few(lines: Sequence[str], limit: int = 6) -> str:
+    """Join the first lines; say how many more there are."""
+    more = f"; and {len(lines) - limit} more" if len(lines) > limit else ""
+    return "; ".join(lines[:limit]) + more
+
+
+def _row(key: RunKey, with_name: bool) -> str:
+    row = key.method if key.variant == "base" else f"{key.method} ({key.variant})"
+    return f"{key.name}: {row}" if with_name else row
+
+
+def _without_seed(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _without_seed(child) for name, child in value.items() if name != "seed"}
+    return value
+
+
+def _apart(
+    results: Sequence[Result],
+    label: Callable[[Result], tuple[str, str]],
+    content: Callable[[Result], Any],
+    what: str,
+    notes: list[str],
+    pool: bool,
+) -> dict[RunKey, str]:
+    """Give each result its label, numbered ``x [2]`` where results of one label and cell differ in content."""
+    known: dict[tuple[str, str], list[Any]] = {}
+    names = {}
+    for result in results:
+        name, cell = label(result)
+        kinds = known.setdefault((name, cell), [])
+        if (value := content(result)) not in kinds:
+            kinds.append(value)
+        number = kinds.index(value) + 1
+        names[result.key] = name if number == 1 or pool else f"{name} [{number}]"
+    for (name, cell), kinds in known.items():
+        place = f" on {cell}" if cell else ""
+        for number, kind in enumerate(kinds[1:], start=2):
+            lines = differences({what: kinds[0]}, {what: kind}) if what else differences(kinds[0], kind)
+            joined = "are pooled although they differ" if pool else f"are kept apart as {name} [{number}]"
+            notes.append(f"Results of {name}{place} {joined}: {few(lines)}.")
+    return names

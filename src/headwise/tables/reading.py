@@ -1,0 +1,90 @@
+"""Finished runs by their name: what every script that reads results shares. Standard library and yaml only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from headwise.errors import ConfigError, suggest
+from headwise.results.records import OWN_FOLDERS, Result
+from headwise.results.store import ResultError, ResultStore
+
+NOT_RUNS = (*OWN_FOLDERS, "multirun", "tables", "figures")
+_CONF = Path("conf") / "experiment"
+
+
+@dataclass
+class Found:
+    """Results, and the records that could not be read.
+
+    Attributes:
+        name: of the runs; None for all below the root.
+        results: in the order of their paths.
+        damaged: paths below the root; these count as missing.
+    """
+
+    name: str | None
+    results: list[Result] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a table must say of damaged records."""
+        shown = ", ".join(self.damaged[:5]) + (" and more" if len(self.damaged) > 5 else "")
+        return [f"{len(self.damaged)} damaged record(s) count as missing: {shown}."] if self.damaged else []
+
+
+def read(root: Path, given: str | None = None, repo: Path | None = None) -> Found:
+    """Read the finished runs of an experiment, or of all.
+
+    Args:
+        root: of all results.
+        given: name of the runs, or of an experiment's file; None reads all.
+        repo: folder that holds ``conf``, to know experiments that have not been run.
+    Raises:
+        ConfigError: if there is none: the name does not exist (lists those that do, and the nearest), or it exists and
+            nothing of it is finished (says what to run).
+    """
+    names = runs(root)
+    experiments = _experiments(repo)
+    name = experiments.get(given, given) if given is not None and given not in names else given
+    errors: list[ResultError] = []
+    found = Found(name, list(ResultStore(root, on_bad=errors.append).all(name)))
+    found.damaged = [_below(error.path, root) for error in errors]
+    if found.results:
+        return found
+    damaged = f"; {' '.join(found.notes)}" if errors else ""
+    if given is None:
+        raise ConfigError(f"no finished run under {root}{damaged or '; is --root right?'}")
+    if given in experiments or name in names:
+        command = f"python train.py experiment={given}" if given in experiments else "the command that began it"
+        raise ConfigError(f"no finished run of {given!r} under {root}{damaged}; run {command}")
+    raise ConfigError(
+        f"no finished run of {given!r} under {root}: no such name{suggest(given, {*names, *experiments})}"
+    )
+
+
+def runs(root: Path) -> set[str]:
+    """Names of runs below a root, finished or not."""
+    folders = root.iterdir() if root.is_dir() else ()
+    return {folder.name for folder in folders if folder.is_dir() and folder.name not in NOT_RUNS}
+
+
+def _experiments(repo: Path | None) -> dict[str, str]:
+    """Experiment -> name of its runs."""
+    files = sorted((repo / _CONF).glob("*.yaml")) if repo else []
+    return {file.stem: _name(file) for file in files}
+
+
+def _name(file: Path) -> str:
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        return file.stem
+    return str(content.get("name", file.stem)) if isinstance(content, dict) else file.stem
+
+
+def _below(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name

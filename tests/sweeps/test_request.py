@@ -1,0 +1,43 @@
+"""Requests: what asks for a run, and what does not."""
+
+from __future__ import annotations
+
+import pytest
+
+from headwise.sweeps import request
+from headwise.sweeps.request import request_of
+
+
+@pytest.fixture
+def conf(tmp_path):
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "lora.yaml").write_text("rank: 8\n")
+    request._content.cache_clear()
+    yield tmp_path
+    request._content.cache_clear()
+
+
+def test_order_place_and_manner_do_not_count(conf):
+    asked = request_of(["method=lora", "seed=0"], [conf])
+    assert len(asked) == 16
+    assert request_of(["seed=0", "method=lora"], [conf]) == asked
+    more = ["root=/x", "resume=force", "wait=false", "logger=wandb", "logger.offline=false", "trainer.progress=False"]
+    assert request_of(["seed=0", *more, "hydra.verbose=true", "hydra/launcher=joblib", "method=lora"], [conf]) == asked
+    assert request_of(["seed=1", "method=lora", "seed=0"], [conf]) == asked
+
+
+@pytest.mark.parametrize("more", [["seed=1"], ["name=x"], ["protocol.epochs=1"], ["+method.scale=2"], ["experiment=e"]])
+def test_what_chooses_counts(conf, more):
+    assert request_of(["method=lora", *more], [conf]) != request_of(["method=lora"], [conf])
+
+
+def test_the_content_of_the_configuration_counts(conf):
+    before = request_of(["method=lora"], [conf])
+    (conf / "method" / "lora.yaml").write_text("rank: 16\n")
+    assert request_of(["method=lora"], [conf]) == before, "read once a process"
+    request._content.cache_clear()
+    assert request_of(["method=lora"], [conf]) != before
+
+
+def test_every_module_that_decides_is_there():
+    assert request._machine().split()[0]

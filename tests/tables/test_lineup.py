@@ -1,0 +1,85 @@
+"""Methods side by side, from records made by hand, and the command that writes the table."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from headwise.results.records import Result
+from headwise.results.store import ResultStore
+from headwise.tables.lineup import lineups, markdown, plain
+from made_results import run
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "make_methods_table.py"
+PROBE = {"_target_": "headwise.methods.baselines.Linear"}
+
+
+def made(method: str, *accuracy: float, **fields: Any) -> Result:
+    """A run of 5 epochs and 75 steps of 0.2 s a phase."""
+    result = run(method, "eurosat", accuracy=accuracy, epochs=5, **fields)
+    phases = [
+        dataclasses.replace(
+            phase, steps=75, seconds=15.0, train_loss=0.5 - 0.1 * index, peak_memory=(3 - index) * 2**20
+        )
+        for index, phase in enumerate(result.phases)
+    ]
+    return dataclasses.replace(result, phases=phases)
+
+
+def test_rows_are_sorted_and_those_below_the_probe_are_marked() -> None:
+    results = [
+        made("mora", 79.9),
+        made("hs_lora", 90.0, 91.5, labels=["stand-in weights"]),
+        made("linear", 80.0, spec=PROBE),
+        made("mora", 85.0, variant="lr0.0003", protocol={"lr": 3e-4}),
+    ]
+    (lineup,) = lineups(results)
+    rows = [(line.method, line.accuracy, line.below_probe) for line in lineup.lines]
+    assert rows == [
+        ("hs_lora", 91.5, False),
+        ("mora (lr0.0003)", 85.0, False),
+        ("linear", 80.0, False),
+        ("mora", 79.9, True),
+    ]
+    first = lineup.lines[0]
+    assert (first.parameters, first.stored_bytes, first.epochs) == (300, 20, 10)
+    assert (first.train_loss, first.peak_memory) == (0.4, 3 * 2**20)
+    assert first.ms_per_step == pytest.approx(200.0)
+    text = markdown([lineup])
+    assert "| hs_lora | 300 | 7,690 | 20 | 10 | 91.50 | 0.4000 | 200 | 3 |" in text
+    assert "| mora (below the linear probe) | 100 |" in text
+    assert "- Label: stand-in weights." in text
+    assert "2 protocols are mixed" in text
+    assert json.loads(json.dumps(plain([lineup])))[0]["lines"][0]["accuracy"] == 91.5
+
+
+def test_other_images_stand_apart_and_a_missing_probe_is_told() -> None:
+    first, second = lineups([made("lora", 90.0), made("lora", 91.0, data="other", variant="other")])
+    assert [line.below_probe for line in (*first.lines, *second.lines)] == [None, None]
+    assert "No linear probe" in markdown([first])
+
+
+def test_what_was_not_measured_stays_empty() -> None:
+    (lineup,) = lineups([run("lora", "eurosat", accuracy=(90.0,))])
+    assert markdown([lineup]).splitlines()[-1].endswith("| 90.00 |  |  |  |")
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = importlib.util.spec_from_file_location("make_methods_table", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    assert script.main(["methods", "--root", str(tmp_path)]) == 1
+    assert "no finished run in" in capsys.readouterr().err
+    probe = made("linear", 80.0, spec=PROBE, name="methods")
+    ResultStore(tmp_path).put(probe.key, probe)
+    out = tmp_path / "docs" / "table.md"
+    assert script.main(["methods", "--root", str(tmp_path), "--out", str(out)]) == 0
+    assert out.read_text() == capsys.readouterr().out
+    assert json.loads(out.with_suffix(".json").read_text())[0]["lines"][0]["method"] == "linear"

@@ -1,0 +1,261 @@
+"""Statistics, what may share a column, and captions."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+import subprocess
+import sys
+
+import pytest
+
+from headwise.tables.build import AVERAGES, Table, recorded, tables
+from made_results import LORA, PROTOCOL, run, suite
+
+
+def one(results, **options) -> Table:
+    (table,) = tables(results, **options)
+    return table
+
+
+def cell(table, row, column, phase="P1", part="cells"):
+    cells = getattr(table, part)
+    found = cells[(cells["row"] == row) & (cells["column"] == column) & (cells["phase"] == phase)]
+    assert len(found) <= 1
+    return None if found.empty else found.iloc[0]
+
+
+def said(table) -> str:
+    return "\n".join(table.notes)
+
+
+def test_mean_and_sample_deviation_over_seeds():
+    values = [90.0, 91.0, 93.5]
+    table = one([run(seed=seed, accuracy=(value,)) for seed, value in enumerate(values)])
+    found = cell(table, "lora", "svhn")
+    assert found["mean"] == pytest.approx(statistics.mean(values))
+    assert found["std"] == pytest.approx(statistics.stdev(values))
+    assert found["n"] == 3
+    assert "3 results, seeds 0, 1, 2; weights: vit_b16" in said(table)
+    assert "n = 1" not in said(table)
+
+
+def test_one_seed_has_no_deviation_and_says_so():
+    table = one([run()])
+    assert math.isnan(cell(table, "lora", "svhn")["std"])
+    assert "n = 1 rest on one seed" in said(table)
+
+
+def test_phases_without_a_test_are_not_columns():
+    table = one([run("heart", accuracy=(None, 80.0)), run("hs", accuracy=(70.0, 75.0))])
+    assert cell(table, "heart", "svhn", "P1")["mean"] == 80.0
+    assert cell(table, "heart", "svhn", "P2") is None
+    assert cell(table, "hs", "svhn", "P2")["mean"] == 75.0
+
+
+def test_costs_are_of_all_tested_phases():
+    table = one([run("heart", accuracy=(None, 80.0)), run("hs", accuracy=(70.0, 75.0))])
+    costs = table.costs.set_index("row")
+    assert costs.loc["heart", "parameters"] == (200, 200)
+    assert costs.loc["hs", "parameters"] == (300, 300)
+    assert costs.loc["hs", "stored_bytes"] == (20, 20)
+    assert costs.loc["hs", "epochs"] == (200, 200)
+
+
+def test_both_averages_over_the_whole_suite():
+    table = one(suite())
+    nineteen, groups = cell(table, "lora", "mean_19"), cell(table, "lora", "mean_groups")
+    assert nineteen["mean"] == pytest.approx(50 + 9 + 0.5)
+    assert groups["mean"] == pytest.approx(50.5 + statistics.mean([3, 8.5, 14.5]))
+    assert nineteen["std"] == groups["std"] == pytest.approx(statistics.stdev([0, 1]))
+    assert nineteen["n"] == 2
+    assert list(dict.fromkeys(table.cells["column"]))[-2:] == ["mean_19", "mean_groups"]
+    assert "mean_19 is the mean over the 19 tasks" in said(table)
+
+
+def test_no_average_of_a_partial_suite():
+    table = one(suite(skip={("nat0", 0), ("nat1", 1)}))
+    assert cell(table, "lora", "mean_19") is None
+    assert "(19 of 19 tasks are here)" in said(table)
+    table = one(suite(skip={("nat0", 0)}))
+    assert cell(table, "lora", "mean_19")["n"] == 1
+    table = one([r for r in suite() if r.key.dataset != "str7"])
+    assert cell(table, "lora", "mean_19") is None
+    assert "(18 of 19 tasks are here)" in said(table)
+
+
+def test_group_means_need_their_group_only():
+    table = one([r for r in suite() if r.key.dataset != "str7"])
+    assert cell(table, "lora", "mean_natural")["mean"] == pytest.approx(50.5 + 3)
+    assert cell(table, "lora", "mean_specialized")["n"] == 2
+    assert cell(table, "lora", "mean_structured") is None
+    assert cell(table, "lora", "mean_groups") is None
+
+
+def test_a_task_that_is_there_twice_stands_for_no_other():
+    results = [r for r in suite(seeds=(0,)) if r.key.dataset != "nat6"]
+    results.append(run(dataset="nat0", accuracy=(0.0,), recipe={"x": 1}, variant="v", group="natural"))
+    moved = dataclasses.replace(results[-1], key=dataclasses.replace(results[0].key, name="again"))
+    table = one([*results[:-1], moved], pool=True)
+    assert cell(table, table.cells["row"].iloc[0], "mean_natural") is None
+    assert not (table.cells["column"] == "mean_19").any()
+
+
+def test_tasks_of_other_benchmarks_do_not_enter_an_average():
+    table = one(
+        [*suite(), run(dataset="food", group="fewshot", accuracy=(0.0,)), run(dataset="food", seed=1, group="")]
+    )
+    assert cell(table, "lora", "mean_19")["mean"] == pytest.approx(59.5)
+    assert list(dict.fromkeys(table.cells["column"]))[-6:] == ["food", *AVERAGES]
+
+
+def test_columns_stand_in_the_order_of_their_groups():
+    table = one([run(dataset="a", group="structured"), run(dataset="b", group="specialized"), run(dataset="c")])
+    assert list(table.cells["column"]) == ["c", "b", "a"]
+
+
+def test_other_weights_or_protocol_stand_in_another_table():
+    other = {**PROTOCOL, "lr": 5e-4}
+    made = tables([run(), run(seed=1), run(seed=2, protocol=other)], "Table 1")
+    assert [table.title for table in made] == ["Table 1, setting 1 of 2", "Table 1, setting 2 of 2"]
+    assert "protocol.lr: 0.001 vs 0.0005" in said(made[1])
+    assert [cell(table, "lora", "svhn")["n"] for table in made] == [2, 1]
+    assert len(tables([run(), run(seed=1, weights={"name": "stand-in"})])) == 2
+
+
+def test_other_images_stand_in_another_column():
+    table = one([*suite(), run(seed=7, dataset="nat0", data="jpeg")])
+    assert cell(table, "lora", "nat0")["n"] == 2
+    assert cell(table, "lora", "nat0 [2]")["n"] == 1
+    assert 'nat0 are kept apart as nat0 [2]: data.fingerprint: "data of nat0" vs "jpeg"' in said(table)
+    assert "No average: some tasks were measured on more than one set of images" in said(table)
+    assert cell(table, "lora", "mean_19") is None
+
+
+def test_how_images_were_loaded_keeps_nothing_apart():
+    fresh, reused = run(), run(seed=1)
+    fresh.provenance["data"].update(splits={"test": 26032}, resize={"test": "none"}, source="folder")
+    reused.provenance["data"].update(splits={}, resize={}, source=None)
+    assert cell(one([fresh, reused]), "lora", "svhn")["n"] == 2
+
+
+def test_seeds_of_another_configuration_stand_in_another_row():
+    table = one([run(recipe={"rank": 8}), run(seed=1, recipe={"rank": 8}), run(seed=2, recipe={"rank": 16})])
+    assert cell(table, "lora", "svhn")["n"] == 2
+    assert cell(table, "lora [2]", "svhn")["n"] == 1
+    assert "lora on svhn are kept apart as lora [2]: method.rank: 8 vs 16" in said(table)
+
+
+def test_pooling_is_possible_and_said():
+    results = [
+        run(),
+        run(seed=1, protocol={**PROTOCOL, "lr": 1}),
+        run(seed=2, data="jpeg"),
+        run(seed=3, recipe={"r": 1}),
+    ]
+    table = one(results, pool=True)
+    assert cell(table, "lora", "svhn")["n"] == 4
+    assert "(POOLED)" in said(table)
+    assert "are pooled although they differ" in said(table)
+
+
+def test_copies_count_once_and_names_are_shown_when_there_are_several():
+    copy = dataclasses.replace(run(), key=dataclasses.replace(run().key, name="backup"))
+    assert cell(one([run(), copy]), "lora", "svhn")["n"] == 1
+    table = one([run(), run(seed=1, name="other")])
+    assert set(table.cells["row"]) == {"runs: lora", "other: lora"}
+
+
+def test_variants_are_rows():
+    table = one([run("heart", variant="ne3-s10"), run("heart", variant="ne6-s10", recipe={"ne": 6})])
+    assert set(table.cells["row"]) == {"heart (ne3-s10)", "heart (ne6-s10)"}
+
+
+def test_labels_are_in_the_caption():
+    table = one([run(labels=["synthetic", "stand-in weights"]), run(dataset="dtd", labels=["stand-in weights"])])
+    assert "Label: stand-in weights (all results)." in table.notes
+    assert "Label: synthetic (1 results: svhn)." in table.notes
+
+
+def test_paired_differences_to_phase_one_and_to_the_matched_control():
+    results = [run("hs", seed=seed, accuracy=(70.0 + seed, 75.0 + 3 * seed)) for seed in (0, 1)]
+    results += [run("lora", seed=seed, accuracy=(74.0,), epochs=200, variant="e200") for seed in (0, 1)]
+    results += [run("lora", seed=seed, accuracy=(10.0,)) for seed in (0, 1)]
+    table = one(results)
+    own = cell(table, "hs", "svhn", "P2 - P1", "paired")
+    control = cell(table, "hs", "svhn", "P2 - longer P1", "paired")
+    assert (own["mean"], own["n"]) == (6.0, 2)
+    assert own["std"] == pytest.approx(statistics.stdev([5, 7]))
+    assert control["mean"] == pytest.approx(2.5)
+    assert set(table.paired["row"]) == {"hs"}
+
+
+def test_the_control_of_equal_size_stands_on_the_same_first_phase():
+    heads, plain, other = (
+        run(name, accuracy=(70.0, last)) for name, last in (("hs", 75.0), ("then", 77.0), ("x", 1.0))
+    )
+    for made, address in ((heads, "a"), (plain, "a"), (other, "b")):
+        made.phases[0] = dataclasses.replace(made.phases[0], fingerprint=address)
+    for made in (plain, other):
+        made.phases[1] = dataclasses.replace(
+            made.phases[1], method={"_target_": "headwise.methods.hs_lora.MatchedLoRA"}
+        )
+    table = one([heads, plain, other])
+    assert cell(table, "hs", "svhn", "P2 - equal-size LoRA", "paired")["mean"] == -2.0
+    assert cell(table, "then", "svhn", "P2 - equal-size LoRA", "paired") is None
+    assert any(note.startswith("NO CONTROL (longer P1) for hs on svhn") for note in table.notes)
+    assert not any(note.startswith("NO CONTROL (equal-size LoRA)") for note in table.notes)
+
+
+def test_a_control_may_get_its_epochs_from_the_protocol():
+    control = run("lora", accuracy=(74.0,), epochs=200, protocol={**PROTOCOL, "epochs": 200})
+    made = tables([run("hs", accuracy=(70.0, 75.0)), control])
+    assert cell(made[0], "hs", "svhn", "P2 - longer P1", "paired")["mean"] == 1.0
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"epochs": 100},
+        {"seed": 1},
+        {"dataset": "dtd"},
+        {"weights": {"name": "x"}},
+        {"data": "jpeg"},
+        {"protocol": {**PROTOCOL, "lr": 1}},
+        {"spec": {**LORA, "rank": 16}},
+        {"accuracy": (60.0, 74.0)},
+    ],
+)
+def test_what_is_not_a_control(fields):
+    control = run("lora", **{"accuracy": (74.0,), "epochs": 200, **fields})
+    made = tables([run("hs", accuracy=(70.0, 75.0)), control])
+    assert (
+        not any((table.paired["phase"] == "P2 - longer P1").any() for table in made if len(table.paired))
+        or "accuracy" in fields
+    )
+    for table in made:
+        assert cell(table, "hs", "svhn", "P2 - longer P1", "paired") is None
+
+
+def test_untested_results_give_no_line():
+    table = one([run(accuracy=(None,)), run(seed=1)])
+    assert cell(table, "lora", "svhn")["n"] == 1
+
+
+def test_nothing_but_untested_results():
+    table = one([run(accuracy=(None,))])
+    assert table.cells.empty
+    assert table.paired.empty
+
+
+def test_what_is_not_recorded_is_said():
+    result = dataclasses.replace(run(), provenance={})
+    assert recorded(result, "weights") == "(not recorded)"
+    assert "weights: (not recorded); protocol: (not recorded)" in said(one([result]))
+
+
+def test_no_torch():
+    code = "import sys, headwise.tables.build, headwise.tables.render; print('torch' in sys.modules)"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "False"
