@@ -8,6 +8,7 @@ import resource
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from made_networks import CONF, REPO
 from made_results import phase, result
 
 JOBS = [["experiment=e", f"method={method}", f"seed={seed}"] for method in ("lora", "cara") for seed in range(4)]
+FAMILIES = [("lora", "svhn"), ("lora", "dtd"), ("pissa", "svhn"), ("pissa", "dtd")]
 FOLDERS: list[str] = []
 ASKED = {request_of(job, FOLDERS): job for job in JOBS}
 
@@ -35,10 +37,12 @@ def note(root, job, *more, path=True, **fields) -> RunKey:
     return key
 
 
-def finish(root, job, *more, seconds=100.0, accuracy=50.0):
+def finish(root, job, *more, seconds=100.0, accuracy=50.0, **fields):
     key = note(root, job, *more)
-    made = result(key, phases=[phase(accuracy=accuracy, seconds=seconds)], request=request_of([*job, *more], FOLDERS))
+    phases = fields.pop("phases", [phase(accuracy=accuracy, seconds=seconds)])
+    made = result(key, phases=phases, request=request_of([*job, *more], FOLDERS), **fields)
     ResultStore(root).put(key, made)
+    return key.path(root)
 
 
 def test_every_state(tmp_path):
@@ -95,8 +99,45 @@ def test_a_damaged_result_is_missing(tmp_path):
     finish(tmp_path, JOBS[1])
     file = tmp_path / "runs" / "lora" / "svhn" / "base" / "seed-0" / "result.json"
     file.write_text(file.read_text()[:100])
-    counts = survey(tmp_path, ASKED, FOLDERS).counts
-    assert (counts["done"], counts["missing"]) == (1, 7)
+    status = survey(tmp_path, ASKED, FOLDERS)
+    assert (status.counts["done"], status.counts["missing"]) == (1, 7)
+    assert status.damaged == ["runs/lora/svhn/base/seed-0/result.json"]
+    assert "1 damaged record(s) count as missing: runs/lora/svhn/base/seed-0/result.json" in text(status, "e")
+    assert status.to_json()["damaged"] == status.damaged
+
+
+def test_what_runs_share_is_counted_once(tmp_path):
+    first = phase(seconds=100.0, fingerprint="a" * 16)
+    for job, day in ((JOBS[0], 2), (JOBS[1], 1)):
+        phases = [first, phase(seconds=20.0, fingerprint=str(day) * 16)]
+        finish(tmp_path, job, phases=phases, created=f"2026-01-0{day}T00:00:00+00:00")
+    status = survey(tmp_path, ASKED, FOLDERS)
+    assert [run.seconds for run in status.runs[:2]] == [20.0, 120.0], "by who came first"
+    assert status.spent == 140.0
+    assert status.left == 6 * 70.0
+
+
+def test_a_run_takes_its_tests_and_trials_as_well(tmp_path):
+    begun = 1_700_000_000
+    for job, ended in ((JOBS[0], begun + 500), (JOBS[1], begun - 9)):
+        folder = finish(tmp_path, job, created=datetime.fromtimestamp(ended, UTC).isoformat())
+        (folder / "config.yaml").touch()
+        os.utime(folder / "config.yaml", (begun, begun))
+    done = survey(tmp_path, ASKED, FOLDERS).runs[:2]
+    assert [run.seconds for run in done] == [500.0, 100.0], "a copy has another time: what its phases say"
+
+
+def test_the_estimate_is_that_of_the_nearest_runs(tmp_path):
+    first = "method@method.first"
+    tasks = [[f"{first}={name}", f"dataset={task}", f"seed={seed}"] for name, task in FAMILIES for seed in (0, 1)]
+    asked = {request_of(job, FOLDERS): job for job in tasks}
+    for job, seconds in zip(tasks[::2], (10.0, 50.0, 300.0), strict=False):
+        key = RunKey("runs", "hs", job[1][8:], job[0][len(first) + 1 :], 0)
+        made = result(key, phases=[phase(seconds=seconds)], request=request_of(job, FOLDERS))
+        ResultStore(tmp_path).put(key, made)
+    status = survey(tmp_path, asked, FOLDERS)
+    assert status.counts == {"done": 3, "running": 0, "failed": 0, "missing": 5}
+    assert status.left == 10.0 + 50.0 + 300.0 + 2 * 300.0, "of the task, else of the method"
 
 
 def test_times_for_a_person():

@@ -244,6 +244,20 @@ def test_an_experiment_brings_its_choices_and_the_command_line_beats_them():
         requests_of(CONF, ["experiment=nano_wort"])
 
 
+def test_a_choice_that_matches_nothing_is_an_error():
+    with pytest.raises(
+        ConfigError, match=r"dataset=glob\(svnh\*\) matches nothing \(did you mean 'svhn'\?\); allowed: "
+    ):
+        requests_of(CONF, ["method=lora", "dataset=glob(svnh*)"])
+    with pytest.raises(ConfigError, match=r"seed=range\(0,0\) matches nothing$"):
+        requests_of(CONF, ["method=lora", "seed=range(0,0)"])
+
+
+def test_experiments_are_swept_one_at_a_time():
+    with pytest.raises(ConfigError, match=r"experiment=methods,standins: one experiment at a time.*bring their own"):
+        requests_of(CONF, ["experiment=methods,standins"])
+
+
 def test_a_result_holds_as_long_as_what_it_was_made_with():
     plan = plan_run(compose_config(*TINY, "method=lora", "rank=r4"))
     made = Result(key=plan.key, identity=plan.identity, config=plan.config, phases=[phase()])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections import Counter, defaultdict
@@ -13,7 +14,7 @@ from typing import Any
 
 from headwise.results.records import Result, ResultError
 from headwise.results.store import ResultStore
-from headwise.sweeps.ledger import STATES, Entry, Ledger
+from headwise.sweeps.ledger import STATES, Entry, Ledger, folder_of
 from headwise.sweeps.request import NOT_ASKED, request_of
 
 SHOWN = 20
@@ -31,7 +32,8 @@ class Run:
         overrides: all of them.
         path: of its folder; None if nothing has begun it.
         accuracy: of a run that is done, percent.
-        seconds: of training of a run that is done; since its beginning of one that is running.
+        seconds: that a run took which is done, without what it shared with earlier ones; since its beginning of one
+            that is running.
         host, pid: of who computes it, or died over it.
         why: it failed.
     """
@@ -54,10 +56,12 @@ class Status:
     Attributes:
         runs: in the order of the sweep.
         elapsed: seconds from the first run's beginning until now, or until the last result if nothing is running.
+        damaged: records below the root that cannot be read; these runs count as missing.
     """
 
     runs: list[Run]
     elapsed: float | None
+    damaged: list[str] = field(default_factory=list)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -66,25 +70,28 @@ class Status:
 
     @property
     def spent(self) -> float:
-        """Seconds of training of all runs that are done."""
+        """Seconds that all runs took which are done."""
         return sum(run.seconds or 0.0 for run in self.runs if run.state == "done")
 
     @property
     def left(self) -> float | None:
-        """Seconds of computing until every run is done: by the mean of the same method, else of all; None: unknown."""
-        known: defaultdict[str, list[float]] = defaultdict(list)
+        """Seconds of computing until every run is done; None: unknown.
+
+        By the mean of the runs of the same method and task, else of the same method, else of all.
+        """
+        known: defaultdict[tuple[str, ...], list[float]] = defaultdict(list)
         for run in self.runs:
             if run.state == "done" and run.seconds is not None:
-                known[_method(run)].append(run.seconds)
-                known[""].append(run.seconds)
+                for kind in _kinds(run):
+                    known[kind].append(run.seconds)
         if not known:
             return None
-        means = {method: sum(values) / len(values) for method, values in known.items()}
+        means = {kind: sum(values) / len(values) for kind, values in known.items()}
         total = 0.0
         for run in self.runs:
             if run.state != "done":
                 spent = (run.seconds or 0.0) if run.state == "running" else 0.0
-                total += max(0.0, means.get(_method(run), means[""]) - spent)
+                total += max(0.0, next(means[kind] for kind in _kinds(run) if kind in means) - spent)
         return total
 
     def to_json(self) -> dict[str, Any]:
@@ -95,6 +102,7 @@ class Status:
             "spent_seconds": self.spent,
             "left_seconds": self.left,
             "workers": max(1, self.counts["running"]),
+            "damaged": self.damaged,
             "runs": [dataclasses.asdict(run) for run in self.runs],
         }
 
@@ -117,9 +125,12 @@ def survey(root: Path, jobs: Mapping[str, Sequence[str]], folders: Sequence[str]
     similar: defaultdict[frozenset[str], list[Entry]] = defaultdict(list)
     for entry in entries.values():
         similar[_chosen(entry.overrides, keys)].append(entry)
-    done = {line.key.path(root).relative_to(root).as_posix(): line for line in ResultStore(root).finished().values()}
+    bad: list[ResultError] = []
+    store = ResultStore(root, on_bad=bad.append)
+    done = {folder_of(root, line.key): line for line in store.finished().values()}
     requests = {line.request: path for path, line in done.items() if line.request}
-    runs, times = [], []
+    runs: list[Run] = []
+    results: list[tuple[float, Result, Run]] = []
     for request, job in jobs.items():
         asked = " ".join(override for override in job if override not in common) or " ".join(job)
         exact = entries.get(request)
@@ -131,12 +142,19 @@ def survey(root: Path, jobs: Mapping[str, Sequence[str]], folders: Sequence[str]
         candidates = [_look(ledger, root, entry, done) for entry in ([exact] if exact else same)]
         run = min(candidates, key=lambda run: _FIRST[run.state]) if candidates else Run(state="missing")
         if run.state == "done":
-            run, ended = _read(root, run)
-            times += [ended - (run.seconds or 0.0), ended] if ended is not None else []
-        elif run.state == "running" and run.seconds is not None:
+            try:
+                result = Result.read(Path(str(run.path)) / "result.json")
+                results.append((_moment(result), result, run))
+            except (FileNotFoundError, ResultError, ValueError) as error:  # gone since a moment ago, or without a time
+                run.state, run.why = "missing", str(error)
+        run.asked, run.overrides = asked, list(job)
+        runs.append(run)
+    times = _timed(results)
+    for run in runs:
+        if run.state == "running" and run.seconds is not None:
             times += [time.time() - run.seconds, time.time()]
-        runs.append(dataclasses.replace(run, asked=asked, overrides=list(job)))
-    return Status(runs=runs, elapsed=max(times) - min(times) if times else None)
+    damaged = sorted({_below(error.path, root) for error in bad})
+    return Status(runs=runs, elapsed=max(times) - min(times) if times else None, damaged=damaged)
 
 
 def _chosen(overrides: Sequence[str], keys: set[str]) -> frozenset[str]:
@@ -159,19 +177,40 @@ def _look(ledger: Ledger, root: Path, entry: Entry, done: Mapping[str, Any]) -> 
     )
 
 
-def _read(root: Path, run: Run) -> tuple[Run, float | None]:
-    """A finished run with its numbers, and when it ended, in seconds since 1970."""
-    try:
-        result = Result.read(Path(str(run.path)) / "result.json")
-        ended = datetime.fromisoformat(result.created).timestamp()
-    except (FileNotFoundError, ResultError, ValueError) as error:
-        return dataclasses.replace(run, state="missing", why=str(error)), None
-    seconds = sum(phase.seconds for phase in result.phases)
-    return dataclasses.replace(run, accuracy=result.accuracy, seconds=seconds), ended
+def _timed(results: Sequence[tuple[float, Result, Run]]) -> list[float]:
+    """Fill in accuracy and seconds of runs that are done; returns when they began and ended, seconds since 1970.
+
+    A run takes as long as the phases that no earlier one had trained, or, with its tests and trials, from its
+    configuration to its result, whichever is more: the first forgets trials, the second what came before an
+    interruption.
+    """
+    times, seen = [], set[str]()
+    for ended, result, run in sorted(results, key=lambda found: found[0]):
+        own = [phase for phase in result.phases if not (phase.fingerprint and phase.fingerprint in seen)]
+        seen |= {phase.fingerprint for phase in result.phases}
+        begun = ended
+        with contextlib.suppress(OSError):
+            begun = (Path(str(run.path)) / "config.yaml").stat().st_mtime
+        run.accuracy = result.accuracy
+        run.seconds = max(sum(phase.seconds for phase in own), ended - begun)
+        times += [ended - run.seconds, ended]
+    return times
 
 
-def _method(run: Run) -> str:
-    return next((override for override in reversed(run.overrides) if override.startswith("method=")), "")
+def _moment(result: Result) -> float:
+    """When a run ended, seconds since 1970."""
+    return datetime.fromisoformat(result.created).timestamp()
+
+
+def _kinds(run: Run) -> list[tuple[str, ...]]:
+    """What an estimate may rest on, the nearest first: runs of its method and task, of its method, all."""
+    method = tuple(override for override in run.overrides if override.startswith("method"))
+    task = tuple(override for override in run.overrides if override.startswith("dataset="))
+    return [(*method, *task), method, ()]
+
+
+def _below(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
 
 
 def text(status: Status, name: str) -> str:
@@ -180,7 +219,7 @@ def text(status: Status, name: str) -> str:
     head = ", ".join(f"{counts[state]} {state}" for state in STATES[1:])
     lines = [f"{name}: {counts['done']} of {len(status.runs)} runs done, {head}"]
     if status.elapsed is not None:
-        lines.append(f"elapsed {span(status.elapsed)}, training of finished runs {span(status.spent)}")
+        lines.append(f"elapsed {span(status.elapsed)}, finished runs took {span(status.spent)}")
     if counts["done"] < len(status.runs):
         left, workers = status.left, max(1, counts["running"])
         known = "unknown until one run is finished" if left is None else f"about {span(left / workers)}"
@@ -197,6 +236,9 @@ def text(status: Status, name: str) -> str:
             if state == "failed" and run.path and (Path(run.path) / "failure.txt").is_file():
                 lines.append(f"    traceback: {Path(run.path) / 'failure.txt'}")
         lines += [f"  and {len(runs) - SHOWN} more"] if len(runs) > SHOWN else []
+    if status.damaged:
+        shown = ", ".join(status.damaged[:5]) + (" and more" if len(status.damaged) > 5 else "")
+        lines.append(f"{len(status.damaged)} damaged record(s) count as missing: {shown}")
     return "\n".join(lines)
 
 

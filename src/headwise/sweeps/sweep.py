@@ -21,13 +21,14 @@ from hydra import initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, Override
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from headwise.errors import ConfigError, SweepError
+from headwise.errors import ConfigError, SweepError, suggest
 from headwise.plan import folders, one_line, still_holds, text_of
 from headwise.results.claims import describe
 from headwise.results.store import Finished, Result, ResultError
@@ -52,11 +53,28 @@ def jobs_of(params: Mapping[str, str], arguments: Sequence[str], loader: Any) ->
         params: ``hydra.sweeper.params``.
         arguments: of the command line; they beat `params`.
         loader: hydra's configuration loader, which knows what ``glob(*)`` stands for.
+    Raises:
+        ConfigError: for a choice that matches nothing, or several experiments.
     """
     given = [*(f"{key}={value}" for key, value in params.items()), *arguments]
     parsed = OverridesParser.create(config_loader=loader).parse_overrides(given)
+    for override in parsed:
+        if override.is_sweep_override():
+            _check(override, loader)
     (jobs,) = BasicSweeper.split_arguments(parsed, None)
     return jobs
+
+
+def _check(override: Override, loader: Any) -> None:
+    """Refuse choices that are no sweep."""
+    if override.key_or_group == "experiment":
+        raise ConfigError(f"{override.input_line}: one experiment at a time, they bring their own choices")
+    if next(iter(override.sweep_iterator()), None) is None:
+        wanted = override.value()
+        hint = ""
+        if isinstance(wanted, Glob):
+            hint = suggest(" ".join(wanted.include), loader.get_group_options(override.key_or_group))
+        raise ConfigError(f"{override.input_line} matches nothing{hint}")
 
 
 @contextlib.contextmanager
