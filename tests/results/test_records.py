@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from headwise.errors import ConfigError
+from headwise.results.records import load_json
 from headwise.results.store import Result, ResultError, RunKey
 from made_results import KEY, full, phase, write
 
@@ -121,3 +122,12 @@ def test_binary_record_names_its_file(tmp_path):
 def test_phase_refuses_impossible_values(bad):
     with pytest.raises(ConfigError, match=next(iter(bad))):
         phase(**bad)
+
+
+def test_a_record_that_the_system_does_not_give_names_its_file(tmp_path):
+    path = tmp_path / "result.json"
+    path.symlink_to(path)
+    with pytest.raises(ResultError, match=r"result.json is not a usable record: it cannot be read \(Too many levels"):
+        load_json(path)
+    with pytest.raises(FileNotFoundError):
+        load_json(tmp_path / "none.json")

@@ -15,7 +15,7 @@ import pytest
 
 from headwise.errors import ConfigError, ResultConflict
 from headwise.results.fingerprint import fingerprint
-from headwise.results.store import BusyError, PhaseStore, Result, ResultStore, RunKey
+from headwise.results.store import BusyError, PhaseStore, Result, ResultError, ResultStore, RunKey
 from made_results import KEY, full, phase, result, write
 
 FINGERPRINT = "0123456789abcdef"
@@ -92,6 +92,35 @@ def test_damaged_result_counts_as_missing_and_is_reported(tmp_path):
     assert {error.path for error in bad} == {path}
     store.put(other, result(other))
     assert [r.key.seed for r in store.all()] == [0, 1]
+
+
+def test_a_result_that_the_system_does_not_give_counts_as_missing(tmp_path, monkeypatch):
+    bad: list[ResultError] = []
+    store = ResultStore(tmp_path, on_bad=bad.append)
+    path = store.put(KEY, result())
+    (tmp_path / "index.jsonl").unlink()
+
+    def stale(self, *arguments, **options):
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr(type(path), "read_text", stale)
+    assert list(store.all()) == []
+    assert store.finished() == {}
+    assert [error.path for error in bad] == [path, path]
+    assert "it cannot be read (Stale file handle)" in str(bad[0])
+
+
+def test_an_index_that_may_not_be_written_is_no_error(tmp_path, monkeypatch):
+    store = ResultStore(tmp_path)
+    store.put(KEY, result())
+    stale = [{"path": f"{n}", "stamp": [], "fingerprint": "", "request": ""} for n in range(200)]
+    (tmp_path / "index.jsonl").write_text("\n".join(map(json.dumps, stale)))
+
+    def refused(*arguments):
+        raise PermissionError("not yours")
+
+    monkeypatch.setattr("headwise.atomic.write_text", refused)
+    assert list(store.finished()) == [KEY]
 
 
 def test_damaged_result_is_logged_by_default(tmp_path, caplog):

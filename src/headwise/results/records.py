@@ -241,7 +241,7 @@ def load_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        ResultError: naming ``path``, if it holds something else. FileNotFoundError: if there is none.
+        ResultError: naming ``path``, if it holds something else or cannot be read. FileNotFoundError: if there is none.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -251,3 +251,7 @@ def load_json(path: Path) -> Any:
         raise ResultError(path, f"it is not JSON ({error})") from error
     except IsADirectoryError as error:
         raise ResultError(path, "it is a folder") from error
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ResultError(path, f"it cannot be read ({error.strerror})") from error

@@ -134,7 +134,8 @@ class ResultStore:
                     self._append(path, result, result.request)
                     fresh += 1
         if name is None and len(known) + fresh > 2 * len(found) + 100:
-            self.rebuild()
+            with contextlib.suppress(OSError):  # of others, perhaps: it is a cache
+                self.rebuild()
         return found
 
     def rebuild(self) -> None:
