@@ -148,7 +148,7 @@ def canonical(value: Any, key: str = "", merge: bool = True) -> Any:
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     """List where two plain mappings differ: ``method.rank: 8 vs 16``, sorted by key; ``(absent)`` for a missing one."""
-    first, second = _leaves(canonical(a), ""), _leaves(canonical(b), "")
+    first, second = leaves(canonical(a), ""), leaves(canonical(b), "")
     lines = []
     for key in sorted(first.keys() | second.keys()):
         left = json.dumps(first[key]) if key in first else "(absent)"
@@ -158,7 +158,7 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _leaves(value: Any, key: str) -> dict[str, Any]:
+def leaves(value: Any, key: str) -> dict[str, Any]:
     """Flatten to dotted key -> scalar; a list of scalars and an empty mapping are leaves."""
     if isinstance(value, dict) and value:
         children = value.items()
@@ -166,7 +166,7 @@ def _leaves(value: Any, key: str) -> dict[str, Any]:
         children = {str(index): child for index, child in enumerate(value)}.items()
     else:
         return {key: value}
-    return {k: v for name, child in children for k, v in _leaves(child, f"{key}.{name}" if key else name).items()}
+    return {k: v for name, child in children for k, v in leaves(child, f"{key}.{name}" if key else name).items()}
 
 
 def cache_folder() -> Path:

@@ -28,6 +28,7 @@ from headwise.tables.comparable import (
     recorded,
     settings,
     tested,
+    varied,
 )
 from headwise.tables.paired import (
     CONTRAST,
@@ -240,7 +241,7 @@ def _table(
     shown, beside_notes, apart_notes = beside(results, where, cells, published)
     return Table(
         title,
-        [*notes, *caption, *beside_notes, *apart],
+        [*notes, *caption, *beside_notes, *apart, *varied(results, where)],
         cells,
         _costs(results, where),
         paired,

@@ -6,11 +6,13 @@ another column; seeds that do not share one configuration stand in another row.
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from headwise.results.fingerprint import differences, fingerprint
+from headwise.results.fingerprint import canonical, differences, fingerprint, leaves
 from headwise.results.records import PhaseResult, Result, RunKey
 
 GROUP_SIZES = {"natural": 7, "specialized": 4, "structured": 8}
@@ -78,6 +80,31 @@ def places(results: Sequence[Result], pool: bool = False) -> tuple[Places, list[
         pool,
     )
     return {result.key: (rows[result.key], columns[result.key]) for result in results}, notes
+
+
+def varied(results: Iterable[Result], where: Places) -> list[str]:
+    """Say which settings of a row's method and trainer are not the same for all of its tasks: an average mixes them."""
+    rows: dict[str, dict[str, dict[str, Any]]] = {}
+    for result in results:
+        parts = {part: _without_seed(result.identity.get(part)) for part in ("method", "trainer")}
+        rows.setdefault(where[result.key][0], {}).setdefault(fingerprint(parts), parts)
+    notes = []
+    for row, kinds in sorted(rows.items()):
+        flat = [leaves(canonical(kind), "") for kind in kinds.values()]
+        values = {
+            name: sorted({json.dumps(kind[name]) if name in kind else "(absent)" for kind in flat}, key=_by_size)
+            for name in sorted(set().union(*flat))
+        }
+        if lines := [f"{name}: {', '.join(found)}" for name, found in values.items() if len(found) > 1]:
+            notes.append(f"Settings of {row} differ between its tasks: {few(lines)}.")
+    return notes
+
+
+def _by_size(text: str) -> tuple[float, str]:
+    try:
+        return float(text), ""
+    except ValueError:
+        return math.inf, text
 
 
 def tested(result: Result) -> list[PhaseResult]:
