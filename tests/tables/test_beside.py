@@ -85,15 +85,21 @@ def test_phases_are_different_rows():
 def test_nothing_published_stands_beside_what_may_not_be_compared(label):
     table = one([published_run(labels=[label])])
     assert table.published.empty
-    assert any(f"No published row stands beside lora: {label} (lora)" in note for note in table.notes)
+    assert any(f"No published row stands beside lora: {label}; " in note for note in table.notes)
     assert "88.9" not in render([table], "md")
     table = one([published_run(labels=[label])], published="always")
     assert not table.published["comparable"].any()
     text = render([table], "md")
     main, apart = text.split("### T: published rows, apart")
     assert "88.9" not in main
-    assert f"- NOT COMPARABLE with the results above, shown because it was asked for: {label} (lora)" in apart
+    assert f"- NOT COMPARABLE with the results above, shown because it was asked for: {label}; " in apart
     assert "| LoRA, Heart-LoRA Table 1 | P1 | 1.13 MiB | 88.9 |" in apart.splitlines()
+
+
+def test_a_reason_names_its_rows_where_it_is_not_that_of_all():
+    results = [published_run("linear", labels=["lossy"]), published_run(labels=["lossy"], spec={"rank": 4})]
+    (note,) = [note for note in one(results).notes if note.startswith("No published row")]
+    assert note.startswith("No published row stands beside linear, lora: lossy; rank 4, there 8 (lora); ")
 
 
 def test_one_task_that_does_not_fit_spoils_its_cell_and_the_means():
@@ -129,5 +135,5 @@ def test_every_format_has_them(form):
     assert "88.9" in text
     assert "36.6" in text
     if form == "csv":
-        assert "T,published,heart_t1_lora,P1,svhn,,88.9,,,,,,," in text.splitlines()
-        assert 'T,"published, apart",heart_t1_linear,P1,svhn,,36.6,,,,,,,' in text.splitlines()
+        assert "T,published,heart_t1_lora,P1,svhn,,88.9,,,,,,,,88.9" in text.splitlines()
+        assert 'T,"published, apart",heart_t1_linear,P1,svhn,,36.6,,,,,,,,36.6' in text.splitlines()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import os
 import re
+import tomllib
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,37 @@ def test_the_rows_are_those_that_were_transcribed() -> None:
     if not source.is_file():
         pytest.skip(f"{source} is not there")
     assert (PAPER / "published_results.csv").read_bytes() == source.read_bytes()
+
+
+NUMBERS = r"\d+(?:\.\d+)?"
+
+
+@pytest.mark.data
+def test_the_notes_say_all_that_was_noted() -> None:
+    source = SHARED / "published" / "NOTES.md"
+    if not source.is_file():
+        pytest.skip(f"{source} is not there")
+    there, here = (re.sub(r"methods\.md[^)]*", "", file.read_text()) for file in (source, PAPER / "NOTES.md"))
+    assert Counter(re.findall(NUMBERS, there)) - Counter(re.findall(NUMBERS, here)) == Counter()
+
+
+@pytest.mark.data
+def test_the_subnets_are_those_that_were_read() -> None:
+    source = SHARED / "published" / "noah_subnets.csv"
+    if not source.is_file():
+        pytest.skip(f"{source} is not there")
+    text = source.read_text()
+    for file in (REPO / "conf" / "dataset").glob("*.yaml"):
+        task = yaml.safe_load(file.read_text())
+        for alias in task["aliases"]:
+            text = re.sub(rf"^{alias},", f"{task['name']},", text, flags=re.MULTILINE)
+    assert (PAPER / "noah_subnets.csv").read_text().splitlines() == text.splitlines()
+
+
+def test_the_package_ships_them() -> None:
+    shipped = tomllib.loads((REPO / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["headwise"]
+    assert {"assets/*", "paper/*"} <= set(shipped)
+    assert {file.suffix for file in PAPER.iterdir()} == {".csv", ".md"}
 
 
 def test_all_rows_are_read() -> None:

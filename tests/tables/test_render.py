@@ -111,6 +111,15 @@ def test_csv_is_tidy_and_unrounded():
     assert (cost["mean"], cost["low"], cost["high"]) == ("", "300", "300")
 
 
+def test_csv_keeps_the_caption():
+    made = tables([run(labels=["synthetic"]), run(seed=1, protocol={"name": "other"})], "T", published="never")
+    rows = list(csv.DictReader(io.StringIO(render(made, "csv"))))
+    said = [(row["table"], row["text"]) for row in rows if row["kind"] == "note"]
+    assert (made[0].title, "Label: synthetic (all results).") in said
+    assert [text for title, text in said if title == made[1].title] == made[1].notes
+    assert {row["text"] for row in rows if row["kind"] != "note"} == {""}
+
+
 def test_json_holds_everything():
     (table,) = json.loads(render(tables(suite(), "T"), "json"))["tables"]
     assert table.keys() == {

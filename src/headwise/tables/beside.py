@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -56,14 +56,21 @@ def beside(
     every = pd.DataFrame(lines, columns=PUBLISHED).astype({"comparable": bool})
     fitting, rest = every[every["comparable"]], every[~every["comparable"]]
     notes = printed.caption(fitting["row_id"]) if len(fitting) else []
-    why = few([f"{reason} ({', '.join(sorted(rows))})" for reason, rows in refused.items()], 4)
     if show == "always" and len(rest):
+        why = _why(refused, set(rest["row"]))
         apart = f"NOT COMPARABLE with the results above, shown because it was asked for: {why}."
         return every, notes, [apart, *printed.caption(rest["row_id"])]
-    if unmatched := sorted(set(rest["row"]) - set(fitting["row"])):
-        rows = ", ".join(unmatched)
-        notes.append(f"No published row stands beside {rows}: {why}. --published always shows them apart.")
+    if unmatched := set(rest["row"]) - set(fitting["row"]):
+        names, why = ", ".join(sorted(unmatched)), _why(refused, unmatched)
+        notes.append(f"No published row stands beside {names}: {why}. --published always shows them apart.")
     return fitting.reset_index(drop=True), notes, []
+
+
+def _why(refused: Mapping[str, set[str]], rows: set[str]) -> str:
+    """Reasons that concern some of `rows`; their names where it is not all of them."""
+    found = {reason: sorted(concerned & rows) for reason, concerned in refused.items() if concerned & rows}
+    parts = [reason if len(mine) == len(rows) else f"{reason} ({', '.join(mine)})" for reason, mine in found.items()]
+    return few(parts, 4)
 
 
 def _columns(members: Sequence[Result], where: Places, there: printed.Row) -> dict[str, Columns]:

@@ -17,7 +17,7 @@ from headwise.tables.layout import COSTS, WIDE, Layout, Line, Lines, accuracies,
 
 BEST, SECOND = 1, 2
 TIDY = ["table", "kind", "method", "phase", "column", "group", "mean", "std", "n"]
-TIDY += ["low", "high", "wins", "ties", "losses"]
+TIDY += ["low", "high", "wins", "ties", "losses", "text"]
 
 
 def render(tables: Sequence[Table], form: str) -> str:
@@ -68,7 +68,8 @@ def tidy_csv(tables: Sequence[Table]) -> str:
     """One line per number, unrounded, of the columns `TIDY`.
 
     ``kind`` is accuracy, paired, contrast (all tasks; n pairs, low and high the interval), cost (low and high over the
-    tasks) or published (``method`` is the row's id; ``published, apart`` where ours may not be compared).
+    tasks), published (``method`` is the row's id, ``text`` as printed; ``published, apart`` where ours may not be
+    compared) or note (``text``, a sentence of the caption).
     """
     out = io.StringIO()
     writer = csv.DictWriter(out, TIDY, restval="", lineterminator="\n")
@@ -91,7 +92,7 @@ def _tidy(table: Table) -> list[dict[str, Any]]:
     for cell in _records(table.published):
         kind = "published" if cell["comparable"] else "published, apart"
         lines.append({**cell, "kind": kind, "row": cell["row_id"], "mean": cell["value"]})
-    return lines
+    return lines + [{"kind": "note", "text": note} for note in (*table.notes, *table.answers, *table.apart)]
 
 
 def plain_json(tables: Sequence[Table]) -> str:
