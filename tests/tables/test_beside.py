@@ -51,6 +51,14 @@ def test_columns_are_found_through_the_tasks_aliases():
     assert (found["mean_groups"], found["mean_19"]) == ("76.4", "74.31*")
 
 
+def test_tasks_stand_in_the_papers_order():
+    table = one([published_run(dataset=task) for task in reversed(TASKS)])
+    ours = [name for name in dict.fromkeys(table.cells["column"]) if not name.startswith("mean_")]
+    assert ours[:5] == ["cifar100", "caltech101", "dtd", "flowers102", "pets"]
+    assert ours[-4:] == ["dsprites_loc", "dsprites_ori", "smallnorb_azi", "smallnorb_ele"]
+    assert len(ours) == 19
+
+
 def test_a_lost_cell_stays_empty_beside_ours():
     results = [published_run("cara", dataset=task) for task in TASKS]
     table = one(results)

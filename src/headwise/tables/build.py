@@ -15,6 +15,7 @@ import pandas as pd
 from headwise.errors import ConfigError, suggest
 from headwise.results.fingerprint import differences, fingerprint
 from headwise.results.records import Result
+from headwise.tables import printed
 from headwise.tables.beside import PUBLISHED, SHOW, beside
 from headwise.tables.comparable import (
     GROUP_SIZES,
@@ -145,10 +146,11 @@ def compare(
         if len(found):
             rows = {chosen(lines, given)[1] for given in (first, second)}
             shown = [result for result in setting.results if where[result.key][0] in rows]
-            cells = summarise(lines[lines["row"].isin(rows)])
+            order = _order(setting.results, where)
+            cells = summarise(lines[lines["row"].isin(rows)], True, order)
             caption = [CELLS, *_facts(Setting(setting.shared, shown), pool), SPENT, *apart]
             costs = _costs(shown, where)
-            made.append(Table(name, [*notes, *caption], cells, costs, summarise(found, False), contrasts(found)))
+            made.append(Table(name, [*notes, *caption], cells, costs, summarise(found, False, order), contrasts(found)))
     if not made:
         every = [result for setting in split for result in setting.results]
         against(frame(every, places(every, pool=True)[0]), first, second)  # names a row that is nowhere
@@ -187,19 +189,31 @@ def frame(results: Sequence[Result], where: Places) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=LINE)
 
 
-def summarise(lines: pd.DataFrame, averages: bool = True) -> pd.DataFrame:
+def summarise(lines: pd.DataFrame, averages: bool = True, order: Mapping[str, int] | None = None) -> pd.DataFrame:
     """Return mean, sample standard deviation and n over seeds, of every column and, if wanted, of the averages.
 
     An average is formed per seed, from seeds that have all its tasks, and its deviation is that of the averages.
+
+    Args:
+        lines: of the columns `LINE`.
+        averages: whether they are wanted.
+        order: places of columns in their group; the others follow, by name.
     """
     whole = pd.concat([lines, _averages(lines)]) if averages and len(lines) else lines
     keys = ["row", "phase", "column", "group"]
     cells = whole.groupby(keys)["value"].agg(mean="mean", std="std", n="count").reset_index()
-    order = {name: place for place, name in enumerate((*GROUP_SIZES, "", "average"))}
-    last = {name: place for place, name in enumerate(AVERAGES)}
-    cells["place"], cells["last"] = cells["group"].map(order), cells["column"].map(last).fillna(0)
-    cells = cells.sort_values(["place", "last", "column", "row", "phase"], ignore_index=True)
-    return cells.drop(columns=["place", "last"])
+    groups = {name: place for place, name in enumerate((*GROUP_SIZES, "", "average"))}
+    ranks = {**(order or {}), **{name: place for place, name in enumerate(AVERAGES)}}
+    cells["place"], cells["rank"] = cells["group"].map(groups), cells["column"].map(ranks).fillna(len(ranks))
+    cells = cells.sort_values(["place", "rank", "column", "row", "phase"], ignore_index=True)
+    return cells.drop(columns=["place", "rank"])
+
+
+def _order(results: Sequence[Result], where: Places) -> dict[str, int]:
+    """Columns in the order of the papers' tables, as far as these have them."""
+    known = list(printed.tasks())
+    found = {where[result.key][1]: printed.column_of(result) for result in results}
+    return {column: known.index(task) for column, task in found.items() if task is not None}
 
 
 def _averages(lines: pd.DataFrame) -> pd.DataFrame:
@@ -230,9 +244,13 @@ def _table(
 ) -> Table:
     results = [result for result in setting.results if tested(result)]
     where, apart = places(results, pool)
-    lines = frame(results, where)
+    lines, order = frame(results, where), _order(results, where)
     differences_ = pair(results, where, every)
-    cells, paired, together = summarise(lines), summarise(differences_, averages=False), contrasts(differences_)
+    cells, paired, together = (
+        summarise(lines, True, order),
+        summarise(differences_, False, order),
+        contrasts(differences_),
+    )
     two_phase = {where[r.key][0] for r in results if len(tested(r)) == 2 and not is_size_control(tested(r))}
     caption = [CELLS, *_facts(setting, pool), _average_note(cells), SPENT]
     caption += uncontrolled(results, where, paired)
