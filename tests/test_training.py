@@ -362,3 +362,18 @@ def test_written_tensors_are_whole_or_absent(tmp_path: Path) -> None:
     with pytest.raises(AttributeError):
         training.write_tensors(tmp_path / "t.safetensors", {**tensors, "b": "no tensor"})  # type: ignore[dict-item]
     assert [file.name for file in tmp_path.iterdir()] == ["deep"]
+
+
+@pytest.mark.parametrize(
+    ("precision", "accelerator", "supported", "said"),
+    [
+        ("bf16", "cpu", False, True),
+        ("bf16", "cpu", True, False),
+        ("fp32", "cpu", False, False),
+        ("bf16", "gpu", False, False),
+    ],
+)
+def test_bf16_on_a_processor_without_it_is_called_slow(precision, accelerator, supported, said, monkeypatch) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
+    caution = Machine(accelerator=accelerator).caution(precision)
+    assert (caution is not None and "protocol.precision=fp32 is many times faster" in caution) == said

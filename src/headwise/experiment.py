@@ -318,7 +318,8 @@ def summary(result: Result) -> str:
     if len(result.phases) > 1 and not result.phases[-1].method.get("_target_", "").endswith(".MatchedLoRA"):
         lines.append(
             "The second phase also brings training and parameters. Its controls, with the same options: "
-            "method=hs_control_long (equal length), method=hs_control_lora (equal size)."
+            "method=hs_control_long (equal length), method=hs_control_lora (equal size), "
+            "method=hs_control_head (no first phase)."
         )
     return "\n".join(lines)
 

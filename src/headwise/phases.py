@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning as L
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -41,6 +42,14 @@ class Machine:
     progress: bool = True
     logger: Any = None
     parts: int = 1
+
+    def caution(self, precision: str) -> str | None:
+        """What to say of a precision that this machine computes slowly; None where there is nothing to say."""
+        if precision != "bf16" or self.accelerator != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            return None
+        return (
+            "note: this processor has no bf16 arithmetic and imitates it; protocol.precision=fp32 is many times faster"
+        )
 
 
 @dataclass(kw_only=True)

@@ -192,6 +192,8 @@ def run_phases(
     Returns:
         One record per phase. Afterwards `net` carries all of them, merged.
     """
+    if (caution := machine.caution(protocol.precision)) is not None:
+        say(caution)
     torch.set_num_threads(machine.threads)
     net.set_attention(machine.attention)
     reseed(seed, "head")

@@ -91,12 +91,13 @@ def two_phase(
 
 
 def controlled(seeds=range(3), gain: float = 2.0, **fields) -> list[Result]:
-    """HS-LoRA with both controls: better by ``gain`` than the longer one, by twice as much than the other."""
+    """HS-LoRA with its controls: better by ``gain`` than the longer ones, by twice as much than that of equal size."""
     made = []
     for seed in seeds:
         made.append(two_phase(seed, (80.0, 85.0), **fields))
         made.append(two_phase(seed, (80.0, 85.0 - 2 * gain), "lora_then_lora", MATCHED, **fields))
         made.append(run("lora_long", seed=seed, accuracy=(85.0 - gain,), epochs=200, **fields))
+        made.append(run("head_lora_long", seed=seed, accuracy=(85.0 - gain,), epochs=200, spec=HEADS, **fields))
     return made
 
 
@@ -133,10 +134,10 @@ def compared(results: list[Result]) -> dict[str, Comparison]:
 # ---- what is compared
 
 
-def test_a_second_phase_is_compared_with_its_own_first_and_both_controls() -> None:
+def test_a_second_phase_is_compared_with_its_own_first_and_all_controls() -> None:
     found = compared(controlled())
-    assert list(found) == ["P1", "longer P1", "equal-size LoRA"]
-    assert [c.mean for c in found.values()] == pytest.approx([5.0, 2.0, 4.0])
+    assert list(found) == ["P1", "longer P1", "equal-size LoRA", "longer P2"]
+    assert [c.mean for c in found.values()] == pytest.approx([5.0, 2.0, 4.0, 2.0])
     assert {c.row for c in found.values()} == {"hs_lora"}  # the control of equal size is no row of its own
     assert found["P1"].sum.pairs == 3
     assert found["P1"].num_seeds == 3
@@ -159,11 +160,11 @@ def test_a_control_that_is_missing_on_one_seed_is_missing() -> None:
     results = controlled()
     where, _ = places(results)
     assert missing(results, where, comparisons(results, where, results)) == {
-        ("phase", "hs_lora"): {"longer P1": [], "equal-size LoRA": []}
+        ("phase", "hs_lora"): {"longer P1": [], "equal-size LoRA": [], "longer P2": []}
     }
     fewer = [r for r in results if not (r.key.method == "lora_long" and r.key.seed == 2)]
     lacking = missing(fewer, where, comparisons(fewer, where, fewer))
-    assert lacking == {("phase", "hs_lora"): {"longer P1": ["svhn"], "equal-size LoRA": []}}
+    assert lacking == {("phase", "hs_lora"): {"longer P1": ["svhn"], "equal-size LoRA": [], "longer P2": []}}
 
 
 def row(longer: list[float], equal: list[float] | None = None) -> list[Comparison]:
@@ -394,8 +395,8 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = stored(tmp_path / "results", [*controlled(), run("lora", name="other")])
     out = tmp_path / "report.html"
     assert script()(["--root", str(root), "--name", "runs", "--out", str(out)]) == 0
-    assert "9 runs" in capsys.readouterr().out
-    assert "9 runs" in Page(out.read_text()).text
+    assert "12 runs" in capsys.readouterr().out
+    assert "12 runs" in Page(out.read_text()).text
     assert script()(["--root", str(root), "--name", "runs", "other", "--out", str(out)]) == 0
     assert "<title>runs, other</title>" in out.read_text()
 

@@ -74,8 +74,9 @@ def test_one_line_for_each_row_and_kind() -> None:
     assert contrasts(lines()).empty
 
 
-def answer(longer: list[float], equal: list[float]) -> str:
-    kinds = {"P2 - longer P1": longer, "P2 - equal-size LoRA": equal}
+def answer(longer: list[float], equal: list[float], head: list[float] | None = None) -> str:
+    head = longer if head is None else head
+    kinds = {"P2 - longer P1": longer, "P2 - equal-size LoRA": equal, "P2 - longer P2": head}
     given = [("hs", kind, f"t{place}", 0, v) for kind, values in kinds.items() for place, v in enumerate(values)]
     (sentence,) = answers(contrasts(lines(*given)), ["hs"])
     assert sentence.startswith("Is the second phase of hs better than its controls? ")
@@ -89,9 +90,20 @@ def test_the_answer() -> None:
     assert answer(up, both).startswith("Not shown: ")
     assert answer(up[:5], up[:5]).startswith("Not shown: +0.70 against longer P1 (")
     assert answer(up, []).startswith("Not shown: ")
-    assert answer(up, []).endswith("no run of equal-size LoRA.")
+    assert "no run of equal-size LoRA, " in answer(up, [])
     assert answer(down, []).startswith("No: -0.50")
+    assert answer(up, up, down).startswith("No: ")
+    assert answer(up, up, []).endswith("no run of longer P2.")
     assert answer([1.0], []).startswith("Not shown: +1.00 against longer P1 (1 pairs)")
+
+
+def test_the_answer_on_updates_per_head_alone() -> None:
+    given = [("head", "P1 - equal-size LoRA", f"t{place}", 0, 0.5) for place in range(6)]
+    (sentence,) = answers(contrasts(lines(*given)), [])
+    assert sentence == (
+        "Are the per-head updates of head better than shared ones of their size? "
+        "Yes: +0.50 against equal-size LoRA (+0.50 to +0.50, 6 pairs)."
+    )
 
 
 ACCURACIES = lines(

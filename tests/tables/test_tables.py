@@ -208,6 +208,36 @@ def test_the_control_of_equal_size_stands_on_the_same_first_phase():
     assert not any(note.startswith("NO CONTROL (equal-size LoRA)") for note in table.notes)
 
 
+HEADS = {"_target_": "headwise.methods.hs_lora.HeadLoRA", "rank": 2, "targets": ["q", "v"], "scale": 1.0}
+PLAIN = {"_target_": "headwise.methods.hs_lora.MatchedLoRA", "head_rank": 2, "targets": ["q", "v"], "scale": 1.0}
+
+
+def test_the_second_method_alone_is_a_control():
+    both = run("hs", accuracy=(70.0, 75.0))
+    both.phases[1] = dataclasses.replace(both.phases[1], method=HEADS)
+    table = one([both, run("head_lora_long", accuracy=(76.0,), epochs=200, spec=HEADS)])
+    assert cell(table, "hs", "svhn", "P2 - longer P2", "paired")["mean"] == -1.0
+    assert not any(note.startswith("NO CONTROL (longer P2)") for note in table.notes)
+    alone = one([both])
+    (note,) = (note for note in alone.notes if note.startswith("NO CONTROL (longer P2)"))
+    assert "method=hs_control_head" in note
+
+
+def test_updates_per_head_meet_plain_lora_of_their_size():
+    table = one([run("head_lora", accuracy=(76.0,), spec=HEADS), run("matched_lora", accuracy=(75.5,), spec=PLAIN)])
+    assert cell(table, "head_lora", "svhn", "P1 - equal-size LoRA", "paired")["mean"] == 0.5
+    assert any(answer.startswith("Are the per-head updates of head_lora better") for answer in table.answers)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"spec": {**PLAIN, "head_rank": 3}}, {"spec": {**PLAIN, "scale": 2.0}}, {"spec": LORA, "epochs": 50}, {"seed": 1}],
+)
+def test_what_is_not_plain_lora_of_their_size(fields):
+    made = tables([run("head_lora", accuracy=(76.0,), spec=HEADS), run("x", **{"accuracy": (75.5,), **fields})])
+    assert all(table.paired.empty and not table.answers for table in made)
+
+
 def test_a_control_may_get_its_epochs_from_the_protocol():
     control = run("lora", accuracy=(74.0,), epochs=200, protocol={**PROTOCOL, "epochs": 200})
     made = tables([run("hs", accuracy=(70.0, 75.0)), control])

@@ -12,12 +12,13 @@ from typing import Any
 
 from headwise.results.records import PhaseResult, Result
 from headwise.tables.comparable import Places, tested
-from headwise.tables.paired import Contrast, contrast, is_size_control, pair
+from headwise.tables.paired import CONTROLS as PHASE_CONTROLS
+from headwise.tables.paired import EQUAL_SIZE, Contrast, contrast, is_size_control, pair
 from headwise.tables.twins import ground
 
-PHASE, MASK = "phase", "mask"
-QUESTIONS = {PHASE: "A second, head-wise phase", MASK: "Heads switched off"}
-CONTROLS = {PHASE: ("longer P1", "equal-size LoRA"), MASK: ("no head off", "random heads off")}
+PHASE, HEADS, MASK = "phase", "heads", "mask"
+QUESTIONS = {PHASE: "A second, head-wise phase", HEADS: "Updates per head, alone", MASK: "Heads switched off"}
+CONTROLS = {PHASE: tuple(PHASE_CONTROLS), HEADS: (EQUAL_SIZE,), MASK: ("no head off", "random heads off")}
 """What a gain must be shown against before it counts."""
 MASKS = {"random": "random heads off", "front": "first heads off"}
 """Modes of a gate that need no score: controls of those that do."""
@@ -111,22 +112,22 @@ def comparisons(results: Sequence[Result], where: Places, every: Sequence[Result
         where: their rows and columns.
         every: controls of two-phase runs are sought here.
     Returns:
-        By kind, then by row; within a row in the order P1, longer P1, equal-size LoRA, and for masks no head off,
-        random heads off, first heads off.
+        By kind, then by row; within a row in the order P1, longer P1, equal-size LoRA, longer P2, and for masks no
+        head off, random heads off, first heads off.
     """
     found: dict[tuple[str, str, str], list[Difference]] = {}
     controls = {where[result.key][0] for result in results if is_size_control(tested(result))}
     for line in pair(results, where, every).to_dict("records"):
         if line["row"] not in controls:
-            against = line["phase"].partition(" - ")[2]
+            phase, _, against = line["phase"].partition(" - ")
             difference = Difference(line["column"], int(line["seed"]), float(line["value"]))
-            found.setdefault((PHASE, line["row"], against), []).append(difference)
+            found.setdefault((HEADS if phase == "P1" else PHASE, line["row"], against), []).append(difference)
     for key, difference in _masked(results, where):
         found.setdefault(key, []).append(difference)
     order = ("P1", *CONTROLS[PHASE], *CONTROLS[MASK], *MASKS.values())
-    places = {name: place for place, name in reversed(list(enumerate(order)))}
+    places, kinds = ({name: place for place, name in reversed(list(enumerate(names)))} for names in (order, QUESTIONS))
     made = [Comparison(*key, tuple(sorted(pairs, key=lambda p: (p.column, p.seed)))) for key, pairs in found.items()]
-    return sorted(made, key=lambda c: (c.kind != PHASE, c.row, places.get(c.against, len(order)), c.against))
+    return sorted(made, key=lambda c: (kinds[c.kind], c.row, places.get(c.against, len(order)), c.against))
 
 
 def by_row(found: Iterable[Comparison]) -> dict[tuple[str, str], list[Comparison]]:
@@ -142,6 +143,8 @@ def missing(
 ) -> dict[tuple[str, str], dict[str, list[str]]]:
     """Return, of each kind and row that needs controls, the tasks on which a run lacks one.
 
+    Per-head updates alone are asked about where there is something to compare them with.
+
     Args:
         results: of one table.
         where: their rows and columns.
@@ -156,12 +159,14 @@ def missing(
         if last.accuracy is not None and is_masked(last) and gate_of(last).get("mode") not in MASKS:
             wanted.setdefault((MASK, row), set()).add((column, result.key.seed))
     have = {(c.kind, c.row, c.against): {(p.column, p.seed) for p in c.pairs} for c in found}
+    wanted |= {(kind, row): pairs for (kind, row, _), pairs in have.items() if kind == HEADS}
+    order = list(QUESTIONS)
     return {
         (kind, row): {
             control: sorted({column for column, _ in runs - have.get((kind, row, control), set())})
             for control in CONTROLS[kind]
         }
-        for (kind, row), runs in sorted(wanted.items(), key=lambda item: (item[0][0] != PHASE, item[0][1]))
+        for (kind, row), runs in sorted(wanted.items(), key=lambda item: (order.index(item[0][0]), item[0][1]))
     }
 
 

@@ -32,6 +32,7 @@ AGAINST = {
     "P1": "its own first phase",
     "longer P1": "the first method, trained as long",
     "equal-size LoRA": "LoRA of equal size instead",
+    "longer P2": "the second method alone, trained as long",
     "no head off": "the same run, no head off",
     "random heads off": "as many random heads off",
     "first heads off": "as many first heads off",

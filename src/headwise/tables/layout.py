@@ -18,9 +18,10 @@ WIDE = 8
 KINDS = {
     "P1": "its own first phase",
     "longer P1": "the first method alone, trained for the epochs of both phases",
-    "equal-size LoRA": "plain LoRA of equal size after the same first phase",
+    "equal-size LoRA": "plain LoRA of equal size, after the same first phase if there is one",
+    "longer P2": "the second method alone, trained for the epochs of both phases",
 }
-"""What a second phase is compared with."""
+"""What a second phase, or per-head updates alone, are compared with."""
 
 
 @dataclass
@@ -149,7 +150,7 @@ def paired_note(table: Table) -> str:
     """What the paired differences of a table are."""
     kinds = {phase.partition(" - ")[2] for phase in table.paired["phase"]}
     named = [f"minus {text} ({name})" for name, text in KINDS.items() if name in kinds]
-    what = f": the second phase {', '.join(named)}" if named else ""
+    what = f": the last phase {', '.join(named)}" if named else ""
     return (
         f"Percentage points, formed task by task and seed by seed{what}. The mean is over the tasks, of each task's "
         "mean over its seeds; its interval is a bootstrap over tasks, then their seeds (10,000 resamples). From fewer "

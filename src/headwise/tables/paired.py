@@ -17,7 +17,8 @@ from headwise.tables.comparable import Places, epochs, group, recorded, tested
 
 LINE = ["row", "phase", "column", "group", "seed", "value"]
 CONTRAST = ["row", "phase", "mean", "low", "high", "wins", "ties", "losses", "tasks", "pairs"]
-CONTROLS = {"longer P1": "hs_control_long", "equal-size LoRA": "hs_control_lora"}
+EQUAL_SIZE = "equal-size LoRA"
+CONTROLS = {"longer P1": "hs_control_long", EQUAL_SIZE: "hs_control_lora", "longer P2": "hs_control_head"}
 """Kinds of control of a two-phase run, and the configuration that makes it."""
 RESAMPLES, LEVEL = 10_000, 0.95
 FEWEST = 6
@@ -32,49 +33,65 @@ def line(result: Result, where: Places, phase: str, value: float | None) -> dict
 
 
 def pair(results: Sequence[Result], where: Places, every: Sequence[Result]) -> pd.DataFrame:
-    """Return the differences of each two-phase run to its own Phase 1 and to its controls, seed by seed.
+    """Return the differences of head-wise runs to their controls, seed by seed.
 
-    The control of equal length is a one-phase run of the same first method, task, seed, weights, images and protocol,
-    whose epochs are those of both phases together. The one of equal size stands on the very same Phase 1 and trains
-    plain LoRA with as many parameters after it, for as many epochs.
+    A two-phase run is compared with its own Phase 1; with each of its two methods alone (longer P1, longer P2): a
+    one-phase run of the same task, seed, weights, images and protocol, whose epochs are those of both phases together;
+    and with plain LoRA of as many parameters after the very same Phase 1, for as many epochs (equal-size LoRA).
+    A one-phase run of per-head updates is compared with plain LoRA of as many parameters, for as many epochs.
 
     Args:
-        results: two-phase runs are sought here.
+        results: head-wise runs are sought here.
         where: their rows and columns.
         every: controls are sought here.
     Returns:
         Lines of the columns `LINE`; ``phase`` says which difference, ``value`` is in percentage points.
     """
-    two_phase = [result for result in results if len(tested(result)) > 1]
-    wanted = {result.key.dataset for result in two_phase}
-    longer: dict[str, float] = {}
+    asked = [result for result in results if len(tested(result)) > 1 or is_per_head(result)]
+    wanted = {result.key.dataset for result in asked}
+    alone: dict[str, float] = {}
     equal_size: dict[tuple[str, int], float] = {}
     for result in every:
         phases = tested(result)
-        if result.key.dataset not in wanted:
+        if result.key.dataset not in wanted or not phases or phases[-1].accuracy is None:
             continue
-        if len(phases) == 1 and phases[0].accuracy is not None:
-            longer.setdefault(_matched(result, phases[0]), phases[0].accuracy)
-        elif is_size_control(phases) and phases[-1].accuracy is not None:
+        if len(phases) == 1:
+            alone.setdefault(_matched(result, phases[0].method), phases[0].accuracy)
+        elif is_size_control(phases):
             equal_size.setdefault((phases[0].fingerprint, epochs(result)), phases[-1].accuracy)
     lines = []
-    for result in two_phase:
+    for result in asked:
         phases = tested(result)
-        same_start = None if is_size_control(phases) else (phases[0].fingerprint, epochs(result))
-        others = {
-            "P1": phases[0].accuracy,
-            "longer P1": longer.get(_matched(result, phases[0])),
-            "equal-size LoRA": equal_size.get(same_start) if same_start else None,
-        }
+        first, last = phases[0], phases[-1]
+        if len(phases) == 1:
+            others = {EQUAL_SIZE: alone.get(_matched(result, _shared_twin(last.method)))}
+        else:
+            others = {"P1": first.accuracy, "longer P1": alone.get(_matched(result, first.method))}
+            if not is_size_control(phases):
+                others[EQUAL_SIZE] = equal_size.get((first.fingerprint, epochs(result)))
+                others["longer P2"] = alone.get(_matched(result, last.method))
         for name, other in others.items():
-            if other is not None and phases[-1].accuracy is not None:
-                lines.append(line(result, where, f"P{len(phases)} - {name}", phases[-1].accuracy - other))
+            if other is not None and last.accuracy is not None:
+                lines.append(line(result, where, f"P{len(phases)} - {name}", last.accuracy - other))
     return pd.DataFrame(lines, columns=LINE)
 
 
 def is_size_control(phases: Sequence[PhaseResult]) -> bool:
     """Whether a run is Phase 1 followed by plain LoRA of the size that per-head updates would have."""
     return len(phases) == 2 and str(phases[1].method.get("_target_", "")).endswith(".MatchedLoRA")
+
+
+def is_per_head(result: Result) -> bool:
+    """Whether a run is one tested phase of per-head updates."""
+    phases = tested(result)
+    return len(phases) == 1 and str(phases[0].method.get("_target_", "")).endswith(".HeadLoRA")
+
+
+def _shared_twin(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe of plain LoRA that has as many parameters as these per-head updates."""
+    kind = str(spec["_target_"]).replace(".HeadLoRA", ".MatchedLoRA")
+    rest = {name: value for name, value in spec.items() if name != "rank"}
+    return {**rest, "_target_": kind, "head_rank": spec.get("rank")}
 
 
 def uncontrolled(results: Sequence[Result], where: Places, paired: pd.DataFrame) -> list[str]:
@@ -91,12 +108,12 @@ def uncontrolled(results: Sequence[Result], where: Places, paired: pd.DataFrame)
     return notes
 
 
-def _matched(result: Result, first: PhaseResult) -> str:
-    """Hash of what a two-phase run and its control share; their difference in epochs lies in ``epochs`` alone."""
+def _matched(result: Result, method: Mapping[str, Any]) -> str:
+    """Hash of what a run and a one-phase control of this method share; the epochs are those of all phases."""
     protocol = recorded(result, "protocol")
     if isinstance(protocol, Mapping):
         protocol = {name: value for name, value in protocol.items() if name != "epochs"}
-    spec = {name: value for name, value in first.method.items() if name not in ("label", "epochs")}
+    spec = {name: value for name, value in method.items() if name not in ("label", "epochs")}
     return fingerprint(
         {
             "dataset": result.key.dataset,
@@ -205,27 +222,33 @@ def contrasts(lines: pd.DataFrame) -> pd.DataFrame:
     return frame.astype({"low": float, "high": float})
 
 
-def answers(found: pd.DataFrame, rows: Iterable[str]) -> list[str]:
-    """Say of each two-phase row whether its second phase is better than its controls.
+def answers(found: pd.DataFrame, two_phase: Iterable[str]) -> list[str]:
+    """Say of each row with head-wise updates whether it is better than its controls.
 
     Yes, where the interval of every control lies above zero; no, where one lies below; else it is not shown, as with a
     control missing or fewer than `FEWEST` pairs.
 
     Args:
         found: as `contrasts` gives it.
-        rows: that have a second phase and are no control themselves.
+        two_phase: rows that have a second phase and are no control themselves.
     """
-    by_row: dict[str, dict[str, Any]] = {row: {} for row in rows}
+    by_row: dict[tuple[str, bool], dict[str, Any]] = {(row, True): {} for row in two_phase}
     for one in found.itertuples():
-        kind = one.phase.partition(" - ")[2]
-        if one.row in by_row and kind in CONTROLS:
-            by_row[one.row][kind] = one
+        phase, _, kind = one.phase.partition(" - ")
+        if phase == "P1" and kind == EQUAL_SIZE:
+            by_row[one.row, False] = {kind: one}
+        elif (one.row, True) in by_row and kind in CONTROLS:
+            by_row[one.row, True][kind] = one
     lines = []
-    for row, kinds in sorted(by_row.items()):
-        signs = [_sign(kinds[kind]) if kind in kinds else 0 for kind in CONTROLS]
+    for (row, is_second), kinds in sorted(by_row.items()):
+        controls = list(CONTROLS) if is_second else [EQUAL_SIZE]
+        signs = [_sign(kinds[kind]) if kind in kinds else 0 for kind in controls]
         answer = "No" if min(signs) < 0 else "Yes" if min(signs) > 0 else "Not shown"
-        parts = [_against(kind, kinds.get(kind)) for kind in CONTROLS]
-        lines.append(f"Is the second phase of {row} better than its controls? {answer}: {', '.join(parts)}.")
+        parts = [_against(kind, kinds.get(kind)) for kind in controls]
+        asked = f"Are the per-head updates of {row} better than shared ones of their size"
+        if is_second:
+            asked = f"Is the second phase of {row} better than its controls"
+        lines.append(f"{asked}? {answer}: {', '.join(parts)}.")
     return lines
 
 
