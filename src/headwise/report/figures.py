@@ -155,8 +155,8 @@ def strip(
     parts = [
         tag("line", class_="rule", x1=0, x2=STRIP, y1=11, y2=11),
         tag("line", class_="zero", x1=axis.at(0), x2=axis.at(0), y1=0, y2=22),
-        *_interval(*interval, axis),
         *(tag("circle", class_=dot, cx=axis.at(value), cy=11, r=3.2) for value in values),
+        *_interval(*interval, axis),
         tag("path", class_="mean", d=f"M{axis.at(mean):.1f} 3.5l4 7.5l-4 7.5l-4 -7.5z"),
     ]
     return _svg(title, tag("g", *parts, class_=sign), STRIP, 22, "strip")
@@ -165,7 +165,9 @@ def strip(
 def _interval(low: float | None, high: float | None, axis: Axis) -> list[Markup]:
     if low is None or high is None:
         return []
-    return [tag("line", class_="interval", x1=axis.at(low), x2=axis.at(high), y1=11, y2=11)]
+    start, end = axis.at(low), axis.at(high)
+    bracket = f"M{start:.1f} 6v10m0 -5H{end:.1f}m0 -5v10"
+    return [tag("path", class_=kind, d=bracket) for kind in ("interval halo", "interval")]
 
 
 def score_map(rows: Sequence[Mapping[str, Any]], title: str) -> Markup:

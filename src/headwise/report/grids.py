@@ -6,22 +6,21 @@ import csv
 import io
 import re
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
 import pandas as pd
 
-from headwise.report.gains import heads_off, masks
-from headwise.results.fingerprint import fingerprint
+from headwise.report.gains import ENOUGH, heads_off, masks
 from headwise.results.records import PhaseResult, Result
-from headwise.tables.build import Table
-from headwise.tables.comparable import Places, recorded, tested
+from headwise.tables.build import AVERAGES, Table
+from headwise.tables.comparable import Places, tested
 
 _SHORT = 12
-_BESIDE = 4
-"""Different values of one part of the provenance that stand side by side."""
+FIRST = (*AVERAGES[-2:], *AVERAGES[:-2])
+"""Averages in the order of the report, which begins with them: many columns do not fit the window."""
 _HASH = re.compile(r"[0-9a-f]{32,}")
 
 
@@ -77,7 +76,7 @@ class Grid:
 
 def plain(name: str, head: Sequence[str], lines: Sequence[Sequence[Any]], num_left: int = 1) -> Grid:
     """A table of values as they are."""
-    return Grid(name, head, [[_cell(value) for value in line] for line in lines], to_csv(head, lines), (), num_left)
+    return Grid(name, head, [[cell_of(value) for value in line] for line in lines], to_csv(head, lines), (), num_left)
 
 
 def to_csv(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
@@ -90,7 +89,7 @@ def to_csv(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
 
 
 def accuracies(table: Table, name: str, badges: Mapping[str, str]) -> Grid:
-    """A line per row: parameters, then a column per task and tested phase; the best of a task is marked.
+    """A line per row: parameters, averages, then a column per task and tested phase; the best of a task is marked.
 
     Args:
         table: to show.
@@ -98,7 +97,7 @@ def accuracies(table: Table, name: str, badges: Mapping[str, str]) -> Grid:
         badges: warnings beside the names of rows.
     """
     cells, costs = table.cells, table.costs.set_index("row")
-    columns = list(dict.fromkeys(cells["column"]))
+    columns = list(dict.fromkeys([*(name for name in FIRST if name in set(cells["column"])), *cells["column"]]))
     pairs = sorted(set(zip(cells["column"], cells["phase"], strict=True)), key=lambda p: (columns.index(p[0]), p[1]))
     best = cells.groupby("column")["mean"].max()
     known = {(c.row, c.column, c.phase): c for c in cells.itertuples()}
@@ -116,16 +115,28 @@ def accuracies(table: Table, name: str, badges: Mapping[str, str]) -> Grid:
 
 
 def differences(table: Table, name: str) -> Grid:
-    """A line per row and kind of difference, a column per task."""
+    """A line per row and kind of difference: all tasks together with the interval, pairs, then a column per task."""
     cells = table.paired
     columns = list(dict.fromkeys(cells["column"]))
     known = {(c.row, c.phase, c.column): c for c in cells.itertuples()}
+    together = {(c.row, c.phase): c for c in table.contrasts.itertuples()}
     lines = sorted({(row, phase) for row, phase, _ in known}, key=lambda p: (p[0], not p[1].endswith("- P1"), p[1]))
     body = [
-        [Cell(row), Cell(phase), *(_mean(known.get((row, phase, column)), sign=True) for column in columns)]
+        [
+            *(Cell(row), Cell(phase), *_together(together[row, phase])),
+            *(_mean(known.get((row, phase, column)), sign=True) for column in columns),
+        ]
         for row, phase in lines
     ]
-    return Grid(name, ["method", "difference", *columns], body, cells.to_csv(index=False), (), 2)
+    head = ["method", "difference", "all tasks", "won, tied, lost", *columns]
+    return Grid(name, head, body, cells.to_csv(index=False), (), 2)
+
+
+def _together(found: Any) -> list[Cell]:
+    """Mean of all tasks, its interval unless the pairs are too few, and how many pairs were won."""
+    interval = "" if found.pairs < ENOUGH else f"{signed(found.low)} to {signed(found.high)}"
+    counts = f"{found.wins}, {found.ties}, {found.losses}"
+    return [Cell(signed(found.mean), found.mean, interval, _sign(found.mean)), Cell(counts, found.wins)]
 
 
 def published(table: Table, name: str) -> Grid | None:
@@ -218,51 +229,19 @@ def runs(results: Sequence[Result], name: str) -> Grid:
         seconds, images = sum(phase.seconds for phase in result.phases), result.phases[-1].num_test
         names = [key.name, key.method, key.dataset, key.variant]
         tail = [result.created[:16].replace("T", " "), commit(result), result.fingerprint]
-        numbers = [_cell(v) if isinstance(v, int) else Cell("" if v is None else f"{v:.2f}", v) for v in values]
+        numbers = [cell_of(v) if isinstance(v, int) else Cell("" if v is None else f"{v:.2f}", v) for v in values]
         body.append(
             [
                 *map(Cell, names),
-                _cell(key.seed),
+                cell_of(key.seed),
                 *numbers,
                 Cell(f"{seconds:,.0f}", seconds),
-                _cell(images),
+                cell_of(images),
                 *map(Cell, tail),
             ]
         )
         lines.append([*names, key.seed, *values, seconds, images, *tail])
     return Grid(name, head, body, to_csv(head, lines), (), 4)
-
-
-def provenance(results: Sequence[Result]) -> list[tuple[str, Grid]]:
-    """What the results were made with, a table each: the different values side by side, or below each other if many."""
-    found = []
-    for title, part in PARTS.items():
-        values: dict[str, Mapping[str, Any]] = {}
-        counts: dict[str, int] = {}
-        for result in results:
-            value = part(result)
-            mark = fingerprint(
-                {"task": result.key.dataset, "data": recorded(result, "data")} if title == "Data" else value
-            )
-            values[mark] = max(value, values.get(mark, {}), key=len)
-            counts[mark] = counts.get(mark, 0) + 1
-        names = list(dict.fromkeys(name for value in values.values() for name in value))
-        order = sorted(values, key=lambda mark: -counts[mark])
-        lines = [[*(_said(values[mark].get(name, "")) for name in names), counts[mark]] for mark in order]
-        table = to_csv([*names, "runs"], lines)
-        name = f"provenance-{title.lower()}"
-        if len(values) > _BESIDE:
-            body = [[*map(_named, line[:-1]), _cell(line[-1])] for line in lines]
-            found.append((title, Grid(name, [*names, "runs"], body, table, (), len(names))))
-            continue
-        across = list(zip(*lines, strict=True))[:-1]
-        body = [
-            [Cell(field, small="differs" if len(set(map(str, line))) > 1 else ""), *map(_named, line)]
-            for field, line in zip(names, across, strict=True)
-        ]
-        head = ["", *(f"{counts[mark]:,} run{'s' * (counts[mark] > 1)}" for mark in order)]
-        found.append((title, Grid(name, head, body, table, (), len(head))))
-    return found
 
 
 def heads(phase: PhaseResult, name: str) -> Grid:
@@ -302,48 +281,8 @@ def size(num_bytes: float) -> str:
     return f"{num_bytes:,.3g} MiB"
 
 
-def _weights(result: Result) -> Mapping[str, Any]:
-    return _mapping(recorded(result, "weights"))
-
-
-def _data(result: Result) -> Mapping[str, Any]:
-    value = _mapping(result.provenance.get("data", "(not recorded)"))
-    left_out = ("labels", "mean", "std", *(name for name, child in value.items() if not child))
-    return {"task": result.key.dataset, **{name: child for name, child in value.items() if name not in left_out}}
-
-
-def _protocol(result: Result) -> Mapping[str, Any]:
-    return _mapping(recorded(result, "protocol"))
-
-
-PARTS: dict[str, Callable[[Result], Mapping[str, Any]]] = {
-    "Weights": _weights,
-    "Data": _data,
-    "Protocol": _protocol,
-    "Software": lambda result: result.versions,
-    "Code": lambda result: {"commit": commit(result)},
-    "Machine": lambda result: result.machine,
-}
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {"value": str(value)}
-
-
-def _said(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_said(child)}" for name, child in value.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(str(_said(child)) for child in value)
-    return value
-
-
-def _named(value: Any) -> Cell:
-    """A value of the provenance; of a hash its beginning."""
-    return Cell("none" if value is None else shortened(str(value)))
-
-
-def _cell(value: Any) -> Cell:
+def cell_of(value: Any) -> Cell:
+    """A value as it is; empty where there is none."""
     if value is None or value != value:
         return Cell()
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -356,8 +295,12 @@ def _mean(cell: Any, sign: bool = False, is_best: bool = False) -> Cell:
     if cell is None or pd.isna(cell.mean):
         return Cell()
     deviation = "" if cell.n < 2 or pd.isna(cell.std) else f"\u00b1 {cell.std:.2f} "
-    mark = "best" if is_best else ("gain" if cell.mean > 0 else "loss" if cell.mean < 0 else "") if sign else ""
+    mark = "best" if is_best else _sign(cell.mean) if sign else ""
     return Cell(signed(cell.mean) if sign else f"{cell.mean:.2f}", float(cell.mean), f"{deviation}({cell.n})", mark)
+
+
+def _sign(value: float) -> str:
+    return "gain" if value > 0 else "loss" if value < 0 else ""
 
 
 def signed(value: float) -> str:

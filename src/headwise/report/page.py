@@ -15,7 +15,7 @@ import jinja2
 from markupsafe import Markup
 
 from headwise.errors import ConfigError
-from headwise.report import gains, gallery, grids
+from headwise.report import gains, gallery, grids, origins
 from headwise.report.gains import Comparison
 from headwise.report.gallery import Figure, slugged
 from headwise.report.grids import Grid
@@ -28,8 +28,8 @@ from headwise.weights import ASSETS
 
 NUM_MAPS = 24
 """Head maps that are drawn of one table; the runs' own folders have the others."""
-NUM_CURVES = 6
-"""Curves over heads off in sight; the others fold away."""
+IN_SIGHT = 6
+"""Curves over heads off and head maps that are in sight; the others fold away."""
 NUM_ROWS = 12
 """Rows of the summary that are in sight; the others fold away."""
 CURES = {name: f"its gain over P1 proves little; run method={method} as well" for name, method in CONTROLS.items()} | {
@@ -61,7 +61,8 @@ class Chapter:
     more_scatters: Sequence[Figure]
     curves: Sequence[Figure]
     more_curves: Sequence[Figure]
-    maps: Sequence[Figure]
+    maps: list[Figure]
+    more_maps: list[Figure]
     num_maps: int
     costs: Grid
     hours: str
@@ -103,7 +104,7 @@ def report(results: Iterable[Result], title: str = "Results", damaged: Sequence[
         questions=questions(chapters),
         num_rows=NUM_ROWS,
         chapters=chapters,
-        provenance=grids.provenance(usable),
+        provenance=origins.provenance(usable),
         runs=grids.runs(usable, "runs"),
         style=Markup((ASSETS / "report.css").read_text(encoding="utf-8")),
         script=Markup(script),
@@ -182,6 +183,7 @@ def _chapter(table: Table, results: Sequence[Result], every: Sequence[Result], t
     averages = [figure for figure in scatters if figure.title in WHOLE]
     curves = gallery.curves(results, where, slug)
     maps = gallery.maps(results, where, slug)
+    drawn = [gallery.head_map(*one, slug) for one in maps[:NUM_MAPS]]
     return Chapter(
         slug=slug,
         title=title,
@@ -192,9 +194,10 @@ def _chapter(table: Table, results: Sequence[Result], every: Sequence[Result], t
         grids=shown,
         scatters=averages or scatters,
         more_scatters=[figure for figure in scatters if figure not in averages] if averages else [],
-        curves=curves[:NUM_CURVES],
-        more_curves=curves[NUM_CURVES:],
-        maps=[gallery.head_map(*found, slug) for found in maps[:NUM_MAPS]],
+        curves=curves[:IN_SIGHT],
+        more_curves=curves[IN_SIGHT:],
+        maps=drawn[:IN_SIGHT],
+        more_maps=drawn[IN_SIGHT:],
         num_maps=len(maps),
         costs=grids.costs(results, where, f"{slug}-costs"),
         hours=_hours(results),
