@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from headwise.catalog import UNITS, markdown, measure, printed_sizes
+from headwise.catalog import UNITS, Entry, markdown, measure, printed_sizes
 from made_networks import CONF, REPO, composed_method, network
 
 
@@ -20,6 +21,12 @@ def script() -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def cells(out: str, name: str) -> list[str]:
+    """Of the row of a method."""
+    (row,) = [line for line in out.splitlines() if line.startswith(f"| {name} ")]
+    return [cell.strip() for cell in row.strip("|").split("|")]
 
 
 def test_counts_are_those_of_the_network() -> None:
@@ -40,7 +47,30 @@ def test_phases_are_counted_one_by_one() -> None:
 def test_a_method_that_is_not_defined_says_why() -> None:
     (entry,) = measure("noah", "subnets", composed_method("noah").phases(), network("swin"))
     assert entry.num_tunable is None
-    assert "defined for networks with one token sequence" in markdown([entry], "swin")
+    assert "- noah: not on this backbone (method 'noah' is defined for networks with one" in markdown([entry], "swin")
+
+
+BASELINES = {"full", "linear", "matched_lora", "hs_control_head", "hs_control_long", "hs_control_lora"}
+
+
+@pytest.mark.parametrize("file", sorted((CONF / "method").glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_method_names_its_paper(file: Path) -> None:
+    entry = Entry(name=file.stem, about=script().about(file.stem), phase=file.stem)
+    assert bool(entry.paper) == (file.stem not in BASELINES), entry.about
+
+
+def test_places_have_plain_names() -> None:
+    expected = {
+        "bitfit": "every bias",
+        "compacter": "compacter_attn, compacter_mlp",
+        "full": "everything",
+        "linear": "head",
+        "spt_lora": "vectors",
+    }
+    for name, places in expected.items():
+        (entry,) = measure(name, "", composed_method(name).phases(), network("vit"))
+        assert entry.acts_on.endswith(places), name
+        assert "net." not in entry.acts_on and "s0." not in entry.acts_on
 
 
 def test_printed_sizes_belong_to_methods() -> None:
@@ -54,7 +84,13 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     main = script().main
     assert main(["ssf", "lora", "--backbone", "vit_tiny_random", "--json", str(file), "--set", "rank=r4"]) == 0
     out = capsys.readouterr().out
-    assert "| ssf | ssf | patch_embed.proj, norm1, attn.qkv" in out
+    assert cells(out, "ssf")[1:4] == [
+        "ssf",
+        "Lian et al., arXiv:2210.08823",
+        "patch_embed.proj, norm1, attn.qkv, attn.proj, norm2, mlp.fc1, mlp.fc2, norm",
+    ]
+    assert cells(out, "lora")[4:] == ["yes", "1,536", "490", "6,144", "1.13 MiB, 0.29 M"]
+    assert len({len(line) for line in out.splitlines() if line.startswith("|")}) == 1  # it lines up in a terminal
     assert "- ssf: HS-LoRA prints 0.24 M (printed includes the mean head: 243,869)" in out
     found = json.loads(file.read_text())
     assert [entry["name"] for entry in found] == ["ssf", "lora"]
@@ -69,8 +105,9 @@ def test_the_papers_sizes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     file = tmp_path / "sizes.json"
     main = script().main
     assert main(["bitfit", "adaptformer", "--papers", "--backbone", "vit_tiny_random", "--json", str(file)]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    lines = [re.sub(r" +", " ", line) for line in capsys.readouterr().out.splitlines()]
     assert "| Heart-LoRA | BitFit | 0.39 MiB | 0.004 | 1,152 | 4,608 | method=bitfit | agrees |" in lines
     assert sum("method=adaptformer" in line for line in lines) == 2
-    assert "| HS-LoRA | NOAH | 0.361 M |  |  |  |  | printed is the mean over the 19 subnets: 360,134 |" in lines
+    why = "printed is the mean over the 19 subnets: 360,134; each task has its own (dataset=NAME)"
+    assert f"| HS-LoRA | NOAH | 0.361 M | | | | | {why} |" in lines
     assert [entry["num_tunable"] for entry in json.loads(file.read_text())] == [1_152, 1_536, 1_536 + 2 * (8 + 48)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import importlib.resources
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,10 +14,11 @@ import torch
 
 from headwise.backbone import Backbone
 from headwise.errors import ConfigError
-from headwise.methods.base import Method
+from headwise.methods.base import Installed, Method
 
-COLUMNS = ("method", "phase", "acts on", "merges", "backbone", "head", "stored bytes", "printed", "about")
+COLUMNS = ("method", "phase", "paper", "acts on", "merges", "backbone", "head", "stored bytes", "printed")
 PAPER_COLUMNS = ("paper", "row", "printed", "here", "parameters", "stored bytes", "setting", "why")
+NUMBERS = ("backbone", "head", "stored bytes", "here", "parameters")
 UNITS = {"M": ("num_tunable", 1e6), "MiB": ("stored_bytes", 2**20)}
 """What the papers print: parameters in millions, or stored bytes."""
 
@@ -71,9 +73,16 @@ class Entry:
     stored_bytes: int | None = None
     note: str = ""
 
+    @property
+    def paper(self) -> str:
+        """What its file cites, such as ``Hu et al., arXiv:2106.09685``; empty for baselines and controls."""
+        cited = re.search(r"\(([^()]*(?:arXiv:|et al\.|HS-LoRA sec\.)[^()]*)\)", self.about)
+        return cited[1] if cited else ""
+
     def plain(self) -> dict[str, Any]:
         """As data that JSON can hold, with what the papers print for it."""
-        return {**vars(self), "printed": [asdict(size) for size in printed_sizes() if size.method == self.phase]}
+        printed = [asdict(size) for size in printed_sizes() if size.method == self.phase]
+        return {**vars(self), "paper": self.paper, "printed": printed}
 
 
 def printed_sizes() -> list[Printed]:
@@ -100,15 +109,12 @@ def measure(name: str, about: str, phases: Sequence[Method], net: Backbone) -> l
         except ConfigError as error:
             entries.append(Entry(name=name, about=about, phase=method.label, merges=method.merges, note=str(error)))
             break
-        places = [owner.split(".", 2)[-1] if owner.startswith("s") else owner for owner in installed.owners]
-        if not any(owner.startswith("s0.") for owner in installed.owners):
-            places = list(method.targets) or [name.rpartition(".")[2] for name in installed.adapter()]
         entries.append(
             Entry(
                 name=name,
                 about=about,
                 phase=method.label,
-                acts_on=", ".join(dict.fromkeys(places)) or "head",
+                acts_on=_places(method, installed, net),
                 merges=method.merges,
                 num_tunable=sum(tensor.numel() for tensor in installed.adapter().values()),
                 num_head=sum(tensor.numel() for tensor in installed.head().values()),
@@ -120,6 +126,20 @@ def measure(name: str, about: str, phases: Sequence[Method], net: Backbone) -> l
     return entries
 
 
+def _places(method: Method, installed: Installed, net: Backbone) -> str:
+    """Where it acts: its owners without their block, or its targets, or kinds of the network's own parameters."""
+    tuned = len(installed.trainable())
+    if any(owner.startswith("s0.") for owner in installed.owners):
+        found = [re.sub(r"^(s\d+\.b\d+|net)\.", "", owner) for owner in installed.owners if owner != "shared"]
+    elif method.targets:
+        found = list(method.targets)
+    elif tuned == len(list(net.parameters())):
+        found = ["everything"]
+    else:
+        found = [f"every {name.rpartition('.')[2]}" for name in installed.adapter()]
+    return ", ".join(dict.fromkeys(found)) or "head"
+
+
 def _noise(net: Backbone) -> list[tuple[torch.Tensor, torch.Tensor]]:
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, 3, net.img_size, net.img_size, generator=generator)
@@ -127,44 +147,55 @@ def _noise(net: Backbone) -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 
 def markdown(entries: Sequence[Entry], backbone: str) -> str:
-    """The catalogue as a Markdown table, and below it why printed sizes differ."""
-    lines = [f"Methods on {backbone}; parameters without and of the head.", ""]
-    lines += [_line(COLUMNS), _line(["---"] * len(COLUMNS))]
-    reasons = []
+    """The catalogue as a Markdown table, and below it what could not be installed and why printed sizes differ."""
+    rows, notes, reasons = [], [], []
     for entry in entries:
         sizes = [size for size in printed_sizes() if size.method == entry.phase]
-        printed = ", ".join(f"{size.printed} {size.unit}" for size in sizes)
         reasons += [f"- {s.method}: {s.paper} prints {s.printed} {s.unit} ({s.why})" for s in sizes]
+        notes += [f"- {entry.name}: not on this backbone ({entry.note})"] if entry.note else []
         numbers = (entry.num_tunable, entry.num_head, entry.stored_bytes)
-        cells = [
-            entry.name,
-            entry.phase,
-            entry.acts_on or entry.note,
-            "yes" if entry.merges else "no",
-            *(_number(number) for number in numbers),
-            printed,
-            entry.about,
-        ]
-        lines.append(_line(cells))
-    return "\n".join([*lines, "", *dict.fromkeys(reasons)])
+        rows.append(
+            [
+                entry.name,
+                entry.phase,
+                entry.paper,
+                entry.acts_on,
+                "yes" if entry.merges else "no",
+                *(_number(number) for number in numbers),
+                ", ".join(f"{size.printed} {size.unit}" for size in sizes),
+            ]
+        )
+    title = f"Methods on {backbone}: parameters of the backbone and of the head. Printed sizes are of ViT-B/16."
+    parts = [[title], _table(COLUMNS, rows), notes, list(dict.fromkeys(reasons))]
+    return "\n\n".join("\n".join(part) for part in parts if part)
 
 
 def papers(measured: Mapping[tuple[str, ...], Entry]) -> str:
     """The papers' size columns beside what is measured here, by setting, as a Markdown table."""
-    lines = ["Sizes as printed, and at the setting that comes nearest; M is millions of parameters.", ""]
-    lines += [_line(PAPER_COLUMNS), _line(["---"] * len(PAPER_COLUMNS))]
+    rows = []
     for size in printed_sizes():
         entry = measured.get(size.setting)
         field, scale = UNITS[size.unit]
         here = None if entry is None else getattr(entry, field)
         numbers = (None, None) if entry is None else (entry.num_tunable, entry.stored_bytes)
         cells = [size.paper, size.row, f"{size.printed} {size.unit}", "" if here is None else f"{here / scale:.3f}"]
-        lines.append(_line([*cells, *map(_number, numbers), " ".join(size.setting), size.why]))
-    return "\n".join(lines)
+        rows.append([*cells, *map(_number, numbers), " ".join(size.setting), size.why])
+    title = "Sizes as printed, and at the setting that comes nearest; M is millions of parameters."
+    return "\n".join([title, "", *_table(PAPER_COLUMNS, rows)])
 
 
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |"
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table whose columns line up as plain text; numbers to the right."""
+    whole = [list(columns), *([cell.replace("|", "/") for cell in row] for row in rows)]
+    widths = [max(3, *map(len, cells)) for cells in zip(*whole, strict=True)]
+    right = [name in NUMBERS for name in columns]
+    whole.insert(1, ["-" * (width - 1) + (":" if end else "-") for width, end in zip(widths, right, strict=True)])
+    return [
+        "| "
+        + " | ".join(c.rjust(w) if end else c.ljust(w) for c, w, end in zip(cells, widths, right, strict=True))
+        + " |"
+        for cells in whole
+    ]
 
 
 def _number(value: int | None) -> str:

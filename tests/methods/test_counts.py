@@ -5,7 +5,10 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import peft
 import pytest
+import timm
+import torch
 from made_native import build, count, vit_b16
 
 from headwise.backbone import Backbone
@@ -88,6 +91,25 @@ def test_counts_that_need_weights(setting: str, parameters: int, stored: int | N
     (entry,) = measure(setting, "", of(setting).phases(), real())
     assert entry.num_tunable == parameters
     assert stored is None or entry.stored_bytes == stored
+
+
+FUSED = {
+    "adalora": (peft.AdaLoraConfig(init_r=16, target_r=8, total_step=100), 12 * (16 * 3072 + 16), 590_016),
+    "dora": (peft.LoraConfig(r=16, use_dora=True), 12 * (16 * 3072 + 2304), 617_472),
+    "pissa": (peft.LoraConfig(r=16), 12 * 16 * 3072, 589_824),
+    "fourierft": (peft.FourierFTConfig(n_frequency=3000), 12 * 3000, 36_000),
+}
+"""Configs of peft on timm's own network, where q, k and v are one projection; PiSSA has the parameters of LoRA."""
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_sizes_on_the_fused_projection(name: str) -> None:
+    """What the library makes of timm's network as it is; here q, k and v are apart, which gives the sizes above."""
+    config, formula, expected = FUSED[name]
+    config.target_modules = {"qkv"}
+    with torch.device("meta"):
+        adapted = peft.get_peft_model(timm.create_model("vit_base_patch16_224", num_classes=10), config)
+    assert sum(p.numel() for p in adapted.parameters() if p.requires_grad) == formula == expected
 
 
 def test_printed_sizes_name_every_paper_once() -> None:
