@@ -11,14 +11,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from headwise.errors import ConfigError
 from headwise.wrapping import After, Wrapper, attend, feed
+
+LONGEST = 200
+"""Most prompts of one block; the longest that the papers try."""
 
 
 class Prompts(nn.Module):
     """p tokens, (p, C), uniform in +-bound, with dropout. Parameters: p C."""
 
     def __init__(self, count: int, width: int, bound: float, dropout: float) -> None:
+        """Draw the tokens.
+
+        Raises:
+            ConfigError: if `count` is not in 1 .. `LONGEST`.
+        """
         super().__init__()
+        if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= LONGEST:
+            raise ConfigError(f"the number of a block's prompts must be in 1..{LONGEST}, got {count}")
         self.tokens = nn.Parameter(torch.empty(count, width).uniform_(-bound, bound))
         self.drop = nn.Dropout(dropout)
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from headwise.errors import CheckpointError, ConfigError
-from headwise.methods.base import build_method
+from headwise.methods.base import Method, build_method
 from headwise.methods.baselines import BitFit, Full, Linear
 from made_networks import compose_config, composed_method, distance, images, logits, network, perturb
 
@@ -96,6 +96,12 @@ def test_learning_rates_of_the_configurations(name: str, lr: float | None) -> No
     assert method.lr == lr
     assert build_method(method.spec(), name) == method
     assert compose_config(f"method={name}").method.epochs is None
+
+
+@pytest.mark.parametrize("kind", [Linear, Full, BitFit])
+def test_a_gate_is_refused(kind: type[Method]) -> None:
+    with pytest.raises(ConfigError, match="has no gate on its heads, got gate=heart"):
+        kind(label="x", gate={"count": 1})
 
 
 def test_targets_are_refused() -> None:

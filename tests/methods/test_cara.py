@@ -92,6 +92,8 @@ def test_component_weights() -> None:
     assert bool((ones == 1).all())
     drawn = build("cara", "method.mean=3", "method.std=0.01").install(network("vit")).owners["s0.b0.q"].shared
     assert 0 < (drawn.components - 3).abs().max() < 0.1
+    whole = build("cara", "method.mean=2").install(network("vit")).owners["s0.b0.q"].shared.components
+    assert whole.is_floating_point() and bool((whole == 2).all())
 
 
 def test_every_factor_learns() -> None:
@@ -117,6 +119,10 @@ def test_a_gate_turns_whole_heads_off() -> None:
 def test_refuses() -> None:
     with pytest.raises(ConfigError, match="rank of method 'cara' must be at least 1, got 0"):
         build("cara", "method.rank=0")
+    with pytest.raises(ConfigError, match=r"mean and std of method 'cara' are both 0: .* never learns"):
+        build("cara", "method.mean=0", "method.std=0")
+    with pytest.raises(ConfigError, match="std of method 'cara' must be at least 0, got nan"):
+        build("cara", "method.std=nan")
     net = network("vit")
     net.linear(net.sites[3]).register_parameter("bias", None)
     with pytest.raises(ConfigError, match=r"s0\.b0\.o has no bias"):

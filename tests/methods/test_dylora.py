@@ -97,5 +97,7 @@ def test_without_frozen_everything_below_the_rank_trains() -> None:
 def test_refuses() -> None:
     with pytest.raises(ConfigError, match=r"inference_rank of method 'dylora' must be in 1\.\.8, got 9"):
         build("dylora", "method.inference_rank=9")
+    with pytest.raises(ConfigError, match="alpha of method 'dylora' must be a finite number other than 0, got 0"):
+        build("dylora", "method.alpha=0")
     with pytest.raises(ConfigError, match=r"rank must be in 1\.\.48 for s0\.b0\.q, got 64"):
         build("dylora", "method.rank=64").install(network("vit"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from made_peft import SITE, count, distance, linear, ours, pass_through, peft_layer
@@ -9,7 +11,10 @@ from peft import LoraConfig
 
 from headwise.errors import ConfigError
 from headwise.lowrank import LowRank
+from headwise.methods.adaptformer import AdaptFormer
+from headwise.methods.fact import FacT
 from headwise.methods.lora import LoRA
+from headwise.methods.repadapter import RepAdapter
 from made_networks import images, logits, network, perturb
 
 
@@ -67,6 +72,14 @@ def test_fused_shares_a_between_projections_and_stores_it_once() -> None:
 def test_refuses_a_rank_out_of_range() -> None:
     with pytest.raises(ConfigError, match=r"rank must be in 1\.\.48 for s0\.b0\.q with 1 row group\(s\), got 49"):
         LoRA(label="lora", rank=49).install(network("vit"))
+
+
+@pytest.mark.parametrize("scale", [0, 0.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("kind", [LoRA, FacT, RepAdapter, AdaptFormer])
+def test_refuses_a_scale_that_trains_nothing(kind: Any, scale: float) -> None:
+    sizes = {FacT: {"kind": "tt", "rank": 4}, LoRA: {"rank": 4}}.get(kind, {"hidden": 4})
+    with pytest.raises(ConfigError, match=f"scale of method 'x' must be a finite number other than 0, got {scale}"):
+        kind(label="x", scale=scale, **sizes)
 
 
 def test_refuses_fused_without_all_three_projections() -> None:

@@ -53,6 +53,12 @@ def test_a_task_without_a_subnet_takes_the_default_and_says_so() -> None:
     assert installed.report()["subnet"]["source"] == "published for svhn"
 
 
+@pytest.mark.parametrize("file", sorted((CONF / "dataset" / "fewshot").glob("*.yaml")), ids=lambda file: file.stem)
+def test_few_shot_sets_take_the_default_even_where_their_images_are_a_vtab_tasks(file: Path) -> None:
+    method = build("noah", f"dataset=fewshot/{file.stem}")
+    assert method.sizes(12) == ({kind: [5] * 12 for kind in KINDS}, "default")
+
+
 SUBNET = "method.subnet={prompt_tokens: [2, 3], lora_rank: [1, 4], adapter_width: [3, 2]}"
 
 
@@ -105,6 +111,11 @@ def test_refuses() -> None:
         build("noah").install(network("swin"))
     with pytest.raises(ConfigError, match=r"subnet.lora_rank of NOAH must be 2 sizes of at least 0, got \[1\]"):
         build("noah", SUBNET.replace("[1, 4]", "[1]")).install(network("vit"))
+    with pytest.raises(ConfigError, match=r"number of a block's prompts must be in 1\.\.200, got 201"):
+        build("noah", SUBNET.replace("[2, 3]", "[2, 201]")).install(network("vit"))
+    nothing = "method.subnet={prompt_tokens: [0, 0], lora_rank: [0, 0], adapter_width: [0, 0]}"
+    with pytest.raises(ConfigError, match=r"the subnet of NOAH has no part, its sizes are all 0; .*method=linear"):
+        build("noah", nothing).install(network("vit"))
     with pytest.raises(ConfigError, match="adapts q, k and v together"):
         build("noah", "method.targets=[q]")
     with pytest.raises(ConfigError, match=r"unknown init 'upstram' of method 'noah' \(did you mean 'upstream'"):

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from made_native import array
 from made_runs import train
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from headwise import training
 from headwise.errors import CheckpointError, ConfigError
+from headwise.experiment import run
 from headwise.methods.base import build_method
 from headwise.methods.peft_bridge import PeftInstalled, PeftMethod
+from headwise.results.store import ResultStore
 from made_networks import batches, compose_config, composed_method, distance, images, logits, network, perturb
 
 BLOCKS = {"target_modules_bd_b": ["q", "v"], "nblocks": 4}
@@ -215,6 +220,60 @@ def test_other_configs_of_peft_need_no_code(kind: str, config: dict[str, Any]) -
     assert distance(logits(again, x), want) == 0.0
     installed.merge()
     assert distance(logits(net, x), want) < 1e-4
+
+
+def moved_weights(recipe: PeftMethod) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """A method's tensors after noise was added, and the weights of its projections before and after merging."""
+    net = network("vit")
+    before = {site.key: array(base) for site, base in net.bases(recipe.targets).items()}
+    installed: Any = recipe.install(net, recipe.prepare(net, batches(), 20))
+    perturb(list(installed.adapter().values()), 0.3)
+    tensors = {name: array(tensor) for name, tensor in installed._tensors().items()}
+    installed.merge()
+    after = {site.key: array(base) for site, base in net.bases(recipe.targets).items()}
+    return tensors, before, after
+
+
+def test_adalora_merges_p_e_q() -> None:
+    tensors, before, after = moved_weights(adalora(lora_alpha=3))
+    for key, weight in before.items():
+        P, E, Q = (tensors[f"{key}.{part}.default"] for part in ("lora_B", "lora_E", "lora_A"))
+        np.testing.assert_allclose(after[key], weight + 3 / (6 + 1e-5) * P @ np.diag(E[:, 0]) @ Q, atol=1e-5)
+
+
+def test_fourierft_merges_the_inverse_transform_of_its_spectrum() -> None:
+    recipe = method("peft.FourierFTConfig", n_frequency=20, scaling=6.5, random_loc_seed=777)
+    places = torch.randperm(48 * 48, generator=torch.Generator().manual_seed(777))[:20].numpy()
+    tensors, before, after = moved_weights(recipe)
+    for key, weight in before.items():
+        spectrum = np.zeros(48 * 48)
+        spectrum[places] = tensors[f"{key}.fourierft_spectrum.default"]
+        update = 6.5 * np.fft.ifft2(spectrum.reshape(48, 48)).real
+        np.testing.assert_allclose(after[key], weight + update, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["LilyConfig", "PolyConfig"])
+def test_what_peft_cannot_merge_is_refused_before_it_trains(kind: str) -> None:
+    with pytest.raises(ConfigError, match=rf"peft\.{kind} makes an update that cannot be folded"):
+        method(f"peft.{kind}").install(network("vit"))
+
+
+def test_configs_that_peft_cannot_read_here_say_why() -> None:
+    with pytest.raises(ConfigError, match=r"peft\.ShadowConfig: Unable to automatically locate"):
+        method("peft.ShadowConfig").install(network("vit"))
+    if importlib.util.find_spec("sklearn") is None:
+        with pytest.raises(ConfigError, match=r"peft\.AdamssConfig: scikit-learn is required"):
+            method("peft.AdamssConfig").install(network("vit"))
+
+
+def test_any_config_from_the_command_line(tmp_path: Path) -> None:
+    tiny = ["backbone=vit_tiny_random", "dataset=dsprites_loc", "data=synthetic", "protocol=smoke", "trainer=cpu"]
+    chosen = ["method=peft", "method.config._target_=peft.VeraConfig", "+method.config.r=4", "method.label=vera"]
+    run(compose_config(*tiny, *chosen, "trainer.threads=1", "trainer.progress=false", f"root={tmp_path}"))
+    (result,) = ResultStore(tmp_path).all()
+    (phase,) = result.phases
+    assert (phase.label, phase.num_tunable) == ("vera", 2 * 2 * (4 + 48))
+    assert phase.steps > 0
 
 
 def budget(tensors: dict[str, Tensor]) -> int:

@@ -83,5 +83,5 @@ def test_count_on_vit_b16() -> None:
 
 
 def test_refuses_a_scale_that_is_not_positive() -> None:
-    with pytest.raises(ConfigError, match=r"scale must be positive for s0\.b0\.q, got 0\.0"):
-        PiSSA(label="pissa", rank=4, scale=0.0).install(network("vit"))
+    with pytest.raises(ConfigError, match=r"scale must be positive for s0\.b0\.q, got -1\.0"):
+        PiSSA(label="pissa", rank=4, scale=-1.0).install(network("vit"))

@@ -6,14 +6,15 @@ import dataclasses
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from made_native import X, build, step
+from made_native import X, array, build, step
 
 from headwise.errors import ConfigError
 from headwise.methods.spt_lora import SparseDelta, pack_entries, unpack_entries
-from made_networks import batches, distance, logits, network
+from made_networks import batches, distance, logits, network, perturb
 
 
 def planned(budget: int) -> tuple[Any, Any, dict[str, Any]]:
@@ -98,6 +99,24 @@ def test_only_the_selected_train() -> None:
             assert torch.equal(after[name], tensor), name
 
 
+def test_merged_weights_against_dense_numpy() -> None:
+    net, method, plan = planned(600)
+    plain = {site.key: array(base) for site, base in net.bases(method.targets).items()}
+    installed = dataclasses.replace(method, scale=0.5).install(net, plan)
+    perturb(list(installed.adapter().values()), 0.3)
+    expected = dict(plain)
+    for key in plan["structured"]:
+        delta: Any = installed.owners[key]
+        expected[key] = plain[key] + 0.5 * array(delta.B)[0] @ array(delta.A)[0]
+    for key, text in plan["sparse"].items():
+        flat = plain[key].flatten()
+        flat[unpack_entries(text).numpy()] += array(installed.owners[key].values)
+        expected[key] = flat.reshape(plain[key].shape)
+    installed.merge()
+    for site, base in net.bases(method.targets).items():
+        np.testing.assert_allclose(array(base), expected[site.key], atol=1e-5)
+
+
 def test_sparse_update_is_an_index_put() -> None:
     delta = SparseDelta(torch.zeros(3, 4), torch.tensor([1, 6, 11]))
     delta.values.data.copy_(torch.tensor([1.0, 2.0, 3.0]))
@@ -137,6 +156,9 @@ def test_refuses() -> None:
         build("spt_lora").install(network("vit"))
     with pytest.raises(ConfigError, match="budget of method 'spt_lora' must be larger than 0, got 0"):
         build("spt_lora", "method.budget=0")
+    nothing = {"structured": [], "sparse": {}, "vectors": []}
+    with pytest.raises(ConfigError, match=r"a budget of 400000 lets method 'spt_lora' train nothing of this network"):
+        build("spt_lora").install(network("swin"), nothing)
     _, method, plan = planned(600)
     with pytest.raises(ConfigError, match="names projections that this network does not have"):
         method.install(network("vit"), {**plan, "structured": ["s7.b0.q"]})

@@ -71,8 +71,9 @@ def test_every_part_learns() -> None:
 def test_refuses() -> None:
     with pytest.raises(ConfigError, match=r"does not choose projections, got targets=\['q'\]; allowed: \[\]"):
         SSF(label="ssf", targets=("q",))
-    with pytest.raises(ConfigError, match="std of method 'ssf' must be at least 0, got -1"):
-        SSF(label="ssf", std=-1)
+    for std in (-1, float("nan")):
+        with pytest.raises(ConfigError, match=f"std of method 'ssf' must be at least 0, got {std}"):
+            SSF(label="ssf", std=std)
     net = network("vit")
     build("mora", "method.rank=1").install(net)
     with pytest.raises(ConfigError, match=r"blocks\.0\.attn\.qkv\.q already carries a delta"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -202,6 +203,8 @@ class Installed:
 class Method:
     """A recipe, built by Hydra from conf/method/<name>.yaml. Cheap, immutable, holds no tensors.
 
+    A method with a ``scale`` (any constant factor of its update) has it checked here: 0 would train nothing.
+
     Attributes:
         label: names the run's folder and the table's row.
         targets: projections to adapt, of q, k, v, o, fc1, fc2.
@@ -230,6 +233,7 @@ class Method:
     """Whether heads of its update can be switched off: its deltas multiply it by a buffer ``active``."""
 
     def __post_init__(self) -> None:
+        check_factor(self.label, "scale", getattr(self, "scale", 1.0))
         gate = self.gating()
         object.__setattr__(self, "gate", None if gate is None else gate.spec())
 
@@ -335,6 +339,16 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value
+
+
+def check_factor(label: str, name: str, value: Any) -> None:
+    """Check a number that multiplies the whole update: with 0 nothing would ever train.
+
+    Raises:
+        ConfigError: if it is 0 or not finite.
+    """
+    if isinstance(value, int | float) and not (math.isfinite(value) and value):
+        raise ConfigError(f"{name} of method {label!r} must be a finite number other than 0, got {value}")
 
 
 def build_method(spec: Mapping[str, Any], label: str) -> Method:

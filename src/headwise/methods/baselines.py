@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from headwise.backbone import Backbone
-from headwise.errors import ConfigError
 from headwise.methods.base import Installed, Method, Plan, copy_into
+from headwise.methods.structural import refuse_targets
 
 
 class BaseTuning(Installed):
@@ -49,13 +49,6 @@ class Probe(BaseTuning):
         self.net.eval()
 
 
-def _refuse_targets(method: Method) -> None:
-    if method.targets:
-        raise ConfigError(
-            f"method {method.label!r} does not choose projections, got targets={list(method.targets)}; allowed: []"
-        )
-
-
 @dataclass(frozen=True, kw_only=True)
 class Linear(Method):
     """Linear probe: the head on frozen features. Parameters: none beside the head."""
@@ -64,7 +57,8 @@ class Linear(Method):
     lr: float | None = 1e-2
 
     def __post_init__(self) -> None:
-        _refuse_targets(self)
+        super().__post_init__()
+        refuse_targets(self)
 
     def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
         """Freeze everything but the head."""
@@ -79,7 +73,8 @@ class Full(Method):
     lr: float | None = 1e-4
 
     def __post_init__(self) -> None:
-        _refuse_targets(self)
+        super().__post_init__()
+        refuse_targets(self)
 
     def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
         """Free everything."""
@@ -97,7 +92,8 @@ class BitFit(Method):
     targets: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        _refuse_targets(self)
+        super().__post_init__()
+        refuse_targets(self)
 
     def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
         """Free the biases."""

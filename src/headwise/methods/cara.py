@@ -134,8 +134,12 @@ class CaRA(Method):
             raise ConfigError(f"rank of method {self.label!r} must be at least 1, got {self.rank}")
         if not 0.0 <= self.dropout < 1.0:
             raise ConfigError(f"dropout of method {self.label!r} must be in [0, 1), got {self.dropout}")
-        if self.std < 0:
+        if not self.std >= 0:
             raise ConfigError(f"std of method {self.label!r} must be at least 0, got {self.std}")
+        if not self.mean and not self.std:
+            raise ConfigError(
+                f"mean and std of method {self.label!r} are both 0: an update that is zero on both sides never learns"
+            )
 
     def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
         """As any method of deltas.
@@ -177,4 +181,5 @@ class CaRA(Method):
         return deltas
 
     def _draw(self) -> Tensor:
-        return torch.empty(self.rank).normal_(self.mean, self.std) if self.std else torch.full((self.rank,), self.mean)
+        mean = float(self.mean)
+        return torch.empty(self.rank).normal_(mean, self.std) if self.std else torch.full((self.rank,), mean)

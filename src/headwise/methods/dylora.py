@@ -20,7 +20,7 @@ from headwise.adapted import Delta, Factors
 from headwise.backbone import Backbone
 from headwise.errors import ConfigError
 from headwise.lowrank import kaiming_
-from headwise.methods.base import Installed, Method, Plan
+from headwise.methods.base import Installed, Method, Plan, check_factor
 from headwise.sites import Site
 
 
@@ -136,6 +136,7 @@ class DyLoRA(Method):
             raise ConfigError(
                 f"inference_rank of method {self.label!r} must be in 1..{self.rank}, got {self.inference_rank}"
             )
+        check_factor(self.label, "alpha", self.alpha)
         if self.seed < 0:
             raise ConfigError(f"seed of method {self.label!r} must be at least 0, got {self.seed}")
 

@@ -44,13 +44,15 @@ class MoRADelta(Delta):
         """Build M of one projection.
 
         Raises:
-            ConfigError: if m is not in 2 .. min(I, O).
+            ConfigError: for an unknown type, a rank below 1, or m not in 2 .. min(I, O).
         """
         super().__init__()
         num_outputs, num_inputs = base.shape
         if kind not in TYPES:
             raise ConfigError(f"MoRA's type must be one of {TYPES}, got {kind}")
-        side = side_of(num_inputs, num_outputs, rank, kind) if rank >= 1 else 0
+        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+            raise ConfigError(f"rank of MoRA must be a whole number of at least 1, got {rank}")
+        side = side_of(num_inputs, num_outputs, rank, kind)
         if not 2 <= side <= min(base.shape):
             raise ConfigError(
                 f"rank must give a matrix of side 2..{min(base.shape)} for {site.key} {tuple(base.shape)}, "

@@ -130,13 +130,17 @@ class NOAH(Method):
         """The subnet for a network of `num_blocks`, and where it comes from.
 
         Raises:
-            ConfigError: if `subnet` lacks a kind, has another number of blocks, or a size below 0.
+            ConfigError: if `subnet` lacks a kind, has another number of blocks, a size below 0, or no part at all.
         """
         if self.subnet is not None:
             given = {kind: list(self.subnet.get(kind, ())) for kind in KINDS}
             for kind, sizes in given.items():
                 if len(sizes) != num_blocks or min(sizes, default=0) < 0:
                     raise ConfigError(f"subnet.{kind} of NOAH must be {num_blocks} sizes of at least 0, got {sizes}")
+            if not any(map(any, given.values())):
+                raise ConfigError(
+                    "the subnet of NOAH has no part, its sizes are all 0; the head alone is method=linear"
+                )
             return given, "given"
         published = published_subnets().get(self.task or "")
         if published is None:

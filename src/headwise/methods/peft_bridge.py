@@ -6,7 +6,9 @@ Legend: O, I features, R rank.
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
+import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -30,6 +32,10 @@ from headwise.sites import PROJECTIONS, Site, select
 
 NOMINAL_STEPS = 1000
 """Length of the run that an AdaLoRA installed without a plan is laid out for; it cannot be trained."""
+
+
+REFUSALS = (ValueError, TypeError, ImportError, UserWarning)
+"""What peft raises where a config cannot be, or needs a package that is not installed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +82,8 @@ class PeftMethod(Method):
         """Let peft replace the projections.
 
         Raises:
-            ConfigError: for an unknown config or field, targets that match nothing, or anything that is not an
-                attention or MLP projection (the patch embedding, the head, norms).
+            ConfigError: for an unknown config or field, targets that match nothing, anything that is not an attention
+                or MLP projection (the patch embedding, the head, norms), or an update that peft cannot merge.
         """
         paths = {module: name for name, module in net.model.named_modules()}
         sites = {paths[net.linear(site)]: site for site in net.sites}
@@ -86,9 +92,10 @@ class PeftMethod(Method):
         try:
             with _strict():
                 tuner = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type](net.model, config, adapter_name=ADAPTER)
-        except (ValueError, TypeError, NotImplementedError, RuntimeError, ImportError, UserWarning) as error:
+        except (*REFUSALS, NotImplementedError, RuntimeError, AttributeError) as error:
             raise ConfigError(f"peft cannot install {self.config['_target_']}: {error}") from error
         layers = {site: module for site in net.sites if isinstance(module := net.linear(site), BaseTunerLayer)}
+        _check_merges(self.config["_target_"], layers.values())
         moved = [site for site, layer in layers.items() if not torch.equal(_base(layer).weight, before[site])]
         num_steps = None if plan is None else plan.get("num_steps")
         installed = PeftInstalled(net, tuner, layers, moved, num_steps, self.adapter_lr)
@@ -171,7 +178,7 @@ def _build_config(values: Mapping[str, Any]) -> Any:
     try:
         with _strict():
             config = kind(**options)
-    except (ValueError, TypeError, UserWarning) as error:
+    except REFUSALS as error:
         raise ConfigError(f"peft.{kind.__name__}: {error}") from error
     if hasattr(config, "peft_type") and config.peft_type not in PEFT_TYPE_TO_TUNER_MAPPING:
         raise ConfigError(f"peft.{kind.__name__} adapts no projection, so it cannot be a method here")
@@ -222,6 +229,24 @@ def _reached(config: Any, net: Backbone, sites: Mapping[str, Site]) -> dict[Site
             raise ConfigError(f"{site.key} is a {type(module).__name__}, which peft cannot adapt; {allowed}")
         weights[site] = module.weight.detach()
     return weights
+
+
+def _check_merges(target: str, layers: Iterable[nn.Module]) -> None:
+    """Fold a copy of the first layer, so that what peft cannot fold is refused before it trains.
+
+    Raises:
+        ConfigError: if peft cannot.
+    """
+    for layer in itertools.islice(layers, 1):
+        trial: Any = copy.deepcopy(layer)
+        try:
+            trial.merge()
+        except (*REFUSALS, NotImplementedError, RuntimeError, AttributeError) as error:
+            reason = str(error) or type(error).__name__
+            raise ConfigError(
+                f"{target} makes an update that cannot be folded into the weights ({reason}); "
+                "allowed: configs of peft whose layers merge"
+            ) from error
 
 
 def _check_owned(net: Backbone, installed: PeftInstalled) -> None:

@@ -197,7 +197,7 @@ class SPTLoRA(Method):
         """Put deltas at the selected projections and free the vectors.
 
         Raises:
-            ConfigError: without a plan, or with one of another network.
+            ConfigError: without a plan, with one of another network, or with one that selects nothing.
         """
         if plan is None:
             raise ConfigError(f"method {self.label!r} needs the plan that its prepare() makes from the training data")
@@ -227,6 +227,8 @@ class SPTLoRA(Method):
         if token is not None:
             held["cls_token"] = token
         owners |= {f"{owner}.vectors": Held(members) for owner, members in _by_block(net, held).items()}
+        if not owners:
+            raise ConfigError(f"a budget of {self.budget} lets method {self.label!r} train nothing of this network")
         installed = Installed(net, owners)
         installed.freeze_rest()
         return installed

@@ -92,7 +92,7 @@ class SSF(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         refuse_targets(self)
-        if self.std < 0:
+        if not self.std >= 0:
             raise ConfigError(f"std of method {self.label!r} must be at least 0, got {self.std}")
 
     def install(self, net: Backbone, plan: Plan | None = None) -> Installed:

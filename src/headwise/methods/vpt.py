@@ -22,10 +22,8 @@ from headwise.backbone import Backbone
 from headwise.errors import ConfigError
 from headwise.methods.base import Installed, Method, Plan
 from headwise.methods.structural import blocks, install_parts, is_vit, place, refuse_targets, require_vit, width_of
-from headwise.prompting import Prompted, Prompts, WindowPrompts, chain
+from headwise.prompting import LONGEST, Prompted, Prompts, WindowPrompts, chain
 from headwise.wrapping import unwrapped
-
-LONGEST = 200
 
 
 @dataclass(frozen=True, kw_only=True)
