@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from statistics import NormalDist
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from made_native import array
 
 from headwise.bottleneck import Bottleneck
 from headwise.errors import CheckpointError, ConfigError
@@ -37,6 +40,23 @@ def installed(method: Method, family: str = "vit") -> tuple[Any, Installed]:
     found = method.install(net)
     perturb(list(found.trainable().values()))
     return net.eval(), found
+
+
+def one_bit(latent: torch.Tensor) -> Any:
+    """0.67449 deviations above or below the mean; the deviation over n - 1."""
+    w = array(latent)
+    return w.mean() + w.std(ddof=1) * np.where(w > w.mean(), 1.0, -1.0) * NormalDist().inv_cdf(0.75)
+
+
+def test_the_branch_is_a_bottleneck_of_one_bit_matrices() -> None:
+    net, found = installed(BiAdaptFormer(label="a", hidden=5, scale=0.7))
+    block, part = net.model.blocks[1], found.owners["s0.b1.adaptformer"].part
+    down, up = one_bit(part.down.weight), one_bit(part.up.weight)
+    x = torch.randn(2, 17, 48, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        middle = x + block.inner.attn(block.inner.norm1(x))
+        branch = 0.7 * np.maximum(array(middle) @ down.T, 0.0) @ up.T
+        np.testing.assert_allclose(array(block(x)), array(block.inner(x)) + branch, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["vit", "swin"])

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from statistics import NormalDist
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from made_native import array
 from torch import Tensor
 
 from headwise.adapted import AdaptedLinear
@@ -119,6 +122,25 @@ def test_32_bits_is_lora() -> None:
         perturb(list(method.install(net).trainable().values()))
         nets.append(logits(net, images()))
     assert torch.equal(*nets)
+
+
+def one_bit(latent: Tensor) -> Any:
+    """0.67449 deviations above or below the mean; the deviation over n - 1."""
+    w = array(latent)
+    return w.mean() + w.std(ddof=1) * np.where(w > w.mean(), 1.0, -1.0) * NormalDist().inv_cdf(0.75)
+
+
+def test_update_is_the_product_of_one_bit_factors() -> None:
+    net, found = installed(BiLoRA(label="bi", rank=5, scale=2.0))
+    x = torch.randn(3, 48, generator=torch.Generator().manual_seed(5))
+    for block in (0, 1):
+        for proj in "qv":
+            site = next(site for site in net.sites if site.key == f"s0.b{block}.{proj}")
+            linear, delta = net.linear(site), found.owners[site.key]
+            update = 2.0 * one_bit(delta.B[0]) @ one_bit(delta.A[0])
+            np.testing.assert_allclose(array(delta.weight(linear.weight)), update, atol=1e-5)
+            expected = array(x) @ (array(linear.weight) + update).T + array(linear.bias)
+            np.testing.assert_allclose(array(linear(x)), expected, atol=1e-5)
 
 
 def test_gradient_reaches_the_latents_through_the_fused_path() -> None:

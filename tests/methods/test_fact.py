@@ -76,6 +76,27 @@ def test_tk_equals_the_originals_steps() -> None:
 
 
 @pytest.mark.parametrize("name", ["fact_tt", "fact_tk"])
+def test_square_updates_are_slices_of_one_tensor_of_tensorly(name: str) -> None:
+    """(inputs, slots, outputs) as a tensor train, and as a Tucker tensor; q, k, v and o of both blocks."""
+    _, owners = moved(name)
+    tl.set_backend("numpy")
+    keys = [(f"s0.b{block}.{proj}", 12 * block + slot) for block in (0, 1) for slot, proj in enumerate("qkvo")]
+    shared = owners["s0.b0.q"].shared
+    U, V = array(shared.U), array(shared.V)
+    if name == "fact_tt":
+        middles = np.stack([array(owners[key].S).T for key, _ in keys], axis=1)
+        whole = tl.tt_to_tensor([U.T[None], middles, V.T[..., None]])
+    else:
+        core = owners["s0.b0.q"].core
+        slots = array(core.slots)[:, [slot for _, slot in keys]]
+        whole = tl.tucker_to_tensor((array(core.core), [U.T, V, slots.T])).transpose(0, 2, 1)
+    assert whole.shape == (48, 8, 48)
+    for index, (key, _) in enumerate(keys):
+        found = array(owners[key].weight(torch.zeros(48, 48)))
+        np.testing.assert_allclose(found, 0.5 * whole[:, index].T, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["fact_tt", "fact_tk"])
 def test_factors_are_saved_and_trained_once(name: str) -> None:
     installed = build(name, "method.rank=3").install(network("vit"))
     packed = installed.packed()

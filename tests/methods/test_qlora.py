@@ -5,9 +5,12 @@ from __future__ import annotations
 import gc
 import weakref
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from made_native import array
 from made_runs import train
 from torch import nn
 
@@ -16,7 +19,7 @@ from headwise.errors import CheckpointError, ConfigError
 from headwise.methods.hs_lora import TwoPhase
 from headwise.methods.lora import LoRA
 from headwise.methods.qlora import QLoRA
-from headwise.nf4 import FourBit, NF4Linear
+from headwise.nf4 import BLOCK, VALUES, FourBit, NF4Linear
 from headwise.qkv import SplitQKV
 from made_networks import composed_method, distance, images, logits, network, perturb
 
@@ -54,6 +57,26 @@ def test_it_starts_as_the_network_of_the_dequantised_weights(family: str) -> Non
         plain.linear(site).weight.data.copy_(net.bases([site.proj])[site])
     assert distance(logits(net, X), logits(plain, X)) < 1e-5
     assert distance(logits(net, X), logits(network(family), X)) > 1e-3
+
+
+def test_output_against_dense_numpy() -> None:
+    """Blocks of 64 weights, row by row, as the nearest of the 16 values of the paper times their largest magnitude."""
+    net, plain = network("vit"), network("vit")
+    installed = QLoRA(label="qlora", rank=4, scale=0.5, double=False).install(net)
+    perturb(list(installed.adapter().values()), 0.3)
+    x = torch.randn(3, 48, generator=torch.Generator().manual_seed(5))
+    for site in (site for site in net.sites if site.key in ("s0.b0.q", "s0.b1.v", "s0.b1.o")):
+        linear: Any = plain.linear(site)
+        weight = array(linear.weight)
+        cut = weight.reshape(-1, BLOCK)
+        largest = np.abs(cut).max(1, keepdims=True)
+        held = np.array(VALUES)[np.abs(cut[..., None] / largest[..., None] - np.array(VALUES)).argmin(-1)] * largest
+        dense = held.reshape(weight.shape)
+        if site.key in installed.owners:
+            delta: Any = installed.owners[site.key]
+            dense = dense + 0.5 * array(delta.B)[0] @ array(delta.A)[0]
+        expected = array(x) @ dense.T + array(linear.bias)
+        np.testing.assert_allclose(array(net.linear(site)(x)), expected, atol=1e-5)
 
 
 def test_training_changes_the_adapter_only_and_a_second_phase_stands_beside(tmp_path: Path) -> None:

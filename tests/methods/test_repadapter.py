@@ -44,6 +44,22 @@ def test_folds_as_the_paper_says() -> None:
         )
 
 
+def test_the_adapter_before_fc1_folds_the_same_way() -> None:
+    net, plain = network("vit"), network("vit").model.state_dict()
+    installed = build("repadapter", "method.scale=0.5").install(net)
+    perturb(list(installed.adapter().values()), 0.3)
+    part = installed.owners["s0.b0.before_fc1"]
+    up = np.zeros((48, 8))
+    up[:24, :4], up[24:, 4:] = array(part.up)[0], array(part.up)[1]
+    shift = up @ array(part.down.bias) + array(part.bias)
+    installed.merge()
+    merged = net.model.state_dict()
+    weight, bias = (array(plain[f"blocks.0.mlp.fc1.{name}"]) for name in ("weight", "bias"))
+    folded = weight @ (np.eye(48) + 0.5 * up @ array(part.down.weight))
+    np.testing.assert_allclose(array(merged["blocks.0.mlp.fc1.weight"]), folded, atol=1e-5)
+    np.testing.assert_allclose(array(merged["blocks.0.mlp.fc1.bias"]), bias + 0.5 * weight @ shift, atol=1e-5)
+
+
 def test_q_k_and_v_see_one_dropout_mask() -> None:
     net = network("vit")
     installed = build("repadapter", "method.dropout=0.5").install(net)
