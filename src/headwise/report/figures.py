@@ -166,8 +166,7 @@ def _interval(low: float | None, high: float | None, axis: Axis) -> list[Markup]
     if low is None or high is None:
         return []
     start, end = axis.at(low), axis.at(high)
-    bracket = f"M{start:.1f} 6v10m0 -5H{end:.1f}m0 -5v10"
-    return [tag("path", class_=kind, d=bracket) for kind in ("interval halo", "interval")]
+    return [tag("path", class_="interval", d=f"M{start:.1f} 5v12m0 -6H{end:.1f}m0 -6v12")]
 
 
 def score_map(rows: Sequence[Mapping[str, Any]], title: str) -> Markup:
