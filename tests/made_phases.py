@@ -55,7 +55,7 @@ def unfolded(method: Any, family: str) -> tuple[Phase, ...]:
     net, phases = network(family), []
     for part in method.phases():
         if family not in part.networks:
-            with pytest.raises(ConfigError):
+            with pytest.raises(ConfigError, match=f"method '{part.label}' is defined for networks with"):
                 part.install(net, part.prepare(net, batches(), STEPS))
             return ()
         torch.manual_seed(0)

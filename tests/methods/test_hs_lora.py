@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from hydra.utils import instantiate
 from made_peft import HEADS, SITE, count, distance, linear, ours, pass_through, peft_layer
 from made_runs import train
+from omegaconf import OmegaConf
 from peft import LoraConfig
 from peft.tuners.lora.config import BdLoraConfig
 
+from headwise.adapted import AdaptedLinear, BesideLinear
 from headwise.errors import ConfigError
+from headwise.gate import fill_gates
 from headwise.lowrank import LowRank
 from headwise.methods.hs_lora import HeadLoRA, TwoPhase
-from made_networks import composed_method, images, logits, network, perturb
+from headwise.wrapping import Wrapper
+from made_networks import CONF, SIZES, compose_config, composed_method, images, logits, network, perturb
 
 RANK = 3
 
@@ -60,21 +66,31 @@ def test_rank_per_head_is_bounded_by_the_rows_of_a_head() -> None:
         HeadLoRA(label="heads", rank=13).install(network("vit"))
 
 
-@pytest.mark.parametrize(
-    "first",
-    ["lora", "pissa", "dora", "linear", "bitfit", "full", "peft_lora", "peft_dora", "peft_pissa", "adalora"],
-)
-def test_second_phase_stands_on_any_first(first: str, tmp_path: Path) -> None:
-    both = TwoPhase(label="hs", first=composed_method(first), heads=composed_method("head_lora"))
+FIRST = sorted(file.stem for file in (CONF / "method").glob("*.yaml") if not file.stem.startswith("hs_"))
+"""Every configuration of one phase."""
+
+
+@pytest.mark.parametrize("first", FIRST)
+def test_second_phase_stands_on_every_first_by_merging_or_by_freezing(first: str, tmp_path: Path) -> None:
+    cfg = compose_config("method=hs_lora", f"method@method.first={first}", "rank=r4", "ne=quarter", *sizes_of(first))
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    both = instantiate(fill_gates(plain["method"], plain["ne"]), _convert_="all")
     net, x = network("vit"), images()
-    phases, _ = train(net, both.phases(), tmp_path)
+    phases, _ = train(net, both.phases(), tmp_path, epochs=2)
     assert [phase.label for phase in phases] == [first, "head_lora"]
     assert phases[1].num_tunable == 2 * 2 * 3 * (4 * 48 + 48)
     assert not any(parameter.requires_grad for parameter in net.parameters())
+    left = [module for module in net.modules() if isinstance(module, Wrapper | BesideLinear | AdaptedLinear)]
+    assert bool(left) != both.first.merges
     again = network("vit")
-    repeated, _ = train(again, both.phases(), tmp_path)  # both phases from the store
+    repeated, _ = train(again, both.phases(), tmp_path, epochs=2)  # both phases from the store
     assert [phase.accuracy for phase in repeated] == [phase.accuracy for phase in phases]
     assert distance(logits(again, x), logits(net, x)) < 1e-6
+
+
+def sizes_of(first: str) -> list[str]:
+    """Overrides of a first phase that tiny networks need."""
+    return [override.replace("method.", "method.first.", 1) for override in SIZES.get(first, ())]
 
 
 def test_phases_must_be_single() -> None:
