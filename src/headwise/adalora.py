@@ -15,11 +15,34 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from headwise.errors import ConfigError
 from headwise.methods.base import copy_into
 from headwise.sites import Site
 
 ADAPTER = "default"
 """peft's name of the one adapter that is installed."""
+
+
+def schedule(values: Mapping[str, Any], num_steps: int) -> dict[str, Any]:
+    """total_step, tinit and tfinal in whole steps; the ranks are fixed before the last ``tfinal`` of them.
+
+    Raises:
+        ConfigError: where the run is too short, or the target rank is not below the initial one.
+    """
+    initial, target = values.get("init_r", 12), values.get("target_r", 8)
+    if not target < initial:
+        raise ConfigError(f"AdaLoRA lowers the rank: config.target_r must be below init_r={initial}, got {target}")
+    if num_steps < 2:
+        raise ConfigError(f"AdaLoRA needs at least 2 training steps to score its ranks, this phase has {num_steps}")
+
+    def steps(name: str) -> int:
+        value = values.get(name, 0)
+        return round(value * num_steps) if isinstance(value, float) and value < 1 else int(value)
+
+    final = steps("tfinal")
+    if isinstance(values.get("tfinal"), float):
+        final = min(final, num_steps - 2)  # one scored step must come before the ranks are fixed
+    return {"total_step": num_steps, "tinit": steps("tinit"), "tfinal": final}
 
 
 class Allocator(L.Callback):

@@ -23,7 +23,7 @@ from peft.tuners.lora.dora import DoraLinearLayer
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_target_module_exists
 from torch import Tensor, nn
 
-from headwise.adalora import ADAPTER, Allocator
+from headwise.adalora import ADAPTER, Allocator, schedule
 from headwise.backbone import Backbone
 from headwise.errors import ConfigError, suggest
 from headwise.methods.base import Installed, Method, Plan, check_names, copy_into
@@ -129,7 +129,7 @@ class PeftMethod(Method):
                     f"method=bitfit; allowed: {allowed}"
                 )
         if _is_adalora(self.config):
-            values |= _adalora_schedule(values, NOMINAL_STEPS if plan is None else plan["num_steps"])
+            values |= schedule(values, NOMINAL_STEPS if plan is None else plan["num_steps"])
         return _build_config(values)
 
 
@@ -183,28 +183,6 @@ def _build_config(values: Mapping[str, Any]) -> Any:
     if hasattr(config, "peft_type") and config.peft_type not in PEFT_TYPE_TO_TUNER_MAPPING:
         raise ConfigError(f"peft.{kind.__name__} adapts no projection, so it cannot be a method here")
     return config
-
-
-def _adalora_schedule(values: Mapping[str, Any], num_steps: int) -> dict[str, Any]:
-    """total_step, tinit and tfinal in whole steps; the ranks are fixed before the last ``tfinal`` of them.
-
-    Raises:
-        ConfigError: where the run is too short, or the target rank is not below the initial one.
-    """
-    initial, target = values.get("init_r", 12), values.get("target_r", 8)
-    if not target < initial:
-        raise ConfigError(f"AdaLoRA lowers the rank: config.target_r must be below init_r={initial}, got {target}")
-    if num_steps < 2:
-        raise ConfigError(f"AdaLoRA needs at least 2 training steps to score its ranks, this phase has {num_steps}")
-
-    def steps(name: str) -> int:
-        value = values.get(name, 0)
-        return round(value * num_steps) if isinstance(value, float) and value < 1 else int(value)
-
-    final = steps("tfinal")
-    if isinstance(values.get("tfinal"), float):
-        final = min(final, num_steps - 2)  # one scored step must come before the ranks are fixed
-    return {"total_step": num_steps, "tinit": steps("tinit"), "tfinal": final}
 
 
 def _reached(config: Any, net: Backbone, sites: Mapping[str, Site]) -> dict[Site, Tensor]:
