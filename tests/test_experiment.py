@@ -6,6 +6,7 @@ import contextlib
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from headwise.errors import ConfigError, Interrupted, ResultConflict, WeightsErr
 from headwise.experiment import plan_run, run
 from headwise.results.store import BusyError, PhaseStore, Result, ResultStore
 from made_networks import REPO, compose_config, plain_timm
+from made_results import phase, result
 
 TINY = ["backbone=vit_tiny_random", "dataset=dsprites_loc", "data=synthetic", "protocol=smoke"]
 FAST = [*TINY, "trainer=cpu", "trainer.threads=1", "trainer.progress=false"]
@@ -69,6 +71,28 @@ def test_a_failing_job_does_not_stop_the_others(sweep: tuple[Path, subprocess.Co
     assert failure.parent.parent.name != next(root.glob("runs/**/result.json")).parent.parent.name
 
 
+def test_a_two_phase_run_says_what_its_controls_say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = [*FAST, "rank=r4", f"root={tmp_path}", "trainer.progress=false"]
+    run(compose_config(*options, "method=hs_control_long"))
+    assert "over its controls" not in capsys.readouterr().out
+    run(compose_config(*options, "method=hs_lora"))
+    said = capsys.readouterr().out
+    assert re.search(r"[+-]\d+\.\d\d  longer P1 \(the first method alone", said)
+    assert "?  equal-size LoRA (" in said
+    assert "not run with these options: method=hs_control_lora" in said
+    assert "not run with these options: method=hs_control_head" in said
+    run(compose_config(*options, "method=hs_control_head"))
+    assert "?  equal-size LoRA" in capsys.readouterr().out
+    run(compose_config(*options, "method=hs_lora"))
+    assert re.search(r"[+-]\d+\.\d\d  longer P2 \(the second method alone", capsys.readouterr().out)
+
+
+def test_a_summary_keeps_its_columns_apart() -> None:
+    wide = result(phases=[phase(num_tunable=85_798_656, num_head=305_293, stored_bytes=343_194_624, seconds=12345.6)])
+    row = experiment.summary(wide).splitlines()[2]
+    assert row.split() == ["1", "lora", "91.25", "%", "85,798,656", "305,293", "343,194,624", "B", "12345.6"]
+
+
 def test_what_a_run_says(sweep: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     said = sweep[1].stdout
     assert "hs_lora on dsprites_loc, seed 0 [stand-in weights, synthetic, subset]" in said
@@ -109,15 +133,15 @@ def test_what_a_result_says(folder: Path) -> None:
     assert torch.__version__.startswith(result["versions"]["torch"])
     assert result["config"]["method"]["first"]["rank"] == 2
     first, second = result["phases"]
-    for phase, num_tunable, label in ((first, 4 * 2 * 96, "lora"), (second, 4 * 3 * (4 * 48 + 48), "head_lora")):
-        assert phase["label"] == label
-        assert phase["num_tunable"] == num_tunable
-        assert phase["num_head"] == 49 * 16
-        assert phase["stored_bytes"] == 4 * num_tunable
-        assert phase["num_test"] == 32
-        assert phase["steps"] == 2
-        assert phase["seconds"] > 0
-        assert 0 <= phase["accuracy"] <= 100
+    for trained, num_tunable, label in ((first, 4 * 2 * 96, "lora"), (second, 4 * 3 * (4 * 48 + 48), "head_lora")):
+        assert trained["label"] == label
+        assert trained["num_tunable"] == num_tunable
+        assert trained["num_head"] == 49 * 16
+        assert trained["stored_bytes"] == 4 * num_tunable
+        assert trained["num_test"] == 32
+        assert trained["steps"] == 2
+        assert trained["seconds"] > 0
+        assert 0 <= trained["accuracy"] <= 100
     assert Result.read(folder / "result.json").accuracy == second["accuracy"]
 
 

@@ -156,6 +156,7 @@ STDLIB_ONLY = (
     "evolution",
     "presets",
     "tables/comparable",
+    "tables/controls",
     "tables/printed",
     "tables/compare",
     "tables/twins",

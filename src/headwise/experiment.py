@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,7 @@ from headwise.results.store import BusyError, PhaseResult, PhaseStore, Result, R
 from headwise.search import Space, explore, search
 from headwise.sweeps import lifeline
 from headwise.sweeps.ledger import Entry, Ledger, folder_of
+from headwise.tables.controls import KINDS, controls_of, matches
 
 if TYPE_CHECKING:
     from headwise.backbone import Backbone
@@ -109,7 +110,7 @@ def _run(plan: Plan) -> float | None:
             _note(plan)
     else:
         done = _claimed(plan, store)
-    print(summary(done), flush=True)
+    print(summary(done, store.alike(done.key) if controls_of(done) else ()), flush=True)
     return done.accuracy
 
 
@@ -299,29 +300,43 @@ def _link(source: Path, target: Path) -> None:
             shutil.copyfile(source, part)
 
 
-def summary(result: Result) -> str:
-    """A small table of what each phase reached and gained."""
+def summary(result: Result, others: Iterable[Result] = ()) -> str:
+    """A small table of what each phase reached and gained, and what the run's controls say.
+
+    Args:
+        result: to be shown.
+        others: controls are sought here.
+    """
     lines = [
         f"{result.key.method} on {result.key.dataset}, seed {result.key.seed}"
         + (f" [{', '.join(result.labels)}]" if result.labels else ""),
-        f"{'phase':<28}{'accuracy':>10}{'gain':>8}{'tunable':>12}{'head':>9}{'stored':>12}{'seconds':>9}",
+        f"{'phase':<28}{'accuracy':>10}{'gain':>8}{'tunable':>13}{'head':>9}{'stored':>15}{'seconds':>10}",
     ]
     before: float | None = None
     for index, phase in enumerate(result.phases, start=1):
         gain = "" if before is None or phase.accuracy is None else f"{phase.accuracy - before:+.2f}"
         accuracy = "-" if phase.accuracy is None else f"{phase.accuracy:.2f} %"
+        stored = f"{phase.stored_bytes:,} B"
         lines.append(
-            f"{f'{index} {phase.label}':<28}{accuracy:>10}{gain:>8}{phase.num_tunable:>12,}{phase.num_head:>9,}"
-            f"{phase.stored_bytes:>10,} B{phase.seconds:>9.1f}"
+            f"{f'{index} {phase.label}':<28}{accuracy:>10}{gain:>8}{phase.num_tunable:>13,}{phase.num_head:>9,}"
+            f"{stored:>15}{phase.seconds:>10.1f}"
         )
         before = phase.accuracy
-    if len(result.phases) > 1 and not result.phases[-1].method.get("_target_", "").endswith(".MatchedLoRA"):
-        lines.append(
-            "The second phase also brings training and parameters. Its controls, with the same options: "
-            "method=hs_control_long (equal length), method=hs_control_lora (equal size), "
-            "method=hs_control_head (no first phase)."
-        )
-    return "\n".join(lines)
+    return "\n".join([*lines, *_measured(result, others)])
+
+
+def _measured(result: Result, others: Iterable[Result]) -> list[str]:
+    """What a head-wise run gains over its controls, and how to make those that are missing."""
+    controls = controls_of(result)
+    if not controls:
+        return []
+    found = {match.against: match.value for match in matches([result], others)}
+    lines = ["The last phase also brings training and parameters. Percentage points over its controls, same seed:"]
+    for kind, method in controls.items():
+        value = f"{found[kind]:+.2f}" if kind in found else "?"
+        missing = "" if kind in found else f"; not run with these options: method={method}"
+        lines.append(f"{value:>8}  {kind} ({KINDS[kind]}{missing})")
+    return lines
 
 
 def launch(main: Callable[[], Any]) -> None:

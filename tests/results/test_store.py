@@ -370,3 +370,12 @@ def test_reading_results_needs_no_other_package(tmp_path):
     )
     answer = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
     assert answer.stdout.split() == ["1"]
+
+
+def test_results_of_the_same_task_and_seed(tmp_path) -> None:
+    store = ResultStore(tmp_path)
+    keys = [RunKey("a", "lora", "svhn", "base", 0), RunKey("b", "hs", "svhn", "e9", 0)]
+    others = [RunKey("a", "lora", "svhn", "base", 1), RunKey("a", "lora", "dtd", "base", 0)]
+    for key in keys + others:
+        store.put(key, result(key))
+    assert [found.key for found in store.alike(keys[0])] == keys

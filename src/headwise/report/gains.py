@@ -12,8 +12,9 @@ from typing import Any
 
 from headwise.results.records import PhaseResult, Result
 from headwise.tables.comparable import Places, tested
-from headwise.tables.paired import CONTROLS as PHASE_CONTROLS
-from headwise.tables.paired import EQUAL_SIZE, Contrast, contrast, is_size_control, pair
+from headwise.tables.controls import CONTROLS as PHASE_CONTROLS
+from headwise.tables.controls import EQUAL_SIZE, is_size_control, matches
+from headwise.tables.paired import Contrast, contrast
 from headwise.tables.twins import ground
 
 PHASE, HEADS, MASK = "phase", "heads", "mask"
@@ -117,11 +118,12 @@ def comparisons(results: Sequence[Result], where: Places, every: Sequence[Result
     """
     found: dict[tuple[str, str, str], list[Difference]] = {}
     controls = {where[result.key][0] for result in results if is_size_control(tested(result))}
-    for line in pair(results, where, every).to_dict("records"):
-        if line["row"] not in controls:
-            phase, _, against = line["phase"].partition(" - ")
-            difference = Difference(line["column"], int(line["seed"]), float(line["value"]))
-            found.setdefault((HEADS if phase == "P1" else PHASE, line["row"], against), []).append(difference)
+    for match in matches(results, every):
+        row, column = where[match.result.key]
+        if row not in controls:
+            kind = HEADS if match.phase == "P1" else PHASE
+            difference = Difference(column, match.result.key.seed, match.value)
+            found.setdefault((kind, row, match.against), []).append(difference)
     for key, difference in _masked(results, where):
         found.setdefault(key, []).append(difference)
     order = ("P1", *CONTROLS[PHASE], *CONTROLS[MASK], *MASKS.values())

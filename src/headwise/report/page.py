@@ -23,7 +23,7 @@ from headwise.report.summary import Lacking, questions
 from headwise.results.records import Result
 from headwise.tables.build import Table, tables
 from headwise.tables.comparable import Places, Setting, distinct, places, settings, tested
-from headwise.tables.paired import CONTROLS
+from headwise.tables.controls import CONTROLS
 from headwise.weights import ASSETS
 
 NUM_MAPS = 24

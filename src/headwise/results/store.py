@@ -120,6 +120,12 @@ class ResultStore:
             if (result := self._read(path)) is not None:
                 yield result
 
+    def alike(self, key: RunKey) -> Iterator[Result]:
+        """Yield every readable result of the same task and seed, whatever its name, method and variant."""
+        for path in self._paths(None, f"*/{key.dataset}/*/seed-{key.seed}"):
+            if (result := self._read(path)) is not None:
+                yield result
+
     def finished(self, name: str | None = None) -> dict[RunKey, Finished]:
         """List finished runs without reading those that the index knows, keyed by where they lie."""
         known = self._index()
@@ -149,10 +155,10 @@ class ResultStore:
                 lines.append(self._line(path, result, line["request"] if same else result.request))
         atomic.write_text(self.root / "index.jsonl", "".join(lines))
 
-    def _paths(self, name: str | None = None) -> list[Path]:
+    def _paths(self, name: str | None = None, pattern: str = "*/*/*/seed-*") -> list[Path]:
         folders = self.root.iterdir() if self.root.is_dir() else ()
         chosen = [folder for folder in folders if folder.name not in OWN_FOLDERS and name in (None, folder.name)]
-        return sorted(path for folder in chosen for path in folder.glob("*/*/*/seed-*/result.json"))
+        return sorted(path for folder in chosen for path in folder.glob(f"{pattern}/result.json"))
 
     def _read(self, path: Path) -> Result | None:
         try:

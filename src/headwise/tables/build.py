@@ -31,6 +31,7 @@ from headwise.tables.comparable import (
     tested,
     varied,
 )
+from headwise.tables.controls import is_size_control
 from headwise.tables.paired import (
     CONTRAST,
     LINE,
@@ -38,7 +39,6 @@ from headwise.tables.paired import (
     answers,
     chosen,
     contrasts,
-    is_size_control,
     line,
     pair,
     uncontrolled,

@@ -9,19 +9,13 @@ from typing import Any
 import pandas as pd
 
 from headwise.tables.build import Table
+from headwise.tables.controls import KINDS
 
 Lines = tuple[list[str], list[list[str]]]
 """Head and body."""
 COSTS = {"parameters": "parameters", "head": "head", "stored_bytes": "stored bytes", "epochs": "epochs"}
 WIDE = 8
 """Tasks and averages beyond which phases are lines of a table, not columns."""
-KINDS = {
-    "P1": "its own first phase",
-    "longer P1": "the first method alone, trained for the epochs of both phases",
-    "equal-size LoRA": "plain LoRA of equal size, after the same first phase if there is one",
-    "longer P2": "the second method alone, trained for the epochs of both phases",
-}
-"""What a second phase, or per-head updates alone, are compared with."""
 
 
 @dataclass

@@ -11,15 +11,12 @@ import numpy as np
 import pandas as pd
 
 from headwise.errors import ConfigError, suggest
-from headwise.results.fingerprint import fingerprint
-from headwise.results.records import PhaseResult, Result
-from headwise.tables.comparable import Places, epochs, group, recorded, tested
+from headwise.results.records import Result
+from headwise.tables.comparable import Places, group, tested
+from headwise.tables.controls import CONTROLS, EQUAL_SIZE, is_size_control, matches
 
 LINE = ["row", "phase", "column", "group", "seed", "value"]
 CONTRAST = ["row", "phase", "mean", "low", "high", "wins", "ties", "losses", "tasks", "pairs"]
-EQUAL_SIZE = "equal-size LoRA"
-CONTROLS = {"longer P1": "hs_control_long", EQUAL_SIZE: "hs_control_lora", "longer P2": "hs_control_head"}
-"""Kinds of control of a two-phase run, and the configuration that makes it."""
 RESAMPLES, LEVEL = 10_000, 0.95
 FEWEST = 6
 """Pairs below which nothing is called clear: five of five would not pass a sign test at 5 %."""
@@ -35,11 +32,6 @@ def line(result: Result, where: Places, phase: str, value: float | None) -> dict
 def pair(results: Sequence[Result], where: Places, every: Sequence[Result]) -> pd.DataFrame:
     """Return the differences of head-wise runs to their controls, seed by seed.
 
-    A two-phase run is compared with its own Phase 1; with each of its two methods alone (longer P1, longer P2): a
-    one-phase run of the same task, seed, weights, images and protocol, whose epochs are those of both phases together;
-    and with plain LoRA of as many parameters after the very same Phase 1, for as many epochs (equal-size LoRA).
-    A one-phase run of per-head updates is compared with plain LoRA of as many parameters, for as many epochs.
-
     Args:
         results: head-wise runs are sought here.
         where: their rows and columns.
@@ -47,51 +39,9 @@ def pair(results: Sequence[Result], where: Places, every: Sequence[Result]) -> p
     Returns:
         Lines of the columns `LINE`; ``phase`` says which difference, ``value`` is in percentage points.
     """
-    asked = [result for result in results if len(tested(result)) > 1 or is_per_head(result)]
-    wanted = {result.key.dataset for result in asked}
-    alone: dict[str, float] = {}
-    equal_size: dict[tuple[str, int], float] = {}
-    for result in every:
-        phases = tested(result)
-        if result.key.dataset not in wanted or not phases or phases[-1].accuracy is None:
-            continue
-        if len(phases) == 1:
-            alone.setdefault(_matched(result, phases[0].method), phases[0].accuracy)
-        elif is_size_control(phases):
-            equal_size.setdefault((phases[0].fingerprint, epochs(result)), phases[-1].accuracy)
-    lines = []
-    for result in asked:
-        phases = tested(result)
-        first, last = phases[0], phases[-1]
-        if len(phases) == 1:
-            others = {EQUAL_SIZE: alone.get(_matched(result, _shared_twin(last.method)))}
-        else:
-            others = {"P1": first.accuracy, "longer P1": alone.get(_matched(result, first.method))}
-            if not is_size_control(phases):
-                others[EQUAL_SIZE] = equal_size.get((first.fingerprint, epochs(result)))
-                others["longer P2"] = alone.get(_matched(result, last.method))
-        for name, other in others.items():
-            if other is not None and last.accuracy is not None:
-                lines.append(line(result, where, f"P{len(phases)} - {name}", last.accuracy - other))
+    found = matches(results, every)
+    lines = [line(match.result, where, f"{match.phase} - {match.against}", match.value) for match in found]
     return pd.DataFrame(lines, columns=LINE)
-
-
-def is_size_control(phases: Sequence[PhaseResult]) -> bool:
-    """Whether a run is Phase 1 followed by plain LoRA of the size that per-head updates would have."""
-    return len(phases) == 2 and str(phases[1].method.get("_target_", "")).endswith(".MatchedLoRA")
-
-
-def is_per_head(result: Result) -> bool:
-    """Whether a run is one tested phase of per-head updates."""
-    phases = tested(result)
-    return len(phases) == 1 and str(phases[0].method.get("_target_", "")).endswith(".HeadLoRA")
-
-
-def _shared_twin(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe of plain LoRA that has as many parameters as these per-head updates."""
-    kind = str(spec["_target_"]).replace(".HeadLoRA", ".MatchedLoRA")
-    rest = {name: value for name, value in spec.items() if name != "rank"}
-    return {**rest, "_target_": kind, "head_rank": spec.get("rank")}
 
 
 def uncontrolled(results: Sequence[Result], where: Places, paired: pd.DataFrame) -> list[str]:
@@ -106,25 +56,6 @@ def uncontrolled(results: Sequence[Result], where: Places, paired: pd.DataFrame)
                 f"NO CONTROL ({kind}) for {rows}: its gain over P1 proves little; run method={method} as well."
             )
     return notes
-
-
-def _matched(result: Result, method: Mapping[str, Any]) -> str:
-    """Hash of what a run and a one-phase control of this method share; the epochs are those of all phases."""
-    protocol = recorded(result, "protocol")
-    if isinstance(protocol, Mapping):
-        protocol = {name: value for name, value in protocol.items() if name != "epochs"}
-    spec = {name: value for name, value in method.items() if name not in ("label", "epochs")}
-    return fingerprint(
-        {
-            "dataset": result.key.dataset,
-            "seed": result.key.seed,
-            "weights": recorded(result, "weights"),
-            "data": recorded(result, "data"),
-            "protocol": protocol,
-            "method": spec or result.fingerprint,  # without a recorded method nothing matches
-            "epochs": epochs(result),
-        }
-    )
 
 
 @dataclass(frozen=True)
