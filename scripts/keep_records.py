@@ -1,0 +1,57 @@
+"""Keep records of finished runs, without tensors and this machine's folders: python scripts/keep_records.py methods.
+
+What is kept is a root like any other: tables, comparisons and reports can be made of it again, and a sweep with it as
+its root trains only what is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from headwise.cli import script
+from headwise.results.store import ResultStore
+from headwise.tables import reading
+
+REPO = Path(__file__).resolve().parent.parent
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", help="of the runs: the experiment's")
+    parser.add_argument("--root", type=Path, default=Path("outputs"), help="where results lie (outputs)")
+    parser.add_argument("--to", type=Path, default=Path("docs/results/records"), help="root of what is kept")
+    return parser.parse_args(arguments)
+
+
+def placeless(value: Any) -> Any:
+    """A configuration whose absolute paths are cut to their last part; what files hold is told by their hashes."""
+    if isinstance(value, dict):
+        return {name: placeless(child) for name, child in value.items()}
+    if isinstance(value, list):
+        return [placeless(child) for child in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+
+
+@script
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    options = parse(arguments)
+    found = reading.read(options.root, options.name, REPO)
+    for path in found.damaged:
+        print(f"warning: {options.root / path} is not a usable record; it is not kept", file=sys.stderr)
+    kept = ResultStore(options.to)
+    for result in found.results:
+        kept.put(result.key, dataclasses.replace(result, config=placeless(result.config)))
+    (options.to / "index.jsonl").unlink(missing_ok=True)  # found again from the records
+    print(f"kept: {len(found.results)} records of {found.name} in {options.to}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
