@@ -377,3 +377,17 @@ def test_the_tracker_gets_one_run_a_job_in_the_sweeps_group_and_its_true_exit_co
     assert (seen["group"], seen["name"]) == ("table1", "lora/dsprites_loc/base/3")
     assert seen["offline"] is True
     assert seen["save_dir"] == str(tmp_path)
+
+
+def test_the_tracker_learns_that_a_result_could_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    def full(*_: Any) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("lightning.pytorch.loggers.WandbLogger", lambda **options: None)
+    monkeypatch.setattr("wandb.finish", lambda exit_code: seen.update(exit_code=exit_code))
+    monkeypatch.setattr(ResultStore, "put", full)
+    with pytest.raises(OSError, match="no space left"):
+        run(compose_config(*LORA, "logger=wandb", f"root={tmp_path}"))
+    assert seen["exit_code"] == 1

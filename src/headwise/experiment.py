@@ -163,6 +163,12 @@ def _ground(plan: Plan, protocol: Protocol) -> dict[str, Any]:
 
 
 def _execute(plan: Plan) -> Result:
+    """Train all phases and record the result; the tracker's run ends when that is done, or fails with it."""
+    with _logger(plan.config, plan.key) as logger:
+        return _train(plan, logger)
+
+
+def _train(plan: Plan, logger: Any) -> Result:
     """Train all phases and record the result; the only part that needs torch."""
     import torch
 
@@ -227,8 +233,7 @@ def _execute(plan: Plan) -> Result:
     if space is not None:
         found = search(methods, space, attempt, say)
         methods = tuple(found.methods)
-    with _logger(config, plan.key) as logger:
-        net, data, phases = train(methods, protocol, logger)
+    net, data, phases = train(methods, protocol, logger)
     for index, facts in scouted.items():
         phases[index] = replace(phases[index], extra={**phases[index].extra, **facts})
     if found is not None:

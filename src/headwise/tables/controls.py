@@ -63,12 +63,12 @@ def matches(results: Sequence[Result], every: Iterable[Result]) -> list[Match]:
     equal_size: dict[tuple[str, int], float] = {}
     for result in every:
         phases = tested(result)
-        if result.key.dataset not in wanted or not phases or phases[-1].accuracy is None:
+        if result.key.dataset not in wanted or not phases or (reached := phases[-1].accuracy) is None:
             continue
         if len(phases) == 1:
-            alone.setdefault(_matched(result, phases[0].method), phases[0].accuracy)
+            alone.setdefault(_matched(result, phases[0].method), reached)
         elif is_size_control(phases):
-            equal_size.setdefault((phases[0].fingerprint, epochs(result)), phases[-1].accuracy)
+            equal_size.setdefault((phases[0].fingerprint, epochs(result)), reached)
     made = []
     for result in asked:
         phases = tested(result)
