@@ -82,7 +82,7 @@ def test_a_two_phase_run_says_what_its_controls_say(tmp_path: Path, capsys: pyte
     assert "not run with these options: method=hs_control_lora" in said
     assert "not run with these options: method=hs_control_head" in said
     run(compose_config(*options, "method=hs_control_head"))
-    assert "?  equal-size LoRA" in capsys.readouterr().out
+    assert "over its controls" not in capsys.readouterr().out  # it is one, and its own is not there
     run(compose_config(*options, "method=hs_lora"))
     assert re.search(r"[+-]\d+\.\d\d  longer P2 \(the second method alone", capsys.readouterr().out)
 

@@ -331,13 +331,17 @@ def summary(result: Result, others: Iterable[Result] = ()) -> str:
 
 
 def _measured(result: Result, others: Iterable[Result]) -> list[str]:
-    """What a head-wise run gains over its controls, and how to make those that are missing."""
+    """What a head-wise run gains over its controls; of a second phase also how to make those that are missing."""
     controls = controls_of(result)
-    if not controls:
-        return []
     found = {match.against: match.value for match in matches([result], others)}
-    lines = ["The last phase also brings training and parameters. Percentage points over its controls, same seed:"]
-    for kind, method in controls.items():
+    is_second = len(result.phases) > 1
+    shown = {kind: method for kind, method in controls.items() if is_second or kind in found}
+    if not shown:
+        return []
+    lines = ["Percentage points over its controls, same seed:"]
+    if is_second:
+        lines = [f"The second phase also brings training and parameters. {lines[0]}"]
+    for kind, method in shown.items():
         value = f"{found[kind]:+.2f}" if kind in found else "?"
         missing = "" if kind in found else f"; not run with these options: method={method}"
         lines.append(f"{value:>8}  {kind} ({KINDS[kind]}{missing})")
