@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -494,16 +495,21 @@ SORTED = """
 """
 
 
+def all_tasks() -> list[Result]:
+    return [made for task, group in TASKS for made in controlled(dataset=task, group=group)]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", VIEWS, ids=str)
-def test_in_a_browser(size: tuple[int, int], scheme: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("results", [lambda: [*full(), two_phase(0, (80.0, 85.0), "hs_pissa")], all_tasks])
+def test_in_a_browser(results: Callable[[], list[Result]], size: tuple[int, int], scheme: Any, tmp_path: Path) -> None:
     sync_api = pytest.importorskip("playwright.sync_api")
     browser = shutil.which("chromium") or shutil.which("chromium-browser")
     if browser is None:
         pytest.skip("chromium is not installed")
     file = tmp_path / "report.html"
-    file.write_text(report([*full(), two_phase(0, (80.0, 85.0), "hs_pissa")], "A title"))
+    file.write_text(report(results(), "A title"))
     said, asked = [], []
     with sync_api.sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox", "--disable-gpu"])

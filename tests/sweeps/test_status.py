@@ -106,6 +106,14 @@ def test_a_damaged_result_is_missing(tmp_path):
     assert status.to_json()["damaged"] == status.damaged
 
 
+def test_a_finished_run_that_trains_again_is_running(tmp_path):
+    folder = finish(tmp_path, JOBS[0])
+    finish(tmp_path, JOBS[1])
+    with Claim(folder):
+        assert survey(tmp_path, ASKED, FOLDERS).counts["running"] == 1
+    assert survey(tmp_path, ASKED, FOLDERS).counts["done"] == 2
+
+
 def test_what_runs_share_is_counted_once(tmp_path):
     first = phase(seconds=100.0, fingerprint="a" * 16)
     for job, day in ((JOBS[0], 2), (JOBS[1], 1)):

@@ -163,9 +163,9 @@ def _chosen(overrides: Sequence[str], keys: set[str]) -> frozenset[str]:
 
 def _look(ledger: Ledger, root: Path, entry: Entry, done: Mapping[str, Any]) -> Run:
     """The state of a run from what is noted of it."""
-    if entry.path in done and entry.failure is None:
-        return Run(state="done", path=str(root / str(entry.path)))
     state = ledger.state_of(entry)
+    if entry.path in done and entry.failure is None and state.name != "running":  # running again: resume=force
+        return Run(state="done", path=str(root / str(entry.path)))
     since = state.holder.get("since")
     return Run(
         state=state.name,
