@@ -60,6 +60,12 @@ def test_tasks_weigh_the_same_and_pairs_are_counted() -> None:
     assert found.low < found.mean < found.high
 
 
+@pytest.mark.parametrize("number", [1, 5, 6])
+def test_few_pairs_have_no_interval(number: int) -> None:
+    found = contrast({"a": [float(value) for value in range(number)]})
+    assert (found.low is None, found.high is None) == (number < 6, number < 6)
+
+
 def lines(*given: tuple[str, str, str, int, float]) -> pd.DataFrame:
     return pd.DataFrame([(row, phase, task, "natural", seed, v) for row, phase, task, seed, v in given], columns=LINE)
 

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from headwise.report.gains import ENOUGH, heads_off, masks
+from headwise.report.gains import heads_off, masks
 from headwise.results.records import PhaseResult, Result
 from headwise.tables.build import AVERAGES, Table
 from headwise.tables.comparable import Places, tested
@@ -134,7 +134,7 @@ def differences(table: Table, name: str) -> Grid:
 
 def _together(found: Any) -> list[Cell]:
     """Mean of all tasks, its interval unless the pairs are too few, and how many pairs were won."""
-    interval = "" if found.pairs < ENOUGH else f"{signed(found.low)} to {signed(found.high)}"
+    interval = "" if pd.isna(found.low) else f"{signed(found.low)} to {signed(found.high)}"
     counts = f"{found.wins}, {found.ties}, {found.losses}"
     return [Cell(signed(found.mean), found.mean, interval, _sign(found.mean)), Cell(counts, found.wins)]
 

@@ -147,8 +147,9 @@ def paired_note(table: Table) -> str:
     what = f": the last phase {', '.join(named)}" if named else ""
     return (
         f"Percentage points, formed task by task and seed by seed{what}. The mean is over the tasks, of each task's "
-        "mean over its seeds; its interval is a bootstrap over tasks, then their seeds (10,000 resamples). From fewer "
-        "than about five tasks it is too narrow, with one task it speaks of this task's seeds only. Wins, ties and "
+        "mean over its seeds; its interval is a bootstrap over tasks, then their seeds (10,000 resamples), given "
+        "from six pairs on. From fewer than about five tasks it is too narrow, with one task it speaks of this task's "
+        "seeds only. Wins, ties and "
         "losses are pairs. Per task: mean \u00b1 sample standard deviation over seeds, n in brackets. An empty cell is "
         "a run that is missing."
     )

@@ -19,7 +19,7 @@ LINE = ["row", "phase", "column", "group", "seed", "value"]
 CONTRAST = ["row", "phase", "mean", "low", "high", "wins", "ties", "losses", "tasks", "pairs"]
 RESAMPLES, LEVEL = 10_000, 0.95
 FEWEST = 6
-"""Pairs below which nothing is called clear: five of five would not pass a sign test at 5 %."""
+"""Pairs below which there is no interval and nothing is clear: five of five would not pass a sign test at 5 %."""
 _BATCH = 200_000
 
 
@@ -64,7 +64,8 @@ class Contrast:
 
     Attributes:
         mean: over the tasks, of each task's mean over its seeds.
-        low, high: 95 % bootstrap interval of the mean; None from a single pair.
+        low, high: 95 % bootstrap interval of the mean; None of fewer than `FEWEST` pairs, where it is far too
+            narrow.
         wins, ties, losses: pairs above, at and below zero.
         tasks, pairs: how many.
     """
@@ -88,7 +89,7 @@ def contrast(differences: Mapping[str, Iterable[float]]) -> Contrast:
     tasks = [sorted(float(value) for value in differences[name]) for name in sorted(differences)]
     tasks = [values for values in tasks if values]
     every = [value for values in tasks for value in values]
-    interval = bootstrap(tasks)
+    interval = bootstrap(tasks) if len(every) >= FEWEST else None
     return Contrast(
         mean=float(np.mean([np.mean(values) for values in tasks])),
         low=interval[0] if interval else None,
@@ -184,9 +185,7 @@ def answers(found: pd.DataFrame, two_phase: Iterable[str]) -> list[str]:
 
 
 def _sign(found: Any) -> int:
-    """1 or -1 where the interval leaves out zero and the pairs are not too few, else 0."""
-    if found.pairs < FEWEST or pd.isna(found.low):
-        return 0
+    """1 or -1 where there is an interval and it leaves out zero, else 0."""
     return int(found.low > 0) - int(found.high < 0)
 
 
