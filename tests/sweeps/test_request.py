@@ -39,5 +39,24 @@ def test_the_content_of_the_configuration_counts(conf):
     assert request_of(["method=lora"], [conf]) != before
 
 
+def test_other_experiments_do_not_count(conf):
+    def asked(experiment="mine"):
+        request._content.cache_clear()
+        return request_of(["method=lora", f"experiment={experiment}"], [conf])
+
+    (conf / "experiment" / "of").mkdir(parents=True)
+    for name, text in {"mine": "defaults: [of/base]\n", "of/base": "seed: 0\n"}.items():
+        (conf / "experiment" / f"{name}.yaml").write_text(text)
+    before = asked()
+    (conf / "experiment" / "table.yaml").write_text("seed: 1\n")
+    assert asked() == before
+    assert asked("table") != before
+    (conf / "experiment" / "of" / "base.yaml").write_text("seed: 1\n")
+    after = asked()
+    assert after != before, "its own defaults count"
+    (conf / "experiment" / "mine.yaml").write_text("defaults: [of/base]\nseed: 2\n")
+    assert asked() != after
+
+
 def test_every_module_that_decides_is_there():
     assert request._machine().split()[0]

@@ -1,8 +1,9 @@
 """What asked for a run, as a hash that is known before the run is composed. Standard library only.
 
 A request is the overrides of one job, the content of the configuration folders, and the code that turns both into a
-run. Equal requests compose equal runs, so a finished one is found in an index. What files hold (images, weights) is
-not part of it: a run that is found this way is still checked against its files.
+run. Equal requests compose equal runs, so a finished one is found in an index. Experiments other than the job's are no
+part of it: adding one does not make the finished runs of another unknown. Nor is what files hold (images, weights): a
+run that is found this way is still checked against its files.
 """
 
 from __future__ import annotations
@@ -44,16 +45,24 @@ def request_of(overrides: Sequence[str], folders: Sequence[str | Path]) -> str:
         key, _, value = override.partition("=")
         if not (key in NOT_ASKED or key.startswith(("hydra.", "hydra/", "logger."))):
             chosen[key] = value
+    experiment = next((value for key, value in chosen.items() if key.lstrip("+") == "experiment"), "")
     return fingerprint(
-        {"overrides": chosen, "content": [_content(str(folder)) for folder in folders], "on": _machine()}
+        {"overrides": chosen, "content": [_content(str(folder), experiment) for folder in folders], "on": _machine()}
     )
 
 
 @functools.cache
-def _content(folder: str) -> str:
-    """Hash of the names and bytes of a folder's YAML files."""
+def _content(folder: str, experiment: str) -> str:
+    """Hash of the names and bytes of a folder's YAML files, of experiments only one and those that it mentions."""
     root = Path(folder)
-    return _hash({file.relative_to(root).as_posix(): file for file in root.rglob("*.yaml") if file.is_file()})
+    files = {file.relative_to(root).as_posix(): file for file in root.rglob("*.yaml") if file.is_file()}
+    others = {name.removesuffix(".yaml"): name for name in files if name.startswith("experiment/")}
+    texts = [f"experiment/{experiment}"]
+    while texts:
+        text = texts.pop()
+        for name in [name for name in others if name.removeprefix("experiment/") in text]:
+            texts.append(files[others.pop(name)].read_text("utf-8", "replace"))
+    return _hash({name: file for name, file in files.items() if name not in others.values()})
 
 
 @functools.cache
