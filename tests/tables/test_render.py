@@ -77,6 +77,13 @@ def test_latex_is_escaped_and_complete():
     assert r"\begin{tabular}{lrrrrrrr}" in text
 
 
+def test_latex_keeps_signs_and_options_apart():
+    text = render(tables([*two_phase(), run("lora-x", seed=1)], "--published, n - 1, -3 of 4-8 in ne-1"), "latex")
+    assert r"\caption{-{}-published, n $-$ 1, $-$3 of 4-8 in ne-1. " in text
+    assert r"hs\_lora & P2 $-$ P1 & +5.50 & " in text
+    assert "lora-x & " in text
+
+
 def test_many_columns_make_phases_lines():
     results = [*suite(), *(two for one in suite() for two in [with_phase(one)])]
     head, *body = [line for line in render(tables(results, "T"), "md").splitlines() if line.startswith("| ")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -185,5 +186,10 @@ _LATEX = {"\\": r"\textbackslash{}", "\u00b1": r"$\pm$", "~": r"\textasciitilde{
 }
 
 
+_MINUS = re.compile(r"(?<![\w.-])-(?=\d)|(?<= )-(?= )")
+"""Of a number or between two names, and not in a name."""
+
+
 def _escape(text: str) -> str:
-    return "".join(_LATEX.get(sign, sign) for sign in text)
+    plain = "".join(_LATEX.get(sign, sign) for sign in text)
+    return _MINUS.sub("$-$", plain.replace("--", "-{}-"))
