@@ -11,6 +11,7 @@ import contextlib
 import math
 import shlex
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -198,7 +199,9 @@ class Sweep:
             returns: Sequence[JobReturn | None]
             broken: Exception | None = None
             try:
-                with self._tied():
+                with self._tied(), warnings.catch_warnings():
+                    # joblib's processes are replaced when they have grown; one that dies is seen all the same
+                    warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
                     returns = self.launch(batch, self.launched)
             except Exception as error:  # a worker died and took the launcher with it
                 broken, returns = error, [None] * len(waiting)
