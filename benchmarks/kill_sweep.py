@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import os
 import queue
 import random
@@ -106,7 +107,7 @@ class Commands:
         self.lines: queue.Queue[tuple[int, str]] = queue.Queue()
         self.running: dict[int, subprocess.Popen[str]] = {}
         self.starts = 0
-        self.log = (root.parent / f"{root.name}.log").open("a")
+        self.log = root.parent / f"{root.name}.log"
 
     @property
     def wanted(self) -> int:
@@ -118,15 +119,16 @@ class Commands:
         while len(self.running) < self.wanted:
             self.starts += 1
             if self.starts > MAX_STARTS:
-                raise SystemExit(f"the sweep was started {MAX_STARTS} times and did not end; see {self.log.name}")
+                raise SystemExit(f"the sweep was started {MAX_STARTS} times and did not end; see {self.log}")
             options = [] if self.launcher == "pair" else [f"hydra/launcher={self.launcher}"]
             process = run(["train.py", *SWEEP, f"root={self.root}", *options], self.root)
             self.running[process.pid] = process
             threading.Thread(target=self._read, args=(process,), daemon=True).start()
 
     def _read(self, process: subprocess.Popen[str]) -> None:
-        for line in process.stdout or ():
-            self.lines.put((process.pid, line.rstrip("\n")))
+        with process.stdout or io.StringIO() as lines:
+            for line in lines:
+                self.lines.put((process.pid, line.rstrip("\n")))
 
     def next(self) -> str | None:
         """The next line, or None if there is none for a moment."""
@@ -134,8 +136,8 @@ class Commands:
             pid, line = self.lines.get(timeout=0.1)
         except queue.Empty:
             return None
-        self.log.write(f"{pid}: {line}\n")
-        self.log.flush()
+        with self.log.open("a") as log:
+            log.write(f"{pid}: {line}\n")
         return line
 
     def ended(self) -> list[int]:
@@ -227,7 +229,7 @@ def sweep(root: Path, launcher: str, moments: Sequence[Moment] = ()) -> dict[str
             failed += [status for status in statuses if status]
             commands.start()
         elif waiting and not commands.running:
-            raise SystemExit(f"the sweep ended before {[m.kind for m in waiting]} came; see {commands.log.name}")
+            raise SystemExit(f"the sweep ended before {[m.kind for m in waiting]} came; see {commands.log}")
     if moments:
         hit.append(table_moment(root, began))
         print(f"{len(hit)}: {hit[-1].kind}: {hit[-1].hit}", flush=True)
@@ -248,13 +250,12 @@ def table_moment(root: Path, began: float) -> Moment:
     arguments = ["scripts/make_tables.py", "--root", str(root), "--out", str(out)]
     wait_for(run(arguments, root))
     before = out.read_bytes()
-    process = run(["-c", f"import sys; sys.argv = sys.argv[1:]\n{TABLE}", *arguments], root)
-    for line in process.stdout or ():
-        if line.strip() == "writing":
-            break
-    parts = sorted(path.name for path in root.glob(".early.*"))
-    process.kill()
-    process.wait()
+    with run(["-c", f"import sys; sys.argv = sys.argv[1:]\n{TABLE}", *arguments], root) as process:
+        for line in process.stdout or ():
+            if line.strip() == "writing":
+                break
+        parts = sorted(path.name for path in root.glob(".early.*"))
+        process.kill()
     if out.read_bytes() != before or not parts:
         raise SystemExit(f"the table was not whole after a kill, or none was being written: {parts}")
     hit = {"seconds": round(time.monotonic() - began, 1), "killed": 1, "held": parts, "after": "writing"}
