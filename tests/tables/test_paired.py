@@ -100,7 +100,7 @@ def test_the_answer() -> None:
     assert answer(down, []).startswith("No: -0.50")
     assert answer(up, up, down).startswith("No: ")
     assert answer(up, up, []).endswith("no run of longer P2.")
-    assert answer([1.0], []).startswith("Not shown: +1.00 against longer P1 (1 pairs)")
+    assert answer([1.0], []).startswith("Not shown: +1.00 against longer P1 (1 pair)")
 
 
 def test_the_answer_on_updates_per_head_alone() -> None:

@@ -193,7 +193,7 @@ def _against(kind: str, found: Any) -> str:
     if found is None:
         return f"no run of {kind}"
     interval = "" if pd.isna(found.low) else f"{found.low:+.2f} to {found.high:+.2f}, "
-    return f"{found.mean:+.2f} against {kind} ({interval}{found.pairs} pairs)"
+    return f"{found.mean:+.2f} against {kind} ({interval}{found.pairs} pair{'s' * (found.pairs != 1)})"
 
 
 def against(lines: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
