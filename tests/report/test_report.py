@@ -186,6 +186,7 @@ def row(longer: list[float], equal: list[float] | None = None) -> list[Compariso
         ([-1.0, 0.5], [2.0] * 2, gains.LEANS_NO),
         ([-1.0] * 6, [2.0] * 6, gains.FAILS),
         ([-1.0] * 6, None, gains.FAILS),
+        ([-1.0, 0.5], None, gains.LEANS_NO),
         ([1.0] * 6, None, gains.OPEN),
     ],
 )

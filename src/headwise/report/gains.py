@@ -89,15 +89,15 @@ def verdict(row: Sequence[Comparison], is_complete: bool = True) -> str:
         is_complete: whether every run of the row has every control.
     Returns:
         ``pays`` or ``does not pay`` where the pairs are clear; ``leans yes``, ``leans no`` or ``even`` where they are
-        too few or divided; ``no control`` where one is missing and none is lost to clearly.
+        too few or divided; ``no control`` where one is missing and none of the others is lost to.
     """
     against = [comparison for comparison in row if comparison.against in CONTROLS[comparison.kind]]
     if any(comparison.mean < 0 and comparison.is_clear for comparison in against):
         return FAILS
-    if not is_complete or not against:
-        return OPEN
     if any(comparison.mean < 0 for comparison in against):
         return LEANS_NO
+    if not is_complete or not against:
+        return OPEN
     if any(comparison.mean == 0 for comparison in against):
         return EVEN
     return PAYS if all(comparison.is_clear for comparison in against) else LEANS_YES
