@@ -273,12 +273,12 @@ def shortened(text: str) -> str:
 
 
 def size(num_bytes: float) -> str:
-    """Bytes as B, KiB or MiB."""
-    for unit in ("B", "KiB"):
-        if num_bytes < 1024:
-            return f"{num_bytes:.3g} {unit}"
+    """Bytes as B, KiB or MiB, to three digits or whole."""
+    units = ["B", "KiB", "MiB"]
+    while num_bytes >= 1024 and len(units) > 1:
         num_bytes /= 1024
-    return f"{num_bytes:,.3g} MiB"
+        del units[0]
+    return f"{num_bytes:,.0f} {units[0]}" if num_bytes >= 100 else f"{num_bytes:.3g} {units[0]}"
 
 
 def cell_of(value: Any) -> Cell:
