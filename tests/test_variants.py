@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from headwise.variants import variant_of
+from headwise.variants import beside_common, choices_of, common_choices, variant_of
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,25 @@ from headwise.variants import variant_of
 )
 def test_variant(overrides: list[str], variant: str) -> None:
     assert variant_of(overrides) == variant
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [[], ["rank=r8"], ["method.scale=-1", "rank=r8"], ["method.scale=-.5", "protocol.lr=1e-3", "ne=ne3"]],
+)
+def test_choices_of_a_variant(overrides: list[str]) -> None:
+    alone = sorted(variant_of([override]) for override in overrides)
+    assert sorted(choices_of(variant_of(overrides))) == alone
+
+
+def test_choices_that_all_share_name_no_row() -> None:
+    variants = ["ne3-scale-1-vit_nano", "ne6-scale-1-vit_nano", "ne3-scale-1-vit_nano"]
+    common = common_choices(variants)
+    assert common == ["scale-1", "vit_nano"]
+    assert [beside_common(variant, common) for variant in variants] == ["ne3", "ne6", "ne3"]
+    assert beside_common("scale-1-vit_nano", common) == "base"
+    assert common_choices([*variants, "base"]) == []
+    assert common_choices([]) == []
 
 
 def test_the_order_of_overrides_does_not_matter() -> None:

@@ -64,6 +64,21 @@ def test_other_images_stand_apart_and_a_missing_probe_is_told() -> None:
     assert "No linear probe" in markdown([first])
 
 
+def test_a_choice_of_all_rows_is_said_once_and_hides_no_probe() -> None:
+    results = [
+        made("linear", 80.0, spec=PROBE, variant="vit_nano"),
+        made("lora", 79.0, variant="vit_nano"),
+        made("linear", 85.0, spec=PROBE, protocol={"lr": 1}, variant="lr1-vit_nano"),
+    ]
+    (lineup,) = lineups(results)
+    assert [(line.method, line.below_probe) for line in lineup.lines] == [
+        ("linear (lr1)", False),
+        ("linear", False),
+        ("lora", True),
+    ]
+    assert "Every row: vit_nano." in lineup.notes
+
+
 def test_what_was_not_measured_stays_empty() -> None:
     (lineup,) = lineups([run("lora", "eurosat", accuracy=(90.0,))])
     assert markdown([lineup]).splitlines()[-1].endswith("| 90.00 |  |  |  |")

@@ -169,7 +169,11 @@ def test_copies_count_once_and_names_are_shown_when_there_are_several():
 
 def test_variants_are_rows():
     table = one([run("heart", variant="ne3-s10"), run("heart", variant="ne6-s10", recipe={"ne": 6})])
-    assert set(table.cells["row"]) == {"heart (ne3-s10)", "heart (ne6-s10)"}
+    assert set(table.cells["row"]) == {"heart (ne3)", "heart (ne6)"}
+    assert "Every row: s10." in table.notes
+    table = one([run("heart", variant="ne3-s10"), run("heart")])
+    assert set(table.cells["row"]) == {"heart (ne3-s10)", "heart"}
+    assert set(one([run("heart", variant="ne3-s10")]).cells["row"]) == {"heart (ne3-s10)"}
 
 
 def test_labels_are_in_the_caption():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jinja2
 from markupsafe import Markup
@@ -161,12 +161,14 @@ def _chapters(made: Sequence[Table], split: Sequence[Setting], every: Sequence[R
         title = f"{title} ({taken + 1})" if taken else title
         first = chapters[0].title if chapters else title
         table.notes = [note.replace("than the first table:", f"than {first}:") for note in table.notes]
-        chapters.append(_chapter(table, results, every, title, f"{slugged(title)}-{len(chapters) + 1}"))
+        slug = f"{slugged(title)}-{len(chapters) + 1}"
+        chapters.append(_chapter(table, replace(setting, results=results), every, title, slug))
     return sorted(chapters, key=lambda chapter: not chapter.lacking)
 
 
-def _chapter(table: Table, results: Sequence[Result], every: Sequence[Result], title: str, slug: str) -> Chapter:
-    where, _ = places(results)
+def _chapter(table: Table, setting: Setting, every: Sequence[Result], title: str, slug: str) -> Chapter:
+    results = setting.results
+    where, _ = places(results, common=setting.common)
     found = gains.comparisons(results, where, every)
     lacking = gains.missing(results, where, found)
     badges = {row: "no control" for (_, row), controls in lacking.items() if any(controls.values())}

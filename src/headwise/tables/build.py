@@ -7,7 +7,7 @@ What is compared with what is decided in `comparable`, differences are formed in
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
@@ -28,6 +28,7 @@ from headwise.tables.comparable import (
     places,
     recorded,
     settings,
+    shared_choices,
     tested,
     varied,
 )
@@ -137,7 +138,7 @@ def compare(
     split = settings(distinct(results), pool)
     made = []
     for name, notes, setting in _titled(split, title):
-        where, apart = places(setting.results, pool)
+        where, apart = places(setting.results, pool, setting.common)
         lines = frame(setting.results, where)
         try:
             found = against(lines, first, second)
@@ -148,12 +149,14 @@ def compare(
             shown = [result for result in setting.results if where[result.key][0] in rows]
             order = _order(setting.results, where)
             cells = summarise(lines[lines["row"].isin(rows)], True, order)
-            caption = [CELLS, *_facts(Setting(setting.shared, shown), pool), SPENT, *apart]
+            caption = [CELLS, *_facts(replace(setting, results=shown), pool), SPENT, *apart]
             costs = _costs(shown, where)
             made.append(Table(name, [*notes, *caption], cells, costs, summarise(found, False, order), contrasts(found)))
     if not made:
         every = [result for setting in split for result in setting.results]
-        against(frame(every, places(every, pool=True)[0]), first, second)  # names a row that is nowhere
+        against(
+            frame(every, places(every, True, shared_choices(every))[0]), first, second
+        )  # names a row that is nowhere
         raise ConfigError(f"{first!r} and {second!r} share no task and seed in one setting. {_parting(split)}")
     return made
 
@@ -243,7 +246,7 @@ def _table(
     setting: Setting, title: str, notes: list[str], every: Sequence[Result], pool: bool, published: str
 ) -> Table:
     results = [result for result in setting.results if tested(result)]
-    where, apart = places(results, pool)
+    where, apart = places(results, pool, setting.common)
     lines, order = frame(results, where), _order(results, where)
     differences_ = pair(results, where, every)
     cells, paired, together = (
@@ -279,6 +282,8 @@ def _facts(setting: Setting, pool: bool) -> list[str]:
         kinds = {fingerprint({part: value}): _named(value) for value in values}
         facts.append(f"{part}: {' and '.join(kinds.values())}" + (" (POOLED)" if pool and len(kinds) > 1 else ""))
     lines = [f"{len(results)} results, seeds {seeds}; {'; '.join(facts)}."]
+    if setting.common:
+        lines.append(f"Every row: {', '.join(setting.common)}.")
     stamps: dict[str, list[Result]] = {}
     for result in results:
         for stamp in result.labels:

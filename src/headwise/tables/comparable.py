@@ -14,6 +14,7 @@ from typing import Any
 
 from headwise.results.fingerprint import canonical, differences, fingerprint, leaves
 from headwise.results.records import PhaseResult, Result, RunKey
+from headwise.variants import BASE, beside_common, common_choices
 
 GROUP_SIZES = {"natural": 7, "specialized": 4, "structured": 8}
 """Tasks per group of VTAB-1k. Averages exist only over all of them."""
@@ -31,6 +32,8 @@ class Setting:
 
     shared: dict[str, Any]
     results: list[Result] = field(default_factory=list)
+    common: Sequence[str] = ()
+    """Choices that every result of every setting made: no row is named by them."""
 
 
 def distinct(results: Iterable[Result]) -> list[Result]:
@@ -44,10 +47,17 @@ def distinct(results: Iterable[Result]) -> list[Result]:
 def settings(results: Sequence[Result], pool: bool = False) -> list[Setting]:
     """Split results by weights and protocol, the largest part first."""
     found: dict[str, Setting] = {}
+    common = shared_choices(results)
     for result in results:
         shared = {part: recorded(result, part) for part in ("weights", "protocol")}
-        found.setdefault("" if pool else fingerprint(shared), Setting(shared)).results.append(result)
+        found.setdefault("" if pool else fingerprint(shared), Setting(shared, common=common)).results.append(result)
     return sorted(found.values(), key=lambda setting: -len(setting.results))
+
+
+def shared_choices(results: Iterable[Result]) -> list[str]:
+    """Return the choices that name no row because all made them; none where there is only one row."""
+    rows = sorted({(result.key.method, result.key.variant) for result in results})
+    return common_choices(variant for _, variant in rows) if len(rows) > 1 else []
 
 
 def recorded(result: Result, part: str) -> Any:
@@ -62,18 +72,18 @@ def recorded(result: Result, part: str) -> Any:
     return value
 
 
-def places(results: Sequence[Result], pool: bool = False) -> tuple[Places, list[str]]:
+def places(results: Sequence[Result], pool: bool = False, common: Sequence[str] = ()) -> tuple[Places, list[str]]:
     """Return the row and column of each result, and notes on what was kept apart.
 
-    A column is a task, numbered ``svhn [2]`` where its images differ; a row is a method and its variant, numbered
-    where the results of one cell do not share one configuration (seeds apart).
+    A column is a task, numbered ``svhn [2]`` where its images differ; a row is a method and its variant (without
+    the `common` choices), numbered where the results of one cell do not share one configuration (seeds apart).
     """
     notes: list[str] = []
     several = len({result.key.name for result in results}) > 1
     columns = _apart(results, lambda r: (r.key.dataset, ""), lambda r: recorded(r, "data"), "data", notes, pool)
     rows = _apart(
         results,
-        lambda r: (_row(r.key, several), columns[r.key]),
+        lambda r: (_row(r.key, several, common), columns[r.key]),
         lambda r: _without_seed(r.identity),
         "",
         notes,
@@ -138,9 +148,15 @@ def few(lines: Sequence[str], limit: int = 6) -> str:
     return "; ".join(lines[:limit]) + more
 
 
-def _row(key: RunKey, with_name: bool) -> str:
-    row = key.method if key.variant == "base" else f"{key.method} ({key.variant})"
+def _row(key: RunKey, with_name: bool, common: Sequence[str]) -> str:
+    row = named(key, common)
     return f"{key.name}: {row}" if with_name else row
+
+
+def named(key: RunKey, common: Sequence[str]) -> str:
+    """Return a run's method, with its variant in brackets if that has more than the `common` choices."""
+    variant = beside_common(key.variant, common)
+    return key.method if variant == BASE else f"{key.method} ({variant})"
 
 
 def _without_seed(value: Any) -> Any:

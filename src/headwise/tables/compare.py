@@ -111,7 +111,7 @@ def comparisons(results: Iterable[Result], row_id: str | None = None) -> list[Co
     made: list[Comparison] = []
     every = distinct(results)
     for setting in settings(every):
-        where, _ = places(setting.results)
+        where, _ = places(setting.results, common=setting.common)
         rows: dict[str, list[Result]] = {}
         for result in setting.results:
             if tested(result) and printed.column_of(result):

@@ -8,7 +8,8 @@ from typing import Any
 
 from headwise.results.fingerprint import fingerprint
 from headwise.results.records import Result
-from headwise.tables.comparable import distinct, epochs, recorded, tested
+from headwise.tables.comparable import distinct, epochs, named, recorded, shared_choices, tested
+from headwise.variants import BASE, beside_common
 
 PROBE = "headwise.methods.baselines.Linear"
 HEAD = ("method", "parameters", "head", "stored B", "epochs", "accuracy %", "train loss", "ms / step", "peak MiB")
@@ -20,7 +21,7 @@ class Line:
     """One run.
 
     Attributes:
-        method: with its variant where it has one.
+        method: with its variant where it has one, without choices that all rows share.
         seed: of the run.
         parameters: of the backbone, trained, all tested phases together.
         head: parameters of the classifier.
@@ -72,29 +73,31 @@ def lineups(results: Iterable[Result]) -> list[Lineup]:
 
 
 def _lineup(results: Sequence[Result]) -> Lineup:
-    probes = {result.key.seed: result.accuracy for result in results if _is_probe(result)}
-    lines = [_line(result, probes.get(result.key.seed)) for result in results]
+    common = shared_choices(results)
+    probes = {result.key.seed: result.accuracy for result in results if _is_probe(result, common)}
+    lines = [_line(result, probes.get(result.key.seed), common) for result in results]
     first = results[0]
     weights: Any = recorded(first, "weights")
     name = weights.get("name", "backbone") if isinstance(weights, dict) else "backbone"
     return Lineup(
         title=f"{first.key.dataset}, {name}",
-        notes=_notes(results, probes),
+        notes=_notes(results, probes, common),
         lines=sorted(lines, key=lambda line: (-line.accuracy, line.parameters, line.method)),
     )
 
 
-def _is_probe(result: Result) -> bool:
-    return [phase.method.get("_target_") for phase in result.phases] == [PROBE] and result.key.variant == "base"
+def _is_probe(result: Result, common: Sequence[str]) -> bool:
+    alone = [phase.method.get("_target_") for phase in result.phases] == [PROBE]
+    return alone and beside_common(result.key.variant, common) == BASE
 
 
-def _line(result: Result, probe: float | None) -> Line:
+def _line(result: Result, probe: float | None, common: Sequence[str]) -> Line:
     key, phases = result.key, tested(result)
     steps = sum(phase.steps for phase in result.phases)
     peaks = [phase.peak_memory for phase in result.phases if phase.peak_memory is not None]
     accuracy = float(result.accuracy or 0.0)
     return Line(
-        method=key.method if key.variant == "base" else f"{key.method} ({key.variant})",
+        method=named(key, common),
         seed=key.seed,
         parameters=sum(phase.num_tunable for phase in phases),
         head=phases[-1].num_head,
@@ -108,7 +111,7 @@ def _line(result: Result, probe: float | None) -> Line:
     )
 
 
-def _notes(results: Sequence[Result], probes: dict[int, float | None]) -> list[str]:
+def _notes(results: Sequence[Result], probes: dict[int, float | None], common: Sequence[str]) -> list[str]:
     seeds = sorted({result.key.seed for result in results})
     images = sorted({f"{tested(result)[-1].num_test} " for result in results if tested(result)[-1].num_test})
     notes = [
@@ -119,6 +122,8 @@ def _notes(results: Sequence[Result], probes: dict[int, float | None]) -> list[s
         "ms / step is the time of the training epochs over their steps; peak MiB is the highest memory during "
         "training, of a CPU the resident set of the process (interpreter, libraries, network and images included).",
     ]
+    if common:
+        notes.append(f"Every row: {', '.join(common)}.")
     machines = {
         f"{machine.get('accelerator') or 'cpu'}, {machine.get('cpu')}, {machine.get('threads')} thread(s)"
         for machine in (result.machine for result in results)
