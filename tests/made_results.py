@@ -67,6 +67,20 @@ def run(method="lora", dataset="svhn", seed=0, *, accuracy=(90.0,), group="natur
     return Result(key=key, identity=identity, config=config, phases=phases, provenance=provenance, **fields)
 
 
+FEWSHOT = ("aircraft", "cars196", "flowers102", "food101", "pets")
+
+
+def few(method="lora", dataset="pets", number=1, draw=0, *, accuracy=90.0, **fields) -> Result:
+    """A run on a few-shot set, as a sweep over shots and draws leaves it: other images for each."""
+    variant = fields.pop("variant", f"draw{draw}-shots{number}")
+    data = f"{dataset} {number} {draw}"
+    made = run(method, dataset, accuracy=(accuracy,), group="fewshot", variant=variant, data=data, **fields)
+    made.identity["data"] = {"fingerprint": data}
+    made.identity["provenance"] = ""
+    made.config["dataset"] |= {"shots": number, "draw": draw}
+    return made
+
+
 def suite(method="lora", seeds=(0, 1), skip=(), **fields):
     return [
         run(method, task, seed, group=group, accuracy=(50.0 + place + seed,), **fields)

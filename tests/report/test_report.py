@@ -26,7 +26,7 @@ from headwise.report.page import report
 from headwise.results.records import Result
 from headwise.results.store import ResultStore
 from headwise.tables.comparable import places
-from made_results import LORA, TASKS, run, write
+from made_results import FEWSHOT, LORA, TASKS, few, run, write
 
 REPO = Path(__file__).parents[2]
 HEADS = {"_target_": "headwise.methods.hs_lora.HeadLoRA", "rank": 2}
@@ -141,7 +141,7 @@ def test_a_second_phase_is_compared_with_its_own_first_and_all_controls() -> Non
     assert [c.mean for c in found.values()] == pytest.approx([5.0, 2.0, 4.0, 2.0])
     assert {c.row for c in found.values()} == {"hs_lora"}  # the control of equal size is no row of its own
     assert found["P1"].sum.pairs == 3
-    assert found["P1"].num_seeds == 3
+    assert found["P1"].num_repeats == 3
 
 
 def test_heads_off_are_compared_with_the_run_without_and_with_random_ones() -> None:
@@ -171,7 +171,7 @@ def test_a_control_that_is_missing_on_one_seed_is_missing() -> None:
 def row(longer: list[float], equal: list[float] | None = None) -> list[Comparison]:
     kinds = {"P1": [5.0] * 6, "longer P1": longer, **({"equal-size LoRA": equal} if equal else {})}
     return [
-        Comparison("phase", "hs", name, tuple(Difference("svhn", seed, v) for seed, v in enumerate(values)))
+        Comparison("phase", "hs", name, tuple(Difference("svhn", (seed, 0), v) for seed, v in enumerate(values)))
         for name, values in kinds.items()
     ]
 
@@ -267,6 +267,25 @@ def test_curves_over_tasks_are_means_of_what_all_tasks_have() -> None:
     (link,) = [a for tag, a in page.tags if tag == "a" and str(a.get("download")).endswith("heads-off-1.csv")]
     rows = list(csv.DictReader(io.StringIO(unquote(str(link["href"]).partition(",")[2]))))
     assert {row["heads off"] for row in rows} == {"0.0", "1.0"}
+
+
+def test_few_shot_curves_are_means_over_draws() -> None:
+    made = [
+        few(method, name, number, draw, accuracy=40.0 + number + draw + place)
+        for method in ("lora", "bi_lora")
+        for place, name in enumerate(FEWSHOT)
+        for number in (1, 4)
+        for draw in range(3)
+    ]
+    page = Page(report(made))
+    assert "Images per class" in page.text
+    assert [text for text in page.words if text.startswith("mean of 5 few-shot sets")]
+    links = [a for tag, a in page.tags if tag == "a" and "-shots-" in str(a.get("download"))]
+    assert len(links) == 1 + len(FEWSHOT)
+    rows = list(csv.DictReader(io.StringIO(unquote(str(links[0]["href"]).partition(",")[2]))))
+    assert [(row["method"], row["shots"], float(row["mean"]), float(row["std"]), row["n"]) for row in rows] == [
+        (method, str(number), 43.0 + number, 1.0, "3") for method in ("bi_lora", "lora") for number in (1, 4)
+    ]
 
 
 def test_nothing_is_loaded_and_the_policy_forbids_it() -> None:

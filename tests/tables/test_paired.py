@@ -125,7 +125,7 @@ ACCURACIES = lines(
 
 def test_two_rows_meet_where_both_have_task_and_seed() -> None:
     found = against(ACCURACIES, "hs", "lora (e)")
-    assert found[["row", "phase", "column", "seed", "value"]].values.tolist() == [
+    assert found[["row", "phase", "column", "repeat", "value"]].values.tolist() == [
         ["hs", "P2 - lora (e) P1", "a", 0, 1.0],
         ["hs", "P2 - lora (e) P1", "b", 1, -0.5],
     ]

@@ -10,8 +10,9 @@ import sys
 
 import pytest
 
-from headwise.tables.build import AVERAGES, Table, recorded, tables
-from made_results import LORA, PROTOCOL, run, suite
+from headwise.tables.build import AVERAGES, Table, compare, recorded, tables
+from headwise.tables.render import render
+from made_results import FEWSHOT, LORA, PROTOCOL, few, run, suite
 
 
 def one(results, **options) -> Table:
@@ -107,7 +108,10 @@ def test_tasks_of_other_benchmarks_do_not_enter_an_average():
         [*suite(), run(dataset="food", group="fewshot", accuracy=(0.0,)), run(dataset="food", seed=1, group="")]
     )
     assert cell(table, "lora", "mean_19")["mean"] == pytest.approx(59.5)
-    assert list(dict.fromkeys(table.cells["column"]))[-6:] == ["food", *AVERAGES]
+    assert list(dict.fromkeys(table.cells["column"]))[-6:] == [
+        "food",
+        *(name for name in AVERAGES if name != "mean_fewshot"),
+    ]
 
 
 def test_columns_stand_in_the_order_of_their_groups():
@@ -174,6 +178,46 @@ def test_variants_are_rows():
     table = one([run("heart", variant="ne3-s10"), run("heart")])
     assert set(table.cells["row"]) == {"heart (ne3-s10)", "heart"}
     assert set(one([run("heart", variant="ne3-s10")]).cells["row"]) == {"heart (ne3-s10)"}
+
+
+def test_draws_of_few_shot_sets_count_as_seeds():
+    runs = [
+        few("lora", name, 4, draw, accuracy=50.0 + draw + 5 * place)
+        for place, name in enumerate(FEWSHOT)
+        for draw in range(3)
+    ]
+    table = one([*runs, *(few("lora", "pets", 8, draw) for draw in range(2))])
+    assert set(table.cells["row"]) == {"lora (shots4)", "lora (shots8)"}
+    pets = cell(table, "lora (shots4)", "pets")
+    assert (pets["mean"], pets["std"], pets["n"], pets["group"]) == (71.0, 1.0, 3, "fewshot")
+    mean = cell(table, "lora (shots4)", "mean_fewshot")
+    assert (mean["mean"], mean["std"], mean["n"]) == (61.0, 1.0, 3)
+    assert not len(table.cells[(table.cells["row"] == "lora (shots8)") & (table.cells["column"] == "mean_fewshot")])
+    assert "kept apart" not in said(table)
+    assert "Draws of few-shot sets, which count as seeds do: 0, 1, 2." in table.notes
+    assert "mean_fewshot is the mean over the 5 few-shot sets" in said(table)
+    assert "all 19 tasks" not in said(table)
+
+
+def test_rows_are_in_the_order_of_their_numbers():
+    found = render([one([few("lora", "pets", number) for number in (16, 1, 2)])], "md")
+    rows = [text for text in found.splitlines() if text.startswith("| lora")]
+    assert [text.partition(" |")[0] for text in rows] == ["| lora (shots1)", "| lora (shots2)", "| lora (shots16)"]
+
+
+def test_few_shot_rows_are_paired_draw_by_draw():
+    ours = [few("bi_lora", "pets", 1, draw, accuracy=60.0 + draw) for draw in range(3)]
+    theirs = [few("lora", "pets", 1, draw, accuracy=59.0 - draw) for draw in range(1, 3)]
+    (table,) = compare([*ours, *theirs], "bi_lora", "lora")
+    found = cell(table, "bi_lora", "pets", "P1 - lora P1", "paired")
+    assert (found["mean"], found["n"]) == (4.0, 2)
+
+
+def test_other_images_of_one_draw_are_told():
+    other = few("bi_lora", "pets", 1, 0)
+    other.provenance["data"]["fingerprint"] = "other"
+    table = one([few("lora", "pets", 1, 0), other])
+    assert "Results of pets on 1 shots, draw 0 are kept apart as pets [2]" in said(table)
 
 
 def test_labels_are_in_the_caption():

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from headwise.results.records import PhaseResult, Result
-from headwise.tables.comparable import Places, tested
+from headwise.tables.comparable import Places, repeat, tested
 from headwise.tables.controls import CONTROLS as PHASE_CONTROLS
 from headwise.tables.controls import EQUAL_SIZE, is_size_control, matches
 from headwise.tables.paired import Contrast, contrast
@@ -33,12 +33,12 @@ class Difference:
 
     Attributes:
         column: the task.
-        seed: of both runs.
+        repeat: seed and draw of both runs.
         value: accuracy of the head-wise run minus that of the other, percentage points.
     """
 
     column: str
-    seed: int
+    repeat: tuple[int, int]
     value: float
 
 
@@ -65,9 +65,9 @@ class Comparison:
         return self.sum.mean
 
     @property
-    def num_seeds(self) -> int:
-        """Number of seeds."""
-        return len({found.seed for found in self.pairs})
+    def num_repeats(self) -> int:
+        """Number of seeds; of few-shot sets, of seeds and draws."""
+        return len({found.repeat for found in self.pairs})
 
     @property
     def interval(self) -> tuple[float | None, float | None]:
@@ -120,13 +120,13 @@ def comparisons(results: Sequence[Result], where: Places, every: Sequence[Result
         row, column = where[match.result.key]
         if row not in controls:
             kind = HEADS if match.phase == "P1" else PHASE
-            difference = Difference(column, match.result.key.seed, match.value)
+            difference = Difference(column, repeat(match.result), match.value)
             found.setdefault((kind, row, match.against), []).append(difference)
     for key, difference in _masked(results, where):
         found.setdefault(key, []).append(difference)
     order = ("P1", *CONTROLS[PHASE], *CONTROLS[MASK], *MASKS.values())
     places, kinds = ({name: place for place, name in reversed(list(enumerate(names)))} for names in (order, QUESTIONS))
-    made = [Comparison(*key, tuple(sorted(pairs, key=lambda p: (p.column, p.seed)))) for key, pairs in found.items()]
+    made = [Comparison(*key, tuple(sorted(pairs, key=lambda p: (p.column, p.repeat)))) for key, pairs in found.items()]
     return sorted(made, key=lambda c: (kinds[c.kind], c.row, places.get(c.against, len(order)), c.against))
 
 
@@ -150,15 +150,15 @@ def missing(
         where: their rows and columns.
         found: their comparisons.
     """
-    wanted: dict[tuple[str, str], set[tuple[str, int]]] = {}
+    wanted: dict[tuple[str, str], set[tuple[str, tuple[int, int]]]] = {}
     for result in results:
         row, column = where[result.key]
         if len(tested(result)) > 1 and not is_size_control(tested(result)):
-            wanted.setdefault((PHASE, row), set()).add((column, result.key.seed))
+            wanted.setdefault((PHASE, row), set()).add((column, repeat(result)))
         last = result.phases[-1]
         if last.accuracy is not None and is_masked(last) and gate_of(last).get("mode") not in MASKS:
-            wanted.setdefault((MASK, row), set()).add((column, result.key.seed))
-    have = {(c.kind, c.row, c.against): {(p.column, p.seed) for p in c.pairs} for c in found}
+            wanted.setdefault((MASK, row), set()).add((column, repeat(result)))
+    have = {(c.kind, c.row, c.against): {(p.column, p.repeat) for p in c.pairs} for c in found}
     wanted |= {(kind, row): pairs for (kind, row, _), pairs in have.items() if kind == HEADS}
     order = list(QUESTIONS)
     return {
@@ -193,7 +193,7 @@ def _masked(results: Sequence[Result], where: Places) -> list[tuple[tuple[str, s
         others |= {name: controls.get((ground(result), _amount(last), name)) for name in MASKS.values()}
         for name, other in others.items():
             if other is not None:
-                lines.append(((MASK, row, name), Difference(column, result.key.seed, last.accuracy - other)))
+                lines.append(((MASK, row, name), Difference(column, repeat(result), last.accuracy - other)))
     return lines
 
 

@@ -1,4 +1,4 @@
-"""The pictures of one table of results: accuracy against parameters, over heads off, and what heads scored.
+"""The pictures of one table of results: accuracy against parameters, over shots, over heads off, and what heads scored.
 
 Every picture comes with the data that it shows. Never imports torch.
 """
@@ -18,7 +18,7 @@ from headwise.report.figures import Spot
 from headwise.report.grids import Grid
 from headwise.results.records import Result
 from headwise.tables.build import AVERAGES, Table
-from headwise.tables.comparable import Places
+from headwise.tables.comparable import FEWSHOT_SETS, Places, named, repeat, shots
 from headwise.tables.twins import ground
 
 
@@ -56,7 +56,34 @@ def scatters(table: Table, results: Sequence[Result], where: Places, slug: str) 
     return made
 
 
-Seeds = dict[int, float]
+Seeds = dict[tuple[int, int], float]
+"""Accuracies by seed and draw."""
+
+
+def over_shots(results: Sequence[Result], where: Places, common: Sequence[str], slug: str) -> list[Figure]:
+    """Accuracy of the last phase over images per class: a picture per few-shot set, before them the mean of all five.
+
+    Args:
+        results: of one table.
+        where: their rows and columns.
+        common: choices that name no row.
+        slug: of the table.
+    """
+    sets: dict[str, dict[str, dict[float, Seeds]]] = {}
+    for result in results:
+        number, accuracy = shots(result), result.phases[-1].accuracy
+        if number is not None and accuracy is not None:
+            line = named(result, [*common, f"shots{number}"])
+            points = sets.setdefault(where[result.key][1], {}).setdefault(line, {})
+            points.setdefault(number, {})[repeat(result)] = accuracy
+    pictures = list(sets.items())
+    if len(sets) == FEWSHOT_SETS:
+        lines = _mean_lines(list(sets.values()))
+        pictures = [(f"mean of {FEWSHOT_SETS} few-shot sets", lines)] * bool(lines) + pictures
+    return [
+        _lines(title, lines, f"{slug}-shots-{place}", ("method", "shots", "images per class"))
+        for place, (title, lines) in enumerate(pictures, start=1)
+    ]
 
 
 @dataclass
@@ -84,20 +111,25 @@ def curves(results: Sequence[Result], where: Places, slug: str) -> list[Figure]:
         last = result.phases[-1]
         if last.accuracy is None:
             continue
-        rest = {name: value for name, value in result.identity.items() if name != "seed"}
-        key = where[result.key][1], ground(dataclasses.replace(result, identity=rest))
+        several = ("seed",) if shots(result) is None else ("seed", "data")  # every draw has images of its own
+        rest = {name: value for name, value in result.identity.items() if name not in several}
+        key = _task(result, where), ground(dataclasses.replace(result, identity=rest))
         family = families.setdefault(key, Family(str(last.method.get("_target_", "")).rpartition(".")[2]))
         if gains.is_masked(last):
             seeds = family.lines.setdefault(_gate_name(result), {}).setdefault(gains.heads_off(last), {})
         else:
             family.base = family.base if family.plain else result.key.method
             seeds = family.plain
-        seeds.setdefault(result.key.seed, last.accuracy)
-    drawn = [(column, family) for (column, _), family in families.items() if family.lines]
-    bases: dict[str, list[Family]] = {}
-    for _, family in drawn:
-        bases.setdefault(family.base, []).append(family)
-    means = [(f"mean of {len(tasks)} tasks", _mean(base, tasks)) for base, tasks in bases.items() if len(tasks) > 1]
+        seeds.setdefault(repeat(result), last.accuracy)
+    drawn = [(task, family) for (task, _), family in families.items() if family.lines]
+    bases: dict[tuple[str, str], list[Family]] = {}
+    for task, family in drawn:
+        bases.setdefault((family.base, task.partition(",")[2]), []).append(family)
+    means = [
+        (f"mean of {len(tasks)} tasks{f',{number}' if number else ''}", _mean(base, tasks))
+        for (base, number), tasks in bases.items()
+        if len(tasks) > 1
+    ]
     every = [(title, family) for title, family in [*means, *drawn] if family.lines]
     return [
         _curve(f"{title}: {family.base}", family, f"{slug}-heads-off-{number}")
@@ -105,14 +137,24 @@ def curves(results: Sequence[Result], where: Places, slug: str) -> list[Figure]:
     ]
 
 
+def _task(result: Result, where: Places) -> str:
+    """The column of a run, with the shots of a few-shot set after a comma."""
+    column = where[result.key][1]
+    return column if shots(result) is None else f"{column}, {shots(result)} shots"
+
+
 def _mean(base: str, tasks: Sequence[Family]) -> Family:
     """Means over tasks, formed per seed, of what every task has."""
-    mean = Family(base, plain=_means([task.plain for task in tasks]))
-    for label in tasks[0].lines:
-        for x in tasks[0].lines[label]:
-            if seeds := _means([task.lines.get(label, {}).get(x, {}) for task in tasks]):
-                mean.lines.setdefault(label, {})[x] = seeds
-    return mean
+    return Family(base, _mean_lines([task.lines for task in tasks]), _means([task.plain for task in tasks]))
+
+
+def _mean_lines(tasks: Sequence[dict[str, dict[float, Seeds]]]) -> dict[str, dict[float, Seeds]]:
+    lines: dict[str, dict[float, Seeds]] = {}
+    for label in tasks[0]:
+        for x in tasks[0][label]:
+            if seeds := _means([task.get(label, {}).get(x, {}) for task in tasks]):
+                lines.setdefault(label, {})[x] = seeds
+    return lines
 
 
 def _means(tasks: Sequence[Seeds]) -> Seeds:
@@ -122,24 +164,45 @@ def _means(tasks: Sequence[Seeds]) -> Seeds:
 
 
 def _curve(title: str, family: Family, name: str) -> Figure:
+    level = ("no head off", family.plain)
+    made = _lines(title, family.lines, name, ("gate", "heads off", "heads off per layer"), level)
+    return made if family.plain else dataclasses.replace(made, caption="The same run with no head off is missing.")
+
+
+def _lines(
+    title: str,
+    lines: dict[str, dict[float, Seeds]],
+    name: str,
+    axes: tuple[str, str, str],
+    level: tuple[str, Seeds] | None = None,
+) -> Figure:
+    """A line per label, of means over seeds with their deviations, and a level across.
+
+    Args:
+        title: beside what is drawn.
+        lines: by label and place on the axis.
+        name: of the data's file.
+        axes: what a line is, what the axis is, and what is written at it.
+        level: its label and accuracies.
+    """
+    kind, over, written = axes
     drawn: dict[str, list[Spot]] = {}
     table: list[list[object]] = []
-    for label, points in family.lines.items():
+    for label, points in lines.items():
         drawn[label] = []
         for x, seeds in sorted(points.items()):
             values = list(seeds.values())
             mean, std = statistics.fmean(values), _std(values)
-            drawn[label].append(Spot(x, mean, std, tip=f"{label}, {x:g} off: {mean:.2f} %, n = {len(values)}"))
+            drawn[label].append(Spot(x, mean, std, tip=f"{label}, {x:g} {over}: {mean:.2f} %, n = {len(values)}"))
             table.append([label, x, mean, std, len(values)])
-    level, legend = None, [(figures.swatch(number), label) for number, label in enumerate(drawn)]
-    if family.plain:
-        values = list(family.plain.values())
-        level, number = statistics.fmean(values), len(values)
-        table.append(["no head off", 0.0, level, _std(values), number])
-        legend.append((figures.swatch(None), f"no head off: {level:.2f} %, n = {number}"))
-    svg = figures.curves(drawn, level, f"Accuracy over heads off, {title}", "heads off per layer", "accuracy, %")
-    caption = "" if family.plain else "The same run with no head off is missing."
-    return Figure(title, svg, grids.plain(name, ["gate", "heads off", "mean", "std", "n"], table), caption, legend)
+    height, legend = None, [(figures.swatch(number), label) for number, label in enumerate(drawn)]
+    if level and level[1]:
+        label, values = level[0], list(level[1].values())
+        height = statistics.fmean(values)
+        table.append([label, 0.0, height, _std(values), len(values)])
+        legend.append((figures.swatch(None), f"{label}: {height:.2f} %, n = {len(values)}"))
+    svg = figures.curves(drawn, height, f"Accuracy over {over}, {title}", written, "accuracy, %")
+    return Figure(title, svg, grids.plain(name, [kind, over, "mean", "std", "n"], table), "", legend)
 
 
 def _std(values: Sequence[float]) -> float | None:

@@ -16,7 +16,7 @@ import pandas as pd
 from headwise.report.gains import heads_off, masks
 from headwise.results.records import PhaseResult, Result
 from headwise.tables.build import AVERAGES, Table
-from headwise.tables.comparable import Places, tested
+from headwise.tables.comparable import Places, natural, tested
 
 _SHORT = 12
 FIRST = (*AVERAGES[-2:], *AVERAGES[:-2])
@@ -103,7 +103,7 @@ def accuracies(table: Table, name: str, badges: Mapping[str, str]) -> Grid:
     known = {(c.row, c.column, c.phase): c for c in cells.itertuples()}
     single = {phase for _, phase in pairs} == {"P1"}
     body = []
-    for row in sorted(set(cells["row"])):
+    for row in sorted(set(cells["row"]), key=natural):
         line = [Cell(row, badge=badges.get(row, "")), _range(costs.loc[row, "parameters"])]
         for column, phase in pairs:
             cell = known.get((row, column, phase))

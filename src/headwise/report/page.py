@@ -22,7 +22,7 @@ from headwise.report.grids import Grid
 from headwise.report.summary import Lacking, questions
 from headwise.results.records import Result
 from headwise.tables.build import Table, tables
-from headwise.tables.comparable import Places, Setting, distinct, places, settings, tested
+from headwise.tables.comparable import FEWSHOT, Places, Setting, distinct, places, settings, tested
 from headwise.tables.controls import CONTROLS
 from headwise.weights import ASSETS
 
@@ -39,7 +39,7 @@ CURES = {name: f"its gain over P1 proves little; run method={method} as well" fo
 """Why a control is needed, and how to make it."""
 FEW = 3
 """Tasks that a warning names; of more it says how many."""
-WHOLE = ("mean_19", "mean_groups")
+WHOLE = (f"mean_{FEWSHOT}", "mean_19", "mean_groups")
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,8 @@ class Chapter:
     """Heading, what it says, table."""
     scatters: Sequence[Figure]
     more_scatters: Sequence[Figure]
+    over_shots: Sequence[Figure]
+    more_over_shots: Sequence[Figure]
     curves: Sequence[Figure]
     more_curves: Sequence[Figure]
     maps: list[Figure]
@@ -183,6 +185,7 @@ def _chapter(table: Table, setting: Setting, every: Sequence[Result], title: str
         shown.append(("Published", "Rows of papers under the same protocol, and how far ours is off.", beside))
     scatters = gallery.scatters(table, results, where, slug)
     averages = [figure for figure in scatters if figure.title in WHOLE]
+    over_shots = gallery.over_shots(results, where, setting.common, slug)
     curves = gallery.curves(results, where, slug)
     maps = gallery.maps(results, where, slug)
     drawn = [gallery.head_map(*one, slug) for one in maps[:NUM_MAPS]]
@@ -196,6 +199,8 @@ def _chapter(table: Table, setting: Setting, every: Sequence[Result], title: str
         grids=shown,
         scatters=averages or scatters,
         more_scatters=[figure for figure in scatters if figure not in averages] if averages else [],
+        over_shots=over_shots[:IN_SIGHT],
+        more_over_shots=over_shots[IN_SIGHT:],
         curves=curves[:IN_SIGHT],
         more_curves=curves[IN_SIGHT:],
         maps=drawn[:IN_SIGHT],

@@ -128,12 +128,13 @@ def _question(kind: str, text: str, groups: Sequence[tuple[Part, str, Sequence[C
         begin = "In part" if gains.PAYS in verdicts else "Undecided" if gains.LEANS_YES in verdicts else "Not so far"
         headline = f"{begin}. Of {len(verdicts)} rows: {', '.join(counts)}."
     lines = [
-        (part.title, row, c.against, pair.column, pair.seed, pair.value)
+        (part.title, row, c.against, pair.column, *pair.repeat, pair.value)
         for part, row, found in groups
         for c in found
         for pair in c.pairs
     ]
-    data = grids.plain(f"pairs-{kind}", ["table", "method", "against", "task", "seed", "difference"], lines, 4)
+    head = ["table", "method", "against", "task", "seed", "draw", "difference"]
+    data = grids.plain(f"pairs-{kind}", head, lines, 4)
     ends = (f"\u2212{largest:g}", f"+{largest:g}")
     sentence = _sentence(groups[0][1], groups[0][2]) if len(groups) == 1 else _tally([found for *_, found in groups])
     return Question(text, headline, sentence, answers, ends, data)
@@ -169,7 +170,7 @@ def _sentence(row: str, found: Sequence[Comparison]) -> str:
 
 
 def _contrast(row: str, comparison: Comparison, largest: float) -> Contrast:
-    found, num_seeds = comparison.sum, comparison.num_seeds
+    found, repeats = comparison.sum, comparison.num_repeats
     low, high = comparison.interval
     mean, number = found.mean, found.pairs
     against = AGAINST.get(comparison.against, comparison.against)
@@ -183,5 +184,5 @@ def _contrast(row: str, comparison: Comparison, largest: float) -> Contrast:
         mark="gain" if mean > 0 else "loss" if mean < 0 else "",
         interval="" if low is None or high is None else f"{signed(low)} to {signed(high)}",
         counts=f"{found.wins} won, {f'{found.ties} tied, ' if found.ties else ''}{found.losses} lost",
-        extent=f"n = {number}: {found.tasks} task{'s' * (found.tasks > 1)}, {num_seeds} seed{'s' * (num_seeds > 1)}",
+        extent=f"n = {number}: {found.tasks} task{'s' * (found.tasks > 1)}, {repeats} seed{'s' * (repeats > 1)}",
     )

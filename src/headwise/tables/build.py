@@ -18,6 +18,8 @@ from headwise.results.records import Result
 from headwise.tables import printed
 from headwise.tables.beside import PUBLISHED, SHOW, beside
 from headwise.tables.comparable import (
+    FEWSHOT,
+    FEWSHOT_SETS,
     GROUP_SIZES,
     Places,
     Setting,
@@ -27,8 +29,10 @@ from headwise.tables.comparable import (
     group,
     places,
     recorded,
+    repeat,
     settings,
     shared_choices,
+    shots,
     tested,
     varied,
 )
@@ -64,8 +68,9 @@ __all__ = [
     "tested",
 ]
 
-GROUP_MEANS = tuple(f"mean_{name}" for name in GROUP_SIZES)
-AVERAGES = (*GROUP_MEANS, "mean_19", "mean_groups")
+SIZES = {FEWSHOT: FEWSHOT_SETS, **GROUP_SIZES}
+AVERAGES = (*(f"mean_{name}" for name in SIZES), "mean_19", "mean_groups")
+"""Columns of averages: each over all tasks of a group, then over all of VTAB-1k, or absent."""
 COSTS = ["row", "parameters", "head", "stored_bytes", "epochs"]
 CELLS = (
     "Test accuracy in percent after each tested phase (P1, P2): mean \u00b1 sample standard deviation (n - 1) over "
@@ -180,7 +185,7 @@ def _titled(split: Sequence[Setting], title: str) -> list[tuple[str, list[str], 
 
 
 def frame(results: Sequence[Result], where: Places) -> pd.DataFrame:
-    """Return one line per tested phase: ``row, phase, column, group, seed, value`` (percent).
+    """Return one line per tested phase: ``row, phase, column, group, repeat, value`` (percent).
 
     Phases without a test are not counted: ``P2`` is the second that was tested.
     """
@@ -205,7 +210,7 @@ def summarise(lines: pd.DataFrame, averages: bool = True, order: Mapping[str, in
     whole = pd.concat([lines, _averages(lines)]) if averages and len(lines) else lines
     keys = ["row", "phase", "column", "group"]
     cells = whole.groupby(keys)["value"].agg(mean="mean", std="std", n="count").reset_index()
-    groups = {name: place for place, name in enumerate((*GROUP_SIZES, "", "average"))}
+    groups = {name: place for place, name in enumerate((*GROUP_SIZES, FEWSHOT, "", "average"))}
     ranks = {**(order or {}), **{name: place for place, name in enumerate(AVERAGES)}}
     cells["place"], cells["rank"] = cells["group"].map(groups), cells["column"].map(ranks).fillna(len(ranks))
     cells = cells.sort_values(["place", "rank", "column", "row", "phase"], ignore_index=True)
@@ -220,25 +225,25 @@ def _order(results: Sequence[Result], where: Places) -> dict[str, int]:
 
 
 def _averages(lines: pd.DataFrame) -> pd.DataFrame:
-    """Lines of a group's mean where the group is whole, and of the means over all tasks where all 19 are there."""
+    """Lines of a group's mean where the group is whole, and of the means over VTAB where all 19 tasks are there."""
     made: list[tuple[Any, ...]] = []
     if lines["column"].str.endswith("]").any():  # a task on more than one set of images: no average is comparable
         return pd.DataFrame(made, columns=LINE)
-    tasks = lines[lines["group"].isin(list(GROUP_SIZES))]
-    parts = tasks.groupby(["row", "phase", "seed", "group"]).agg(
+    tasks = lines[lines["group"].isin(list(SIZES))]
+    parts = tasks.groupby(["row", "phase", "repeat", "group"]).agg(
         total=("value", "sum"), values=("value", "count"), columns=("column", "nunique")
     )
     sums: dict[tuple[Any, ...], dict[str, float]] = {}
     for part in parts.reset_index().itertuples():
-        if part.values == part.columns == GROUP_SIZES[part.group]:
-            sums.setdefault((part.row, part.phase, part.seed), {})[part.group] = part.total
+        if part.values == part.columns == SIZES[part.group]:
+            sums.setdefault((part.row, part.phase, part.repeat), {})[part.group] = part.total
     for key, found in sums.items():
-        means = {f"mean_{name}": total / GROUP_SIZES[name] for name, total in found.items()}
-        if len(found) == len(GROUP_SIZES):
-            means["mean_groups"] = sum(means.values()) / len(means)
-            means["mean_19"] = sum(found.values()) / sum(GROUP_SIZES.values())
-        row, phase, seed = key
-        made += [(row, phase, column, "average", seed, value) for column, value in means.items()]
+        means = {f"mean_{name}": total / SIZES[name] for name, total in found.items()}
+        if all(name in found for name in GROUP_SIZES):
+            means["mean_groups"] = sum(means[f"mean_{name}"] for name in GROUP_SIZES) / len(GROUP_SIZES)
+            means["mean_19"] = sum(found[name] for name in GROUP_SIZES) / sum(GROUP_SIZES.values())
+        row, phase, one = key
+        made += [(row, phase, column, "average", one, value) for column, value in means.items()]
     return pd.DataFrame(made, columns=LINE)
 
 
@@ -255,7 +260,7 @@ def _table(
         contrasts(differences_),
     )
     two_phase = {where[r.key][0] for r in results if len(tested(r)) == 2 and not is_size_control(tested(r))}
-    caption = [CELLS, *_facts(setting, pool), _average_note(cells), SPENT]
+    caption = [CELLS, *_facts(setting, pool), *_average_notes(cells), SPENT]
     caption += uncontrolled(results, where, paired)
     if (cells["n"] == 1).any():
         caption.append("Cells with n = 1 rest on one seed and have no deviation.")
@@ -282,6 +287,8 @@ def _facts(setting: Setting, pool: bool) -> list[str]:
         kinds = {fingerprint({part: value}): _named(value) for value in values}
         facts.append(f"{part}: {' and '.join(kinds.values())}" + (" (POOLED)" if pool and len(kinds) > 1 else ""))
     lines = [f"{len(results)} results, seeds {seeds}; {'; '.join(facts)}."]
+    if draws := {repeat(result)[1] for result in results if shots(result) is not None}:
+        lines.append(f"Draws of few-shot sets, which count as seeds do: {', '.join(map(str, sorted(draws)))}.")
     if setting.common:
         lines.append(f"Every row: {', '.join(setting.common)}.")
     stamps: dict[str, list[Result]] = {}
@@ -305,16 +312,28 @@ def _named(value: Any) -> str:
     return str(value)
 
 
-def _average_note(cells: pd.DataFrame) -> str:
-    if (cells["column"] == "mean_19").any():
-        return (
+def _average_notes(cells: pd.DataFrame) -> list[str]:
+    if cells["column"].str.endswith("]").any():
+        return ["No average: some tasks were measured on more than one set of images."]
+    columns, notes = set(cells["column"]), []
+    sets = cells[cells["group"] == FEWSHOT]["column"].nunique()
+    if f"mean_{FEWSHOT}" in columns:
+        notes.append(
+            f"mean_{FEWSHOT} is the mean over the {FEWSHOT_SETS} few-shot sets, formed per seed and draw, from those "
+            "that have all of them."
+        )
+    elif sets:
+        notes.append(f"No average over the few-shot sets: no row has all {FEWSHOT_SETS} ({sets} are here).")
+    if "mean_19" in columns:
+        notes.append(
             "mean_19 is the mean over the 19 tasks, mean_groups the mean of the three group means; both are formed per "
             "seed, from seeds that have all 19 tasks."
         )
-    if cells["column"].str.endswith("]").any():
-        return "No average: some tasks were measured on more than one set of images."
-    tasks = cells[cells["group"].isin(list(GROUP_SIZES))]["column"].nunique()
-    return f"No average over all tasks: no row has all 19 tasks with one seed ({tasks} of 19 tasks are here)."
+    elif (tasks := cells[cells["group"].isin(list(GROUP_SIZES))]["column"].nunique()) or not sets:
+        notes.append(
+            f"No average over all tasks: no row has all 19 tasks with one seed ({tasks} of 19 tasks are here)."
+        )
+    return notes
 
 
 def _costs(results: Sequence[Result], where: Places) -> pd.DataFrame:

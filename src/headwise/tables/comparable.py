@@ -1,13 +1,15 @@
 """Which results may be compared: what a table's results share, and the row and column of each. Standard library only.
 
 Results that were made with other weights or another protocol stand in another table; other images of a task stand in
-another column; seeds that do not share one configuration stand in another row.
+another column; seeds that do not share one configuration stand in another row. The draws of a few-shot set count as
+seeds do.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +20,8 @@ from headwise.variants import BASE, beside_common, common_choices
 
 GROUP_SIZES = {"natural": 7, "specialized": 4, "structured": 8}
 """Tasks per group of VTAB-1k. Averages exist only over all of them."""
+FEWSHOT, FEWSHOT_SETS = "fewshot", 5
+"""The group of the few-shot sets, and their number."""
 NEUTRAL = {"augment": "none"}
 """Options of the data that change nothing at this value: a record that lacks them says the same."""
 LOADING = ("labels", "source", "splits", "resize")
@@ -80,10 +84,10 @@ def places(results: Sequence[Result], pool: bool = False, common: Sequence[str] 
     """
     notes: list[str] = []
     several = len({result.key.name for result in results}) > 1
-    columns = _apart(results, lambda r: (r.key.dataset, ""), lambda r: recorded(r, "data"), "data", notes, pool)
+    columns = _apart(results, lambda r: (r.key.dataset, _draw(r)), lambda r: recorded(r, "data"), "data", notes, pool)
     rows = _apart(
         results,
-        lambda r: (_row(r.key, several, common), columns[r.key]),
+        lambda r: (_row(r, several, common), ", ".join(filter(None, (columns[r.key], _draw(r))))),
         lambda r: _without_seed(r.identity),
         "",
         notes,
@@ -117,6 +121,11 @@ def _by_size(text: str) -> tuple[float, str]:
         return math.inf, text
 
 
+def natural(text: str) -> list[tuple[str, int]]:
+    """Key of an order in which ``shots2`` comes before ``shots16``."""
+    return [(word, int(number or 0)) for word, number in re.findall(r"(\D*)(\d*)", text)]
+
+
 def tested(result: Result) -> list[PhaseResult]:
     """Return the phases that have a test accuracy."""
     return [phase for phase in result.phases if phase.accuracy is not None]
@@ -137,9 +146,24 @@ def dataset(result: Result) -> Mapping[str, Any]:
 
 
 def group(result: Result) -> str:
-    """Return the task's VTAB group; empty for a task of another benchmark."""
+    """Return the task's VTAB group, or `FEWSHOT`; empty for a task of another benchmark."""
     name = str(dataset(result).get("group", "")).lower()
-    return name if name in GROUP_SIZES else ""
+    return name if name in (*GROUP_SIZES, FEWSHOT) else ""
+
+
+def shots(result: Result) -> int | None:
+    """Return the training images per class of a few-shot set; None for other tasks."""
+    return dataset(result).get("shots")
+
+
+def repeat(result: Result) -> tuple[int, int]:
+    """Return what tells repetitions of a cell apart: the seed, and of a few-shot set the draw (else 0)."""
+    return result.key.seed, 0 if shots(result) is None else int(dataset(result).get("draw", 0))
+
+
+def _draw(result: Result) -> str:
+    """Which images of a few-shot set were drawn: other shots and other draws are meant to differ."""
+    return "" if shots(result) is None else f"{shots(result)} shots, draw {repeat(result)[1]}"
 
 
 def few(lines: Sequence[str], limit: int = 6) -> str:
@@ -148,15 +172,16 @@ def few(lines: Sequence[str], limit: int = 6) -> str:
     return "; ".join(lines[:limit]) + more
 
 
-def _row(key: RunKey, with_name: bool, common: Sequence[str]) -> str:
-    row = named(key, common)
-    return f"{key.name}: {row}" if with_name else row
+def _row(result: Result, with_name: bool, common: Sequence[str]) -> str:
+    row = named(result, common)
+    return f"{result.key.name}: {row}" if with_name else row
 
 
-def named(key: RunKey, common: Sequence[str]) -> str:
-    """Return a run's method, with its variant in brackets if that has more than the `common` choices."""
-    variant = beside_common(key.variant, common)
-    return key.method if variant == BASE else f"{key.method} ({variant})"
+def named(result: Result, common: Sequence[str]) -> str:
+    """Return a run's method, with its variant in brackets if that has more than the draw and the `common` choices."""
+    drawn = [] if shots(result) is None else [f"draw{repeat(result)[1]}"]
+    variant = beside_common(result.key.variant, [*common, *drawn])
+    return result.key.method if variant == BASE else f"{result.key.method} ({variant})"
 
 
 def _without_seed(value: Any) -> Any:

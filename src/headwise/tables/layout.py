@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from headwise.tables.build import Table
+from headwise.tables.comparable import natural
 from headwise.tables.controls import KINDS
 
 Lines = tuple[list[str], list[list[str]]]
@@ -57,7 +58,7 @@ def layout(table: Table) -> Layout:
     lines: list[Line] = []
     seen: set[str] = set()
     costs = table.costs.set_index("row")
-    for row in sorted(set(cells["row"])):
+    for row in sorted(set(cells["row"]), key=natural):
         mine = cells[cells["row"] == row]
         own = sorted(set(mine["phase"]))
         for phase in own if tall else [""]:
@@ -122,7 +123,7 @@ def paired(table: Table) -> Lines:
     together = {(c.row, c.phase): c for c in table.contrasts.itertuples()}
     kinds = sorted(set(cells["phase"]), key=_kind)
     body = []
-    for row in sorted(set(cells["row"])):
+    for row in sorted(set(cells["row"]), key=natural):
         for kind in kinds:
             if (found := together.get((row, kind))) is not None:
                 body.append([row, kind, *_summary(found), *(text.get((row, kind, name), "") for name in names)])

@@ -97,7 +97,7 @@ def _line(result: Result, probe: float | None, common: Sequence[str]) -> Line:
     peaks = [phase.peak_memory for phase in result.phases if phase.peak_memory is not None]
     accuracy = float(result.accuracy or 0.0)
     return Line(
-        method=named(key, common),
+        method=named(result, common),
         seed=key.seed,
         parameters=sum(phase.num_tunable for phase in phases),
         head=phases[-1].num_head,

@@ -12,10 +12,10 @@ import pandas as pd
 
 from headwise.errors import ConfigError, suggest
 from headwise.results.records import Result
-from headwise.tables.comparable import Places, group, tested
+from headwise.tables.comparable import Places, group, repeat, tested
 from headwise.tables.controls import CONTROLS, EQUAL_SIZE, is_size_control, matches
 
-LINE = ["row", "phase", "column", "group", "seed", "value"]
+LINE = ["row", "phase", "column", "group", "repeat", "value"]
 CONTRAST = ["row", "phase", "mean", "low", "high", "wins", "ties", "losses", "tasks", "pairs"]
 RESAMPLES, LEVEL = 10_000, 0.95
 FEWEST = 6
@@ -26,7 +26,7 @@ _BATCH = 200_000
 def line(result: Result, where: Places, phase: str, value: float | None) -> dict[str, Any]:
     """Return one line of a table's data, of the columns `LINE`."""
     row, column = where[result.key]
-    return dict(zip(LINE, (row, phase, column, group(result), result.key.seed, value), strict=True))
+    return dict(zip(LINE, (row, phase, column, group(result), repeat(result), value), strict=True))
 
 
 def pair(results: Sequence[Result], where: Places, every: Sequence[Result]) -> pd.DataFrame:
@@ -211,7 +211,7 @@ def against(lines: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
     (one, row, phase), (other, *name) = chosen(lines, first), chosen(lines, second)
     if [row, phase] == name:
         raise ConfigError(f"{first!r} and {second!r} are the same runs; name two that differ")
-    cell = ["column", "group", "seed"]
+    cell = ["column", "group", "repeat"]
     one, other = (part.groupby(cell, as_index=False)["value"].mean() for part in (one, other))
     joined = one.merge(other, on=cell, suffixes=("", "_other"))
     joined["value"] -= joined["value_other"]

@@ -98,7 +98,7 @@ def of_method(label: str) -> tuple[Row, ...]:
 
 def column_of(result: Result) -> str | None:
     """The papers' column for a result's task, found through its aliases; None for a task that is not VTAB's."""
-    if not group(result):
+    if group(result) not in GROUP_SIZES:
         return None
     known = dataset(result)
     names = (result.key.dataset, *(str(name) for name in known.get("aliases") or ()))

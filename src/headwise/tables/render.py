@@ -13,7 +13,7 @@ import pandas as pd
 
 from headwise.errors import ConfigError, suggest
 from headwise.tables.build import Table
-from headwise.tables.comparable import GROUP_SIZES
+from headwise.tables.comparable import FEWSHOT, GROUP_SIZES
 from headwise.tables.layout import COSTS, WIDE, Layout, Line, Lines, accuracies, apart, layout, paired, paired_note
 
 BEST, SECOND = 1, 2
@@ -139,7 +139,7 @@ def _decorated(found: Layout) -> tuple[list[str], list[list[str]], str]:
     body = [
         [_escape(n.label), *map(_escape, n.costs), *(_mark(n, place) for place in found.columns)] for n in found.lines
     ]
-    names = {**{name: name for name in GROUP_SIZES}, "average": "means"}
+    names = {**{name: name for name in GROUP_SIZES}, FEWSHOT: "few-shot", "average": "means"}
     spans: list[list[Any]] = []
     for place in found.columns:
         group = names.get(found.groups[place], "")

@@ -9,6 +9,7 @@ from typing import Any
 
 from headwise.results.fingerprint import fingerprint
 from headwise.results.records import PhaseResult, Result
+from headwise.tables.comparable import shots
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class Pair:
 
     Attributes:
         row: method and mask.
-        dataset, seed: of both.
+        dataset, seed: of both; of a few-shot set with the shots.
         gated, plain: accuracies, percent; `plain` is None where the twin has not been run.
         bytes, paper_bytes, plain_bytes: stored, by the paper's formula, and of the twin.
         scoring: time of the scoring pass, in epochs of that run; None where nothing was scored.
@@ -50,7 +51,7 @@ def pairs(results: Iterable[Result]) -> list[Pair]:
         found.append(
             Pair(
                 row=f"{result.key.method} {_amount(gate)}",
-                dataset=result.key.dataset,
+                dataset=result.key.dataset if shots(result) is None else f"{result.key.dataset}, {shots(result)} shots",
                 seed=result.key.seed,
                 gated=last.accuracy,
                 plain=None if twin is None else twin.accuracy,
