@@ -16,6 +16,7 @@ from headwise.errors import CheckpointError, ConfigError
 from headwise.fused import Block, Dense, lowrank_linear
 from headwise.quantize import pack_codes, unpack_codes
 from headwise.sites import Site
+from headwise.wrapping import Settling
 
 
 class Factors(NamedTuple):
@@ -181,14 +182,10 @@ class AdaptedLinear(nn.Linear):
         return linear.train(self.training)
 
 
-class BesideLinear(nn.Module):
-    """y = module(x) + delta(x), for bases without a dense weight (a 4-bit linear, a library's own layer).
+class BesideLinear(Settling):
+    """y = module(x) + delta(x), for bases without a dense weight (a 4-bit linear, a library's own layer)."""
 
-    Attributes:
-        settled: whether the phase that brought it is over: the delta then stays in evaluation mode.
-    """
-
-    settled = False
+    theirs = "module"
 
     def __init__(self, module: nn.Module, delta: Delta) -> None:
         super().__init__()
@@ -197,18 +194,6 @@ class BesideLinear(nn.Module):
         if type(delta).bias is not Delta.bias:
             raise ConfigError(f"{type(delta).__name__} updates the bias too, which needs a dense projection")
         self.module, self.delta = module, delta
-
-    def settle(self) -> None:
-        """End of the phase: stay in place without dropout."""
-        self.settled = True
-        self.train(self.training)
-
-    def train(self, mode: bool = True) -> Self:
-        """Set the mode; a settled delta keeps to evaluation."""
-        super().train(mode)
-        if self.settled:
-            self.delta.eval()
-        return self
 
     def forward(self, x: Tensor) -> Tensor:
         """Output (..., O) for x (..., I)."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -22,15 +22,40 @@ BLOCKS = ("Block", "SwinTransformerBlock")
 """Classes of timm's blocks whose two halves are known: attention first, then the MLP, each on a pre-norm residual."""
 
 
-class Wrapper(nn.Module):
+class Settling(nn.Module):
+    """A module that stays in place, frozen, when the phase that brought it is over.
+
+    Attributes:
+        settled: whether that phase is over: its parts then stay in evaluation mode.
+    """
+
+    settled = False
+    theirs: ClassVar[str]
+    """Name of the child that is the network's own; the other children are parts."""
+
+    def settle(self) -> None:
+        """End of the phase: stay in place without dropout."""
+        self.settled = True
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode; the parts of a settled module keep to evaluation."""
+        super().train(mode)
+        if self.settled:
+            for name, child in self.named_children():
+                if name != self.theirs:
+                    child.eval()
+        return self
+
+
+class Wrapper(Settling):
     """A module around one of the network's own; subclasses add parts and define `forward`.
 
     Attributes:
         inner: the network's module, frozen.
-        settled: whether the phase that brought it is over: its parts then stay in evaluation mode.
     """
 
-    settled = False
+    theirs = "inner"
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -41,20 +66,6 @@ class Wrapper(nn.Module):
     def merged(self) -> nn.Module | None:
         """The network's module with the wrapper folded in, or None where it cannot be folded."""
         return None
-
-    def settle(self) -> None:
-        """End of the phase: stay in place without dropout."""
-        self.settled = True
-        self.train(self.training)
-
-    def train(self, mode: bool = True) -> Self:
-        """Set the mode; the parts of a settled wrapper keep to evaluation."""
-        super().train(mode)
-        if self.settled:
-            for name, child in self.named_children():
-                if name != "inner":
-                    child.eval()
-        return self
 
 
 class After(Wrapper):
