@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from headwise.results.store import PhaseResult, Result, RunKey
 from headwise.tables.build import GROUP_SIZES
 
@@ -78,6 +80,33 @@ def few(method="lora", dataset="pets", number=1, draw=0, *, accuracy=90.0, **fie
     made.identity["data"] = {"fingerprint": data}
     made.identity["provenance"] = ""
     made.config["dataset"] |= {"shots": number, "draw": draw}
+    return made
+
+
+def gated(method, seed, accuracy, off, mode="heart", **gate) -> Result:
+    """A run with heads off, whose twin without a gate is one of the recipe ``bi``."""
+    made = run(method, seed=seed, accuracy=(accuracy,), variant=f"ne{off}", recipe={"m": "bi"})
+    spec = {**LORA, "gate": {"mode": mode, "count": off}}
+    rows = [
+        {"stage": 0, "block": block, "proj": proj, "active": [0] * off + [1] * (4 - off), "score": scores}
+        for block in range(3)
+        for proj in "qv"
+        for scores in ([[0.5, -0.25, 0.125, 0.0]] if mode == "heart" else [None])
+    ]
+    full = {"mode": mode, "score": "taylor_neg", "scope": "global", "count": off, "budget": None, **gate}
+    extra = {"gate": full, "heads": rows, "paper_bytes": 75}
+    return dataclasses.replace(made, phases=[dataclasses.replace(made.phases[0], method=spec, extra=extra)])
+
+
+def masked_suite(seeds=(0, 1)) -> list[Result]:
+    """Heads off by score, one and two, with all controls."""
+    made = []
+    for seed in seeds:
+        plain = run("bi_lora", seed=seed, accuracy=(90.0,), recipe={"m": "bi"})
+        made.append(dataclasses.replace(plain, phases=[dataclasses.replace(plain.phases[0], method=LORA)]))
+        for off in (1, 2):
+            made.append(gated("heart_lora", seed, 90.5 - off, off))
+            made.append(gated("heart_random", seed, 88.0 - off, off, "random"))
     return made
 
 

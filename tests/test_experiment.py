@@ -23,7 +23,7 @@ from headwise.errors import ConfigError, Interrupted, ResultConflict, WeightsErr
 from headwise.experiment import plan_run, run
 from headwise.results.store import BusyError, PhaseStore, Result, ResultStore
 from made_networks import REPO, compose_config, plain_timm
-from made_results import phase, result
+from made_results import gated, masked_suite, phase, result
 
 TINY = ["backbone=vit_tiny_random", "dataset=dsprites_loc", "data=synthetic", "protocol=smoke"]
 FAST = [*TINY, "trainer=cpu", "trainer.threads=1", "trainer.progress=false"]
@@ -91,6 +91,20 @@ def test_a_summary_keeps_its_columns_apart() -> None:
     wide = result(phases=[phase(num_tunable=85_798_656, num_head=305_293, stored_bytes=343_194_624, seconds=12345.6)])
     row = experiment.summary(wide).splitlines()[2]
     assert row.split() == ["1", "lora", "91.25", "%", "85,798,656", "305,293", "343,194,624", "B", "12345.6"]
+
+
+def test_a_summary_measures_heads_off_by_their_controls() -> None:
+    others = masked_suite(seeds=[0])
+    said = experiment.summary(gated("heart_lora", 0, 89.0, 1), others)
+    assert "Percentage points over its controls, same seed:" in said
+    assert "   -1.00  no head off (the same run with no head off)" in said
+    assert "   +2.00  random heads off (the same run with as many random heads off)" in said
+    alone = experiment.summary(gated("heart_lora", 0, 89.0, 1))
+    assert (
+        "       ?  no head off (the same run with no head off; not run with these options: the same with ne=ne0)"
+        in alone
+    )
+    assert "controls" not in experiment.summary(gated("heart_random", 0, 87.0, 1, "random"), others)
 
 
 def test_what_a_run_says(sweep: tuple[Path, subprocess.CompletedProcess[str]]) -> None:

@@ -35,7 +35,7 @@ from headwise.results.store import BusyError, PhaseResult, PhaseStore, Result, R
 from headwise.search import Space, explore, search
 from headwise.sweeps import lifeline
 from headwise.sweeps.ledger import Entry, Ledger, folder_of
-from headwise.tables.controls import KINDS, controls_of, matches
+from headwise.tables.controls import HEADS, KINDS, PHASE, controls_of, matches
 
 if TYPE_CHECKING:
     from headwise.backbone import Backbone
@@ -331,21 +331,23 @@ def summary(result: Result, others: Iterable[Result] = ()) -> str:
 
 
 def _measured(result: Result, others: Iterable[Result]) -> list[str]:
-    """What a head-wise run gains over its controls; of a second phase also how to make those that are missing."""
-    controls = controls_of(result)
+    """What a head-wise run gains over its controls, and how to make those that are missing.
+
+    Per-head updates alone are a choice of method: of them no control is asked for, but shown if it is there.
+    """
+    claims = controls_of(result)
     found = {match.against: match.value for match in matches([result], others)}
-    is_second = len(result.phases) > 1
-    shown = {kind: method for kind, method in controls.items() if is_second or kind in found}
-    if not shown:
+    lines = []
+    for claim, controls in claims.items():
+        for kind, how in controls.items():
+            if kind in found:
+                lines.append(f"{found[kind]:>+8.2f}  {kind} ({KINDS[kind]})")
+            elif claim != HEADS:
+                lines.append(f"{'?':>8}  {kind} ({KINDS[kind]}; not run with these options: {how})")
+    if not lines:
         return []
-    lines = ["Percentage points over its controls, same seed:"]
-    if is_second:
-        lines = [f"The second phase also brings training and parameters. {lines[0]}"]
-    for kind, method in shown.items():
-        value = f"{found[kind]:+.2f}" if kind in found else "?"
-        missing = "" if kind in found else f"; not run with these options: method={method}"
-        lines.append(f"{value:>8}  {kind} ({KINDS[kind]}{missing})")
-    return lines
+    more = "The second phase also brings training and parameters. " if PHASE in claims else ""
+    return [f"{more}Percentage points over its controls, same seed:", *lines]
 
 
 def launch(main: Callable[[], Any]) -> None:

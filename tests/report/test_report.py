@@ -21,12 +21,13 @@ import pytest
 
 from headwise.errors import ConfigError
 from headwise.report import figures, gains
-from headwise.report.gains import Comparison, Difference, comparisons, missing, verdict
+from headwise.report.gains import Comparison, Difference, comparisons, verdict
 from headwise.report.page import report
 from headwise.results.records import Result
 from headwise.results.store import ResultStore
 from headwise.tables.comparable import places
-from made_results import FEWSHOT, LORA, TASKS, few, run, write
+from headwise.tables.controls import lacking, matches
+from made_results import FEWSHOT, TASKS, few, gated, masked_suite, run, write
 
 REPO = Path(__file__).parents[2]
 HEADS = {"_target_": "headwise.methods.hs_lora.HeadLoRA", "rank": 2}
@@ -102,34 +103,14 @@ def controlled(seeds=range(3), gain: float = 2.0, **fields) -> list[Result]:
     return made
 
 
-def gated(method: str, seed: int, accuracy: float, off: int, mode: str = "heart", **gate: Any) -> Result:
-    made = run(method, seed=seed, accuracy=(accuracy,), variant=f"ne{off}", recipe={"m": "bi"})
-    spec = {**LORA, "gate": {"mode": mode, "count": off}}
-    rows = [
-        {"stage": 0, "block": block, "proj": proj, "active": [0] * off + [1] * (4 - off), "score": scores}
-        for block in range(3)
-        for proj in "qv"
-        for scores in ([[0.5, -0.25, 0.125, 0.0]] if mode == "heart" else [None])
-    ]
-    full = {"mode": mode, "score": "taylor_neg", "scope": "global", "count": off, "budget": None, **gate}
-    extra = {"gate": full, "heads": rows, "paper_bytes": 75}
-    return dataclasses.replace(made, phases=[dataclasses.replace(made.phases[0], method=spec, extra=extra)])
-
-
-def masked_suite(seeds=(0, 1)) -> list[Result]:
-    made = []
-    for seed in seeds:
-        plain = run("bi_lora", seed=seed, accuracy=(90.0,), recipe={"m": "bi"})
-        made.append(dataclasses.replace(plain, phases=[dataclasses.replace(plain.phases[0], method=LORA)]))
-        for off in (1, 2):
-            made.append(gated("heart_lora", seed, 90.5 - off, off))
-            made.append(gated("heart_random", seed, 88.0 - off, off, "random"))
-    return made
-
-
 def compared(results: list[Result]) -> dict[str, Comparison]:
     where, _ = places(results)
-    return {c.against: c for c in comparisons(results, where, results)}
+    return {c.against: c for c in comparisons(matches(results, results), where)}
+
+
+def missing(results: list[Result]) -> dict[tuple[str, str], Any]:
+    where, _ = places(results)
+    return dict(lacking(results, where, matches(results, results)))
 
 
 # ---- what is compared
@@ -147,25 +128,21 @@ def test_a_second_phase_is_compared_with_its_own_first_and_all_controls() -> Non
 def test_heads_off_are_compared_with_the_run_without_and_with_random_ones() -> None:
     results = masked_suite()
     where, _ = places(results)
-    found = [c for c in comparisons(results, where, results) if c.row == "heart_lora (ne2)"]
+    found = [c for c in comparisons(matches(results, results), where) if c.row == "heart_lora (ne2)"]
     assert [(c.against, c.mean, len(c.pairs)) for c in found] == [
         ("no head off", -1.5, 2),
         ("random heads off", 2.5, 2),
     ]
-    assert missing(results, where, comparisons(results, where, results)) == {
+    assert missing(results) == {
         ("mask", f"heart_lora (ne{off})"): {"no head off": [], "random heads off": []} for off in (1, 2)
     }
 
 
 def test_a_control_that_is_missing_on_one_seed_is_missing() -> None:
     results = controlled()
-    where, _ = places(results)
-    assert missing(results, where, comparisons(results, where, results)) == {
-        ("phase", "hs_lora"): {"longer P1": [], "equal-size LoRA": [], "longer P2": []}
-    }
+    assert missing(results) == {("phase", "hs_lora"): {"longer P1": [], "equal-size LoRA": [], "longer P2": []}}
     fewer = [r for r in results if not (r.key.method == "lora_long" and r.key.seed == 2)]
-    lacking = missing(fewer, where, comparisons(fewer, where, fewer))
-    assert lacking == {("phase", "hs_lora"): {"longer P1": ["svhn"], "equal-size LoRA": [], "longer P2": []}}
+    assert missing(fewer) == {("phase", "hs_lora"): {"longer P1": ["svhn"], "equal-size LoRA": [], "longer P2": []}}
 
 
 def row(longer: list[float], equal: list[float] | None = None) -> list[Comparison]:
@@ -365,12 +342,9 @@ def test_settings_are_chapters_of_their_own() -> None:
 
 
 def test_damaged_records_are_named() -> None:
-    broken = gated("heart_lora", 0, 89.0, 1)
-    phase = dataclasses.replace(broken.phases[0], extra={"gate": {"mode": "heart"}, "heads": [{"active": 3}]})
-    page = Page(report([run(), dataclasses.replace(broken, phases=[phase])], damaged=["x/result.json is cut off"]))
-    assert "2 damaged records are skipped" in page.text
+    page = Page(report([run()], damaged=["x/result.json is cut off"]))
+    assert "1 damaged record is skipped" in page.text
     assert "x/result.json is cut off" in page.text
-    assert "runs/heart_lora/svhn/ne1/seed-0/result.json is not a usable record" in page.text
 
 
 def test_the_same_results_give_the_same_page() -> None:

@@ -89,6 +89,17 @@ def damaged_texts() -> dict[str, str]:
     texts[json.dumps({**raw, "phases": []})] = "at least one phase"
     texts[json.dumps({**raw, "phases": [{**raw["phases"][0], "accuracy": 101}]})] = r"accuracy .* 0\.\.100, got 101"
     texts[json.dumps({**raw, "phases": [{**raw["phases"][0], "accuracy": "91"}]})] = "accuracy .* got '91'"
+    place = {"stage": 0, "block": 0, "proj": "q"}
+    for row in (
+        3,
+        {"active": [1]},
+        {**place, "active": 3, "score": None},
+        {**place, "active": [], "score": None},
+        {**place, "active": [1, 0], "score": [0.5]},
+        {**place, "active": [1], "score": 0.5},
+    ):
+        gated = {**raw["phases"][0], "extra": {"gate": {"mode": "heart"}, "heads": [row]}}
+        texts[json.dumps({**raw, "phases": [gated]})] = ""
     texts[json.dumps({**raw, "seed": "x"})] = "seed of a run"
     texts[json.dumps({**raw, "dataset": "../x"})] = "dataset of a run"
     return texts

@@ -11,6 +11,7 @@ import pytest
 
 from headwise.errors import ConfigError
 from headwise.tables.build import compare
+from headwise.tables.controls import CONTROLS, EQUAL_SIZE, HEADS, PHASE
 from headwise.tables.paired import CONTRAST, LINE, against, answers, bootstrap, contrast, contrasts
 from made_results import PROTOCOL, run
 
@@ -84,7 +85,7 @@ def answer(longer: list[float], equal: list[float], head: list[float] | None = N
     head = longer if head is None else head
     kinds = {"P2 - longer P1": longer, "P2 - equal-size LoRA": equal, "P2 - longer P2": head}
     given = [("hs", kind, f"t{place}", 0, v) for kind, values in kinds.items() for place, v in enumerate(values)]
-    (sentence,) = answers(contrasts(lines(*given)), ["hs"])
+    (sentence,) = answers(contrasts(lines(*given)), {(PHASE, "hs"): {kind: [] for kind in CONTROLS[PHASE]}})
     assert sentence.startswith("Is the second phase of hs better than its controls? ")
     return sentence.partition("? ")[2]
 
@@ -96,16 +97,16 @@ def test_the_answer() -> None:
     assert answer(up, both).startswith("Not shown: ")
     assert answer(up[:5], up[:5]).startswith("Not shown: +0.70 against longer P1 (")
     assert answer(up, []).startswith("Not shown: ")
-    assert "no run of equal-size LoRA, " in answer(up, [])
+    assert "none against equal-size LoRA, " in answer(up, [])
     assert answer(down, []).startswith("No: -0.50")
     assert answer(up, up, down).startswith("No: ")
-    assert answer(up, up, []).endswith("no run of longer P2.")
+    assert answer(up, up, []).endswith("none against longer P2.")
     assert answer([1.0], []).startswith("Not shown: +1.00 against longer P1 (1 pair)")
 
 
 def test_the_answer_on_updates_per_head_alone() -> None:
     given = [("head", "P1 - equal-size LoRA", f"t{place}", 0, 0.5) for place in range(6)]
-    (sentence,) = answers(contrasts(lines(*given)), [])
+    (sentence,) = answers(contrasts(lines(*given)), {(HEADS, "head"): {EQUAL_SIZE: []}})
     assert sentence == (
         "Are the per-head updates of head better than shared ones of their size? "
         "Yes: +0.50 against equal-size LoRA (+0.50 to +0.50, 6 pairs)."

@@ -12,7 +12,7 @@ import pytest
 
 from headwise.tables.build import AVERAGES, Table, compare, recorded, tables
 from headwise.tables.render import render
-from made_results import FEWSHOT, LORA, PROTOCOL, few, run, suite
+from made_results import FEWSHOT, LORA, PROTOCOL, few, gated, masked_suite, run, suite
 
 
 def one(results, **options) -> Table:
@@ -218,6 +218,31 @@ def test_other_images_of_one_draw_are_told():
     other.provenance["data"]["fingerprint"] = "other"
     table = one([few("lora", "pets", 1, 0), other])
     assert "Results of pets on 1 shots, draw 0 are kept apart as pets [2]" in said(table)
+
+
+def test_heads_off_are_measured_by_runs_without_and_with_random_ones():
+    table = one(masked_suite())
+    found = cell(table, "heart_lora (ne1)", "svhn", "P1 - no head off", "paired")
+    assert (found["mean"], found["n"]) == (-0.5, 2)
+    assert cell(table, "heart_lora (ne2)", "svhn", "P1 - random heads off", "paired")["mean"] == 2.5
+    assert "NO CONTROL" not in said(table)
+    assert set(table.paired["row"]) == {"heart_lora (ne1)", "heart_lora (ne2)"}
+    assert table.answers[0] == (
+        "Is switching heads off in heart_lora (ne1) better than its controls? Not shown: -0.50 against no head off "
+        "(2 pairs), +2.50 against random heads off (2 pairs)."
+    )
+
+
+def test_heads_off_without_controls_cannot_be_overlooked():
+    table = one([gated("heart_lora", 0, 89.0, 1)])
+    assert "NO CONTROL (no head off) for heart_lora (ne1) on svhn: nothing says what switching heads off costs" in said(
+        table
+    )
+    assert "NO CONTROL (random heads off) for heart_lora (ne1) on svhn: nothing says that the scores matter" in said(
+        table
+    )
+    assert table.answers[0].endswith("Not shown: none against no head off, none against random heads off.")
+    assert "random heads off" not in said(one([gated("heart_lora", 0, 89.0, 1, budget=8)]))
 
 
 def test_labels_are_in_the_caption():

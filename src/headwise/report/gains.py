@@ -5,24 +5,16 @@ A pair is two runs of one task and one seed that differ in one thing: the second
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
-from headwise.results.records import PhaseResult, Result
+from headwise.results.records import Result
 from headwise.tables.comparable import Places, repeat, tested
-from headwise.tables.controls import CONTROLS as PHASE_CONTROLS
-from headwise.tables.controls import EQUAL_SIZE, is_size_control, matches
+from headwise.tables.controls import CONTROLS, HEADS, KINDS, MASK, PHASE, Match, is_size_control
 from headwise.tables.paired import Contrast, contrast
-from headwise.tables.twins import ground
 
-PHASE, HEADS, MASK = "phase", "heads", "mask"
 QUESTIONS = {PHASE: "A second, head-wise phase", HEADS: "Updates per head, alone", MASK: "Heads switched off"}
-CONTROLS = {PHASE: tuple(PHASE_CONTROLS), HEADS: (EQUAL_SIZE,), MASK: ("no head off", "random heads off")}
-"""What a gain must be shown against before it counts."""
-MASKS = {"random": "random heads off", "front": "first heads off"}
-"""Modes of a gate that need no score: controls of those that do."""
 
 PAYS, LEANS_YES, EVEN, LEANS_NO, FAILS, OPEN = "pays", "leans yes", "even", "leans no", "does not pay", "no control"
 
@@ -103,31 +95,26 @@ def verdict(row: Sequence[Comparison], is_complete: bool = True) -> str:
     return PAYS if all(comparison.is_clear for comparison in against) else LEANS_YES
 
 
-def comparisons(results: Sequence[Result], where: Places, every: Sequence[Result]) -> list[Comparison]:
-    """Compare two-phase runs with their controls, and runs with heads off with the same run without.
+def comparisons(found: Iterable[Match], where: Places) -> list[Comparison]:
+    """Gather what matched runs say of each row; rows that are controls themselves are left out.
 
     Args:
-        results: of one table.
-        where: their rows and columns.
-        every: controls of two-phase runs are sought here.
+        found: of one table.
+        where: rows and columns of its results.
     Returns:
-        By kind, then by row; within a row in the order P1, longer P1, equal-size LoRA, longer P2, and for masks no
-        head off, random heads off, first heads off.
+        By claim, then by row; within a row in the order of `KINDS`.
     """
-    found: dict[tuple[str, str, str], list[Difference]] = {}
-    controls = {where[result.key][0] for result in results if is_size_control(tested(result))}
-    for match in matches(results, every):
-        row, column = where[match.result.key]
-        if row not in controls:
-            kind = HEADS if match.phase == "P1" else PHASE
+    gathered: dict[tuple[str, str, str], list[Difference]] = {}
+    for match in found:
+        if not is_size_control(tested(match.result)):
+            row, column = where[match.result.key]
             difference = Difference(column, repeat(match.result), match.value)
-            found.setdefault((kind, row, match.against), []).append(difference)
-    for key, difference in _masked(results, where):
-        found.setdefault(key, []).append(difference)
-    order = ("P1", *CONTROLS[PHASE], *CONTROLS[MASK], *MASKS.values())
-    places, kinds = ({name: place for place, name in reversed(list(enumerate(names)))} for names in (order, QUESTIONS))
-    made = [Comparison(*key, tuple(sorted(pairs, key=lambda p: (p.column, p.repeat)))) for key, pairs in found.items()]
-    return sorted(made, key=lambda c: (kinds[c.kind], c.row, places.get(c.against, len(order)), c.against))
+            gathered.setdefault((match.claim, row, match.against), []).append(difference)
+    made = [
+        Comparison(*key, tuple(sorted(pairs, key=lambda p: (p.column, p.repeat)))) for key, pairs in gathered.items()
+    ]
+    claims, kinds = list(CONTROLS), list(KINDS)
+    return sorted(made, key=lambda c: (claims.index(c.kind), c.row, kinds.index(c.against)))
 
 
 def by_row(found: Iterable[Comparison]) -> dict[tuple[str, str], list[Comparison]]:
@@ -138,102 +125,8 @@ def by_row(found: Iterable[Comparison]) -> dict[tuple[str, str], list[Comparison
     return groups
 
 
-def missing(
-    results: Sequence[Result], where: Places, found: Sequence[Comparison]
-) -> dict[tuple[str, str], dict[str, list[str]]]:
-    """Return, of each kind and row that needs controls, the tasks on which a run lacks one.
-
-    Per-head updates alone are asked about where there is something to compare them with.
-
-    Args:
-        results: of one table.
-        where: their rows and columns.
-        found: their comparisons.
-    """
-    wanted: dict[tuple[str, str], set[tuple[str, tuple[int, int]]]] = {}
-    for result in results:
-        row, column = where[result.key]
-        if len(tested(result)) > 1 and not is_size_control(tested(result)):
-            wanted.setdefault((PHASE, row), set()).add((column, repeat(result)))
-        last = result.phases[-1]
-        if last.accuracy is not None and is_masked(last) and gate_of(last).get("mode") not in MASKS:
-            wanted.setdefault((MASK, row), set()).add((column, repeat(result)))
-    have = {(c.kind, c.row, c.against): {(p.column, p.repeat) for p in c.pairs} for c in found}
-    wanted |= {(kind, row): pairs for (kind, row, _), pairs in have.items() if kind == HEADS}
-    order = list(QUESTIONS)
-    return {
-        (kind, row): {
-            control: sorted({column for column, _ in runs - have.get((kind, row, control), set())})
-            for control in CONTROLS[kind]
-        }
-        for (kind, row), runs in sorted(wanted.items(), key=lambda item: (order.index(item[0][0]), item[0][1]))
-    }
-
-
-def _masked(results: Sequence[Result], where: Places) -> list[tuple[tuple[str, str, str], Difference]]:
-    """Pairs of scored masks with the same run under no mask, a random one and the first heads'."""
-    plain: dict[str, float] = {}
-    controls: dict[tuple[str, str, str], float] = {}
-    for result in results:
-        last = result.phases[-1]
-        if last.accuracy is None:
-            continue
-        mode = gate_of(last).get("mode")
-        if not is_masked(last):
-            plain.setdefault(ground(result), last.accuracy)
-        elif mode in MASKS:
-            controls.setdefault((ground(result), _amount(last), MASKS[mode]), last.accuracy)
-    lines = []
-    for result in results:
-        last = result.phases[-1]
-        if last.accuracy is None or not is_masked(last) or gate_of(last).get("mode") in MASKS:
-            continue
-        row, column = where[result.key]
-        others = {"no head off": plain.get(ground(result))}
-        others |= {name: controls.get((ground(result), _amount(last), name)) for name in MASKS.values()}
-        for name, other in others.items():
-            if other is not None:
-                lines.append(((MASK, row, name), Difference(column, repeat(result), last.accuracy - other)))
-    return lines
-
-
 def is_headwise(result: Result) -> bool:
     """Whether heads have updates of their own, or some are off."""
     last = result.phases[-1]
     per_head = str(last.method.get("_target_", "")).rpartition(".")[2].startswith("Head")
-    return per_head or is_masked(last) or (len(tested(result)) > 1 and not is_size_control(tested(result)))
-
-
-def gate_of(phase: PhaseResult) -> Mapping[str, Any]:
-    """The fields of a phase's gate; empty without one."""
-    gate = phase.extra.get("gate")
-    return gate if isinstance(gate, Mapping) else {}
-
-
-def masks(phase: PhaseResult) -> list[Mapping[str, Any]]:
-    """Records of the projections of a gated phase (stage, block, proj, active, score); none without a gate.
-
-    Raises:
-        ValueError: if they are not what a gate leaves behind.
-    """
-    rows = phase.extra.get("heads") if gate_of(phase) else None
-    for row in rows or []:
-        scores = row["score"]
-        if not row["active"] or not (scores is None or len(scores) == len(row["active"])):
-            raise ValueError(f"{row['proj']} of block {row['block']}: {scores!r} for {row['active']!r}")
-    return list(rows or [])
-
-
-def is_masked(phase: PhaseResult) -> bool:
-    """Whether a gate has switched heads off."""
-    return any(0 in row["active"] for row in masks(phase))
-
-
-def heads_off(phase: PhaseResult) -> float:
-    """Heads that are off, per layer and projection; 0 without a gate."""
-    rows = masks(phase)
-    return sum(row["active"].count(0) for row in rows) / len(rows) if rows else 0.0
-
-
-def _amount(phase: PhaseResult) -> str:
-    return str([(row["proj"], row["active"].count(0)) for row in masks(phase)])
+    return per_head or last.is_masked or (len(tested(result)) > 1 and not is_size_control(tested(result)))

@@ -19,7 +19,7 @@ from headwise.report.grids import Grid
 from headwise.results.records import Result
 from headwise.tables.build import AVERAGES, Table
 from headwise.tables.comparable import FEWSHOT_SETS, Places, named, repeat, shots
-from headwise.tables.twins import ground
+from headwise.tables.controls import ground
 
 
 @dataclass(frozen=True)
@@ -112,11 +112,10 @@ def curves(results: Sequence[Result], where: Places, slug: str) -> list[Figure]:
         if last.accuracy is None:
             continue
         several = ("seed",) if shots(result) is None else ("seed", "data")  # every draw has images of its own
-        rest = {name: value for name, value in result.identity.items() if name not in several}
-        key = _task(result, where), ground(dataclasses.replace(result, identity=rest))
+        key = _task(result, where), ground(result, several)
         family = families.setdefault(key, Family(str(last.method.get("_target_", "")).rpartition(".")[2]))
-        if gains.is_masked(last):
-            seeds = family.lines.setdefault(_gate_name(result), {}).setdefault(gains.heads_off(last), {})
+        if last.is_masked:
+            seeds = family.lines.setdefault(_gate_name(result), {}).setdefault(last.heads_off, {})
         else:
             family.base = family.base if family.plain else result.key.method
             seeds = family.plain
@@ -210,7 +209,7 @@ def _std(values: Sequence[float]) -> float | None:
 
 
 def _gate_name(result: Result) -> str:
-    gate = gains.gate_of(result.phases[-1])
+    gate = result.phases[-1].gate
     parts = [str(gate.get("mode", "?"))]
     if parts == ["heart"]:
         parts = [str(gate.get("score", "?")), str(gate.get("scope", "?"))]
@@ -224,7 +223,7 @@ def maps(results: Sequence[Result], where: Places, slug: str) -> list[tuple[str,
     found: dict[tuple[str, str, int], tuple[str, Result, int]] = {}
     for result in sorted(results, key=lambda r: r.key.seed):
         for number, phase in enumerate(result.phases):
-            if gains.is_masked(phase) or any(row["score"] for row in gains.masks(phase)):
+            if phase.is_masked or any(row["score"] for row in phase.masks):
                 row, column = where[result.key]
                 found.setdefault((column, row, number), (f"{row}, {column}, seed {result.key.seed}", result, number))
     return [found[key] for key in sorted(found)]
@@ -233,7 +232,7 @@ def maps(results: Sequence[Result], where: Places, slug: str) -> list[tuple[str,
 def head_map(title: str, result: Result, number: int, slug: str) -> Figure:
     """Scores and mask of one phase of a run."""
     phase = result.phases[number]
-    svg = figures.score_map(gains.masks(phase), f"Head scores of {title}: {grids.off(phase)}")
+    svg = figures.score_map(phase.masks, f"Head scores of {title}: {grids.off(phase)}")
     return Figure(title, svg, grids.heads(phase, f"{slug}-heads-{slugged(title)}-p{number + 1}"), grids.off(phase))
 
 

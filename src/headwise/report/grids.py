@@ -13,7 +13,6 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from headwise.report.gains import heads_off, masks
 from headwise.results.records import PhaseResult, Result
 from headwise.tables.build import AVERAGES, Table
 from headwise.tables.comparable import Places, natural, tested
@@ -249,7 +248,7 @@ def heads(phase: PhaseResult, name: str) -> Grid:
     head = ["stage", "block", "projection", "head", "score", "active"]
     lines = [
         [row["stage"], row["block"], row["proj"], number, row["score"][number] if row["score"] else None, active]
-        for row in masks(phase)
+        for row in phase.masks
         for number, active in enumerate(row["active"])
     ]
     return plain(name, head, lines, 0)
@@ -257,7 +256,7 @@ def heads(phase: PhaseResult, name: str) -> Grid:
 
 def off(phase: PhaseResult) -> str:
     """How many heads of a phase are off, in words."""
-    number, total = heads_off(phase), max(len(row["active"]) for row in masks(phase))
+    number, total = phase.heads_off, max(len(row["active"]) for row in phase.masks)
     return f"{number:.3g} of {total} heads off per layer"
 
 

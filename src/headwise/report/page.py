@@ -19,11 +19,11 @@ from headwise.report import gains, gallery, grids, origins
 from headwise.report.gains import Comparison
 from headwise.report.gallery import Figure, slugged
 from headwise.report.grids import Grid
-from headwise.report.summary import Lacking, questions
+from headwise.report.summary import questions
 from headwise.results.records import Result
 from headwise.tables.build import Table, tables
-from headwise.tables.comparable import FEWSHOT, Places, Setting, distinct, places, settings, tested
-from headwise.tables.controls import CONTROLS
+from headwise.tables.comparable import FEWSHOT, Setting, distinct, places, settings, tested
+from headwise.tables.controls import Claims, lacking, matches
 from headwise.weights import ASSETS
 
 NUM_MAPS = 24
@@ -32,13 +32,6 @@ IN_SIGHT = 6
 """Curves over heads off and head maps that are in sight; the others fold away."""
 NUM_ROWS = 12
 """Rows of the summary that are in sight; the others fold away."""
-CURES = {name: f"its gain over P1 proves little; run method={method} as well" for name, method in CONTROLS.items()} | {
-    "no head off": "nothing says what switching heads off costs; run the same without its gate as well",
-    "random heads off": "nothing says that the scores matter; run the same with mode=random in its gate as well",
-}
-"""Why a control is needed, and how to make it."""
-FEW = 3
-"""Tasks that a warning names; of more it says how many."""
 WHOLE = (f"mean_{FEWSHOT}", "mean_19", "mean_groups")
 
 
@@ -69,7 +62,7 @@ class Chapter:
     costs: Grid
     hours: str
     comparisons: Sequence[Comparison]
-    lacking: Lacking
+    claims: Claims
 
 
 def report(results: Iterable[Result], title: str = "Results", damaged: Sequence[str] = ()) -> str:
@@ -82,8 +75,7 @@ def report(results: Iterable[Result], title: str = "Results", damaged: Sequence[
     Raises:
         ConfigError: if no result has a test accuracy.
     """
-    usable, unreadable = _usable(distinct(results))
-    damaged = [*damaged, *unreadable]
+    usable = distinct(results)
     if not any(tested(result) for result in usable):
         raise ConfigError(f"no result with a test accuracy: there is nothing to report yet{'; '.join(['', *damaged])}")
     split = settings(usable)
@@ -112,23 +104,6 @@ def report(results: Iterable[Result], title: str = "Results", damaged: Sequence[
         script=Markup(script),
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
-
-
-def _usable(results: Sequence[Result]) -> tuple[list[Result], list[str]]:
-    """Results whose gates can be drawn, and what is wrong with the others."""
-    good, bad = [], []
-    for result in results:
-        try:
-            for phase in result.phases:
-                gains.masks(phase)
-            good.append(result)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            key = result.key
-            place = f"{key.name}/{key.method}/{key.dataset}/{key.variant}/seed-{key.seed}"
-            bad.append(
-                f"{place}/result.json is not a usable record: its heads cannot be read ({error}); it is left out"
-            )
-    return good, bad
 
 
 def _labels(results: Sequence[Result]) -> list[tuple[str, str]]:
@@ -165,15 +140,15 @@ def _chapters(made: Sequence[Table], split: Sequence[Setting], every: Sequence[R
         table.notes = [note.replace("than the first table:", f"than {first}:") for note in table.notes]
         slug = f"{slugged(title)}-{len(chapters) + 1}"
         chapters.append(_chapter(table, replace(setting, results=results), every, title, slug))
-    return sorted(chapters, key=lambda chapter: not chapter.lacking)
+    return sorted(chapters, key=lambda chapter: not chapter.claims)
 
 
 def _chapter(table: Table, setting: Setting, every: Sequence[Result], title: str, slug: str) -> Chapter:
     results = setting.results
     where, _ = places(results, common=setting.common)
-    found = gains.comparisons(results, where, every)
-    lacking = gains.missing(results, where, found)
-    badges = {row: "no control" for (_, row), controls in lacking.items() if any(controls.values())}
+    found = matches(results, every)
+    claims = lacking(results, where, found)
+    badges = {row: "no control" for (_, row), controls in claims.items() if any(controls.values())}
     lead = next((note for note in table.notes if "; weights: " in note), "")
     said = next((note for note in table.notes if note.startswith("Test accuracy in percent")), "")
     told = (lead or "Label: ", said or "Label: ", "Label: ", "NO CONTROL")
@@ -192,7 +167,7 @@ def _chapter(table: Table, setting: Setting, every: Sequence[Result], title: str
     return Chapter(
         slug=slug,
         title=title,
-        warnings=[_cut(note) for note in _warnings(lacking, results, where)],
+        warnings=[_cut(note) for note in table.notes if note.startswith("NO CONTROL")],
         lead=lead,
         notes=[grids.shortened(note) for note in table.notes if not note.startswith(told)],
         labels=_labels(results),
@@ -208,8 +183,8 @@ def _chapter(table: Table, setting: Setting, every: Sequence[Result], title: str
         num_maps=len(maps),
         costs=grids.costs(results, where, f"{slug}-costs"),
         hours=_hours(results),
-        comparisons=found,
-        lacking=lacking,
+        comparisons=gains.comparisons(found, where),
+        claims=claims,
     )
 
 
@@ -219,25 +194,6 @@ def _cut(note: str) -> tuple[str, str]:
         return note, ""
     end = note.rfind(",", 0, 240) + 1 or 240
     return note[:end], note[end:]
-
-
-def _warnings(lacking: Lacking, results: Sequence[Result], where: Places) -> list[str]:
-    """Say which rows lack a control, and how to make it."""
-    budgets = {where[r.key][0] for r in results if gains.gate_of(r.phases[-1]).get("budget") is not None}
-    notes = []
-    for control, cure in CURES.items():
-        rows = [
-            f"{row} on {_few(controls[control])}"
-            for (_, row), controls in lacking.items()
-            if controls.get(control) and not (control == "random heads off" and row in budgets)
-        ]
-        if rows:
-            notes.append(f"NO CONTROL ({control}) for {', '.join(rows)}: {cure}.")
-    return notes
-
-
-def _few(tasks: Sequence[str]) -> str:
-    return ", ".join(tasks) if len(tasks) <= FEW else f"{len(tasks)} tasks"
 
 
 def _hours(results: Sequence[Result]) -> str:

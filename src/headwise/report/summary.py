@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,6 +11,7 @@ from markupsafe import Markup
 from headwise.report import figures, gains, grids
 from headwise.report.gains import Comparison
 from headwise.report.grids import Grid, signed
+from headwise.tables.controls import Claims
 
 STANDS = {
     gains.PAYS: "Yes, on these runs.",
@@ -39,10 +40,6 @@ AGAINST = {
 }
 
 
-Lacking = Mapping[tuple[str, str], Mapping[str, Sequence[str]]]
-"""Of each kind and row, by control, the tasks that lack it."""
-
-
 class Part(Protocol):
     """The results of one table."""
 
@@ -57,8 +54,8 @@ class Part(Protocol):
         ...
 
     @property
-    def lacking(self) -> Lacking:
-        """Rows that are asked about, and what controls they lack."""
+    def claims(self) -> Claims:
+        """What its rows claim, and the controls they lack."""
         ...
 
 
@@ -103,7 +100,7 @@ def questions(parts: Sequence[Part]) -> list[Question]:
         groups = [
             (part, row, gains.by_row(part.comparisons).get((kind, row), []))
             for part in parts
-            for group, row in part.lacking
+            for group, row in part.claims
             if group == kind
         ]
         if groups:
@@ -118,7 +115,7 @@ def _question(kind: str, text: str, groups: Sequence[tuple[Part, str, Sequence[C
     answers = []
     for part, row, found in groups:
         name = f"{part.title}: {row}" if several else row
-        verdict = gains.verdict(found, not any(part.lacking[kind, row].values()))
+        verdict = gains.verdict(found, not any(part.claims[kind, row].values()))
         answers.append(Answer(name, verdict, [_contrast(name, c, largest) for c in found]))
     verdicts = [answer.verdict for answer in answers]
     if len(set(verdicts)) == 1:

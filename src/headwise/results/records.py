@@ -10,7 +10,7 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -121,6 +121,30 @@ class PhaseResult:
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= top:
                 raise ConfigError(f"{name} of phase {self.label!r} must be in 0..{top:g}, got {value!r}")
+        if not all(_is_mask(row) for row in self.masks):
+            raise ConfigError(f"heads of phase {self.label!r} must have a place, a mask and a score each or none")
+
+    @property
+    def gate(self) -> Mapping[str, Any]:
+        """Fields of the phase's gate on heads; empty without one."""
+        gate = self.extra.get("gate")
+        return gate if isinstance(gate, Mapping) else {}
+
+    @property
+    def masks(self) -> list[Mapping[str, Any]]:
+        """Of each projection of a gated phase its stage, block, proj, active (0 or 1 per head) and score (or None)."""
+        return list(self.extra.get("heads") or []) if self.gate else []
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether heads are off."""
+        return any(0 in row["active"] for row in self.masks)
+
+    @property
+    def heads_off(self) -> float:
+        """Heads that are off, per layer and projection; 0 without a gate."""
+        rows = self.masks
+        return sum(row["active"].count(0) for row in rows) / len(rows) if rows else 0.0
 
     @property
     def seconds_per_step(self) -> float | None:
@@ -140,6 +164,13 @@ class PhaseResult:
         """
         with _damaged(path):
             return cls(**_known(cls, raw))
+
+
+def _is_mask(row: Any) -> bool:
+    if not (isinstance(row, Mapping) and all(name in row for name in ("stage", "block", "proj", "active", "score"))):
+        return False
+    active, scores = row["active"], row["score"]
+    return isinstance(active, list) and len(active) > 0 and (scores is None or len(scores) == len(active))
 
 
 @dataclass(frozen=True, kw_only=True)

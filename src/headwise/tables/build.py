@@ -36,7 +36,7 @@ from headwise.tables.comparable import (
     tested,
     varied,
 )
-from headwise.tables.controls import is_size_control
+from headwise.tables.controls import lacking, matches
 from headwise.tables.paired import (
     CONTRAST,
     LINE,
@@ -95,7 +95,7 @@ class Table:
     contrasts: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=CONTRAST))
     """One line per row and kind of difference, over all tasks and seeds: the fields of `paired.Contrast`."""
     answers: list[str] = field(default_factory=list)
-    """Of each two-phase row, whether its second phase is better than its controls, one sentence each."""
+    """Of each row with a second phase, per-head updates or heads off, whether it is better than its controls."""
     published: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=PUBLISHED))
     """One line per cell of a published row: the ``row`` and ``phase`` of ours that it belongs to, ``row_id``,
     ``title``, ``size``, ``column``, ``text`` (``*`` if not printed but computed), ``value``, ``comparable``."""
@@ -253,15 +253,15 @@ def _table(
     results = [result for result in setting.results if tested(result)]
     where, apart = places(results, pool, setting.common)
     lines, order = frame(results, where), _order(results, where)
-    differences_ = pair(results, where, every)
+    found = matches(results, every)
+    differences_, claims = pair(found, where), lacking(results, where, found)
     cells, paired, together = (
         summarise(lines, True, order),
         summarise(differences_, False, order),
         contrasts(differences_),
     )
-    two_phase = {where[r.key][0] for r in results if len(tested(r)) == 2 and not is_size_control(tested(r))}
     caption = [CELLS, *_facts(setting, pool), *_average_notes(cells), SPENT]
-    caption += uncontrolled(results, where, paired)
+    caption += uncontrolled(claims)
     if (cells["n"] == 1).any():
         caption.append("Cells with n = 1 rest on one seed and have no deviation.")
     shown, beside_notes, apart_notes = beside(results, where, cells, published)
@@ -272,7 +272,7 @@ def _table(
         _costs(results, where),
         paired,
         together,
-        answers(together, two_phase),
+        answers(together, claims),
         shown,
         apart_notes,
     )

@@ -1,7 +1,7 @@
 """Which runs a head-wise run must be measured by, and what it gains over them. Standard library only.
 
-Phase 2 of HS-LoRA brings parameters, training time, and updates of single heads; only runs that differ in one of these
-tell what the heads are worth.
+Phase 2 of HS-LoRA brings parameters, training time, and updates of single heads; Heart-LoRA switches heads off by a
+score. Only runs that differ in one of these tell what the heads, or the scores, are worth.
 """
 
 from __future__ import annotations
@@ -12,20 +12,43 @@ from typing import Any
 
 from headwise.results.fingerprint import fingerprint
 from headwise.results.records import PhaseResult, Result
-from headwise.tables.comparable import epochs, recorded, tested
+from headwise.tables.comparable import Places, epochs, recorded, tested
 
 EQUAL_SIZE = "equal-size LoRA"
-CONTROLS = {"longer P1": "hs_control_long", EQUAL_SIZE: "hs_control_lora", "longer P2": "hs_control_head"}
-"""Kinds of control of a two-phase run, and the configuration that makes it."""
-ALONE = {EQUAL_SIZE: "matched_lora"}
-"""Those of per-head updates in a single phase."""
+NO_MASK = "no head off"
+MASKS = {"random": "random heads off", "front": "first heads off"}
+"""Modes of a gate that need no score: what runs with scored heads off are measured by."""
 KINDS = {
     "P1": "its own first phase",
     "longer P1": "the first method alone, trained for the epochs of both phases",
     EQUAL_SIZE: "plain LoRA of equal size, after the same first phase if there is one",
     "longer P2": "the second method alone, trained for the epochs of both phases",
+    NO_MASK: "the same run with no head off",
+    MASKS["random"]: "the same run with as many random heads off",
+    MASKS["front"]: "the same run with as many of the first heads off",
 }
-"""What a second phase, or per-head updates alone, are compared with."""
+"""What a second phase, per-head updates alone, or heads switched off are compared with."""
+PHASE, HEADS, MASK = "phase", "heads", "mask"
+CONTROLS = {
+    PHASE: {
+        "longer P1": "method=hs_control_long",
+        EQUAL_SIZE: "method=hs_control_lora",
+        "longer P2": "method=hs_control_head",
+    },
+    HEADS: {EQUAL_SIZE: "method=matched_lora"},
+    MASK: {NO_MASK: "the same with ne=ne0", MASKS["random"]: "the same with mode=random in its gate"},
+}
+"""Of each claim, the kinds of run that it must beat, and how such a run is made."""
+WITHOUT = {
+    "longer P1": "its gain over P1 proves little",
+    EQUAL_SIZE: "its gain over P1 proves little",
+    "longer P2": "its gain over P1 proves little",
+    NO_MASK: "nothing says what switching heads off costs",
+    MASKS["random"]: "nothing says that the scores matter",
+}
+"""What a missing control leaves open."""
+Claims = Mapping[tuple[str, str], Mapping[str, Sequence[str]]]
+"""Of each claim and row, by the controls it needs, the tasks on which a run lacks one."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +67,36 @@ class Match:
     against: str
     value: float
 
+    @property
+    def claim(self) -> str:
+        """What the comparison speaks of: `PHASE`, `HEADS` or `MASK`."""
+        return claim_of(self.phase, self.against)
+
+
+def claim_of(phase: str, against: str) -> str:
+    """The claim that a comparison of this phase with this kind of run speaks of."""
+    if against in (NO_MASK, *MASKS.values()):
+        return MASK
+    return HEADS if phase == "P1" else PHASE
+
+
+def controls_of(result: Result) -> dict[str, dict[str, str]]:
+    """What a run claims, and of each claim the controls that it needs; see `CONTROLS`.
+
+    Heads that are off by a budget for the whole network have no random twin.
+    """
+    phases = tested(result)
+    found = {}
+    if len(phases) > 1 and not is_size_control(phases):
+        found[PHASE] = CONTROLS[PHASE]
+    if is_per_head(result):
+        found[HEADS] = CONTROLS[HEADS]
+    last = result.phases[-1]
+    if last.accuracy is not None and last.is_masked and last.gate.get("mode") not in MASKS:
+        is_budget = last.gate.get("budget") is not None
+        found[MASK] = {kind: how for kind, how in CONTROLS[MASK].items() if kind == NO_MASK or not is_budget}
+    return found
+
 
 def matches(results: Sequence[Result], every: Iterable[Result]) -> list[Match]:
     """Return the differences of head-wise runs to their controls.
@@ -52,15 +105,19 @@ def matches(results: Sequence[Result], every: Iterable[Result]) -> list[Match]:
     one-phase run of the same task, seed, weights, images and protocol, whose epochs are those of both phases together;
     and with plain LoRA of as many parameters after the very same Phase 1, for as many epochs (equal-size LoRA).
     A one-phase run of per-head updates is compared with plain LoRA of as many parameters, for as many epochs.
+    A run with heads off by score is compared with the same with none off, and with as many random or first ones off.
 
     Args:
         results: head-wise runs are sought here.
         every: controls are sought here.
     """
-    asked = [result for result in results if len(tested(result)) > 1 or is_per_head(result)]
-    wanted = {result.key.dataset for result in asked}
+    asked = [(result, controls_of(result)) for result in results]
+    asked = [(result, claims) for result, claims in asked if claims or len(tested(result)) > 1]
+    wanted = {result.key.dataset for result, _ in asked}
+    masked = {result.key.dataset for result, claims in asked if MASK in claims}
     alone: dict[str, float] = {}
     equal_size: dict[tuple[str, int], float] = {}
+    twins: dict[tuple[str, str, str], float] = {}
     for result in every:
         phases = tested(result)
         if result.key.dataset not in wanted or not phases or (reached := phases[-1].accuracy) is None:
@@ -69,29 +126,75 @@ def matches(results: Sequence[Result], every: Iterable[Result]) -> list[Match]:
             alone.setdefault(_matched(result, phases[0].method), reached)
         elif is_size_control(phases):
             equal_size.setdefault((phases[0].fingerprint, epochs(result)), reached)
+        if result.key.dataset in masked and (kind := _mask_kind(result.phases[-1])) is not None:
+            twins.setdefault((ground(result), kind, _amount(result.phases[-1], kind)), reached)
     made = []
-    for result in asked:
+    for result, claims in asked:
         phases = tested(result)
         first, last = phases[0], phases[-1]
-        if len(phases) == 1:
-            others = {EQUAL_SIZE: alone.get(_matched(result, _shared_twin(last.method)))}
-        else:
+        others: dict[str, float | None] = {}
+        if len(phases) > 1:
             others = {"P1": first.accuracy, "longer P1": alone.get(_matched(result, first.method))}
-            if not is_size_control(phases):
+            if PHASE in claims:
                 others[EQUAL_SIZE] = equal_size.get((first.fingerprint, epochs(result)))
                 others["longer P2"] = alone.get(_matched(result, last.method))
-        for name, other in others.items():
+        if HEADS in claims:
+            others[EQUAL_SIZE] = alone.get(_matched(result, _shared_twin(last.method)))
+        if MASK in claims:
+            for kind in (NO_MASK, *MASKS.values()):
+                others[kind] = twins.get((ground(result), kind, _amount(last, kind)))
+        for kind, other in others.items():
             if other is not None and last.accuracy is not None:
-                made.append(Match(result, f"P{len(phases)}", name, last.accuracy - other))
+                made.append(Match(result, f"P{len(phases)}", kind, last.accuracy - other))
     return made
 
 
-def controls_of(result: Result) -> Mapping[str, str]:
-    """Kinds of control that a run needs, and the configuration that makes each; empty for a run that is no claim."""
-    phases = tested(result)
-    if len(phases) > 1:
-        return {} if is_size_control(phases) else CONTROLS
-    return ALONE if is_per_head(result) else {}
+def lacking(results: Sequence[Result], where: Places, found: Iterable[Match]) -> Claims:
+    """Return what the rows of a table claim, and the controls they lack.
+
+    Per-head updates alone are asked about where there is something to compare them with.
+
+    Args:
+        results: of one table.
+        where: their rows and columns.
+        found: their matches.
+    """
+    have = {(match.claim, match.against, match.result.key) for match in found}
+    missing: dict[tuple[str, str], dict[str, set[str]]] = {}
+    for result in results:
+        row, column = where[result.key]
+        for claim, controls in controls_of(result).items():
+            if claim != HEADS or (HEADS, EQUAL_SIZE, result.key) in have:
+                kinds = missing.setdefault((claim, row), {})
+                for kind in controls:
+                    kinds.setdefault(kind, set()).update([] if (claim, kind, result.key) in have else [column])
+    order = list(CONTROLS)
+    return {
+        key: {kind: sorted(columns) for kind, columns in missing[key].items()}
+        for key in sorted(missing, key=lambda key: (order.index(key[0]), key[1]))
+    }
+
+
+def ground(result: Result, without: Sequence[str] = ()) -> str:
+    """Hash of what a run with heads off and its twins share: everything but the gates.
+
+    Args:
+        result: the run.
+        without: parts of its identity to leave out as well.
+    """
+    methods = [{key: value for key, value in phase.method.items() if key != "gate"} for phase in result.phases]
+    rest = {key: value for key, value in result.identity.items() if key not in ("method", *without)}
+    return fingerprint({"methods": methods, "rest": rest})
+
+
+def _mask_kind(phase: PhaseResult) -> str | None:
+    """As which control of heads off by score a phase can serve."""
+    return MASKS.get(str(phase.gate.get("mode"))) if phase.is_masked else NO_MASK
+
+
+def _amount(phase: PhaseResult, kind: str) -> str:
+    """How many heads are off where; a run with none off is measured by whatever the number."""
+    return "" if kind == NO_MASK else str([(row["proj"], row["active"].count(0)) for row in phase.masks])
 
 
 def is_size_control(phases: Sequence[PhaseResult]) -> bool:

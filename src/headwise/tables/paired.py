@@ -12,14 +12,21 @@ import pandas as pd
 
 from headwise.errors import ConfigError, suggest
 from headwise.results.records import Result
-from headwise.tables.comparable import Places, group, repeat, tested
-from headwise.tables.controls import CONTROLS, EQUAL_SIZE, is_size_control, matches
+from headwise.tables.comparable import Places, group, repeat
+from headwise.tables.controls import CONTROLS, HEADS, MASK, PHASE, WITHOUT, Claims, Match, claim_of
 
 LINE = ["row", "phase", "column", "group", "repeat", "value"]
 CONTRAST = ["row", "phase", "mean", "low", "high", "wins", "ties", "losses", "tasks", "pairs"]
 RESAMPLES, LEVEL = 10_000, 0.95
 FEWEST = 6
 """Pairs below which there is no interval and nothing is clear: five of five would not pass a sign test at 5 %."""
+FEW = 3
+"""Tasks that a note names; of more it says how many."""
+ASKED = {
+    PHASE: "Is the second phase of {} better than its controls",
+    HEADS: "Are the per-head updates of {} better than shared ones of their size",
+    MASK: "Is switching heads off in {} better than its controls",
+}
 _BATCH = 200_000
 
 
@@ -29,33 +36,37 @@ def line(result: Result, where: Places, phase: str, value: float | None) -> dict
     return dict(zip(LINE, (row, phase, column, group(result), repeat(result), value), strict=True))
 
 
-def pair(results: Sequence[Result], where: Places, every: Sequence[Result]) -> pd.DataFrame:
+def pair(found: Iterable[Match], where: Places) -> pd.DataFrame:
     """Return the differences of head-wise runs to their controls, seed by seed.
 
     Args:
-        results: head-wise runs are sought here.
-        where: their rows and columns.
-        every: controls are sought here.
+        found: of one table.
+        where: rows and columns of its results.
     Returns:
         Lines of the columns `LINE`; ``phase`` says which difference, ``value`` is in percentage points.
     """
-    found = matches(results, every)
     lines = [line(match.result, where, f"{match.phase} - {match.against}", match.value) for match in found]
     return pd.DataFrame(lines, columns=LINE)
 
 
-def uncontrolled(results: Sequence[Result], where: Places, paired: pd.DataFrame) -> list[str]:
-    """Say which two-phase rows lack a control, and how to make it."""
+def uncontrolled(claims: Claims) -> list[str]:
+    """Say which rows lack a control, what that leaves open, and how to make it.
+
+    Args:
+        claims: as `lacking` gives them.
+    """
     notes = []
-    for kind, method in CONTROLS.items():
-        have = set(paired[paired["phase"].str.endswith(kind)][["row", "column"]].itertuples(index=False, name=None))
-        two_phase = {where[r.key] for r in results if len(tested(r)) == 2 and not is_size_control(tested(r))}
-        if missing := sorted(two_phase - have):
-            rows = ", ".join(f"{row} on {column}" for row, column in missing)
-            notes.append(
-                f"NO CONTROL ({kind}) for {rows}: its gain over P1 proves little; run method={method} as well."
-            )
+    for claim, kinds in CONTROLS.items():
+        for kind, how in kinds.items():
+            lack = {row: of[kind] for (asked, row), of in claims.items() if asked == claim and of.get(kind)}
+            if lack:
+                rows = ", ".join(f"{row} on {_named(columns)}" for row, columns in lack.items())
+                notes.append(f"NO CONTROL ({kind}) for {rows}: {WITHOUT[kind]}; run {how} as well.")
     return notes
+
+
+def _named(tasks: Sequence[str]) -> str:
+    return ", ".join(tasks) if len(tasks) <= FEW else f"{len(tasks)} tasks"
 
 
 @dataclass(frozen=True)
@@ -154,33 +165,24 @@ def contrasts(lines: pd.DataFrame) -> pd.DataFrame:
     return frame.astype({"low": float, "high": float})
 
 
-def answers(found: pd.DataFrame, two_phase: Iterable[str]) -> list[str]:
-    """Say of each row with head-wise updates whether it is better than its controls.
+def answers(found: pd.DataFrame, claims: Claims) -> list[str]:
+    """Say of each claim of a row whether it is better than its controls.
 
     Yes, where the interval of every control lies above zero; no, where one lies below; else it is not shown, as with a
     control missing or fewer than `FEWEST` pairs.
 
     Args:
         found: as `contrasts` gives it.
-        two_phase: rows that have a second phase and are no control themselves.
+        claims: as `lacking` gives them.
     """
-    by_row: dict[tuple[str, bool], dict[str, Any]] = {(row, True): {} for row in two_phase}
-    for one in found.itertuples():
-        phase, _, kind = one.phase.partition(" - ")
-        if phase == "P1" and kind == EQUAL_SIZE:
-            by_row[one.row, False] = {kind: one}
-        elif (one.row, True) in by_row and kind in CONTROLS:
-            by_row[one.row, True][kind] = one
+    known = {(one.row, *one.phase.split(" - ", 1)): one for one in found.itertuples()}
     lines = []
-    for (row, is_second), kinds in sorted(by_row.items()):
-        controls = list(CONTROLS) if is_second else [EQUAL_SIZE]
-        signs = [_sign(kinds[kind]) if kind in kinds else 0 for kind in controls]
+    for (claim, row), controls in claims.items():
+        mine = {kind: one for (of, phase, kind), one in known.items() if of == row and claim_of(phase, kind) == claim}
+        signs = [_sign(mine[kind]) if kind in mine else 0 for kind in controls]
         answer = "No" if min(signs) < 0 else "Yes" if min(signs) > 0 else "Not shown"
-        parts = [_against(kind, kinds.get(kind)) for kind in controls]
-        asked = f"Are the per-head updates of {row} better than shared ones of their size"
-        if is_second:
-            asked = f"Is the second phase of {row} better than its controls"
-        lines.append(f"{asked}? {answer}: {', '.join(parts)}.")
+        parts = [_against(kind, mine.get(kind)) for kind in controls]
+        lines.append(f"{ASKED[claim].format(row)}? {answer}: {', '.join(parts)}.")
     return lines
 
 
@@ -191,7 +193,7 @@ def _sign(found: Any) -> int:
 
 def _against(kind: str, found: Any) -> str:
     if found is None:
-        return f"no run of {kind}"
+        return f"none against {kind}"
     interval = "" if pd.isna(found.low) else f"{found.low:+.2f} to {found.high:+.2f}, "
     return f"{found.mean:+.2f} against {kind} ({interval}{found.pairs} pair{'s' * (found.pairs != 1)})"
 

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from headwise.results.fingerprint import fingerprint
-from headwise.results.records import PhaseResult, Result
+from headwise.results.records import Result
 from headwise.tables.comparable import shots
+from headwise.tables.controls import ground
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class Pair:
 def pairs(results: Iterable[Result]) -> list[Pair]:
     """Every run with heads off, with its twin if that is among the results."""
     results = list(results)
-    plain = {ground(result): result for result in results if not _is_masked(result.phases[-1])}
+    plain = {ground(result): result for result in results if not result.phases[-1].is_masked}
     found = []
     for result in results:
         last = result.phases[-1]
-        if not _is_masked(last) or last.accuracy is None:
+        if not last.is_masked or last.accuracy is None:
             continue
         twin = plain.get(ground(result))
         gate = last.extra["gate"]
@@ -103,20 +103,8 @@ def spread(values: list[float], sign: bool = False) -> str:
     return mean if len(values) == 1 else f"{mean} +- {statistics.stdev(values):.2f} ({len(values)})"
 
 
-def _is_masked(phase: PhaseResult) -> bool:
-    gate = phase.extra.get("gate")
-    return bool(gate) and any(0 in row["active"] for row in phase.extra["heads"])
-
-
 def _amount(gate: dict[str, Any]) -> str:
     for name, prefix in (("budget", "budget"), ("count", "ne"), ("ratio", "ratio")):
         if gate.get(name) is not None:
             return f"{prefix}{gate[name]}"
     return ""
-
-
-def ground(result: Result) -> str:
-    """What a run and its twin share: everything but the gates."""
-    methods = [{key: value for key, value in phase.method.items() if key != "gate"} for phase in result.phases]
-    rest = {key: value for key, value in result.identity.items() if key != "method"}
-    return fingerprint({"methods": methods, "rest": rest})
