@@ -35,7 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for text in damaged:
         print(f"warning: {text}", file=sys.stderr)
     title = options.title or ", ".join(options.name) or "All results"
-    atomic.write_text(options.out, report(results, title, damaged))
+    others = reading.others(options.root, [part.name for part in found])
+    atomic.write_text(options.out, report(results, title, damaged, others))
     print(f"written: {options.out} ({len(results)} runs)")
     return 0
 

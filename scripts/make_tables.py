@@ -58,7 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.compare:
         made = compare(found.results, *options.compare, title=title, pool=options.pool)
     else:
-        made = tables(found.results, title, options.pool, options.published)
+        others = reading.others(options.root, [found.name])
+        made = tables(found.results, title, options.pool, options.published, others)
     made[0].notes += found.notes
     text = render(made, form)
     if options.out:

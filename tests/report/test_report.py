@@ -396,6 +396,18 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "<title>runs, other</title>" in out.read_text()
 
 
+def test_controls_under_another_name_count(tmp_path: Path) -> None:
+    root = stored(tmp_path / "results", [r for r in controlled() if r.key.method == "hs_lora"])
+    stored(root, [r for r in controlled(name="controls") if r.key.method != "hs_lora"])
+    out = tmp_path / "report.html"
+    assert script()(["--root", str(root), "--name", "runs", "--out", str(out)]) == 0
+    page = Page(out.read_text())
+    assert "NO CONTROL" not in page.text
+    assert "hs_lora leans yes" in page.text
+    assert "Controls were also found among the runs of controls." in page.text
+    assert "lora_long" not in page.text
+
+
 def test_a_corrupted_result_is_named_and_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = stored(tmp_path / "results", controlled())
     file = root / "runs" / "lora_long" / "svhn" / "base" / "seed-1" / "result.json"

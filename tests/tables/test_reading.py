@@ -8,7 +8,7 @@ import pytest
 
 from headwise.errors import ConfigError
 from headwise.results.store import ResultStore
-from headwise.tables.reading import read, runs
+from headwise.tables.reading import others, read, runs
 from made_results import run, write
 
 
@@ -35,6 +35,12 @@ def test_all_or_by_name(root: Path) -> None:
     found = read(root, "runs")
     assert (found.name, len(found.results), found.notes) == ("runs", 2, [])
     assert runs(root) == {"runs", "table1", "begun"}
+
+
+def test_the_others_are_those_that_have_not_been_read(root: Path) -> None:
+    assert [result.key.name for result in others(root, ["runs"])()] == ["table1"]
+    assert others(root, [None])() == []
+    assert len(others(root, ["table1"])()) == 2
 
 
 def test_an_experiment_knows_the_name_of_its_runs(root: Path, repo: Path) -> None:

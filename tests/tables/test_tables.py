@@ -296,6 +296,23 @@ def test_the_second_method_alone_is_a_control():
     assert "method=hs_control_head" in note
 
 
+def test_controls_are_sought_among_runs_of_other_names_where_they_lack():
+    both = run("hs", accuracy=(70.0, 75.0))
+    both.phases[1] = dataclasses.replace(both.phases[1], method=HEADS)
+    longer = run("lora", accuracy=(74.0,), epochs=200, name="elsewhere")
+    table = one([both], others=lambda: [longer])
+    assert cell(table, "hs", "svhn", "P2 - longer P1", "paired")["mean"] == 1.0
+    assert "Controls were also found among the runs of elsewhere." in table.notes
+    assert "NO CONTROL (longer P1)" not in said(table)
+    assert "NO CONTROL (longer P2) for hs on svhn" in said(table)
+    assert set(table.cells["row"]) == {"hs"}
+
+    def unneeded() -> list:
+        raise AssertionError("nothing is lacking")
+
+    assert not one([longer], others=unneeded).answers
+
+
 def test_updates_per_head_meet_plain_lora_of_their_size():
     table = one([run("head_lora", accuracy=(76.0,), spec=HEADS), run("matched_lora", accuracy=(75.5,), spec=PLAIN)])
     assert cell(table, "head_lora", "svhn", "P1 - equal-size LoRA", "paired")["mean"] == 0.5

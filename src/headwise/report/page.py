@@ -21,9 +21,9 @@ from headwise.report.gallery import Figure, slugged
 from headwise.report.grids import Grid
 from headwise.report.summary import questions
 from headwise.results.records import Result
-from headwise.tables.build import Table, tables
+from headwise.tables.build import Others, Table, measured, tables
 from headwise.tables.comparable import FEWSHOT, Setting, distinct, places, settings, tested
-from headwise.tables.controls import Claims, lacking, matches
+from headwise.tables.controls import Claims
 from headwise.weights import ASSETS
 
 NUM_MAPS = 24
@@ -65,13 +65,16 @@ class Chapter:
     claims: Claims
 
 
-def report(results: Iterable[Result], title: str = "Results", damaged: Sequence[str] = ()) -> str:
+def report(
+    results: Iterable[Result], title: str = "Results", damaged: Sequence[str] = (), others: Others = list
+) -> str:
     """Return the page.
 
     Args:
         results: in any order; at least one with a test accuracy.
         title: of the page.
         damaged: what is wrong with each record that could not be read; the page names them.
+        others: reads runs of other names, among which controls are sought that these lack.
     Raises:
         ConfigError: if no result has a test accuracy.
     """
@@ -80,7 +83,7 @@ def report(results: Iterable[Result], title: str = "Results", damaged: Sequence[
         raise ConfigError(f"no result with a test accuracy: there is nothing to report yet{'; '.join(['', *damaged])}")
     split = settings(usable)
     every = [result for setting in split for result in setting.results]
-    chapters = _chapters(tables(usable, title), split, every)
+    chapters = _chapters(tables(usable, title, others=others), split, every, others)
     script = (ASSETS / "report.js").read_text(encoding="utf-8")
     page = jinja2.Environment(
         loader=jinja2.FileSystemLoader(ASSETS),
@@ -127,7 +130,9 @@ def _facts(results: Sequence[Result]) -> list[str]:
     return [*facts, days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"]
 
 
-def _chapters(made: Sequence[Table], split: Sequence[Setting], every: Sequence[Result]) -> list[Chapter]:
+def _chapters(
+    made: Sequence[Table], split: Sequence[Setting], every: Sequence[Result], others: Others
+) -> list[Chapter]:
     chapters: list[Chapter] = []
     for table, setting in zip(made, split, strict=True):
         results = [result for result in setting.results if tested(result)]
@@ -139,15 +144,14 @@ def _chapters(made: Sequence[Table], split: Sequence[Setting], every: Sequence[R
         first = chapters[0].title if chapters else title
         table.notes = [note.replace("than the first table:", f"than {first}:") for note in table.notes]
         slug = f"{slugged(title)}-{len(chapters) + 1}"
-        chapters.append(_chapter(table, replace(setting, results=results), every, title, slug))
+        chapters.append(_chapter(table, replace(setting, results=results), every, title, slug, others))
     return sorted(chapters, key=lambda chapter: not chapter.claims)
 
 
-def _chapter(table: Table, setting: Setting, every: Sequence[Result], title: str, slug: str) -> Chapter:
+def _chapter(table: Table, setting: Setting, every: Sequence[Result], title: str, slug: str, others: Others) -> Chapter:
     results = setting.results
     where, _ = places(results, common=setting.common)
-    found = matches(results, every)
-    claims = lacking(results, where, found)
+    found, claims = measured(results, where, every, others)
     badges = {row: "no control" for (_, row), controls in claims.items() if any(controls.values())}
     lead = next((note for note in table.notes if "; weights: " in note), "")
     said = next((note for note in table.notes if note.startswith("Test accuracy in percent")), "")
@@ -192,7 +196,7 @@ def _cut(note: str) -> tuple[str, str]:
     """A long warning: what is in sight, and the rest."""
     if len(note) <= 320:
         return note, ""
-    end = note.rfind(",", 0, 240) + 1 or 240
+    end = note.rfind(";", 0, 240) + 1 or 240
     return note[:end], note[end:]
 
 

@@ -6,7 +6,7 @@ What is compared with what is decided in `comparable`, differences are formed in
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -36,7 +36,7 @@ from headwise.tables.comparable import (
     tested,
     varied,
 )
-from headwise.tables.controls import lacking, matches
+from headwise.tables.controls import Claims, Match, lacking, matches
 from headwise.tables.paired import (
     CONTRAST,
     LINE,
@@ -72,6 +72,7 @@ SIZES = {FEWSHOT: FEWSHOT_SETS, **GROUP_SIZES}
 AVERAGES = (*(f"mean_{name}" for name in SIZES), "mean_19", "mean_groups")
 """Columns of averages: each over all tasks of a group, then over all of VTAB-1k, or absent."""
 COSTS = ["row", "parameters", "head", "stored_bytes", "epochs"]
+Others = Callable[[], Sequence[Result]]
 CELLS = (
     "Test accuracy in percent after each tested phase (P1, P2): mean \u00b1 sample standard deviation (n - 1) over "
     "seeds, and the number of seeds n in brackets. An empty cell is a run that is missing."
@@ -104,7 +105,11 @@ class Table:
 
 
 def tables(
-    results: Iterable[Result], title: str = "Results", pool: bool = False, published: str = "auto"
+    results: Iterable[Result],
+    title: str = "Results",
+    pool: bool = False,
+    published: str = "auto",
+    others: Others = list,
 ) -> list[Table]:
     """Arrange results in tables, one for each combination of weights and protocol.
 
@@ -114,6 +119,7 @@ def tables(
         pool: let results of different weights, protocol and images share columns; the caption says so.
         published: ``auto`` sets published rows beside results that may be compared with them; ``always`` shows the
             others as well, apart and with the reason; ``never`` shows none.
+        others: reads runs of other names, among which controls are sought that these lack.
     Raises:
         ConfigError: if `published` is none of these.
     """
@@ -123,7 +129,7 @@ def tables(
     every = [result for setting in split for result in setting.results]
     made = []
     for name, notes, setting in _titled(split, title):
-        made.append(_table(setting, name, notes, every, pool, published))
+        made.append(_table(setting, name, notes, every, pool, published, others))
     return made
 
 
@@ -247,21 +253,45 @@ def _averages(lines: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(made, columns=LINE)
 
 
+def measured(
+    results: Sequence[Result], where: Places, every: Sequence[Result], others: Others = list
+) -> tuple[list[Match], Claims]:
+    """Match runs with their controls; among the other runs only where one is lacking.
+
+    Args:
+        results: of one table.
+        where: their rows and columns.
+        every: controls are sought here first.
+        others: reads more of them.
+    """
+    found = matches(results, every)
+    claims = lacking(results, where, found)
+    if any(tasks for kinds in claims.values() for tasks in kinds.values()) and (more := others()):
+        found = matches(results, [*every, *more])
+        claims = lacking(results, where, found)
+    return found, claims
+
+
+def _borrowed(found: Sequence[Match]) -> list[str]:
+    names = {match.other.name for match in found} - {match.result.key.name for match in found}
+    return [f"Controls were also found among the runs of {', '.join(sorted(names))}."] if names else []
+
+
 def _table(
-    setting: Setting, title: str, notes: list[str], every: Sequence[Result], pool: bool, published: str
+    setting: Setting, title: str, notes: list[str], every: Sequence[Result], pool: bool, published: str, others: Others
 ) -> Table:
     results = [result for result in setting.results if tested(result)]
     where, apart = places(results, pool, setting.common)
     lines, order = frame(results, where), _order(results, where)
-    found = matches(results, every)
-    differences_, claims = pair(found, where), lacking(results, where, found)
+    found, claims = measured(results, where, every, others)
+    differences_ = pair(found, where)
     cells, paired, together = (
         summarise(lines, True, order),
         summarise(differences_, False, order),
         contrasts(differences_),
     )
     caption = [CELLS, *_facts(setting, pool), *_average_notes(cells), SPENT]
-    caption += uncontrolled(claims)
+    caption += [*_borrowed(found), *uncontrolled(claims)]
     if (cells["n"] == 1).any():
         caption.append("Cells with n = 1 rest on one seed and have no deviation.")
     shown, beside_notes, apart_notes = beside(results, where, cells, published)

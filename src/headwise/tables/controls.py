@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from headwise.results.fingerprint import fingerprint
-from headwise.results.records import PhaseResult, Result
+from headwise.results.records import PhaseResult, Result, RunKey
 from headwise.tables.comparable import Places, epochs, recorded, tested
 
 EQUAL_SIZE = "equal-size LoRA"
@@ -60,12 +60,14 @@ class Match:
         phase: its last tested one, ``P2``.
         against: one of `KINDS`.
         value: its accuracy minus the other's, percentage points.
+        other: key of the other; for ``P1`` the run's own.
     """
 
     result: Result
     phase: str
     against: str
     value: float
+    other: RunKey
 
     @property
     def claim(self) -> str:
@@ -115,26 +117,26 @@ def matches(results: Sequence[Result], every: Iterable[Result]) -> list[Match]:
     asked = [(result, claims) for result, claims in asked if claims or len(tested(result)) > 1]
     wanted = {result.key.dataset for result, _ in asked}
     masked = {result.key.dataset for result, claims in asked if MASK in claims}
-    alone: dict[str, float] = {}
-    equal_size: dict[tuple[str, int], float] = {}
-    twins: dict[tuple[str, str, str], float] = {}
+    alone: dict[str, Result] = {}
+    equal_size: dict[tuple[str, int], Result] = {}
+    twins: dict[tuple[str, str, str], Result] = {}
     for result in every:
         phases = tested(result)
-        if result.key.dataset not in wanted or not phases or (reached := phases[-1].accuracy) is None:
+        if result.key.dataset not in wanted or not phases:
             continue
         if len(phases) == 1:
-            alone.setdefault(_matched(result, phases[0].method), reached)
+            alone.setdefault(_matched(result, phases[0].method), result)
         elif is_size_control(phases):
-            equal_size.setdefault((phases[0].fingerprint, epochs(result)), reached)
+            equal_size.setdefault((phases[0].fingerprint, epochs(result)), result)
         if result.key.dataset in masked and (kind := _mask_kind(result.phases[-1])) is not None:
-            twins.setdefault((ground(result), kind, _amount(result.phases[-1], kind)), reached)
+            twins.setdefault((ground(result), kind, _amount(result.phases[-1], kind)), result)
     made = []
     for result, claims in asked:
         phases = tested(result)
         first, last = phases[0], phases[-1]
-        others: dict[str, float | None] = {}
+        others: dict[str, Result | None] = {}
         if len(phases) > 1:
-            others = {"P1": first.accuracy, "longer P1": alone.get(_matched(result, first.method))}
+            others = {"P1": result, "longer P1": alone.get(_matched(result, first.method))}
             if PHASE in claims:
                 others[EQUAL_SIZE] = equal_size.get((first.fingerprint, epochs(result)))
                 others["longer P2"] = alone.get(_matched(result, last.method))
@@ -144,8 +146,10 @@ def matches(results: Sequence[Result], every: Iterable[Result]) -> list[Match]:
             for kind in (NO_MASK, *MASKS.values()):
                 others[kind] = twins.get((ground(result), kind, _amount(last, kind)))
         for kind, other in others.items():
-            if other is not None and last.accuracy is not None:
-                made.append(Match(result, f"P{len(phases)}", kind, last.accuracy - other))
+            if other is not None:
+                reached = first if kind == "P1" else tested(other)[-1]
+                value = float(last.accuracy or 0.0) - float(reached.accuracy or 0.0)
+                made.append(Match(result, f"P{len(phases)}", kind, value, other.key))
     return made
 
 

@@ -60,7 +60,7 @@ def uncontrolled(claims: Claims) -> list[str]:
         for kind, how in kinds.items():
             lack = {row: of[kind] for (asked, row), of in claims.items() if asked == claim and of.get(kind)}
             if lack:
-                rows = ", ".join(f"{row} on {_named(columns)}" for row, columns in lack.items())
+                rows = "; ".join(f"{row} on {_named(columns)}" for row, columns in lack.items())
                 notes.append(f"NO CONTROL ({kind}) for {rows}: {WITHOUT[kind]}; run {how} as well.")
     return notes
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -64,6 +66,25 @@ def read(root: Path, given: str | None = None, repo: Path | None = None) -> Foun
     raise ConfigError(
         f"no finished run of {given!r} under {root}: no such name{suggest(given, {*names, *experiments})}"
     )
+
+
+def others(root: Path, names: Iterable[str | None]) -> Callable[[], list[Result]]:
+    """Return what reads, once and when it is called, the finished runs of all other names below a root.
+
+    Args:
+        root: of all results.
+        names: that have been read; None says that all have.
+    """
+    known = set(names)
+
+    @functools.cache
+    def found() -> list[Result]:
+        if None in known:
+            return []
+        store = ResultStore(root, on_bad=lambda error: None)
+        return [result for name in sorted(runs(root) - known) for result in store.all(name)]
+
+    return found
 
 
 def runs(root: Path) -> set[str]:
