@@ -39,6 +39,22 @@ def test_the_content_of_the_configuration_counts(conf):
     assert request_of(["method=lora"], [conf]) != before
 
 
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        ("# What it is.\n\n# Cost: 3\nrank: 8\n", True),
+        ("# @package _global_\n# What it is.\nrank: 8\n", False),
+        ("# What it is.\nrank: 9\n", False),
+        ("rank: 8\ntext: >-\n  # no comment\n", False),
+    ],
+)
+def test_opening_comments_do_not_count(conf, text, same):
+    before = request_of(["method=lora"], [conf])
+    (conf / "method" / "lora.yaml").write_text(text)
+    request._content.cache_clear()
+    assert (request_of(["method=lora"], [conf]) == before) is same
+
+
 def test_other_experiments_do_not_count(conf):
     def asked(experiment="mine"):
         request._content.cache_clear()

@@ -2,14 +2,15 @@
 
 A request is the overrides of one job, the content of the configuration folders, and the code that turns both into a
 run. Equal requests compose equal runs, so a finished one is found in an index. Experiments other than the job's are no
-part of it: adding one does not make the finished runs of another unknown. Nor is what files hold (images, weights): a
-run that is found this way is still checked against its files.
+part of it, nor are the comments that a file opens with: to add the one or edit the other makes no finished run unknown.
+Nor is what files hold (images, weights): a run that is found this way is still checked against its files.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def request_of(overrides: Sequence[str], folders: Sequence[str | Path]) -> str:
 
 @functools.cache
 def _content(folder: str, experiment: str) -> str:
-    """Hash of the names and bytes of a folder's YAML files, of experiments only one and those that it mentions."""
+    """Hash of a folder's YAML files and their names; of experiments only one and those that it mentions."""
     root = Path(folder)
     files = {file.relative_to(root).as_posix(): file for file in root.rglob("*.yaml") if file.is_file()}
     others = {name.removesuffix(".yaml"): name for name in files if name.startswith("experiment/")}
@@ -61,7 +62,7 @@ def _content(folder: str, experiment: str) -> str:
     while texts:
         text = texts.pop()
         for name in [name for name in others if name.removeprefix("experiment/") in text]:
-            texts.append(files[others.pop(name)].read_text("utf-8", "replace"))
+            texts.append(_told(files[others.pop(name)].read_bytes()).decode("utf-8", "replace"))
     return _hash({name: file for name, file in files.items() if name not in others.values()})
 
 
@@ -76,5 +77,12 @@ def _machine() -> str:
 def _hash(files: dict[str, Path]) -> str:
     sha = hashlib.sha256()
     for name, file in sorted(files.items()):
-        sha.update(f"{name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+        sha.update(f"{name} {hashlib.sha256(_told(file.read_bytes())).hexdigest()}\n".encode())
     return sha.hexdigest()
+
+
+def _told(content: bytes) -> bytes:
+    """What a file says: all but the comments that it opens with. Hydra's own comment stays, it names the package."""
+    lines = content.splitlines(keepends=True)
+    opening = list(itertools.takewhile(lambda line: line.startswith(b"#") or not line.strip(), lines))
+    return b"".join([*(line for line in opening if b"@package" in line), *lines[len(opening) :]])
