@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from headwise.tables.build import tables
-from headwise.tables.comparable import places, varied
+from headwise.tables.comparable import natural, places, varied
 from made_results import TASKS, run
 
 
@@ -46,3 +46,8 @@ def test_a_field_that_only_some_have(several: object) -> None:
     assert found
     assert "method.scale" in found[0]
     assert "(absent)" in found[0] or "null" in found[0]
+
+
+def test_the_natural_order() -> None:
+    names = ["lora", "lora (lr0.0003)", "lora (lr0.003)", "lora (lr0.01)", "lora (shots2)", "lora (shots16)", "lora.b"]
+    assert sorted(names[::-1], key=natural) == names

@@ -39,12 +39,12 @@ def test_rows_are_sorted_and_those_below_the_probe_are_marked() -> None:
         made("mora", 85.0, variant="lr0.0003", protocol={"lr": 3e-4}),
     ]
     (lineup,) = lineups(results)
-    rows = [(line.method, line.accuracy, line.below_probe) for line in lineup.lines]
+    rows = [(line.method, line.variant, line.accuracy, line.below_probe) for line in lineup.lines]
     assert rows == [
-        ("hs_lora", 91.5, False),
-        ("mora (lr0.0003)", 85.0, False),
-        ("linear", 80.0, False),
-        ("mora", 79.9, True),
+        ("hs_lora", "base", 91.5, False),
+        ("mora", "lr0.0003", 85.0, False),
+        ("linear", "base", 80.0, False),
+        ("mora", "base", 79.9, True),
     ]
     first = lineup.lines[0]
     assert (first.parameters, first.stored_bytes, first.epochs) == (300, 20, 10)
@@ -53,6 +53,8 @@ def test_rows_are_sorted_and_those_below_the_probe_are_marked() -> None:
     text = markdown([lineup])
     assert "| hs_lora | 300 | 7,690 | 20 | 10 | 91.50 | 0.4000 | 200 | 3 |" in text
     assert "| mora (below the linear probe) | 100 |" in text
+    assert "| mora (lr0.0003) | 100 |" in text
+    assert text.endswith("| method | base | lr0.0003 |\n| --- | --: | --: |\n| mora | 79.90 (0.50) | 85.00 (0.50) |\n")
     assert "- Label: stand-in weights." in text
     assert "2 protocols are mixed" in text
     assert json.loads(json.dumps(plain([lineup])))[0]["lines"][0]["accuracy"] == 91.5
@@ -71,10 +73,10 @@ def test_a_choice_of_all_rows_is_said_once_and_hides_no_probe() -> None:
         made("linear", 85.0, spec=PROBE, protocol={"lr": 1}, variant="lr1-vit_nano"),
     ]
     (lineup,) = lineups(results)
-    assert [(line.method, line.below_probe) for line in lineup.lines] == [
-        ("linear (lr1)", False),
-        ("linear", False),
-        ("lora", True),
+    assert [(line.method, line.variant, line.below_probe) for line in lineup.lines] == [
+        ("linear", "lr1", False),
+        ("linear", "base", False),
+        ("lora", "base", True),
     ]
     assert "Every row: vit_nano." in lineup.notes
 

@@ -121,9 +121,9 @@ def _by_size(text: str) -> tuple[float, str]:
         return math.inf, text
 
 
-def natural(text: str) -> list[tuple[str, int]]:
-    """Key of an order in which ``shots2`` comes before ``shots16``."""
-    return [(word, int(number or 0)) for word, number in re.findall(r"(\D*)(\d*)", text)]
+def natural(text: str) -> list[tuple[str, float]]:
+    """Key of an order in which ``shots2`` comes before ``shots16``, ``lr0.003`` before ``lr0.01``."""
+    return [(word, float(number or 0)) for word, number in re.findall(r"(\D*)(\d*\.?\d*)", text)]
 
 
 def tested(result: Result) -> list[PhaseResult]:

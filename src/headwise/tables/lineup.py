@@ -8,7 +8,7 @@ from typing import Any
 
 from headwise.results.fingerprint import fingerprint
 from headwise.results.records import Result
-from headwise.tables.comparable import distinct, epochs, named, recorded, shared_choices, tested
+from headwise.tables.comparable import distinct, epochs, natural, recorded, shared_choices, tested
 from headwise.variants import BASE, beside_common
 
 PROBE = "headwise.methods.baselines.Linear"
@@ -21,7 +21,8 @@ class Line:
     """One run.
 
     Attributes:
-        method: with its variant where it has one, without choices that all rows share.
+        method: its label.
+        variant: what was chosen beyond the experiment, without choices that all rows share; ``base`` if nothing.
         seed: of the run.
         parameters: of the backbone, trained, all tested phases together.
         head: parameters of the classifier.
@@ -35,6 +36,7 @@ class Line:
     """
 
     method: str
+    variant: str
     seed: int
     parameters: int
     head: int
@@ -82,7 +84,7 @@ def _lineup(results: Sequence[Result]) -> Lineup:
     return Lineup(
         title=f"{first.key.dataset}, {name}",
         notes=_notes(results, probes, common),
-        lines=sorted(lines, key=lambda line: (-line.accuracy, line.parameters, line.method)),
+        lines=sorted(lines, key=lambda line: (-line.accuracy, line.parameters, line.method, line.variant)),
     )
 
 
@@ -97,7 +99,8 @@ def _line(result: Result, probe: float | None, common: Sequence[str]) -> Line:
     peaks = [phase.peak_memory for phase in result.phases if phase.peak_memory is not None]
     accuracy = float(result.accuracy or 0.0)
     return Line(
-        method=named(result, common),
+        method=key.method,
+        variant=beside_common(key.variant, common),
         seed=key.seed,
         parameters=sum(phase.num_tunable for phase in phases),
         head=phases[-1].num_head,
@@ -148,12 +151,34 @@ def markdown(found: Sequence[Lineup]) -> str:
         rows = [_cells(line, several) for line in lineup.lines]
         notes = "\n".join(f"- {note}" for note in lineup.notes)
         table = [HEAD, ["---", *["--:"] * (len(HEAD) - 1)], *rows]
-        parts.append(f"## {lineup.title}\n\n{notes}\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in table) + "\n")
+        parts.append(f"## {lineup.title}\n\n{notes}\n\n{_pipes(table)}")
+        if others := _varied(lineup.lines):
+            said = "Methods that were run with other options: accuracy in percent, training loss in brackets."
+            parts.append(f"### {lineup.title}: other options\n\n{said}\n\n{_pipes(others)}")
     return "\n".join(parts)
 
 
+def _pipes(table: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in table) + "\n"
+
+
+def _varied(lines: Sequence[Line]) -> list[list[str]]:
+    """A row per method and seed that has several variants, a column per variant; empty if none has."""
+    rows: dict[tuple[str, int], dict[str, str]] = {}
+    for line in lines:
+        loss = "" if line.train_loss is None else f" ({line.train_loss:.2f})"
+        rows.setdefault((line.method, line.seed), {})[line.variant] = f"{line.accuracy:.2f}{loss}"
+    rows = {key: cells for key, cells in rows.items() if len(cells) > 1}
+    columns = sorted({variant for cells in rows.values() for variant in cells}, key=lambda v: (v != BASE, natural(v)))
+    several = len({seed for _, seed in rows}) > 1
+    names = {(method, seed): f"{method}, seed {seed}" if several else method for method, seed in rows}
+    body = [[names[key], *(cells.get(column, "") for column in columns)] for key, cells in rows.items()]
+    return [["method", *columns], ["---", *["--:"] * len(columns)], *body] if body else []
+
+
 def _cells(line: Line, with_seed: bool) -> list[str]:
-    name = f"{line.method}, seed {line.seed}" if with_seed else line.method
+    name = line.method if line.variant == BASE else f"{line.method} ({line.variant})"
+    name = f"{name}, seed {line.seed}" if with_seed else name
     return [
         f"{name} {MARK}" if line.below_probe else name,
         f"{line.parameters:,}",
