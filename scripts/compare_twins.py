@@ -32,10 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     runs = reading.read(options.root, options.name, REPO)
     for path in runs.damaged:
         print(f"warning: {options.root / path} is not a usable record; it counts as missing", file=sys.stderr)
-    found = pairs(runs.results)
+    found, notes = pairs(runs.results)
     if not found:
         raise ConfigError(f"no finished run with a head off in {options.root / options.name}")
-    text = markdown(found)
+    text = markdown(found, [*notes, *runs.notes])
     print(text, end="")
     if options.out:
         atomic.write_text(options.out, text)

@@ -79,9 +79,43 @@ def test_a_cache_of_a_list_file_tree(tree: Path, toy: VTABTask, tmp_path: Path) 
     assert build(source, [toy], 32, "pil_bicubic", tmp_path / "c").name == "toy-folder-32-pil_bicubic"
     cache = CacheSource(tmp_path / "c")
     assert cache.fingerprint(toy) == source.fingerprint(toy) and cache.labels(toy) == source.labels(toy)
-    np.testing.assert_array_equal(cache.load(toy, "test", 32).images, source.load(toy, "test", 32).images)
+    for split in SPLITS:
+        np.testing.assert_array_equal(cache.load(toy, split, 32).images, source.load(toy, split, 32).images)
     with pytest.raises(ConfigError, match="cache them one by one"):
         build(source, [toy, replace(toy, name="b")], 32, "pil_bicubic", tmp_path / "c")
+
+
+@pytest.mark.parametrize("change", ["order", "classes", "files"])
+def test_a_train_list_of_its_own_is_kept(tree: Path, toy: VTABTask, tmp_path: Path, change: str) -> None:
+    file = tree / "toy" / "train800val200.txt"
+    rows = file.read_text().splitlines()
+    if change == "order":
+        rows = rows[1::2] + rows[::2]
+    elif change == "classes":
+        rows = [f"{row.split()[0]} {2 - int(row.split()[1])}" for row in rows]
+    else:
+        rows = [row.replace("images/val200", "images/test") for row in rows]
+    file.write_text("\n".join(rows) + "\n")
+    source = FolderSource(tree)
+    build(source, [toy], 32, "pil_bicubic", tmp_path / "c")
+    cache = CacheSource(tmp_path / "c")
+    assert cache.fingerprint(toy) == source.fingerprint(toy)
+    for limit in (None, 3):
+        one, two = (images.load(toy, "train800val200", 32, limit=limit) for images in (source, cache))
+        np.testing.assert_array_equal(one.images, two.images)
+        assert one.labels.tolist() == two.labels.tolist() and one.keys == two.keys
+    assert cache.count(toy, "train800val200") == source.count(toy, "train800val200")
+
+
+def test_a_cache_without_the_train_list_is_refused_and_mended(tree: Path, toy: VTABTask, tmp_path: Path) -> None:
+    folder = build(FolderSource(tree), [toy], 32, "pil_bicubic", tmp_path / "c")
+    meta = json.loads((folder / META).read_text())
+    del meta["splits"]["train800val200"]
+    (folder / META).write_text(json.dumps(meta))
+    with pytest.raises(DataError, match="does not hold train800, val200, train800val200, test; remove"):
+        CacheSource(tmp_path / "c").load(toy, "test", 32)
+    build(FolderSource(tree), [toy], 32, "pil_bicubic", tmp_path / "c")
+    assert CacheSource(tmp_path / "c").has(toy)
 
 
 def test_images_of_several_small_sizes_are_all_resized(tmp_path: Path, toy: VTABTask) -> None:

@@ -31,7 +31,7 @@ from made_results import FEWSHOT, TASKS, few, gated, masked_suite, run, write
 
 REPO = Path(__file__).parents[2]
 HEADS = {"_target_": "headwise.methods.hs_lora.HeadLoRA", "rank": 2}
-MATCHED = {"_target_": "headwise.methods.hs_lora.MatchedLoRA"}
+MATCHED = {"_target_": "headwise.methods.hs_lora.MatchedLoRA", "head_rank": 2}
 VOID = {"meta", "link", "br", "line", "path", "circle", "rect"}
 
 
@@ -226,6 +226,24 @@ def test_data_are_those_of_the_picture() -> None:
         ("heart_random: random", "2.0", "86.0", "2"),
         ("no head off", "0.0", "90.0", "2"),
     ]
+
+
+def test_curves_of_two_warm_ups_are_two_lines() -> None:
+    made = masked_suite()
+    for result in list(made):
+        if result.key.method == "heart_lora":
+            (phase,) = result.phases
+            extra = {**phase.extra, "gate": {**phase.extra["gate"], "warmup": 0.3}}
+            spec = {**phase.method, "gate": {**phase.method["gate"], "warmup": 0.3}}
+            later = dataclasses.replace(phase, method=spec, extra=extra, accuracy=phase.accuracy - 1.0)
+            key = dataclasses.replace(result.key, variant=f"{result.key.variant}-warmup0.3")
+            made.append(dataclasses.replace(result, key=key, phases=[later], fingerprint=""))
+    page = Page(report(made))
+    (link,) = [a for tag, a in page.tags if tag == "a" and str(a.get("download")).endswith("heads-off-1.csv")]
+    rows = list(csv.DictReader(io.StringIO(unquote(str(link["href"]).partition(",")[2]))))
+    means = {row["gate"]: row["mean"] for row in rows if row["heads off"] == "1.0"}
+    assert means["heart_lora: taylor_neg, global, warm-up 0.3"] == "88.5"
+    assert len(means) == 3
 
 
 def test_curves_over_tasks_are_means_of_what_all_tasks_have() -> None:

@@ -104,6 +104,14 @@ def test_the_answer() -> None:
     assert answer([1.0], []).startswith("Not shown: +1.00 against longer P1 (1 pair)")
 
 
+@pytest.mark.parametrize(("gain", "expected"), [(0.5, "Not shown: "), (-0.5, "No: ")])
+def test_a_control_that_some_tasks_lack_is_no_yes(gain: float, expected: str) -> None:
+    given = [("hs", f"P2 - {kind}", f"t{place}", 0, gain) for kind in CONTROLS[PHASE] for place in range(6)]
+    claims = {(PHASE, "hs"): {kind: ["t7"] * (kind == EQUAL_SIZE) for kind in CONTROLS[PHASE]}}
+    (sentence,) = answers(contrasts(lines(*given)), claims)
+    assert sentence.partition("? ")[2].startswith(expected)
+
+
 def test_the_answer_on_updates_per_head_alone() -> None:
     given = [("head", "P1 - equal-size LoRA", f"t{place}", 0, 0.5) for place in range(6)]
     (sentence,) = answers(contrasts(lines(*given)), {(HEADS, "head"): {EQUAL_SIZE: []}})

@@ -164,11 +164,17 @@ def test_pooling_is_possible_and_said():
     assert "are pooled although they differ" in said(table)
 
 
-def test_copies_count_once_and_names_are_shown_when_there_are_several():
-    copy = dataclasses.replace(run(), key=dataclasses.replace(run().key, name="backup"))
-    assert cell(one([run(), copy]), "lora", "svhn")["n"] == 1
-    table = one([run(), run(seed=1, name="other")])
-    assert set(table.cells["row"]) == {"runs: lora", "other: lora"}
+def test_a_run_of_two_names_stands_in_the_rows_of_both():
+    one_task = [run(name="few")]
+    two_tasks = [run(name="many"), run(dataset="dtd", name="many")]
+    assert one_task[0].fingerprint == two_tasks[0].fingerprint
+    table = one([*one_task, *two_tasks])
+    assert cell(table, "few: lora", "svhn")["n"] == 1
+    assert cell(table, "many: lora", "svhn")["n"] == 1
+    assert cell(table, "many: lora", "dtd")["n"] == 1
+    assert "1 of them are runs that stand under another name as well, made once and shown in both." in table.notes
+    assert "under another name" not in said(one(two_tasks))
+    assert set(one(two_tasks).cells["row"]) == {"lora"}
 
 
 def test_variants_are_rows():
@@ -270,10 +276,9 @@ def test_the_control_of_equal_size_stands_on_the_same_first_phase():
     )
     for made, address in ((heads, "a"), (plain, "a"), (other, "b")):
         made.phases[0] = dataclasses.replace(made.phases[0], fingerprint=address)
+    heads.phases[1] = dataclasses.replace(heads.phases[1], method=HEADS)
     for made in (plain, other):
-        made.phases[1] = dataclasses.replace(
-            made.phases[1], method={"_target_": "headwise.methods.hs_lora.MatchedLoRA"}
-        )
+        made.phases[1] = dataclasses.replace(made.phases[1], method=PLAIN)
     table = one([heads, plain, other])
     assert cell(table, "hs", "svhn", "P2 - equal-size LoRA", "paired")["mean"] == -2.0
     assert cell(table, "then", "svhn", "P2 - equal-size LoRA", "paired") is None
@@ -283,6 +288,30 @@ def test_the_control_of_equal_size_stands_on_the_same_first_phase():
 
 HEADS = {"_target_": "headwise.methods.hs_lora.HeadLoRA", "rank": 2, "targets": ["q", "v"], "scale": 1.0}
 PLAIN = {"_target_": "headwise.methods.hs_lora.MatchedLoRA", "head_rank": 2, "targets": ["q", "v"], "scale": 1.0}
+
+
+@pytest.mark.parametrize("change", [{"head_rank": 3}, {"scale": 2.0}, {"targets": ["q"]}, {"lr": 0.1}])
+def test_the_control_of_equal_size_has_the_size_and_the_recipe(change):
+    heads, plain = run("hs", accuracy=(70.0, 75.0)), run("then", accuracy=(70.0, 77.0))
+    for made, spec in ((heads, HEADS), (plain, {**PLAIN, **change})):
+        made.phases[0] = dataclasses.replace(made.phases[0], fingerprint="a")
+        made.phases[1] = dataclasses.replace(made.phases[1], method=spec)
+    table = one([heads, plain])
+    assert cell(table, "hs", "svhn", "P2 - equal-size LoRA", "paired") is None
+    assert any(note.startswith("NO CONTROL (equal-size LoRA) for hs on svhn") for note in table.notes)
+
+
+def test_a_second_phase_with_heads_off_has_no_plain_lora_of_its_size():
+    gate = {"mode": "heart", "count": 1, "score": "taylor_neg", "scope": "global", "budget": None}
+    made = run("heart_hs", accuracy=(70.0, 75.0))
+    heads = [{"stage": 0, "block": 0, "proj": "q", "active": [0, 1], "score": [0.5, -0.5]}]
+    made.phases[1] = dataclasses.replace(
+        made.phases[1], method={**HEADS, "gate": {"count": 1}}, extra={"gate": gate, "heads": heads}
+    )
+    notes = said(one([made]))
+    assert "NO CONTROL (longer P1)" in notes
+    assert "NO CONTROL (no head off)" in notes
+    assert "NO CONTROL (equal-size LoRA)" not in notes
 
 
 def test_the_second_method_alone_is_a_control():

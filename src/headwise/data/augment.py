@@ -2,7 +2,8 @@
 
 Random numbers come from one generator per batch, seeded by (seed, phase, epoch, step) and by nothing else, so a resumed
 run sees the same images; the operations themselves draw none. The lineage of NOAH also erases a random box and mixes
-images and labels; those are left out.
+images and labels; those are left out. It crops images of their own proportions, here they are squeezed to a square of
+`TEST_RESIZE` times S first.
 
 Legend: B batch, C channels, S the side of the square that the network sees.
 """
@@ -21,7 +22,7 @@ from torchvision.transforms.v2 import functional as V
 
 AUGMENTS = ("none", "fewshot")
 TEST_RESIZE = 256 / 224
-"""Test images are resized to this multiple of S before their middle is kept."""
+"""Images are resized to this multiple of S before training crops are taken, or the middle of test images is kept."""
 
 CROP_AREA, CROP_RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 JITTER = 0.4

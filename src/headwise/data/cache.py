@@ -1,7 +1,8 @@
 """CacheSource: decoded images as memory-mapped arrays, one folder per upstream set, shared by the tasks on it.
 
-Layout of ``<root>/<set>@<version>-<kind>-<pixels>/``: ``<split>.npy`` for train800, val200 and test,
-``labels.<task>.<split>.npy``, ``keys.txt`` and ``meta.json`` with a hash of each. ``pixels`` is ``native`` or
+Layout of ``<root>/<set>@<version>-<kind>-<pixels>/``: ``<split>.npy`` for train800, val200 and test, and of a list-file
+tree for train800val200, whose list has an order and files of its own; ``labels.<task>.<split>.npy``, ``keys.txt`` and
+``meta.json`` with a hash of each. ``pixels`` is ``native`` or
 ``<size>-<resize>``. Nothing in it is lossy, and it has the fingerprint of what it was made from, so results do not
 depend on whether a cache was used. `headwise.data.cachebuild` writes it. No torch.
 """
@@ -27,9 +28,14 @@ from headwise.errors import DataError
 from headwise.results.fingerprint import cache_folder, file_sha256
 
 SCHEMA = 1
-PARTS = ("train800", "val200", "test")
-KINDS = ("tfds", "folder", "synthetic")
-"""What a cache may be made from, the preferred one first."""
+PARTS = {
+    "tfds": ("train800", "val200", "test"),
+    "folder": ("train800", "val200", "train800val200", "test"),
+    "synthetic": ("train800", "val200", "test"),
+}
+"""Splits that are stored, by what a cache may be made from, the preferred first. Where train800val200 is none of them, it
+is train800, then val200."""
+KINDS = tuple(PARTS)
 META = "meta.json"
 
 
@@ -74,8 +80,8 @@ class Cache:
                 raise DataError(
                     f"cache {path}: has layout {meta['schema']}, this version reads {SCHEMA}; {_again(path)}"
                 )
-            if set(meta["splits"]) != set(PARTS) or meta["kind"] not in KINDS:
-                raise KeyError("splits")
+            if set(meta["splits"]) != set(PARTS[meta["kind"]]):
+                raise DataError(f"cache {path}: does not hold {', '.join(PARTS[meta['kind']])}; {_again(path)}")
         except (OSError, ValueError, KeyError, TypeError) as error:
             if isinstance(error, DataError):
                 raise
@@ -125,12 +131,22 @@ class Cache:
         Raises:
             DataError: for the first that is damaged.
         """
-        for part in PARTS:
+        for part in self.parts:
             images = self.array(f"{part}.npy", self.meta["splits"][part], again)
             for name, task in self.meta["tasks"].items():
                 labels = self.array(label_file(name, part), task["splits"][part])
                 if len(labels) != len(images) or labels.min() < 0 or labels.max() >= task["num_classes"]:
                     raise DataError(f"cache {self.path}: labels of {name!r} do not fit its images; {_again(self.path)}")
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Splits that are stored."""
+        return PARTS[self.meta["kind"]]
+
+    def parts_of(self, split: str) -> tuple[str, ...]:
+        """The stored splits that make up a split."""
+        check_split(split)
+        return (split,) if split in self.parts else ("train800", "val200")
 
     @property
     def num_bytes(self) -> int:
@@ -199,8 +215,8 @@ class CacheSource:
 
     def count(self, task: VTABTask, split: str) -> int:
         """Number of images of the split."""
-        splits = self._first(task).meta["splits"]
-        return sum(int(splits[part]["shape"][0]) for part in _parts(split))
+        cache = self._first(task)
+        return sum(int(cache.meta["splits"][part]["shape"][0]) for part in cache.parts_of(split))
 
     def load(
         self, task: VTABTask, split: str, size: int, resize: str = "pil_bicubic", limit: int | None = None
@@ -216,9 +232,9 @@ class CacheSource:
                 f"--size {size} --resize {resize}"
             )
         meta = cache.meta
-        images = [cache.array(f"{part}.npy", meta["splits"][part]) for part in _parts(split)]
+        images = [cache.array(f"{part}.npy", meta["splits"][part]) for part in cache.parts_of(split)]
         stored = meta["tasks"][task.name]["splits"]
-        classes = np.concatenate([cache.array(label_file(task.name, p), stored[p]) for p in _parts(split)])
+        classes = np.concatenate([cache.array(label_file(task.name, p), stored[p]) for p in cache.parts_of(split)])
         whole = images[0] if len(images) == 1 else np.concatenate(images)
         if len(whole) != len(classes) or classes.min() < 0 or classes.max() >= task.num_classes:
             raise DataError(f"cache {cache.path}: labels of {task.name!r} do not fit its images; {_again(cache.path)}")
@@ -241,11 +257,11 @@ class CacheSource:
             raise DataError(f"cache {cache.path}: keys.txt is missing; {_again(cache.path)}") from error
         if hashlib.sha256(data).hexdigest() != cache.meta["keys"]:
             raise DataError(f"cache {cache.path}: keys.txt is damaged; {_again(cache.path)}")
-        keys: dict[str, list[str]] = {part: [] for part in PARTS}
+        keys: dict[str, list[str]] = {part: [] for part in cache.parts}
         for line in data.decode().split("\n")[:-1]:
             part, _, key = line.partition(" ")
             keys[part].append(key)
-        return tuple(key for part in _parts(split) for key in keys[part])
+        return tuple(key for part in cache.parts_of(split) for key in keys[part])
 
     def _of(self, task: VTABTask) -> list[Cache]:
         if task.name not in self._caches:
@@ -268,11 +284,6 @@ class CacheSource:
         same = self._first(task).meta["tasks"][task.name]["fingerprints"]
         fitting = [cache for cache in self._of(task) if cache.meta["pixels"] in wanted]
         return next((cache for cache in fitting if cache.meta["tasks"][task.name]["fingerprints"] == same), None)
-
-
-def _parts(split: str) -> tuple[str, ...]:
-    check_split(split)
-    return ("train800", "val200") if split == "train800val200" else (split,)
 
 
 def _hash(file: Path) -> str:

@@ -137,7 +137,7 @@ def _build(
     described: dict[str, Any] = {}
     for task in tasks:
         parts = {}
-        for part in PARTS:
+        for part in splits:
             labels = classes[part] if task is first else source.all_labels(task, part)
             if len(labels) != splits[part]["shape"][0]:
                 raise DataError(
@@ -189,7 +189,7 @@ def _write(
     classes: dict[str, NDArray[np.int64]] = {}
     facts: dict[str, Any] = {}
     keys: list[str] = []
-    for part in PARTS:
+    for part in PARTS[source.origin(task)["kind"]]:
         count = source.count(task, part)
         labels: list[NDArray[np.int64]] = []
         shape: tuple[int, ...] | None = None

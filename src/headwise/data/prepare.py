@@ -124,7 +124,7 @@ def choose(tasks: Sequence[VTABTask], names: Sequence[str]) -> list[VTABTask]:
 
 
 def is_fewshot(task: VTABTask) -> bool:
-    """Whether a task is read from its records, because its crops need whole images."""
+    """Whether a task is read from its records, because its crops need larger images."""
     return task.shots is not None
 
 

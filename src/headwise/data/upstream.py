@@ -14,7 +14,7 @@ class Upstream:
     Args:
         download: bytes of the archives, approximate where nobody publishes them.
         cache: bytes of the cache for a network of 224 pixels, all tasks on the set together; 0: it is read from the
-            prepared records, because its training crops need whole images.
+            prepared records, because its training crops need larger images.
         manual: names that must lie in the folder of manual downloads before anything can be prepared.
         how: where to get them.
         note: what often goes wrong.

@@ -107,6 +107,7 @@ def curves(results: Sequence[Result], where: Places, slug: str) -> list[Figure]:
     A line is a kind of gate, the run without a gate a level.
     """
     families: dict[tuple[str, str], Family] = {}
+    warmups = {result.phases[-1].gate.get("warmup") for result in results if result.phases[-1].is_masked}
     for result in results:
         last = result.phases[-1]
         if last.accuracy is None:
@@ -115,7 +116,7 @@ def curves(results: Sequence[Result], where: Places, slug: str) -> list[Figure]:
         key = _task(result, where), ground(result, several)
         family = families.setdefault(key, Family(str(last.method.get("_target_", "")).rpartition(".")[2]))
         if last.is_masked:
-            seeds = family.lines.setdefault(_gate_name(result), {}).setdefault(last.heads_off, {})
+            seeds = family.lines.setdefault(_gate_name(result, len(warmups) > 1), {}).setdefault(last.heads_off, {})
         else:
             family.base = family.base if family.plain else result.key.method
             seeds = family.plain
@@ -208,13 +209,14 @@ def _std(values: Sequence[float]) -> float | None:
     return statistics.stdev(values) if len(values) > 1 else None
 
 
-def _gate_name(result: Result) -> str:
+def _gate_name(result: Result, with_warmup: bool) -> str:
     gate = result.phases[-1].gate
     parts = [str(gate.get("mode", "?"))]
     if parts == ["heart"]:
         parts = [str(gate.get("score", "?")), str(gate.get("scope", "?"))]
         parts += ["pooled"] * bool(gate.get("pooled")) + ["last batch"] * (gate.get("score_data") == "last_batch")
         parts += ["budget"] * (gate.get("budget") is not None)
+        parts += [f"warm-up {gate.get('warmup')}"] * with_warmup
     return f"{result.key.method}: {', '.join(parts)}"
 
 

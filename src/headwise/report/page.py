@@ -22,7 +22,7 @@ from headwise.report.grids import Grid
 from headwise.report.summary import questions
 from headwise.results.records import Result
 from headwise.tables.build import Others, Table, measured, tables
-from headwise.tables.comparable import FEWSHOT, Setting, distinct, places, settings, tested
+from headwise.tables.comparable import FEWSHOT, Setting, ordered, places, settings, tested
 from headwise.tables.controls import Claims
 from headwise.weights import ASSETS
 
@@ -78,7 +78,7 @@ def report(
     Raises:
         ConfigError: if no result has a test accuracy.
     """
-    usable = distinct(results)
+    usable = ordered(results)
     if not any(tested(result) for result in usable):
         raise ConfigError(f"no result with a test accuracy: there is nothing to report yet{'; '.join(['', *damaged])}")
     split = settings(usable)

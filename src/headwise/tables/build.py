@@ -27,6 +27,7 @@ from headwise.tables.comparable import (
     epochs,
     few,
     group,
+    ordered,
     places,
     recorded,
     repeat,
@@ -56,7 +57,6 @@ __all__ = [
     "Setting",
     "Table",
     "compare",
-    "distinct",
     "frame",
     "group",
     "pair",
@@ -114,7 +114,7 @@ def tables(
     """Arrange results in tables, one for each combination of weights and protocol.
 
     Args:
-        results: in any order; copies (same configuration, method and variant) count once.
+        results: in any order; the same run under two names stands in the rows of both.
         title: of the first table.
         pool: let results of different weights, protocol and images share columns; the caption says so.
         published: ``auto`` sets published rows beside results that may be compared with them; ``always`` shows the
@@ -125,7 +125,7 @@ def tables(
     """
     if published not in SHOW:
         raise ConfigError(f"unknown choice of published rows {published!r}{suggest(published, SHOW)}")
-    split = settings(distinct(results), pool)
+    split = settings(ordered(results), pool)
     every = [result for setting in split for result in setting.results]
     made = []
     for name, notes, setting in _titled(split, title):
@@ -146,7 +146,7 @@ def compare(
     Raises:
         ConfigError: if there is no such row, or the two share no task, seed and setting; says what differs.
     """
-    split = settings(distinct(results), pool)
+    split = settings(ordered(results), pool)
     made = []
     for name, notes, setting in _titled(split, title):
         where, apart = places(setting.results, pool, setting.common)
@@ -319,6 +319,8 @@ def _facts(setting: Setting, pool: bool) -> list[str]:
     lines = [f"{len(results)} results, seeds {seeds}; {'; '.join(facts)}."]
     if draws := {repeat(result)[1] for result in results if shots(result) is not None}:
         lines.append(f"Draws of few-shot sets, which count as seeds do: {', '.join(map(str, sorted(draws)))}.")
+    if copies := len(results) - len(distinct(results)):
+        lines.append(f"{copies} of them are runs that stand under another name as well, made once and shown in both.")
     if setting.common:
         lines.append(f"Every row: {', '.join(setting.common)}.")
     stamps: dict[str, list[Result]] = {}

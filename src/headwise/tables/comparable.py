@@ -40,10 +40,18 @@ class Setting:
     """Choices that every result of every setting made: no row is named by them."""
 
 
+def ordered(results: Iterable[Result]) -> list[Result]:
+    """Return results in the order of their keys.
+
+    The same run under two names stays in the rows of both: without it one of them would lack cells that were made.
+    """
+    return sorted(results, key=lambda result: result.key)
+
+
 def distinct(results: Iterable[Result]) -> list[Result]:
     """Return results in the order of their keys, without copies under another run name."""
     seen: dict[tuple[str, str, str], Result] = {}
-    for result in sorted(results, key=lambda r: r.key):
+    for result in ordered(results):
         seen.setdefault((result.fingerprint, result.key.method, result.key.variant), result)
     return list(seen.values())
 

@@ -16,7 +16,7 @@ from headwise.errors import ConfigError
 from headwise.presets import POSSIBLY_TUNED
 from headwise.results.records import PhaseResult, Result
 from headwise.tables import printed
-from headwise.tables.comparable import GROUP_SIZES, distinct, places, settings, tested
+from headwise.tables.comparable import GROUP_SIZES, ordered, places, settings, tested
 from headwise.tables.printed import MEANS, Row
 
 SAME, DIFFERS, UNKNOWN = "same", "differs", "not known"
@@ -109,7 +109,7 @@ def comparisons(results: Iterable[Result], row_id: str | None = None) -> list[Co
     """
     wanted = printed.find(row_id) if row_id else None
     made: list[Comparison] = []
-    every = distinct(results)
+    every = ordered(results)
     for setting in settings(every):
         where, _ = places(setting.results, common=setting.common)
         rows: dict[str, list[Result]] = {}

@@ -85,15 +85,16 @@ def claim_of(phase: str, against: str) -> str:
 def controls_of(result: Result) -> dict[str, dict[str, str]]:
     """What a run claims, and of each claim the controls that it needs; see `CONTROLS`.
 
-    Heads that are off by a budget for the whole network have no random twin.
+    Per-head updates of which some are off have no plain LoRA of their size: they are measured by the run with none off,
+    and that one by plain LoRA. Heads that are off by a budget for the whole network have no random twin.
     """
     phases = tested(result)
     found = {}
-    if len(phases) > 1 and not is_size_control(phases):
-        found[PHASE] = CONTROLS[PHASE]
-    if is_per_head(result):
-        found[HEADS] = CONTROLS[HEADS]
     last = result.phases[-1]
+    if len(phases) > 1 and not is_size_control(phases):
+        found[PHASE] = {kind: how for kind, how in CONTROLS[PHASE].items() if kind != EQUAL_SIZE or not last.is_masked}
+    if is_per_head(result) and not last.is_masked:
+        found[HEADS] = CONTROLS[HEADS]
     if last.accuracy is not None and last.is_masked and last.gate.get("mode") not in MASKS:
         is_budget = last.gate.get("budget") is not None
         found[MASK] = {kind: how for kind, how in CONTROLS[MASK].items() if kind == NO_MASK or not is_budget}
@@ -118,7 +119,7 @@ def matches(results: Sequence[Result], every: Iterable[Result]) -> list[Match]:
     wanted = {result.key.dataset for result, _ in asked}
     masked = {result.key.dataset for result, claims in asked if MASK in claims}
     alone: dict[str, Result] = {}
-    equal_size: dict[tuple[str, int], Result] = {}
+    equal_size: dict[tuple[str, int, str], Result] = {}
     twins: dict[tuple[str, str, str], Result] = {}
     for result in every:
         phases = tested(result)
@@ -127,7 +128,8 @@ def matches(results: Sequence[Result], every: Iterable[Result]) -> list[Match]:
         if len(phases) == 1:
             alone.setdefault(_matched(result, phases[0].method), result)
         elif is_size_control(phases):
-            equal_size.setdefault((phases[0].fingerprint, epochs(result)), result)
+            second = fingerprint(_recipe(phases[1].method))
+            equal_size.setdefault((phases[0].fingerprint, epochs(result), second), result)
         if result.key.dataset in masked and (kind := _mask_kind(result.phases[-1])) is not None:
             twins.setdefault((ground(result), kind, _amount(result.phases[-1], kind)), result)
     made = []
@@ -138,8 +140,10 @@ def matches(results: Sequence[Result], every: Iterable[Result]) -> list[Match]:
         if len(phases) > 1:
             others = {"P1": result, "longer P1": alone.get(_matched(result, first.method))}
             if PHASE in claims:
-                others[EQUAL_SIZE] = equal_size.get((first.fingerprint, epochs(result)))
                 others["longer P2"] = alone.get(_matched(result, last.method))
+        if EQUAL_SIZE in claims.get(PHASE, {}):
+            second = fingerprint(_recipe(_shared_twin(last.method)))
+            others[EQUAL_SIZE] = equal_size.get((first.fingerprint, epochs(result), second))
         if HEADS in claims:
             others[EQUAL_SIZE] = alone.get(_matched(result, _shared_twin(last.method)))
         if MASK in claims:
@@ -214,9 +218,14 @@ def is_per_head(result: Result) -> bool:
 
 def _shared_twin(spec: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe of plain LoRA that has as many parameters as these per-head updates."""
-    kind = str(spec["_target_"]).replace(".HeadLoRA", ".MatchedLoRA")
-    rest = {name: value for name, value in spec.items() if name != "rank"}
+    kind = str(spec.get("_target_")).replace(".HeadLoRA", ".MatchedLoRA")
+    rest = {name: value for name, value in spec.items() if name not in ("rank", "gate")}
     return {**rest, "_target_": kind, "head_rank": spec.get("rank")}
+
+
+def _recipe(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """A method without its name and its epochs."""
+    return {name: value for name, value in spec.items() if name not in ("label", "epochs")}
 
 
 def _matched(result: Result, method: Mapping[str, Any]) -> str:
@@ -224,7 +233,7 @@ def _matched(result: Result, method: Mapping[str, Any]) -> str:
     protocol = recorded(result, "protocol")
     if isinstance(protocol, Mapping):
         protocol = {name: value for name, value in protocol.items() if name != "epochs"}
-    spec = {name: value for name, value in method.items() if name not in ("label", "epochs")}
+    spec = _recipe(method)
     return fingerprint(
         {
             "dataset": result.key.dataset,

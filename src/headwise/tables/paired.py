@@ -169,7 +169,7 @@ def answers(found: pd.DataFrame, claims: Claims) -> list[str]:
     """Say of each claim of a row whether it is better than its controls.
 
     Yes, where the interval of every control lies above zero; no, where one lies below; else it is not shown, as with a
-    control missing or fewer than `FEWEST` pairs.
+    control missing on any task or fewer than `FEWEST` pairs.
 
     Args:
         found: as `contrasts` gives it.
@@ -180,7 +180,8 @@ def answers(found: pd.DataFrame, claims: Claims) -> list[str]:
     for (claim, row), controls in claims.items():
         mine = {kind: one for (of, phase, kind), one in known.items() if of == row and claim_of(phase, kind) == claim}
         signs = [_sign(mine[kind]) if kind in mine else 0 for kind in controls]
-        answer = "No" if min(signs) < 0 else "Yes" if min(signs) > 0 else "Not shown"
+        is_whole = not any(controls.values())
+        answer = "No" if min(signs) < 0 else "Yes" if min(signs) > 0 and is_whole else "Not shown"
         parts = [_against(kind, mine.get(kind)) for kind in controls]
         lines.append(f"{ASKED[claim].format(row)}? {answer}: {', '.join(parts)}.")
     return lines

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from headwise.results.records import Result
-from headwise.tables.comparable import shots
+from headwise.tables.comparable import places, repeat, shared_choices
 from headwise.tables.controls import ground
 
 
@@ -17,8 +16,8 @@ class Pair:
     """One gated run and its twin.
 
     Attributes:
-        row: method and mask.
-        dataset, seed: of both; of a few-shot set with the shots.
+        row: as tables name it: method and variant.
+        dataset, repeat: of both; the seed, and of a few-shot set the draw.
         gated, plain: accuracies, percent; `plain` is None where the twin has not been run.
         bytes, paper_bytes, plain_bytes: stored, by the paper's formula, and of the twin.
         scoring: time of the scoring pass, in epochs of that run; None where nothing was scored.
@@ -26,7 +25,7 @@ class Pair:
 
     row: str
     dataset: str
-    seed: int
+    repeat: tuple[int, int]
     gated: float
     plain: float | None
     bytes: int
@@ -35,41 +34,49 @@ class Pair:
     scoring: float | None
 
 
-def pairs(results: Iterable[Result]) -> list[Pair]:
-    """Every run with heads off, with its twin if that is among the results."""
-    results = list(results)
+def pairs(results: Iterable[Result]) -> tuple[list[Pair], list[str]]:
+    """Every run with heads off, with its twin if that is among the results; and notes on what their rows share."""
+    results = [result for result in results if result.accuracy is not None]
     plain = {ground(result): result for result in results if not result.phases[-1].is_masked}
+    masked = [result for result in results if result.phases[-1].is_masked]
+    common = shared_choices(masked)
+    where, notes = places(masked, common=common)
     found = []
-    for result in results:
+    for result in masked:
         last = result.phases[-1]
-        if not last.is_masked or last.accuracy is None:
-            continue
         twin = plain.get(ground(result))
-        gate = last.extra["gate"]
         epoch = last.seconds / last.epochs if last.epochs else 0.0
-        scored = bool(gate.get("scoring_seconds")) and epoch > 0
+        scored = bool(last.gate.get("scoring_seconds")) and epoch > 0
+        row, column = where[result.key]
         found.append(
             Pair(
-                row=f"{result.key.method} {_amount(gate)}",
-                dataset=result.key.dataset if shots(result) is None else f"{result.key.dataset}, {shots(result)} shots",
-                seed=result.key.seed,
-                gated=last.accuracy,
+                row=row,
+                dataset=column,
+                repeat=repeat(result),
+                gated=float(last.accuracy or 0.0),
                 plain=None if twin is None else twin.accuracy,
                 bytes=last.stored_bytes,
                 paper_bytes=int(last.extra["paper_bytes"]),
                 plain_bytes=None if twin is None else twin.phases[-1].stored_bytes,
-                scoring=gate["scoring_seconds"] / epoch if scored else None,
+                scoring=last.gate["scoring_seconds"] / epoch if scored else None,
             )
         )
-    return sorted(found, key=lambda pair: (pair.dataset, pair.row, pair.seed))
+    said = [f"Every row: {', '.join(common)}."] if common else []
+    return sorted(found, key=lambda pair: (pair.dataset, pair.row, pair.repeat)), [*said, *notes]
 
 
-def markdown(found: Iterable[Pair]) -> str:
-    """A Markdown table: accuracy with and without mask, the paired difference, sizes, and what scoring cost."""
+def markdown(found: Iterable[Pair], notes: Sequence[str] = ()) -> str:
+    """A Markdown table: accuracy with and without mask, the paired difference, sizes, and what scoring cost.
+
+    Args:
+        found: pairs; those of one task and row are its seeds.
+        notes: sentences that stand above it.
+    """
     groups: dict[tuple[str, str], list[Pair]] = {}
     for pair in found:
         groups.setdefault((pair.dataset, pair.row), []).append(pair)
-    lines = [
+    lines = [*(f"- {note}" for note in notes), *([""] if notes else [])]
+    lines += [
         "| dataset | run | seeds | masked % | without mask % | paired difference | stored B | paper's formula B "
         "| without mask B | scoring (epochs) |",
         "|---|---|---|---|---|---|---|---|---|---|",
@@ -101,10 +108,3 @@ def spread(values: list[float], sign: bool = False) -> str:
         return ""
     mean = f"{statistics.mean(values):+.2f}" if sign else f"{statistics.mean(values):.2f}"
     return mean if len(values) == 1 else f"{mean} +- {statistics.stdev(values):.2f} ({len(values)})"
-
-
-def _amount(gate: dict[str, Any]) -> str:
-    for name, prefix in (("budget", "budget"), ("count", "ne"), ("ratio", "ratio")):
-        if gate.get(name) is not None:
-            return f"{prefix}{gate[name]}"
-    return ""
