@@ -15,14 +15,16 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from headwise import experiment, training
+from headwise import experiment, plan, training
 from headwise.errors import ConfigError, Interrupted, ResultConflict, WeightsError
 from headwise.experiment import plan_run, run
 from headwise.results.store import BusyError, PhaseStore, Result, ResultStore
-from made_networks import REPO, compose_config, plain_timm
+from headwise.sweeps import request
+from made_networks import CONF, REPO, compose_config, plain_timm
 from made_results import gated, masked_suite, phase, result
 
 TINY = ["backbone=vit_tiny_random", "dataset=dsprites_loc", "data=synthetic", "protocol=smoke"]
@@ -405,3 +407,75 @@ def test_the_tracker_learns_that_a_result_could_not_be_written(tmp_path: Path, m
     with pytest.raises(OSError, match="no space left"):
         run(compose_config(*LORA, "logger=wandb", f"root={tmp_path}"))
     assert seen["exit_code"] == 1
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> list[str]:
+    """Overrides of a run on images of one's own, of three classes."""
+    for number in range(6):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        Image.new("RGB", (32, 32), (40 * number, 0, 0)).save(tmp_path / "photos" / f"{number}.png")
+    lines = [f"{number}.png {number % 3}\n" for number in range(6)]
+    for name, some in {"train": lines, "train800": lines[:3], "val200": lines[3:], "test": lines}.items():
+        (tmp_path / "photos" / f"{name}.txt").write_text("".join(some))
+    return [
+        *("method=lora", "rank=r4", "backbone=vit_tiny_random", "protocol=smoke", "trainer=cpu", "trainer.threads=1"),
+        *("dataset=own/folder", "data=folder", f"data.root={tmp_path / 'photos'}", "dataset.num_classes=3"),
+    ]
+
+
+def test_images_that_a_search_chooses_on_count(own: list[str], tmp_path: Path) -> None:
+    def found(*overrides: str) -> dict[str, Any]:
+        return plan_run(compose_config(*own, *overrides)).identity
+
+    search = "+protocol.search.scale=[1,10]"
+    plain, searched = found(), found(search)
+    assert searched["data"]["fingerprint"] == plain["data"]["fingerprint"]
+    assert "searched" not in plain["data"]
+    file = tmp_path / "photos" / "val200.txt"
+    file.write_text("".join(reversed(file.read_text().splitlines(keepends=True))))
+    assert found() == plain
+    assert found(search) != searched
+
+
+def test_how_stored_images_become_pixels_counts(own: list[str]) -> None:
+    plain, grey = (plan_run(compose_config(*own, *more)).identity for more in ([], ["+dataset.channels=1"]))
+    assert grey["dataset"] == {**plain["dataset"], "channels": 1}
+    assert grey["data"] == plain["data"]
+
+
+def test_a_gpu_is_what_this_process_may_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def chosen() -> str:
+        return str(plan_run(compose_config(*LORA, "trainer=auto")).config["trainer"]["accelerator"])
+
+    monkeypatch.setattr(plan, "DEVICES", tmp_path)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    (tmp_path / "nvidiactl").touch()
+    assert chosen() == "cpu"
+    (tmp_path / "nvidia3").touch()
+    assert chosen() == "gpu"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert chosen() == "cpu"
+
+
+def test_what_a_run_asks_for_does_not_depend_on_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = request.request_of(["method=lora"], [CONF])
+    request._code.cache_clear()
+    monkeypatch.setattr(Path, "exists", lambda self, **_: True)
+    assert request.request_of(["method=lora"], [CONF]) == before
+    assert "nvidia" not in Path(request.__file__).read_text()
+
+
+@pytest.mark.parametrize(("launcher", "expected"), [("hydra_joblib_launcher.JoblibLauncher", 1), ("BasicLauncher", 0)])
+def test_processes_take_the_gpus_in_turn(launcher: str, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    hydra = OmegaConf.create({"launcher": {"_target_": launcher}, "job": {"num": 5}})
+    monkeypatch.setattr(experiment.HydraConfig, "initialized", lambda: True)
+    monkeypatch.setattr(experiment.HydraConfig, "get", lambda: hydra)
+    assert experiment._gpu(4) == expected
+    assert experiment._gpu(0) == 0
+
+
+def test_a_phase_says_what_trained_it(folder: Path) -> None:
+    record = json.loads((folder / "result.json").read_text())
+    made = {"git": record["git"], "torch": record["versions"]["torch"], "device": record["machine"]["cpu"]}
+    assert [phase["extra"]["made"] for phase in record["phases"]] == [made, made]

@@ -18,11 +18,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import headwise
+from headwise.backbone import BackboneSpec
 from headwise.errors import CheckpointError, ConfigError, DataError, WeightsError
 from headwise.export import Classifier, Guess, evaluate, export_merged
 from headwise.saved import SavedRun
 from made_networks import REPO, compose_config, run
 
+AUTO = ["backbone=vit_tiny_random", "backbone.weights=auto", "rank=r4"]
 NAMES = ["red", "green", "blue"]
 SIZES = {"train": 24, "test": 15}
 
@@ -71,8 +73,6 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pretrained weights as a file: the tiny random network's."""
-    from headwise.backbone import BackboneSpec
-
     config: Any = compose_config("backbone=vit_tiny_random").backbone
     spec = BackboneSpec(**{**config, "overrides": dict(config.overrides)})
     file = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
@@ -290,3 +290,24 @@ def test_readme_lines_of_load(
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {})
     assert "Guess(" in capsys.readouterr().out
+
+
+def test_weights_of_the_hub_are_compared_by_content(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fetch(seed: int) -> None:
+        def fill(self: BackboneSpec, model: Any) -> None:
+            torch.manual_seed(seed)
+            for parameter in model.parameters():
+                parameter.data.normal_(std=0.02)
+
+        monkeypatch.setattr(BackboneSpec, "_fetch", fill)
+
+    fetch(0)
+    folder = train(tmp_path / "root", images, "method=lora", *AUTO)
+    loaded = json.loads((folder / "result.json").read_text())["provenance"]["weights"]["loaded"]
+    assert len(loaded) == 64
+    assert headwise.load(folder) is not None
+    fetch(1)
+    with pytest.raises(WeightsError, match=rf"other weights than timm's hub has now .*: tensors {loaded[:12]}, here "):
+        headwise.load(folder)

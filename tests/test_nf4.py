@@ -6,6 +6,7 @@ import copy
 import itertools
 import sys
 from statistics import NormalDist
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headwise.errors import ConfigError
-from headwise.nf4 import BLOCK, VALUES, NF4Linear, dequantize, four_bit, magnitudes, quantize
+from headwise.nf4 import BLOCK, VALUES, BitsAndBytesLinear, NF4Linear, dequantize, four_bit, magnitudes, quantize
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -140,3 +141,21 @@ def test_bitsandbytes_holds_the_same_weights(double: bool) -> None:
         results.append(y.detach())
     assert torch.equal(results[1], results[2])
     assert theirs.num_bytes == ours.num_bytes
+
+
+def test_the_magnitudes_of_bitsandbytes_move_with_its_codes(monkeypatch: pytest.MonkeyPatch) -> None:
+    class State:
+        def to(self, device: torch.device) -> None:
+            self.device = device
+
+    library = SimpleNamespace(
+        functional=SimpleNamespace(
+            quantize_4bit=lambda weight, **_: (weight.to(torch.uint8), State()), dequantize_4bit=lambda *_: None
+        ),
+        matmul_4bit=lambda *_: None,
+    )
+    monkeypatch.setitem(sys.modules, "bitsandbytes", library)
+    layer = four_bit(linear(), "bitsandbytes")
+    assert isinstance(layer, BitsAndBytesLinear)
+    nn.Sequential(layer).to("meta")
+    assert layer.packed.device == layer.state.device == torch.device("meta")

@@ -93,3 +93,9 @@ def test_it_ends_when_one_image_does_not_fit(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("**/result.json"))
     (failure,) = tmp_path.glob("**/failure.txt")
     assert "OutOfMemoryError" in failure.read_text()
+
+
+def test_a_result_says_that_batches_were_split(tmp_path, monkeypatch):
+    losses(tmp_path, monkeypatch, 4)
+    (result,) = ResultStore(tmp_path).all()
+    assert "batches in parts" in result.labels

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import os
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from headwise import training
 from headwise.backbone import Backbone
 from headwise.errors import CheckpointError, ConfigError, Interrupted, NonFiniteLoss
-from headwise.methods.base import Method
+from headwise.methods.base import Installed, Method
 from headwise.methods.hs_lora import HeadLoRA, TwoPhase
 from headwise.methods.lora import LoRA
 from headwise.protocol import Protocol
+from headwise.results.claims import BusyError, Claim
 from headwise.results.store import PhaseResult, PhaseStore
 from headwise.selection import TestSelection
 from headwise.training import CHECKPOINT, TENSORS, Machine, PhaseModule, chain, read_tensors, run_phases
-from made_networks import CLASSES, images, logits, spec, toy_data
+from made_networks import CLASSES, composed_method, images, logits, spec, toy_data
 
 RECIPE = Protocol(name="test", epochs=4, lr=1e-2, drop_path=0.2)
 LORA = LoRA(label="lora", rank=4)
@@ -377,3 +381,81 @@ def test_bf16_on_a_processor_without_it_is_called_slow(precision, accelerator, s
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
     caution = Machine(accelerator=accelerator).caution(precision)
     assert (caution is not None and "protocol.precision=fp32 is many times faster" in caution) == said
+
+
+def test_the_network_is_back_on_its_device_after_lightning_left_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+
+    def told(what: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            events.append(what)
+            return original(*args, **kwargs)
+
+        return call
+
+    for kind, name in (
+        (SingleDeviceStrategy, "teardown"),
+        (Backbone, "to"),
+        (Installed, "packed"),
+        (Installed, "merge"),
+    ):
+        monkeypatch.setattr(kind, name, told(name, getattr(kind, name)))
+    run(tmp_path)
+    events = events[events.index("teardown") :]
+    assert events[:3] == ["teardown", "to", "packed"]  # trained
+    assert events[events.index("teardown", 1) :] == ["teardown", "to", "packed", "merge"]  # tested
+
+
+@pytest.mark.parametrize("place", ["first", "last"])
+def test_a_signal_during_the_test_is_no_success(
+    place: str, whole: tuple[Path, PhaseResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, seen = PhaseModule.test_step, 0
+
+    def stop(self: Any, batch: Any, batch_idx: int) -> Any:
+        nonlocal seen
+        seen += 1
+        if seen == 1 or place == "last":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PhaseModule, "test_step", stop)
+        with pytest.raises(Interrupted, match="run the same command to resume"):
+            run(tmp_path)
+    assert not (folder_of(tmp_path) / "phase.json").exists()
+    _, (resumed,) = run(tmp_path)
+    assert timeless(resumed) == timeless(whole[1])
+
+
+def test_who_lost_its_claim_writes_nothing_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = PhaseModule.training_step
+
+    def overtaken(self: Any, batch: Any, batch_idx: int) -> Any:
+        if self.current_epoch == 2:
+            monkeypatch.setattr(Claim, "lost", True)
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(PhaseModule, "training_step", overtaken)
+    with pytest.raises(BusyError, match="was taken over by another process"):
+        run(tmp_path)
+    checkpoint = torch.load(folder_of(tmp_path) / CHECKPOINT, weights_only=True)
+    assert checkpoint["epoch"] == 1
+    assert not (folder_of(tmp_path) / "phase.json").exists()
+
+
+@pytest.mark.parametrize("name", ["ssf", "spt_lora", "full", "pissa", "adalora"])
+def test_a_second_phase_that_4_bits_do_not_carry_is_refused_before_the_first(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"4 bits|reads the dense base weight|which peft cannot adapt"):
+        run(tmp_path, [composed_method("qlora"), composed_method(name)])
+    assert not list(tmp_path.glob("phases/*/*"))
+
+
+def test_a_gpu_that_is_not_there_is_said(tmp_path: Path) -> None:
+    machine = Machine(accelerator="gpu")
+    assert machine.devices == [0]
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match=r"finds no GPU it can use .* trainer.accelerator=cpu"):
+            _ = machine.device

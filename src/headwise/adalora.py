@@ -68,6 +68,7 @@ class Allocator(L.Callback):
             self._diagonals[names[id(diagonal)]] = site
             self._kept[site] = torch.ones(diagonal.shape[0], dtype=torch.uint8, device=diagonal.device)
         self._parameters = dict(tuner.model.named_parameters())
+        self._score, self.ranking.update_ipt = self.ranking.update_ipt, self._score_if_finite
         for averages in (self.ranking.ipt, self.ranking.exp_avg_ipt, self.ranking.exp_avg_unc):
             averages.update({name: torch.zeros_like(self._parameters[name]) for name in self._scored.values()})
 
@@ -79,6 +80,12 @@ class Allocator(L.Callback):
         for name, kept in (self.config.rank_pattern or {}).items():
             mask = self._kept[self._diagonals[name]]
             mask.copy_(torch.tensor(kept, dtype=torch.uint8))
+
+    def _score_if_finite(self, model: nn.Module) -> None:
+        """Let peft score, but not a step that overflowed (fp16), which the optimiser skips: its NaN would stay."""
+        grads = [grad for name in self._scored.values() if (grad := self._parameters[name].grad) is not None]
+        if bool(torch.nn.utils.get_total_norm(grads).isfinite()):
+            self._score(model)
 
     def penalty(self) -> Tensor:
         """peft's form: the weight times the mean over all P and Q of ||P'P - I||_F or ||QQ' - I||_F (not squared)."""

@@ -58,8 +58,13 @@ class Delta(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must define weight(base)")
 
     def forward(self, x: Tensor, base: Tensor) -> Tensor:
-        """Update of the output, (..., O), for x (..., I). Override where there is something cheaper, or dropout."""
-        return F.linear(x, self.weight(base))
+        """Update of the output, (..., O), for x (..., I); by `factors` if there are any."""
+        factors = self.factors()
+        if factors is None:
+            return F.linear(x, self.weight(base))
+        hidden = torch.einsum("...i,gri->...gr", x, factors.down.to(x.dtype))
+        hidden = F.dropout(hidden, factors.dropout, self.training)
+        return torch.einsum("...gr,gor->...go", hidden, factors.up.to(x.dtype)).flatten(-2)
 
     def factors(self) -> Factors | None:
         """A and B if weight(base) is block-row B A, or its scaled form (see `scale`), else None."""

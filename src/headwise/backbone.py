@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -250,6 +251,7 @@ class BackboneSpec:
             pass
         elif self.weights == "auto":
             self._fetch(model)
+            loaded = content_of(model.state_dict())
         else:
             file = weights_file(self.weights)
             _fill(model, _read(file, model), file.name)
@@ -258,6 +260,8 @@ class BackboneSpec:
         std = self.std or config.get("std", (0.5,) * 3)
         net = Backbone(model, self.img_size, mean, std)
         net.provenance = {"name": self.name, "timm_name": self.timm_name, "weights": Path(self.weights).name}
+        if self.weights == "auto":  # identified by their name on the hub, which does not say what was fetched
+            net.provenance["loaded"] = loaded
         return net
 
     def arguments(self, num_classes: int) -> dict[str, Any]:
@@ -296,6 +300,15 @@ class BackboneSpec:
                 "give a downloaded file with backbone.weights=FILE, or backbone=vit_nano, which ships with the package"
             ) from error
         model.load_state_dict(source.state_dict())
+
+
+def content_of(tensors: Mapping[str, Tensor]) -> str:
+    """Hash of named tensors: names, shapes, types and values."""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        sha.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return sha.hexdigest()
 
 
 def _nearest(name: str) -> str:

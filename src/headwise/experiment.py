@@ -154,6 +154,7 @@ def _ground(plan: Plan, protocol: Protocol) -> dict[str, Any]:
     """What every phase measured by `protocol` stands on; a search leaves no trace but in what it chose."""
     ground = {key: value for key, value in plan.identity.items() if key != "method"}
     recipe = {key: value for key, value in ground["protocol"].items() if key != "search"}
+    ground["data"] = {"fingerprint": ground["data"]["fingerprint"]}
     splits = {"train_split": protocol.train_split, "eval_split": protocol.eval_split}
     if any(recipe[key] != split for key, split in splits.items()):
         images = plan.source.fingerprint(plan.task, tuple(splits.values()))
@@ -180,6 +181,12 @@ def _train(plan: Plan, logger: Any) -> Result:
 
     hush()
     config, protocol = plan.config, plan.protocol
+    is_gpu = config["trainer"]["accelerator"] == "gpu"
+    gpu = _gpu(torch.cuda.device_count()) if is_gpu else 0
+    device = torch.cuda.get_device_name(gpu) if is_gpu and torch.cuda.is_available() else None
+    versions, git = provenance.versions(), provenance.git_state(Path(__file__).parent)
+    machine = provenance.machine(device, config["trainer"]["threads"])
+    made = {"git": git, "torch": versions["torch"], "device": device or machine["cpu"]}
     print(f"run: {plan.folder}", flush=True)
     with instantiation():
         method = instantiate(config["method"], _convert_="all")
@@ -210,17 +217,19 @@ def _train(plan: Plan, logger: Any) -> Result:
         options = protocol.data_options(net.mean, net.std)
         options["eval_batch_size"] = -(-options["eval_batch_size"] // parts)
         data = VTABDataModule(plan.task, plan.source, net.img_size, seed=config["seed"], **options)
-        machine = Machine(
+        where = Machine(
             accelerator=config["trainer"]["accelerator"],
             threads=config["trainer"]["threads"],
             attention=config["trainer"]["attention"],
             progress=config["trainer"]["progress"],
             logger=logger,
             parts=parts,
+            gpu=gpu,
+            made=made,
         )
         ground = _ground(plan, protocol)
         seed = config["seed"]
-        phases = run_phases(net, methods, data, protocol, store, ground, seed=seed, machine=machine, say=say)
+        phases = run_phases(net, methods, data, protocol, store, ground, seed=seed, machine=where, say=say)
         return net, data, phases
 
     def attempt(methods: Sequence[Method]) -> PhaseResult:
@@ -247,27 +256,36 @@ def _train(plan: Plan, logger: Any) -> Result:
     labels, draw = [phase.label for phase in phases], config["logger"].get("pictures", True)
     learning_curves(histories, labels, folder, draw)
     score_map([phase.extra.get("heads") for phase in phases], labels, folder, draw)
-    device = torch.cuda.get_device_name() if config["trainer"]["accelerator"] == "gpu" else None
+    in_parts = ["batches in parts"] if any(phase.extra.get("batch_parts") for phase in phases) else []
     result = Result(
         key=plan.key,
         identity=plan.identity,
         phases=phases,
         config=config,
         labels=list(
-            dict.fromkeys([*spec.labels, *plan.source.labels(plan.task), *protocol.labels, *preset_labels(config)])
+            dict.fromkeys(
+                [*spec.labels, *plan.source.labels(plan.task), *protocol.labels, *preset_labels(config), *in_parts]
+            )
         ),
         provenance={
             "weights": {**net.provenance, "content": plan.identity["backbone"]["weights"]},
             "data": data.provenance(),
             "protocol": config["protocol"],
         },
-        versions=provenance.versions(),
-        git=provenance.git_state(Path(__file__).parent),
-        machine=provenance.machine(device, config["trainer"]["threads"]),
+        versions=versions,
+        git=git,
+        machine=machine,
         request=plan.request,
     )
     ResultStore(plan.root).put(plan.key, result)
     return result
+
+
+def _gpu(count: int) -> int:
+    """Which of the GPUs that this process sees: joblib's processes take them in turn, any other job has the first."""
+    if not HydraConfig.initialized() or "joblib" not in str(HydraConfig.get().launcher.get("_target_", "")):
+        return 0
+    return int(HydraConfig.get().job.num) % max(count, 1)
 
 
 @contextlib.contextmanager

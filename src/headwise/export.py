@@ -25,7 +25,7 @@ from headwise.errors import CheckpointError, ConfigError, DataError
 from headwise.methods.base import Installed
 from headwise.protocol import PRECISIONS, Protocol
 from headwise.saved import SavedRun, own_randomness
-from headwise.training import Machine, PhaseModule, hush, write_tensors
+from headwise.training import Machine, PhaseModule, attended, hush, write_tensors
 
 TOLERANCE = 1e-3
 """Largest difference of a logit between the trained and the exported network that is taken for rounding."""
@@ -285,8 +285,9 @@ def evaluate(
         raise ConfigError(
             "the run was computed on a GPU and there is none here; its number cannot be repeated on a CPU"
         )
+    torch.backends.cudnn.allow_tf32 = False  # as in training
     with own_randomness(), _threads(machine.threads):
-        net = saved.network(weights).to("cuda" if machine.accelerator == "gpu" else "cpu")
+        net = saved.network(weights).to(machine.device)
         net.set_attention(machine.attention)
         data = saved.data(net, source)
         return [
@@ -314,7 +315,7 @@ def _retest(net: Backbone, installed: Installed, data: VTABDataModule, protocol:
     )
     trainer = L.Trainer(
         accelerator=machine.accelerator,
-        devices=1,
+        devices=machine.devices,
         precision=PRECISIONS[protocol.precision],  # type: ignore[arg-type]
         logger=False,
         enable_checkpointing=False,
@@ -322,7 +323,8 @@ def _retest(net: Backbone, installed: Installed, data: VTABDataModule, protocol:
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-    (outcome,) = trainer.test(module, data.test_dataloader(), verbose=False)
+    with attended(trainer, net, "stopped by the user"):
+        (outcome,) = trainer.test(module, data.test_dataloader(), verbose=False)
     return float(outcome["test_accuracy"])
 
 

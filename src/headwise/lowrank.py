@@ -150,13 +150,6 @@ class LowRank(Delta):
         self.switch(on.to(self.active))
         self.stored = given
 
-    def forward(self, x: Tensor, base: Tensor) -> Tensor:
-        """The update alone, (..., O); the path of bases without a dense weight."""
-        down, up, dropout, _ = self.factors()
-        hidden = torch.einsum("...i,gri->...gr", x, down.to(x.dtype))
-        hidden = nn.functional.dropout(hidden, dropout, self.training)
-        return torch.einsum("...gr,gor->...go", hidden, up.to(x.dtype)).flatten(-2)
-
     def weight(self, base: Tensor) -> Tensor:
         """Dense update, (O, I)."""
         down, up, *_ = self.factors()

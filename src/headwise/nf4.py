@@ -9,7 +9,7 @@ Legend: I/O features, N = O * I weights, K = ceil(N / 64) blocks, S = ceil(K / 2
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -232,6 +232,12 @@ class BitsAndBytesLinear(FourBit):
         self.bias = linear.bias
         self._dense, self._product = bitsandbytes.functional.dequantize_4bit, bitsandbytes.matmul_4bit
         self.train(linear.training)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """Move as every module does; the library's magnitudes follow the codes."""
+        super()._apply(fn, recurse)
+        self.state.to(self.packed.device)
+        return self
 
     def dense(self) -> Tensor:
         """The weight as it is used, (O, I) float32."""

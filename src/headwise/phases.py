@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from headwise import atomic
-from headwise.errors import CheckpointError
+from headwise.errors import CheckpointError, ConfigError
 from headwise.methods.base import Installed, Method
 from headwise.progress import History
+from headwise.results.claims import BusyError, Claim
 from headwise.results.fingerprint import file_sha256, fingerprint
 from headwise.results.store import PhaseResult
 
@@ -34,6 +35,8 @@ class Machine:
         progress: whether a bar or lines tell how far it is.
         logger: a Lightning logger, or None.
         parts: in which a batch is computed where it does not fit the memory whole.
+        gpu: number of the GPU, of those that this process sees.
+        made: with what code and on what a phase is trained, plain data for its record.
     """
 
     accelerator: str = "cpu"
@@ -42,6 +45,27 @@ class Machine:
     progress: bool = True
     logger: Any = None
     parts: int = 1
+    gpu: int = 0
+    made: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def device(self) -> torch.device:
+        """Where tensors lie.
+
+        Raises:
+            ConfigError: for a gpu that torch cannot use.
+        """
+        if self.accelerator == "gpu" and not torch.cuda.is_available():
+            raise ConfigError(
+                f"trainer.accelerator=gpu, but torch {torch.__version__} finds no GPU it can use (driver, "
+                "CUDA_VISIBLE_DEVICES, a torch built without CUDA?); trainer.accelerator=cpu computes without one"
+            )
+        return torch.device("cuda", self.gpu) if self.accelerator == "gpu" else torch.device("cpu")
+
+    @property
+    def devices(self) -> int | list[int]:
+        """The same for Lightning."""
+        return [self.gpu] if self.accelerator == "gpu" else 1
 
     def caution(self, precision: str) -> str | None:
         """What to say of a precision that this machine computes slowly; None where there is nothing to say."""
@@ -144,11 +168,18 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 class Saver(L.Callback):
     """Writes the checkpoint of each finished epoch, in place of the one before, atomically."""
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
+    def __init__(self, file: Path, claim: Claim) -> None:
+        self.file, self.claim = file, claim
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save; a crash meanwhile leaves the previous epoch's file."""
-        part = self.file.with_suffix(".part")
-        trainer.save_checkpoint(part)
-        part.replace(self.file)
+        """Save; a crash meanwhile leaves the previous epoch's file.
+
+        Raises:
+            BusyError: if this process stood still for so long that another one took the phase over.
+        """
+        if self.claim.lost:
+            raise BusyError(
+                f"{self.file.parent} was taken over by another process while this one stood still; it goes on there"
+            )
+        with atomic.replacing(self.file) as part:
+            trainer.save_checkpoint(part)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,10 @@ from headwise.weights import weights_content
 
 OmegaConf.register_new_resolver("mul", lambda a, b: a * b, replace=True)
 
+DEVICES = Path("/dev")
+"""Where the system shows its GPUs."""
+PIXELS = {"channels": 3, "pixel_scale": 1}
+"""What turns stored images into pixels, and its usual value, which a run's identity does not mention."""
 RESUME = ("auto", "force", "never")
 INSTALL = "; launchers other than basic are optional: pip install -e '.[launchers]'"
 
@@ -84,7 +89,7 @@ def plan_run(cfg: DictConfig) -> Plan:
         cfg = cfg.copy()
         OmegaConf.set_struct(cfg, False)
         if cfg.trainer.accelerator == "auto":
-            cfg.trainer.accelerator = "gpu" if Path("/dev/nvidia0").exists() else "cpu"
+            cfg.trainer.accelerator = "gpu" if _has_gpu() else "cpu"
         if cfg.trainer.attention == "auto":
             plain = cfg.trainer.accelerator == "cpu" and cfg.protocol.precision == "bf16"
             cfg.trainer.attention = "plain" if plain else "timm"
@@ -128,6 +133,11 @@ def plan_run(cfg: DictConfig) -> Plan:
     )
 
 
+def _has_gpu() -> bool:
+    """Whether this process may use an NVIDIA GPU; torch is not asked, it would take seconds."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1") and any(DEVICES.glob("nvidia[0-9]*"))
+
+
 def asked() -> str:
     """The request of the job that hydra runs in this process; empty outside of hydra's command line."""
     if not HydraConfig.initialized():
@@ -155,16 +165,26 @@ def _variant() -> str:
 
 
 def _identity(config: Mapping[str, Any], task: VTABTask, source: Source, protocol: Protocol) -> dict[str, Any]:
-    images = source.fingerprint(task, (protocol.train_split, protocol.eval_split))
+    images = [source.fingerprint(task, splits) for splits in _looked_at(config, protocol)]
     return _reduced(config, task, images)
 
 
-def _reduced(config: Mapping[str, Any], task: VTABTask, images: str) -> dict[str, Any]:
+def _looked_at(config: Mapping[str, Any], protocol: Protocol) -> list[tuple[str, str]]:
+    """Pairs of splits that decide a number: those of training and test, and those on which a search chooses."""
+    parts = [config["method"], config["method"].get("first", {})]
+    searches = protocol.search is not None or any(isinstance(part, Mapping) and part.get("search") for part in parts)
+    trial = protocol.for_search()
+    pairs = [(protocol.train_split, protocol.eval_split), (trial.train_split, trial.eval_split)]
+    return list(dict.fromkeys(pairs if searches else pairs[:1]))
+
+
+def _reduced(config: Mapping[str, Any], task: VTABTask, images: Sequence[str]) -> dict[str, Any]:
+    pixels = {name: value for name, usual in PIXELS.items() if (value := getattr(task, name)) != usual}
     reduced = {
         "method": config["method"],
         "backbone": config["backbone"],
-        "dataset": {"name": task.name, "num_classes": task.num_classes},
-        "data": {"fingerprint": images},
+        "dataset": {"name": task.name, "num_classes": task.num_classes, **pixels},
+        "data": {"fingerprint": images[0], **({"searched": list(images[1:])} if images[1:] else {})},
         "protocol": config["protocol"],
         "trainer": {key: config["trainer"][key] for key in ("accelerator", "threads", "attention")},
         "seed": config["seed"],
@@ -185,7 +205,8 @@ def still_holds(result: Result) -> bool:
     try:
         protocol = Protocol(**config["protocol"])
         parts = [json.dumps(config[name], sort_keys=True) for name in ("dataset", "data")]
-        task, images = _images(*parts, protocol.train_split, protocol.eval_split)
+        found = [_images(*parts, *splits) for splits in _looked_at(config, protocol)]
+        task, images = found[0][0], [content for _, content in found]
         return fingerprint(_reduced(config, task, images)) == result.fingerprint
     except (HeadwiseError, InstantiationException, OSError, KeyError, TypeError):
         return False

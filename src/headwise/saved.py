@@ -116,6 +116,12 @@ class SavedRun:
         if found != expected:
             raise WeightsError(f"{wanted}; {spec.weights!r} is {found}: name the right file with weights=FILE")
         net = spec.build()
+        recorded = self.result.provenance.get("weights", {})
+        if "loaded" in recorded and recorded["loaded"] != net.provenance.get("loaded"):
+            raise WeightsError(
+                f"{self.folder} stands on other weights than timm's hub has now as {spec.timm_name}: tensors "
+                f"{recorded['loaded'][:12]}, here {str(net.provenance.get('loaded'))[:12]}"
+            )
         net.new_head(self.task.num_classes)
         return net
 

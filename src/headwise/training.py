@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import itertools
 import random
 import shutil
 import signal
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from headwise import atomic
 from headwise.backbone import Backbone
 from headwise.data.vtab import VTABDataModule
 from headwise.errors import CheckpointError, Interrupted, NonFiniteLoss
-from headwise.methods.base import Installed, Method, Plan
+from headwise.methods.base import Batches, Installed, Method, Plan
 from headwise.phases import (
     CHECKPOINT,
     TENSORS,
@@ -37,14 +39,14 @@ from headwise.portions import split
 from headwise.progress import History, Progress
 from headwise.progress import hush as hush
 from headwise.protocol import PRECISIONS, Protocol
-from headwise.results.claims import describe
+from headwise.results.claims import Claim, describe
 from headwise.results.fingerprint import fingerprint
 from headwise.results.store import PhaseResult, PhaseStore
 from headwise.selection import TestSelection
 
 GIVEN = "a checkpoint is a saved phase; scripts/import_cara.py and scripts/import_bilora.py make one of published files"
-Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
-"""Gives (normalised images (B, 3, S, S), labels (B,)) of the training set in stored order, on the network's device."""
+
+STOPPED = "stopped by the user; every finished epoch is saved: run the same command to resume"
 
 
 def reseed(*parts: int | str) -> None:
@@ -195,10 +197,11 @@ def run_phases(
     if (caution := machine.caution(protocol.precision)) is not None:
         say(caution)
     torch.set_num_threads(machine.threads)
+    torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32 on a GPU too, convolutions included
     net.set_attention(machine.attention)
     reseed(seed, "head")
     net.new_head(data.task.num_classes)
-    net.to("cuda" if machine.accelerator == "gpu" else "cpu")
+    net.to(machine.device)
     _rehearse(net, methods)
     results = []
     for index, (method, address) in enumerate(zip(methods, chain(methods, ground, protocol.epochs), strict=True)):
@@ -213,7 +216,7 @@ def run_phases(
         )
         with store.claim(address.phase, on_wait=lambda holder: _waiting(holder, say)) as claim:
             if claim.held:
-                results.append(_train(run, net, data, protocol, store, machine, say))
+                results.append(_train(run, net, data, protocol, store, machine, say, claim))
                 continue
         finished = store.finished(address.phase)
         if finished is None:
@@ -225,14 +228,19 @@ def run_phases(
 
 
 def _rehearse(net: Backbone, methods: Sequence[Method]) -> None:
-    """Install the later phases in a copy, so that one that does not fit is refused before the first has trained.
+    """Rehearse the later phases in a copy, so that one that does not fit is refused before the first has trained.
+
+    What merges leaves the network as it was; what stays in place is put there first.
 
     Raises:
         ConfigError: what `Method.install` says.
     """
-    for method in methods[1:]:
-        if type(method).prepare is Method.prepare:  # otherwise it cannot be installed before it has seen the data
-            method.install(copy.deepcopy(net))
+    stage = net
+    for before, method in itertools.pairwise(methods):
+        if not before.merges:
+            stage = copy.deepcopy(stage)
+            before.install(stage).merge()
+        method.rehearse(copy.deepcopy(stage))
 
 
 def _waiting(holder: Mapping[str, Any], say: Callable[[str], None]) -> None:
@@ -261,6 +269,7 @@ def _train(
     store: PhaseStore,
     machine: Machine,
     say: Callable[[str], None],
+    claim: Claim,
 ) -> PhaseResult:
     """Install, fit (from the last finished epoch if there is one), test once, save, merge."""
     method = run.method
@@ -289,17 +298,17 @@ def _train(
 
     selection = TestSelection(data, protocol)
 
-    def fit(folder: Path, last: int, what: str) -> tuple[L.Trainer, History]:
+    def fit(folder: Path, last: int, what: str, claim: Claim) -> tuple[L.Trainer, History]:
         folder.mkdir(parents=True, exist_ok=True)
         history = History(folder)
         bars = [Progress(what, last, say)] if machine.progress else []
         trainer = L.Trainer(
             accelerator=machine.accelerator,
-            devices=1,
+            devices=machine.devices,
             precision=PRECISIONS[protocol.precision],  # type: ignore[arg-type]
             max_epochs=last,
             logger=machine.logger or False,
-            callbacks=[history, *bars, *installed.callbacks(), selection, Saver(folder / CHECKPOINT)],
+            callbacks=[history, *bars, *installed.callbacks(), selection, Saver(folder / CHECKPOINT, claim)],
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -311,16 +320,17 @@ def _train(
         resume = str(folder / CHECKPOINT) if (folder / CHECKPOINT).is_file() else None
         if resume:
             say(f"{what}: resuming after its last finished epoch")
-        _fit(trainer, module, data, resume)
+        with attended(trainer, net):
+            trainer.fit(module, data.train_dataloader(), ckpt_path=resume, weights_only=True)
         return trainer, history
 
     trunk = None if method.checkpoint else method.trunk(epochs)
     if trunk is not None and run.trunk is not None and not checkpoint.is_file():
         spec, warmup = trunk
         source = store.path(run.trunk) / CHECKPOINT
-        with store.claim(run.trunk, on_wait=lambda holder: _waiting(holder, say)) as claim:
-            if claim.held:
-                _, history = fit(source.parent, warmup, f"{title} warm-up")
+        with store.claim(run.trunk, on_wait=lambda holder: _waiting(holder, say)) as shared:
+            if shared.held:
+                _, history = fit(source.parent, warmup, f"{title} warm-up", shared)
                 store.finish(run.trunk, warmup_record(run, installed, history, spec, warmup, warmup * steps_per_epoch))
             else:
                 say(f"{title}: its warm-up is already trained, taken from {run.trunk}")
@@ -328,14 +338,15 @@ def _train(
             run.folder.mkdir(parents=True, exist_ok=True)
             with atomic.replacing(checkpoint) as part:
                 shutil.copyfile(source, part)
-    trainer, history = fit(run.folder, epochs, title)
+    trainer, history = fit(run.folder, epochs, title, claim)
     if method.checkpoint is None:
         tensors = selection.best or installed.packed()
     else:
         say(f"{title}: taken from {Path(method.checkpoint).name}, not trained")
         tensors = read_tensors(Path(method.checkpoint), GIVEN)
     installed.unpack(tensors)  # what is tested and merged is what is stored
-    (outcome,) = trainer.test(module, data.test_dataloader(), verbose=False)
+    with attended(trainer, net):
+        (outcome,) = trainer.test(module, data.test_dataloader(), verbose=False)
     result = PhaseResult(
         label=method.label,
         accuracy=outcome["test_accuracy"],
@@ -354,6 +365,7 @@ def _train(
         train_loss=history.rows[-1]["train_loss"] if history.rows else None,
         extra={
             "plan": plan,
+            **({"made": dict(machine.made)} if machine.made else {}),
             "warmup_steps": protocol.warmup_count(total),
             **({"batch_parts": machine.parts} if machine.parts > 1 else {}),
             **installed.report(),
@@ -385,15 +397,28 @@ def _plan(run: PhaseRun, net: Backbone, data: VTABDataModule, num_steps: int) ->
     return run.method.prepare(net, _batches(net, data), num_steps)
 
 
-def _fit(trainer: L.Trainer, module: PhaseModule, data: VTABDataModule, resume: str | None) -> None:
-    """Fit; a keyboard interrupt becomes `Interrupted`."""
-    handler = signal.getsignal(signal.SIGINT)
+@contextlib.contextmanager
+def attended(trainer: L.Trainer, net: Backbone, stopped: str = STOPPED) -> Iterator[None]:
+    """Around a fit or a test of Lightning's, which leaves the network on the CPU and lets a late signal pass.
+
+    Afterwards the network is on its device again.
+
+    Args:
+        trainer: that fits or tests.
+        net: that it works on.
+        stopped: what to say where it is stopped.
+
+    Raises:
+        Interrupted: where Ctrl-C or SIGTERM came meanwhile.
+    """
+    device, handler = next(net.parameters()).device, signal.getsignal(signal.SIGINT)
     try:
-        trainer.fit(module, data.train_dataloader(), ckpt_path=resume, weights_only=True)
+        yield
     except SystemExit as stop:
-        raise Interrupted(
-            "stopped by the user; every finished epoch is saved: run the same command to resume"
-        ) from stop
+        raise Interrupted(stopped) from stop
     finally:
         if handler is not None:
             signal.signal(signal.SIGINT, handler)
+    if trainer.received_sigterm:
+        raise Interrupted(stopped)
+    net.to(device)

@@ -158,13 +158,24 @@ def wrappers(model: nn.Module) -> list[tuple[str, Wrapper]]:
 
 
 def pretrained_modules(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
-    """(path at this moment, pretrained path, module) of the network's own modules; parts of wrappers are left out."""
-    parts = [f"{path}." for path, _ in wrappers(model)]
+    """(path at this moment, pretrained path, module) of the network's own modules, the model itself first.
+
+    What methods brought is left out: wrappers and their parts, and updates that stay beside a layer.
+    """
+    settling = {path: module for path, module in model.named_modules() if isinstance(module, Settling)}
+    theirs = {f"{path}.{module.theirs}" for path, module in settling.items()}
     for path, module in model.named_modules():
-        outer = [prefix for prefix in parts if path.startswith(prefix)]
-        inside = all(path[len(prefix) :].split(".")[0] == "inner" for prefix in outer)
-        if path and inside and not isinstance(module, Wrapper):
-            yield path, ".".join(name for name in path.split(".") if name != "inner"), module
+        names = path.split(".")
+        within = [(".".join(names[:end]), ".".join(names[: end + 1])) for end in range(1, len(names))]
+        if path not in settling and all(child in theirs for outer, child in within if outer in settling):
+            ends = [".".join(names[: end + 1]) for end in range(len(names))]
+            yield path, ".".join(name for name, end in zip(names, ends, strict=True) if end not in theirs), module
+
+
+def pretrained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The network's own parameters by their path at this moment, as ``named_parameters`` orders and names them."""
+    own = {id(p) for _, _, module in pretrained_modules(model) for p in module.parameters(recurse=False)}
+    return {name: parameter for name, parameter in model.named_parameters() if id(parameter) in own}
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from torch import nn
 from headwise.errors import CheckpointError, ConfigError
 from headwise.methods.base import Method, build_method
 from headwise.methods.baselines import BitFit, Full, Linear
-from made_networks import compose_config, composed_method, distance, images, logits, network, perturb
+from made_networks import batches, compose_config, composed_method, distance, images, logits, network, perturb
 
 
 def test_counts_on_vit_b16() -> None:
@@ -107,3 +107,28 @@ def test_a_gate_is_refused(kind: type[Method]) -> None:
 def test_targets_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"'full' does not choose projections, got targets=\['q'\]"):
         Full(label="full", targets=["q"])
+
+
+@pytest.mark.parametrize("first", ["houlsby_b8", "vpt_deep", "adaptformer"])
+@pytest.mark.parametrize("name", ["bitfit", "full", "spt_lora"])
+def test_what_an_earlier_phase_left_in_place_stays_frozen(first: str, name: str) -> None:
+    plain, net = network("vit"), network("vit")
+    torch.manual_seed(0)
+    installed = composed_method(first).install(net)
+    brought = {id(tensor) for tensor in installed.adapter().values()}
+    installed.merge()
+    second = composed_method(name)
+    alone = second.install(plain, second.prepare(plain, batches(), 10)).adapter()
+    found = second.install(net, second.prepare(net, batches(), 10)).adapter()
+    assert not brought & {id(tensor) for tensor in found.values()}
+    assert not [name for name, p in net.named_parameters() if p.requires_grad and id(p) in brought]
+    if name != "spt_lora":  # its choice depends on the gradients
+        assert len(found) == len(alone)
+
+
+def test_biases_beside_4_bits_are_the_networks_own() -> None:
+    net = network("vit")
+    composed_method("qlora").install(net).merge()
+    assert len(BitFit(label="bitfit").install(net).adapter()) == len(
+        BitFit(label="bitfit").install(network("vit")).adapter()
+    )

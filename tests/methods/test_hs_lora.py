@@ -97,3 +97,9 @@ def test_phases_must_be_single() -> None:
     heads = composed_method("head_lora")
     with pytest.raises(ConfigError, match=r"method\.first must be a single-phase method, got TwoPhase"):
         TwoPhase(label="hs", first=composed_method("hs_lora"), heads=heads)
+
+
+@pytest.mark.parametrize("target", ["o", "fc1", "fc2"])
+def test_projections_without_heads_are_refused(target: str) -> None:
+    with pytest.raises(ConfigError, match=rf"rows of heads, which s0.b0.{target} does not have; .* q, k, v"):
+        HeadLoRA(label="head_lora", rank=2, targets=(target,)).install(network("vit"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -350,3 +351,29 @@ def test_adalora_resumes_exactly(killed_after: int, tmp_path: Path, monkeypatch:
     assert set(want) == set(got)
     for name, tensor in want.items():
         assert torch.equal(tensor, got[name]), name
+
+
+def test_a_step_that_overflowed_does_not_end_the_pruning() -> None:
+    recipe, net = adalora(), network("vit")
+    installed: Any = recipe.install(net, recipe.prepare(net, batches(), 10))
+    trainer = SimpleNamespace(global_step=0)
+    for step in range(1, 11):
+        trainer.global_step = step
+        for parameter in installed.adapter().values():
+            parameter.grad = torch.randn_like(parameter) if step > 1 else torch.full_like(parameter, torch.inf)
+        installed.allocator.on_train_batch_end(trainer, None, None, None, 0)
+    ranks = installed.report()["ranks"]
+    assert sum(ranks.values()) == 2 * len(ranks)
+
+
+def test_adalora_of_a_checkpoint_needs_no_steps(tmp_path: Path) -> None:
+    recipe, net = adalora(), network("vit")
+    installed = recipe.install(net, recipe.prepare(net, batches(), 20))
+    perturb(list(installed.trainable().values()))
+    save_file(installed.packed(), str(tmp_path / "given.safetensors"))
+    want = logits(net, images())
+    again = network("vit")
+    given = dataclasses.replace(recipe, checkpoint=str(tmp_path / "given.safetensors"))
+    (phase,), _ = train(again, [given], tmp_path)
+    assert phase.epochs == 0
+    assert distance(logits(again, images()), want) < 1e-5

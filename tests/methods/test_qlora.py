@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import weakref
 from pathlib import Path
@@ -16,6 +17,8 @@ from torch import nn
 
 from headwise.adapted import AdaptedLinear, BesideLinear
 from headwise.errors import CheckpointError, ConfigError
+from headwise.methods.base import Method
+from headwise.methods.dylora import DyLoRA
 from headwise.methods.hs_lora import TwoPhase
 from headwise.methods.lora import LoRA
 from headwise.methods.qlora import QLoRA
@@ -164,3 +167,38 @@ def test_bitsandbytes_as_the_base() -> None:
         assert all(isinstance(net.linear(s), FourBit | BesideLinear) for s in net.sites)
         net(X).sum().backward()
     assert distance(logits(nets[0], X), logits(nets[1], X)) < 0.05
+
+
+def beside(second: Method) -> tuple[Any, Any]:
+    """A tiny ViT in 4 bits that carries `second`, moved, in training mode."""
+    net = network("vit")
+    QLoRA(label="qlora", rank=4).install(net).merge()
+    installed: Any = second.install(net)
+    perturb(list(installed.trainable().values()), 0.2)
+    return net.train(), installed
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_dylora_beside_4_bits_works_at_the_drawn_rank(frozen: bool) -> None:
+    net, installed = beside(DyLoRA(label="dylora", rank=8, alpha=8.0, frozen=frozen))
+    outputs = []
+    for rank in (1, 3, 8):
+        installed.sampling.drawn.rank = rank
+        net.zero_grad()
+        y = net(X)
+        y.sum().backward()
+        outputs.append(y.detach())
+        (grad,) = installed.owners["s0.b0.q"].A.grad
+        touched = (grad != 0).any(1).nonzero().flatten().tolist()
+        assert touched == ([rank - 1] if frozen else list(range(rank)))
+    assert distance(outputs[0], outputs[1]) > 1e-3 < distance(outputs[1], outputs[2])
+    assert distance(logits(net, X), outputs[2]) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["fact_tt", "fact_tk", "lora"])
+def test_dropout_beside_4_bits(name: str) -> None:
+    net, _ = beside(dataclasses.replace(composed_method(name), dropout=0.5))
+    with torch.no_grad():
+        assert distance(net(X), net(X)) > 1e-3
+        net.eval()
+        assert torch.equal(net(X), net(X))

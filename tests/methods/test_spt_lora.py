@@ -162,3 +162,23 @@ def test_refuses() -> None:
     _, method, plan = planned(600)
     with pytest.raises(ConfigError, match="names projections that this network does not have"):
         method.install(network("vit"), {**plan, "structured": ["s7.b0.q"]})
+
+
+def test_sensitivities_of_a_batch_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, method = network("vit"), build("spt_lora", "method.dropout=0")
+    whole = method.sensitivities(net, batches())
+    sizes: list[int] = []
+    forward = type(net).forward
+
+    def limited(self: Any, images: Any) -> Any:
+        sizes.append(len(images))
+        if len(images) > 3:
+            raise torch.OutOfMemoryError
+        return forward(self, images)
+
+    monkeypatch.setattr(type(net), "forward", limited)
+    parts = method.sensitivities(net, batches())
+    assert sizes == [8, 4, *[2] * 8]
+    assert parts.keys() == whole.keys()
+    for name, tensor in whole.items():
+        torch.testing.assert_close(parts[name], tensor, rtol=1e-3, atol=1e-9)

@@ -33,8 +33,8 @@ PARTS = {
     "folder": ("train800", "val200", "train800val200", "test"),
     "synthetic": ("train800", "val200", "test"),
 }
-"""Splits that are stored, by what a cache may be made from, the preferred first. Where train800val200 is none of them, it
-is train800, then val200."""
+"""Splits that are stored, by what a cache may be made from, the preferred first. Where train800val200 is none of them,
+it is train800, then val200."""
 KINDS = tuple(PARTS)
 META = "meta.json"
 
@@ -97,7 +97,7 @@ class Cache:
             DataError: if the task's splits or classes are not those it was built with.
         """
         entry = self.meta["tasks"].get(task.name)
-        if entry is not None and self.meta["kind"] != "folder" and entry["rules"] != rules(task):
+        if entry is not None and entry["rules"] != rules(task):
             raise DataError(
                 f"cache {self.path}: was built for another definition of task {task.name!r} (splits, label rule or "
                 f"classes); {_again(self.path)}"

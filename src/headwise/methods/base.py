@@ -22,6 +22,8 @@ from headwise.wrapping import wrappers
 
 Plan = dict[str, Any]
 """What `Method.prepare` found out before installing: plain data that JSON can hold."""
+Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
+"""Gives normalised images (B, 3, S, S) and labels (B,) of the training set in a fixed order, every image once."""
 
 
 @runtime_checkable
@@ -259,12 +261,20 @@ class Method:
         """The deltas of all target projections; override to share factors between them (CaRA, FacT)."""
         return {site: self.build(site, base) for site, base in bases.items()}
 
-    def prepare(self, net: Backbone, batches: Callable[[], Iterable[Any]], num_steps: int) -> Plan | None:
+    def rehearse(self, net: Backbone) -> None:
+        """Find out, on a copy of the network, whether `install` will refuse it once earlier phases have trained.
+
+        Raises:
+            ConfigError: what `install` would raise.
+        """
+        self.install(net)
+
+    def prepare(self, net: Backbone, batches: Batches, num_steps: int) -> Plan | None:
         """Look at the network and the training data before installing (SPT's sensitivities); None needs nothing.
 
         Args:
             net: with the head of this run.
-            batches: gives (normalised images (B, 3, S, S), labels (B,)) of the training set in a fixed order.
+            batches: see `Batches`.
             num_steps: optimiser steps the phase will take.
         """
         return None

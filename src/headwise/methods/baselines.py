@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from headwise.backbone import Backbone
 from headwise.methods.base import Installed, Method, Plan, copy_into
-from headwise.methods.structural import refuse_targets
+from headwise.methods.structural import refuse_four_bits, refuse_targets
+from headwise.wrapping import pretrained_parameters
 
 
 class BaseTuning(Installed):
@@ -77,8 +78,13 @@ class Full(Method):
         refuse_targets(self)
 
     def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
-        """Free everything."""
-        return BaseTuning(net, dict(net.model.named_parameters()))
+        """Free everything that is the network's own.
+
+        Raises:
+            ConfigError: if some of it is held in 4 bits.
+        """
+        refuse_four_bits(net, self)
+        return BaseTuning(net, pretrained_parameters(net.model))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,9 +103,5 @@ class BitFit(Method):
 
     def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
         """Free the biases."""
-        biases = {}
-        for path, module in net.model.named_modules():
-            bias = getattr(module, "bias", None)
-            if isinstance(bias, nn.Parameter):
-                biases[f"{path}.bias"] = bias
-        return BaseTuning(net, biases)
+        own = pretrained_parameters(net.model)
+        return BaseTuning(net, {name: bias for name, bias in own.items() if name.endswith(".bias")})

@@ -11,7 +11,7 @@ from headwise.adapted import Delta
 from headwise.errors import ConfigError
 from headwise.lowrank import LowRank
 from headwise.methods.base import Method
-from headwise.sites import Site
+from headwise.sites import QKV, Site
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,16 @@ class HeadLoRA(Method):
     gateable: ClassVar[bool] = True
 
     def build(self, site: Site, base: Tensor) -> Delta:
-        """One group of rows per head."""
+        """One group of rows per head.
+
+        Raises:
+            ConfigError: for a projection whose rows belong to no head.
+        """
+        if site.proj not in QKV:
+            raise ConfigError(
+                f"method {self.label!r} updates the rows of heads, which {site.key} does not have; "
+                f"targets of {type(self).__name__} are among {', '.join(QKV)}"
+            )
         return LowRank(site, base, self.rank, groups=site.num_heads, scale=self.scale, dropout=self.dropout)
 
 

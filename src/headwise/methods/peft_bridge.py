@@ -10,7 +10,7 @@ import copy
 import dataclasses
 import itertools
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,12 +26,12 @@ from torch import Tensor, nn
 from headwise.adalora import ADAPTER, Allocator, schedule
 from headwise.backbone import Backbone
 from headwise.errors import ConfigError, suggest
-from headwise.methods.base import Installed, Method, Plan, check_names, copy_into
+from headwise.methods.base import Batches, Installed, Method, Plan, check_names, copy_into
 from headwise.qkv import SplitQKV
 from headwise.sites import PROJECTIONS, Site, select
 
 NOMINAL_STEPS = 1000
-"""Length of the run that an AdaLoRA installed without a plan is laid out for; it cannot be trained."""
+"""Length of the run that an AdaLoRA is laid out for that is taken from a checkpoint, or installed without a plan."""
 
 
 REFUSALS = (ValueError, TypeError, ImportError, UserWarning)
@@ -74,9 +74,9 @@ class PeftMethod(Method):
             del values["adapter_lr"]
         return values
 
-    def prepare(self, net: Backbone, batches: Callable[[], Iterable[Any]], num_steps: int) -> Plan | None:
+    def prepare(self, net: Backbone, batches: Batches, num_steps: int) -> Plan | None:
         """AdaLoRA's budget falls over the whole run, so it must know the number of steps."""
-        return {"num_steps": num_steps} if _is_adalora(self.config) else None
+        return {"num_steps": num_steps or NOMINAL_STEPS} if _is_adalora(self.config) else None
 
     def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
         """Let peft replace the projections.

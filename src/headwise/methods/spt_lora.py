@@ -12,8 +12,9 @@ Legend: I/O features, n selected entries.
 from __future__ import annotations
 
 import base64
+import itertools
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,8 +27,11 @@ from headwise.adapted import AdaptedLinear, Delta
 from headwise.backbone import Backbone
 from headwise.errors import ConfigError, suggest
 from headwise.lowrank import LowRank
-from headwise.methods.base import Installed, Method, Plan
+from headwise.methods.base import Batches, Installed, Method, Plan
+from headwise.methods.structural import refuse_four_bits
+from headwise.portions import more_parts, split
 from headwise.sites import PROJECTIONS, Site
+from headwise.wrapping import pretrained_parameters
 
 NUM_TAUS = 200
 INITS = ("default", "upstream")
@@ -105,7 +109,11 @@ class SPTLoRA(Method):
         if self.init not in INITS:
             raise ConfigError(f"unknown init {self.init!r} of method {self.label!r}{suggest(self.init, INITS)}")
 
-    def prepare(self, net: Backbone, batches: Callable[[], Iterable[Any]], num_steps: int) -> Plan:
+    def rehearse(self, net: Backbone) -> None:
+        """There is no plan yet to install, but what it would be made of."""
+        self._candidates(net)
+
+    def prepare(self, net: Backbone, batches: Batches, num_steps: int) -> Plan:
         """Sensitivities, and what they select.
 
         Returns:
@@ -114,7 +122,7 @@ class SPTLoRA(Method):
         """
         return self.select(net, self.sensitivities(net, batches))
 
-    def sensitivities(self, net: Backbone, batches: Callable[[], Iterable[Any]]) -> dict[str, Tensor]:
+    def sensitivities(self, net: Backbone, batches: Batches) -> dict[str, Tensor]:
         """Summed squared gradients of the target matrices (by site) and of the vectors (by name), in training mode."""
         wanted = self._candidates(net)
         flags = {parameter: parameter.requires_grad for parameter in net.parameters()}
@@ -125,11 +133,14 @@ class SPTLoRA(Method):
             for parameter in wanted.values():
                 parameter.requires_grad_(True)
             net.train()
-            for count, (images, labels) in enumerate(batches()):
-                if count == self.num_batches:
-                    break
-                loss = F.cross_entropy(net(images).float(), labels)
-                grads = torch.autograd.grad(loss, list(wanted.values()))
+            parts = 1
+            for batch in itertools.islice(batches(), self.num_batches):
+                grads = None
+                while grads is None:
+                    try:
+                        grads = _gradients(net, list(wanted.values()), batch, parts)
+                    except Exception as error:
+                        parts = more_parts(error, parts, len(batch[1]))
                 for total, grad in zip(sums.values(), grads, strict=True):
                     total += grad.float() ** 2
         finally:
@@ -139,12 +150,17 @@ class SPTLoRA(Method):
         return sums
 
     def _candidates(self, net: Backbone) -> dict[str, nn.Parameter]:
-        """Weights of the target projections under their site's key, and vectors of the blocks and the final norm."""
+        """Weights of the target projections under their site's key, and vectors of the blocks and the final norm.
+
+        Raises:
+            ConfigError: where a target matches nothing, or the network is held in 4 bits.
+        """
+        refuse_four_bits(net, self)
         net.bases(self.targets)
         weights = {id(net.linear(site).weight): site.key for site in net.sites if site.proj in self.targets}
         skipped = {id(parameter) for parameter in net.head.parameters()}
         found: dict[str, nn.Parameter] = {}
-        for name, parameter in net.model.named_parameters():
+        for name, parameter in pretrained_parameters(net.model).items():
             if id(parameter) in weights:
                 found[weights[id(parameter)]] = parameter
             elif parameter.ndim == 1 and id(parameter) not in skipped and not name.startswith("patch_embed"):
@@ -232,6 +248,16 @@ class SPTLoRA(Method):
         installed = Installed(net, owners)
         installed.freeze_rest()
         return installed
+
+
+def _gradients(net: Backbone, wanted: Sequence[nn.Parameter], batch: tuple[Tensor, Tensor], parts: int) -> list[Tensor]:
+    """Gradients of the mean loss of a batch, which is computed in parts."""
+    sums: list[Tensor] = []
+    for images, labels, share in split(batch, parts):
+        loss = F.cross_entropy(net(images).float(), labels) * share
+        grads = torch.autograd.grad(loss, wanted)
+        sums = [total + grad for total, grad in zip(sums, grads, strict=True)] if sums else list(grads)
+    return sums
 
 
 def _by_block(net: Backbone, parameters: Mapping[str, nn.Parameter]) -> dict[str, dict[str, nn.Parameter]]:

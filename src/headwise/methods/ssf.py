@@ -20,7 +20,7 @@ from headwise.adapted import AdaptedLinear
 from headwise.backbone import Backbone
 from headwise.errors import ConfigError
 from headwise.methods.base import Installed, Method, Plan
-from headwise.methods.structural import install_parts, place, refuse_targets
+from headwise.methods.structural import install_parts, place, refuse_four_bits, refuse_targets
 from headwise.qkv import SplitQKV
 from headwise.sites import QKV
 from headwise.wrapping import Wrapper, pretrained_modules, with_affine
@@ -99,8 +99,9 @@ class SSF(Method):
         """Wrap every linear operation.
 
         Raises:
-            ConfigError: if a projection still carries another update.
+            ConfigError: if a projection still carries another update, or is held in 4 bits.
         """
+        refuse_four_bits(net, self)
         keys = {path: f"s{stage}.b{block}" for stage, block, path in net.blocks}
         heads = set(map(id, net.head.modules()))
         found = []

@@ -11,6 +11,7 @@ from torch import nn
 from headwise.backbone import Backbone
 from headwise.errors import ConfigError
 from headwise.methods.base import Installed, Method
+from headwise.nf4 import FourBit
 from headwise.wrapping import Beside, Wrapper, check_block, through
 
 
@@ -71,6 +72,20 @@ def require_vit(net: Backbone, method: Method) -> None:
             f"method {method.label!r} is defined for networks with one token sequence (ViT), "
             f"got {type(net.model).__name__}; allowed: backbones of the ViT family"
         )
+
+
+def refuse_four_bits(net: Backbone, method: Method) -> None:
+    """Refuse a network that an earlier phase holds in 4 bits, for a method that trains or rescales its weights.
+
+    Raises:
+        ConfigError: naming the first such layer.
+    """
+    for path, module in net.model.named_modules():
+        if isinstance(module, FourBit):
+            raise ConfigError(
+                f"method {method.label!r} needs the network's own weights, and {path} is held in 4 bits; allowed "
+                "is what stands beside them: head_lora, lora, adapters, prompts"
+            )
 
 
 def refuse_targets(method: Method) -> None:

@@ -3,7 +3,8 @@
 A request is the overrides of one job, the content of the configuration folders, and the code that turns both into a
 run. Equal requests compose equal runs, so a finished one is found in an index. Experiments other than the job's are no
 part of it, nor are the comments that a file opens with: to add the one or edit the other makes no finished run unknown.
-Nor is what files hold (images, weights): a run that is found this way is still checked against its files.
+Nor is what files hold (images, weights): a run that is found this way is still checked against its files. Nor is the
+machine: a login node without a GPU must know what its jobs have finished on one.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def request_of(overrides: Sequence[str], folders: Sequence[str | Path]) -> str:
             chosen[key] = value
     experiment = next((value for key, value in chosen.items() if key.lstrip("+") == "experiment"), "")
     return fingerprint(
-        {"overrides": chosen, "content": [_content(str(folder), experiment) for folder in folders], "on": _machine()}
+        {"overrides": chosen, "content": [_content(str(folder), experiment) for folder in folders], "code": _code()}
     )
 
 
@@ -67,11 +68,11 @@ def _content(folder: str, experiment: str) -> str:
 
 
 @functools.cache
-def _machine() -> str:
-    """Hash of the code and the published values, and of what an ``auto`` looks at."""
+def _code() -> str:
+    """Hash of the code and the published values."""
     here = Path(__file__).parents[1]
     files = {name: here / f"{name}.py" for name in CODE} | {"scales": here / "paper" / "scales.csv"}
-    return _hash(files) + (" gpu" if Path("/dev/nvidia0").exists() else "")
+    return _hash(files)
 
 
 def _hash(files: dict[str, Path]) -> str:
