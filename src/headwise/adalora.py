@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from headwise.errors import ConfigError
-from headwise.methods.base import copy_into
+from headwise.named import copy_into
 from headwise.sites import Site
 
 ADAPTER = "default"

@@ -22,10 +22,11 @@ from headwise.data.decode import NATIVE_LIMIT, RESIZES, decode, to_channels
 from headwise.data.sources import SyntheticSource
 from headwise.data.vtab import VTABDataModule, to_tensor
 from headwise.errors import CheckpointError, ConfigError, DataError
+from headwise.loops import attended
 from headwise.methods.base import Installed
 from headwise.protocol import PRECISIONS, Protocol
 from headwise.saved import SavedRun, own_randomness
-from headwise.training import Machine, PhaseModule, attended, hush, write_tensors
+from headwise.training import Machine, PhaseModule, hush, write_tensors
 
 TOLERANCE = 1e-3
 """Largest difference of a logit between the trained and the exported network that is taken for rounding."""

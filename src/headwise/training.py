@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import itertools
 import random
 import shutil
-import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,8 @@ from torchmetrics.classification import MulticlassAccuracy
 from headwise import atomic
 from headwise.backbone import Backbone
 from headwise.data.vtab import VTABDataModule
-from headwise.errors import CheckpointError, Interrupted, NonFiniteLoss
+from headwise.errors import CheckpointError, NonFiniteLoss
+from headwise.loops import attended
 from headwise.methods.base import Batches, Installed, Method, Plan
 from headwise.phases import (
     CHECKPOINT,
@@ -45,8 +44,6 @@ from headwise.results.store import PhaseResult, PhaseStore
 from headwise.selection import TestSelection
 
 GIVEN = "a checkpoint is a saved phase; scripts/import_cara.py and scripts/import_bilora.py make one of published files"
-
-STOPPED = "stopped by the user; every finished epoch is saved: run the same command to resume"
 
 
 def reseed(*parts: int | str) -> None:
@@ -395,30 +392,3 @@ def _plan(run: PhaseRun, net: Backbone, data: VTABDataModule, num_steps: int) ->
     """What the method found out before it was installed."""
     reseed(*run.seed_parts, "prepare")
     return run.method.prepare(net, _batches(net, data), num_steps)
-
-
-@contextlib.contextmanager
-def attended(trainer: L.Trainer, net: Backbone, stopped: str = STOPPED) -> Iterator[None]:
-    """Around a fit or a test of Lightning's, which leaves the network on the CPU and lets a late signal pass.
-
-    Afterwards the network is on its device again.
-
-    Args:
-        trainer: that fits or tests.
-        net: that it works on.
-        stopped: what to say where it is stopped.
-
-    Raises:
-        Interrupted: where Ctrl-C or SIGTERM came meanwhile.
-    """
-    device, handler = next(net.parameters()).device, signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SystemExit as stop:
-        raise Interrupted(stopped) from stop
-    finally:
-        if handler is not None:
-            signal.signal(signal.SIGINT, handler)
-    if trainer.received_sigterm:
-        raise Interrupted(stopped)
-    net.to(device)

@@ -16,6 +16,7 @@ from headwise.backbone import Backbone
 from headwise.errors import CheckpointError, ConfigError
 from headwise.gate import Gate
 from headwise.gating import HeadMasking
+from headwise.named import check_names, copy_into
 from headwise.quantized import QuantizedLinear
 from headwise.sites import Site
 from headwise.wrapping import wrappers
@@ -380,30 +381,3 @@ def build_method(spec: Mapping[str, Any], label: str) -> Method:
         return kind(label=label, **{key: value for key, value in spec.items() if key != "_target_"})
     except TypeError as error:
         raise ConfigError(f"{spec['_target_']}: {error}") from error
-
-
-def check_names(expected: Iterable[str], given: Iterable[str]) -> None:
-    """Compare tensor names.
-
-    Raises:
-        CheckpointError: listing up to three missing and three unexpected names.
-    """
-    missing, unexpected = sorted(set(expected) - set(given)), sorted(set(given) - set(expected))
-    if missing or unexpected:
-        raise CheckpointError(
-            "the saved tensors belong to another network or method: "
-            f"missing {missing[:3]} ({len(missing)} in all), unexpected {unexpected[:3]} ({len(unexpected)} in all)"
-        )
-
-
-def copy_into(targets: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
-    """Copy saved tensors over the live ones of the same names.
-
-    Raises:
-        CheckpointError: naming what is missing, unexpected, or of another shape.
-    """
-    check_names(targets, tensors)
-    for name, target in targets.items():
-        if target.shape != tensors[name].shape:
-            raise CheckpointError(f"{name} is {tuple(tensors[name].shape)} in the file, {tuple(target.shape)} here")
-        target.data.copy_(tensors[name])

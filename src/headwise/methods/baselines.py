@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from headwise.backbone import Backbone
-from headwise.methods.base import Installed, Method, Plan, copy_into
+from headwise.methods.base import Installed, Method, Plan
 from headwise.methods.structural import refuse_four_bits, refuse_targets
+from headwise.named import copy_into
 from headwise.wrapping import pretrained_parameters
 
 

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from headwise.adalora import ADAPTER, Allocator, schedule
 from headwise.backbone import Backbone
 from headwise.errors import ConfigError, suggest
-from headwise.methods.base import Batches, Installed, Method, Plan, check_names, copy_into
+from headwise.methods.base import Batches, Installed, Method, Plan
+from headwise.named import check_names, copy_into
 from headwise.qkv import SplitQKV
 from headwise.sites import PROJECTIONS, Site, select
 
