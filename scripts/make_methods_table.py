@@ -13,8 +13,10 @@ from pathlib import Path
 from headwise import atomic
 from headwise.cli import script
 from headwise.errors import ConfigError
-from headwise.results.store import ResultError, ResultStore
+from headwise.tables import reading
 from headwise.tables.lineup import lineups, markdown, plain
+
+REPO = Path(__file__).resolve().parent.parent
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -30,12 +32,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     options = parse(arguments)
-    bad: list[ResultError] = []
-    found = lineups(ResultStore(options.root, on_bad=bad.append).all(options.name))
-    for error in bad:
-        print(f"warning: {error}", file=sys.stderr)
+    runs = reading.read(options.root, options.name, REPO)
+    for path in runs.damaged:
+        print(f"warning: {options.root / path} is not a usable record; it counts as missing", file=sys.stderr)
+    found = lineups(runs.results)
     if not found:
-        raise ConfigError(f"no finished run in {options.root / options.name}")
+        raise ConfigError(f"no tested run in {options.root / options.name}")
+    found[0].notes.extend(runs.notes)
     text = markdown(found)
     print(text, end="")
     atomic.write_text(options.out, text)

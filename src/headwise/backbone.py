@@ -247,11 +247,12 @@ class BackboneSpec:
             WeightsError: weights missing, truncated, or of another architecture (names the first mismatch).
         """
         model = self._create(drop_path)
+        provenance = {"name": self.name, "timm_name": self.timm_name, "weights": Path(self.weights).name}
         if self.weights == "none":
             pass
         elif self.weights == "auto":
             self._fetch(model)
-            loaded = content_of(model.state_dict())
+            provenance["loaded"] = content_of(model.state_dict())  # their name on the hub does not say what was fetched
         else:
             file = weights_file(self.weights)
             _fill(model, _read(file, model), file.name)
@@ -259,9 +260,7 @@ class BackboneSpec:
         mean = self.mean or config.get("mean", (0.5,) * 3)
         std = self.std or config.get("std", (0.5,) * 3)
         net = Backbone(model, self.img_size, mean, std)
-        net.provenance = {"name": self.name, "timm_name": self.timm_name, "weights": Path(self.weights).name}
-        if self.weights == "auto":  # identified by their name on the hub, which does not say what was fetched
-            net.provenance["loaded"] = loaded
+        net.provenance = provenance
         return net
 
     def arguments(self, num_classes: int) -> dict[str, Any]:

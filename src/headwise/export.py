@@ -286,9 +286,8 @@ def evaluate(
         raise ConfigError(
             "the run was computed on a GPU and there is none here; its number cannot be repeated on a CPU"
         )
-    torch.backends.cudnn.allow_tf32 = False  # as in training
     with own_randomness(), _threads(machine.threads):
-        net = saved.network(weights).to(machine.device)
+        net = machine.place(saved.network(weights))
         net.set_attention(machine.attention)
         data = saved.data(net, source)
         return [

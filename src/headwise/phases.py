@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from headwise import atomic
+from headwise.backbone import Backbone
 from headwise.errors import CheckpointError, ConfigError
 from headwise.methods.base import Installed, Method
 from headwise.progress import History
@@ -61,6 +62,11 @@ class Machine:
                 "CUDA_VISIBLE_DEVICES, a torch built without CUDA?); trainer.accelerator=cpu computes without one"
             )
         return torch.device("cuda", self.gpu) if self.accelerator == "gpu" else torch.device("cpu")
+
+    def place(self, net: Backbone) -> Backbone:
+        """Bring a network here; fp32 is then computed as fp32, convolutions on a GPU included."""
+        torch.backends.cudnn.allow_tf32 = False
+        return net.to(self.device)
 
     @property
     def devices(self) -> int | list[int]:

@@ -194,11 +194,10 @@ def run_phases(
     if (caution := machine.caution(protocol.precision)) is not None:
         say(caution)
     torch.set_num_threads(machine.threads)
-    torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32 on a GPU too, convolutions included
     net.set_attention(machine.attention)
     reseed(seed, "head")
     net.new_head(data.task.num_classes)
-    net.to(machine.device)
+    machine.place(net)
     _rehearse(net, methods)
     results = []
     for index, (method, address) in enumerate(zip(methods, chain(methods, ground, protocol.epochs), strict=True)):

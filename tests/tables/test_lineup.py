@@ -93,10 +93,15 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     assert script.main(["methods", "--root", str(tmp_path)]) == 1
-    assert "no finished run in" in capsys.readouterr().err
+    assert "no finished run of 'methods' under" in capsys.readouterr().err
     probe = made("linear", 80.0, spec=PROBE, name="methods")
     ResultStore(tmp_path).put(probe.key, probe)
     out = tmp_path / "docs" / "table.md"
     assert script.main(["methods", "--root", str(tmp_path), "--out", str(out)]) == 0
     assert out.read_text() == capsys.readouterr().out
     assert json.loads(out.with_suffix(".json").read_text())[0]["lines"][0]["method"] == "linear"
+    damaged = tmp_path / "methods" / "lora" / "eurosat" / "base" / "seed-0" / "result.json"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_text("{")
+    assert script.main(["methods", "--root", str(tmp_path), "--out", str(out)]) == 0
+    assert "1 damaged record(s) count as missing: methods/lora/eurosat/base/seed-0/result.json." in out.read_text()
