@@ -30,6 +30,10 @@ class ResultConflict(HeadwiseError):  # noqa: N818
     """A result folder that already holds another configuration."""
 
 
+class StorageError(HeadwiseError, OSError):
+    """A file or folder that cannot be written; the text names the path that the user knows, and why."""
+
+
 class NonFiniteLoss(HeadwiseError):  # noqa: N818
     """Training diverged: the loss became NaN or infinite."""
 

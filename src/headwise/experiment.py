@@ -128,7 +128,8 @@ def _claimed(plan: Plan, store: ResultStore) -> Result:
                 result = _execute(plan)
             except BaseException as error:
                 if not isinstance(error, Interrupted | KeyboardInterrupt):
-                    atomic.write_text(plan.folder / "failure.txt", traceback.format_exc())
+                    with contextlib.suppress(OSError):  # a full disk is what failed, perhaps
+                        atomic.write_text(plan.folder / "failure.txt", traceback.format_exc())
                 raise
             (plan.folder / "failure.txt").unlink(missing_ok=True)
     result = result or store.get(plan.key, plan.identity)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 
 import lightning as L
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from headwise import atomic
@@ -168,7 +169,28 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     """Write a safetensors file atomically; `metadata` stands in its header."""
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic.replacing(file) as part:
-        save_file(whole, str(part), None if metadata is None else dict(metadata))
+        part.write_bytes(save(whole, None if metadata is None else dict(metadata)))
+
+
+def set_aside(file: Path) -> str | None:
+    """Rename a checkpoint that cannot be resumed from to ``<name>.damaged``, and say why; None where it is sound.
+
+    The archive's own checksums are compared, since torch does not look at them, so one flipped bit is found as well.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            broken = archive.testzip()
+        if broken is not None:
+            raise zipfile.BadZipFile(f"checksum of {broken} differs")
+        torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # whatever zip, zlib, struct, pickle and torch raise for bytes that are not theirs
+        aside = file.with_name(f"{file.name}.damaged")
+        file.replace(aside)
+        why = next(iter(str(error).splitlines()), type(error).__name__)
+        return f"{file} is damaged ({why}), now {aside.name}"
+    return None
 
 
 class Saver(L.Callback):

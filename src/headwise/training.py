@@ -31,6 +31,7 @@ from headwise.phases import (
     Saver,
     chain,
     read_tensors,
+    set_aside,
     warmup_record,
     write_tensors,
 )
@@ -313,6 +314,8 @@ def _train(
             use_distributed_sampler=False,
             default_root_dir=folder,
         )
+        if (why := set_aside(folder / CHECKPOINT)) is not None:
+            say(f"{what}: {why}; it starts again from its beginning")
         resume = str(folder / CHECKPOINT) if (folder / CHECKPOINT).is_file() else None
         if resume:
             say(f"{what}: resuming after its last finished epoch")
@@ -330,6 +333,8 @@ def _train(
                 store.finish(run.trunk, warmup_record(run, installed, history, spec, warmup, warmup * steps_per_epoch))
             else:
                 say(f"{title}: its warm-up is already trained, taken from {run.trunk}")
+        if (why := set_aside(source)) is not None:
+            say(f"{title}: {why}; the warm-up is trained again")
         if source.is_file():
             run.folder.mkdir(parents=True, exist_ok=True)
             with atomic.replacing(checkpoint) as part:

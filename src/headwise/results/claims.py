@@ -10,6 +10,7 @@ machines do not matter. No locks. Standard library only.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import random
@@ -24,7 +25,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from headwise.errors import ConfigError, HeadwiseError
+from headwise import atomic
+from headwise.errors import ConfigError, HeadwiseError, StorageError
 
 _NAME = re.compile(r"claim-(\d+)")
 
@@ -117,7 +119,7 @@ class Claim:
 
     def _attempt(self) -> dict[str, Any] | None:
         """Take the claim (None), or return who holds it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        atomic.make_folder(self.folder)
         claims = _claims(self.folder)
         last = max(claims, default=0)
         if last and (holder := _read(claims[last])) is not None and not self._over(holder):
@@ -125,13 +127,13 @@ class Claim:
         path = self.folder / f"claim-{last + 1}"
         text = json.dumps({**myself(), "token": self._token, "expiry": self.expiry, "since": time.time()})
         try:
-            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-        except FileExistsError:
-            return _read(path) or {}
-        try:
-            os.write(descriptor, text.encode())
-        finally:
-            os.close(descriptor)
+            with atomic.told(path), path.open("xb") as file:
+                file.write(text.encode())
+        except StorageError as error:
+            if error.errno == errno.EEXIST:  # another one was faster
+                return _read(path) or {}
+            path.unlink(missing_ok=True)
+            raise
         self.path = path
         return None
 
@@ -145,6 +147,7 @@ class Claim:
     def _begin(self) -> None:
         self._stop.clear()
         self._lost.clear()
+        atomic.tidy(self.folder)
         self._beat = threading.Thread(target=self._refresh, name=f"claim {self.folder.name}", daemon=True)
         self._beat.start()
 

@@ -184,7 +184,7 @@ class ResultStore:
     def _append(self, path: Path, result: Result, request: str) -> None:
         """Add one line by one O_APPEND write; a blank line before it ends any line that another writer left torn."""
         with contextlib.suppress(OSError):
-            descriptor = os.open(self.root / "index.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            descriptor = os.open(self.root / "index.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
             try:
                 os.write(descriptor, f"\n{self._line(path, result, request)}".encode())
             finally:

@@ -1,0 +1,101 @@
+"""A checkpoint that cannot be read is set aside and never stops a phase; leftovers of killed writers are removed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from headwise.gate import Gate
+from headwise.methods.lora import LoRA
+from headwise.phases import CHECKPOINT, TENSORS, read_tensors, set_aside
+from test_training import after_epoch, folder_of, quiet, rows, run, timeless, whole  # noqa: F401
+
+
+def flipped(data: bytes, place: float) -> bytes:
+    at = int(len(data) * place)
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+def largest(data: bytes) -> int:
+    """Where the bytes of a stored tensor begin that is not empty."""
+    return data.index(b"state_dict") if b"state_dict" in data else len(data) // 3
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "truncated": lambda data: data[: len(data) // 2],
+    "empty": lambda data: b"",
+    "text": lambda data: b"not a checkpoint\n",
+    "one bit of the records": lambda data: flipped(data, largest(data) / len(data)),
+    "the end is missing": lambda data: data[:-1],
+    "zeros": lambda data: bytes(len(data)),
+    "a pickle": lambda data: b"cos\nsystem\n(S'true'\ntR.",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_set_aside(damage, whole, tmp_path, monkeypatch):  # noqa: F811
+    with monkeypatch.context() as patch:
+        patch.setattr(*after_epoch(RuntimeError))
+        with pytest.raises(RuntimeError, match="power cut"):
+            run(tmp_path)
+    file = folder_of(tmp_path) / CHECKPOINT
+    broken = DAMAGES[damage](file.read_bytes())
+    file.write_bytes(broken)
+    said: list[str] = []
+    _, (result,) = run(tmp_path, said=said)
+    assert timeless(result) == timeless(whole[1])
+    assert rows(tmp_path) == rows(whole[0])
+    (line,) = [line for line in said if "damaged" in line]
+    assert str(file) in line
+    assert "it starts again from its beginning" in line
+    assert (folder_of(tmp_path) / f"{CHECKPOINT}.damaged").read_bytes() == broken
+    stored, expected = (read_tensors(folder_of(root) / TENSORS) for root in (tmp_path, whole[0]))
+    assert all(torch.equal(stored[name], expected[name]) for name in expected)
+
+
+def test_every_flipped_bit_of_a_tensor_is_found(tmp_path):
+    """torch itself loads such a file without a word."""
+    sound = tmp_path / "sound.ckpt"
+    torch.save({"state_dict": {"weight": torch.arange(64.0)}}, sound)
+    data = sound.read_bytes()
+    start = data.index(torch.arange(64.0).numpy().tobytes())
+    assert set_aside(sound) is None
+    for offset in range(0, 256, 5):
+        file = tmp_path / "last.ckpt"
+        file.write_bytes(data[: start + offset] + bytes([data[start + offset] ^ 4]) + data[start + offset + 1 :])
+        assert set_aside(file) is not None
+        assert not file.exists()
+    assert set_aside(tmp_path / "absent.ckpt") is None
+
+
+def test_leftovers_of_killed_writers_are_removed(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(*after_epoch(RuntimeError))
+        with pytest.raises(RuntimeError, match="power cut"):
+            run(tmp_path)
+    folder = folder_of(tmp_path)
+    leftovers = [folder / name for name in (".last.4711.0123abcd.tmp.ckpt", ".metrics.12.89abcdef.tmp.csv")]
+    mine = folder / ".notes.tmp"
+    for file in (*leftovers, mine):
+        file.write_bytes(b"half")
+    run(tmp_path)
+    assert not any(file.exists() for file in leftovers)
+    assert mine.exists()
+
+
+def test_a_damaged_shared_warm_up_is_trained_again(tmp_path: Path) -> None:
+    gated = LoRA(label="gated", rank=4, gate=Gate(count=1, warmup=1).spec())
+    other = replace(gated, gate=Gate(count=2, warmup=1).spec())
+    run(tmp_path / "calm", (other,))
+    run(tmp_path / "hit", (gated,))
+    (trunk,) = [file.parent for file in (tmp_path / "hit" / "phases").glob(f"*/{CHECKPOINT}")]
+    (trunk / CHECKPOINT).write_bytes(b"")
+    said: list[str] = []
+    _, (result,) = run(tmp_path / "hit", (other,), said=said)
+    stored, expected = (tmp_path / root / "phases" / result.fingerprint / TENSORS for root in ("hit", "calm"))
+    assert stored.read_bytes() == expected.read_bytes()
+    assert any("damaged" in line and "trained again" in line for line in said)
