@@ -68,7 +68,7 @@ $(ROOT)/tables/%.md: FORCE | setup
 	$(PYTHON) train.py experiment=$(or $(RUN_$*),$*) root=$(ROOT) $(ARGS_$*) $(ARGS) $(if $(QUIET),> $(basename $@).log 2>&1) \
 		|| { status=1; $(if $(QUIET),grep -E '^(failed|error)' $(basename $@).log | head -20 >&2;) echo "failed: $*" >&2; }; \
 	for form in $(FORMS); do \
-		$(PYTHON) scripts/make_tables.py $(or $(NAME_$*),$*) --root $(ROOT) --out $(basename $@).$$form || status=1; \
+		$(PYTHON) scripts/make_tables.py $(or $(NAME_$*),$*) --root $(ROOT) --out $(basename $@).$$form --force || status=1; \
 	done; \
 	echo "written: $(FORMS:%=$(basename $@).%)"; exit $$status
 
@@ -132,7 +132,7 @@ else
 endif
 
 report: setup ## One page of all results: outputs/report.html; ARGS="--name EXPERIMENT" for some
-	@$(PYTHON) scripts/make_report.py --out outputs/report.html $(ARGS)
+	@$(PYTHON) scripts/make_report.py --out outputs/report.html --force $(ARGS)
 
 clean: ## Remove caches and the smoke runs; results stay
 	@rm -rf .mypy_cache .pytest_cache .ruff_cache build dist outputs/smoke

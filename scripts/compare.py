@@ -13,11 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from headwise import atomic
-from headwise.cli import script
+from headwise.cli import force_option, script
 from headwise.errors import ConfigError, suggest
 from headwise.results.records import Result
 from headwise.tables import reading
 from headwise.tables.compare import comparisons, text
+from headwise.written import writing
 
 REPO = Path(__file__).resolve().parent.parent
 
@@ -32,6 +33,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--root", type=Path, default=Path("outputs"), help="where results lie (outputs)")
     parser.add_argument("--row", help="id of one published row; those of the method if left out")
     parser.add_argument("--json", type=Path, help="also write everything as JSON")
+    force_option(parser)
     return parser.parse_args(arguments)
 
 
@@ -39,25 +41,30 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     options = parse(arguments)
+    with writing(options.json, force=options.force):
+        made = comparisons(_chosen(options), options.row)
+        print(text(made), end="")
+        if options.json:
+            atomic.write_json(options.json, {"comparisons": [comparison.plain() for comparison in made]})
+    return 0
+
+
+def _chosen(options: argparse.Namespace) -> list[Result]:
+    """The run whose folder is given, or the runs that the names choose."""
     folder = Path(options.what)
     if (folder / "result.json").is_file():
         if options.dataset:
             raise ConfigError(f"{folder} is one run; give a method to name a dataset ({options.dataset!r})")
-        results = [Result.read(folder / "result.json")]
-    elif folder.is_dir() or len(folder.parts) > 1:
+        return [Result.read(folder / "result.json")]
+    if folder.is_dir() or len(folder.parts) > 1:
         raise ConfigError(f"no finished run in {folder}: it holds no result.json")
-    else:
-        found = reading.read(options.root, options.name, REPO)
-        for path in found.damaged:
-            print(f"warning: {options.root / path} is not a usable record; it counts as missing", file=sys.stderr)
-        results = found.results
-        for part, given in (("method", options.what), ("dataset", options.dataset), ("variant", options.variant)):
-            results = _only(results, part, given)
-    made = comparisons(results, options.row)
-    print(text(made), end="")
-    if options.json:
-        atomic.write_json(options.json, {"comparisons": [comparison.plain() for comparison in made]})
-    return 0
+    found = reading.read(options.root, options.name, REPO)
+    for path in found.damaged:
+        print(f"warning: {options.root / path} is not a usable record; it counts as missing", file=sys.stderr)
+    results = found.results
+    for part, given in (("method", options.what), ("dataset", options.dataset), ("variant", options.variant)):
+        results = _only(results, part, given)
+    return results
 
 
 def _only(results: Sequence[Result], part: str, given: str | None) -> list[Result]:

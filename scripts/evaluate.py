@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from headwise import atomic
 from headwise.cli import of_run, script
+from headwise.written import writing
 
 
 @script
@@ -16,14 +17,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = of_run(__doc__).parse_args(arguments)
     from headwise.export import evaluate
 
-    retests = evaluate(options.run_dir, options.weights, options.data_root)
-    for index, retest in enumerate(retests, start=1):
-        recorded = "-" if retest.recorded is None else f"{retest.recorded:.4f} %"
-        verdict = "the same" if retest.is_same else "DIFFERENT"
-        print(f"phase {index} {retest.label}: recorded {recorded}, measured {retest.measured:.4f} %: {verdict}")
-    if options.json:
-        atomic.write_json(options.json, [{**dataclasses.asdict(r), "is_same": r.is_same} for r in retests])
-    return 0 if all(retest.is_same for retest in retests) else 1
+    with writing(options.json, force=options.force):
+        retests = evaluate(options.run_dir, options.weights, options.data_root)
+        for index, retest in enumerate(retests, start=1):
+            recorded = "-" if retest.recorded is None else f"{retest.recorded:.4f} %"
+            verdict = "the same" if retest.is_same else "DIFFERENT"
+            print(f"phase {index} {retest.label}: recorded {recorded}, measured {retest.measured:.4f} %: {verdict}")
+        if options.json:
+            atomic.write_json(options.json, [{**dataclasses.asdict(r), "is_same": r.is_same} for r in retests])
+        return 0 if all(retest.is_same for retest in retests) else 1
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from headwise import atomic
 from headwise.cli import of_run, script
+from headwise.written import writing
 
 EPILOG = "The README shows how to load the file and classify an image with timm alone."
 
@@ -21,17 +22,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     from headwise.export import export_merged
 
-    export = export_merged(options.run_dir, options.out, options.weights, options.data_root)
-    print(f"wrote {export.file}: {export.metadata['model']}")
-    print("largest difference of a logit between the trained and the exported network:")
-    print(f"  random input  {export.random_difference:.3g}")
-    if export.real_difference is None:
-        print(f"  test images   not compared ({export.note})")
-    else:
-        print(f"  test images   {export.real_difference:.3g}")
-    if options.json:
-        atomic.write_json(options.json, dataclasses.asdict(export))
-    return 0
+    with writing(options.out, options.json, force=options.force):
+        export = export_merged(options.run_dir, options.out, options.weights, options.data_root)
+        print(f"wrote {export.file}: {export.metadata['model']}")
+        print("largest difference of a logit between the trained and the exported network:")
+        print(f"  random input  {export.random_difference:.3g}")
+        if export.real_difference is None:
+            print(f"  test images   not compared ({export.note})")
+        else:
+            print(f"  test images   {export.real_difference:.3g}")
+        if options.json:
+            atomic.write_json(options.json, dataclasses.asdict(export))
+        return 0
 
 
 if __name__ == "__main__":

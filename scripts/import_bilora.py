@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from headwise.cli import script
+from headwise.cli import force_option, script
+from headwise.written import writing
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -26,6 +27,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--classes", type=int, help="of the task; read from the file's length if not given")
     parser.add_argument("--blocks", type=int, default=12)
     parser.add_argument("--width", type=int, default=768)
+    force_option(parser)
     return parser.parse_args(arguments)
 
 
@@ -42,20 +44,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from headwise.published import Layout, read_bi_lora
     from headwise.training import write_tensors
 
-    layout = Layout(
-        blocks=options.blocks,
-        width=options.width,
-        rank=options.rank or named(options.file, "dim", 32),
-        bits=options.bits or named(options.file, "bit", 1),
-        num_classes=options.classes,
-        head_bits=options.head_bits,
-    )
-    tensors = read_bi_lora(options.file, layout)
-    write_tensors(options.out, tensors, {"source": options.file.name, "format": "bi_lora"})
-    classes = layout.classes(options.file.stat().st_size)
-    print(f"wrote {options.out}: rank {layout.rank}, {layout.bits} bit(s), {classes} classes")
-    print(f"  adapter {layout.adapter_bytes:,} bytes, classifier {layout.head_bytes(classes):,} bytes")
-    return 0
+    with writing(options.out, force=options.force):
+        layout = Layout(
+            blocks=options.blocks,
+            width=options.width,
+            rank=options.rank or named(options.file, "dim", 32),
+            bits=options.bits or named(options.file, "bit", 1),
+            num_classes=options.classes,
+            head_bits=options.head_bits,
+        )
+        tensors = read_bi_lora(options.file, layout)
+        write_tensors(options.out, tensors, {"source": options.file.name, "format": "bi_lora"})
+        classes = layout.classes(options.file.stat().st_size)
+        print(f"wrote {options.out}: rank {layout.rank}, {layout.bits} bit(s), {classes} classes")
+        print(f"  adapter {layout.adapter_bytes:,} bytes, classifier {layout.head_bytes(classes):,} bytes")
+        return 0
 
 
 if __name__ == "__main__":

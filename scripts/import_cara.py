@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from headwise.cli import script
+from headwise.cli import force_option, script
+from headwise.written import writing
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -23,6 +24,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--backbone", type=Path, help="also write the frozen network that is in the file, for backbone.weights=FILE"
     )
+    force_option(parser)
     return parser.parse_args(arguments)
 
 
@@ -35,26 +37,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from headwise.published import read_cara
     from headwise.training import write_tensors
 
-    scale = "S" if options.task is None else published_value("cara", options.task, "scale").value
-    found = read_cara(options.file)
-    if options.backbone is not None and not found.backbone:
-        raise CheckpointError(f"{options.file} holds no backbone, only the factors and the classifier")
-    write_tensors(options.out, found.tensors, {"source": options.file.name, "format": "cara"})
-    print(
-        f"wrote {options.out}: {found.rank} components, {found.blocks} blocks of width {found.width} with "
-        f"{found.heads} heads, {found.num_classes} classes"
-    )
-    weights = ""
-    if options.backbone is not None:
-        write_tensors(options.backbone, found.backbone, {"source": options.file.name})
-        print(f"wrote {options.backbone}: {len(found.backbone)} tensors")
-        weights = f" backbone.weights={options.backbone}"
-    print(
-        "python train.py method=hs_lora method@method.first=cara "
-        f"method.first.checkpoint={options.out} method.first.rank={found.rank} method.first.scale={scale} "
-        f'"method.heads.targets=[q,k,v]" dataset={options.task or "TASK"} protocol.normalize=imagenet{weights}'
-    )
-    return 0
+    with writing(options.out, options.backbone, force=options.force):
+        scale = "S" if options.task is None else published_value("cara", options.task, "scale").value
+        found = read_cara(options.file)
+        if options.backbone is not None and not found.backbone:
+            raise CheckpointError(f"{options.file} holds no backbone, only the factors and the classifier")
+        write_tensors(options.out, found.tensors, {"source": options.file.name, "format": "cara"})
+        print(
+            f"wrote {options.out}: {found.rank} components, {found.blocks} blocks of width {found.width} with "
+            f"{found.heads} heads, {found.num_classes} classes"
+        )
+        weights = ""
+        if options.backbone is not None:
+            write_tensors(options.backbone, found.backbone, {"source": options.file.name})
+            print(f"wrote {options.backbone}: {len(found.backbone)} tensors")
+            weights = f" backbone.weights={options.backbone}"
+        print(
+            "python train.py method=hs_lora method@method.first=cara "
+            f"method.first.checkpoint={options.out} method.first.rank={found.rank} method.first.scale={scale} "
+            f'"method.heads.targets=[q,k,v]" dataset={options.task or "TASK"} protocol.normalize=imagenet{weights}'
+        )
+        return 0
 
 
 if __name__ == "__main__":

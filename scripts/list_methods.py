@@ -22,8 +22,9 @@ from omegaconf import OmegaConf
 
 import headwise.experiment  # noqa: F401  registers what conf/ interpolates with
 from headwise import atomic
-from headwise.cli import script
+from headwise.cli import force_option, script
 from headwise.errors import ConfigError, suggest
+from headwise.written import writing
 
 if TYPE_CHECKING:
     from headwise.catalog import Entry
@@ -40,6 +41,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="also write everything as JSON")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides, such as rank=r8")
     parser.add_argument("--papers", action="store_true", help="list what papers print, at the settings it needs")
+    force_option(parser)
     return parser.parse_args(arguments)
 
 
@@ -84,18 +86,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         name = overrides[0].removeprefix("method=")
         return measure(name, about(name), built(*overrides, *options.set).phases(), net)
 
-    if options.papers:
-        wanted = options.methods or known["method"]
-        settings = dict.fromkeys(size.setting for size in printed_sizes() if size.setting and size.method in wanted)
-        found = {setting: entries_of(*setting)[-1] for setting in settings}
-        print(papers(found))
-        entries = list(found.values())
-    else:
-        entries = [e for name in options.methods or known["method"] for e in entries_of(f"method={name}")]
-        print(markdown(entries, options.backbone))
-    if options.json:
-        atomic.write_text(options.json, json.dumps([entry.plain() for entry in entries], indent=1) + "\n")
-    return 0
+    with writing(options.json, force=options.force):
+        if options.papers:
+            wanted = options.methods or known["method"]
+            settings = dict.fromkeys(size.setting for size in printed_sizes() if size.setting and size.method in wanted)
+            found = {setting: entries_of(*setting)[-1] for setting in settings}
+            print(papers(found))
+            entries = list(found.values())
+        else:
+            entries = [e for name in options.methods or known["method"] for e in entries_of(f"method={name}")]
+            print(markdown(entries, options.backbone))
+        if options.json:
+            atomic.write_text(options.json, json.dumps([entry.plain() for entry in entries], indent=1) + "\n")
+        return 0
 
 
 if __name__ == "__main__":

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from headwise import atomic
-from headwise.cli import script
+from headwise.cli import force_option, script
 from headwise.errors import ConfigError
 from headwise.tables import reading
 from headwise.tables.lineup import lineups, markdown, plain
+from headwise.written import writing
 
 REPO = Path(__file__).resolve().parent.parent
 
@@ -25,6 +26,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("name", nargs="?", default="methods", help="folder of the runs below the root (methods)")
     parser.add_argument("--root", type=Path, default=Path("outputs"), help="of all results (outputs)")
     parser.add_argument("--out", type=Path, default=Path("docs/results/methods.md"), help="Markdown; JSON beside it")
+    force_option(parser)
     return parser.parse_args(arguments)
 
 
@@ -39,10 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not found:
         raise ConfigError(f"no tested run in {options.root / options.name}")
     found[0].notes.extend(runs.notes)
-    text = markdown(found)
+    text, beside = markdown(found), options.out.with_suffix(".json")
     print(text, end="")
-    atomic.write_text(options.out, text)
-    atomic.write_json(options.out.with_suffix(".json"), plain(found))
+    with writing(options.out, beside, force=options.force):
+        atomic.write_text(options.out, text)
+        atomic.write_json(beside, plain(found))
     return 0
 
 

@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from headwise import atomic
-from headwise.cli import script
+from headwise.cli import force_option, script
 from headwise.errors import ConfigError
 from headwise.tables import reading
 from headwise.tables.beside import SHOW
 from headwise.tables.build import compare, tables
 from headwise.tables.render import FORMATS, SUFFIXES, render
+from headwise.written import writing
 
 REPO = Path(__file__).resolve().parent.parent
 
@@ -43,6 +44,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default="auto",
         help="published rows: beside comparable results (auto), the others as well but apart (always), none (never)",
     )
+    force_option(parser)
     return parser.parse_args(arguments)
 
 
@@ -51,24 +53,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     options = parse(arguments)
     form = options.format or _form(options.out)
-    found = reading.read(options.root, options.name or options.experiment, REPO)
-    for path in found.damaged:
-        print(f"warning: {options.root / path} is not a usable record; it counts as missing", file=sys.stderr)
-    title = found.name or "Results"
-    if options.compare:
-        made = compare(found.results, *options.compare, title=title, pool=options.pool)
-    else:
-        others = reading.others(options.root, [found.name])
-        made = tables(found.results, title, options.pool, options.published, others)
-    made[0].notes += found.notes
-    text = render(made, form)
-    if options.out:
-        atomic.write_text(options.out, text)
-    else:
-        print(text)
-    if options.json:
-        atomic.write_text(options.json, render(made, "json"))
-    return 0
+    with writing(options.out, options.json, force=options.force):
+        found = reading.read(options.root, options.name or options.experiment, REPO)
+        for path in found.damaged:
+            print(f"warning: {options.root / path} is not a usable record; it counts as missing", file=sys.stderr)
+        title = found.name or "Results"
+        if options.compare:
+            made = compare(found.results, *options.compare, title=title, pool=options.pool)
+        else:
+            others = reading.others(options.root, [found.name])
+            made = tables(found.results, title, options.pool, options.published, others)
+        made[0].notes += found.notes
+        text = render(made, form)
+        if options.out:
+            atomic.write_text(options.out, text)
+        else:
+            print(text)
+        if options.json:
+            atomic.write_text(options.json, render(made, "json"))
+        return 0
 
 
 def _form(out: Path | None) -> str:

@@ -16,10 +16,12 @@ from pathlib import Path
 from PIL import Image
 
 from headwise import atomic
-from headwise.cli import script
+from headwise.cli import force_option, script
 from headwise.errors import ConfigError
+from headwise.written import writing
 
 VIEWS = {"phone": (390, 844), "desk": (1280, 800)}
+SCHEMES = ("light", "dark")
 COLORS = 128
 
 
@@ -29,6 +31,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("report", nargs="?", type=Path, default=Path("outputs/report.html"), help="the page")
     parser.add_argument("--out", type=Path, default=Path("docs/report"), help="folder of the pictures (docs/report)")
     parser.add_argument("--screens", type=float, default=6.0, help="height of a picture, in screens (6)")
+    force_option(parser)
     return parser.parse_args(arguments)
 
 
@@ -45,10 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise ConfigError("playwright is not installed: pip install playwright") from error
     if browser is None:
         raise ConfigError("there is no chromium on the PATH: apt-get install chromium")
-    with playwright.sync_playwright() as driver:
+    files = [options.out / f"{name}-{scheme}.png" for name in VIEWS for scheme in SCHEMES]
+    with writing(*files, force=options.force), playwright.sync_playwright() as driver:
         chromium = driver.chromium.launch(executable_path=browser, args=["--no-sandbox", "--disable-gpu"])
         for name, (width, height) in VIEWS.items():
-            for scheme in ("light", "dark"):
+            for scheme in SCHEMES:
                 size = {"width": width, "height": height}
                 page = chromium.new_context(viewport=size, color_scheme=scheme).new_page()
                 page.goto(options.report.resolve().as_uri())

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from headwise import atomic
-from headwise.cli import script
+from headwise.cli import force_option, script
+from headwise.written import writing
 
 CONF = Path(__file__).resolve().parent.parent / "conf" / "dataset"
 
@@ -31,6 +32,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--resize", default="pil_bicubic", help="how larger images are brought to it (pil_bicubic)")
     parser.add_argument("--unofficial", action="store_true", help="accept other counts than the official ones")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table as JSON")
+    force_option(parser)
     return parser.parse_args(arguments)
 
 
@@ -45,17 +47,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check_resize(options.resize)
     if options.size < 1:
         raise ConfigError(f"--size must be at least 1, got {options.size}")
-    place = Place(options.root, options.cache, options.size, options.resize, not options.unofficial)
-    tasks = read_tasks(CONF)
-    if options.status:
-        states = [status(task, place, options.verify) for task in tasks]
-    else:
-        states = prepare(choose(tasks, options.tasks), place, lambda line: print(line, flush=True))
-        print()
-    print(table(states))
-    if options.json:
-        atomic.write_text(options.json, as_json(states))
-    return 0 if options.status or all(state.state == "ready" for state in states) else 1
+    with writing(options.json, force=options.force):
+        place = Place(options.root, options.cache, options.size, options.resize, not options.unofficial)
+        tasks = read_tasks(CONF)
+        if options.status:
+            states = [status(task, place, options.verify) for task in tasks]
+        else:
+            states = prepare(choose(tasks, options.tasks), place, lambda line: print(line, flush=True))
+            print()
+        print(table(states))
+        if options.json:
+            atomic.write_text(options.json, as_json(states))
+        return 0 if options.status or all(state.state == "ready" for state in states) else 1
 
 
 if __name__ == "__main__":

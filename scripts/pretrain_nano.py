@@ -17,7 +17,9 @@ import argparse
 import copy
 import json
 import math
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +28,11 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+
+from headwise import atomic
+from headwise.cli import force_option, script
+from headwise.errors import ConfigError
+from headwise.written import writing
 
 SIZE, PATCH, WIDTH = 64, 8, 192
 ARCHITECTURE = {"img_size": SIZE, "patch_size": PATCH, "embed_dim": WIDTH, "depth": 6, "num_heads": 6, "num_classes": 0}
@@ -357,15 +364,12 @@ def evaluate(model: Pretrainer, seed: int, num_batches: int) -> dict[str, float]
 
 def save(backbone: VisionTransformer, path: Path, metadata: dict[str, str]) -> None:
     """Write the backbone in fp16 under timm's own keys; the file appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    save_file({key: value.half().contiguous() for key, value in backbone.state_dict().items()}, temporary, metadata)
-    temporary.chmod(0o644)
-    temporary.replace(path)
+    with atomic.replacing(path) as part:
+        save_file({key: value.half().contiguous() for key, value in backbone.state_dict().items()}, part, metadata)
 
 
-def main(arguments: list[str] | None = None) -> dict[str, float]:
-    """Pretrain, score and store; returns the scores of `evaluate`."""
+def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
+    """Read the command line and run; returns the scores of `evaluate`."""
     parser = argparse.ArgumentParser(description="Pretrain vit_nano; the defaults are the recipe of the shipped file.")
     parser.add_argument("--out", type=Path, default=Path("vit_nano.safetensors"))
     parser.add_argument("--steps", type=int, default=2600)
@@ -374,8 +378,19 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2, help="part of the recipe: it changes the order of sums")
     parser.add_argument("--eval-batches", type=int, default=20, help="of 100 held-out scenes each")
+    force_option(parser)
     args = parser.parse_args(arguments)
+    for name in ("steps", "batch", "threads", "eval_batches"):
+        if getattr(args, name) < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+    if args.seed < 0 or not 0 < args.lr < math.inf:
+        raise ConfigError(f"--seed is 0 or more and --lr above 0, got {args.seed} and {args.lr}")
+    with writing(args.out, force=args.force):
+        return run(args)
 
+
+def run(args: argparse.Namespace) -> dict[str, float]:
+    """Pretrain, score and store as the command line says."""
     torch.set_num_threads(args.threads)
     wall, cpu = time.perf_counter(), time.process_time()
     model = pretrain(args.steps, args.batch, args.seed, args.lr)
@@ -393,5 +408,12 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     return scores
 
 
+@script
+def command(arguments: Sequence[str] | None = None) -> int:
+    """Run `main`; returns the exit status."""
+    main(arguments)
+    return 0
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(command())

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from headwise.cli import script
+from headwise.cli import force_option, script
 
 if TYPE_CHECKING:
     from headwise.data.sources import Source
@@ -35,6 +35,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--lossy", action="store_true", help="drawn images as they come back from JPEG")
     parser.add_argument("--num-classes", type=int, help="of your own images (own/folder)")
     parser.add_argument("--out", type=Path, help="PNG to write (TASK.png)")
+    force_option(parser)
     return parser.parse_args(arguments)
 
 
@@ -81,19 +82,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from headwise import atomic
     from headwise.data.sheet import contact_sheet
     from headwise.errors import ConfigError
+    from headwise.written import writing
 
     if min(options.rows, options.columns, options.side) < 1:
         raise ConfigError("--rows, --columns and --side must be at least 1")
     task, source = read_task(options.task, options), open_source(options)
-    pixels = source.load(task, options.split, options.side, limit=options.rows * options.columns)
-    total, labels = source.count(task, options.split), "".join(f" [{label}]" for label in source.labels(task))
-    title = f"{task.name}: {options.split}, {total:,} images{labels}"
-    sheet = contact_sheet(pixels, task, title, options.columns, options.side)
-    out = options.out or Path(f"{task.name}.png")
-    with atomic.replacing(out.with_suffix(".png")) as part:
-        sheet.save(part, optimize=True)
-    print(f"{out.with_suffix('.png')}: {len(pixels.labels)} of {total:,} images{labels}")
-    return 0
+    out = (options.out or Path(f"{task.name}.png")).with_suffix(".png")
+    with writing(out, force=options.force):
+        pixels = source.load(task, options.split, options.side, limit=options.rows * options.columns)
+        total, labels = source.count(task, options.split), "".join(f" [{label}]" for label in source.labels(task))
+        title = f"{task.name}: {options.split}, {total:,} images{labels}"
+        sheet = contact_sheet(pixels, task, title, options.columns, options.side)
+        with atomic.replacing(out) as part:
+            sheet.save(part, optimize=True)
+        print(f"{out}: {len(pixels.labels)} of {total:,} images{labels}")
+        return 0
 
 
 if __name__ == "__main__":

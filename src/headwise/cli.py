@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -35,8 +36,20 @@ def script(main: Main) -> Callable[..., int]:
         except HeadwiseError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
+        except BrokenPipeError:  # whoever read the output has enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        except OSError as error:
+            where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+            print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+            return 1
 
     return guarded
+
+
+def force_option(parser: argparse.ArgumentParser) -> None:
+    """The option of every script that writes a file, see `headwise.written.writing`."""
+    parser.add_argument("--force", action="store_true", help="replace files, even those that this tool did not write")
 
 
 def of_run(description: str | None, epilog: str | None = None) -> argparse.ArgumentParser:
@@ -46,4 +59,5 @@ def of_run(description: str | None, epilog: str | None = None) -> argparse.Argum
     parser.add_argument("--weights", type=Path, help="the pretrained weights, if they are not where the run found them")
     parser.add_argument("--data-root", type=Path, help="the images, if they are not where the run found them")
     parser.add_argument("--json", type=Path, help="also write what is printed, unrounded, as JSON")
+    force_option(parser)
     return parser

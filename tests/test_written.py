@@ -1,0 +1,116 @@
+"""Scripts replace their own files only; `--force` replaces any."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from types import ModuleType
+
+import pytest
+
+from headwise.errors import ConfigError
+from headwise.written import writing
+from made_networks import REPO
+
+SCRIPTS = REPO / "scripts"
+RECORDS = str(REPO / "docs" / "results" / "records")
+MINE = "somebody's own\n"
+ASKED = {
+    "compare": ["lora", "--json", "FILE"],
+    "compare_twins": ["--out", "FILE"],
+    "evaluate": ["RUN", "--json", "FILE"],
+    "export_merged": ["RUN", "--out", "FILE"],
+    "import_bilora": ["absent.bin", "FILE"],
+    "import_cara": ["absent.pt", "FILE"],
+    "list_methods": ["lora", "--backbone", "vit_tiny_random", "--json", "FILE"],
+    "make_methods_table": ["methods", "--root", RECORDS, "--out", "FILE"],
+    "make_report": ["--out", "FILE"],
+    "make_tables": ["--out", "FILE"],
+    "prepare_vtab": ["--status", "--json", "FILE"],
+    "pretrain_nano": ["--out", "FILE"],
+    "show_task": ["svhn", "--data", "synthetic", "--out", "FILE"],
+}
+"""How each script is asked to write a file; a run it needs does not exist, since the file is looked at first."""
+NOT_ASKED = {
+    "keep_records": "a store of results, which refuses to replace a record of another configuration",
+    "picture_report": "needs a browser",
+    "sweep_status": "only prints",
+}
+
+
+def loaded(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"script_{name}", SCRIPTS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_script_is_known():
+    assert {file.stem for file in SCRIPTS.glob("*.py")} == ASKED.keys() | NOT_ASKED.keys()
+
+
+@pytest.mark.parametrize("name", ASKED)
+@pytest.mark.parametrize("kind", ["own", "folder", "link"])
+def test_a_file_of_somebody_else_stays(name, kind, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs").mkdir()
+    file, own = tmp_path / "out.md", tmp_path / "own.txt"
+    if name == "show_task":
+        file = file.with_suffix(".png")
+    own.write_text(MINE)
+    if kind == "own":
+        file.write_text(MINE)
+    elif kind == "folder":
+        file.mkdir()
+    else:
+        file.symlink_to(own)
+    words = {"FILE": str(file), "RUN": str(tmp_path / "run")}
+    script = loaded(name)
+    status = getattr(script, "command", script.main)([words.get(word, word) for word in ASKED[name]])
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert status == 1
+    (line,) = errors
+    assert str(file) in line
+    assert ("--force replaces it" in line) == (kind != "folder")
+    assert own.read_text() == MINE
+    assert {path.name for path in tmp_path.iterdir()} == {"outputs", "own.txt", file.name}
+
+
+def test_what_was_written_may_be_written_again(tmp_path):
+    file = tmp_path / "table.md"
+    for text in ("one", "two"):
+        with writing(file, None, force=False):
+            file.write_text(text)
+    file.write_text("edited by hand")
+    with pytest.raises(ConfigError, match=r"table\.md was not written by this tool, or changed since; --force"):
+        writing(file, force=False).__enter__()
+    with writing(file, force=True):
+        file.write_text("three")
+    with writing(file, force=False):
+        pass
+
+
+def test_a_failure_inside_notes_what_was_written(tmp_path):
+    file = tmp_path / "table.md"
+    with pytest.raises(KeyboardInterrupt), writing(file, force=False):
+        file.write_text("whole, but the command was stopped")
+        raise KeyboardInterrupt
+    with writing(file, force=False):
+        pass
+
+
+def test_one_file_is_not_written_twice(tmp_path):
+    with pytest.raises(ConfigError, match="written twice"), writing(tmp_path / "x", tmp_path / "x", force=True):
+        pass
+
+
+def test_the_tensors_of_a_run_are_not_exported_over(tmp_path, capsys):
+    run = tmp_path / "seed-0"
+    run.mkdir()
+    for name in ("result.json", "phase-1.safetensors"):
+        (run / name).write_text("{}")
+    for name in ("result.json", "phase-1.safetensors"):
+        assert loaded("export_merged").main([str(run), "--out", str(run / name)]) == 1
+        assert f"{run / name} was not written by this tool" in capsys.readouterr().err
+        assert (run / name).read_text() == "{}"
