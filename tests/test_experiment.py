@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+import wandb
 from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -393,6 +394,29 @@ def test_the_tracker_gets_one_run_a_job_in_the_sweeps_group_and_its_true_exit_co
     assert (seen["group"], seen["name"]) == ("table1", "lora/dsprites_loc/base/3")
     assert seen["offline"] is True
     assert seen["save_dir"] == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (False, "wandb knows no key"),
+        (wandb.errors.AuthenticationError("a key of 40\ncharacters"), "a key of 40 characters"),
+    ],
+)
+def test_an_online_tracker_without_a_key_is_refused_at_once(
+    answer: bool | Exception, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def login(prompt: bool) -> bool:
+        assert not prompt
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr("wandb.login", login)
+    plan = plan_run(compose_config(*LORA, "logger=wandb", "logger.offline=false", f"root={tmp_path}"))
+    with pytest.raises(ConfigError, match=f"logger.offline=false: {says}; run `wandb login`") as caught:
+        experiment._logger(plan.config, plan.key).__enter__()
+    assert "\n" not in str(caught.value)
 
 
 def test_the_tracker_learns_that_a_result_could_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -408,9 +408,10 @@ def test_the_network_is_back_on_its_device_after_lightning_left_it(
     assert events[events.index("teardown", 1) :] == ["teardown", "to", "packed", "merge"]  # tested
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("place", ["first", "last"])
 def test_a_signal_during_the_test_is_no_success(
-    place: str, whole: tuple[Path, PhaseResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: str, number: int, whole: tuple[Path, PhaseResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step, seen = PhaseModule.test_step, 0
 
@@ -418,7 +419,7 @@ def test_a_signal_during_the_test_is_no_success(
         nonlocal seen
         seen += 1
         if seen == 1 or place == "last":
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         return step(self, batch, batch_idx)
 
     with monkeypatch.context() as patch:
@@ -428,6 +429,40 @@ def test_a_signal_during_the_test_is_no_success(
     assert not (folder_of(tmp_path) / "phase.json").exists()
     _, (resumed,) = run(tmp_path)
     assert timeless(resumed) == timeless(whole[1])
+
+
+def test_a_closed_terminal_stops_training_like_a_polite_kill(
+    whole: tuple[Path, PhaseResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = PhaseModule.training_step
+
+    def stop(self: Any, batch: Any, batch_idx: int) -> Any:
+        if self.current_epoch == 2:
+            os.kill(os.getpid(), signal.SIGHUP)
+        return step(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PhaseModule, "training_step", stop)
+        with pytest.raises(Interrupted, match="run the same command to resume"):
+            run(tmp_path)
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+    _, (resumed,) = run(tmp_path)
+    assert timeless(resumed) == timeless(whole[1])
+
+
+def test_nohup_is_left_alone(whole: tuple[Path, PhaseResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = PhaseModule.training_step
+
+    def close(self: Any, batch: Any, batch_idx: int) -> Any:
+        os.kill(os.getpid(), signal.SIGHUP)
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(PhaseModule, "training_step", close)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert timeless(run(tmp_path)[1][0]) == timeless(whole[1])
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_who_lost_its_claim_writes_nothing_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

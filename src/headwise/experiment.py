@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from headwise import atomic
-from headwise.errors import HeadwiseError, Interrupted, ResultConflict
+from headwise.errors import ConfigError, HeadwiseError, Interrupted, ResultConflict
 from headwise.plan import Plan, asked, instantiation, one_line, overrides_of, plan_run, text_of
 from headwise.presets import preset_labels
 from headwise.protocol import Protocol
@@ -300,6 +300,8 @@ def _logger(config: Mapping[str, Any], key: RunKey) -> Iterator[Any]:
     import wandb
     from lightning.pytorch.loggers import WandbLogger
 
+    if not options.get("offline", True):
+        _check_tracker()
     options.setdefault("group", key.name)
     logger = WandbLogger(
         name=f"{key.method}/{key.dataset}/{key.variant}/{key.seed}",
@@ -313,6 +315,26 @@ def _logger(config: Mapping[str, Any], key: RunKey) -> Iterator[Any]:
         code = 0
     finally:
         wandb.finish(exit_code=code)
+
+
+def _check_tracker() -> None:
+    """Refuse an online tracker that would ask for a key, or wait for a host, in the middle of a sweep.
+
+    Raises:
+        ConfigError: with the ways out.
+    """
+    import wandb
+
+    why = "wandb knows no key"
+    try:
+        if os.environ.get("WANDB_MODE", "online") != "online" or wandb.login(prompt=False):
+            return
+    except wandb.errors.Error as error:
+        why = " ".join(str(error).split())
+    raise ConfigError(
+        f"logger.offline=false: {why}; run `wandb login`, set WANDB_API_KEY, or take logger.offline=true and "
+        "`wandb sync` afterwards"
+    )
 
 
 def _link(source: Path, target: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import threading
 from collections.abc import Iterator
 
 import lightning as L
@@ -12,6 +13,23 @@ from headwise.backbone import Backbone
 from headwise.errors import Interrupted
 
 STOPPED = "stopped by the user; every finished epoch is saved: run the same command to resume"
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[None]:
+    """Take a terminal that is closed (SIGHUP) for SIGTERM, unless nohup ignores it; give all handlers back."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}
+    if before[signal.SIGHUP] is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:
+                signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -26,16 +44,14 @@ def attended(trainer: L.Trainer, net: Backbone, stopped: str = STOPPED) -> Itera
         stopped: what to say where it is stopped.
 
     Raises:
-        Interrupted: where Ctrl-C or SIGTERM came meanwhile.
+        Interrupted: where Ctrl-C, SIGTERM or SIGHUP came meanwhile.
     """
-    device, handler = next(net.parameters()).device, signal.getsignal(signal.SIGINT)
+    device = next(net.parameters()).device
     try:
-        yield
+        with _signals():
+            yield
     except SystemExit as stop:
         raise Interrupted(stopped) from stop
-    finally:
-        if handler is not None:
-            signal.signal(signal.SIGINT, handler)
     if trainer.received_sigterm:
         raise Interrupted(stopped)
     net.to(device)
