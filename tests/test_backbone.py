@@ -18,14 +18,9 @@ from headwise.backbone import Backbone, BackboneSpec
 from headwise.errors import CheckpointError, ConfigError, WeightsError
 from headwise.lowrank import LowRank
 from made_networks import CLASSES, images, logits, network, plain_timm, spec
+from made_weights import google_file, trunk
 
 X = images()
-
-
-def trunk(family: str = "vit", seed: int = 5) -> dict[str, Tensor]:
-    """Weights of a fresh timm network, without head."""
-    torch.manual_seed(seed)
-    return {name: tensor for name, tensor in plain_timm(family).state_dict().items() if not name.startswith("head.")}
 
 
 def build(family: str, file: Path, **changes: Any) -> Backbone:
@@ -259,38 +254,6 @@ def test_position_embeddings_are_resized(tmp_path: Path) -> None:
     torch.testing.assert_close(embedding[:, 0], state["pos_embed"][:, 0])
     net.new_head(CLASSES)
     assert logits(net, torch.zeros(1, 3, 48, 48)).isfinite().all()
-
-
-def google_file(file: Path, width: int = 48, depth: int = 2, heads: int = 4, patch: int = 8, tokens: int = 17) -> Path:
-    """Random weights in the layout of Google's ViT checkpoints."""
-    rng = np.random.default_rng(0)
-
-    def draw(*shape: int) -> Any:
-        return rng.standard_normal(shape).astype(np.float32)
-
-    tensors = {
-        "cls": draw(1, 1, width),
-        "embedding/kernel": draw(patch, patch, 3, width),
-        "embedding/bias": draw(width),
-        "Transformer/posembed_input/pos_embedding": draw(1, tokens, width),
-        "Transformer/encoder_norm/scale": draw(width),
-        "Transformer/encoder_norm/bias": draw(width),
-    }
-    for block in range(depth):
-        prefix = f"Transformer/encoderblock_{block}"
-        attention = f"{prefix}/MultiHeadDotProductAttention_1"
-        for name in ("query", "key", "value"):
-            tensors[f"{attention}/{name}/kernel"] = draw(width, heads, width // heads)
-            tensors[f"{attention}/{name}/bias"] = draw(heads, width // heads)
-        tensors[f"{attention}/out/kernel"] = draw(heads, width // heads, width)
-        tensors[f"{attention}/out/bias"] = draw(width)
-        for norm in ("LayerNorm_0", "LayerNorm_2"):
-            tensors[f"{prefix}/{norm}/scale"], tensors[f"{prefix}/{norm}/bias"] = draw(width), draw(width)
-        for index, (given, made) in enumerate(((width, 4 * width), (4 * width, width))):
-            tensors[f"{prefix}/MlpBlock_3/Dense_{index}/kernel"] = draw(given, made)
-            tensors[f"{prefix}/MlpBlock_3/Dense_{index}/bias"] = draw(made)
-    np.savez(file, **tensors)
-    return file
 
 
 def test_google_weights(tmp_path: Path) -> None:

@@ -75,8 +75,8 @@ def reached(name: str) -> set[str]:
     return libraries - {"headwise"}
 
 
-def test_only_backbone_imports_timm() -> None:
-    assert importers("timm") == {"backbone"}
+def test_only_the_network_imports_timm() -> None:
+    assert importers("timm") == {"backbone", "reading", "hub"}
 
 
 def test_only_what_starts_runs_imports_hydra() -> None:

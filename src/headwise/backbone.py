@@ -1,4 +1,4 @@
-"""timm's networks as Backbones: split QKV, sites, a fresh head, export in timm's layout. The only importer of timm."""
+"""timm's networks as Backbones: split QKV, sites, a fresh head, export in timm's layout."""
 
 from __future__ import annotations
 
@@ -16,13 +16,24 @@ from torch import Tensor, nn
 
 from headwise.adapted import AdaptedLinear, BesideLinear
 from headwise.errors import CheckpointError, ConfigError, WeightsError, suggest
+from headwise.hub import compare, fetched
 from headwise.nf4 import FourBit
 from headwise.qkv import SplitQKV
+from headwise.reading import load_weights
 from headwise.sites import QKV, Site, select
-from headwise.weights import weights_file
+from headwise.weights import network_name, stated_weights, weights_file, weights_labels
 from headwise.wrapping import Wrapper
 
 ATTENTION = ("timm", "plain")
+NOT_OVERRIDDEN = {
+    **dict.fromkeys(("model_name", "pretrained", "num_classes", "drop_path_rate"), "the run decides it"),
+    "img_size": "use backbone.img_size",
+    **dict.fromkeys(
+        ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "cache_dir"),
+        "weights are named by backbone.weights",
+    ),
+}
+"""Arguments of timm.create_model that are not part of an architecture, and what to use instead."""
 
 
 class Backbone(nn.Module):
@@ -34,6 +45,7 @@ class Backbone(nn.Module):
         img_size: side of the square input, pixels.
         mean, std: per channel, of inputs in [0, 1], that the weights expect.
         provenance: where the weights came from, plain data.
+        notes: what was taken off, left out or renamed when a file was read.
     """
 
     def __init__(self, model: nn.Module, img_size: int, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -42,6 +54,7 @@ class Backbone(nn.Module):
         self.img_size = img_size
         self.mean, self.std = tuple(mean), tuple(std)
         self.provenance: dict[str, Any] = {}
+        self.notes: list[str] = []
         self._owners: dict[Site, tuple[nn.Module, str]] = {}
         for stage, blocks in enumerate(_stages(model)):
             for index, block in enumerate(blocks):
@@ -220,6 +233,7 @@ class BackboneSpec:
         mean, std: normalisation the weights expect; None reads timm's own record.
         seed: of the random weights, where `weights` is ``none``.
         stand_in: whether these are not the weights of the papers.
+        weights_are: what the user says of a file: ``official`` (those that timm has under `timm_name`), or a name.
     """
 
     name: str
@@ -231,13 +245,12 @@ class BackboneSpec:
     std: Sequence[float] | None = None
     seed: int = 0
     stand_in: bool = False
+    weights_are: str | None = None
 
     @property
     def labels(self) -> list[str]:
         """What must be said beside every number made with these weights."""
-        if self.stand_in:
-            return ["stand-in weights"]
-        return [] if self.weights == "auto" else ["unverified weights"]
+        return weights_labels(vars(self))
 
     def build(self, drop_path: float = 0.0) -> Backbone:
         """Create the network and load its weights; the head is left for `Backbone.new_head`.
@@ -247,7 +260,11 @@ class BackboneSpec:
             WeightsError: weights missing, truncated, or of another architecture (names the first mismatch).
         """
         model = self._create(drop_path)
-        provenance = {"name": self.name, "timm_name": self.timm_name, "weights": Path(self.weights).name}
+        name = network_name(vars(self))
+        provenance = {"name": name, "timm_name": self.timm_name, "weights": Path(self.weights).name}
+        notes: list[str] = []
+        if (stated := stated_weights(vars(self))) is not None:
+            provenance["stated"] = f"{stated}, stated by the user"
         if self.weights == "none":
             pass
         elif self.weights == "auto":
@@ -255,12 +272,12 @@ class BackboneSpec:
             provenance["loaded"] = content_of(model.state_dict())  # their name on the hub does not say what was fetched
         else:
             file = weights_file(self.weights)
-            _fill(model, _read(file, model), file.name)
+            notes += load_weights(model, file)
         config: Any = getattr(model, "pretrained_cfg", None) or {}
         mean = self.mean or config.get("mean", (0.5,) * 3)
         std = self.std or config.get("std", (0.5,) * 3)
         net = Backbone(model, self.img_size, mean, std)
-        net.provenance = provenance
+        net.provenance, net.notes = provenance, notes
         return net
 
     def arguments(self, num_classes: int) -> dict[str, Any]:
@@ -277,28 +294,32 @@ class BackboneSpec:
         return self._create(0.0, num_classes)
 
     def _create(self, drop_path: float, num_classes: int = 0) -> nn.Module:
+        if taken := sorted(set(self.overrides) & set(NOT_OVERRIDDEN)):
+            raise ConfigError(f"backbone.overrides cannot hold {taken[0]}: {NOT_OVERRIDDEN[taken[0]]}")
         options: dict[str, Any] = {**self.arguments(num_classes), "drop_path_rate": drop_path}
         if self.timm_name.partition(".")[0] not in timm.list_models():
             raise ConfigError(f"unknown timm network {self.timm_name!r}{_nearest(self.timm_name)}")
-        patch = int(options.get("patch_size", _patch_of(self.timm_name)))
-        if self.img_size <= 0 or self.img_size % patch:
-            raise ConfigError(f"backbone.img_size must be a positive multiple of {patch}, got {self.img_size}")
+        patch, size = options.get("patch_size", _patch_of(self.timm_name)), self.img_size
+        patch = patch if isinstance(patch, int) else 1
+        if isinstance(size, bool) or not isinstance(size, int) or size <= 0 or size % patch:
+            raise ConfigError(f"backbone.img_size must be a positive multiple of {patch}, got {size}")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             try:
                 return timm.create_model(pretrained=False, **options)
-            except (TypeError, RuntimeError, AssertionError) as error:
+            except Exception as error:
                 raise ConfigError(f"timm cannot build {self.timm_name!r} with {options}: {error}") from error
 
     def _fetch(self, model: nn.Module) -> None:
+        source = fetched(self.timm_name, self.img_size).state_dict()
+        compare(self.timm_name, self.img_size, content_of(source))
         try:
-            source = timm.create_model(self.timm_name, pretrained=True, num_classes=0, img_size=self.img_size)
-        except Exception as error:
+            model.load_state_dict(source)
+        except RuntimeError as error:
             raise WeightsError(
-                f"pretrained weights of {self.timm_name!r} could not be fetched ({type(error).__name__}: {error}); "
-                "give a downloaded file with backbone.weights=FILE, or backbone=vit_nano, which ships with the package"
+                f"timm's weights of {self.timm_name!r} do not fit backbone.overrides={dict(self.overrides)} "
+                f"({' '.join(str(error).split())[:200]})"
             ) from error
-        model.load_state_dict(source.state_dict())
 
 
 def content_of(tensors: Mapping[str, Tensor]) -> str:
@@ -333,55 +354,3 @@ def _stages(model: nn.Module) -> list[list[nn.Module]]:
     if hasattr(network, "layers"):
         return [list(layer.blocks) for layer in network.layers]
     raise ConfigError(f"{type(model).__name__} has neither blocks nor layers; allowed: timm's ViT and Swin-V1")
-
-
-def _read(file: Path, model: nn.Module) -> dict[str, Tensor]:
-    """Tensors of a weights file, converted to timm's names; no pickle is ever run."""
-    try:
-        if file.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(str(file))
-        if file.suffix == ".npz":
-            return _read_npz(file, model)
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except WeightsError:
-        raise
-    except Exception as error:
-        raise WeightsError(f"{file.name} cannot be read as weights ({error}); is the download complete?") from error
-    state = state.get("model", state.get("state_dict", state))
-    return {key: tensor for key, tensor in state.items() if isinstance(tensor, Tensor)}
-
-
-def _read_npz(file: Path, model: nn.Module) -> dict[str, Tensor]:
-    """Google's ViT layout, by timm's own reader into a network of the file's size."""
-    if not isinstance(model, vision_transformer.VisionTransformer):
-        kind = type(model).__name__
-        raise WeightsError(f"{file.name}: .npz weights are in Google's ViT layout, the backbone is {kind}")
-    model.load_pretrained(str(file))
-    return {key: tensor for key, tensor in model.state_dict().items() if not key.startswith("head.")}
-
-
-def _fill(model: nn.Module, state: dict[str, Tensor], name: str) -> None:
-    """Load `state`, resizing position embeddings only; every other difference is an error."""
-    own = model.state_dict()
-    state = {key: tensor.float() for key, tensor in state.items() if not key.startswith(("head.", "fc."))}
-    state = {key: tensor for key, tensor in state.items() if not key.endswith(("relative_position_index", "attn_mask"))}
-    wanted = {key for key in own if not key.startswith("head.")}
-    wanted = {key for key in wanted if not key.endswith(("relative_position_index", "attn_mask"))}
-    for key in sorted(wanted):
-        if key not in state:
-            raise WeightsError(f"{name} is of another architecture: it lacks {key} {tuple(own[key].shape)}")
-        given, expected = tuple(state[key].shape), tuple(own[key].shape)
-        resizable = key == "pos_embed" or key.endswith("relative_position_bias_table")
-        if given != expected and not (resizable and given[-1] == expected[-1]):
-            raise WeightsError(f"{name} is of another architecture: {key} is {given}, the backbone has {expected}")
-    extra = sorted(set(state) - wanted)
-    if extra:
-        shape = tuple(state[extra[0]].shape)
-        raise WeightsError(f"{name} is of another architecture: it also holds {extra[0]} {shape}")
-    source = vision_transformer if isinstance(model, vision_transformer.VisionTransformer) else swin_transformer
-    model.load_state_dict(source.checkpoint_filter_fn(state, model), strict=False)
-    broken = next((key for key in sorted(wanted) if not torch.isfinite(model.state_dict()[key]).all()), None)
-    if broken:
-        raise WeightsError(f"{name}: {broken} holds values that are not finite")

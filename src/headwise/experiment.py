@@ -199,6 +199,7 @@ def _train(plan: Plan, logger: Any) -> Result:
     store = PhaseStore(folder / AGAIN) if plan.resume == "force" else shared
     methods = method.phases()
     found = None
+    told: set[str] = set()
 
     def say(line: str) -> None:
         print(line, flush=True)
@@ -215,6 +216,10 @@ def _train(plan: Plan, logger: Any) -> Result:
 
     def once(methods: Sequence[Method], protocol: Protocol, logger: Any, parts: int) -> Trained:
         net = spec.build(protocol.drop_path)
+        for note in net.notes:
+            if note not in told:
+                say(f"{Path(spec.weights).name}: {note}")
+        told.update(net.notes)
         options = protocol.data_options(net.mean, net.std)
         options["eval_batch_size"] = -(-options["eval_batch_size"] // parts)
         data = VTABDataModule(plan.task, plan.source, net.img_size, seed=config["seed"], **options)

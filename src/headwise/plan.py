@@ -32,7 +32,7 @@ from headwise.results.fingerprint import file_sha256, fingerprint, identity
 from headwise.results.store import Result, RunKey
 from headwise.sweeps.request import request_of
 from headwise.variants import variant_of
-from headwise.weights import weights_content
+from headwise.weights import network_name, weights_content
 
 OmegaConf.register_new_resolver("mul", lambda a, b: a * b, replace=True)
 
@@ -100,6 +100,7 @@ def plan_run(cfg: DictConfig) -> Plan:
         config["method"], published = fill_presets(config["method"], task.name)
         if published:
             config[PUBLISHED] = published
+        config["backbone"]["name"] = network_name(config["backbone"])
         source = instantiate(config["data"], _convert_="all")
         protocol = Protocol(**config["protocol"])
     if resume not in RESUME:

@@ -7,7 +7,10 @@ from collections.abc import Iterable, Sequence
 
 OWN_FOLDER = ("method", "dataset", "seed")
 """Keys that have a level of their own in a run's path."""
-NOT_THE_RUN = ("root", "name", "experiment", "resume", "wait", "logger", "trainer.progress", "data.root", "data")
+NOT_THE_RUN = (
+    *("root", "name", "experiment", "resume", "wait", "logger", "trainer.progress", "data.root", "data"),
+    "backbone.weights_are",
+)
 """Keys that say where things lie or are shown. What files hold is in the fingerprint."""
 BASE = "base"
 """The variant of a run for which nothing that counts was chosen."""

@@ -27,6 +27,7 @@ IGNORED: dict[str, str] = {
     "experiment": "name of a file",
     "labels": "stamps on a result; what they describe is in the fingerprint itself",
     "dataset.aliases": "other spellings of a name",
+    "backbone.weights_are": "what the user says of a file whose content is in the fingerprint",
     "method.label": "name of a row",
     "method.*.label": "name of a row",
     "logger": "where curves are sent",
