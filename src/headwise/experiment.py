@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,17 +25,18 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from headwise import atomic
-from headwise.errors import ConfigError, HeadwiseError, Interrupted, ResultConflict
+from headwise.errors import HeadwiseError, Interrupted, ResultConflict
 from headwise.plan import Plan, asked, instantiation, one_line, overrides_of, plan_run, text_of
 from headwise.presets import preset_labels
 from headwise.protocol import Protocol
 from headwise.results import provenance
 from headwise.results.claims import Claim, describe
-from headwise.results.store import BusyError, PhaseResult, PhaseStore, Result, ResultStore, RunKey
+from headwise.results.store import BusyError, PhaseResult, PhaseStore, Result, ResultStore
 from headwise.search import Space, explore, search
 from headwise.sweeps import lifeline
 from headwise.sweeps.ledger import Entry, Ledger, folder_of
 from headwise.tables.controls import HEADS, KINDS, PHASE, controls_of, matches
+from headwise.tracker import tracked as _logger
 
 if TYPE_CHECKING:
     from headwise.backbone import Backbone
@@ -292,54 +293,6 @@ def _gpu(count: int) -> int:
     if not HydraConfig.initialized() or "joblib" not in str(HydraConfig.get().launcher.get("_target_", "")):
         return 0
     return int(HydraConfig.get().job.num) % max(count, 1)
-
-
-@contextlib.contextmanager
-def _logger(config: Mapping[str, Any], key: RunKey) -> Iterator[Any]:
-    """The tracker of this run, closed with a true exit code; None where curves stay in local files only."""
-    options = dict(config["logger"])
-    options.pop("pictures", None)
-    if options.pop("kind", "csv") != "wandb":
-        yield None
-        return
-    import wandb
-    from lightning.pytorch.loggers import WandbLogger
-
-    if not options.get("offline", True):
-        _check_tracker()
-    options.setdefault("group", key.name)
-    logger = WandbLogger(
-        name=f"{key.method}/{key.dataset}/{key.variant}/{key.seed}",
-        save_dir=config["root"],
-        config=dict(config),
-        **options,
-    )
-    code = 1
-    try:
-        yield logger
-        code = 0
-    finally:
-        wandb.finish(exit_code=code)
-
-
-def _check_tracker() -> None:
-    """Refuse an online tracker that would ask for a key, or wait for a host, in the middle of a sweep.
-
-    Raises:
-        ConfigError: with the ways out.
-    """
-    import wandb
-
-    why = "wandb knows no key"
-    try:
-        if os.environ.get("WANDB_MODE", "online") != "online" or wandb.login(prompt=False):
-            return
-    except wandb.errors.Error as error:
-        why = " ".join(str(error).split())
-    raise ConfigError(
-        f"logger.offline=false: {why}; run `wandb login`, set WANDB_API_KEY, or take logger.offline=true and "
-        "`wandb sync` afterwards"
-    )
 
 
 def _link(source: Path, target: Path) -> None:
