@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from headwise.export import evaluate
 
     with writing(options.json, force=options.force):
-        retests = evaluate(options.run_dir, options.weights, options.data_root)
+        retests = evaluate(options.run_dir, options.weights, options.data_root, options.trust)
         for index, retest in enumerate(retests, start=1):
             recorded = "-" if retest.recorded is None else f"{retest.recorded:.4f} %"
             verdict = "the same" if retest.is_same else "DIFFERENT"

@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from headwise.export import export_merged
 
     with writing(options.out, options.json, force=options.force):
-        export = export_merged(options.run_dir, options.out, options.weights, options.data_root)
+        export = export_merged(options.run_dir, options.out, options.weights, options.data_root, options.trust)
         print(f"wrote {export.file}: {export.metadata['model']}")
         print("largest difference of a logit between the trained and the exported network:")
         print(f"  random input  {export.random_difference:.3g}")

@@ -71,7 +71,9 @@ def test_it_trains_from_the_command_line_merges_and_is_exported(place: str, tmp_
     assert phase["num_tunable"] == 4 * (8 * 8 + 6 * 6)
     assert phase["steps"] > 0
     assert run(compose_config(*arguments)) == accuracy  # the stored one
-    assert export_merged(file.parent, tmp_path / "timm.safetensors").random_difference <= 1e-5
+    with pytest.raises(ConfigError, match=r"'krona\.KronA' is not a method of headwise.*trust='krona'.*--trust krona"):
+        export_merged(file.parent, tmp_path / "timm.safetensors")
+    assert export_merged(file.parent, tmp_path / "timm.safetensors", trust="krona").random_difference <= 1e-5
 
 
 @pytest.mark.slow
@@ -120,7 +122,7 @@ def test_it_can_be_a_first_phase_and_is_rebuilt_from_its_record(place: str) -> N
     both = instantiate(OmegaConf.to_container(cfg, resolve=True)["method"], _convert_="all")  # type: ignore[index]
     assert [phase.label for phase in both.phases()] == ["krona", "head_lora"]
     method = composed(place)
-    assert build_method(method.spec(), "krona") == method
+    assert build_method(method.spec(), "krona", trust="krona") == method
 
 
 def test_its_mistakes_are_answered(place: str, tmp_path: Path) -> None:

@@ -58,6 +58,13 @@ def of_run(description: str | None, epilog: str | None = None) -> argparse.Argum
     parser.add_argument("run_dir", type=Path, help="folder of a finished run, the one that holds result.json")
     parser.add_argument("--weights", type=Path, help="the pretrained weights, if they are not where the run found them")
     parser.add_argument("--data-root", type=Path, help="the images, if they are not where the run found them")
+    parser.add_argument(
+        "--trust",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="a module of your own that the record may name (a method in your folder); it is imported",
+    )
     parser.add_argument("--json", type=Path, help="also write what is printed, unrounded, as JSON")
     force_option(parser)
     return parser

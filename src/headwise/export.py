@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,8 +111,10 @@ class Classifier(nn.Module):
         return [Guess(index, names[index], probability) for index, probability in pairs]
 
 
-def load(run_dir: str | Path, weights: str | Path | None = None, merged: bool = True) -> Classifier:
-    """Load a finished run for use.
+def load(
+    run_dir: str | Path, weights: str | Path | None = None, merged: bool = True, trust: str | Iterable[str] = ()
+) -> Classifier:
+    """Load a finished run for use. The folder may come from anybody: nothing in it is executed or imported.
 
     ::
 
@@ -123,11 +125,12 @@ def load(run_dir: str | Path, weights: str | Path | None = None, merged: bool = 
         run_dir: the folder that holds result.json.
         weights: file of the pretrained weights, if it is not where the run found it.
         merged: fold the updates into the weights; False leaves the last phase's beside them.
+        trust: modules of your own, such as ``my_methods``, whose methods the record may name; they are imported.
 
     Raises:
-        HeadwiseError: what is missing, damaged, or not what the run was made with.
+        HeadwiseError: what is missing, damaged, not allowed, or not what the run was made with.
     """
-    saved = SavedRun.read(run_dir)
+    saved = SavedRun.read(run_dir, trust)
     with own_randomness():
         net = saved.network(weights)
         for _, last in saved.install(net):
@@ -158,7 +161,11 @@ class Export:
 
 @torch.no_grad()
 def export_merged(
-    run_dir: str | Path, out: str | Path, weights: str | Path | None = None, data_root: str | Path | None = None
+    run_dir: str | Path,
+    out: str | Path,
+    weights: str | Path | None = None,
+    data_root: str | Path | None = None,
+    trust: str | Iterable[str] = (),
 ) -> Export:
     """Write a run as one file that timm alone can load: a state dict under timm's keys, head included.
 
@@ -170,11 +177,12 @@ def export_merged(
         run_dir: the folder that holds result.json.
         out: the .safetensors file to write.
         weights, data_root: where pretrained weights and images lie now, if they have moved.
+        trust: as for `load`.
 
     Raises:
         CheckpointError: if a phase stays beside the weights, or the two networks disagree.
     """
-    saved, out = SavedRun.read(run_dir), Path(out)
+    saved, out = SavedRun.read(run_dir, trust), Path(out)
     if out.suffix != ".safetensors":
         raise ConfigError(f"the exported file must end in .safetensors, got {str(out)!r}")
     with own_randomness():
@@ -258,30 +266,28 @@ class Retest:
 
 
 def evaluate(
-    run_dir: str | Path, weights: str | Path | None = None, data_root: str | Path | None = None
+    run_dir: str | Path,
+    weights: str | Path | None = None,
+    data_root: str | Path | None = None,
+    trust: str | Iterable[str] = (),
 ) -> list[Retest]:
     """Test every phase of a finished run again: same images, batches, precision, device and threads.
 
     Args:
         run_dir: the folder that holds result.json.
         weights, data_root: where pretrained weights and images lie now, if they have moved.
+        trust: as for `load`.
 
     Raises:
         DataError: if the images are not those of the run. ConfigError: if the run needs a GPU that is not there.
     """
-    saved = SavedRun.read(run_dir)
+    saved = SavedRun.read(run_dir, trust)
     source = saved.source(data_root)
     splits = (saved.protocol.train_split, saved.protocol.eval_split)
-    found, expected = source.fingerprint(saved.task, splits), saved.result.identity["data"]["fingerprint"]
+    found, expected = source.fingerprint(saved.task, splits), saved.content("data", "fingerprint")
     if found != expected:
         raise DataError(f"the images of {saved.task.name} are not those of the run: content {found}, it had {expected}")
-    options = saved.result.config["trainer"]
-    machine = Machine(
-        accelerator=options["accelerator"],
-        threads=options["threads"],
-        attention=options["attention"],
-        progress=False,
-    )
+    machine = saved.machine
     if machine.accelerator == "gpu" and not torch.cuda.is_available():
         raise ConfigError(
             "the run was computed on a GPU and there is none here; its number cannot be repeated on a CPU"

@@ -20,8 +20,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue
 
-from headwise.data.sources import Source
-from headwise.data.tasks import VTABTask
+from headwise.data.sources import Source, source_of
+from headwise.data.tasks import VTABTask, task_of
 from headwise.errors import ConfigError, HeadwiseError, suggest
 from headwise.evolution import fill_searches
 from headwise.gate import fill_gates
@@ -200,7 +200,8 @@ def _reduced(config: Mapping[str, Any], task: VTABTask, images: Sequence[str]) -
 def still_holds(result: Result) -> bool:
     """Whether a stored result is what its own configuration would give now: same images, weights, checkpoints.
 
-    Nothing is composed; images are looked at once for all runs of a task in this process.
+    Nothing is composed, and nothing that a record names is called: its task and its source of images are of our own
+    classes, or it does not hold. Images are looked at once for all runs of a task in this process.
     """
     config = result.config
     try:
@@ -209,15 +210,14 @@ def still_holds(result: Result) -> bool:
         found = [_images(*parts, *splits) for splits in _looked_at(config, protocol)]
         task, images = found[0][0], [content for _, content in found]
         return fingerprint(_reduced(config, task, images)) == result.fingerprint
-    except (HeadwiseError, InstantiationException, OSError, KeyError, TypeError):
+    except Exception:  # a record is a stranger's: whatever it leads to says that it does not hold
         return False
 
 
 @functools.cache
 def _images(dataset: str, data: str, *splits: str) -> tuple[VTABTask, str]:
     """A task and the fingerprint of its images, from their configurations as JSON."""
-    task = instantiate(json.loads(dataset), _convert_="all")
-    source = instantiate(json.loads(data), _convert_="all")
+    task, source = task_of(json.loads(dataset)), source_of(json.loads(data))
     return task, source.fingerprint(task, splits)
 
 

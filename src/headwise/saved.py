@@ -4,36 +4,47 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from headwise import targets
 from headwise.backbone import Backbone, BackboneSpec
-from headwise.data.sources import Source
-from headwise.data.tasks import VTABTask
+from headwise.data.sources import Source, source_of
+from headwise.data.tasks import VTABTask, task_of
 from headwise.data.vtab import VTABDataModule
-from headwise.errors import ConfigError, WeightsError
+from headwise.errors import ConfigError, HeadwiseError, WeightsError
 from headwise.methods.base import Installed, build_method
 from headwise.protocol import Protocol
 from headwise.results.records import PhaseResult, Result
-from headwise.training import PhaseRun, restore
+from headwise.training import Machine, PhaseRun, restore
 from headwise.weights import weights_content
+
+MOST_THREADS = 1024
 
 
 @dataclass(frozen=True)
 class SavedRun:
-    """A finished run's folder, read back: ``result.json`` and ``phase-<i>.safetensors``."""
+    """A finished run's folder, read back: ``result.json`` and ``phase-<i>.safetensors``.
+
+    Attributes:
+        folder: of the run.
+        result: its record.
+        trust: modules of the user's own whose methods and sources of images the record may name; no other code than
+            headwise's is imported for it.
+    """
 
     folder: Path
     result: Result
+    trust: tuple[str, ...] = ()
 
     @classmethod
-    def read(cls, folder: str | Path) -> SavedRun:
+    def read(cls, folder: str | Path, trust: str | Iterable[str] = ()) -> SavedRun:
         """Read the record of a run.
 
         Raises:
@@ -41,7 +52,7 @@ class SavedRun:
         """
         folder = Path(folder)
         try:
-            return cls(folder, Result.read(folder / "result.json"))
+            return cls(folder, Result.read(folder / "result.json"), targets.prefixes(trust))
         except (FileNotFoundError, NotADirectoryError):
             below = sorted(str(file.parent) for file in folder.glob("**/result.json"))[:5] if folder.is_dir() else []
             hint = f"; did you mean {' or '.join(below)}?" if below else ""
@@ -50,17 +61,55 @@ class SavedRun:
     @property
     def spec(self) -> BackboneSpec:
         """The backbone as configured."""
-        return BackboneSpec(**self.result.config["backbone"])
+        return targets.fit(BackboneSpec, self._part("backbone"), f"{self.folder}: config.backbone")
 
     @property
     def task(self) -> VTABTask:
         """What was classified."""
-        return VTABTask(**{key: value for key, value in self.result.config["dataset"].items() if key != "_target_"})
+        return task_of(self._part("dataset"))
 
     @property
     def protocol(self) -> Protocol:
         """How it was measured."""
-        return Protocol(**self.result.config["protocol"])
+        return targets.fit(Protocol, self._part("protocol"), f"{self.folder}: config.protocol")
+
+    @property
+    def machine(self) -> Machine:
+        """Where it was computed, without a bar.
+
+        Raises:
+            ConfigError: if the record does not say that, or names what cannot be.
+        """
+        options = self._part("trainer")
+        accelerator, threads, attention = (options.get(name) for name in ("accelerator", "threads", "attention"))
+        if accelerator not in ("cpu", "gpu") or not isinstance(attention, str):
+            raise ConfigError(f"{self.folder}: config.trainer names no machine: {accelerator!r}, {attention!r}")
+        if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= MOST_THREADS:
+            raise ConfigError(f"{self.folder}: config.trainer.threads must be in 1..{MOST_THREADS}, got {threads!r}")
+        return Machine(accelerator=accelerator, threads=threads, attention=attention, progress=False)
+
+    def content(self, group: str, name: str) -> str:
+        """What files were, by the hash in the run's identity.
+
+        Raises:
+            ConfigError: if the record does not hold it.
+        """
+        part = self.result.identity.get(group)
+        found = part.get(name) if isinstance(part, dict) else None
+        if not isinstance(found, str):
+            raise ConfigError(f"{self.folder / 'result.json'} lacks identity.{group}.{name}")
+        return found
+
+    def _part(self, name: str) -> dict[str, Any]:
+        """A group of the configuration.
+
+        Raises:
+            ConfigError: if the record does not hold it.
+        """
+        part = self.result.config.get(name)
+        if not isinstance(part, dict):
+            raise ConfigError(f"{self.folder / 'result.json'} lacks config.{name}")
+        return part
 
     def source(self, data_root: str | Path | None = None) -> Source:
         """The images of the run.
@@ -69,20 +118,11 @@ class SavedRun:
             data_root: where they lie now, if they have moved.
 
         Raises:
-            DataError: if they are not there.
+            DataError: if they are not there. ConfigError: if the record names a source that is not of headwise or of
+                a trusted module.
         """
-        options = dict(self.result.config["data"])
-        module, _, name = str(options.pop("_target_")).rpartition(".")
-        kind = getattr(importlib.import_module(module), name, None)
-        if not (isinstance(kind, type) and hasattr(kind, "fingerprint")):
-            raise ConfigError(f"{self.folder}: {module}.{name} is not a source of images")
-        if data_root is not None:
-            options["root"] = str(data_root)
-        try:
-            source: Source = kind(**options)
-        except TypeError as error:
-            raise ConfigError(f"{module}.{name}: {error}") from error
-        return source
+        moved = {} if data_root is None else {"root": str(data_root)}
+        return source_of({**self._part("data"), **moved}, self.trust)
 
     def data(self, net: Backbone, source: Source, test_images: int | None = None) -> VTABDataModule:
         """The run's data module.
@@ -107,7 +147,7 @@ class SavedRun:
             WeightsError: if they are missing or not those of the run.
         """
         spec = self.spec if weights is None else dataclasses.replace(self.spec, weights=str(weights))
-        expected = str(self.result.identity["backbone"]["weights"])
+        expected = self.content("backbone", "weights")
         wanted = f"{self.folder} stands on the weights of {spec.name} with the content {expected}"
         try:
             found = weights_content(dataclasses.asdict(spec))
@@ -116,11 +156,12 @@ class SavedRun:
         if found != expected:
             raise WeightsError(f"{wanted}; {spec.weights!r} is {found}: name the right file with weights=FILE")
         net = spec.build()
-        recorded = self.result.provenance.get("weights", {})
-        if "loaded" in recorded and recorded["loaded"] != net.provenance.get("loaded"):
+        weights_then = self.result.provenance.get("weights")
+        recorded = weights_then.get("loaded") if isinstance(weights_then, dict) else None
+        if recorded is not None and recorded != net.provenance.get("loaded"):
             raise WeightsError(
                 f"{self.folder} stands on other weights than timm's hub has now as {spec.timm_name}: tensors "
-                f"{recorded['loaded'][:12]}, here {str(net.provenance.get('loaded'))[:12]}"
+                f"{str(recorded)[:12]}, here {str(net.provenance.get('loaded'))[:12]}"
             )
         net.new_head(self.task.num_classes)
         return net
@@ -136,12 +177,18 @@ class SavedRun:
             run = PhaseRun(
                 index=index,
                 num_phases=len(phases),
-                method=build_method(phase.method, phase.label),
+                method=build_method(phase.method, phase.label, self.trust),
                 fingerprint=phase.fingerprint,
                 folder=self.folder,
                 seed=self.result.key.seed,
             )
-            installed = restore(run, net, phase, self.folder / f"phase-{index + 1}.safetensors")
+            try:
+                installed = restore(run, net, phase, self.folder / f"phase-{index + 1}.safetensors")
+            except HeadwiseError:
+                raise
+            except Exception as error:  # the record may be a stranger's: what it leads to says that it does not fit
+                text = f"{type(error).__name__}: {error}"[:300]
+                raise ConfigError(f"{self.folder}: phase {index + 1} does not fit its record: {text}") from error
             net.eval()
             yield phase, installed
             if index + 1 < len(phases):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -97,8 +98,10 @@ def weights_file(weights: str) -> Path:
     """
     name = weights.removeprefix("package:")
     file = ASSETS / Path(name).name if weights.startswith("package:") else Path(name).expanduser()
-    if not file.is_file():
-        raise WeightsError(f"weights file {weights!r} does not exist; give an existing file with backbone.weights=FILE")
+    if not os.path.isfile(file):  # noqa: PTH113 - no path makes it raise
+        raise WeightsError(
+            f"weights file {weights[:300]!r} does not exist; give an existing file with backbone.weights=FILE"
+        )
     return file
 
 

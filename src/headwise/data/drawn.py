@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import importlib.util
 import json
+import pkgutil
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from headwise.data import fewshot
+from headwise.data import fewshot, synthetic
 from headwise.data import labels as label_rules
 from headwise.data.decode import fit_all
 from headwise.data.pixels import FINAL_SPLITS, Pixels
@@ -27,6 +27,8 @@ from headwise.errors import DataError
 FEW = 256
 """Up to so many images are drawn as they are asked for, however slowly, and kept for the next run of this process; the
 same images as those of the prepared set."""
+SHARED = frozenset(["rays", "records", "standin"])
+"""Modules of headwise.data.synthetic that generators share."""
 KEPT = 128
 """Small splits that are kept."""
 _kept: dict[tuple[object, ...], Pixels] = {}
@@ -53,9 +55,7 @@ class SyntheticSource:
 
     def has(self, task: VTABTask) -> bool:
         """Whether there is a look-alike for the task; every other task with an upstream set has a stand-in."""
-        return (
-            task.builder is not None and importlib.util.find_spec(f"headwise.data.synthetic.{task.builder}") is not None
-        )
+        return task.builder in _generators()
 
     def fingerprint(self, task: VTABTask, splits: Sequence[str] = FINAL_SPLITS) -> str:
         """Hash of the generator's name and revision and of the rules that choose and label its images."""
@@ -150,6 +150,12 @@ class SyntheticSource:
         if task.builder is None:
             raise DataError(f"there is no generator for task {task.name!r}; use data=folder data.root=PATH")
         return StandIn(task)
+
+
+@cache
+def _generators() -> frozenset[str]:
+    """Names of the modules that draw an upstream set."""
+    return frozenset(found.name for found in pkgutil.iter_modules(synthetic.__path__)) - SHARED
 
 
 @lru_cache(maxsize=4)

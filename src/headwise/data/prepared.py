@@ -26,6 +26,9 @@ TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 MAX_RECORD = 1 << 30
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _CRC32C = 0x82F63B78
+_LIBRARY = "tensorflow_datasets."
+_CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
+"""Keys of a feature's description under which the library looks for a class, the last one in its old format."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,27 @@ def read(path: Path, builder: str) -> Prepared:
                 raise DataError(f"{shard}: is missing or empty, it should hold {count} examples; prepare the set again")
     sizes = {name: sum(count for _, count in split) for name, split in shards.items()}
     return Prepared(path, builder, version, form, sizes, shards, _generator(path))
+
+
+def check_features(file: Path) -> None:
+    """Check that the description of a set's features names classes of the data library only, which imports them.
+
+    Raises:
+        DataError: if it names another, or cannot be read.
+    """
+    try:
+        waiting = [json.loads(file.read_text(encoding="utf-8"))]
+        while waiting:
+            node = waiting.pop()
+            for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+                if isinstance(value, dict | list):
+                    waiting.append(value)
+                elif key in _CLASS_KEYS and not str(value).startswith(_LIBRARY):
+                    raise DataError(f"{file}: names the class {str(value)[:100]!r}; allowed are those of {_LIBRARY}*")
+    except (OSError, ValueError, RecursionError, TypeError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{file}: is damaged ({type(error).__name__}: {error}); prepare the set again") from error
 
 
 def _shards(path: Path, dataset: str, split: Mapping[str, Any], form: str) -> list[tuple[Path, int]]:

@@ -7,9 +7,11 @@ Pixels leave here as uint8; normalisation belongs to the data module.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
+from headwise import targets
 from headwise.data.cache import CacheSource
 from headwise.data.drawn import SyntheticSource
 from headwise.data.folder import FolderSource
@@ -27,6 +29,7 @@ __all__ = [
     "Source",
     "SyntheticSource",
     "TFDSSource",
+    "source_of",
 ]
 
 log = logging.getLogger(__name__)
@@ -119,3 +122,29 @@ class AutoSource:
             if other is not None and other.fingerprint(task) == self.cache.fingerprint(task):
                 return other.load(task, split, size, resize, limit)
         return source.load(task, split, size, resize, limit)
+
+
+SOURCES: dict[str, type[Any]] = {
+    f"{module}.{kind.__name__}": kind
+    for kind in (AutoSource, CacheSource, FolderSource, SyntheticSource, TFDSSource)
+    for module in (__name__, kind.__module__)
+}
+"""Every source that a record may name."""
+
+
+def source_of(spec: Any, trust: Iterable[str] = ()) -> Source:
+    """The source that a record describes: ``_target_`` and arguments, plain data.
+
+    Args:
+        spec: the group ``data`` of a configuration.
+        trust: modules of the user's own whose sources may be named as well.
+
+    Raises:
+        ConfigError: if it names another class, or the arguments do not fit. DataError: if its folder is not there.
+    """
+    source: Source = targets.build(spec, SOURCES.get, _is_source, "a source of images", trust)
+    return source
+
+
+def _is_source(kind: type) -> bool:
+    return all(hasattr(kind, name) for name in ("fingerprint", "labels", "count", "load"))

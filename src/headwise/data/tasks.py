@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+from headwise import targets
 from headwise.errors import ConfigError, suggest
 
 GROUPS = ("natural", "specialized", "structured", "fewshot", "own")
@@ -105,6 +107,16 @@ class VTABTask:
         if self.shots is not None:
             return None if split == "val200" else self.shots * self.num_classes
         return {"train800": 800, "val200": 200, "train800val200": 1000}[split]
+
+
+def task_of(spec: Any) -> VTABTask:
+    """The task that a record describes: ``_target_`` and fields, plain data.
+
+    Raises:
+        ConfigError: if it names another class, or the fields do not fit.
+    """
+    own = {f"{VTABTask.__module__}.{VTABTask.__name__}": VTABTask}
+    return targets.build(spec, own.get, lambda kind: False, "a task")
 
 
 def check_split(split: str) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -28,7 +29,7 @@ from headwise.data.labels import label_of
 from headwise.data.listfiles import JPEG_MAGIC, SETTLED_SECONDS
 from headwise.data.membership import Membership, key_of, wrong_sizes
 from headwise.data.pixels import CHUNK, FINAL_SPLITS, Pixels, decoder
-from headwise.data.prepared import Prepared, find, tfrecords, versions_present
+from headwise.data.prepared import FEATURES, Prepared, check_features, find, tfrecords, versions_present
 from headwise.data.splits import Indices, parse_slice, split_ranges, subset
 from headwise.data.tasks import VTABTask
 from headwise.errors import DataError
@@ -61,8 +62,8 @@ class TFDSSource:
 
     def __init__(self, root: str | Path, official: bool = True) -> None:
         self.root, self.official = Path(root).expanduser(), official
-        if not self.root.is_dir():
-            raise DataError(f"data.root={str(root)!r} is not a folder; give the one that holds the prepared sets")
+        if not os.path.isdir(self.root):  # noqa: PTH112 - no path makes it raise
+            raise DataError(f"data.root={str(root)[:300]!r} is not a folder; give the one that holds the prepared sets")
         self._found: dict[str, Prepared] = {}
 
     def has(self, task: VTABTask) -> bool:
@@ -234,6 +235,7 @@ def _examples(found: Prepared, name: str, positions: Indices) -> Iterator[tuple[
 
     logging.getLogger("absl").setLevel(logging.WARNING)  # it tells of every directory it opens
     try:
+        check_features(found.path / FEATURES)
         builder = tfds.builder_from_directory(found.path)
         features = builder.info.features
         skip = {key: tfds.decode.SkipDecoding() for key, f in features.items() if isinstance(f, tfds.features.Image)}

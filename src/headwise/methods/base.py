@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import lightning as L
 from torch import Tensor, nn
 
+from headwise import targets
 from headwise.adapted import AdaptedLinear, BesideLinear, Delta
 from headwise.backbone import Backbone
 from headwise.errors import CheckpointError, ConfigError
@@ -362,22 +365,29 @@ def check_factor(label: str, name: str, value: Any) -> None:
         raise ConfigError(f"{name} of method {label!r} must be a finite number other than 0, got {value}")
 
 
-def build_method(spec: Mapping[str, Any], label: str) -> Method:
+@functools.cache
+def _modules() -> frozenset[str]:
+    return frozenset(f"{__package__}.{file.stem}" for file in Path(__file__).parent.glob("*.py"))
+
+
+def _own(target: str) -> type[Method] | None:
+    """The method of ours that a target names; only modules that lie in headwise.methods are imported."""
+    module, _, name = target.rpartition(".")
+    kind = getattr(importlib.import_module(module), name, None) if module in _modules() else None
+    is_ours = isinstance(kind, type) and issubclass(kind, Method) and kind.__module__ in _modules()
+    return kind if is_ours else None
+
+
+def build_method(spec: Mapping[str, Any], label: str, trust: Iterable[str] = ()) -> Method:
     """The method a `Method.spec` describes.
 
-    Raises:
-        ConfigError: if ``_target_`` names no Method of an importable module, or the fields do not fit it.
-    """
-    import importlib
+    Args:
+        spec: ``_target_`` and fields, plain data.
+        label: of the method.
+        trust: modules of the user's own whose methods may be named as well.
 
-    module_name, _, class_name = str(spec.get("_target_", "")).rpartition(".")
-    try:
-        kind = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"method {spec.get('_target_')!r} cannot be imported: {error}") from error
-    if not (isinstance(kind, type) and issubclass(kind, Method)):
-        raise ConfigError(f"{spec['_target_']} is not a Method")
-    try:
-        return kind(label=label, **{key: value for key, value in spec.items() if key != "_target_"})
-    except TypeError as error:
-        raise ConfigError(f"{spec['_target_']}: {error}") from error
+    Raises:
+        ConfigError: if ``_target_`` names no Method of headwise or of a trusted module, or the fields do not fit it.
+    """
+    labelled = {**spec, "label": label} if isinstance(spec, Mapping) else spec
+    return targets.build(labelled, _own, lambda kind: issubclass(kind, Method), "a method", trust)

@@ -9,6 +9,7 @@ import contextlib
 import copy
 import dataclasses
 import itertools
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -34,9 +35,11 @@ from headwise.sites import PROJECTIONS, Site, select
 NOMINAL_STEPS = 1000
 """Length of the run that an AdaLoRA is laid out for that is taken from a checkpoint, or installed without a plan."""
 
-
 REFUSALS = (ValueError, TypeError, ImportError, UserWarning)
 """What peft raises where a config cannot be, or needs a package that is not installed."""
+
+FETCHING = re.compile("adapters|auto_mapping|base_model.*|megatron_.*|prompt_tuning.*|revision|shadow_model|token.*")
+"""Fields by which a config makes peft import modules, read files or fetch other models."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +155,7 @@ def _config_class(values: Mapping[str, Any]) -> type[Any]:
     Raises:
         ConfigError: if it is not one of peft's configs; lists them.
     """
-    target = str(values.get("_target_", ""))
+    target = str(values.get("_target_", ""))[:200] if isinstance(values, Mapping) else repr(values)[:200]
     module, _, name = target.rpartition(".")
     kind = getattr(peft, name, None) if module == "peft" else None
     if not (isinstance(kind, type) and dataclasses.is_dataclass(kind) and name.endswith("Config")):
@@ -175,6 +178,8 @@ def _build_config(values: Mapping[str, Any]) -> Any:
             continue
         if name not in allowed:
             raise ConfigError(f"peft.{kind.__name__} has no field {name!r}{suggest(name, allowed)}")
+        if FETCHING.fullmatch(name) and value is not None:
+            raise ConfigError(f"config.{name} is not supported: it would make peft import or load something of its own")
         options[name] = _build_config(value) if isinstance(value, Mapping) and "_target_" in value else value
     try:
         with _strict():

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import stat
 import time
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
@@ -189,6 +190,8 @@ def file_sha256(path: str | Path, cache: Path | None = None) -> str:
     try:
         source = source.resolve(strict=True)
         before = source.stat()
+        if not stat.S_ISREG(before.st_mode):
+            raise ConfigError(f"cannot hash {path}: it is a folder or a device; a readable file is needed")
         note = (cache or cache_folder()) / "sha256" / f"{hashlib.sha256(os.fsencode(source)).hexdigest()[:32]}.json"
         known = {"path": str(source), "size": before.st_size, "mtime_ns": before.st_mtime_ns}
         with contextlib.suppress(OSError, ValueError):
