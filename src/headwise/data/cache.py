@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -161,7 +162,7 @@ def label_file(task: str, part: str) -> str:
 
 def candidates(root: Path, task: VTABTask, kinds: Sequence[str] = KINDS) -> list[Path]:
     """Cache folders that may hold a task, by kind and by preference of version, whatever their pixels are."""
-    if not root.is_dir():
+    if not os.path.isdir(root):  # noqa: PTH112 - no path makes it raise
         return []
     folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     builder = task.builder if task.config is None else f"{task.builder}.{task.config}"
