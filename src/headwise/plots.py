@@ -55,9 +55,8 @@ def learning_curves(histories: Sequence[Path], labels: Sequence[str], folder: Pa
     loss_axis.set(ylabel="training loss (nats)", ylim=(0, None))
     rate_axis.set(ylabel="learning rate", xlabel="epoch", ylim=(0, None))
     loss_axis.legend(frameon=False)
-    part = folder / "curve.part.png"
-    figure.savefig(part, dpi=120)
-    part.replace(folder / "curve.png")
+    with atomic.replacing(folder / "curve.png") as part:
+        figure.savefig(part, dpi=120)
 
 
 def score_map(
@@ -100,9 +99,8 @@ def score_map(
     for axis, (label, proj, rows) in zip(figure.subplots(1, len(gated), squeeze=False)[0], gated, strict=True):
         _draw_scores(figure, axis, rows, num_heads)
         axis.set_title(f"{label}: {proj}")
-    part = folder / "heads.part.png"
-    figure.savefig(part, dpi=120)
-    part.replace(folder / "heads.png")
+    with atomic.replacing(folder / "heads.png") as part:
+        figure.savefig(part, dpi=120)
 
 
 def _draw_scores(figure: Figure, axis: Any, rows: Sequence[Mapping[str, Any]], num_heads: int) -> None:
