@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from made_faults import FAULTS, FINE, KILLS, REFUSED
+from made_disturbed import FAULTS, FINE, KILLS, REFUSED
 from made_networks import REPO
 
-SCRIPT = Path(__file__).parent / "made_faults.py"
+SCRIPT = Path(__file__).parent / "made_disturbed.py"
 
 
 def check(folder: Path, stride: int, faults: Sequence[str]) -> None:
@@ -41,7 +41,7 @@ def check(folder: Path, stride: int, faults: Sequence[str]) -> None:
 
 
 def test_each_fault_at_a_write_of_a_run(tmp_path: Path) -> None:
-    check(tmp_path, 40, FAULTS)
+    check(tmp_path, 24, FAULTS)
 
 
 @pytest.mark.slow

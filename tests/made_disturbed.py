@@ -1,6 +1,6 @@
 """A run whose n-th write fails, or during whose n-th write the process is killed; each in a process of its own.
 
-Started as ``python made_faults.py FOLDER STRIDE FAULT...`` by tests/test_faults.py: every STRIDE-th write has
+Started as ``python made_disturbed.py FOLDER STRIDE FAULT...`` by tests/test_faults.py: every STRIDE-th write has
 each FAULT once, each fault beginning with another write. Everything is imported once and then forked. Prints one line
 of JSON.
 """
