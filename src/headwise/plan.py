@@ -25,7 +25,7 @@ from headwise.data.tasks import VTABTask, task_of
 from headwise.errors import ConfigError, HeadwiseError, suggest
 from headwise.evolution import fill_searches
 from headwise.gate import fill_gates
-from headwise.pertask import fill_tasks
+from headwise.pertask import OTHERS, fill_protocol, fill_tasks
 from headwise.presets import PUBLISHED, fill_presets
 from headwise.protocol import Protocol
 from headwise.results.fingerprint import file_sha256, fingerprint, identity
@@ -98,6 +98,9 @@ def plan_run(cfg: DictConfig) -> Plan:
         refuse_secrets(config)
         resume, wait = config.pop("resume", "auto"), config.pop("wait", True)
         task = instantiate(config["dataset"], _convert_="all")
+        own = fill_protocol(config, _given())
+        if own != config["protocol"]:
+            config[OTHERS], config["protocol"] = config["protocol"], own
         config["method"] = fill_searches(fill_gates(fill_tasks(config, _given()), config.get("ne")))
         config["method"], published = fill_presets(config["method"], task.name)
         if published:
