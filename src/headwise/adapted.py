@@ -16,7 +16,7 @@ from headwise.errors import CheckpointError, ConfigError
 from headwise.fused import Block, Dense, lowrank_linear
 from headwise.quantize import pack_codes, unpack_codes
 from headwise.sites import Site
-from headwise.wrapping import Settling
+from headwise.wrapping import Settling, at_least_float32
 
 
 class Factors(NamedTuple):
@@ -147,7 +147,7 @@ class AdaptedLinear(nn.Linear):
 
     @classmethod
     def around(cls, linear: nn.Linear, delta: Delta) -> Self:
-        """Carry `delta` on `linear`, sharing its Parameters.
+        """Carry `delta` on `linear`, sharing its Parameters; the delta gets the linear's type, at least float32.
 
         Raises:
             ConfigError: if the projection already carries a delta (a phase ends by merging).
@@ -158,7 +158,7 @@ class AdaptedLinear(nn.Linear):
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
-        self.delta = delta
+        self.delta = delta.to(at_least_float32(linear.weight))
         self.train(linear.training)
         return self
 
@@ -176,7 +176,7 @@ class AdaptedLinear(nn.Linear):
     @torch.no_grad()
     def merged(self) -> nn.Linear:
         """A plain nn.Linear with the update folded in; the update is formed in at least float32."""
-        dtype = torch.promote_types(self.weight.dtype, torch.float32)
+        dtype = at_least_float32(self.weight)
         linear = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
         base = self.weight.to(dtype)
         weight = (base + self.delta.weight(base)).to(self.weight.dtype)

@@ -121,6 +121,11 @@ def feed(block: nn.Module, x: Tensor) -> Tensor:
     return own.drop_path2(scale(own.mlp(own.norm2(x))))
 
 
+def at_least_float32(tensor: Tensor) -> torch.dtype:
+    """The type that what a method adds has beside a tensor of the network: the same, in narrow types float32."""
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
 def unwrapped(module: nn.Module) -> nn.Module:
     """The network's own module below any wrappers."""
     while isinstance(module, Wrapper):

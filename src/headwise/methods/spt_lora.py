@@ -31,7 +31,7 @@ from headwise.methods.base import Batches, Installed, Method, Plan
 from headwise.methods.structural import refuse_four_bits
 from headwise.portions import more_parts, split
 from headwise.sites import PROJECTIONS, Site
-from headwise.wrapping import pretrained_parameters
+from headwise.wrapping import at_least_float32, pretrained_parameters
 
 NUM_TAUS = 200
 INITS = ("default", "upstream")
@@ -127,7 +127,9 @@ class SPTLoRA(Method):
         wanted = self._candidates(net)
         flags = {parameter: parameter.requires_grad for parameter in net.parameters()}
         mode = net.training
-        sums = {name: torch.zeros_like(parameter) for name, parameter in wanted.items()}
+        sums = {
+            name: torch.zeros_like(parameter, dtype=at_least_float32(parameter)) for name, parameter in wanted.items()
+        }
         try:
             net.requires_grad_(False)
             for parameter in wanted.values():
@@ -142,7 +144,7 @@ class SPTLoRA(Method):
                     except Exception as error:
                         parts = more_parts(error, parts, len(batch[1]))
                 for total, grad in zip(sums.values(), grads, strict=True):
-                    total += grad.float() ** 2
+                    total += grad.to(total.dtype) ** 2
         finally:
             for parameter, flag in flags.items():
                 parameter.requires_grad_(flag)
@@ -254,7 +256,8 @@ def _gradients(net: Backbone, wanted: Sequence[nn.Parameter], batch: tuple[Tenso
     """Gradients of the mean loss of a batch, which is computed in parts."""
     sums: list[Tensor] = []
     for images, labels, share in split(batch, parts):
-        loss = F.cross_entropy(net(images).float(), labels) * share
+        scores = net(images)
+        loss = F.cross_entropy(scores.to(at_least_float32(scores)), labels) * share
         grads = torch.autograd.grad(loss, wanted)
         sums = [total + grad for total, grad in zip(sums, grads, strict=True)] if sums else list(grads)
     return sums
