@@ -92,6 +92,7 @@ def test_identity(phases: tuple[Phase, ...]) -> None:
 
 
 OFF_ZERO = {
+    "adapter_post",
     "bi_adaptformer",
     "bi_lora",
     "compacter",

@@ -75,8 +75,21 @@ class Delta(nn.Module):
         return None
 
     def bias(self, weight: Tensor, bias: Tensor) -> Tensor | None:
-        """Update of the bias, (O,), or None. Merged like the weight."""
-        return None
+        """Update of the bias, (O,), or None. Merged like the weight. By default that of `have_bias_entries`."""
+        if "bias_values" not in self._parameters:
+            return None
+        values = self.get_parameter("bias_values")
+        return torch.zeros_like(bias).index_put((self.get_buffer("bias_entries").long(),), values.to(bias.dtype))
+
+    @property
+    def updates_bias(self) -> bool:
+        """Whether `bias` is ever more than None."""
+        return type(self).bias is not Delta.bias or "bias_values" in self._parameters
+
+    def have_bias_entries(self, entries: Tensor, base: Tensor) -> None:
+        """Let the bias train at some entries, (n,) integers: values, (n,), that are zero at the start and added there."""
+        self.register_parameter("bias_values", nn.Parameter(torch.zeros(len(entries), device=base.device)))
+        self.register_buffer("bias_entries", entries.to(device=base.device, dtype=torch.int32))
 
     def pack(self) -> dict[str, Tensor]:
         """What is stored when the phase is over; where heads are off, their pieces are left out and a bit mask says so.
@@ -196,7 +209,7 @@ class BesideLinear(Settling):
         super().__init__()
         if delta.reads_base:
             raise ConfigError(f"{type(delta).__name__} reads the dense base weight; this projection has none")
-        if type(delta).bias is not Delta.bias:
+        if delta.updates_bias:
             raise ConfigError(f"{type(delta).__name__} updates the bias too, which needs a dense projection")
         self.module, self.delta = module, delta
 
@@ -236,7 +249,7 @@ def adapted_linear(x: Tensor, weight: Tensor, bias: Tensor | None, parts: Sequen
         (..., sum of O).
     """
     adapted = [part for part in parts if isinstance(part, AdaptedLinear)]
-    if bias is not None and any(type(part.delta).bias is not Delta.bias for part in adapted):
+    if bias is not None and any(part.delta.updates_bias for part in adapted):
         bias = torch.cat([_bias_of(part) for part in parts])
 
     blocks: list[Block] = []

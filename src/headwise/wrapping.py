@@ -102,6 +102,19 @@ class Beside(Wrapper):
         return x + self.feed(x)
 
 
+class AfterBlock(After):
+    """y + part(y) with y the output of a block, after its last residual."""
+
+    def attend(self, x: Tensor) -> Tensor:
+        """The block's first half."""
+        return attend(self.inner, x)
+
+    def feed(self, x: Tensor) -> Tensor:
+        """What the second half adds, and the part's correction of the sum."""
+        y = feed(self.inner, x)
+        return y + self.part(x + y)
+
+
 def attend(block: nn.Module, x: Tensor) -> Tensor:
     """First half of a block: x plus its attention branch."""
     own: Any = block
