@@ -31,6 +31,7 @@ from headwise.protocol import Protocol
 from headwise.results.fingerprint import file_sha256, fingerprint, identity
 from headwise.results.store import Result, RunKey
 from headwise.secret import hidden, refuse_secrets
+from headwise.revisions import fill_revisions
 from headwise.sweeps.request import request_of
 from headwise.variants import variant_of
 from headwise.weights import network_name, weights_content
@@ -103,6 +104,7 @@ def plan_run(cfg: DictConfig) -> Plan:
             config[OTHERS], config["protocol"] = config["protocol"], own
         config["method"] = fill_searches(fill_gates(fill_tasks(config, _given()), config.get("ne")))
         config["method"], published = fill_presets(config["method"], task.name)
+        config["method"] = fill_revisions(config["method"])
         if published:
             config[PUBLISHED] = published
         config["backbone"]["name"] = network_name(config["backbone"])
@@ -187,7 +189,7 @@ def _looked_at(config: Mapping[str, Any], protocol: Protocol) -> list[tuple[str,
 def _reduced(config: Mapping[str, Any], task: VTABTask, images: Sequence[str]) -> dict[str, Any]:
     pixels = {name: value for name, usual in PIXELS.items() if (value := getattr(task, name)) != usual}
     reduced = {
-        "method": config["method"],
+        "method": fill_revisions(config["method"]),
         "backbone": config["backbone"],
         "dataset": {"name": task.name, "num_classes": task.num_classes, **pixels},
         "data": {"fingerprint": images[0], **({"searched": list(images[1:])} if images[1:] else {})},
