@@ -154,19 +154,6 @@ def _waiting(holder: Mapping[str, Any]) -> None:
         print(f"waiting for {describe(holder)}, which computes this run", flush=True)
 
 
-def _ground(plan: Plan, protocol: Protocol) -> dict[str, Any]:
-    """What every phase measured by `protocol` stands on; a search leaves no trace but in what it chose."""
-    ground = {key: value for key, value in plan.identity.items() if key != "method"}
-    recipe = {key: value for key, value in ground["protocol"].items() if key != "search"}
-    ground["data"] = {"fingerprint": ground["data"]["fingerprint"]}
-    splits = {"train_split": protocol.train_split, "eval_split": protocol.eval_split}
-    if any(recipe[key] != split for key, split in splits.items()):
-        images = plan.source.fingerprint(plan.task, tuple(splits.values()))
-        ground["data"] = {"fingerprint": images}
-        recipe |= {**splits, "test_images": protocol.test_images, "select": protocol.select}
-    return {**ground, "protocol": recipe}
-
-
 def _execute(plan: Plan) -> Result:
     """Train all phases and record the result; the tracker's run ends when that is done, or fails with it."""
     with _logger(plan.config, plan.key) as logger:
@@ -236,14 +223,14 @@ def _train(plan: Plan, logger: Any) -> Result:
             gpu=gpu,
             made=made,
         )
-        ground = _ground(plan, protocol)
+        ground = plan.ground(protocol)
         seed = config["seed"]
         phases = run_phases(net, methods, data, protocol, store, ground, seed=seed, machine=where, say=say)
         return net, data, phases
 
     def attempt(methods: Sequence[Method]) -> PhaseResult:
         trial = protocol.for_search()
-        address = chain(methods, _ground(plan, trial), trial.epochs)[-1].phase
+        address = chain(methods, plan.ground(trial), trial.epochs)[-1].phase
         return store.finished(address) or train(methods, trial, None)[2][-1]
 
     methods, scouted = explore(methods, attempt, say)

@@ -40,6 +40,8 @@ OmegaConf.register_new_resolver("mul", lambda a, b: a * b, replace=True)
 
 DEVICES = Path("/dev")
 """Where the system shows its GPUs."""
+CHOICE = 2
+"""Raised when the epoch that ``protocol.select=best_test`` takes, or what is kept of it, changes."""
 PIXELS = {"channels": 3, "pixel_scale": 1}
 """What turns stored images into pixels, and its usual value, which a run's identity does not mention."""
 RESUME = ("auto", "force", "never")
@@ -79,6 +81,19 @@ class Plan:
     def folder(self) -> Path:
         """Of the run."""
         return self.key.path(self.root)
+
+    def ground(self, protocol: Protocol) -> dict[str, Any]:
+        """What every phase measured by `protocol` stands on; a search leaves no trace but in what it chose."""
+        ground = {key: value for key, value in self.identity.items() if key != "method"}
+        apart = ("search",) if protocol.select == "best_test" else ("search", "choice")
+        recipe = {key: value for key, value in ground["protocol"].items() if key not in apart}
+        ground["data"] = {"fingerprint": ground["data"]["fingerprint"]}
+        splits = {"train_split": protocol.train_split, "eval_split": protocol.eval_split}
+        if any(recipe[key] != split for key, split in splits.items()):
+            images = self.source.fingerprint(self.task, tuple(splits.values()))
+            ground["data"] = {"fingerprint": images}
+            recipe |= {**splits, "test_images": protocol.test_images, "select": protocol.select}
+        return {**ground, "protocol": recipe}
 
 
 def plan_run(cfg: DictConfig) -> Plan:
@@ -197,11 +212,24 @@ def _reduced(config: Mapping[str, Any], task: VTABTask, images: Sequence[str]) -
         "trainer": {key: config["trainer"][key] for key in ("accelerator", "threads", "attention")},
         "seed": config["seed"],
     }
+    if _chooses_anew(config):
+        reduced["protocol"] = {**config["protocol"], "choice": CHOICE}
     contents = {"backbone.weights": weights_content(config["backbone"])}
     for path, node in (("method", config["method"]), ("method.first", config["method"].get("first", {}))):
         if isinstance(node, Mapping) and node.get("checkpoint"):
             contents[f"{path}.checkpoint"] = file_sha256(node["checkpoint"])
     return identity(reduced, contents)
+
+
+def _chooses_anew(config: Mapping[str, Any]) -> bool:
+    """Whether the epoch chosen on the test set is another one than code before `CHOICE` 2 stored.
+
+    On a CPU it kept the last epoch's tensors in place of the chosen one's. AdaLoRA could be taken from before its last
+    pruning; heads that were to go off as well, but then the record says that none is (see `PhaseResult`).
+    """
+    if config["protocol"].get("select") != "best_test":
+        return False
+    return config["trainer"]["accelerator"] == "cpu" or "peft.AdaLoraConfig" in json.dumps(config["method"])
 
 
 def still_holds(result: Result) -> bool:

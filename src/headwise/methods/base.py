@@ -174,6 +174,18 @@ class Installed:
         """A term to add to the loss (AdaLoRA's orthogonality), or None."""
         return None
 
+    def final_from(self, epochs: int, steps_per_epoch: int) -> int:
+        """First epoch, counted from 1, at whose end nothing but the weights will change any more.
+
+        What is measured before is not yet the network of this method: heads that are to go off are still on (Heart), or
+        ranks that are to go are still there (AdaLoRA). No earlier epoch may be chosen.
+
+        Args:
+            epochs: of the phase.
+            steps_per_epoch: optimiser steps.
+        """
+        return 1 if self.masking is None else self.masking.final_from(epochs)
+
     def callbacks(self) -> list[L.Callback]:
         """Lightning callbacks of the method (Heart's mask, AdaLoRA's allocator)."""
         return [] if self.masking is None else [self.masking]

@@ -375,6 +375,12 @@ class PeftInstalled(Installed):
             raise ConfigError("AdaLoRA must know the number of training steps: install it with the plan of prepare()")
         return [self.allocator]
 
+    def final_from(self, epochs: int, steps_per_epoch: int) -> int:
+        """AdaLoRA takes ranks away until its last allocation."""
+        if self.allocator is None:
+            return super().final_from(epochs, steps_per_epoch)
+        return min(epochs, max(1, -(-self.allocator.last_step // steps_per_epoch)))
+
     def merge(self) -> None:
         """Let peft fold its updates in and leave, then lay q, k and v out in one storage again."""
         self.tuner.merge_and_unload()
