@@ -31,8 +31,8 @@ from headwise.presets import PUBLISHED, fill_presets
 from headwise.protocol import Protocol
 from headwise.results.fingerprint import file_sha256, fingerprint, identity
 from headwise.results.store import Result, RunKey
-from headwise.secret import hidden, refuse_secrets
 from headwise.revisions import fill_revisions
+from headwise.secret import hidden, refuse_secrets
 from headwise.sweeps.request import request_of
 from headwise.variants import BASE
 from headwise.weights import network_name, weights_content

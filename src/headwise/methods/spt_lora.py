@@ -67,7 +67,7 @@ class BiasEntries(Delta):
 
     def factors(self) -> None:
         """None: there is nothing to add to the projection's output."""
-        return None
+        return
 
 
 class Held(nn.Module):
