@@ -65,6 +65,8 @@ def run(cfg: DictConfig) -> float | None:
     plan = None
     try:
         plan = plan_run(cfg)
+        if not plan.config.get("variant"):
+            plan = replace(plan, key=ResultStore(plan.root).place(plan.key, plan.identity))
         return _run(plan)
     except BusyError as busy:
         if not sweep:

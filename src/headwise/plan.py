@@ -25,13 +25,14 @@ from headwise.data.tasks import VTABTask, task_of
 from headwise.errors import ConfigError, HeadwiseError, suggest
 from headwise.evolution import fill_searches
 from headwise.gate import fill_gates
+from headwise.naming import variant
 from headwise.pertask import fill_tasks
 from headwise.presets import PUBLISHED, fill_presets
 from headwise.protocol import Protocol
 from headwise.results.fingerprint import file_sha256, fingerprint, identity
 from headwise.results.store import Result, RunKey
 from headwise.sweeps.request import request_of
-from headwise.variants import variant_of
+from headwise.variants import BASE
 from headwise.weights import network_name, weights_content
 
 OmegaConf.register_new_resolver("mul", lambda a, b: a * b, replace=True)
@@ -86,21 +87,8 @@ def plan_run(cfg: DictConfig) -> Plan:
         ConfigError: for a missing value or one out of range.
     """
     with instantiation():
-        cfg = cfg.copy()
-        OmegaConf.set_struct(cfg, False)
-        if cfg.trainer.accelerator == "auto":
-            cfg.trainer.accelerator = "gpu" if _has_gpu() else "cpu"
-        if cfg.trainer.attention == "auto":
-            plain = cfg.trainer.accelerator == "cpu" and cfg.protocol.precision == "bf16"
-            cfg.trainer.attention = "plain" if plain else "timm"
-        config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
+        config, task = _resolved(cfg, overrides_of())
         resume, wait = config.pop("resume", "auto"), config.pop("wait", True)
-        task = instantiate(config["dataset"], _convert_="all")
-        config["method"] = fill_searches(fill_gates(fill_tasks(config, _given()), config.get("ne")))
-        config["method"], published = fill_presets(config["method"], task.name)
-        if published:
-            config[PUBLISHED] = published
-        config["backbone"]["name"] = network_name(config["backbone"])
         source = instantiate(config["data"], _convert_="all")
         protocol = Protocol(**config["protocol"])
     if resume not in RESUME:
@@ -112,17 +100,18 @@ def plan_run(cfg: DictConfig) -> Plan:
             f"protocol.test_images={protocol.test_images} is not a subset of the {task.num_test} test images of "
             f"{task.name}; use null for all"
         )
+    identity = _identity(config, task, source, protocol)
     key = RunKey(
         name=str(config["name"]),
         method=str(config["method"]["label"]),
         dataset=task.name,
-        variant=config.get("variant") or _variant(),
+        variant=config.get("variant") or _variant(config, identity),
         seed=config["seed"],
     )
     return Plan(
         key=key,
         config=config,
-        identity=_identity(config, task, source, protocol),
+        identity=identity,
         task=task,
         source=source,
         protocol=protocol,
@@ -132,6 +121,30 @@ def plan_run(cfg: DictConfig) -> Plan:
         request=asked(),
         overrides=overrides_of(),
     )
+
+
+def _resolved(cfg: DictConfig, overrides: Sequence[str]) -> tuple[dict[str, Any], VTABTask]:
+    """A configuration as plain values with nothing left open, and the task it names.
+
+    Args:
+        cfg: composed; stays as it is.
+        overrides: that it was composed of.
+    """
+    cfg = cfg.copy()
+    OmegaConf.set_struct(cfg, False)
+    if cfg.trainer.accelerator == "auto":
+        cfg.trainer.accelerator = "gpu" if _has_gpu() else "cpu"
+    if cfg.trainer.attention == "auto":
+        plain = cfg.trainer.accelerator == "cpu" and cfg.protocol.precision == "bf16"
+        cfg.trainer.attention = "plain" if plain else "timm"
+    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
+    task = instantiate(config["dataset"], _convert_="all")
+    config["method"] = fill_searches(fill_gates(fill_tasks(config, _given(overrides)), config.get("ne")))
+    config["method"], published = fill_presets(config["method"], task.name)
+    if published:
+        config[PUBLISHED] = published
+    config["backbone"]["name"] = network_name(config["backbone"])
+    return config, task
 
 
 def _has_gpu() -> bool:
@@ -156,13 +169,32 @@ def overrides_of() -> tuple[str, ...]:
     return tuple(map(str, HydraConfig.get().overrides.task)) if HydraConfig.initialized() else ()
 
 
-def _given() -> set[str]:
+def _given(overrides: Sequence[str]) -> set[str]:
     """Keys that the command line or a sweep sets."""
-    return {override.lstrip("+~").partition("=")[0] for override in overrides_of()}
+    return {override.lstrip("+~").partition("=")[0] for override in overrides}
 
 
-def _variant() -> str:
-    return variant_of(overrides_of())
+def _variant(config: Mapping[str, Any], own: Mapping[str, Any]) -> str:
+    """The variant of the job that hydra runs in this process; outside of hydra's command line nothing was chosen.
+
+    Args:
+        config: of the run, resolved.
+        own: its identity.
+    """
+    if not HydraConfig.initialized():
+        return BASE
+    images = [own["data"]["fingerprint"], *own["data"].get("searched", [])]
+
+    def identify(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
+        other, task = _resolved(cfg, overrides)
+        looked_at, parts = (_looked_at(c, Protocol(**c["protocol"])) for c in (other, config)), ("dataset", "data")
+        pairs, own_pairs = looked_at
+        if pairs == own_pairs and all(other[part] == config[part] for part in parts):
+            return _reduced(other, task, images)  # its images need not be looked at again
+        told = [json.dumps(other[part], sort_keys=True) for part in parts]
+        return _reduced(other, task, [_images(*told, *pair)[1] for pair in pairs])
+
+    return variant(HydraConfig.get(), overrides_of(), own, identify)
 
 
 def _identity(config: Mapping[str, Any], task: VTABTask, source: Source, protocol: Protocol) -> dict[str, Any]:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from headwise.results.fingerprint import canonical, differences, fingerprint, leaves
 from headwise.results.records import PhaseResult, Result, RunKey
-from headwise.variants import BASE, beside_common, common_choices
+from headwise.variants import BASE, beside_common, common_choices, simplest
 
 GROUP_SIZES = {"natural": 7, "specialized": 4, "structured": 8}
 """Tasks per group of VTAB-1k. Averages exist only over all of them."""
@@ -24,6 +24,8 @@ FEWSHOT, FEWSHOT_SETS = "fewshot", 5
 """The group of the few-shot sets, and their number."""
 NEUTRAL = {"augment": "none"}
 """Options of the data that change nothing at this value: a record that lacks them says the same."""
+WHOLE = {"method", "backbone", "dataset", "data", "protocol", "trainer", "seed"}
+"""Parts of an identity that says everything; results of equal ones are one configuration."""
 LOADING = ("labels", "source", "splits", "resize")
 UNRECORDED = "(not recorded)"
 Places = Mapping[RunKey, tuple[str, str]]
@@ -41,11 +43,28 @@ class Setting:
 
 
 def ordered(results: Iterable[Result]) -> list[Result]:
-    """Return results in the order of their keys.
+    """Return results in the order of their keys, each configuration under one variant.
 
-    The same run under two names stays in the rows of both: without it one of them would lack cells that were made.
+    Seeds that were asked for in other words, or named by older rules, lie in several folders. They are one
+    configuration, and the simplest of its variants names it; a run that lies there twice counts once. The same run
+    under two names stays in the rows of both: without it one of them would lack cells that were made.
     """
-    return sorted(results, key=lambda result: result.key)
+    made = sorted(results, key=lambda result: result.key)
+    variants: dict[Hashable, set[str]] = {}
+    for result in made:
+        variants.setdefault(_configuration(result), set()).add(result.key.variant)
+    found: dict[tuple[RunKey, str], Result] = {}
+    for result in made:
+        key = replace(result.key, variant=simplest(variants[_configuration(result)]))
+        found.setdefault((key, result.fingerprint), replace(result, key=key))
+    return sorted(found.values(), key=lambda result: result.key)
+
+
+def _configuration(result: Result) -> Hashable:
+    """What results share that differ in nothing but the seed; the key's folder where a record does not say it all."""
+    key = result.key
+    said = fingerprint({**result.identity, "seed": None}) if result.identity.keys() >= WHOLE else key.variant
+    return key.name, key.method, key.dataset, said
 
 
 def distinct(results: Iterable[Result]) -> list[Result]:
