@@ -14,6 +14,7 @@ from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
+from hydra.conf import HydraConf
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, InstantiationException
@@ -29,7 +30,7 @@ Folders = tuple[tuple[str, str], ...]
 Identify = Callable[[DictConfig, Sequence[str]], Mapping[str, Any]]
 
 
-def variant(hydra: DictConfig, overrides: Sequence[str], own: Mapping[str, Any], identify: Identify) -> str:
+def variant(hydra: HydraConf, overrides: Sequence[str], own: Mapping[str, Any], identify: Identify) -> str:
     """The variant of a job of hydra's.
 
     Args:
