@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -377,19 +376,6 @@ def check_factor(label: str, name: str, value: Any) -> None:
         raise ConfigError(f"{name} of method {label!r} must be a finite number other than 0, got {value}")
 
 
-@functools.cache
-def _modules() -> frozenset[str]:
-    return frozenset(f"{__package__}.{file.stem}" for file in Path(__file__).parent.glob("*.py"))
-
-
-def _own(target: str) -> type[Method] | None:
-    """The method of ours that a target names; only modules that lie in headwise.methods are imported."""
-    module, _, name = target.rpartition(".")
-    kind = getattr(importlib.import_module(module), name, None) if module in _modules() else None
-    is_ours = isinstance(kind, type) and issubclass(kind, Method) and kind.__module__ in _modules()
-    return kind if is_ours else None
-
-
 def build_method(spec: Mapping[str, Any], label: str, trust: Iterable[str] = ()) -> Method:
     """The method a `Method.spec` describes.
 
@@ -402,4 +388,5 @@ def build_method(spec: Mapping[str, Any], label: str, trust: Iterable[str] = ())
         ConfigError: if ``_target_`` names no Method of headwise or of a trusted module, or the fields do not fit it.
     """
     labelled = {**spec, "label": label} if isinstance(spec, Mapping) else spec
-    return targets.build(labelled, _own, lambda kind: issubclass(kind, Method), "a method", trust)
+    own = functools.partial(targets.below, Path(__file__).parent, __name__.rpartition(".")[0], Method)
+    return targets.build(labelled, own, lambda kind: issubclass(kind, Method), "a method", trust)
