@@ -33,8 +33,10 @@ from headwise.results import provenance
 from headwise.results.claims import Claim, describe
 from headwise.results.store import BusyError, PhaseResult, PhaseStore, Result, ResultStore
 from headwise.search import Space, explore, search
+from headwise.secret import refuse_secrets
 from headwise.sweeps import lifeline
 from headwise.sweeps.ledger import Entry, Ledger, folder_of
+from headwise.tables import cells
 from headwise.tables.controls import HEADS, KINDS, PHASE, controls_of, matches
 from headwise.tracker import tracked as _logger
 
@@ -328,7 +330,7 @@ def summary(result: Result, others: Iterable[Result] = ()) -> str:
             f"{stored:>15}{phase.seconds:>10.1f}"
         )
         before = phase.accuracy
-    return "\n".join([*lines, *_measured(result, others)])
+    return "\n".join(map(cells.one_line, [*lines, *_measured(result, others)]))
 
 
 def _measured(result: Result, others: Iterable[Result]) -> list[str]:
@@ -355,6 +357,7 @@ def launch(main: Callable[[], Any]) -> None:
     """Run a hydra main; whatever goes wrong becomes a readable message and an exit status that is not 0."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
+        refuse_secrets(None, sys.argv[1:])  # before hydra, which prints the overrides of a run that fails
         main()
     except (KeyboardInterrupt, Interrupted) as error:
         print(f"\n{text_of(error) or 'stopped by the user: run the same command to resume'}", file=sys.stderr)

@@ -31,6 +31,7 @@ from headwise.presets import PUBLISHED, fill_presets
 from headwise.protocol import Protocol
 from headwise.results.fingerprint import file_sha256, fingerprint, identity
 from headwise.results.store import Result, RunKey
+from headwise.secret import hidden, refuse_secrets
 from headwise.sweeps.request import request_of
 from headwise.variants import BASE
 from headwise.weights import network_name, weights_content
@@ -138,6 +139,7 @@ def _resolved(cfg: DictConfig, overrides: Sequence[str]) -> tuple[dict[str, Any]
         plain = cfg.trainer.accelerator == "cpu" and cfg.protocol.precision == "bf16"
         cfg.trainer.attention = "plain" if plain else "timm"
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
+    refuse_secrets(config)
     task = instantiate(config["dataset"], _convert_="all")
     config["method"] = fill_searches(fill_gates(fill_tasks(config, _given(overrides)), config.get("ne")))
     config["method"], published = fill_presets(config["method"], task.name)
@@ -165,8 +167,8 @@ def folders(sources: Any) -> list[str]:
 
 
 def overrides_of() -> tuple[str, ...]:
-    """What was asked for on the command line, or by a sweep for this job."""
-    return tuple(map(str, HydraConfig.get().overrides.task)) if HydraConfig.initialized() else ()
+    """What was asked for on the command line, or by a sweep for this job; values of secrets are hidden."""
+    return tuple(hidden(str(given)) for given in HydraConfig.get().overrides.task) if HydraConfig.initialized() else ()
 
 
 def _given(overrides: Sequence[str]) -> set[str]:

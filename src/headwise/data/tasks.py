@@ -15,6 +15,8 @@ ENCODINGS = ("lossless", "jpeg")
 SPLITS = ("train800", "val200", "train800val200", "test")
 SHOTS = (1, 2, 4, 8, 16)
 DRAWS = (0, 1, 2)
+NAME = "[A-Za-z0-9_][A-Za-z0-9_.-]*"
+"""What a task may be called, a regular expression."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +74,7 @@ class VTABTask:
             object.__setattr__(self, key, tuple(str(item) for item in getattr(self, key)))
         object.__setattr__(self, "splits", {str(k): str(v) for k, v in self.splits.items()})
         where = f"task {self.name!r}"
-        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", self.name):
+        if not re.fullmatch(NAME, self.name):
             raise ConfigError(f"a task's name may hold letters, digits, '_', '-' and '.', got {self.name!r}")
         if self.group not in GROUPS:
             raise ConfigError(f"{where}: unknown group {self.group!r}{suggest(self.group, GROUPS)}")

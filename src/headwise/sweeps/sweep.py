@@ -33,6 +33,7 @@ from headwise.errors import ConfigError, SweepError, suggest
 from headwise.plan import folders, one_line, still_holds, text_of
 from headwise.results.claims import describe
 from headwise.results.store import Finished, Result, ResultError
+from headwise.secret import refuse_secrets
 from headwise.sweeps import lifeline
 from headwise.sweeps.ledger import Entry, Ledger, State, finished_requests
 from headwise.sweeps.request import request_of
@@ -115,6 +116,9 @@ class Sweep:
         jobs: overrides of each.
         launch: takes overrides of several jobs and the number of the first; hydra's launcher.
         validate: told every batch before it is launched, raises for one that cannot be composed.
+
+    Raises:
+        ConfigError: if a job is given a secret.
     """
 
     def __init__(
@@ -124,6 +128,8 @@ class Sweep:
         launch: Launch,
         validate: Callable[[list[list[str]]], None],
     ) -> None:
+        for job in jobs:
+            refuse_secrets(None, job)
         sources = folders(config.hydra.runtime.config_sources)
         self.config, self.launch, self.validate = config, launch, validate
         self.jobs = {request_of(job, sources): list(job) for job in jobs}

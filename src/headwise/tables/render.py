@@ -13,6 +13,7 @@ import pandas as pd
 
 from headwise.errors import ConfigError, suggest
 from headwise.tables.build import Table
+from headwise.tables.cells import in_csv, in_markdown, one_line, pipes
 from headwise.tables.comparable import FEWSHOT, GROUP_SIZES
 from headwise.tables.layout import COSTS, WIDE, Layout, Line, Lines, accuracies, apart, layout, paired, paired_note
 
@@ -36,13 +37,14 @@ def markdown(tables: Sequence[Table]) -> str:
     """One heading, caption and table each; then the paired differences, then published rows kept apart."""
     parts = []
     for table in tables:
-        parts += [f"## {table.title}\n", f"{_bullets(table.notes)}\n", _pipes(*accuracies(table), num_left=1)]
+        title = in_markdown(table.title)
+        parts += [f"## {title}\n", f"{_bullets(table.notes)}\n", _pipes(*accuracies(table), num_left=1)]
         if len(table.paired):
             notes = [paired_note(table), *table.answers]
-            parts += [f"### {table.title}: paired differences\n", f"{_bullets(notes)}\n"]
+            parts += [f"### {title}: paired differences\n", f"{_bullets(notes)}\n"]
             parts.append(_pipes(*paired(table), num_left=2))
         if table.apart:
-            parts += [f"### {table.title}: published rows, apart\n", f"{_bullets(table.apart)}\n"]
+            parts += [f"### {title}: published rows, apart\n", f"{_bullets(table.apart)}\n"]
             parts.append(_pipes(*apart(table), num_left=2))
     return "\n".join(parts)
 
@@ -78,7 +80,8 @@ def tidy_csv(tables: Sequence[Table]) -> str:
     for table in tables:
         for record in _tidy(table):
             named = {name: record[name] for name in TIDY if record.get(name) is not None}
-            writer.writerow({"table": table.title, "method": record.get("row", ""), **named})
+            line = {"table": table.title, "method": record.get("row", ""), **named}
+            writer.writerow({name: in_csv(value) for name, value in line.items()})
     return out.getvalue()
 
 
@@ -125,13 +128,11 @@ def _records(cells: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _bullets(notes: Sequence[str]) -> str:
-    return "\n".join(f"- {note}" for note in notes)
+    return "\n".join(f"- {in_markdown(note)}" for note in notes)
 
 
 def _pipes(head: Sequence[str], body: Sequence[Sequence[str]], num_left: int) -> str:
-    rule = ["---" if place < num_left else "--:" for place in range(len(head))]
-    lines = [head, rule, *([cell.replace("|", r"\|") for cell in line] for line in body)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    return "\n".join(pipes(head, body, num_left)) + "\n"
 
 
 def _decorated(found: Layout) -> tuple[list[str], list[list[str]], str]:
@@ -191,5 +192,6 @@ _MINUS = re.compile(r"(?<![\w.-])-(?=\d)|(?<= )-(?= )")
 
 
 def _escape(text: str) -> str:
-    plain = "".join(_LATEX.get(sign, sign) for sign in text)
+    plain = "".join(_LATEX.get(sign, sign) for sign in one_line(text))
+    plain = f"{{{plain[0]}}}{plain[1:]}" if plain.startswith(("[", "*")) else plain  # an option of the line before
     return _MINUS.sub("$-$", plain.replace("--", "-{}-"))
