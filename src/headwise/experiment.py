@@ -25,8 +25,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from headwise import atomic
-from headwise.errors import HeadwiseError, Interrupted, ResultConflict
-from headwise.plan import Plan, asked, instantiation, one_line, overrides_of, plan_run, text_of
+from headwise.errors import ConfigError, HeadwiseError, Interrupted, ResultConflict
+from headwise.plan import DEVICES, Plan, asked, instantiation, one_line, overrides_of, plan_run, text_of
 from headwise.presets import preset_labels
 from headwise.protocol import Protocol
 from headwise.results import provenance
@@ -176,11 +176,19 @@ def _train(plan: Plan, logger: Any) -> Result:
     config, protocol = plan.config, plan.protocol
     is_gpu = config["trainer"]["accelerator"] == "gpu"
     gpu = _gpu(torch.cuda.device_count()) if is_gpu else 0
-    device = torch.cuda.get_device_name(gpu) if is_gpu and torch.cuda.is_available() else None
+    seen = torch.cuda.get_device_name(gpu) if torch.cuda.is_available() else None
+    if plan.auto and not is_gpu and seen is not None:
+        raise ConfigError(
+            f"trainer=auto: this system shows no NVIDIA GPU in {DEVICES}, but torch can use one ({seen}); "
+            "say which it is to be: trainer=gpu or trainer=cpu"
+        )
+    device = seen if is_gpu else None
     versions, git = provenance.versions(), provenance.git_state(Path(__file__).parent)
-    machine = provenance.machine(device, config["trainer"]["threads"])
+    machine = provenance.machine(device or config["trainer"]["accelerator"], config["trainer"]["threads"])
     made = {"git": git, "torch": versions["torch"], "device": device or machine["cpu"]}
     print(f"run: {plan.folder}", flush=True)
+    place = device or f"CPU, {machine['cpu'] or 'of unknown kind'}"
+    print(f"device: {place}{' (trainer=auto)' if plan.auto else ''}", flush=True)
     with instantiation():
         method = instantiate(config["method"], _convert_="all")
         spec = BackboneSpec(**config["backbone"])

@@ -43,6 +43,10 @@ DEVICES = Path("/dev")
 """Where the system shows its GPUs."""
 CHOICE = 2
 """Raised when the epoch that ``protocol.select=best_test`` takes, or what is kept of it, changes."""
+ACCELERATORS = {"auto": "auto", "cpu": "cpu", "gpu": "gpu", "cuda": "gpu"}
+"""What trainer.accelerator may be, and what it means."""
+SMOKE = {"train_images": 8, "test_images": 32}
+"""What protocol=smoke takes of a set, or all of it: its numbers mean nothing."""
 PIXELS = {"channels": 3, "pixel_scale": 1}
 """What turns stored images into pixels, and its usual value, which a run's identity does not mention."""
 RESUME = ("auto", "force", "never")
@@ -62,6 +66,7 @@ class Plan:
         resume: ``auto`` takes what is finished and continues what is not; ``force`` trains again and replaces the
             result at the end; ``never`` refuses if there is a result.
         wait: for another process that computes the same run; False is an error instead.
+        auto: whether the device was left to us (trainer=auto).
         request: see `headwise.sweeps.request`; empty outside of hydra's command line.
         overrides: what was asked on the command line or by a sweep.
     """
@@ -75,6 +80,7 @@ class Plan:
     root: Path
     resume: str = "auto"
     wait: bool = True
+    auto: bool = False
     request: str = ""
     overrides: tuple[str, ...] = ()
 
@@ -112,11 +118,7 @@ def plan_run(cfg: DictConfig) -> Plan:
         raise ConfigError(f"unknown resume {resume!r}{suggest(resume, RESUME)}")
     if not isinstance(wait, bool):
         raise ConfigError(f"wait is true or false, got {wait!r}")
-    if task.num_test is not None and (protocol.test_images or 0) >= task.num_test:
-        raise ConfigError(
-            f"protocol.test_images={protocol.test_images} is not a subset of the {task.num_test} test images of "
-            f"{task.name}; use null for all"
-        )
+    _check_subsets(task, source, protocol)
     identity = _identity(config, task, source, protocol)
     key = RunKey(
         name=str(config["name"]),
@@ -125,6 +127,8 @@ def plan_run(cfg: DictConfig) -> Plan:
         variant=config.get("variant") or _variant(config, identity),
         seed=config["seed"],
     )
+    if task.is_own and (depth := getattr(source, "depth", lambda task: None)(task)) is not None:
+        config["dataset"]["depth"] = depth
     return Plan(
         key=key,
         config=config,
@@ -135,6 +139,7 @@ def plan_run(cfg: DictConfig) -> Plan:
         root=Path(config["root"]),
         resume=resume,
         wait=wait,
+        auto=cfg.trainer.accelerator == "auto",
         request=asked(),
         overrides=overrides_of(),
     )
@@ -149,6 +154,7 @@ def _resolved(cfg: DictConfig, overrides: Sequence[str]) -> tuple[dict[str, Any]
     """
     cfg = cfg.copy()
     OmegaConf.set_struct(cfg, False)
+    cfg.trainer.accelerator = _accelerator(cfg.trainer.accelerator)
     if cfg.trainer.accelerator == "auto":
         cfg.trainer.accelerator = "gpu" if _has_gpu() else "cpu"
     if cfg.trainer.attention == "auto":
@@ -169,9 +175,45 @@ def _resolved(cfg: DictConfig, overrides: Sequence[str]) -> tuple[dict[str, Any]
     return config, task
 
 
+def _accelerator(given: object) -> str:
+    """What trainer.accelerator means: auto, cpu or gpu.
+
+    Raises:
+        ConfigError: for anything else.
+    """
+    if given == "mps":
+        raise ConfigError(
+            "trainer.accelerator=mps: Apple's GPUs have no float64, which methods here need; use trainer=cpu"
+        )
+    if given not in ACCELERATORS:
+        raise ConfigError(f"unknown trainer.accelerator {given!r}{suggest(str(given), ACCELERATORS)}")
+    return ACCELERATORS[str(given)]
+
+
 def _has_gpu() -> bool:
-    """Whether this process may use an NVIDIA GPU; torch is not asked, it would take seconds."""
+    """Whether this process may use an NVIDIA GPU; torch is not asked, it would take seconds.
+
+    What it says is part of a run's identity, so torch's own answer, which a trained run hears, can only contradict it.
+    """
     return os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1") and any(DEVICES.glob("nvidia[0-9]*"))
+
+
+def _check_subsets(task: VTABTask, source: Source, protocol: Protocol) -> None:
+    """Refuse a subset that is none. The limits of protocol=smoke are upper bounds.
+
+    Raises:
+        ConfigError: saying how many images there are.
+    """
+    for key, split in (("train_images", protocol.train_split), ("test_images", protocol.eval_split)):
+        limit = getattr(protocol, key)
+        if limit is None or (protocol.name == "smoke" and limit <= SMOKE[key]):
+            continue
+        total = source.count(task, split) if task.is_own else task.official_count(split)
+        if total is not None and limit >= total:
+            kind = "test" if split == "test" else "training" if split.startswith("train") else "validation"
+            raise ConfigError(
+                f"protocol.{key}={limit} is not a subset of the {total} {kind} images of {task.name}; use null for all"
+            )
 
 
 def asked() -> str:

@@ -39,6 +39,7 @@ class VTABTask:
         label_rule: function of ``headwise.data.labels`` that derives the label from the example's features.
         channels: 3, or 1 for grey images, which stay grey in memory and are repeated when they enter the network.
         pixel_scale: what upstream's stored values are multiplied with; 255 where it stores 0 and 1.
+        depth: bits of a value of a user's own images where files have more than 8, 8 to 16; None: found.
         encoding: how upstream stores pixels; a JPEG copy of a ``lossless`` task is labelled ``lossy``.
         aliases: other names of the task in papers and tables.
         class_names: names in upstream's label order; empty if unknown.
@@ -63,6 +64,7 @@ class VTABTask:
     label_rule: str | None = None
     channels: int = 3
     pixel_scale: int = 1
+    depth: int | None = None
     encoding: str = "jpeg"
     aliases: Sequence[str] = ()
     class_names: Sequence[str] = ()
@@ -86,6 +88,9 @@ class VTABTask:
             raise ConfigError(f"{where}: channels must be 1 or 3, got {self.channels}")
         if not 1 <= self.pixel_scale <= 255:
             raise ConfigError(f"{where}: pixel_scale must be in 1..255, got {self.pixel_scale}")
+        if self.depth is not None and not (self.is_own and self.depth in range(8, 17)):
+            allowed = "8 to 16 bits, or null" if self.is_own else "only a user's own images (group own) have one"
+            raise ConfigError(f"{where}: dataset.depth={self.depth}: {allowed}")
         if self.group == "fewshot" and self.shots not in SHOTS:
             given = "shots must be given" if self.shots is None else f"shots={self.shots} is not one of the published"
             raise ConfigError(f"{where}: {given}; add shots=K to the command, K one of {', '.join(map(str, SHOTS))}")
@@ -95,6 +100,11 @@ class VTABTask:
             raise ConfigError(f"{where}: folders must name at least one folder")
         if self.class_names and len(self.class_names) != self.num_classes:
             raise ConfigError(f"{where}: {len(self.class_names)} class_names for num_classes={self.num_classes}")
+
+    @property
+    def is_own(self) -> bool:
+        """Whether these are a user's own images, which are looked at, turned upright and read with all their bits."""
+        return self.group == "own"
 
     @property
     def is_official(self) -> bool:
