@@ -87,7 +87,7 @@ class Delta(nn.Module):
         return type(self).bias is not Delta.bias or "bias_values" in self._parameters
 
     def have_bias_entries(self, entries: Tensor, base: Tensor) -> None:
-        """Let the bias train at some entries, (n,) integers: values, (n,), that are zero at the start and added there."""
+        """Let the bias train at `entries`, (n,) integers: values, (n,), zero at the start, are added there."""
         self.register_parameter("bias_values", nn.Parameter(torch.zeros(len(entries), device=base.device)))
         self.register_buffer("bias_entries", entries.to(device=base.device, dtype=torch.int32))
 

@@ -37,7 +37,9 @@ CHANGES = (
 
 def fill_revisions(method: Mapping[str, Any]) -> dict[str, Any]:
     """A method's configuration, and of every method in it, with at least the revision of its settings."""
-    filled = {name: fill_revisions(value) if isinstance(value, Mapping) else value for name, value in method.items()}
+    filled: dict[str, Any] = {}
+    for name, value in method.items():
+        filled[name] = fill_revisions(value) if isinstance(value, Mapping) else value
     for change in CHANGES:
         same = all(filled.get(name) == value for name, value in change.settings.items())
         if filled.get("_target_") == change.target and same:

@@ -1,8 +1,7 @@
-"""Serial adapters: Houlsby et al. (arXiv:1902.00751), Pfeiffer et al. (arXiv:2005.00247), VPT's "Adapter" baseline, and
-the place and form that Steitz and Roth recommend (Adapter+, arXiv:2406.06820).
+"""Serial adapters: Houlsby et al. (arXiv:1902.00751), Pfeiffer et al. (arXiv:2005.00247), VPT's, and Adapter+.
 
-y <- y + s U drop(act(D y)), y the output of attention or MLP before its residual and drop-path (houlsby, pfeiffer), or of
-the whole block after its last residual (post).
+y <- y + s U drop(act(D y)), y the output of attention or MLP before its residual and drop-path (houlsby, pfeiffer), or
+of the whole block after its last residual (post: Steitz and Roth, arXiv:2406.06820).
 """
 
 from __future__ import annotations
@@ -35,8 +34,8 @@ class Adapters(Method):
     biases and channel scales 165,984.
 
     What is called ``pfeiffer`` differs between codes. Here it reads the MLP's output before the residual, which
-    Adapter+ calls "intermediate"; the adapter that Adapter+ calls "pfeiffer" reads the sum after the residual, through a
-    LayerNorm of its own. ``post`` reads that sum without one.
+    Adapter+ calls "intermediate"; the adapter that Adapter+ calls "pfeiffer" reads the sum after the residual, through
+    a LayerNorm of its own. ``post`` reads that sum without one.
 
     Attributes:
         placement: houlsby, pfeiffer or post.

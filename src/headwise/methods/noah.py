@@ -78,7 +78,7 @@ class NOAH(Method):
     """A NOAH subnet, retrained; only its LoRA merges, the rest stays in place. Starts off the identity. ViT only.
 
     Parameters: `num_parameters`; ViT-B/16: 360,134 on average over the 19 tasks.
-    Init: prompts and adapters Xavier uniform, LoRA Kaiming and zero. ``init=upstream`` starts as the authors' code does:
+    Init: prompts and adapters Xavier uniform, LoRA Kaiming and zero. ``init=upstream`` starts as the authors' code:
     prompts are a leading slice of the supernet's, which are drawn as one (1, `super_prompts`, C) tensor, so within
     sqrt(6 / (C `super_prompts` + C)), 0.0088 for 100 and C = 768; and an initialisation of the whole model that runs
     last leaves LoRA's and the adapters' matrices normal with std 0.02.

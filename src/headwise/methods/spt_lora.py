@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from headwise.adapted import AdaptedLinear, Delta
+from headwise.adapted import AdaptedLinear, Delta, Factors
 from headwise.backbone import Backbone
 from headwise.errors import ConfigError, suggest
 from headwise.lowrank import LowRank
@@ -65,7 +65,7 @@ class BiasEntries(Delta):
         """Zeros, (O, I)."""
         return torch.zeros_like(base)
 
-    def factors(self) -> None:
+    def factors(self) -> Factors | None:
         """None: there is nothing to add to the projection's output."""
         return
 
