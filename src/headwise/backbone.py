@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from headwise.adapted import AdaptedLinear, BesideLinear
 from headwise.errors import CheckpointError, ConfigError, WeightsError, suggest
-from headwise.hub import compare, fetched
+from headwise.hub import compare, fetched, kept
 from headwise.nf4 import FourBit
 from headwise.qkv import SplitQKV
 from headwise.reading import load_weights
@@ -62,7 +62,12 @@ class Backbone(nn.Module):
         self.sites = tuple(self._owners)
 
     def _add_block(self, stage: int, index: int, block: nn.Module) -> None:
-        attention: Any = block.attn
+        attention: Any = getattr(block, "attn", None)
+        if attention is None or getattr(block, "mlp", None) is None:
+            raise ConfigError(
+                f"{type(self.model).__name__} has blocks of {type(block).__name__}, not of one attention and one mlp; "
+                "allowed: timm's ViT and Swin-V1"
+            )
         name = type(attention).__name__
         if not isinstance(getattr(attention, "qkv", None), nn.Linear):
             raise ConfigError(f"attention {name} has no fused qkv projection to split; allowed: timm's ViT and Swin-V1")
@@ -71,7 +76,9 @@ class Backbone(nn.Module):
                 f"attention {name} reads .qkv.weight itself, so an adapted projection would be ignored; "
                 "allowed: timm's ViT and Swin-V1 (not EVA, BEiT, Swin-V2)"
             )
-        heads = attention.num_heads
+        heads = getattr(attention, "num_heads", None)
+        if not isinstance(heads, int) or attention.qkv.out_features % (3 * heads):
+            raise ConfigError(f"attention {name} does not divide its rows into heads; allowed: timm's ViT and Swin-V1")
         width = attention.qkv.out_features // 3
         attention.qkv = SplitQKV(attention.qkv)
         for proj in QKV:
@@ -96,6 +103,11 @@ class Backbone(nn.Module):
         """Put a fresh classifier on top, drawn from torch's current random state: normal, std 0.02, zero bias."""
         model: Any = self.model
         model.reset_classifier(num_classes)
+        if not isinstance(self.head, nn.Linear):
+            raise ConfigError(
+                f"{type(model).__name__} has no single linear classifier but a {type(self.head).__name__}; "
+                "allowed: timm's ViT and Swin-V1"
+            )
         nn.init.normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
 
@@ -252,6 +264,15 @@ class BackboneSpec:
         """What must be said beside every number made with these weights."""
         return weights_labels(vars(self))
 
+    @property
+    def must_fetch(self) -> bool:
+        """Whether the weights are on timm's hub only."""
+        return self.weights == "auto" and kept(self.timm_name) is None
+
+    def random(self) -> BackboneSpec:
+        """The same network with random weights."""
+        return replace(self, weights="none", weights_are=None)
+
     def build(self, drop_path: float = 0.0) -> Backbone:
         """Create the network and load its weights; the head is left for `Backbone.new_head`.
 
@@ -351,6 +372,8 @@ def _stages(model: nn.Module) -> list[list[nn.Module]]:
         return [list(layer.blocks) for layer in network.layers]
     if hasattr(network, "blocks"):
         return [list(network.blocks)]
-    if hasattr(network, "layers"):
+    if hasattr(network, "layers") and all(hasattr(layer, "blocks") for layer in network.layers):
         return [list(layer.blocks) for layer in network.layers]
-    raise ConfigError(f"{type(model).__name__} has neither blocks nor layers; allowed: timm's ViT and Swin-V1")
+    raise ConfigError(
+        f"{type(model).__name__} has neither blocks nor layers of them; allowed: timm's ViT and Swin-V1"
+    )

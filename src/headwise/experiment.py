@@ -168,6 +168,7 @@ def _train(plan: Plan, logger: Any) -> Result:
 
     from headwise.backbone import BackboneSpec
     from headwise.data.vtab import VTABDataModule
+    from headwise.fitting import rehearse
     from headwise.plots import learning_curves, score_map
     from headwise.portions import more_parts
     from headwise.training import TENSORS, Machine, chain, hush, run_phases
@@ -215,6 +216,10 @@ def _train(plan: Plan, logger: Any) -> Result:
             say(f"out of memory: going on with at most {size} images at a time, {protocol.batch_size} a step as before")
 
     def once(methods: Sequence[Method], protocol: Protocol, logger: Any, parts: int) -> Trained:
+        if spec.must_fetch:  # what cannot work is refused before hundreds of megabytes are asked for
+            rehearsal = spec.random().build()
+            rehearsal.new_head(plan.task.num_classes)
+            rehearse(rehearsal, methods)
         net = spec.build(protocol.drop_path)
         for note in net.notes:
             if note not in told:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import itertools
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +15,7 @@ from headwise import atomic
 from headwise.backbone import Backbone
 from headwise.data.vtab import VTABDataModule
 from headwise.errors import CheckpointError
+from headwise.fitting import fitted, fitting, rehearse
 from headwise.loops import attended
 from headwise.methods.base import Batches, Installed, Method, Plan
 from headwise.phasemodule import PhaseModule as PhaseModule
@@ -79,7 +78,7 @@ def run_phases(
     reseed(seed, "head")
     net.new_head(data.task.num_classes)
     machine.place(net)
-    _rehearse(net, methods)
+    rehearse(net, methods, first=False)
     results = []
     for index, (method, address) in enumerate(zip(methods, chain(methods, ground, protocol.epochs), strict=True)):
         run = PhaseRun(
@@ -102,22 +101,6 @@ def run_phases(
         restore(run, net, finished).merge()
         results.append(finished)
     return results
-
-
-def _rehearse(net: Backbone, methods: Sequence[Method]) -> None:
-    """Rehearse the later phases in a copy, so that one that does not fit is refused before the first has trained.
-
-    What merges leaves the network as it was; what stays in place is put there first.
-
-    Raises:
-        ConfigError: what `Method.install` says.
-    """
-    stage = net
-    for before, method in itertools.pairwise(methods):
-        if not before.merges:
-            stage = copy.deepcopy(stage)
-            before.install(stage).merge()
-        method.rehearse(copy.deepcopy(stage))
 
 
 def _waiting(holder: Mapping[str, Any], say: Callable[[str], None]) -> None:
@@ -156,7 +139,7 @@ def _train(
     total = epochs * steps_per_epoch
     plan = _plan(run, net, data, total)
     reseed(*run.seed_parts, "install")
-    installed = method.install(net, plan)
+    installed = fitted(method, net, plan)
     module = PhaseModule(
         net,
         installed,
@@ -279,4 +262,5 @@ def _batches(net: Backbone, data: VTABDataModule, parts: int = 1) -> Batches:
 def _plan(run: PhaseRun, net: Backbone, data: VTABDataModule, num_steps: int) -> Plan | None:
     """What the method found out before it was installed."""
     reseed(*run.seed_parts, "prepare")
-    return run.method.prepare(net, _batches(net, data), num_steps)
+    with fitting(net, run.method):
+        return run.method.prepare(net, _batches(net, data), num_steps)
