@@ -150,12 +150,10 @@ STDLIB_ONLY = (
     "results/records",
     "results/store",
     "variants",
-    "protocol",
     "sweeps/request",
     "sweeps/ledger",
     "sweeps/lifeline",
     "sweeps/status",
-    "evolution",
     "presets",
     "tables/comparable",
     "tables/controls",
@@ -168,6 +166,11 @@ STDLIB_ONLY = (
 @pytest.mark.parametrize("name", STDLIB_ONLY)
 def test_results_need_the_standard_library_only(name: str) -> None:
     assert reached(name) <= set(sys.stdlib_module_names)
+
+
+@pytest.mark.parametrize("name", ["gate", "evolution", "protocol", "data/tasks", "schema/tree"])
+def test_what_a_configuration_means_needs_pydantic_and_no_more(name: str) -> None:
+    assert reached(name) <= {*sys.stdlib_module_names, "pydantic", "typing_extensions"}
 
 
 @pytest.mark.parametrize(

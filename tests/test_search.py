@@ -131,10 +131,10 @@ def test_a_field_that_a_method_lacks() -> None:
             "protocol.search.fields.scale may not be set here; scales are protocol.search.scale",
         ),
         ({"scales": [1]}, "unknown key protocol.search.scales (did you mean 'scale'?)"),
-        ({"scale": 1}, "protocol.search.scale is a list of different values, got 1"),
-        ({"ne": [1, 1]}, "a list of different values, got [1, 1]"),
-        ({"ne": [1.5]}, "whole numbers, or shares below 1, got 1.5"),
-        ({"ne": [-1]}, "got -1"),
+        ({"scale": 1}, "protocol.search.scale must be a list of different values, numbers other than 0, got 1"),
+        ({"ne": [1, 1]}, "a list of different values, whole numbers, or shares below 1, got [1, 1]"),
+        ({"ne": [1.5]}, "whole numbers, or shares below 1, got [1.5]"),
+        ({"ne": [-1]}, "got [-1]"),
         ({"score": ["taylor"]}, "unknown protocol.search.score 'taylor'"),
         ({"scale": []}, "protocol.search names nothing to try; allowed: scale, ne, score"),
     ],
@@ -157,7 +157,7 @@ def test_what_does_not_apply_is_left_out_where_that_is_allowed() -> None:
     assert space.within(PiSSA(label="p", rank=2)) == Space(scale=[1, 10], optional=True)
     assert space.within(Linear(label="linear")) is None
     assert Space(ne=[1]).within(Linear(label="linear")) == Space(ne=[1]), "search() refuses it"
-    with pytest.raises(ConfigError, match=r"protocol\.search\.optional is true or false, got 1"):
+    with pytest.raises(ConfigError, match=r"protocol\.search\.optional must be true or false, got 1"):
         Protocol(search={"scale": [1], "optional": 1})
     with pytest.raises(ConfigError, match="names nothing to try"):
         Protocol(search={"optional": True})

@@ -20,6 +20,8 @@ from headwise.hub import compare, fetched, kept
 from headwise.nf4 import FourBit
 from headwise.qkv import SplitQKV
 from headwise.reading import load_weights
+from headwise.schema.check import check_fields
+from headwise.schema.kinds import Colour, Overrides, Seed, Spread, Text
 from headwise.sites import QKV, Site, select
 from headwise.weights import network_name, stated_weights, weights_file, weights_labels
 from headwise.wrapping import Wrapper
@@ -248,16 +250,19 @@ class BackboneSpec:
         weights_are: what the user says of a file: ``official`` (those that timm has under `timm_name`), or a name.
     """
 
-    name: str
-    timm_name: str
+    name: Text
+    timm_name: Text
     img_size: int = 224
-    weights: str = "auto"
-    overrides: Mapping[str, Any] = field(default_factory=dict)
-    mean: Sequence[float] | None = None
-    std: Sequence[float] | None = None
-    seed: int = 0
+    weights: Text = "auto"
+    overrides: Overrides = field(default_factory=dict)
+    mean: Colour | None = None
+    std: Spread | None = None
+    seed: Seed = 0
     stand_in: bool = False
-    weights_are: str | None = None
+    weights_are: Text | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, lambda name: f"backbone.{name}")
 
     @property
     def labels(self) -> list[str]:
@@ -374,6 +379,4 @@ def _stages(model: nn.Module) -> list[list[nn.Module]]:
         return [list(network.blocks)]
     if hasattr(network, "layers") and all(hasattr(layer, "blocks") for layer in network.layers):
         return [list(layer.blocks) for layer in network.layers]
-    raise ConfigError(
-        f"{type(model).__name__} has neither blocks nor layers of them; allowed: timm's ViT and Swin-V1"
-    )
+    raise ConfigError(f"{type(model).__name__} has neither blocks nor layers of them; allowed: timm's ViT and Swin-V1")

@@ -18,10 +18,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationResolutionError, MissingMandatoryValue
 
 from headwise.data.sources import Source, source_of
-from headwise.data.tasks import VTABTask, task_of
+from headwise.data.tasks import VTABTask, check_apart, task_of
 from headwise.errors import ConfigError, HeadwiseError, suggest
 from headwise.evolution import fill_searches
 from headwise.gate import fill_gates
@@ -32,6 +32,7 @@ from headwise.protocol import Protocol
 from headwise.results.fingerprint import file_sha256, fingerprint, identity
 from headwise.results.store import Result, RunKey
 from headwise.revisions import fill_revisions
+from headwise.schema.tree import check_config, check_method, check_nodes
 from headwise.secret import hidden, refuse_secrets
 from headwise.sweeps.request import request_of
 from headwise.variants import BASE
@@ -49,7 +50,6 @@ SMOKE = {"train_images": 8, "test_images": 32}
 """What protocol=smoke takes of a set, or all of it: its numbers mean nothing."""
 PIXELS = {"channels": 3, "pixel_scale": 1}
 """What turns stored images into pixels, and its usual value, which a run's identity does not mention."""
-RESUME = ("auto", "force", "never")
 INSTALL = "; launchers other than basic are optional: pip install -e '.[launchers]'"
 
 
@@ -114,10 +114,7 @@ def plan_run(cfg: DictConfig) -> Plan:
         resume, wait = config.pop("resume", "auto"), config.pop("wait", True)
         source = instantiate(config["data"], _convert_="all")
         protocol = Protocol(**config["protocol"])
-    if resume not in RESUME:
-        raise ConfigError(f"unknown resume {resume!r}{suggest(resume, RESUME)}")
-    if not isinstance(wait, bool):
-        raise ConfigError(f"wait is true or false, got {wait!r}")
+    check_apart(protocol.train_split, protocol.eval_split)
     _check_subsets(task, source, protocol)
     identity = _identity(config, task, source, protocol)
     key = RunKey(
@@ -152,22 +149,23 @@ def _resolved(cfg: DictConfig, overrides: Sequence[str]) -> tuple[dict[str, Any]
         cfg: composed; stays as it is.
         overrides: that it was composed of.
     """
-    cfg = cfg.copy()
-    OmegaConf.set_struct(cfg, False)
-    cfg.trainer.accelerator = _accelerator(cfg.trainer.accelerator)
-    if cfg.trainer.accelerator == "auto":
-        cfg.trainer.accelerator = "gpu" if _has_gpu() else "cpu"
-    if cfg.trainer.attention == "auto":
-        plain = cfg.trainer.accelerator == "cpu" and cfg.protocol.precision == "bf16"
-        cfg.trainer.attention = "plain" if plain else "timm"
-    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
+    config = _plain(cfg)
     refuse_secrets(config)
+    check_config(config)
+    trainer = config["trainer"]
+    trainer["accelerator"] = _accelerator(trainer["accelerator"])
+    if trainer["accelerator"] == "auto":
+        trainer["accelerator"] = "gpu" if _has_gpu() else "cpu"
+    if trainer["attention"] == "auto":
+        plain = trainer["accelerator"] == "cpu" and config["protocol"].get("precision") == "bf16"
+        trainer["attention"] = "plain" if plain else "timm"
     task = instantiate(config["dataset"], _convert_="all")
     own = fill_protocol(config, _given(overrides))
     if own != config["protocol"]:
         config[OTHERS], config["protocol"] = config["protocol"], own
     config["method"] = fill_searches(fill_gates(fill_tasks(config, _given(overrides)), config.get("ne")))
     config["method"], published = fill_presets(config["method"], task.name)
+    check_method(config["method"])
     config["method"] = fill_revisions(config["method"])
     if published:
         config[PUBLISHED] = published
@@ -175,19 +173,34 @@ def _resolved(cfg: DictConfig, overrides: Sequence[str]) -> tuple[dict[str, Any]
     return config, task
 
 
-def _accelerator(given: object) -> str:
+def _plain(cfg: DictConfig) -> dict[str, Any]:
+    """A configuration as plain values, every interpolation replaced.
+
+    Raises:
+        ConfigError: for an interpolation that leads nowhere.
+    """
+    plain: Any
+    try:
+        plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except InterpolationResolutionError as error:
+        plain = OmegaConf.to_container(cfg)
+        check_nodes(plain)
+        why = str(error).splitlines()[0].rpartition("interpolation: ")[2]
+        raise ConfigError(f"{error.full_key or 'a value'} cannot be made from what was given: {why}") from error
+    return dict(plain)
+
+
+def _accelerator(given: str) -> str:
     """What trainer.accelerator means: auto, cpu or gpu.
 
     Raises:
-        ConfigError: for anything else.
+        ConfigError: for a device that is not supported.
     """
     if given == "mps":
         raise ConfigError(
             "trainer.accelerator=mps: Apple's GPUs have no float64, which methods here need; use trainer=cpu"
         )
-    if given not in ACCELERATORS:
-        raise ConfigError(f"unknown trainer.accelerator {given!r}{suggest(str(given), ACCELERATORS)}")
-    return ACCELERATORS[str(given)]
+    return ACCELERATORS[given]
 
 
 def _has_gpu() -> bool:

@@ -10,11 +10,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from headwise.errors import ConfigError, suggest
-from headwise.gate import SCORES, Gate
+from pydantic import AfterValidator, Field
+
+from headwise.errors import ConfigError
+from headwise.gate import Gate, Score
 from headwise.results.records import PhaseResult
+from headwise.schema.check import built_from, check_fields
+from headwise.schema.kinds import Amounts, Factors, different
 
 TRAIN_SPLIT, EVAL_SPLIT = "train800", "val200"
 OWN = {
@@ -23,6 +27,7 @@ OWN = {
     "label": "it changes no number",
 }
 """Fields of a method that `Space.fields` may not name, and why."""
+Scores = Annotated[Sequence[Score], AfterValidator(different), Field(description="a list of different scores")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +43,14 @@ class Space:
             being refused.
     """
 
-    scale: Sequence[float] = ()
-    ne: Sequence[float] = ()
-    score: Sequence[str] = ()
+    scale: Factors = ()
+    ne: Amounts = ()
+    score: Scores = ()
     fields: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     optional: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self, lambda name: f"protocol.search.{name}")
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Self:
@@ -51,25 +59,12 @@ class Space:
         Raises:
             ConfigError: for an unknown key, or anything but lists of usable values.
         """
-        names = [f.name for f in fields(cls)]
-        for name, values in given.items():
-            if name not in names:
-                raise ConfigError(f"unknown key protocol.search.{name}{suggest(str(name), names)}")
-            if name == "optional":
-                if not isinstance(values, bool):
-                    raise ConfigError(f"protocol.search.optional is true or false, got {values!r}")
-            elif name == "fields":
-                _check_fields(values)
-            elif not isinstance(values, list | tuple) or len(set(values)) < len(values):
-                raise ConfigError(f"protocol.search.{name} is a list of different values, got {values!r}")
-        for name in set(given.get("score", ())) - set(SCORES):
-            raise ConfigError(f"unknown protocol.search.score {name!r}{suggest(str(name), SCORES)}")
-        for value in given.get("ne", ()):
-            if isinstance(value, bool) or not isinstance(value, int | float) or value < 0 or (value % 1 and value > 1):
-                raise ConfigError(f"protocol.search.ne takes whole numbers, or shares below 1, got {value!r}")
-        if not any(values for name, values in given.items() if name != "optional"):
-            raise ConfigError(f"protocol.search names nothing to try; allowed: {', '.join(names)}")
-        return cls(**given)
+        space = built_from(cls, given, lambda name: f"protocol.search.{name}")
+        _check_fields(space.fields)
+        if not (space.scale or space.ne or space.score or space.fields):
+            names = ", ".join(f.name for f in fields(cls))
+            raise ConfigError(f"protocol.search names nothing to try; allowed: {names}")
+        return space
 
     def within(self, method: Any) -> Self | None:
         """What of it applies to `method`, if parts may be left out; None if nothing does."""
@@ -86,8 +81,6 @@ class Space:
 
 
 def _check_fields(given: Any) -> None:
-    if not isinstance(given, Mapping):
-        raise ConfigError(f"protocol.search.fields names fields of the method, each with a list, got {given!r}")
     for name, values in given.items():
         if name in OWN:
             raise ConfigError(f"protocol.search.fields.{name} may not be set here; {OWN[name]}")

@@ -217,7 +217,7 @@ def test_refuses() -> None:
         build("spt_lora", "method.budget=600").prepare(network("vit"), batches(), 10)
     with pytest.raises(ConfigError, match="needs the plan that its prepare"):
         build("spt_lora").install(network("vit"))
-    with pytest.raises(ConfigError, match="budget of method 'spt_lora' must be larger than 0, got 0"):
+    with pytest.raises(ConfigError, match="budget of method 'spt_lora' must be a whole number of at least 1, got 0"):
         build("spt_lora", "method.budget=0")
     nothing = {"structured": [], "sparse": {}, "vectors": []}
     with pytest.raises(ConfigError, match=r"a budget of 400000 lets method 'spt_lora' train nothing of this network"):

@@ -18,6 +18,7 @@ from headwise.bottleneck import Bottleneck
 from headwise.errors import ConfigError, suggest
 from headwise.methods.base import Installed, Method, Plan
 from headwise.methods.structural import blocks, install_parts, place, refuse_targets, width_of
+from headwise.schema.kinds import Count, Factor, Rate
 from headwise.wrapping import After, AfterBlock, unwrapped
 
 PLACES = {"houlsby": ("attn", "mlp"), "pfeiffer": ("mlp",), "post": ("",)}
@@ -53,15 +54,15 @@ class Adapters(Method):
 
     targets: Sequence[str] = ()
     placement: str
-    hidden: int
+    hidden: Count
     bias: bool = True
     init: str = "lora"
     activation: str = "gelu"
-    scale: float = 1.0
-    dropout: float = 0.0
+    scale: Factor = 1.0
+    dropout: Rate = 0.0
     train_ln: bool = False
     channel_scale: bool = False
-    drop_path: float = 0.0
+    drop_path: Rate = 0.0
     merges: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

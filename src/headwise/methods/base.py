@@ -20,6 +20,8 @@ from headwise.gate import Gate
 from headwise.gating import HeadMasking
 from headwise.named import check_names, copy_into
 from headwise.quantized import QuantizedLinear
+from headwise.schema.check import check_fields
+from headwise.schema.kinds import Count, Positive, Text
 from headwise.sites import Site
 from headwise.wrapping import wrappers
 
@@ -232,13 +234,13 @@ class Method:
         revision: raised when the method's numbers change; part of the fingerprint.
     """
 
-    label: str
+    label: Text
     targets: Sequence[str] = ("q", "v")
-    epochs: int | None = None
-    lr: float | None = None
-    checkpoint: str | None = None
+    epochs: Count | None = None
+    lr: Positive | None = None
+    checkpoint: Text | None = None
     gate: Mapping[str, Any] | str | None = None
-    revision: int = 1
+    revision: Count = 1
 
     merges: ClassVar[bool] = True
     """Whether the update folds into the base weights without a trace."""
@@ -250,6 +252,7 @@ class Method:
     """Whether heads of its update can be switched off: its deltas multiply it by a buffer ``active``."""
 
     def __post_init__(self) -> None:
+        check_fields(self, lambda name: f"{name} of method {self.label!r}")
         check_factor(self.label, "scale", getattr(self, "scale", 1.0))
         gate = self.gating()
         object.__setattr__(self, "gate", None if gate is None else gate.spec())

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from headwise.adapted import Delta, Factors
 from headwise.lowrank import check_rank, kaiming_
 from headwise.methods.base import Method
+from headwise.schema.kinds import Count, Factor
 from headwise.sites import QKV, Site
 from headwise.wrapping import at_least_float32
 
@@ -92,8 +93,8 @@ class DoRA(Method):
     """
 
     targets: Sequence[str] = QKV
-    rank: int
-    scale: float = 1.0
+    rank: Count
+    scale: Factor = 1.0
 
     gateable: ClassVar[bool] = True
 

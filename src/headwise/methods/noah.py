@@ -31,6 +31,7 @@ from headwise.lowrank import LowRank
 from headwise.methods.base import Installed, Method, Plan
 from headwise.methods.structural import blocks, place, require_vit, width_of
 from headwise.prompting import Prompted, Prompts, chain
+from headwise.schema.kinds import Count, Rate
 from headwise.sites import QKV, Site
 from headwise.supernet import SlicedBottleneck, SlicedLowRank, SlicedPrompts, SubnetSearch
 from headwise.wrapping import After, check_block
@@ -100,11 +101,11 @@ class NOAH(Method):
 
     targets: Sequence[str] = QKV
     task: str | None = None
-    default: int = 5
+    default: Count = 5
     subnet: Mapping[str, Sequence[int]] | None = None
-    dropout: float = 0.1
+    dropout: Rate = 0.1
     init: str = "default"
-    super_prompts: int = SUPER_PROMPTS
+    super_prompts: Count = SUPER_PROMPTS
     search: Mapping[str, Any] | str | None = None
     merges: ClassVar[bool] = False
     identity_tolerance: ClassVar[float] = 10.0
@@ -113,9 +114,7 @@ class NOAH(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_targets(self)
-        if self.default < 1:
-            raise ConfigError(f"default of method {self.label!r} must be at least 1, got {self.default}")
-        _check_init(self, self.init, self.super_prompts)
+        _check_init(self, self.init)
         if self.search is not None:
             object.__setattr__(self, "search", Evolution.of(self.search).spec())
 
@@ -248,9 +247,9 @@ class Supernet(Method):
 
     targets: Sequence[str] = QKV
     search: Mapping[str, Any] = field(default_factory=dict)
-    dropout: float = 0.1
+    dropout: Rate = 0.1
     init: str = "default"
-    super_prompts: int = SUPER_PROMPTS
+    super_prompts: Count = SUPER_PROMPTS
     merges: ClassVar[bool] = False
     identity_tolerance: ClassVar[float] = 10.0
     networks: ClassVar[tuple[str, ...]] = ("vit",)
@@ -258,7 +257,7 @@ class Supernet(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_targets(self)
-        _check_init(self, self.init, self.super_prompts)
+        _check_init(self, self.init)
         object.__setattr__(self, "search", Evolution.of(self.search).spec())
 
     def spec(self) -> dict[str, Any]:
@@ -336,11 +335,9 @@ def _prompt(net: Backbone, path: str, prompts: Prompts | None, behind: int, repl
     return wrapper
 
 
-def _check_init(method: Method, init: str, super_prompts: int) -> None:
+def _check_init(method: Method, init: str) -> None:
     if init not in INITS:
         raise ConfigError(f"unknown init {init!r} of method {method.label!r}{suggest(init, INITS)}")
-    if isinstance(super_prompts, bool) or not isinstance(super_prompts, int) or super_prompts < 1:
-        raise ConfigError(f"super_prompts of method {method.label!r} must be at least 1, got {super_prompts!r}")
 
 
 def _read(spec: dict[str, Any], *unread: str) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from headwise.errors import ConfigError, suggest
 from headwise.methods.base import Batches, Installed, Method, Plan
 from headwise.named import check_names, copy_into
 from headwise.qkv import SplitQKV
+from headwise.schema.kinds import Positive
 from headwise.sites import PROJECTIONS, Site, select
 
 NOMINAL_STEPS = 1000
@@ -57,7 +58,7 @@ class PeftMethod(Method):
     """
 
     config: Mapping[str, Any]
-    adapter_lr: float | None = None
+    adapter_lr: Positive | None = None
 
     @property
     def identity_tolerance(self) -> float:  # type: ignore[override]
@@ -68,8 +69,6 @@ class PeftMethod(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.adapter_lr is not None and not self.adapter_lr > 0:
-            raise ConfigError(f"adapter_lr of method {self.label!r} must be above 0, or null, got {self.adapter_lr}")
 
     def spec(self) -> dict[str, Any]:
         """As `Method.spec`; a learning rate that the update does not have is left out."""

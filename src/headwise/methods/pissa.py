@@ -16,6 +16,7 @@ from headwise.adapted import Delta, Factors
 from headwise.errors import ConfigError
 from headwise.lowrank import check_rank
 from headwise.methods.base import Method
+from headwise.schema.kinds import Count, Factor
 from headwise.sites import QKV, Site
 from headwise.wrapping import at_least_float32
 
@@ -79,8 +80,8 @@ class PiSSA(Method):
     """
 
     targets: Sequence[str] = QKV
-    rank: int
-    scale: float = 1.0
+    rank: Count
+    scale: Factor = 1.0
 
     gateable: ClassVar[bool] = True
 

@@ -22,6 +22,7 @@ from headwise.errors import ConfigError
 from headwise.methods.base import Installed, Method, Plan
 from headwise.methods.structural import blocks, install_parts, place, refuse_targets
 from headwise.qkv import SplitQKV
+from headwise.schema.kinds import Count, Factor, Rate
 from headwise.sites import QKV
 from headwise.wrapping import Wrapper, at_least_float32, unwrapped, with_affine
 
@@ -96,10 +97,10 @@ class RepAdapter(Method):
     """
 
     targets: Sequence[str] = ()
-    hidden: int
-    groups: int = 2
-    scale: float = 1.0
-    dropout: float = 0.1
+    hidden: Count
+    groups: Count = 2
+    scale: Factor = 1.0
+    dropout: Rate = 0.1
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -32,6 +32,7 @@ from headwise.lowrank import LowRank
 from headwise.methods.base import Batches, Installed, Method, Plan
 from headwise.methods.structural import refuse_four_bits
 from headwise.portions import more_parts, split
+from headwise.schema.kinds import Count, Factor, Positive, Rate
 from headwise.sites import PROJECTIONS, Site
 from headwise.wrapping import at_least_float32, pretrained_parameters
 
@@ -105,15 +106,15 @@ class SPTLoRA(Method):
     """
 
     targets: Sequence[str] = PROJECTIONS
-    rank: int
-    budget: int = 400_000
-    tau_step: int = 20_000
-    tau_max: int = 1_580_000
-    num_batches: int = 16
-    alpha: float = 10.0
-    beta: float = 5.0
-    scale: float = 1.0
-    dropout: float = 0.1
+    rank: Count
+    budget: Count = 400_000
+    tau_step: Count = 20_000
+    tau_max: Count = 1_580_000
+    num_batches: Count = 16
+    alpha: Positive = 10.0
+    beta: Positive = 5.0
+    scale: Factor = 1.0
+    dropout: Rate = 0.1
     init: str = "default"
 
     @property
@@ -123,9 +124,6 @@ class SPTLoRA(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("rank", "budget", "tau_step", "tau_max", "num_batches", "alpha", "beta"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} of method {self.label!r} must be larger than 0, got {getattr(self, name)}")
         if self.tau_step > self.tau_max:
             raise ConfigError(
                 f"tau_step of method {self.label!r} must be at most tau_max={self.tau_max}, got {self.tau_step}"
