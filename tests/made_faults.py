@@ -24,7 +24,17 @@ KINDS: dict[str, Any] = {"bool": True, "int": 3, "float": 0.5, "text": "fuzz", "
 """A value of each kind."""
 STRANGE = "fuzz_key"
 NULLABLE = {
-    *("variant", "shots", "ne.count", "ne.ratio", "data.root", "data.cache_dir", "backbone.mean", "backbone.std"),
+    *(
+        "variant",
+        "shots",
+        "ne.count",
+        "ne.ratio",
+        "data.root",
+        "data.cache_dir",
+        "backbone.mean",
+        "backbone.std",
+        *("backbone.weights_are", "data.depth", "dataset.depth"),
+    ),
     *("dataset.config", "dataset.label_key", "dataset.label_rule", "dataset.builder", "dataset.num_test"),
     *("dataset.shots", "protocol.search"),
 }
@@ -38,7 +48,10 @@ TAKES: dict[str, set[str]] = {
     "ne.ratio": {"float"},
     "data.root": {"text"},
     "data.cache_dir": {"text"},
+    "backbone.weights_are": {"text"},
     "dataset.config": {"text"},
+    "dataset.depth": set(),
+    "data.depth": {"int"},
     "dataset.label_rule": {"text"},
     "dataset.label_key": {"text"},
     "dataset.num_test": {"int"},

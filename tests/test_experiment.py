@@ -54,7 +54,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sweep(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """A sweep of two jobs: the first asks for what cannot be, the second finishes."""
     root = tmp_path_factory.mktemp("sweep")
-    return root, train("-m", *HS_LORA, "method.first.rank=0,2", f"root={root}", cache=cache)
+    return root, train("-m", *HS_LORA, "method.first.rank=49,2", f"root={root}", cache=cache)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def folder(sweep: tuple[Path, subprocess.CompletedProcess[str]]) -> Path:
 def test_a_failing_job_does_not_stop_the_others(sweep: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     root, done = sweep
     assert done.returncode == 1
-    assert "rank must be in 1..48 for s0.b0.q with 1 row group(s), got 0" in done.stderr
+    assert "rank must be in 1..48 for s0.b0.q with 1 row group(s), got 49" in done.stderr
     assert "Traceback" not in done.stderr
     assert len(list(root.glob("runs/**/result.json"))) == 1
     (failure,) = root.glob("runs/**/failure.txt")
@@ -207,10 +207,16 @@ def test_another_configuration_does_not_land_in_the_same_folder(folder: Path, ca
         ("backbone=vit_b16", "unknown backbone 'vit_b16' (did you mean 'vit_b16_in21k'?)"),
         ("method@method.first=pisa", "unknown method 'pisa' (did you mean 'pissa'?)"),
         ("protocol.epoch=3", "epoch"),
-        ("metod=lora", "metod"),
+        ("metod=lora", "unknown configuration key 'metod' (did you mean 'method'?)"),
+        ("sed=1", "unknown configuration key 'sed' (did you mean 'seed'?); allowed: backbone, data, "),
+        ("epochs=1", "unknown configuration key 'epochs' (did you mean 'protocol.epochs'?)"),
+        (
+            "method.first.lr=1",
+            "unknown configuration key 'method.first.lr': its YAML leaves this field out; set it with +",
+        ),
         ("protocol.epochs=0", "protocol.epochs must be a whole number of at least 1, got 0"),
         ("protocol.schedule=cosin", "unknown protocol.schedule 'cosin' (did you mean 'cosine'?)"),
-        ("seed=-1", "seed of a run must be an integer >= 0, got -1"),
+        ("seed=-1", "seed must be a whole number in 0..4294967295, got -1"),
     ],
 )
 def test_a_slip_is_answered_and_leaves_nothing(wrong: str, answer: str, cache: Path, tmp_path: Path) -> None:
@@ -229,10 +235,10 @@ def in_process(*overrides: str) -> float | None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["method.rank=-1"], r"rank must be in 1\.\.48 for s0\.b0\.q .*got -1"),
+        (["method.rank=-1"], r"method\.rank must be a whole number of at least 1, got -1"),
         (["method.rank=99"], r"rank must be in 1\.\.48 .*got 99"),
         (["method.targets=[q,w]"], "target 'w' matches no projection of this backbone"),
-        (["method.dropout=1.5"], r"dropout must be in \[0, 1\)"),
+        (["method.dropout=1.5"], r"method\.dropout must be in \[0, 1\), got 1\.5"),
         (["backbone.img_size=36"], "backbone.img_size must be a positive multiple of 8, got 36"),
         (["protocol.test_images=100000"], "protocol.test_images=100000 is not a subset of the 73728 test images"),
     ],

@@ -327,7 +327,7 @@ class BackboneSpec:
             raise ConfigError(f"unknown timm network {self.timm_name!r}{_nearest(self.timm_name)}")
         patch, size = options.get("patch_size", _patch_of(self.timm_name)), self.img_size
         patch = patch if isinstance(patch, int) else 1
-        if isinstance(size, bool) or not isinstance(size, int) or size <= 0 or size % patch:
+        if size <= 0 or size % patch:
             raise ConfigError(f"backbone.img_size must be a positive multiple of {patch}, got {size}")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)

@@ -32,7 +32,7 @@ from headwise.protocol import Protocol
 from headwise.results.fingerprint import file_sha256, fingerprint, identity
 from headwise.results.store import Result, RunKey
 from headwise.revisions import fill_revisions
-from headwise.schema.tree import check_config, check_method, check_nodes
+from headwise.schema.tree import check_config, check_method, check_nodes, unknown_key
 from headwise.secret import hidden, refuse_secrets
 from headwise.sweeps.request import request_of
 from headwise.variants import BASE
@@ -358,10 +358,7 @@ def text_of(error: BaseException) -> str:
         key = getattr(cause, "full_key", None)
         parent = getattr(cause, "parent_node", None)
         if isinstance(cause, ConfigKeyError | ConfigAttributeError) and key and isinstance(parent, DictConfig):
-            name = str(key).rpartition(".")[2]
-            keys = [str(k) for k in parent]
-            hint = f"; a field of a class that its YAML leaves out: +{key}=..."
-            return f"unknown configuration key {key!r}{suggest(name, keys)}{hint}"
+            return unknown_key(str(key), OmegaConf.to_container(parent))  # type: ignore[arg-type]
         cause = cause.__cause__ or cause.__context__
     return str(error)
 

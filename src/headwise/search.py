@@ -14,7 +14,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field
 
-from headwise.errors import ConfigError
+from headwise.errors import ConfigError, suggest
 from headwise.gate import Gate, Score
 from headwise.results.records import PhaseResult
 from headwise.schema.check import built_from, check_fields

@@ -92,15 +92,16 @@ SHOTS, DRAWS = (1, 2, 4, 8, 16), (0, 1, 2)
 Shots = Annotated[int, _among(*SHOTS), Field(description="one of 1, 2, 4, 8, 16")]
 Draw = Annotated[int, _among(*DRAWS), Field(description="one of 0, 1, 2")]
 Channels = Annotated[int, _among(1, 3), Field(description="1 or 3")]
-Slices = Mapping[Literal["train", "val", "test"], str]
+if TYPE_CHECKING:
+    Words = Sequence[str]
+    Slices = Mapping[str, str]
+else:
+    Words = Sequence[str | int | float]
+    Slices = Mapping[Literal["train", "val", "test"], str]
+"""Lists of names, where YAML takes 0 for a number (who takes one makes texts of them); upstream's slices of a task."""
 CodeBits = Annotated[int, _among(1, 2, 4, 8), Field(description="one of 1, 2, 4, 8")]
 Bits = Annotated[int, _among(1, 2, 4, 8, 32), Field(description="one of 1, 2, 4, 8, 32")]
 """Of stored numbers; 32 is no quantiser."""
-if TYPE_CHECKING:
-    Words = Sequence[str]
-else:
-    Words = Sequence[str | int | float]
-"""A list of names, where YAML takes 0 for a number; who takes one makes texts of them."""
 Overrides = Annotated[Mapping[str, Any], AfterValidator(_sizes), Field(description="a mapping")]
 """Arguments of a network's constructor, whichever it takes: sizes are whole numbers."""
 Colour = Annotated[Sequence[float], Field(min_length=3, max_length=3, description="a list of three numbers")]

@@ -6,6 +6,7 @@ ours. ``user`` is the one place for keys of a user's own: nobody reads it, but i
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -207,6 +208,30 @@ def _unknown(part: Part, name: str, value: Any, known: list[str]) -> str:
     allowed = ", ".join(sorted(name for name in part.fields.types if name not in HYDRA))
     own = "; keys of your own go below user: +user.KEY=VALUE" if not part.path else ""
     return f"unknown key {part.key(name)}={shown(value, name)}{hint}; allowed: {allowed}{own}"
+
+
+def unknown_key(key: str, beside: Mapping[str, Any]) -> str:
+    """What is said of a key that a configuration does not have.
+
+    Args:
+        key: dotted.
+        beside: the mapping in which it was sought, not resolved.
+    """
+    parent, _, name = key.rpartition(".")
+    target = beside.get("_target_")
+    fields: list[str] = []
+    known = [f"{parent}.{other}" if parent else str(other) for other in beside]
+    with contextlib.suppress(ConfigError):
+        if isinstance(target, str):
+            fields = [field for field in node_fields(target).types if field not in HYDRA]
+        elif not parent:
+            known += [part.key(field) for part in parts(beside) for field in part.fields.types if part.path]
+    if name in fields:
+        return f"unknown configuration key {key!r}: its YAML leaves this field out; set it with +{key}=VALUE"
+    near = nearest(name, [*known, *(f"{parent}.{field}" for field in fields)], parent)
+    hint = f" (did you mean {near!r}?)" if near else ""
+    allowed = sorted(str(other) for other in beside if other != "hydra" and other not in HYDRA)
+    return f"unknown configuration key {key!r}{hint}; allowed: {', '.join(allowed)}"
 
 
 def _check_together(config: Mapping[str, Any]) -> None:
