@@ -9,31 +9,31 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import shlex
 import shutil
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from headwise import atomic
+from headwise.command import Failed
+from headwise.command import launch as launch
 from headwise.errors import ConfigError, HeadwiseError, Interrupted, ResultConflict
-from headwise.plan import DEVICES, Plan, asked, instantiation, one_line, overrides_of, plan_run, text_of
+from headwise.plan import DEVICES, Plan, asked, instantiation, one_line, overrides_of, plan_run, root_of
 from headwise.presets import preset_labels
 from headwise.protocol import Protocol
 from headwise.results import provenance
 from headwise.results.claims import Claim, describe
 from headwise.results.store import BusyError, PhaseResult, PhaseStore, Result, ResultStore
 from headwise.search import Space, explore, search
-from headwise.secret import refuse_secrets
 from headwise.sweeps import lifeline
 from headwise.sweeps.ledger import Entry, Ledger, folder_of
 from headwise.tables import cells
@@ -80,23 +80,25 @@ def run(cfg: DictConfig) -> float | None:
         raise
     except Exception as error:
         if sweep or plan is not None:
-            _record(error, plan, Path(cfg.root))
+            _record(error, plan, cfg.root)
         if not sweep:
             raise
+        place = shlex.join(overrides_of()) if plan is None else plan.folder
+        print(f"failed: {place}: {one_line(error)}", file=sys.stderr, flush=True)
     return math.nan
 
 
-def _record(error: Exception, plan: Plan | None, root: Path) -> None:
-    """Print a failure at once, and note it where the sweep and its status look."""
+def _record(error: Exception, plan: Plan | None, given: Any) -> None:
+    """Note a failure where the sweep and its status look, and the traceback of one that was not meant for the user."""
     overrides = overrides_of()
-    place = " ".join(overrides) if plan is None else plan.folder
-    print(f"failed: {place}: {text_of(error)}", file=sys.stderr, flush=True)
+    if plan is not None and not isinstance(error, HeadwiseError) and (plan.folder / "failure.txt").is_file():
+        error.add_note(f"traceback: {plan.folder / 'failure.txt'}")
     if request := asked():
-        path = None if plan is None else folder_of(root, plan.key)
+        path = None if plan is None else folder_of(plan.root, plan.key)
         trace = traceback.format_exc() if plan is None else None
         entry = Entry(overrides=overrides, path=path, failure=one_line(error), trace=trace)
-        with contextlib.suppress(OSError):
-            Ledger(root).write(request, entry)
+        with contextlib.suppress(OSError, ConfigError):
+            Ledger(root_of(given)).write(request, entry)
 
 
 def _run(plan: Plan) -> float | None:
@@ -353,15 +355,9 @@ def _measured(result: Result, others: Iterable[Result]) -> list[str]:
     return [f"{more}Percentage points over its controls, same seed:", *lines]
 
 
-def launch(main: Callable[[], Any]) -> None:
-    """Run a hydra main; whatever goes wrong becomes a readable message and an exit status that is not 0."""
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+def job(cfg: DictConfig) -> float | None:
+    """`run` as hydra calls it, which would print an error of its own in front of ours."""
     try:
-        refuse_secrets(None, sys.argv[1:])  # before hydra, which prints the overrides of a run that fails
-        main()
-    except (KeyboardInterrupt, Interrupted) as error:
-        print(f"\n{text_of(error) or 'stopped by the user: run the same command to resume'}", file=sys.stderr)
-        sys.exit(130)
-    except (HeadwiseError, HydraException, OmegaConfBaseException) as error:
-        print(f"error: {text_of(error)}", file=sys.stderr)
-        sys.exit(1)
+        return run(cfg)
+    except Exception as error:
+        raise Failed from error

@@ -9,16 +9,23 @@ import contextlib
 import functools
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationResolutionError, MissingMandatoryValue
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    InterpolationResolutionError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
 
 from headwise.data.sources import Source, source_of
 from headwise.data.tasks import VTABTask, check_apart, task_of
@@ -26,6 +33,7 @@ from headwise.errors import ConfigError, HeadwiseError, suggest
 from headwise.evolution import fill_searches
 from headwise.gate import fill_gates
 from headwise.naming import variant
+from headwise.overrides import explained, several
 from headwise.pertask import OTHERS, fill_protocol, fill_tasks
 from headwise.presets import PUBLISHED, fill_presets
 from headwise.protocol import Protocol
@@ -50,6 +58,9 @@ SMOKE = {"train_images": 8, "test_images": 32}
 """What protocol=smoke takes of a set, or all of it: its numbers mean nothing."""
 PIXELS = {"channels": 3, "pixel_scale": 1}
 """What turns stored images into pixels, and its usual value, which a run's identity does not mention."""
+AMBIGUOUS = re.compile(r"Ambiguous value for argument '(.*)'")
+SEE = re.compile(r"\s*(See https://hydra\.cc|Config search path:).*", re.DOTALL)
+"""What hydra adds to its errors, to which ours have nothing to add."""
 INSTALL = "; launchers other than basic are optional: pip install -e '.[launchers]'"
 
 
@@ -109,6 +120,7 @@ def plan_run(cfg: DictConfig) -> Plan:
     Raises:
         ConfigError: for a missing value or one out of range.
     """
+    root = root_of(cfg.root)
     with instantiation():
         config, task = _resolved(cfg, overrides_of())
         resume, wait = config.pop("resume", "auto"), config.pop("wait", True)
@@ -133,13 +145,25 @@ def plan_run(cfg: DictConfig) -> Plan:
         task=task,
         source=source,
         protocol=protocol,
-        root=Path(config["root"]),
+        root=root,
         resume=resume,
         wait=wait,
         auto=cfg.trainer.accelerator == "auto",
         request=asked(),
         overrides=overrides_of(),
     )
+
+
+def root_of(given: Any) -> Path:
+    """The folder of all results.
+
+    Raises:
+        ConfigError: if none is named: results do not go to wherever the command was given.
+    """
+    if given is None or not str(given).strip():
+        raise ConfigError(f"root names the folder of all results, got {given!r}; leave it out for 'outputs'")
+    root = Path(str(given))
+    return root.expanduser() if root.parts[0] == "~" else root
 
 
 def _resolved(cfg: DictConfig, overrides: Sequence[str]) -> tuple[dict[str, Any], VTABTask]:
@@ -349,6 +373,10 @@ def text_of(error: BaseException) -> str:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         hint = INSTALL if group == "hydra/launcher" else ""
         return f"unknown {group or 'configuration'} {name!r}{suggest(name, error.options)}{hint}"
+    if isinstance(error, OverrideParseException):
+        return explained(str(error.override))
+    if isinstance(error, HydraException) and (found := AMBIGUOUS.match(str(error))):
+        return several(found[1])
     if isinstance(error, HydraException) and "Could not load 'hydra/launcher/" in str(error):
         return f"{str(error).splitlines()[0]}{INSTALL}"
     cause: BaseException | None = error
@@ -360,14 +388,14 @@ def text_of(error: BaseException) -> str:
         if isinstance(cause, ConfigKeyError | ConfigAttributeError) and key and isinstance(parent, DictConfig):
             return unknown_key(str(key), OmegaConf.to_container(parent))  # type: ignore[arg-type]
         cause = cause.__cause__ or cause.__context__
-    return str(error)
+    return SEE.sub("", str(error))
 
 
-def one_line(error: BaseException) -> str:
-    """The user's text of an error, its kind first where it was not meant for the user, at most 500 characters."""
+def one_line(error: BaseException, limit: int | None = 500) -> str:
+    """The user's text of an error, its kind first where it was not meant for the user, at most `limit` characters."""
     text = " ".join(text_of(error).split())
-    known = isinstance(error, HeadwiseError)
-    return (text if known else f"{type(error).__name__}: {text}")[:500]
+    known = isinstance(error, HeadwiseError | HydraException | OmegaConfBaseException)
+    return (text if known else f"{type(error).__name__}: {text}")[:limit]
 
 
 @contextlib.contextmanager
