@@ -22,7 +22,7 @@ from headwise.data.tasks import VTABTask
 from headwise.experiment import plan_run
 from headwise.gate import fill_gates
 from headwise.methods.base import Method
-from headwise.pertask import fill_tasks
+from headwise.pertask import fill_protocol, fill_tasks
 from headwise.presets import fill_presets
 from headwise.protocol import Protocol
 from headwise.sweeps.sweep import requests_of
@@ -63,6 +63,7 @@ def build_all(cfg: DictConfig) -> dict[str, Any]:
     if "root" in cfg.data.keys() and (OmegaConf.is_missing(cfg.data, "root") or cfg.data.root is not None):  # noqa: SIM118
         cfg.data.root = str(REPO)  # a folder that exists
     plain: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    plain["protocol"] = fill_protocol(plain)
     plain["method"] = fill_gates(fill_tasks(plain), plain["ne"])
     plain["method"], _ = fill_presets(plain["method"], plain["dataset"]["name"])
     built = {name: instantiate(plain[name], _convert_="all") for name in ("method", "dataset", "data")}

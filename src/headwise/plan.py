@@ -26,7 +26,7 @@ from headwise.errors import ConfigError, HeadwiseError, suggest
 from headwise.evolution import fill_searches
 from headwise.gate import fill_gates
 from headwise.naming import variant
-from headwise.pertask import fill_tasks
+from headwise.pertask import OTHERS, fill_protocol, fill_tasks
 from headwise.presets import PUBLISHED, fill_presets
 from headwise.protocol import Protocol
 from headwise.results.fingerprint import file_sha256, fingerprint, identity
@@ -141,7 +141,11 @@ def _resolved(cfg: DictConfig, overrides: Sequence[str]) -> tuple[dict[str, Any]
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
     refuse_secrets(config)
     task = instantiate(config["dataset"], _convert_="all")
-    config["method"] = fill_searches(fill_gates(fill_tasks(config, _given(overrides)), config.get("ne")))
+    given = _given(overrides)
+    own = fill_protocol(config, given)
+    if own != config["protocol"]:
+        config[OTHERS], config["protocol"] = config["protocol"], own
+    config["method"] = fill_searches(fill_gates(fill_tasks(config, given), config.get("ne")))
     config["method"], published = fill_presets(config["method"], task.name)
     if published:
         config[PUBLISHED] = published

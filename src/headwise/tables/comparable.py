@@ -14,6 +14,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from headwise.pertask import OTHERS
 from headwise.results.fingerprint import canonical, differences, fingerprint, leaves
 from headwise.results.records import PhaseResult, Result, RunKey
 from headwise.variants import BASE, beside_common, common_choices, simplest
@@ -27,6 +28,7 @@ NEUTRAL = {"augment": "none"}
 WHOLE = {"method", "backbone", "dataset", "data", "protocol", "trainer", "seed"}
 """Parts of an identity that says everything; results of equal ones are one configuration."""
 LOADING = ("labels", "source", "splits", "resize")
+SCALING = ("mean", "std")
 UNRECORDED = "(not recorded)"
 Places = Mapping[RunKey, tuple[str, str]]
 """Where each result stands: its row and its column."""
@@ -76,13 +78,33 @@ def distinct(results: Iterable[Result]) -> list[Result]:
 
 
 def settings(results: Sequence[Result], pool: bool = False) -> list[Setting]:
-    """Split results by weights and protocol, the largest part first."""
+    """Split results by weights and protocol, the largest part first.
+
+    The protocol is the experiment's: what it sets for one method alone parts no table, `measured_otherwise` says it.
+    """
     found: dict[str, Setting] = {}
     common = shared_choices(results)
     for result in results:
-        shared = {part: recorded(result, part) for part in ("weights", "protocol")}
+        shared = {"weights": recorded(result, "weights"), "protocol": asked_protocol(result)}
         found.setdefault("" if pool else fingerprint(shared), Setting(shared, common=common)).results.append(result)
     return sorted(found.values(), key=lambda setting: -len(setting.results))
+
+
+def asked_protocol(result: Result) -> Any:
+    """Return the protocol of the experiment that a result belongs to, without what is set for its method alone."""
+    return result.config.get(OTHERS) or recorded(result, "protocol")
+
+
+def measured_otherwise(results: Iterable[Result], where: Places) -> list[str]:
+    """Say of each row that its experiment measures in another way than the rest, what is different."""
+    rows: dict[str, dict[str, None]] = {}
+    for result in results:
+        if others := result.config.get(OTHERS):
+            own, rest = (leaves(canonical(part), "") for part in (recorded(result, "protocol"), others))
+            for name in sorted(name for name in {*own, *rest} if own.get(name) != rest.get(name)):
+                here, there = (json.dumps(part.get(name)) for part in (own, rest))
+                rows.setdefault(where[result.key][0], {})[f"{name} {here}, elsewhere {there}"] = None
+    return [f"The experiment measures {row} in its own way: {few(list(lines))}." for row, lines in sorted(rows.items())]
 
 
 def shared_choices(results: Iterable[Result]) -> list[str]:
@@ -111,7 +133,7 @@ def places(results: Sequence[Result], pool: bool = False, common: Sequence[str] 
     """
     notes: list[str] = []
     several = len({result.key.name for result in results}) > 1
-    columns = _apart(results, lambda r: (r.key.dataset, _draw(r)), lambda r: recorded(r, "data"), "data", notes, pool)
+    columns = _apart(results, lambda r: (r.key.dataset, _draw(r)), _images, "data", notes, pool)
     rows = _apart(
         results,
         lambda r: (_row(r, several, common), ", ".join(filter(None, (columns[r.key], _draw(r))))),
@@ -121,6 +143,12 @@ def places(results: Sequence[Result], pool: bool = False, common: Sequence[str] 
         pool,
     )
     return {result.key: (rows[result.key], columns[result.key]) for result in results}, notes
+
+
+def _images(result: Result) -> Any:
+    """What is recorded of the images; how inputs are normalised is the protocol's, by which tables are parted."""
+    value = recorded(result, "data")
+    return {name: child for name, child in value.items() if name not in SCALING} if isinstance(value, dict) else value
 
 
 def varied(results: Iterable[Result], where: Places) -> list[str]:
