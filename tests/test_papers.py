@@ -15,7 +15,8 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from headwise.pertask import fill_protocol, fill_tasks
+from headwise.pertask import OTHERS, fill_protocol, fill_tasks
+from headwise.plan import plan_run
 from headwise.protocol import Protocol
 from headwise.search import Space
 from headwise.sweeps.sweep import requests_of
@@ -301,3 +302,16 @@ def test_the_cost_page_knows_the_lists_that_few_shot_searches_use(monkeypatch: p
     from paper_cost import SEARCH_LISTS
 
     assert set(SEARCH_LISTS) == {name.replace("/", "_") for name in SETS}
+
+
+def test_a_run_of_such_a_row_is_planned_with_its_own_protocol() -> None:
+    common = ["experiment=heart_table1", "data=synthetic", "backbone=vit_nano", "dataset=svhn"]
+    noah, lora = (plan_run(compose_config(*common, f"method={name}")) for name in ("noah", "lora"))
+    assert noah.protocol.normalize == noah.identity["protocol"]["normalize"] == "imagenet"
+    assert noah.config[OTHERS] == lora.config["protocol"]
+    assert OTHERS not in lora.config
+    fact = plan_run(compose_config(*common, "method=fact_tt"))
+    assert fact.protocol.search is not None
+    assert fact.protocol.search["fields"] == {"rank": [8, 16, 32]}
+    assert lora.protocol.search is not None
+    assert "fields" not in lora.protocol.search

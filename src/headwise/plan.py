@@ -184,10 +184,11 @@ def _resolved(cfg: DictConfig, overrides: Sequence[str]) -> tuple[dict[str, Any]
         plain = trainer["accelerator"] == "cpu" and config["protocol"].get("precision") == "bf16"
         trainer["attention"] = "plain" if plain else "timm"
     task = instantiate(config["dataset"], _convert_="all")
-    own = fill_protocol(config, _given(overrides))
+    given = _given(overrides)
+    own = fill_protocol(config, given)
     if own != config["protocol"]:
         config[OTHERS], config["protocol"] = config["protocol"], own
-    config["method"] = fill_searches(fill_gates(fill_tasks(config, _given(overrides)), config.get("ne")))
+    config["method"] = fill_searches(fill_gates(fill_tasks(config, given), config.get("ne")))
     config["method"], published = fill_presets(config["method"], task.name)
     check_method(config["method"])
     config["method"] = fill_revisions(config["method"])
