@@ -81,7 +81,7 @@ def test_only_the_network_imports_timm() -> None:
 
 def test_only_what_starts_runs_imports_hydra() -> None:
     assert importers("hydra") | importers("omegaconf") == {
-        *("plan", "naming", "overrides", "command", "experiment", "sweeps/sweep", "plugin", "train")
+        *("plan", "messages", "naming", "overrides", "command", "experiment", "sweeps/sweep", "plugin", "train")
     }
 
 

@@ -5,42 +5,35 @@ Nothing heavy is imported: an unknown option and a finished run answer without t
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import (
-    ConfigAttributeError,
-    ConfigKeyError,
-    InterpolationResolutionError,
-    MissingMandatoryValue,
-    OmegaConfBaseException,
-)
+from omegaconf.errors import InterpolationResolutionError
 
 from headwise.data.sources import Source, source_of
 from headwise.data.tasks import VTABTask, check_apart, task_of
-from headwise.errors import ConfigError, HeadwiseError, suggest
+from headwise.errors import ConfigError
 from headwise.evolution import fill_searches
 from headwise.gate import fill_gates
+from headwise.messages import instantiation as instantiation
+from headwise.messages import one_line as one_line
+from headwise.messages import text_of as text_of
 from headwise.naming import variant
-from headwise.overrides import explained, several
 from headwise.pertask import OTHERS, fill_protocol, fill_tasks
 from headwise.presets import PUBLISHED, fill_presets
 from headwise.protocol import Protocol
 from headwise.results.fingerprint import file_sha256, fingerprint, identity
 from headwise.results.store import Result, RunKey
 from headwise.revisions import fill_revisions
-from headwise.schema.tree import check_config, check_method, check_nodes, unknown_key
+from headwise.schema.tree import check_config, check_method, check_nodes
 from headwise.secret import hidden, refuse_secrets
 from headwise.sweeps.request import request_of
 from headwise.variants import BASE
@@ -58,10 +51,6 @@ SMOKE = {"train_images": 8, "test_images": 32}
 """What protocol=smoke takes of a set, or all of it: its numbers mean nothing."""
 PIXELS = {"channels": 3, "pixel_scale": 1}
 """What turns stored images into pixels, and its usual value, which a run's identity does not mention."""
-AMBIGUOUS = re.compile(r"Ambiguous value for argument '(.*)'")
-SEE = re.compile(r"\s*(See https://hydra\.cc|Config search path:).*", re.DOTALL)
-"""What hydra adds to its errors, to which ours have nothing to add."""
-INSTALL = "; launchers other than basic are optional: pip install -e '.[launchers]'"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -366,47 +355,3 @@ def _images(dataset: str, data: str, *splits: str) -> tuple[VTABTask, str]:
     """A task and the fingerprint of its images, from their configurations as JSON."""
     task, source = task_of(json.loads(dataset)), source_of(json.loads(data))
     return task, source.fingerprint(task, splits)
-
-
-def text_of(error: BaseException) -> str:
-    """The user's text of an error, with the nearest right spelling where hydra only lists."""
-    if isinstance(error, MissingConfigException) and error.options:
-        group, _, name = str(error.missing_cfg_file).rpartition("/")
-        hint = INSTALL if group == "hydra/launcher" else ""
-        return f"unknown {group or 'configuration'} {name!r}{suggest(name, error.options)}{hint}"
-    if isinstance(error, OverrideParseException):
-        return explained(str(error.override))
-    if isinstance(error, HydraException) and (found := AMBIGUOUS.match(str(error))):
-        return several(found[1])
-    if isinstance(error, HydraException) and "Could not load 'hydra/launcher/" in str(error):
-        return f"{str(error).splitlines()[0]}{INSTALL}"
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, HeadwiseError):
-            return str(cause)
-        key = getattr(cause, "full_key", None)
-        parent = getattr(cause, "parent_node", None)
-        if isinstance(cause, ConfigKeyError | ConfigAttributeError) and key and isinstance(parent, DictConfig):
-            return unknown_key(str(key), OmegaConf.to_container(parent))  # type: ignore[arg-type]
-        cause = cause.__cause__ or cause.__context__
-    return SEE.sub("", str(error))
-
-
-def one_line(error: BaseException, limit: int | None = 500) -> str:
-    """The user's text of an error, its kind first where it was not meant for the user, at most `limit` characters."""
-    text = " ".join(text_of(error).split())
-    known = isinstance(error, HeadwiseError | HydraException | OmegaConfBaseException)
-    return (text if known else f"{type(error).__name__}: {text}")[:limit]
-
-
-@contextlib.contextmanager
-def instantiation() -> Iterator[None]:
-    """Turn hydra's instantiation errors into ConfigError with the user's part of the text."""
-    try:
-        yield
-    except MissingMandatoryValue as error:
-        raise ConfigError(f"{error.full_key} must be given: add {error.full_key}=VALUE to the command") from error
-    except InstantiationException as error:
-        raise ConfigError(text_of(error)) from error
-    except TypeError as error:
-        raise ConfigError(str(error)) from error
