@@ -9,7 +9,7 @@ import headwise.experiment
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> float | None:
     """Run what the configuration says."""
-    return headwise.experiment.run(cfg)
+    return headwise.experiment.job(cfg)
 
 
 if __name__ == "__main__":

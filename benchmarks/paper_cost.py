@@ -34,9 +34,10 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from headwise.backbone import Backbone, BackboneSpec
+from headwise.evolution import Evolution
 from headwise.gate import Gate, fill_gates
 from headwise.methods.base import Method
-from headwise.pertask import fill_tasks
+from headwise.pertask import fill_protocol, fill_tasks
 from headwise.phases import chain
 from headwise.presets import fill_presets
 from headwise.protocol import Protocol
@@ -49,6 +50,14 @@ RESULTS = Path(__file__).resolve().parent / "results"
 PAPERS = ("hs_", "heart_")
 NOT_THE_PAPERS = ("heart_twins", "heart_variants")
 TRAIN_IMAGES, SEARCH_IMAGES, SEARCH_TEST = 1000, 800, 200
+SEARCH_LISTS = {
+    "fewshot_food101": 20_200,
+    "fewshot_cars196": 1_635,
+    "fewshot_flowers102": 1_633,
+    "fewshot_aircraft": 3_333,
+    "fewshot_pets": 736,
+}
+"""Images on which the few-shot sets' searches are measured (Heart-LoRA Table 8); SEARCH_TEST of any other task."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +151,9 @@ def job(overrides: Sequence[str]) -> dict[str, Any]:
             cfg.shots = int(value)
     cfg.data.root = "unused"
     config: Any = OmegaConf.to_container(cfg, resolve=True)
-    config["method"] = fill_gates(fill_tasks(config, [o.partition("=")[0] for o in overrides]), config.get("ne"))
+    given = [o.partition("=")[0] for o in overrides]
+    config["protocol"] = fill_protocol(config, given)
+    config["method"] = fill_gates(fill_tasks(config, given), config.get("ne"))
     config["method"], _ = fill_presets(config["method"], config["dataset"]["name"])
     return config
 
@@ -153,14 +164,27 @@ def spec_of(backbone: str) -> BackboneSpec:
     return BackboneSpec(**{**json.loads(backbone), "weights": "none"})
 
 
-IRRELEVANT = ("label", "scale", "mean", "std", "lr", "adapter_lr", "epochs", "gate", "revision", "checkpoint", "seed")
+IRRELEVANT = (
+    "label",
+    "scale",
+    "mean",
+    "std",
+    "lr",
+    "adapter_lr",
+    "epochs",
+    "gate",
+    "revision",
+    "checkpoint",
+    "seed",
+    "search",
+)
 """Fields that hardly change the arithmetic, and NOAH's subnet with them."""
 _costs: dict[str, Cost] = {}
 
 
 def cost_of(method: Method, backbone: str) -> Cost:
     """Arithmetic of a method; counted once for settings that do not change it, gates among them."""
-    method = replace(method, gate=None)
+    method = replace(method, gate=None, **({"search": None} if hasattr(method, "search") else {}))
     shape = {name: value for name, value in method.spec().items() if name not in (*IRRELEVANT, "task")}
     key = json.dumps([shape, backbone], sort_keys=True, default=str)
     if key not in _costs:
@@ -242,7 +266,10 @@ def bill(jobs: Iterable[Sequence[str]]) -> Bill:
             total.train_flops += times * trained * _epoch(cost, count, protocol)
             looks = 1 + (epochs // protocol.select_every if protocol.select == "best_test" else 0)
             total.test_flops += times * looks * num_test * cost.test
-        _search(total, times, methods[-1], protocol, backbone, count if shots else SEARCH_IMAGES)
+        searched = count if shots else SEARCH_IMAGES, SEARCH_LISTS.get(config["dataset"]["name"], SEARCH_TEST)
+        for method in methods:
+            _scout(total, times, method, protocol, backbone, *searched)
+        _search(total, times, methods[-1], protocol, backbone, *searched)
     return total
 
 
@@ -252,8 +279,22 @@ def _epoch(cost: Cost, count: int, protocol: Protocol) -> float:
     return steps * (cost.step + batch * cost.image)
 
 
-def _search(total: Bill, times: int, method: Method, protocol: Protocol, backbone: str, count: int) -> None:
-    """Trials of a run: every scale, then every number of heads with every score over one shared warm-up."""
+def _scout(
+    total: Bill, times: int, method: Method, protocol: Protocol, backbone: str, count: int, num_test: int
+) -> None:
+    """A method that finds its own fields: its supernet is trained, and every subnet tested, like the method itself."""
+    if method.scout() is None:
+        return
+    recipe, cost = Evolution.of(getattr(method, "search")), cost_of(method, backbone)  # noqa: B009
+    total.train_flops += times * recipe.epochs * _epoch(cost, count, protocol)
+    tested = recipe.population * (1 + recipe.generations)
+    total.test_flops += times * tested * num_test * cost.test
+
+
+def _search(
+    total: Bill, times: int, method: Method, protocol: Protocol, backbone: str, count: int, num_test: int
+) -> None:
+    """Trials of a run: every scale with all fields, then every number of heads with every score over one warm-up."""
     space = None if protocol.search is None else Space.of(protocol.search).within(method)
     if space is None:
         return
@@ -264,11 +305,15 @@ def _search(total: Bill, times: int, method: Method, protocol: Protocol, backbon
         scored = gate.mode == "heart"
         heads = max(1, len([ne for ne in space.ne if ne])) * (max(1, len(space.score)) if scored else 1)
         warm = replace(gate, count=1, ratio=None).warmup_epochs(protocol.epochs) if scored else 0
-    epochs = (scales + heads) * protocol.epochs - max(0, heads - 1) * warm
-    cost = cost_of(method, backbone)
-    total.trials += times * (scales + heads)
-    total.train_flops += times * epochs * _epoch(cost, count, protocol)
-    total.test_flops += times * (scales + heads) * SEARCH_TEST * cost.test
+    combinations = space.combinations()
+    for number, values in enumerate(combinations):
+        last = number == len(combinations) - 1  # heads are tried with one of them
+        tried = scales + (heads if last else 0)
+        epochs = tried * protocol.epochs - (max(0, heads - 1) * warm if last else 0)
+        cost = cost_of(replace(method, **values), backbone)
+        total.trials += times * tried
+        total.train_flops += times * epochs * _epoch(cost, count, protocol)
+        total.test_flops += times * tried * num_test * cost.test
 
 
 def hours(made: Bill, reference: Cost, rates: tuple[float, float], precision: str) -> float:

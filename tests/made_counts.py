@@ -83,6 +83,7 @@ def spt_lora(phase: Phase) -> int:
     sides = {site.key: sum(base.shape) for site, base in phase.base.bases(phase.method.targets).items()}
     structured = sum(8 * sides[key] for key in plan["structured"])
     sparse = sum(len(unpack_entries(text)) for text in plan["sparse"].values())
+    sparse += sum(len(unpack_entries(text)) for text in plan["biases"].values())
     held = [*plan["vectors"], *(name for name in ("cls_token",) if name in parameters)]
     return structured + sparse + sum(parameters[name].numel() for name in held)
 
@@ -93,6 +94,7 @@ def lora(rank: int, *targets: str) -> Callable[[Phase], int]:
 
 COUNTS: dict[str, Callable[[Phase], int]] = {
     "adalora": per_weight(lambda o, i, _: 16 * (i + o + 1), "q", "k", "v"),
+    "adapter_post": per_block(lambda c: 2 * c * 8 + 8 + c + c),
     "adaptformer": per_block(lambda c: 2 * c * 8),
     "bi_adaptformer": per_block(lambda c: 2 * c * 32),
     "bi_lora": lora(32, "q", "v"),

@@ -36,7 +36,10 @@ def compose_config(*overrides: str) -> DictConfig:
         return compose("config", overrides=list(overrides))
 
 
-SIZES = {"fourierft": ("method.config.n_frequency=100", "method.config.scaling=6.5")}
+SIZES = {
+    "fourierft": ("method.config.n_frequency=100", "method.config.scaling=6.5"),
+    "spt_lora": ("method.budget=5000", "method.tau_step=50"),
+}
 """Where a method's published size does not fit tiny networks: its update is as large beside their weights as there."""
 
 

@@ -9,6 +9,7 @@ import json
 import random
 import re
 import shlex
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,11 @@ from headwise.data.tasks import VTABTask
 from headwise.experiment import plan_run
 from headwise.gate import fill_gates
 from headwise.methods.base import Method
-from headwise.pertask import fill_tasks
+from headwise.pertask import fill_protocol, fill_tasks
 from headwise.presets import fill_presets
 from headwise.protocol import Protocol
 from headwise.sweeps.sweep import requests_of
+from headwise.tables import printed
 from made_networks import CONF, REPO, compose_config
 
 FILES = sorted(file.relative_to(CONF).with_suffix("").as_posix() for file in CONF.rglob("*.yaml"))
@@ -63,6 +65,7 @@ def build_all(cfg: DictConfig) -> dict[str, Any]:
     if "root" in cfg.data.keys() and (OmegaConf.is_missing(cfg.data, "root") or cfg.data.root is not None):  # noqa: SIM118
         cfg.data.root = str(REPO)  # a folder that exists
     plain: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    plain["protocol"] = fill_protocol(plain)
     plain["method"] = fill_gates(fill_tasks(plain), plain["ne"])
     plain["method"], _ = fill_presets(plain["method"], plain["dataset"]["name"])
     built = {name: instantiate(plain[name], _convert_="all") for name in ("method", "dataset", "data")}
@@ -239,7 +242,7 @@ def test_the_command_line_beats_an_experiments_sweep() -> None:
     ]
 
 
-PUBLISHED_PROTOCOLS = ("fixed", "heart_paper", "hs_paper", "cara_paper")
+PUBLISHED_PROTOCOLS = ("fixed", "heart_paper", "hs_paper", "cara_paper", "cara_paper_older")
 
 
 @pytest.mark.parametrize("name", PUBLISHED_PROTOCOLS)
@@ -259,8 +262,43 @@ def test_papers_that_choose_on_the_test_set_are_stamped() -> None:
     stamped = {
         name for name in PUBLISHED_PROTOCOLS if compose_config(f"protocol={name}").protocol.select == "best_test"
     }
-    assert stamped == {"heart_paper", "cara_paper"}
+    assert stamped == {"heart_paper", "cara_paper", "cara_paper_older"}
     assert "TEST-SELECTED" in build_all(compose_config("protocol=cara_paper", "method=cara"))["protocol"].labels
+
+
+@pytest.mark.parametrize("file", sorted((CONF / "protocol").glob("*.yaml")), ids=lambda file: file.stem)
+def test_a_protocol_names_the_commit_that_it_imitates(file: Path) -> None:
+    """B10: or says that it imitates none."""
+    opening = " ".join(line[1:] for line in file.read_text().splitlines() if line.startswith("#"))
+    named = re.search(r"\bcommits? [0-9a-f]{7}\b", opening)
+    assert named or re.search(r"imitates no code|no code is imitated", opening), file.name
+
+
+ROWS_OF = {"cara_paper": "hs_t2_cara", "heart_paper": "heart_t1_heart_lora"}
+FIELDS_OF = {"normalisation": "normalize", "resize": "resize", "selection": "select", "schedule": "schedule"}
+
+
+@pytest.mark.parametrize(("name", "row"), ROWS_OF.items())
+def test_the_table_of_published_protocols_agrees_with_the_protocol(name: str, row: str) -> None:
+    """B10: two places said how CaRA measures, and one of them was wrong."""
+    protocol = yaml.safe_load((CONF / "protocol" / f"{name}.yaml").read_text())
+    lines = {}
+    for line in printed.read("protocols.csv"):
+        if any(fnmatchcase(row, pattern) for pattern in line["rows"].split()):
+            lines.setdefault(line["topic"], line)
+    for topic, field in FIELDS_OF.items():
+        assert lines[topic]["value"] == protocol[field], topic
+    every = re.search(r"every (\d+) epochs", lines["selection"]["said"])
+    assert every is not None
+    assert int(every[1]) == protocol["select_every"]
+    assert lines.get("epochs", {}).get("value", "100") == str(protocol["epochs"])
+
+
+def test_caras_first_look_is_where_its_evaluation_mode_begins() -> None:
+    """The code tests after epochs 11, 21, ... (zero-based 10, 20, ...) and never switches back to training mode."""
+    for name, first, every in (("cara_paper", 11, 10), ("cara_paper_older", 51, 5)):
+        protocol = Protocol(**compose_config(f"protocol={name}").protocol)
+        assert (protocol.eval_mode_after, protocol.select_after, protocol.select_every) == (first, first - 1, every)
 
 
 def test_the_fixed_protocol_takes_nothing_per_task() -> None:

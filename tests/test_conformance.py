@@ -14,7 +14,7 @@ from torch import Tensor
 
 from headwise.adapted import AdaptedLinear, BesideLinear, Delta
 from headwise.backbone import Backbone
-from headwise.errors import CheckpointError
+from headwise.errors import CheckpointError, ConfigError
 from headwise.methods.base import Installed, Method
 from headwise.methods.hs_lora import HeadLoRA
 from headwise.methods.peft_bridge import PeftMethod
@@ -92,6 +92,7 @@ def test_identity(phases: tuple[Phase, ...]) -> None:
 
 
 OFF_ZERO = {
+    "adapter_post",
     "bi_adaptformer",
     "bi_lora",
     "compacter",
@@ -312,6 +313,49 @@ def test_the_loop_repeats_it_from_its_files(vit_phases: tuple[Phase, ...], tmp_p
     )
     assert all(result.stored_bytes >= 0 and result.steps == 4 for result in first)
     assert torch.equal(logits(trained, X), logits(restored, X))
+
+
+def in_float64(phase: Phase) -> tuple[Backbone, Installed]:
+    net = copy.deepcopy(phase.base).double()
+    torch.manual_seed(0)
+    return net, phase.method.install(net, copy.deepcopy(phase.plan))
+
+
+PEFT_REFUSES_FLOAT64 = {"peft_pissa"}
+
+
+def test_in_a_float64_network_everything_is_float64(vit_phases: tuple[Phase, ...]) -> None:
+    """B12: no start, forward, stored value or merged weight passes through a narrower type."""
+    x = X.double()
+    for phase in vit_phases:
+        if phase.method.label in PEFT_REFUSES_FLOAT64:
+            with pytest.raises(ConfigError, match="under float32, float16, or bfloat16"):
+                in_float64(phase)
+            continue
+        net, installed = in_float64(phase)
+        exact = phase.method.identity_tolerance == Method.identity_tolerance
+        assert distance(logits(net, x), logits(copy.deepcopy(phase.base).double(), x)) <= (1e-13 if exact else 10.0)
+        if phase.method.label != "qlora":  # what stands beside 4 bits stays in float32
+            assert {tensor.dtype for tensor in installed.trainable().values()} == {torch.float64}
+        loss_of(net.train(), installed, x).backward()
+        net.eval()
+        perturb(list(installed.trainable().values()))
+        moved = logits(net, x)
+        again, restored = in_float64(phase)
+        restored.unpack(installed.packed())
+        assert torch.equal(logits(again, x), moved)
+        installed.merge()
+        assert distance(logits(net, x), moved) <= 1e-13
+
+
+def test_what_float32_stored_is_read_in_float64(vit_phases: tuple[Phase, ...]) -> None:
+    for phase in vit_phases:
+        if phase.method.label in PEFT_REFUSES_FLOAT64:
+            continue
+        net, installed = phase.installed_and_moved()
+        wide, restored = in_float64(phase)
+        restored.unpack(installed.packed())
+        assert distance(logits(wide, X.double()), logits(net, X)) <= 1e-5
 
 
 def test_copy_is_isolated(phases: tuple[Phase, ...]) -> None:

@@ -100,7 +100,7 @@ def test_a_small_space_ends() -> None:
         ({"generations": -1}, "search.generations must be a whole number of at least 0, got -1"),
         ({"size_rate": 1.5}, "search.size_rate must be in [0, 1], got 1.5"),
         ({"population": 10}, "must be at most search.population=10, got 25 + 25"),
-        ({"lr": 0}, "search.lr must be positive, got 0"),
+        ({"lr": 0}, "search.lr must be a number above 0, got 0"),
         ({"parent": 1}, "unknown key search.parent (did you mean 'parents'?)"),
     ],
 )

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import wandb
@@ -53,7 +54,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sweep(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """A sweep of two jobs: the first asks for what cannot be, the second finishes."""
     root = tmp_path_factory.mktemp("sweep")
-    return root, train("-m", *HS_LORA, "method.first.rank=0,2", f"root={root}", cache=cache)
+    return root, train("-m", *HS_LORA, "method.first.rank=49,2", f"root={root}", cache=cache)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,7 @@ def folder(sweep: tuple[Path, subprocess.CompletedProcess[str]]) -> Path:
 def test_a_failing_job_does_not_stop_the_others(sweep: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     root, done = sweep
     assert done.returncode == 1
-    assert "rank must be in 1..48 for s0.b0.q with 1 row group(s), got 0" in done.stderr
+    assert "rank must be in 1..48 for s0.b0.q with 1 row group(s), got 49" in done.stderr
     assert "Traceback" not in done.stderr
     assert len(list(root.glob("runs/**/result.json"))) == 1
     (failure,) = root.glob("runs/**/failure.txt")
@@ -206,10 +207,16 @@ def test_another_configuration_does_not_land_in_the_same_folder(folder: Path, ca
         ("backbone=vit_b16", "unknown backbone 'vit_b16' (did you mean 'vit_b16_in21k'?)"),
         ("method@method.first=pisa", "unknown method 'pisa' (did you mean 'pissa'?)"),
         ("protocol.epoch=3", "epoch"),
-        ("metod=lora", "metod"),
+        ("metod=lora", "unknown configuration key 'metod' (did you mean 'method'?)"),
+        ("sed=1", "unknown configuration key 'sed' (did you mean 'seed'?); allowed: backbone, data, "),
+        ("epochs=1", "unknown configuration key 'epochs' (did you mean 'protocol.epochs'?)"),
+        (
+            "method.first.lr=1",
+            "unknown configuration key 'method.first.lr': its YAML leaves this field out; set it with +",
+        ),
         ("protocol.epochs=0", "protocol.epochs must be a whole number of at least 1, got 0"),
         ("protocol.schedule=cosin", "unknown protocol.schedule 'cosin' (did you mean 'cosine'?)"),
-        ("seed=-1", "seed of a run must be an integer >= 0, got -1"),
+        ("seed=-1", "seed must be a whole number in 0..4294967295, got -1"),
     ],
 )
 def test_a_slip_is_answered_and_leaves_nothing(wrong: str, answer: str, cache: Path, tmp_path: Path) -> None:
@@ -228,10 +235,10 @@ def in_process(*overrides: str) -> float | None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["method.rank=-1"], r"rank must be in 1\.\.48 for s0\.b0\.q .*got -1"),
+        (["method.rank=-1"], r"method\.rank must be a whole number of at least 1, got -1"),
         (["method.rank=99"], r"rank must be in 1\.\.48 .*got 99"),
         (["method.targets=[q,w]"], "target 'w' matches no projection of this backbone"),
-        (["method.dropout=1.5"], r"dropout must be in \[0, 1\)"),
+        (["method.dropout=1.5"], r"method\.dropout must be in \[0, 1\), got 1\.5"),
         (["backbone.img_size=36"], "backbone.img_size must be a positive multiple of 8, got 36"),
         (["protocol.test_images=100000"], "protocol.test_images=100000 is not a subset of the 73728 test images"),
     ],
@@ -466,6 +473,77 @@ def test_how_stored_images_become_pixels_counts(own: list[str]) -> None:
     plain, grey = (plan_run(compose_config(*own, *more)).identity for more in ([], ["+dataset.channels=1"]))
     assert grey["dataset"] == {**plain["dataset"], "channels": 1}
     assert grey["data"] == plain["data"]
+
+
+@pytest.mark.parametrize(("key", "kind"), [("test_images", "test"), ("train_images", "training")])
+def test_a_subset_of_own_images_is_smaller_than_their_number(own: list[str], key: str, kind: str) -> None:
+    strict = [part for part in own if not part.startswith("protocol=")]
+    for limit in (6, 500):
+        with pytest.raises(
+            ConfigError, match=rf"protocol.{key}={limit} is not a subset of the 6 {kind} images of folder"
+        ):
+            plan_run(compose_config(*strict, f"++protocol.{key}={limit}"))
+    assert plan_run(compose_config(*strict, f"++protocol.{key}=5"))
+    smoke = plan_run(compose_config(*own)).protocol
+    assert plan.SMOKE[key] == getattr(smoke, key) > 6, "the limits of protocol=smoke are upper bounds"
+    with pytest.raises(ConfigError, match="not a subset of the 1000 training images of svhn"):
+        plan_run(compose_config("method=lora", "backbone=vit_tiny_random", "++protocol.train_images=1000"))
+
+
+def test_depth_found_in_own_images_is_recorded(own: list[str], tmp_path: Path) -> None:
+    assert plan_run(compose_config(*own)).config["dataset"]["depth"] is None
+    Image.fromarray(np.full((32, 32), 1000, np.uint16)).save(tmp_path / "photos" / "0.png")
+    found = plan_run(compose_config(*own))
+    assert found.config["dataset"]["depth"] == 10
+    assert found.identity == plan_run(compose_config(*own, "dataset.depth=10")).identity
+    assert found.identity != plan_run(compose_config(*own, "dataset.depth=16")).identity
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("trainer=cuda", "gpu"),
+        ("trainer.accelerator=cuda", "gpu"),
+        ("trainer.accelerator=gpu", "gpu"),
+        ("trainer.accelerator=cpu", "cpu"),
+    ],
+)
+def test_spellings_of_a_device_are_one_device(given: str, expected: str) -> None:
+    planned, plain = (plan_run(compose_config(*LORA, option)) for option in (given, f"trainer={expected}"))
+    assert planned.config["trainer"]["accelerator"] == expected and planned.identity == plain.identity
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("mps", "trainer.accelerator=mps: Apple's GPUs have no float64"),
+        ("tpu", r"unknown trainer.accelerator 'tpu' .*allowed: auto, cpu, cuda, gpu"),
+        ("GPU", r"unknown trainer.accelerator 'GPU'"),
+        ("1", r"trainer.accelerator"),
+        ("null", r"trainer.accelerator"),
+    ],
+)
+def test_other_devices_are_refused(given: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plan_run(compose_config(*LORA, f"trainer.accelerator={given}"))
+
+
+def test_the_chosen_device_is_said_and_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(compose_config(*LORA, f"root={tmp_path}", "trainer=cpu"))
+    assert re.search(r"^device: CPU, .+(?<!auto\))$", capsys.readouterr().out, re.M)
+    (file,) = (tmp_path / "runs").glob("**/result.json")
+    assert Result.read(file).machine["accelerator"] == "cpu"
+
+
+def test_auto_contradicted_by_torch_asks_for_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU that the cheap look misses (WSL, ROCm): neither a slow run without a word, nor another identity."""
+    monkeypatch.setattr(plan, "DEVICES", tmp_path)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda number: "Radeon")
+    with pytest.raises(
+        ConfigError, match=r"trainer=auto: .* torch can use one \(Radeon\); .* trainer=gpu or trainer=cpu"
+    ):
+        run(compose_config(*LORA, f"root={tmp_path}", "trainer=auto"))
 
 
 def test_a_gpu_is_what_this_process_may_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -114,6 +115,30 @@ def test_own_images_train_to_a_labelled_result(trained: Path) -> None:
     assert [phase.label for phase in result.phases] == ["lora", "head_lora"]
     assert "own data" in result.labels
     assert all(phase.num_test == SIZES["test"] for phase in result.phases)
+
+
+def test_classify_turns_photographs_upright_and_reads_all_bits(
+    trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headwise.data.own._said", set())
+    net = headwise.load(trained)
+    scene = np.random.default_rng(1).integers(0, 256, (110, 100, 3), dtype=np.uint8)
+    upright, stored = Image.fromarray(scene), Image.fromarray(np.rot90(scene))  # EXIF 6: turn it clockwise to see it
+    exif = stored.getexif()
+    exif[0x0112] = 6
+    stored.save(tmp_path / "phone.png", exif=exif)
+    expected = net.preprocess(upright)
+    for image in (tmp_path / "phone.png", Image.open(tmp_path / "phone.png")):
+        assert torch.equal(net.preprocess(image), expected)
+    assert caplog.messages == ["classify: images are turned upright by their EXIF orientation"], "once"
+    deep = Image.fromarray(((scene[..., 0].astype(np.uint32) * 4095 + 127) // 255).astype(np.uint16))
+    deep.save(tmp_path / "deep.png")
+    assert torch.equal(net.preprocess(tmp_path / "deep.png"), net.preprocess(Image.fromarray(scene[..., 0])))
+    assert caplog.messages[1:] == ["classify: images of more than 8 bits a value are scaled to 8 by what each needs"]
+    net.task = replace(net.task, depth=16)
+    assert net.preprocess(deep).max() < expected.min() + 0.3, "as the run read them, not by what each needs"
+    with pytest.raises(DataError, match=r"classify: the image cannot be used .* no 8-bit equivalent"):
+        net.preprocess(Image.fromarray(np.full((9, 9), 0.5, np.float32)))
 
 
 @pytest.mark.parametrize("merged", [True, False])

@@ -80,7 +80,9 @@ def test_only_the_network_imports_timm() -> None:
 
 
 def test_only_what_starts_runs_imports_hydra() -> None:
-    assert importers("hydra") | importers("omegaconf") == {"plan", "experiment", "sweeps/sweep", "plugin", "train"}
+    assert importers("hydra") | importers("omegaconf") == {
+        *("plan", "messages", "naming", "overrides", "command", "experiment", "sweeps/sweep", "plugin", "train")
+    }
 
 
 def test_only_prepare_imports_tensorflow() -> None:
@@ -148,12 +150,10 @@ STDLIB_ONLY = (
     "results/records",
     "results/store",
     "variants",
-    "protocol",
     "sweeps/request",
     "sweeps/ledger",
     "sweeps/lifeline",
     "sweeps/status",
-    "evolution",
     "presets",
     "tables/comparable",
     "tables/controls",
@@ -166,6 +166,11 @@ STDLIB_ONLY = (
 @pytest.mark.parametrize("name", STDLIB_ONLY)
 def test_results_need_the_standard_library_only(name: str) -> None:
     assert reached(name) <= set(sys.stdlib_module_names)
+
+
+@pytest.mark.parametrize("name", ["gate", "evolution", "protocol", "data/tasks", "schema/tree"])
+def test_what_a_configuration_means_needs_pydantic_and_no_more(name: str) -> None:
+    assert reached(name) <= {*sys.stdlib_module_names, "pydantic", "typing_extensions"}
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from headwise.errors import ConfigError
-from headwise.pertask import fill_tasks
+from headwise.pertask import fill_protocol, fill_tasks
 
 TABLE = {
     "default": {"lora": {"dropout": 0.1, "scale": 2}},
@@ -69,3 +69,56 @@ def test_the_command_line_stands() -> None:
 def test_bad_tables(table: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         fill_tasks(config(lora(), table=table))
+
+
+OWN = {"normalize": "none", "lr": 0.001, "search": {"scale": [1, 10]}, "epochs": 3}
+ROWS = {"default": {"noah": {"protocol.normalize": "imagenet", "dropout": 0.2}, "lora": {"dropout": 0.1}}}
+
+
+def noah() -> dict[str, Any]:
+    return {"label": "noah", "dropout": 0.0}
+
+
+def test_a_table_may_measure_one_method_in_another_way() -> None:
+    """Issue line 29: a row of a paper's table with inputs of its own."""
+    given = config(noah(), table=ROWS, **OWN)
+    assert fill_protocol(given) == {**OWN, "normalize": "imagenet"}
+    assert fill_tasks(given) == {"label": "noah", "dropout": 0.2}, "fields of the method are where they were"
+    assert given["protocol"] == OWN, "the given configuration is left as it is"
+    assert fill_protocol(config(lora(), table=ROWS, **OWN)) == OWN
+    assert fill_protocol(config(noah(), table=ROWS, per_task=False, **OWN)) == {**OWN, "per_task": False}
+    two = {"label": "hs_noah", "first": noah(), "heads": {"label": "head_lora"}}
+    assert fill_protocol(config(two, table=ROWS, **OWN)) == OWN, "a run has one protocol, that of its own label"
+
+
+@pytest.mark.parametrize(
+    "given", ["protocol", "protocol.search", "protocol.search.fields", "protocol.search.fields.rank"]
+)
+def test_a_protocol_of_the_command_line_stands(given: str) -> None:
+    table = {"default": {"fact_tt": {"protocol.search.fields": {"rank": [8, 16]}}}}
+    fact = {"label": "fact_tt", "rank": 16}
+    found = fill_protocol(config(fact, table=table, **OWN))["search"]
+    assert found == {"scale": [1, 10], "fields": {"rank": [8, 16]}}
+    assert fill_protocol(config(fact, table=table, **OWN), [given]) == OWN
+    assert fill_protocol(config(fact, table=table, **OWN), ["protocol.lr"])["search"] == found
+
+
+def test_a_part_that_the_protocol_lacks_is_left_out() -> None:
+    table = {"default": {"fact_tt": {"protocol.search.fields": {"rank": [8]}}}}
+    off = {**OWN, "search": None}
+    assert fill_protocol(config({"label": "fact_tt"}, table=table, **off)) == off
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"protocol.normalise": 1}, r"per_task.default.lora: unknown field 'protocol.normalise' .*'normalize'"),
+        ({"protocol.serch.ne": [1]}, r"per_task.default.lora: unknown field 'protocol.serch.ne' .*'search'"),
+        ({"protocol.lr.ne": 1}, "lr of 'protocol.lr.ne' is a value, not a part"),
+        ({"protocol.epochs": 1}, "protocol.epochs may not be set here; a method's epochs are its own field"),
+        ({"protocol.per_task": True}, "protocol.per_task may not be set here"),
+    ],
+)
+def test_bad_fields_of_the_protocol(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        fill_protocol(config(lora(), table={"default": {"lora": fields}}, **OWN))

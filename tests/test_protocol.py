@@ -81,12 +81,12 @@ def test_the_shortest_runs_have_a_rate(schedule: str, epochs: int, steps: int) -
         ({"epochs": 0}, "protocol.epochs must be a whole number of at least 1, got 0"),
         ({"epochs": 2.5}, "protocol.epochs must be a whole number"),
         ({"batch_size": True}, "protocol.batch_size must be a whole number"),
-        ({"warmup": 1.0}, "protocol.warmup is a fraction"),
+        ({"warmup": 1.0}, "protocol.warmup must be in"),
         ({"drop_path": -0.1}, "protocol.drop_path must be in"),
-        ({"lr": 0.0}, "protocol.lr must be positive"),
-        ({"lr": float("nan")}, "protocol.lr must be positive"),
-        ({"weight_decay": -1.0}, "protocol.weight_decay must not be negative"),
-        ({"test_images": 0}, "protocol.test_images must be at least 1, or null"),
+        ({"lr": 0.0}, "protocol.lr must be a number above 0"),
+        ({"lr": float("nan")}, "protocol.lr must be a number above 0"),
+        ({"weight_decay": -1.0}, "protocol.weight_decay must be a number of at least 0"),
+        ({"test_images": 0}, "protocol.test_images must be a whole number of at least 1"),
     ],
 )
 def test_values_out_of_range_are_refused(values: dict[str, Any], message: str) -> None:
@@ -126,5 +126,5 @@ def test_a_part_of_the_training_images_is_said() -> None:
 
 @pytest.mark.parametrize("key", ["train_images", "eval_mode_after", "select_after"])
 def test_whole_numbers_or_null(key: str) -> None:
-    with pytest.raises(ConfigError, match=f"protocol.{key} must be at least 1, or null for"):
+    with pytest.raises(ConfigError, match=f"protocol.{key} must be a whole number of at least 1, .*null is allowed"):
         Protocol(**{key: 0})

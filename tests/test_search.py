@@ -97,14 +97,44 @@ def test_scale_alone_needs_no_gate() -> None:
     assert found.methods[0] == BiLoRA(label="bi", scale=1)
 
 
+def test_other_fields_are_tried_with_every_scale() -> None:
+    """Issue line 29: FacT's rank is searched."""
+    tried, attempt = measure(lambda method: 50.0 + method.rank - method.scale)  # type: ignore[attr-defined]
+    found = search([LoRA(label="x", rank=1)], Space(scale=[1, 2], fields={"rank": [4, 8]}), attempt)
+    assert [(m.rank, m.scale) for m in tried] == [(4, 1), (4, 2), (8, 1), (8, 2)]  # type: ignore[attr-defined]
+    assert (found.methods[0].rank, found.methods[0].scale) == (8, 1)
+    assert found.report()["chosen"]["fields"] == {"rank": 8}
+    _, attempt = measure(lambda method: 50.0)
+    assert search([LoRA(label="x", rank=1)], Space(fields={"rank": [8, 4]}), attempt).methods[0].rank == 8
+
+
+def test_a_field_that_a_method_lacks() -> None:
+    space = Space(scale=[1], fields={"prompts": [1, 5]}, optional=True)
+    assert space.within(LoRA(label="x", rank=1)) == Space(scale=[1], optional=True)
+    assert Space(fields={"rank": [1]}, optional=True).within(Linear(label="linear")) is None
+    _, attempt = measure(lambda method: 50.0)
+    with pytest.raises(
+        ConfigError, match=re.escape("protocol.search.fields: method x has no 'rang' (did you mean 'rank'?)")
+    ):
+        search([LoRA(label="x", rank=1)], Space(fields={"rang": [1]}), attempt)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
+        ({"fields": [1]}, "protocol.search.fields names fields of the method, each with a list, got [1]"),
+        ({"fields": {"rank": 8}}, "protocol.search.fields.rank is a list of different values, got 8"),
+        ({"fields": {"rank": []}}, "protocol.search.fields.rank is a list of different values, got []"),
+        ({"fields": {"rank": [8, 8]}}, "protocol.search.fields.rank is a list of different values, got [8, 8]"),
+        (
+            {"fields": {"scale": [1]}},
+            "protocol.search.fields.scale may not be set here; scales are protocol.search.scale",
+        ),
         ({"scales": [1]}, "unknown key protocol.search.scales (did you mean 'scale'?)"),
-        ({"scale": 1}, "protocol.search.scale is a list of different values, got 1"),
-        ({"ne": [1, 1]}, "a list of different values, got [1, 1]"),
-        ({"ne": [1.5]}, "whole numbers, or shares below 1, got 1.5"),
-        ({"ne": [-1]}, "got -1"),
+        ({"scale": 1}, "protocol.search.scale must be a list of different values, numbers other than 0, got 1"),
+        ({"ne": [1, 1]}, "a list of different values, whole numbers, or shares below 1, got [1, 1]"),
+        ({"ne": [1.5]}, "whole numbers, or shares below 1, got [1.5]"),
+        ({"ne": [-1]}, "got [-1]"),
         ({"score": ["taylor"]}, "unknown protocol.search.score 'taylor'"),
         ({"scale": []}, "protocol.search names nothing to try; allowed: scale, ne, score"),
     ],
@@ -127,7 +157,7 @@ def test_what_does_not_apply_is_left_out_where_that_is_allowed() -> None:
     assert space.within(PiSSA(label="p", rank=2)) == Space(scale=[1, 10], optional=True)
     assert space.within(Linear(label="linear")) is None
     assert Space(ne=[1]).within(Linear(label="linear")) == Space(ne=[1]), "search() refuses it"
-    with pytest.raises(ConfigError, match=r"protocol\.search\.optional is true or false, got 1"):
+    with pytest.raises(ConfigError, match=r"protocol\.search\.optional must be true or false, got 1"):
         Protocol(search={"scale": [1], "optional": 1})
     with pytest.raises(ConfigError, match="names nothing to try"):
         Protocol(search={"optional": True})
@@ -197,5 +227,6 @@ def test_the_space_of_the_configuration() -> None:
         "scale": [0.01, 0.1, 1, 10, 100],
         "ne": [1, 3, 6],
         "score": ["taylor_pos", "taylor_neg", "taylor_abs"],
+        "fields": {},
         "optional": False,
     }

@@ -81,6 +81,11 @@ class Allocator(L.Callback):
             mask = self._kept[self._diagonals[name]]
             mask.copy_(torch.tensor(kept, dtype=torch.uint8))
 
+    @property
+    def last_step(self) -> int:
+        """The step, counted from 1, after which the ranks are fixed."""
+        return int(self.config.total_step - self.config.tfinal)
+
     def _score_if_finite(self, model: nn.Module) -> None:
         """Let peft score, but not a step that overflowed (fp16), which the optimiser skips: its NaN would stay."""
         grads = [grad for name in self._scored.values() if (grad := self._parameters[name].grad) is not None]

@@ -16,7 +16,7 @@ from headwise.errors import CheckpointError, ConfigError
 from headwise.fused import Block, Dense, lowrank_linear
 from headwise.quantize import pack_codes, unpack_codes
 from headwise.sites import Site
-from headwise.wrapping import Settling
+from headwise.wrapping import Settling, at_least_float32
 
 
 class Factors(NamedTuple):
@@ -75,8 +75,21 @@ class Delta(nn.Module):
         return None
 
     def bias(self, weight: Tensor, bias: Tensor) -> Tensor | None:
-        """Update of the bias, (O,), or None. Merged like the weight."""
-        return None
+        """Update of the bias, (O,), or None. Merged like the weight. By default that of `have_bias_entries`."""
+        if "bias_values" not in self._parameters:
+            return None
+        values = self.get_parameter("bias_values")
+        return torch.zeros_like(bias).index_put((self.get_buffer("bias_entries").long(),), values.to(bias.dtype))
+
+    @property
+    def updates_bias(self) -> bool:
+        """Whether `bias` is ever more than None."""
+        return type(self).bias is not Delta.bias or "bias_values" in self._parameters
+
+    def have_bias_entries(self, entries: Tensor, base: Tensor) -> None:
+        """Let the bias train at `entries`, (n,) integers: values, (n,), zero at the start, are added there."""
+        self.register_parameter("bias_values", nn.Parameter(torch.zeros(len(entries), device=base.device)))
+        self.register_buffer("bias_entries", entries.to(device=base.device, dtype=torch.int32))
 
     def pack(self) -> dict[str, Tensor]:
         """What is stored when the phase is over; where heads are off, their pieces are left out and a bit mask says so.
@@ -147,7 +160,7 @@ class AdaptedLinear(nn.Linear):
 
     @classmethod
     def around(cls, linear: nn.Linear, delta: Delta) -> Self:
-        """Carry `delta` on `linear`, sharing its Parameters.
+        """Carry `delta` on `linear`, sharing its Parameters; the delta gets the linear's type, at least float32.
 
         Raises:
             ConfigError: if the projection already carries a delta (a phase ends by merging).
@@ -158,7 +171,7 @@ class AdaptedLinear(nn.Linear):
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
-        self.delta = delta
+        self.delta = delta.to(at_least_float32(linear.weight))
         self.train(linear.training)
         return self
 
@@ -176,7 +189,7 @@ class AdaptedLinear(nn.Linear):
     @torch.no_grad()
     def merged(self) -> nn.Linear:
         """A plain nn.Linear with the update folded in; the update is formed in at least float32."""
-        dtype = torch.promote_types(self.weight.dtype, torch.float32)
+        dtype = at_least_float32(self.weight)
         linear = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
         base = self.weight.to(dtype)
         weight = (base + self.delta.weight(base)).to(self.weight.dtype)
@@ -196,7 +209,7 @@ class BesideLinear(Settling):
         super().__init__()
         if delta.reads_base:
             raise ConfigError(f"{type(delta).__name__} reads the dense base weight; this projection has none")
-        if type(delta).bias is not Delta.bias:
+        if delta.updates_bias:
             raise ConfigError(f"{type(delta).__name__} updates the bias too, which needs a dense projection")
         self.module, self.delta = module, delta
 
@@ -236,7 +249,7 @@ def adapted_linear(x: Tensor, weight: Tensor, bias: Tensor | None, parts: Sequen
         (..., sum of O).
     """
     adapted = [part for part in parts if isinstance(part, AdaptedLinear)]
-    if bias is not None and any(type(part.delta).bias is not Delta.bias for part in adapted):
+    if bias is not None and any(part.delta.updates_bias for part in adapted):
         bias = torch.cat([_bias_of(part) for part in parts])
 
     blocks: list[Block] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,12 @@ from torch import Tensor, nn
 
 from headwise.adapted import AdaptedLinear, BesideLinear
 from headwise.errors import CheckpointError, ConfigError, WeightsError, suggest
-from headwise.hub import compare, fetched
+from headwise.hub import compare, fetched, kept
 from headwise.nf4 import FourBit
 from headwise.qkv import SplitQKV
 from headwise.reading import load_weights
+from headwise.schema.check import check_fields
+from headwise.schema.kinds import Colour, Overrides, Seed, Spread, Text
 from headwise.sites import QKV, Site, select
 from headwise.weights import network_name, stated_weights, weights_file, weights_labels
 from headwise.wrapping import Wrapper
@@ -62,7 +64,12 @@ class Backbone(nn.Module):
         self.sites = tuple(self._owners)
 
     def _add_block(self, stage: int, index: int, block: nn.Module) -> None:
-        attention: Any = block.attn
+        attention: Any = getattr(block, "attn", None)
+        if attention is None or getattr(block, "mlp", None) is None:
+            raise ConfigError(
+                f"{type(self.model).__name__} has blocks of {type(block).__name__}, not of one attention and one mlp; "
+                "allowed: timm's ViT and Swin-V1"
+            )
         name = type(attention).__name__
         if not isinstance(getattr(attention, "qkv", None), nn.Linear):
             raise ConfigError(f"attention {name} has no fused qkv projection to split; allowed: timm's ViT and Swin-V1")
@@ -71,7 +78,9 @@ class Backbone(nn.Module):
                 f"attention {name} reads .qkv.weight itself, so an adapted projection would be ignored; "
                 "allowed: timm's ViT and Swin-V1 (not EVA, BEiT, Swin-V2)"
             )
-        heads = attention.num_heads
+        heads = getattr(attention, "num_heads", None)
+        if not isinstance(heads, int) or attention.qkv.out_features % (3 * heads):
+            raise ConfigError(f"attention {name} does not divide its rows into heads; allowed: timm's ViT and Swin-V1")
         width = attention.qkv.out_features // 3
         attention.qkv = SplitQKV(attention.qkv)
         for proj in QKV:
@@ -96,6 +105,11 @@ class Backbone(nn.Module):
         """Put a fresh classifier on top, drawn from torch's current random state: normal, std 0.02, zero bias."""
         model: Any = self.model
         model.reset_classifier(num_classes)
+        if not isinstance(self.head, nn.Linear):
+            raise ConfigError(
+                f"{type(model).__name__} has no single linear classifier but a {type(self.head).__name__}; "
+                "allowed: timm's ViT and Swin-V1"
+            )
         nn.init.normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
 
@@ -236,21 +250,33 @@ class BackboneSpec:
         weights_are: what the user says of a file: ``official`` (those that timm has under `timm_name`), or a name.
     """
 
-    name: str
-    timm_name: str
+    name: Text
+    timm_name: Text
     img_size: int = 224
-    weights: str = "auto"
-    overrides: Mapping[str, Any] = field(default_factory=dict)
-    mean: Sequence[float] | None = None
-    std: Sequence[float] | None = None
-    seed: int = 0
+    weights: Text = "auto"
+    overrides: Overrides = field(default_factory=dict)
+    mean: Colour | None = None
+    std: Spread | None = None
+    seed: Seed = 0
     stand_in: bool = False
-    weights_are: str | None = None
+    weights_are: Text | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, lambda name: f"backbone.{name}")
 
     @property
     def labels(self) -> list[str]:
         """What must be said beside every number made with these weights."""
         return weights_labels(vars(self))
+
+    @property
+    def must_fetch(self) -> bool:
+        """Whether the weights are on timm's hub only."""
+        return self.weights == "auto" and kept(self.timm_name) is None
+
+    def random(self) -> BackboneSpec:
+        """The same network with random weights."""
+        return replace(self, weights="none", weights_are=None)
 
     def build(self, drop_path: float = 0.0) -> Backbone:
         """Create the network and load its weights; the head is left for `Backbone.new_head`.
@@ -301,7 +327,7 @@ class BackboneSpec:
             raise ConfigError(f"unknown timm network {self.timm_name!r}{_nearest(self.timm_name)}")
         patch, size = options.get("patch_size", _patch_of(self.timm_name)), self.img_size
         patch = patch if isinstance(patch, int) else 1
-        if isinstance(size, bool) or not isinstance(size, int) or size <= 0 or size % patch:
+        if size <= 0 or size % patch:
             raise ConfigError(f"backbone.img_size must be a positive multiple of {patch}, got {size}")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
@@ -351,6 +377,6 @@ def _stages(model: nn.Module) -> list[list[nn.Module]]:
         return [list(layer.blocks) for layer in network.layers]
     if hasattr(network, "blocks"):
         return [list(network.blocks)]
-    if hasattr(network, "layers"):
+    if hasattr(network, "layers") and all(hasattr(layer, "blocks") for layer in network.layers):
         return [list(layer.blocks) for layer in network.layers]
-    raise ConfigError(f"{type(model).__name__} has neither blocks nor layers; allowed: timm's ViT and Swin-V1")
+    raise ConfigError(f"{type(model).__name__} has neither blocks nor layers of them; allowed: timm's ViT and Swin-V1")

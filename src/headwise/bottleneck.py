@@ -21,13 +21,19 @@ def quick_gelu(x: Tensor) -> Tensor:
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "quick_gelu": quick_gelu}
 INITS = ("lora", "houlsby", "xavier")
+STD = 0.01
+"""Of Houlsby's normal, which is cut at twice that: the values have the deviation 0.0088."""
 
 
 class Bottleneck(nn.Module):
     """s U drop(act(D x)), D (h, C), U (C, h), with or without biases. Parameters: 2 C h, with biases + h + C.
 
-    Never zero on both sides: then no gradient could reach either matrix.
+    Never zero on both sides: then no gradient could reach either matrix. With channel scales, c * that: one trained
+    factor per channel, 1 at the start and not decayed, + C.
     """
+
+    undecayed = ("channel_scale",)
+    channel_scale: nn.Parameter | None
 
     def __init__(
         self,
@@ -39,6 +45,8 @@ class Bottleneck(nn.Module):
         dropout: float = 0.0,
         scale: float = 1.0,
         init: str = "lora",
+        channel_scale: bool = False,
+        drop_path: float = 0.0,
     ) -> None:
         """Build one adapter.
 
@@ -49,8 +57,10 @@ class Bottleneck(nn.Module):
             bias: of both layers, zero at the start.
             dropout: of the hidden, in [0, 1).
             scale: s, constant.
-            init: ``lora`` (D Kaiming uniform, U zero: the identity), ``houlsby`` (both truncated normal, std 0.01) or
-                ``xavier`` (both Xavier uniform, biases normal with std 1e-6).
+            init: ``lora`` (D Kaiming uniform, U zero: the identity), ``houlsby`` (both normal with std 0.01, cut at
+                0.02) or ``xavier`` (both Xavier uniform, biases normal with std 1e-6).
+            channel_scale: whether there is a trained factor per channel.
+            drop_path: probability with which the correction of a whole sample is dropped in training, in [0, 1).
 
         Raises:
             ConfigError: for a width, dropout or name out of range.
@@ -58,8 +68,9 @@ class Bottleneck(nn.Module):
         super().__init__()
         if isinstance(hidden, bool) or not isinstance(hidden, int) or not 1 <= hidden <= width:
             raise ConfigError(f"the adapter's hidden width must be in 1..{width}, got {hidden}")
-        if not 0.0 <= dropout < 1.0:
-            raise ConfigError(f"the adapter's dropout must be in [0, 1), got {dropout}")
+        for name, rate in (("dropout", dropout), ("drop_path", drop_path)):
+            if not 0.0 <= rate < 1.0:
+                raise ConfigError(f"the adapter's {name} must be in [0, 1), got {rate}")
         if activation not in ACTIVATIONS:
             raise ConfigError(f"unknown activation {activation!r}{suggest(activation, ACTIVATIONS)}")
         if init not in INITS:
@@ -68,11 +79,13 @@ class Bottleneck(nn.Module):
         self.down = nn.Linear(width, hidden, bias=bias)
         self.up = nn.Linear(hidden, width, bias=bias)
         self.drop = nn.Dropout(dropout)
+        self.drop_path = float(drop_path)
+        self.register_parameter("channel_scale", nn.Parameter(torch.ones(width)) if channel_scale else None)
         for layer in (self.down, self.up):
             if bias:
                 nn.init.zeros_(layer.bias)
             if init == "houlsby":
-                nn.init.trunc_normal_(layer.weight, std=0.01)
+                nn.init.trunc_normal_(layer.weight, std=STD, a=-2 * STD, b=2 * STD)
             elif init == "xavier":
                 nn.init.xavier_uniform_(layer.weight)
                 if bias:
@@ -82,4 +95,10 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Correction, same shape as x (..., C)."""
-        return self.scale * self.up(self.drop(ACTIVATIONS[self.activation](self.down(x))))
+        y: Tensor = self.scale * self.up(self.drop(ACTIVATIONS[self.activation](self.down(x))))
+        if self.channel_scale is not None:
+            y = y * self.channel_scale
+        if self.drop_path and self.training:
+            kept = torch.full((len(y), *[1] * (y.ndim - 1)), 1.0 - self.drop_path, device=y.device, dtype=y.dtype)
+            y = y * kept.bernoulli() / (1.0 - self.drop_path)
+        return y

@@ -14,6 +14,7 @@ import torch
 
 from headwise.backbone import Backbone
 from headwise.errors import ConfigError
+from headwise.fitting import fitted, fitting
 from headwise.methods.base import Installed, Method
 
 COLUMNS = ("method", "phase", "paper", "acts on", "merges", "backbone", "head", "stored bytes", "printed")
@@ -104,8 +105,9 @@ def measure(name: str, about: str, phases: Sequence[Method], net: Backbone) -> l
     entries = []
     for index, method in enumerate(phases, start=1):
         try:
-            plan = method.prepare(net, lambda: _noise(net), 100)
-            installed = method.install(net, plan)
+            with fitting(net, method):
+                plan = method.prepare(net, lambda: _noise(net), 100)
+            installed = fitted(method, net, plan)
         except ConfigError as error:
             entries.append(Entry(name=name, about=about, phase=method.label, merges=method.merges, note=str(error)))
             break

@@ -1,8 +1,7 @@
 """Evolution of subnets (NOAH, arXiv:2206.04673, after AutoFormer): sizes of each kind of part, block by block.
 
 A subnet has, for each kind, a depth and a size in every block up to it, 0 behind. Each generation keeps the best ones
-seen so far as parents, mutates and crosses them, and fills up with new random ones; a subnet is scored once. Standard
-library only.
+seen so far as parents, mutates and crosses them, and fills up with new random ones; a subnet is scored once.
 """
 
 from __future__ import annotations
@@ -10,10 +9,17 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Self
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, Self
+
+from pydantic import Field
 
 from headwise.errors import ConfigError, suggest
+from headwise.schema.check import built_from, check_fields
+from headwise.schema.kinds import Count, Positive, Probability, Share, Whole
+
+Sizes = Annotated[Sequence[Count], Field(min_length=1, description="whole numbers of at least 1")]
+Depths = Annotated[Sequence[Share], Field(min_length=1, description="shares in (0, 1]")]
 
 Subnet = dict[str, list[int]]
 """Sizes by kind, one per block; 0 where the part is absent."""
@@ -21,6 +27,10 @@ Subnet = dict[str, list[int]]
 DEFAULTS = "evolution"
 TRIES = 10
 """Draws allowed per subnet wanted: many repeat what was seen, or are too large."""
+
+
+def _key(name: str) -> str:
+    return f"search.{name}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,39 +51,26 @@ class Evolution:
         generations: rounds after the first population.
     """
 
-    sizes: Sequence[int] = (1, 5, 10)
-    depths: Sequence[float] = (0.25, 0.5, 0.75, 1.0)
-    limit: int = 640_000
-    epochs: int = 500
-    lr: float = 5e-4
-    population: int = 50
-    parents: int = 10
-    crossover: int = 25
-    mutation: int = 25
-    size_rate: float = 0.2
-    depth_rate: float = 0.4
-    generations: int = 15
+    sizes: Sizes = (1, 5, 10)
+    depths: Depths = (0.25, 0.5, 0.75, 1.0)
+    limit: Count = 640_000
+    epochs: Count = 500
+    lr: Positive = 5e-4
+    population: Count = 50
+    parents: Count = 10
+    crossover: Whole = 25
+    mutation: Whole = 25
+    size_rate: Probability = 0.2
+    depth_rate: Probability = 0.4
+    generations: Whole = 15
 
     def __post_init__(self) -> None:
-        whole = ("limit", "epochs", "population", "parents")
-        for name in (*whole, "crossover", "mutation", "generations"):
-            value, least = getattr(self, name), 1 if name in whole else 0
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ConfigError(f"search.{name} must be a whole number of at least {least}, got {value!r}")
-        if not self.sizes or not all(type(size) is int and size >= 1 for size in self.sizes):
-            raise ConfigError(f"search.sizes must be whole numbers of at least 1, got {list(self.sizes)}")
-        if not self.depths or not all(0 < depth <= 1 for depth in self.depths):
-            raise ConfigError(f"search.depths must be shares in (0, 1], got {list(self.depths)}")
-        for name in ("size_rate", "depth_rate"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"search.{name} must be in [0, 1], got {getattr(self, name)}")
+        check_fields(self, _key)
         if self.crossover + self.mutation > self.population:
             raise ConfigError(
                 f"search.crossover + search.mutation must be at most search.population={self.population}, "
                 f"got {self.crossover} + {self.mutation}"
             )
-        if not self.lr > 0:
-            raise ConfigError(f"search.lr must be positive, got {self.lr}")
 
     @classmethod
     def of(cls, given: Mapping[str, Any] | str) -> Self:
@@ -86,11 +83,7 @@ class Evolution:
             if given != DEFAULTS:
                 raise ConfigError(f"unknown search {given!r}{suggest(given, [DEFAULTS])}, or fields of it")
             return cls()
-        names = [f.name for f in fields(cls)]
-        for name in given:
-            if name not in names:
-                raise ConfigError(f"unknown key search.{name}{suggest(str(name), names)}")
-        return cls(**given)
+        return built_from(cls, given, _key)
 
     def spec(self) -> dict[str, Any]:
         """All fields, plain."""

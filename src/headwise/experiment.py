@@ -9,24 +9,25 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import shlex
 import shutil
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from headwise import atomic
-from headwise.errors import HeadwiseError, Interrupted, ResultConflict
-from headwise.plan import Plan, asked, instantiation, one_line, overrides_of, plan_run, text_of
+from headwise.command import Failed
+from headwise.command import launch as launch
+from headwise.errors import ConfigError, HeadwiseError, Interrupted, ResultConflict
+from headwise.plan import DEVICES, Plan, asked, instantiation, one_line, overrides_of, plan_run, root_of
 from headwise.presets import preset_labels
 from headwise.protocol import Protocol
 from headwise.results import provenance
@@ -35,6 +36,7 @@ from headwise.results.store import BusyError, PhaseResult, PhaseStore, Result, R
 from headwise.search import Space, explore, search
 from headwise.sweeps import lifeline
 from headwise.sweeps.ledger import Entry, Ledger, folder_of
+from headwise.tables import cells
 from headwise.tables.controls import HEADS, KINDS, PHASE, controls_of, matches
 from headwise.tracker import tracked as _logger
 
@@ -65,6 +67,8 @@ def run(cfg: DictConfig) -> float | None:
     plan = None
     try:
         plan = plan_run(cfg)
+        if not plan.config.get("variant"):
+            plan = replace(plan, key=ResultStore(plan.root).place(plan.key, plan.identity))
         return _run(plan)
     except BusyError as busy:
         if not sweep:
@@ -76,23 +80,25 @@ def run(cfg: DictConfig) -> float | None:
         raise
     except Exception as error:
         if sweep or plan is not None:
-            _record(error, plan, Path(cfg.root))
+            _record(error, plan, cfg.root)
         if not sweep:
             raise
+        place = shlex.join(overrides_of()) if plan is None else plan.folder
+        print(f"failed: {place}: {one_line(error)}", file=sys.stderr, flush=True)
     return math.nan
 
 
-def _record(error: Exception, plan: Plan | None, root: Path) -> None:
-    """Print a failure at once, and note it where the sweep and its status look."""
+def _record(error: Exception, plan: Plan | None, given: Any) -> None:
+    """Note a failure where the sweep and its status look, and the traceback of one that was not meant for the user."""
     overrides = overrides_of()
-    place = " ".join(overrides) if plan is None else plan.folder
-    print(f"failed: {place}: {text_of(error)}", file=sys.stderr, flush=True)
+    if plan is not None and not isinstance(error, HeadwiseError) and (plan.folder / "failure.txt").is_file():
+        error.add_note(f"traceback: {plan.folder / 'failure.txt'}")
     if request := asked():
-        path = None if plan is None else folder_of(root, plan.key)
+        path = None if plan is None else folder_of(plan.root, plan.key)
         trace = traceback.format_exc() if plan is None else None
         entry = Entry(overrides=overrides, path=path, failure=one_line(error), trace=trace)
-        with contextlib.suppress(OSError):
-            Ledger(root).write(request, entry)
+        with contextlib.suppress(OSError, ConfigError):
+            Ledger(root_of(given)).write(request, entry)
 
 
 def _run(plan: Plan) -> float | None:
@@ -152,19 +158,6 @@ def _waiting(holder: Mapping[str, Any]) -> None:
         print(f"waiting for {describe(holder)}, which computes this run", flush=True)
 
 
-def _ground(plan: Plan, protocol: Protocol) -> dict[str, Any]:
-    """What every phase measured by `protocol` stands on; a search leaves no trace but in what it chose."""
-    ground = {key: value for key, value in plan.identity.items() if key != "method"}
-    recipe = {key: value for key, value in ground["protocol"].items() if key != "search"}
-    ground["data"] = {"fingerprint": ground["data"]["fingerprint"]}
-    splits = {"train_split": protocol.train_split, "eval_split": protocol.eval_split}
-    if any(recipe[key] != split for key, split in splits.items()):
-        images = plan.source.fingerprint(plan.task, tuple(splits.values()))
-        ground["data"] = {"fingerprint": images}
-        recipe |= {**splits, "test_images": protocol.test_images, "select": protocol.select}
-    return {**ground, "protocol": recipe}
-
-
 def _execute(plan: Plan) -> Result:
     """Train all phases and record the result; the tracker's run ends when that is done, or fails with it."""
     with _logger(plan.config, plan.key) as logger:
@@ -177,6 +170,7 @@ def _train(plan: Plan, logger: Any) -> Result:
 
     from headwise.backbone import BackboneSpec
     from headwise.data.vtab import VTABDataModule
+    from headwise.fitting import rehearse
     from headwise.plots import learning_curves, score_map
     from headwise.portions import more_parts
     from headwise.training import TENSORS, Machine, chain, hush, run_phases
@@ -185,11 +179,19 @@ def _train(plan: Plan, logger: Any) -> Result:
     config, protocol = plan.config, plan.protocol
     is_gpu = config["trainer"]["accelerator"] == "gpu"
     gpu = _gpu(torch.cuda.device_count()) if is_gpu else 0
-    device = torch.cuda.get_device_name(gpu) if is_gpu and torch.cuda.is_available() else None
+    seen = torch.cuda.get_device_name(gpu) if torch.cuda.is_available() else None
+    if plan.auto and not is_gpu and seen is not None:
+        raise ConfigError(
+            f"trainer=auto: this system shows no NVIDIA GPU in {DEVICES}, but torch can use one ({seen}); "
+            "say which it is to be: trainer=gpu or trainer=cpu"
+        )
+    device = seen if is_gpu else None
     versions, git = provenance.versions(), provenance.git_state(Path(__file__).parent)
-    machine = provenance.machine(device, config["trainer"]["threads"])
+    machine = provenance.machine(device or config["trainer"]["accelerator"], config["trainer"]["threads"])
     made = {"git": git, "torch": versions["torch"], "device": device or machine["cpu"]}
     print(f"run: {plan.folder}", flush=True)
+    place = device or f"CPU, {machine['cpu'] or 'of unknown kind'}"
+    print(f"device: {place}{' (trainer=auto)' if plan.auto else ''}", flush=True)
     with instantiation():
         method = instantiate(config["method"], _convert_="all")
         spec = BackboneSpec(**config["backbone"])
@@ -216,6 +218,10 @@ def _train(plan: Plan, logger: Any) -> Result:
             say(f"out of memory: going on with at most {size} images at a time, {protocol.batch_size} a step as before")
 
     def once(methods: Sequence[Method], protocol: Protocol, logger: Any, parts: int) -> Trained:
+        if spec.must_fetch:  # what cannot work is refused before hundreds of megabytes are asked for
+            rehearsal = spec.random().build()
+            rehearsal.new_head(plan.task.num_classes)
+            rehearse(rehearsal, methods)
         net = spec.build(protocol.drop_path)
         for note in net.notes:
             if note not in told:
@@ -234,14 +240,14 @@ def _train(plan: Plan, logger: Any) -> Result:
             gpu=gpu,
             made=made,
         )
-        ground = _ground(plan, protocol)
+        ground = plan.ground(protocol)
         seed = config["seed"]
         phases = run_phases(net, methods, data, protocol, store, ground, seed=seed, machine=where, say=say)
         return net, data, phases
 
     def attempt(methods: Sequence[Method]) -> PhaseResult:
         trial = protocol.for_search()
-        address = chain(methods, _ground(plan, trial), trial.epochs)[-1].phase
+        address = chain(methods, plan.ground(trial), trial.epochs)[-1].phase
         return store.finished(address) or train(methods, trial, None)[2][-1]
 
     methods, scouted = explore(methods, attempt, say)
@@ -326,7 +332,7 @@ def summary(result: Result, others: Iterable[Result] = ()) -> str:
             f"{stored:>15}{phase.seconds:>10.1f}"
         )
         before = phase.accuracy
-    return "\n".join([*lines, *_measured(result, others)])
+    return "\n".join(map(cells.one_line, [*lines, *_measured(result, others)]))
 
 
 def _measured(result: Result, others: Iterable[Result]) -> list[str]:
@@ -349,14 +355,9 @@ def _measured(result: Result, others: Iterable[Result]) -> list[str]:
     return [f"{more}Percentage points over its controls, same seed:", *lines]
 
 
-def launch(main: Callable[[], Any]) -> None:
-    """Run a hydra main; whatever goes wrong becomes a readable message and an exit status that is not 0."""
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+def job(cfg: DictConfig) -> float | None:
+    """`run` as hydra calls it, which would print an error of its own in front of ours."""
     try:
-        main()
-    except (KeyboardInterrupt, Interrupted) as error:
-        print(f"\n{text_of(error) or 'stopped by the user: run the same command to resume'}", file=sys.stderr)
-        sys.exit(130)
-    except (HeadwiseError, HydraException, OmegaConfBaseException) as error:
-        print(f"error: {text_of(error)}", file=sys.stderr)
-        sys.exit(1)
+        return run(cfg)
+    except Exception as error:
+        raise Failed from error

@@ -19,7 +19,9 @@ from torch import Tensor, nn
 
 from headwise.backbone import Backbone
 from headwise.data.decode import NATIVE_LIMIT, RESIZES, decode, to_channels
+from headwise.data.own import notes, say_once
 from headwise.data.sources import SyntheticSource
+from headwise.data.stored import BROKEN, Reading, facts, read
 from headwise.data.vtab import VTABDataModule, to_tensor
 from headwise.errors import CheckpointError, ConfigError, DataError
 from headwise.loops import attended
@@ -74,7 +76,9 @@ class Classifier(nn.Module):
         """Bring images to what the network takes, as the run did.
 
         Args:
-            images: a PIL image, the path of one, a sequence of either, or a uint8 batch (B, C, H, W).
+            images: a PIL image, the path of one, a sequence of either, or a uint8 batch (B, C, H, W). Images are turned
+                upright by their EXIF orientation, and values of more than 8 bits scaled as the run did; of a colour
+                PIL keeps 8 bits, so give the path of such a file.
 
         Returns:
             (B, 3, S, S), normalised, on the network's device.
@@ -89,11 +93,17 @@ class Classifier(nn.Module):
         return torch.cat([self._one(image).to(device) for image in several])
 
     def _one(self, image: Image.Image | str | Path) -> Tensor:
-        channels = self.task.channels
-        if isinstance(image, Image.Image):
-            pixels = to_channels(image, channels)
+        channels, reading = self.task.channels, Reading(self.task.depth)
+        file = image if isinstance(image, Image.Image) else Path(image)
+        for line in notes(facts(file), self.task.depth):
+            say_once(f"classify: {line}")
+        if isinstance(file, Image.Image):
+            try:
+                pixels = to_channels(read(file, None, reading), channels)
+            except BROKEN as error:
+                raise DataError(f"classify: the image cannot be used ({error})") from error
         else:
-            pixels = decode(Path(image), channels, "classify")
+            pixels = decode(file, channels, "classify", reading)
         if max(pixels.shape[:2]) > NATIVE_LIMIT:
             pixels = RESIZES[self._data.resize](pixels, self._data.stored_size)
         return self._data.preprocess(to_tensor(pixels[None]))

@@ -1,18 +1,21 @@
-"""Gate: which heads of an update are switched off, and when. Plain data; standard library only."""
+"""Gate: which heads of an update are switched off, and when. Plain data, without torch."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 
 from headwise.errors import ConfigError, suggest
+from headwise.schema.check import check_fields
+from headwise.schema.kinds import Count, Rate, Warmup, Whole
 
-MODES = ("heart", "front", "random")
-SCORES = ("taylor_pos", "taylor_neg", "taylor_abs", "weight_l2", "grad_l2")
-SCOPES = ("global", "layer", "stage")
-SCORE_DATA = ("full_pass", "last_batch")
+Mode = Literal["heart", "front", "random"]
+Score = Literal["taylor_pos", "taylor_neg", "taylor_abs", "weight_l2", "grad_l2"]
+Scope = Literal["global", "layer", "stage"]
+ScoreData = Literal["full_pass", "last_batch"]
+MODES, SCORES, SCOPES, SCORE_DATA = map(get_args, (Mode, Score, Scope, ScoreData))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,40 +39,25 @@ class Gate:
         warmup: epochs before the choice; below 1, a fraction of the run in whole epochs, at least one.
     """
 
-    mode: str = "heart"
-    count: int | None = None
-    ratio: float | None = None
-    budget: int | None = None
-    score: str = "taylor_neg"
-    scope: str = "global"
-    score_data: str = "full_pass"
+    mode: Mode = "heart"
+    count: Whole | None = None
+    ratio: Rate | None = None
+    budget: Count | None = None
+    score: Score = "taylor_neg"
+    scope: Scope = "global"
+    score_data: ScoreData = "full_pass"
     pooled: bool = False
-    warmup: float = 0.1
+    warmup: Warmup = 0.1
 
     def __post_init__(self) -> None:
-        choices = {"mode": MODES, "score": SCORES, "scope": SCOPES, "score_data": SCORE_DATA}
-        for name, allowed in choices.items():
-            given = getattr(self, name)
-            if given not in allowed:
-                raise ConfigError(f"unknown gate.{name} {given!r}{suggest(str(given), allowed)}")
+        check_fields(self, lambda name: f"gate.{name}")
         amounts = [name for name in ("count", "ratio", "budget") if getattr(self, name) is not None]
         if len(amounts) != 1:
             raise ConfigError(
                 f"a gate takes one of count, ratio and budget, got {amounts or 'none'}; choose one with ne=ne3"
             )
-        for name, least in (("count", 0), ("budget", 1)):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-                raise ConfigError(f"gate.{name} must be a whole number of at least {least}, got {value!r}")
-        if self.ratio is not None and not 0.0 <= self.ratio < 1.0:
-            raise ConfigError(f"gate.ratio is the share of heads that are off, in [0, 1), got {self.ratio}")
         if self.budget is not None and self.mode != "heart":
             raise ConfigError(f"gate.budget keeps the best heads, which gate.mode={self.mode} does not know; use count")
-        whole = isinstance(self.warmup, int) or float(self.warmup).is_integer()
-        if isinstance(self.warmup, bool) or not self.warmup > 0 or (self.warmup >= 1 and not whole):
-            raise ConfigError(
-                f"gate.warmup is a whole number of epochs, or a fraction of the run in (0, 1), got {self.warmup}"
-            )
 
     @classmethod
     def of(cls, given: Self | Mapping[str, Any] | str | None, ne: Mapping[str, Any] | None = None) -> Self | None:

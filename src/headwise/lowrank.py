@@ -146,7 +146,7 @@ class LowRank(Delta):
             values[name] = self.quantizer.unpack(stored, shape)
         self.A.data.copy_(values["A"])
         self.B.data.zero_()
-        self.B.data.view(-1, self.B.shape[-1])[rows] = values["B"]
+        self.B.data.view(-1, self.B.shape[-1])[rows] = values["B"].to(self.B)
         self.switch(on.to(self.active))
         self.stored = given
 

@@ -5,43 +5,52 @@ Nothing heavy is imported: an unknown option and a finished run answer without t
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue
+from omegaconf.errors import InterpolationResolutionError
 
 from headwise.data.sources import Source, source_of
-from headwise.data.tasks import VTABTask, task_of
-from headwise.errors import ConfigError, HeadwiseError, suggest
+from headwise.data.tasks import VTABTask, check_apart, task_of
+from headwise.errors import ConfigError
 from headwise.evolution import fill_searches
 from headwise.gate import fill_gates
-from headwise.pertask import fill_tasks
+from headwise.messages import instantiation as instantiation
+from headwise.messages import one_line as one_line
+from headwise.messages import text_of as text_of
+from headwise.naming import variant
+from headwise.pertask import OTHERS, fill_protocol, fill_tasks
 from headwise.presets import PUBLISHED, fill_presets
 from headwise.protocol import Protocol
 from headwise.results.fingerprint import file_sha256, fingerprint, identity
 from headwise.results.store import Result, RunKey
+from headwise.revisions import fill_revisions
+from headwise.schema.tree import check_config, check_method, check_nodes
+from headwise.secret import hidden, refuse_secrets
 from headwise.sweeps.request import request_of
-from headwise.variants import variant_of
+from headwise.variants import BASE
 from headwise.weights import network_name, weights_content
 
 OmegaConf.register_new_resolver("mul", lambda a, b: a * b, replace=True)
 
 DEVICES = Path("/dev")
 """Where the system shows its GPUs."""
+CHOICE = 2
+"""Raised when the epoch that ``protocol.select=best_test`` takes, or what is kept of it, changes."""
+ACCELERATORS = {"auto": "auto", "cpu": "cpu", "gpu": "gpu", "cuda": "gpu"}
+"""What trainer.accelerator may be, and what it means."""
+SMOKE = {"train_images": 8, "test_images": 32}
+"""What protocol=smoke takes of a set, or all of it: its numbers mean nothing."""
 PIXELS = {"channels": 3, "pixel_scale": 1}
 """What turns stored images into pixels, and its usual value, which a run's identity does not mention."""
-RESUME = ("auto", "force", "never")
-INSTALL = "; launchers other than basic are optional: pip install -e '.[launchers]'"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +66,7 @@ class Plan:
         resume: ``auto`` takes what is finished and continues what is not; ``force`` trains again and replaces the
             result at the end; ``never`` refuses if there is a result.
         wait: for another process that computes the same run; False is an error instead.
+        auto: whether the device was left to us (trainer=auto).
         request: see `headwise.sweeps.request`; empty outside of hydra's command line.
         overrides: what was asked on the command line or by a sweep.
     """
@@ -70,6 +80,7 @@ class Plan:
     root: Path
     resume: str = "auto"
     wait: bool = True
+    auto: bool = False
     request: str = ""
     overrides: tuple[str, ...] = ()
 
@@ -78,6 +89,19 @@ class Plan:
         """Of the run."""
         return self.key.path(self.root)
 
+    def ground(self, protocol: Protocol) -> dict[str, Any]:
+        """What every phase measured by `protocol` stands on; a search leaves no trace but in what it chose."""
+        ground = {key: value for key, value in self.identity.items() if key != "method"}
+        apart = ("search",) if protocol.select == "best_test" else ("search", "choice")
+        recipe = {key: value for key, value in ground["protocol"].items() if key not in apart}
+        ground["data"] = {"fingerprint": ground["data"]["fingerprint"]}
+        splits = {"train_split": protocol.train_split, "eval_split": protocol.eval_split}
+        if any(recipe[key] != split for key, split in splits.items()):
+            images = self.source.fingerprint(self.task, tuple(splits.values()))
+            ground["data"] = {"fingerprint": images}
+            recipe |= {**splits, "test_images": protocol.test_images, "select": protocol.select}
+        return {**ground, "protocol": recipe}
+
 
 def plan_run(cfg: DictConfig) -> Plan:
     """Resolve a configuration and name its run.
@@ -85,58 +109,138 @@ def plan_run(cfg: DictConfig) -> Plan:
     Raises:
         ConfigError: for a missing value or one out of range.
     """
+    root = root_of(cfg.root)
     with instantiation():
-        cfg = cfg.copy()
-        OmegaConf.set_struct(cfg, False)
-        if cfg.trainer.accelerator == "auto":
-            cfg.trainer.accelerator = "gpu" if _has_gpu() else "cpu"
-        if cfg.trainer.attention == "auto":
-            plain = cfg.trainer.accelerator == "cpu" and cfg.protocol.precision == "bf16"
-            cfg.trainer.attention = "plain" if plain else "timm"
-        config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
+        config, task = _resolved(cfg, overrides_of())
         resume, wait = config.pop("resume", "auto"), config.pop("wait", True)
-        task = instantiate(config["dataset"], _convert_="all")
-        config["method"] = fill_searches(fill_gates(fill_tasks(config, _given()), config.get("ne")))
-        config["method"], published = fill_presets(config["method"], task.name)
-        if published:
-            config[PUBLISHED] = published
-        config["backbone"]["name"] = network_name(config["backbone"])
         source = instantiate(config["data"], _convert_="all")
         protocol = Protocol(**config["protocol"])
-    if resume not in RESUME:
-        raise ConfigError(f"unknown resume {resume!r}{suggest(resume, RESUME)}")
-    if not isinstance(wait, bool):
-        raise ConfigError(f"wait is true or false, got {wait!r}")
-    if task.num_test is not None and (protocol.test_images or 0) >= task.num_test:
-        raise ConfigError(
-            f"protocol.test_images={protocol.test_images} is not a subset of the {task.num_test} test images of "
-            f"{task.name}; use null for all"
-        )
+    check_apart(protocol.train_split, protocol.eval_split)
+    _check_subsets(task, source, protocol)
+    identity = _identity(config, task, source, protocol)
     key = RunKey(
         name=str(config["name"]),
         method=str(config["method"]["label"]),
         dataset=task.name,
-        variant=config.get("variant") or _variant(),
+        variant=config.get("variant") or _variant(config, identity),
         seed=config["seed"],
     )
+    if task.is_own and (depth := getattr(source, "depth", lambda task: None)(task)) is not None:
+        config["dataset"]["depth"] = depth
     return Plan(
         key=key,
         config=config,
-        identity=_identity(config, task, source, protocol),
+        identity=identity,
         task=task,
         source=source,
         protocol=protocol,
-        root=Path(config["root"]),
+        root=root,
         resume=resume,
         wait=wait,
+        auto=cfg.trainer.accelerator == "auto",
         request=asked(),
         overrides=overrides_of(),
     )
 
 
+def root_of(given: Any) -> Path:
+    """The folder of all results.
+
+    Raises:
+        ConfigError: if none is named: results do not go to wherever the command was given.
+    """
+    if given is None or not str(given).strip():
+        raise ConfigError(f"root names the folder of all results, got {given!r}; leave it out for 'outputs'")
+    root = Path(str(given))
+    return root.expanduser() if root.parts[0] == "~" else root
+
+
+def _resolved(cfg: DictConfig, overrides: Sequence[str]) -> tuple[dict[str, Any], VTABTask]:
+    """A configuration as plain values with nothing left open, and the task it names.
+
+    Args:
+        cfg: composed; stays as it is.
+        overrides: that it was composed of.
+    """
+    config = _plain(cfg)
+    refuse_secrets(config)
+    check_config(config)
+    trainer = config["trainer"]
+    trainer["accelerator"] = _accelerator(trainer["accelerator"])
+    if trainer["accelerator"] == "auto":
+        trainer["accelerator"] = "gpu" if _has_gpu() else "cpu"
+    if trainer["attention"] == "auto":
+        plain = trainer["accelerator"] == "cpu" and config["protocol"].get("precision") == "bf16"
+        trainer["attention"] = "plain" if plain else "timm"
+    task = instantiate(config["dataset"], _convert_="all")
+    given = _given(overrides)
+    own = fill_protocol(config, given)
+    if own != config["protocol"]:
+        config[OTHERS], config["protocol"] = config["protocol"], own
+    config["method"] = fill_searches(fill_gates(fill_tasks(config, given), config.get("ne")))
+    config["method"], published = fill_presets(config["method"], task.name)
+    check_method(config["method"])
+    config["method"] = fill_revisions(config["method"])
+    if published:
+        config[PUBLISHED] = published
+    config["backbone"]["name"] = network_name(config["backbone"])
+    return config, task
+
+
+def _plain(cfg: DictConfig) -> dict[str, Any]:
+    """A configuration as plain values, every interpolation replaced.
+
+    Raises:
+        ConfigError: for an interpolation that leads nowhere.
+    """
+    plain: Any
+    try:
+        plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except InterpolationResolutionError as error:
+        plain = OmegaConf.to_container(cfg)
+        check_nodes(plain)
+        why = str(error).splitlines()[0].rpartition("interpolation: ")[2]
+        raise ConfigError(f"{error.full_key or 'a value'} cannot be made from what was given: {why}") from error
+    return dict(plain)
+
+
+def _accelerator(given: str) -> str:
+    """What trainer.accelerator means: auto, cpu or gpu.
+
+    Raises:
+        ConfigError: for a device that is not supported.
+    """
+    if given == "mps":
+        raise ConfigError(
+            "trainer.accelerator=mps: Apple's GPUs have no float64, which methods here need; use trainer=cpu"
+        )
+    return ACCELERATORS[given]
+
+
 def _has_gpu() -> bool:
-    """Whether this process may use an NVIDIA GPU; torch is not asked, it would take seconds."""
+    """Whether this process may use an NVIDIA GPU; torch is not asked, it would take seconds.
+
+    What it says is part of a run's identity, so torch's own answer, which a trained run hears, can only contradict it.
+    """
     return os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1") and any(DEVICES.glob("nvidia[0-9]*"))
+
+
+def _check_subsets(task: VTABTask, source: Source, protocol: Protocol) -> None:
+    """Refuse a subset that is none. The limits of protocol=smoke are upper bounds.
+
+    Raises:
+        ConfigError: saying how many images there are.
+    """
+    for key, split in (("train_images", protocol.train_split), ("test_images", protocol.eval_split)):
+        limit = getattr(protocol, key)
+        if limit is None or (protocol.name == "smoke" and limit <= SMOKE[key]):
+            continue
+        total = source.count(task, split) if task.is_own else task.official_count(split)
+        if total is not None and limit >= total:
+            kind = "test" if split == "test" else "training" if split.startswith("train") else "validation"
+            raise ConfigError(
+                f"protocol.{key}={limit} is not a subset of the {total} {kind} images of {task.name}; use null for all"
+            )
 
 
 def asked() -> str:
@@ -152,17 +256,36 @@ def folders(sources: Any) -> list[str]:
 
 
 def overrides_of() -> tuple[str, ...]:
-    """What was asked for on the command line, or by a sweep for this job."""
-    return tuple(map(str, HydraConfig.get().overrides.task)) if HydraConfig.initialized() else ()
+    """What was asked for on the command line, or by a sweep for this job; values of secrets are hidden."""
+    return tuple(hidden(str(given)) for given in HydraConfig.get().overrides.task) if HydraConfig.initialized() else ()
 
 
-def _given() -> set[str]:
+def _given(overrides: Sequence[str]) -> set[str]:
     """Keys that the command line or a sweep sets."""
-    return {override.lstrip("+~").partition("=")[0] for override in overrides_of()}
+    return {override.lstrip("+~").partition("=")[0] for override in overrides}
 
 
-def _variant() -> str:
-    return variant_of(overrides_of())
+def _variant(config: Mapping[str, Any], own: Mapping[str, Any]) -> str:
+    """The variant of the job that hydra runs in this process; outside of hydra's command line nothing was chosen.
+
+    Args:
+        config: of the run, resolved.
+        own: its identity.
+    """
+    if not HydraConfig.initialized():
+        return BASE
+    images = [own["data"]["fingerprint"], *own["data"].get("searched", [])]
+
+    def identify(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
+        other, task = _resolved(cfg, overrides)
+        looked_at, parts = (_looked_at(c, Protocol(**c["protocol"])) for c in (other, config)), ("dataset", "data")
+        pairs, own_pairs = looked_at
+        if pairs == own_pairs and all(other[part] == config[part] for part in parts):
+            return _reduced(other, task, images)  # its images need not be looked at again
+        told = [json.dumps(other[part], sort_keys=True) for part in parts]
+        return _reduced(other, task, [_images(*told, *pair)[1] for pair in pairs])
+
+    return variant(HydraConfig.get(), overrides_of(), own, identify)
 
 
 def _identity(config: Mapping[str, Any], task: VTABTask, source: Source, protocol: Protocol) -> dict[str, Any]:
@@ -182,7 +305,7 @@ def _looked_at(config: Mapping[str, Any], protocol: Protocol) -> list[tuple[str,
 def _reduced(config: Mapping[str, Any], task: VTABTask, images: Sequence[str]) -> dict[str, Any]:
     pixels = {name: value for name, usual in PIXELS.items() if (value := getattr(task, name)) != usual}
     reduced = {
-        "method": config["method"],
+        "method": fill_revisions(config["method"]),
         "backbone": config["backbone"],
         "dataset": {"name": task.name, "num_classes": task.num_classes, **pixels},
         "data": {"fingerprint": images[0], **({"searched": list(images[1:])} if images[1:] else {})},
@@ -190,11 +313,24 @@ def _reduced(config: Mapping[str, Any], task: VTABTask, images: Sequence[str]) -
         "trainer": {key: config["trainer"][key] for key in ("accelerator", "threads", "attention")},
         "seed": config["seed"],
     }
+    if _chooses_anew(config):
+        reduced["protocol"] = {**config["protocol"], "choice": CHOICE}
     contents = {"backbone.weights": weights_content(config["backbone"])}
     for path, node in (("method", config["method"]), ("method.first", config["method"].get("first", {}))):
         if isinstance(node, Mapping) and node.get("checkpoint"):
             contents[f"{path}.checkpoint"] = file_sha256(node["checkpoint"])
     return identity(reduced, contents)
+
+
+def _chooses_anew(config: Mapping[str, Any]) -> bool:
+    """Whether the epoch chosen on the test set is another one than code before `CHOICE` 2 stored.
+
+    On a CPU it kept the last epoch's tensors in place of the chosen one's. AdaLoRA could be taken from before its last
+    pruning; heads that were to go off as well, but then the record says that none is (see `PhaseResult`).
+    """
+    if config["protocol"].get("select") != "best_test":
+        return False
+    return config["trainer"]["accelerator"] == "cpu" or "peft.AdaLoraConfig" in json.dumps(config["method"])
 
 
 def still_holds(result: Result) -> bool:
@@ -219,46 +355,3 @@ def _images(dataset: str, data: str, *splits: str) -> tuple[VTABTask, str]:
     """A task and the fingerprint of its images, from their configurations as JSON."""
     task, source = task_of(json.loads(dataset)), source_of(json.loads(data))
     return task, source.fingerprint(task, splits)
-
-
-def text_of(error: BaseException) -> str:
-    """The user's text of an error, with the nearest right spelling where hydra only lists."""
-    if isinstance(error, MissingConfigException) and error.options:
-        group, _, name = str(error.missing_cfg_file).rpartition("/")
-        hint = INSTALL if group == "hydra/launcher" else ""
-        return f"unknown {group or 'configuration'} {name!r}{suggest(name, error.options)}{hint}"
-    if isinstance(error, HydraException) and "Could not load 'hydra/launcher/" in str(error):
-        return f"{str(error).splitlines()[0]}{INSTALL}"
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, HeadwiseError):
-            return str(cause)
-        key = getattr(cause, "full_key", None)
-        parent = getattr(cause, "parent_node", None)
-        if isinstance(cause, ConfigKeyError | ConfigAttributeError) and key and isinstance(parent, DictConfig):
-            name = str(key).rpartition(".")[2]
-            keys = [str(k) for k in parent]
-            hint = f"; a field of a class that its YAML leaves out: +{key}=..."
-            return f"unknown configuration key {key!r}{suggest(name, keys)}{hint}"
-        cause = cause.__cause__ or cause.__context__
-    return str(error)
-
-
-def one_line(error: BaseException) -> str:
-    """The user's text of an error, its kind first where it was not meant for the user, at most 500 characters."""
-    text = " ".join(text_of(error).split())
-    known = isinstance(error, HeadwiseError)
-    return (text if known else f"{type(error).__name__}: {text}")[:500]
-
-
-@contextlib.contextmanager
-def instantiation() -> Iterator[None]:
-    """Turn hydra's instantiation errors into ConfigError with the user's part of the text."""
-    try:
-        yield
-    except MissingMandatoryValue as error:
-        raise ConfigError(f"{error.full_key} must be given: add {error.full_key}=VALUE to the command") from error
-    except InstantiationException as error:
-        raise ConfigError(text_of(error)) from error
-    except TypeError as error:
-        raise ConfigError(str(error)) from error

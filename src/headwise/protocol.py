@@ -5,22 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
-from headwise.errors import ConfigError, suggest
+from headwise.errors import ConfigError
+from headwise.schema.check import check_fields
+from headwise.schema.kinds import AtLeast0, Count, Positive, Rate, Split, Text
 from headwise.search import EVAL_SPLIT, TRAIN_SPLIT, Space
 
-SCHEDULES = ("cosine", "r0_legacy", "cara_legacy", "constant")
-OPTIMIZERS = ("adamw", "sgd")
-NORMALIZE = ("model", "imagenet", "inception", "none")
-AUGMENTS = ("none", "fewshot")
-LIMITS = {
-    "train_images": "all",
-    "test_images": "all",
-    "eval_mode_after": "training mode throughout",
-    "select_after": "looks from the start",
-}
-"""Fields that are a whole number of at least 1 or null, and what null means."""
+Schedule = Literal["cosine", "r0_legacy", "cara_legacy", "constant"]
+Optimizer = Literal["adamw", "sgd"]
+Normalize = Literal["model", "imagenet", "inception", "none"]
+Augment = Literal["none", "fewshot"]
+Resize = Literal["pil_bicubic", "pil_bilinear", "tf_bilinear"]
+Precision = Literal["fp32", "bf16", "fp16"]
+SCHEDULES, OPTIMIZERS, NORMALIZE, AUGMENTS = map(get_args, (Schedule, Optimizer, Normalize, Augment))
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
@@ -57,70 +55,45 @@ class Protocol:
         select_every: with best_test, epochs between looks.
         select_after: with best_test, epochs before the looks begin (with one right after the next epoch); None: from
             the start.
-        search: values of scale, ne and score to choose from on train800 and val200 first (`headwise.search.Space`), or
-            None. The phases are then trained as the rest says.
+        search: values of scale, ne, score and other fields of the method to choose from on train800 and val200 first
+            (`headwise.search.Space`), or None. The phases are then trained as the rest says.
     """
 
-    name: str = "strict"
-    epochs: int = 100
-    batch_size: int = 64
-    eval_batch_size: int = 256
+    name: Text = "strict"
+    epochs: Count = 100
+    batch_size: Count = 64
+    eval_batch_size: Count = 256
     drop_last: bool = True
-    optimizer: str = "adamw"
-    lr: float = 1e-3
-    lr_min: float = 1e-5
-    lr_start: float = 1e-6
-    weight_decay: float = 1e-4
-    schedule: str = "cosine"
-    warmup: float = 0.1
-    drop_path: float = 0.1
-    clip: float | None = None
-    normalize: str = "model"
-    resize: str = "pil_bicubic"
-    augment: str = "none"
-    precision: str = "fp32"
-    eval_mode_after: int | None = None
-    train_split: str = "train800val200"
-    eval_split: str = "test"
-    train_images: int | None = None
-    test_images: int | None = None
+    optimizer: Optimizer = "adamw"
+    lr: Positive = 1e-3
+    lr_min: AtLeast0 = 1e-5
+    lr_start: AtLeast0 = 1e-6
+    weight_decay: AtLeast0 = 1e-4
+    schedule: Schedule = "cosine"
+    warmup: Rate = 0.1
+    drop_path: Rate = 0.1
+    clip: Positive | None = None
+    normalize: Normalize = "model"
+    resize: Resize = "pil_bicubic"
+    augment: Augment = "none"
+    precision: Precision = "fp32"
+    eval_mode_after: Count | None = None
+    train_split: Split = "train800val200"
+    eval_split: Split = "test"
+    train_images: Count | None = None
+    test_images: Count | None = None
     per_task: bool = True
-    select: str = "last"
-    select_every: int = 10
-    select_after: int | None = None
+    select: Literal["last", "best_test"] = "last"
+    select_every: Count = 10
+    select_after: Count | None = None
     search: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        choices = {
-            "optimizer": OPTIMIZERS,
-            "schedule": SCHEDULES,
-            "normalize": NORMALIZE,
-            "precision": tuple(PRECISIONS),
-            "augment": AUGMENTS,
-            "select": ("last", "best_test"),
-        }
-        for key, allowed in choices.items():
-            given = getattr(self, key)
-            if given not in allowed:
-                raise ConfigError(f"unknown protocol.{key} {given!r}{suggest(given, allowed)}")
-        for key in ("epochs", "batch_size", "eval_batch_size", "select_every"):
-            value = getattr(self, key)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"protocol.{key} must be a whole number of at least 1, got {value!r}")
-        if not 0.0 <= self.warmup < 1.0:
-            raise ConfigError(f"protocol.warmup is a fraction of the run in [0, 1), got {self.warmup}")
-        if not 0.0 <= self.drop_path < 1.0:
-            raise ConfigError(f"protocol.drop_path must be in [0, 1), got {self.drop_path}")
-        if not self.lr > 0.0 or not math.isfinite(self.lr):
-            raise ConfigError(f"protocol.lr must be positive, got {self.lr}")
-        if self.weight_decay < 0.0:
-            raise ConfigError(f"protocol.weight_decay must not be negative, got {self.weight_decay}")
+        check_fields(self, lambda name: f"protocol.{name}")
+        if self.lr_min > self.lr and self.schedule != "constant":
+            raise ConfigError(f"protocol.lr_min must be at most protocol.lr={self.lr}, got {self.lr_min}")
         if self.search is not None:
             Space.of(self.search)
-        for key, otherwise in LIMITS.items():
-            value = getattr(self, key)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ConfigError(f"protocol.{key} must be at least 1, or null for {otherwise}, got {value!r}")
 
     @property
     def labels(self) -> list[str]:

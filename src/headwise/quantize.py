@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from headwise.errors import CheckpointError, ConfigError, suggest
+from headwise.wrapping import at_least_float32
 
 BITS = (1, 2, 4, 8, 32)
 CODEBOOKS = ("kmedians", "kmeans")
@@ -86,7 +87,7 @@ class Codes:
 
     Attributes:
         codes: (ceil(O * I * bits / 8),) uint8, row-major, the first code in the lowest bits.
-        stats: mean and deviation, (2,) float32.
+        stats: mean and deviation, (2,) float32, or of the matrix's type if that is wider.
     """
 
     codes: Tensor
@@ -155,7 +156,8 @@ class Quantizer:
         mean, deviation = self.statistics(weight, active_rows)
         codes = _codes((weight - mean) / (deviation + EPSILON), self._tables(weight)[1]).flatten(0, -2)
         chosen = codes if rows is None else codes[rows]
-        return Codes(pack_codes(chosen.flatten(), self.bits), torch.stack([mean, deviation]).float())
+        stats = torch.stack([mean, deviation]).to(at_least_float32(weight))
+        return Codes(pack_codes(chosen.flatten(), self.bits), stats)
 
     @torch.no_grad()
     def unpack(self, stored: Codes, shape: torch.Size | tuple[int, ...]) -> Tensor:

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import torch
 
 from headwise import targets
 from headwise.backbone import Backbone, BackboneSpec
@@ -19,6 +14,7 @@ from headwise.data.sources import Source, source_of
 from headwise.data.tasks import VTABTask, task_of
 from headwise.data.vtab import VTABDataModule
 from headwise.errors import ConfigError, HeadwiseError, WeightsError
+from headwise.fitting import own_randomness as own_randomness
 from headwise.methods.base import Installed, build_method
 from headwise.protocol import Protocol
 from headwise.results.records import PhaseResult, Result
@@ -193,15 +189,3 @@ class SavedRun:
             yield phase, installed
             if index + 1 < len(phases):
                 installed.merge()
-
-
-@contextlib.contextmanager
-def own_randomness() -> Iterator[None]:
-    """Leave python's, numpy's and torch's random states as they were."""
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)

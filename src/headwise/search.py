@@ -1,20 +1,33 @@
 """Choosing scale, number of heads and score on the validation images, as a stage of one run. Never the test images.
 
-Scale s comes first, with every head on; then, at that scale, every number of heads off with every score. Equal
-accuracies go to fewer heads off, then to the smaller scale, then to the score named first.
+Scale s comes first, with every head on, together with any other field of the method; then, at what they reached, every
+number of heads off with every score. Equal accuracies go to fewer heads off, then to the smaller scale, then to the
+fields and the score named first.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Self
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, Field
 
 from headwise.errors import ConfigError, suggest
-from headwise.gate import SCORES, Gate
+from headwise.gate import Gate, Score
 from headwise.results.records import PhaseResult
+from headwise.schema.check import built_from, check_fields
+from headwise.schema.kinds import Amounts, Factors, different
 
 TRAIN_SPLIT, EVAL_SPLIT = "train800", "val200"
+OWN = {
+    "scale": "scales are protocol.search.scale",
+    "gate": "heads off are protocol.search.ne and protocol.search.score",
+    "label": "it changes no number",
+}
+"""Fields of a method that `Space.fields` may not name, and why."""
+Scores = Annotated[Sequence[Score], AfterValidator(different), Field(description="a list of different scores")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,13 +38,19 @@ class Space:
         scale: of the last phase's method.
         ne: heads off in every layer, whole numbers, or shares of them below 1; 0 need not be named.
         score: of `headwise.gate.Gate`.
-        optional: a method without a scale, or without a gate, leaves that part out instead of being refused.
+        fields: of the last phase's method, ``rank`` for one: lists of values, each tried with each and every scale.
+        optional: a method without a scale, without a gate, or without such a field, leaves that part out instead of
+            being refused.
     """
 
-    scale: Sequence[float] = ()
-    ne: Sequence[float] = ()
-    score: Sequence[str] = ()
+    scale: Factors = ()
+    ne: Amounts = ()
+    score: Scores = ()
+    fields: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     optional: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self, lambda name: f"protocol.search.{name}")
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Self:
@@ -40,23 +59,12 @@ class Space:
         Raises:
             ConfigError: for an unknown key, or anything but lists of usable values.
         """
-        names = [f.name for f in fields(cls)]
-        for name, values in given.items():
-            if name not in names:
-                raise ConfigError(f"unknown key protocol.search.{name}{suggest(str(name), names)}")
-            if name == "optional":
-                if not isinstance(values, bool):
-                    raise ConfigError(f"protocol.search.optional is true or false, got {values!r}")
-            elif not isinstance(values, list | tuple) or len(set(values)) < len(values):
-                raise ConfigError(f"protocol.search.{name} is a list of different values, got {values!r}")
-        for name in set(given.get("score", ())) - set(SCORES):
-            raise ConfigError(f"unknown protocol.search.score {name!r}{suggest(str(name), SCORES)}")
-        for value in given.get("ne", ()):
-            if isinstance(value, bool) or not isinstance(value, int | float) or value < 0 or (value % 1 and value > 1):
-                raise ConfigError(f"protocol.search.ne takes whole numbers, or shares below 1, got {value!r}")
-        if not any(values for name, values in given.items() if name != "optional"):
-            raise ConfigError(f"protocol.search names nothing to try; allowed: {', '.join(names)}")
-        return cls(**given)
+        space = built_from(cls, given, lambda name: f"protocol.search.{name}")
+        _check_fields(space.fields)
+        if not (space.scale or space.ne or space.score or space.fields):
+            names = ", ".join(f.name for f in fields(cls))
+            raise ConfigError(f"protocol.search names nothing to try; allowed: {names}")
+        return space
 
     def within(self, method: Any) -> Self | None:
         """What of it applies to `method`, if parts may be left out; None if nothing does."""
@@ -64,7 +72,20 @@ class Space:
             return self
         space = self if hasattr(method, "scale") else replace(self, scale=())
         space = space if method.gate is not None else replace(space, ne=(), score=())
-        return space if space.scale or space.ne or space.score else None
+        space = replace(space, fields={name: values for name, values in self.fields.items() if hasattr(method, name)})
+        return space if space.scale or space.ne or space.score or space.fields else None
+
+    def combinations(self) -> list[dict[str, Any]]:
+        """The values of `fields`, one of each; a single empty one where there are none."""
+        return [dict(zip(self.fields, values, strict=True)) for values in itertools.product(*self.fields.values())]
+
+
+def _check_fields(given: Any) -> None:
+    for name, values in given.items():
+        if name in OWN:
+            raise ConfigError(f"protocol.search.fields.{name} may not be set here; {OWN[name]}")
+        if not isinstance(values, list | tuple) or not values or any(values.count(value) > 1 for value in values):
+            raise ConfigError(f"protocol.search.fields.{name} is a list of different values, got {values!r}")
 
 
 @dataclass(frozen=True)
@@ -75,6 +96,7 @@ class Trial:
         scale, ne, score: what was tried; None where the method's own value stood.
         accuracy: on the validation images, percent.
         fingerprint: of the stored phase.
+        fields: other fields of the method that were tried.
     """
 
     scale: float | None
@@ -82,6 +104,11 @@ class Trial:
     score: str | None
     accuracy: float
     fingerprint: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+    def plain(self) -> dict[str, Any]:
+        """Plain data for the record; without `fields` where there are none."""
+        return {name: value for name, value in asdict(self).items() if name != "fields" or value}
 
 
 @dataclass
@@ -100,9 +127,9 @@ class Found:
 
     def report(self) -> dict[str, Any]:
         """Plain data for the record."""
-        trials = [asdict(trial) for trial in self.trials]
+        trials = [trial.plain() for trial in self.trials]
         splits = {"train_split": TRAIN_SPLIT, "eval_split": EVAL_SPLIT}
-        return {"chosen": asdict(self.chosen), "num_trials": len(trials), "trials": trials, **splits}
+        return {"chosen": self.chosen.plain(), "num_trials": len(trials), "trials": trials, **splits}
 
 
 def explore(
@@ -142,34 +169,40 @@ def search(
     attempt: Callable[[Sequence[Any]], PhaseResult],
     say: Callable[[str], None] = lambda line: None,
 ) -> Found:
-    """Try scales with every head on, then heads and scores at the best scale.
+    """Try scales and fields with every head on, then heads and scores at the best of them.
 
     Args:
-        methods: the phases; the last one's scale and gate are chosen.
+        methods: the phases; the last one's scale, gate and fields are chosen.
         space: what to try.
         attempt: trains and measures phases on the search splits; gives the record of the last one.
         say: told of every trial.
 
     Raises:
-        ConfigError: if the last phase has no scale, or no gate, to choose.
+        ConfigError: if the last phase has no scale, no gate, or no such field, to choose.
     """
     *before, last = methods
     if space.scale and not hasattr(last, "scale"):
         raise ConfigError(f"protocol.search.scale: method {last.label} has no scale; use search.scale=[]")
     if (space.ne or space.score) and last.gate is None:
         raise ConfigError(f"protocol.search.ne: method {last.label} has no gate; add gate=heart, or use search.ne=[]")
+    for name in space.fields:
+        if not hasattr(last, name):
+            known = [f.name for f in fields(last) if f.name not in OWN]
+            raise ConfigError(f"protocol.search.fields: method {last.label} has no {name!r}{suggest(name, known)}")
     trials: list[Trial] = []
     best: tuple[tuple[float, ...], Any, Trial] | None = None
 
     def run(method: Any, ne: float | None, score: str | None, order: int) -> None:
         nonlocal best
+        chosen = {name: getattr(method, name) for name in space.fields}
         result = attempt([*before, method])
         if result.accuracy is None:
             raise ConfigError(f"the search needs an accuracy of {result.label}, which was not tested")
         scale = getattr(method, "scale", None)
-        trial = Trial(scale, ne, score, result.accuracy, result.fingerprint)
+        trial = Trial(scale, ne, score, result.accuracy, result.fingerprint, chosen)
         trials.append(trial)
-        tried = f"scale={scale} ne={ne} score={score}"
+        parts = {"scale": scale, "ne": ne, "score": score, **chosen}
+        tried = " ".join(f"{name}={value}" for name, value in parts.items())
         say(f"search {len(trials)}: {tried}: {trial.accuracy:.2f} % of the validation images")
         rank = (-trial.accuracy, ne or 0.0, scale or 0.0, order)
         if best is None or rank < best[0]:
@@ -180,8 +213,10 @@ def search(
     searches_heads = gate is not None and (bool(amounts) or bool(space.score))
     start = replace(last, gate=_amount(gate, 0)) if gate is not None and searches_heads else last
     scales: list[float | None] = [*sorted(space.scale)] or [None]
-    for scale in scales:
-        run(start if scale is None else replace(start, scale=scale), 0 if searches_heads else None, None, 0)
+    for order, values in enumerate(space.combinations()):
+        for scale in scales:
+            changes = values if scale is None else {**values, "scale": scale}
+            run(replace(start, **changes), 0 if searches_heads else None, None, order)
     if gate is not None and searches_heads and best is not None:
         scaled = best[1]
         own = gate.ratio or gate.count

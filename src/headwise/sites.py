@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from headwise.errors import ConfigError, suggest
+from headwise.schema.kinds import PROJECTIONS
+
+__all__ = ["PROJECTIONS", "QKV", "Site", "by_stage", "common_width", "select"]
 
 QKV = ("q", "k", "v")
-PROJECTIONS = (*QKV, "o", "fc1", "fc2")
 
 
 @dataclass(frozen=True, order=True)

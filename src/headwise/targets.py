@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from headwise.errors import ConfigError, HeadwiseError
@@ -57,6 +58,21 @@ def build(
     if strange := [name for name in options if not (isinstance(name, str) and name.isidentifier()) or name[0] == "_"]:
         raise ConfigError(f"{target} takes no {_short(repr(strange[0]))}: a record holds plain arguments only")
     return fit(kind, options, str(target))
+
+
+def below(folder: Path, package: str, base: type[T], target: str) -> type[T] | None:
+    """The class that a target names in a package of ours; None for anything else.
+
+    Args:
+        folder: of the package; only modules that lie in it are imported, and only classes they define are named.
+        package: its dotted name.
+        base: of which the class is a kind.
+        target: dotted name of the class.
+    """
+    modules = {f"{package}.{file.stem}" for file in folder.glob("*.py")}
+    module, _, name = target.rpartition(".")
+    kind = getattr(importlib.import_module(module), name, None) if module in modules else None
+    return kind if isinstance(kind, type) and issubclass(kind, base) and kind.__module__ in modules else None
 
 
 def fit(kind: type[T], options: Any, what: str) -> T:

@@ -1,28 +1,25 @@
-"""Training: the one LightningModule, and the loop over phases joined by merges."""
+"""Training: the loop over phases joined by merges."""
 
 from __future__ import annotations
 
-import copy
-import itertools
-import random
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.classification import MulticlassAccuracy
 
 from headwise import atomic
 from headwise.backbone import Backbone
 from headwise.data.vtab import VTABDataModule
-from headwise.errors import CheckpointError, NonFiniteLoss
+from headwise.errors import CheckpointError
+from headwise.fitting import fitted, fitting, rehearse
 from headwise.loops import attended
 from headwise.methods.base import Batches, Installed, Method, Plan
+from headwise.phasemodule import PhaseModule as PhaseModule
+from headwise.phasemodule import reseed as reseed
 from headwise.phases import (
     CHECKPOINT,
     TENSORS,
@@ -40,128 +37,10 @@ from headwise.progress import History, Progress
 from headwise.progress import hush as hush
 from headwise.protocol import PRECISIONS, Protocol
 from headwise.results.claims import Claim, describe
-from headwise.results.fingerprint import fingerprint
 from headwise.results.store import PhaseResult, PhaseStore
 from headwise.selection import TestSelection
 
 GIVEN = "a checkpoint is a saved phase; scripts/import_cara.py and scripts/import_bilora.py make one of published files"
-
-
-def reseed(*parts: int | str) -> None:
-    """Set every random state (python, numpy, torch) from `parts`: what is drawn next depends on nothing else."""
-    number = int(fingerprint({"seed": [str(part) for part in parts]}), 16) % 2**32
-    random.seed(number)
-    np.random.seed(number)
-    torch.manual_seed(number)
-
-
-class PhaseModule(L.LightningModule):
-    """Trains the tunable tensors of a network with cross-entropy. Knows no method by name."""
-
-    strict_loading = False  # checkpoints hold only the method's tensors; on_load_checkpoint checks the names itself
-
-    def __init__(
-        self,
-        net: Backbone,
-        installed: Installed,
-        protocol: Protocol,
-        preprocess: Callable[[Tensor], Tensor],
-        *,
-        num_classes: int,
-        epochs: int,
-        steps_per_epoch: int,
-        seed_parts: Sequence[int | str],
-        lr: float | None = None,
-        batches: Batches | None = None,
-        parts: int = 1,
-    ) -> None:
-        """Hold what one phase needs.
-
-        Args:
-            net: with the method installed.
-            installed: the method at work in it.
-            protocol: optimiser, schedule.
-            preprocess: uint8 images (B, C, H, W) to what the network takes, (B, 3, S, S).
-            num_classes: of the task.
-            epochs: of this phase.
-            steps_per_epoch: optimiser steps.
-            seed_parts: with the epoch, the source of every random number of the phase.
-            lr: peak learning rate; None takes the protocol's.
-            batches: the training set in a fixed order, for methods that measure something over all of it.
-            parts: in which a batch is computed; their gradients add up to the batch's.
-        """
-        super().__init__()
-        self.net, self.installed, self.protocol, self.preprocess = net, installed, protocol, preprocess
-        self.epochs, self.steps_per_epoch, self.peak = epochs, steps_per_epoch, lr
-        self.seed_parts, self.batches, self.parts = tuple(seed_parts), batches, parts
-        self.accuracy = MulticlassAccuracy(num_classes, average="micro")
-
-    def on_train_epoch_start(self) -> None:
-        """Draw this epoch's randomness from the epoch alone, so that a resumed run repeats it."""
-        reseed(*self.seed_parts, "epoch", self.current_epoch)
-        self.installed.set_mode()
-        if self.protocol.eval_mode_after is not None and self.current_epoch >= self.protocol.eval_mode_after:
-            self.net.eval()
-
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Cross-entropy of one batch plus the method's penalty."""
-        *earlier, last = split(batch, self.parts)
-        value = 0.0
-        if earlier:
-            self.trainer.optimizers[0].zero_grad()
-        for part in earlier:
-            loss = self._loss(*part)
-            value += float(loss.detach())
-            self.trainer.strategy.backward(loss, None)
-        loss = self._loss(*last)
-        value += float(loss.detach())
-        if not np.isfinite(value):
-            raise NonFiniteLoss(
-                f"the loss became {value} at epoch {self.current_epoch + 1}, step {self.global_step}; "
-                "the last finished epoch is kept: lower protocol.lr or the method's scale and run again"
-            )
-        self.log("train_loss", value, on_step=False, on_epoch=True, batch_size=len(batch[1]))
-        penalty = self.installed.penalty()
-        return loss if penalty is None else loss + penalty
-
-    def _loss(self, images: Tensor, labels: Tensor, share: float) -> Tensor:
-        """What a part of a batch with this `share` of its images adds to the batch's mean cross-entropy."""
-        loss = F.cross_entropy(self.net(self.preprocess(images)).float(), labels)
-        return loss if share == 1.0 else loss * share
-
-    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
-        """Keep what the earlier parts of the batch have added; `training_step` has cleared what was before them."""
-        if self.parts == 1:
-            super().optimizer_zero_grad(epoch, batch_idx, optimizer)
-
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Count correct predictions."""
-        images, labels = batch
-        self.accuracy.update(self.net(self.preprocess(images)).float(), labels)
-
-    def on_test_epoch_end(self) -> None:
-        """Log the accuracy in percent."""
-        self.log("test_accuracy", 100.0 * self.accuracy.compute())
-
-    def configure_optimizers(self) -> Any:
-        """The protocol's optimiser over the method's parameter groups, and its schedule by step."""
-        groups = self.installed.param_groups(self.protocol.weight_decay)
-        peak = self.protocol.lr if self.peak is None else self.peak
-        if self.protocol.optimizer == "sgd":
-            optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, lr=peak, momentum=0.9)
-        else:
-            optimizer = torch.optim.AdamW(groups, lr=peak)
-        rate = self.protocol.learning_rate(self.epochs, self.steps_per_epoch, peak)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step) / peak)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the method's tensors only."""
-        checkpoint["state_dict"] = {name: tensor.detach() for name, tensor in self.installed.state().items()}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore them; a checkpoint of another method or network is refused by name."""
-        self.installed.load(checkpoint["state_dict"])
 
 
 def run_phases(
@@ -199,7 +78,7 @@ def run_phases(
     reseed(seed, "head")
     net.new_head(data.task.num_classes)
     machine.place(net)
-    _rehearse(net, methods)
+    rehearse(net, methods, first=False)
     results = []
     for index, (method, address) in enumerate(zip(methods, chain(methods, ground, protocol.epochs), strict=True)):
         run = PhaseRun(
@@ -222,22 +101,6 @@ def run_phases(
         restore(run, net, finished).merge()
         results.append(finished)
     return results
-
-
-def _rehearse(net: Backbone, methods: Sequence[Method]) -> None:
-    """Rehearse the later phases in a copy, so that one that does not fit is refused before the first has trained.
-
-    What merges leaves the network as it was; what stays in place is put there first.
-
-    Raises:
-        ConfigError: what `Method.install` says.
-    """
-    stage = net
-    for before, method in itertools.pairwise(methods):
-        if not before.merges:
-            stage = copy.deepcopy(stage)
-            before.install(stage).merge()
-        method.rehearse(copy.deepcopy(stage))
 
 
 def _waiting(holder: Mapping[str, Any], say: Callable[[str], None]) -> None:
@@ -276,7 +139,7 @@ def _train(
     total = epochs * steps_per_epoch
     plan = _plan(run, net, data, total)
     reseed(*run.seed_parts, "install")
-    installed = method.install(net, plan)
+    installed = fitted(method, net, plan)
     module = PhaseModule(
         net,
         installed,
@@ -293,7 +156,8 @@ def _train(
     title = f"phase {run.index + 1}/{run.num_phases} {method.label}"
     checkpoint = run.folder / CHECKPOINT
 
-    selection = TestSelection(data, protocol)
+    first = installed.final_from(epochs, steps_per_epoch) if epochs and protocol.select == "best_test" else 1
+    selection = TestSelection(data, protocol, first)
 
     def fit(folder: Path, last: int, what: str, claim: Claim) -> tuple[L.Trainer, History]:
         folder.mkdir(parents=True, exist_ok=True)
@@ -370,12 +234,15 @@ def _train(
             "warmup_steps": protocol.warmup_count(total),
             **({"batch_parts": machine.parts} if machine.parts > 1 else {}),
             **installed.report(),
+            **selection.report(),
         },
     )
     write_tensors(run.folder / TENSORS, tensors)
     store.finish(run.fingerprint, result)
     checkpoint.unlink(missing_ok=True)
-    say(f"{title}: {result.accuracy:.2f} % of {result.num_test} test images, {result.num_tunable:,} parameters")
+    images = "test images" if data.eval_split == "test" else f"images of {data.eval_split}"
+    taken = f" (epoch {selection.epoch} of {epochs})" if selection.epoch else ""
+    say(f"{title}: {result.accuracy:.2f} % of {result.num_test} {images}{taken}, {result.num_tunable:,} parameters")
     installed.merge()
     return result
 
@@ -395,4 +262,5 @@ def _batches(net: Backbone, data: VTABDataModule, parts: int = 1) -> Batches:
 def _plan(run: PhaseRun, net: Backbone, data: VTABDataModule, num_steps: int) -> Plan | None:
     """What the method found out before it was installed."""
     reseed(*run.seed_parts, "prepare")
-    return run.method.prepare(net, _batches(net, data), num_steps)
+    with fitting(net, run.method):
+        return run.method.prepare(net, _batches(net, data), num_steps)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import PurePath
 
 OWN_FOLDER = ("method", "dataset", "seed")
 """Keys that have a level of their own in a run's path."""
@@ -16,24 +17,50 @@ BASE = "base"
 """The variant of a run for which nothing that counts was chosen."""
 WEIGHTS_BY_NAME = ("none", "auto")
 """Values of backbone.weights that say what the weights are; any other says where a file lies."""
+QUOTES = "'\""
 
 
-def variant_of(overrides: Sequence[str], limit: int = 120) -> str:
+def telling(
+    overrides: Sequence[str], alike: Callable[[Sequence[str]], bool], is_group: Callable[[str], bool] = lambda _: False
+) -> list[str]:
+    """The overrides that tell a run from the default one of its method, data set and experiment.
+
+    What is default anyway, or is read by nothing, is left out. Of choices that say the same, those of a whole group
+    stay.
+
+    Args:
+        overrides: as given, ``key=value``, in any order.
+        alike: whether other overrides ask for the same run.
+        is_group: whether an override chooses an option of a group.
+    """
+    kept = list(overrides)
+    named = [override for override in overrides if _names(override)]
+    if not named or alike([override for override in overrides if override not in named]):
+        return []
+    if len(named) > 1:
+        for override in sorted(named, key=lambda override: (is_group(override), override)):
+            rest = [other for other in kept if other != override]
+            if alike(rest):
+                kept = rest
+    return [override for override in kept if override in named]
+
+
+def variant_of(overrides: Sequence[str], limit: int = 120, contents: Mapping[str, str] | None = None) -> str:
     """The variant of a run from its overrides: ``ne3-scale10``; `BASE` if nothing that counts was chosen.
 
     Args:
         overrides: as given, ``key=value``, in any order; the last of a key wins.
         limit: characters; beyond them a hash of the rest keeps names apart.
+        contents: hashes of the files that keys such as ``backbone.weights`` lead to. Such a choice is named by the
+            file's name and by what it holds; a place alone says nothing.
     """
     chosen: dict[str, str] = {}
-    for override in overrides:
-        key, _, value = override.lstrip("+~").partition("=")
-        group = key.partition("@")[0]
-        if key in (*OWN_FOLDER, *NOT_THE_RUN) or group in OWN_FOLDER:
-            continue
-        if key.startswith(("hydra.", "hydra/", "logger.")):
-            continue
-        if key == "backbone.weights" and value not in WEIGHTS_BY_NAME:
+    for override in filter(_names, overrides):
+        key, value = _split(override)
+        content = "" if value in WEIGHTS_BY_NAME else (contents or {}).get(key, "")
+        if content:
+            value = f"{PurePath(value.strip(QUOTES).removeprefix('package:')).stem[:40]}_{content[:8]}"
+        elif key == "backbone.weights" and value not in WEIGHTS_BY_NAME:
             continue
         chosen[key] = value
     parts = [_part(key, value) for key, value in sorted(chosen.items())]
@@ -43,6 +70,24 @@ def variant_of(overrides: Sequence[str], limit: int = 120) -> str:
 
         text = f"{text[: limit - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
     return text
+
+
+def _split(override: str) -> tuple[str, str]:
+    key, _, value = override.lstrip("+~").partition("=")
+    return key, value
+
+
+def _names(override: str) -> bool:
+    """Whether an override may have a part in the name: not if it has a folder of its own, or says where things lie."""
+    key, _ = _split(override)
+    if key in (*OWN_FOLDER, *NOT_THE_RUN) or key.partition("@")[0] in OWN_FOLDER:
+        return False
+    return not key.startswith(("hydra.", "hydra/", "logger."))
+
+
+def simplest(variants: Iterable[str]) -> str:
+    """The variant that stands for all of them where they are spellings of one configuration."""
+    return min(variants, key=lambda variant: (len(choices_of(variant)), len(variant), variant))
 
 
 def choices_of(variant: str) -> list[str]:
@@ -63,7 +108,7 @@ def beside_common(variant: str, common: Sequence[str]) -> str:
 
 def _part(key: str, value: str) -> str:
     """``rank=r8`` is ``r8``; ``protocol.epochs=10`` is ``epochs10``; ``method.first.rank=4`` is ``first_rank4``."""
-    value = value.strip("'\"")
+    value = value.strip(QUOTES)
     sign = "-" if re.match(r"-[\d.]", value) else ""
     clean = sign + (re.sub(r"[^A-Za-z0-9.+_]+|\.\.+", "_", value).strip("_.") or "none")
     if "." not in key:

@@ -102,6 +102,19 @@ class Beside(Wrapper):
         return x + self.feed(x)
 
 
+class AfterBlock(After):
+    """y + part(y) with y the output of a block, after its last residual."""
+
+    def attend(self, x: Tensor) -> Tensor:
+        """The block's first half."""
+        return attend(self.inner, x)
+
+    def feed(self, x: Tensor) -> Tensor:
+        """What the second half adds, and the part's correction of the sum."""
+        y = feed(self.inner, x)
+        return y + self.part(x + y)
+
+
 def attend(block: nn.Module, x: Tensor) -> Tensor:
     """First half of a block: x plus its attention branch."""
     own: Any = block
@@ -119,6 +132,11 @@ def feed(block: nn.Module, x: Tensor) -> Tensor:
         return own.feed(x)
     scale = getattr(own, "ls2", nn.Identity())
     return own.drop_path2(scale(own.mlp(own.norm2(x))))
+
+
+def at_least_float32(tensor: Tensor) -> torch.dtype:
+    """The type that what a method adds has beside a tensor of the network: the same, in narrow types float32."""
+    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def unwrapped(module: nn.Module) -> nn.Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -281,3 +282,41 @@ def test_auto_takes_the_cache_first(source: TFDSSource, root: Path, store: Path)
     assert AutoSource(None, store / "none").labels(SPRITES[0]) == ["synthetic"]
     with pytest.raises(DataError, match=r"no images for task 'dsprites_loc'"):
         AutoSource(None, store / "none", synthetic=False).fingerprint(SPRITES[0])
+
+
+def strange_meta(meta: dict[str, Any]) -> dict[str, Any]:
+    """What META may be turned into by somebody else, by what is wrong with it."""
+    (task,) = (meta["tasks"][name] for name in meta["tasks"] if name == "dsprites_loc")
+    array = meta["splits"]["test"]
+    return {
+        "a task outside": {**meta, "tasks": {**meta["tasks"], "../../x": task}},
+        "a split outside": {**meta, "splits": {**meta["splits"], "../../x": array}},
+        "a part outside": {**meta, "tasks": {"dsprites_loc": {**task, "splits": {"../x": array}}}},
+        "a kind": {**meta, "kind": "../x"},
+        "kind a list": {**meta, "kind": []},
+        "no mapping": [],
+        "a number": 3,
+        "tasks a list": {**meta, "tasks": []},
+        "a task a number": {**meta, "tasks": {"dsprites_loc": 3}},
+        "objects": {**meta, "splits": {**meta["splits"], "test": {**array, "dtype": "object"}}},
+        "a size": {**meta, "splits": {**meta["splits"], "test": {**array, "bytes": "1"}}},
+        "a hash": {**meta, "splits": {**meta["splits"], "test": {**array, "sha256": "x"}}},
+        "fingerprints": {**meta, "tasks": {"dsprites_loc": {**task, "fingerprints": {"a": 1}}}},
+        "labels": {**meta, "tasks": {"dsprites_loc": {**task, "labels": "abc"}}},
+        "facts": {**meta, "facts": None},
+        "keys": {**meta, "keys": ["a"]},
+    }
+
+
+def test_a_description_by_somebody_else_names_no_file(source: TFDSSource, store: Path) -> None:
+    folder = build(source, SPRITES, 224, "pil_bicubic", store)
+    meta = json.loads((folder / META).read_text())
+    for text in [json.dumps(changed) for changed in strange_meta(meta).values()] + ["[" * 10**5, '{"schema": 1e999}']:
+        (folder / META).write_text(text)
+        with pytest.raises(DataError, match=r"cache .*dsprites@2.0.0-tfds-native: .*prepare it again") as caught:
+            CacheSource(store).load(SPRITES[0], "test", 224)
+        assert len(str(caught.value)) < 600
+    (folder / META).unlink()
+    os.mkfifo(folder / META)
+    with pytest.raises(DataError, match="it is no file but a device or a pipe"):
+        CacheSource(store).has(SPRITES[0])

@@ -171,13 +171,29 @@ def test_auto_takes_the_tree_then_the_generator(tree: Path, toy: VTABTask, caplo
     assert auto.resolve(toy) is auto.folder and auto.fingerprint(toy) == FolderSource(tree).fingerprint(toy)
     assert "data=auto: task 'toy' is read from" in caplog.text
     assert auto.load(toy, "test", 32).provenance["source"] == "folder" and auto.count(toy, "test") == 5
-    assert auto.labels(sprites) == ["synthetic"] and auto.resolve(sprites) is auto.synthetic
-    assert caplog.text.count("looked for dsprites_loc") == 1, "said once, as a warning"
-    assert AutoSource().labels(sprites) == ["synthetic"]
+    drawn = AutoSource()
+    assert drawn.labels(sprites) == ["synthetic"] and drawn.resolve(sprites) is drawn.synthetic
     with pytest.raises(DataError, match=r"no images for task 'dtd': give a list-file tree with data.root=PATH .*'dtd'"):
         AutoSource().load(load_task("dtd"), "test", 224)
-    with pytest.raises(DataError, match="no folder for task 'dtd'"):
-        auto.fingerprint(load_task("dtd"))
+
+
+@pytest.mark.parametrize("name", ["dsprites_loc", "svhn", "dtd", "own/folder"])
+def test_an_explicit_root_never_falls_back_to_drawings(tree: Path, name: str) -> None:
+    """Whether or not the task could be drawn; the error names what was looked for, where, and what is there."""
+    task = load_task(name, **({"num_classes": 2, "folders": ["svhm"]} if name == "own/folder" else {}))
+    ending = "; without data.root, images are drawn" if name in ("dsprites_loc", "svhn") else ""
+    there = f"{'.*' if name == 'svhn' else ''}; there are the folders toy{ending}$"
+    with pytest.raises(
+        DataError, match=rf"no folder for task '{task.name}' in .*root'.*looked for {task.folders[0]}.*{there}"
+    ):
+        AutoSource(tree).fingerprint(task)
+    for number in range(30):
+        (tree / f"more{number:02}").mkdir()
+    with pytest.raises(DataError, match=r"there are the folders more00, .*more19, \.\.\."):
+        AutoSource(tree).load(task, "test", 32)
+    (tree.parent / "empty").mkdir()
+    with pytest.raises(DataError, match=r"there is no folder in it"):
+        AutoSource(tree.parent / "empty").labels(task)
 
 
 def test_a_damaged_tree_is_not_replaced_by_drawings(tmp_path: Path) -> None:

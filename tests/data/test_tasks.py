@@ -94,7 +94,7 @@ def test_own_folder_asks_for_the_number_of_classes() -> None:
     [
         ({"group": "special"}, r"task 'toy': unknown group 'special' \(did you mean 'specialized'\?\)"),
         ({"encoding": "png"}, r"task 'toy': unknown encoding 'png'.*allowed: jpeg, lossless"),
-        ({"num_classes": 1}, r"task 'toy': num_classes must be at least 2, got 1"),
+        ({"num_classes": 1}, r"task 'toy': num_classes must be a whole number of at least 2, got 1"),
         ({"channels": 4}, r"task 'toy': channels must be 1 or 3, got 4"),
         ({"folders": []}, r"task 'toy': folders must name at least one folder"),
         ({"class_names": ["a"]}, r"task 'toy': 1 class_names for num_classes=2"),

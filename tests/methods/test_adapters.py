@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from made_native import X, array, build, count, step
 
+from headwise.bottleneck import Bottleneck
 from headwise.errors import ConfigError
 from headwise.methods.hs_lora import HeadLoRA
 from made_networks import distance, logits, network, perturb
@@ -23,6 +25,7 @@ ERF = np.vectorize(math.erf)
         ("houlsby_b8", ("method.train_ln=true",), 313_536 + 12 * 4 * 768),
         ("pfeiffer", (), 147_456),
         ("pfeiffer", ("method.bias=true",), 156_768),
+        ("adapter_post", (), 165_984),
         ("vpt_adapter_rf256", (), 64_548),
         ("vpt_adapter_rf64", (), 230_544),
     ],
@@ -46,7 +49,7 @@ def test_output_is_y_plus_bottleneck_of_y(place: str) -> None:
         np.testing.assert_allclose(array(module(x)), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["houlsby_b8", "pfeiffer", "vpt_adapter_rf256"])
+@pytest.mark.parametrize("name", ["houlsby_b8", "pfeiffer", "adapter_post", "vpt_adapter_rf256"])
 def test_every_matrix_learns_after_one_step(name: str) -> None:
     net = network("vit")
     installed = build(name).install(net)
@@ -54,6 +57,83 @@ def test_every_matrix_learns_after_one_step(name: str) -> None:
     net.zero_grad()
     step(net, installed)
     assert all(tensor.grad.any() for tensor in installed.adapter().values())
+
+
+def block_by_hand(net: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The halves of the second block of a plain ViT: what goes into its MLP branch, and what that adds."""
+    own = net.model.blocks[1]
+    middle = x + own.attn(own.norm1(x))
+    return middle, own.mlp(own.norm2(middle))
+
+
+@pytest.mark.parametrize("name", ["pfeiffer", "adapter_post"])
+def test_what_the_adapter_reads(name: str) -> None:
+    """B11: ``pfeiffer`` the MLP's output (Adapter+'s "intermediate"), ``post`` the sum after the residual."""
+    net = network("vit")
+    installed = build(name).install(net)
+    perturb(list(installed.adapter().values()), 0.3)
+    x = torch.randn(2, 17, 48)
+    with torch.no_grad():
+        middle, y = block_by_hand(network("vit"), x)
+        if name == "pfeiffer":
+            expected = middle + y + installed.owners["s0.b1.adapter_mlp"](y)
+        else:
+            part = installed.owners["s0.b1.adapter_block"]
+            hidden = torch.nn.functional.gelu(part.down(middle + y))
+            expected = middle + y + part.channel_scale * part.up(hidden)
+        assert distance(net.model.blocks[1](x), expected) <= 1e-5
+
+
+def test_channel_scales_are_not_decayed_and_start_at_one() -> None:
+    installed = build("adapter_post").install(network("vit"))
+    scales = [t for name, t in installed.adapter().items() if name.endswith("channel_scale")]
+    assert all(bool((t == 1).all()) for t in scales)
+    _, rest = installed.param_groups(weight_decay=0.1)
+    assert {id(t) for t in rest["params"]} == {id(t) for t in scales}
+
+
+def test_drop_path_leaves_out_the_correction_of_whole_samples() -> None:
+    part = Bottleneck(6, 3, init="xavier", drop_path=0.4)
+    x = torch.randn(4000, 2, 6)
+    whole = part.eval()(x)
+    dropped = part.train()(x)
+    off = (dropped == 0).all(-1).all(-1)
+    assert 0.36 < float(off.float().mean()) < 0.44
+    torch.testing.assert_close(dropped[~off], whole[~off] / 0.6)
+
+
+@pytest.mark.parametrize("second", ["adaptformer", "vpt_deep", "noah", "houlsby_b8", "repadapter"])
+def test_other_wrappers_stand_around_an_adapter_behind_a_block(second: str) -> None:
+    net = network("vit")
+    below = build("adapter_post").install(net)
+    perturb(list(below.adapter().values()), 0.2)
+    before = logits(net, X)
+    below.merge()
+    above = build(second).install(net)
+    for tensor in above.adapter().values():
+        tensor.data.zero_()
+    if second in ("adaptformer", "houlsby_b8", "repadapter"):
+        assert distance(logits(net, X), before) <= 1e-5
+    perturb(list(above.adapter().values()), 0.2)
+    after = logits(net, X)
+    assert distance(after, before) > 1e-3
+    above.merge()
+    assert distance(logits(net, X), after) <= 1e-4
+
+
+@pytest.mark.parametrize("name", ["houlsby_b8", "adapter_post"])
+def test_houlsbys_start_is_cut_at_two_deviations(name: str) -> None:
+    """B9: a normal of std 0.01 that is cut at 0.02, so its values have the deviation 0.0088."""
+    weights = [t for n, t in build(name).install(network("vit")).adapter().items() if n.endswith(".weight")]
+    values = torch.cat([t.detach().flatten() for t in weights])
+    assert 0.0195 < float(values.abs().max()) <= 0.02
+    assert float(values.std()) == pytest.approx(0.0088, abs=2e-4)
+
+
+def test_parts_that_an_adapter_lacks_are_not_in_its_identity() -> None:
+    assert not {"channel_scale", "drop_path"} & set(build("pfeiffer").spec())
+    spec = build("adapter_post").spec()
+    assert (spec["channel_scale"], spec["drop_path"]) == (True, 0.1)
 
 
 def test_layer_norms_train_when_asked() -> None:
@@ -84,3 +164,5 @@ def test_refuses() -> None:
         build("houlsby_b8", "method.placement=houlsbi")
     with pytest.raises(ConfigError, match=r"unknown adapter init 'zero'.*allowed: houlsby, lora"):
         build("houlsby_b8", "method.init=zero")
+    with pytest.raises(ConfigError, match=r"the adapter's drop_path must be in \[0, 1\), got 1"):
+        build("adapter_post", "method.drop_path=1").install(network("vit"))

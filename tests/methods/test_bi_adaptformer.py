@@ -99,7 +99,7 @@ def test_a_quantised_layer_learns_from_a_constant_start() -> None:
 
 
 def test_bad_input() -> None:
-    with pytest.raises(ConfigError, match="a codebook has 1, 2, 4 or 8 bits, got 3"):
+    with pytest.raises(ConfigError, match="bits of method 'a' must be one of 1, 2, 4, 8, got 3"):
         BiAdaptFormer(label="a", bits=3)
     with pytest.raises(ConfigError, match="got 5"):
         BiLoRA(label="b", head_bits=5)

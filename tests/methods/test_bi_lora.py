@@ -185,7 +185,7 @@ def test_statistics_of_active_rows_free_the_others() -> None:
 
 
 def test_bad_input() -> None:
-    with pytest.raises(ConfigError, match="bits must be one of 1, 2, 4, 8, 32, got 3"):
+    with pytest.raises(ConfigError, match="bits of method 'bi' must be one of 1, 2, 4, 8, 32, got 3"):
         BiLoRA(label="bi", bits=3)
     with pytest.raises(ConfigError, match="unknown codebook 'median'"):
         BiLoRA(label="bi", codebook="median")

@@ -117,11 +117,11 @@ def test_a_gate_turns_whole_heads_off() -> None:
 
 
 def test_refuses() -> None:
-    with pytest.raises(ConfigError, match="rank of method 'cara' must be at least 1, got 0"):
+    with pytest.raises(ConfigError, match="rank of method 'cara' must be a whole number of at least 1, got 0"):
         build("cara", "method.rank=0")
     with pytest.raises(ConfigError, match=r"mean and std of method 'cara' are both 0: .* never learns"):
         build("cara", "method.mean=0", "method.std=0")
-    with pytest.raises(ConfigError, match="std of method 'cara' must be at least 0, got nan"):
+    with pytest.raises(ConfigError, match="std of method 'cara' must be a number of at least 0, got nan"):
         build("cara", "method.std=nan")
     net = network("vit")
     net.linear(net.sites[3]).register_parameter("bias", None)

@@ -58,5 +58,5 @@ def test_every_matrix_learns() -> None:
 def test_refuses() -> None:
     with pytest.raises(ConfigError, match="terms must divide the 30 outputs of a Compacter layer, got 4"):
         build("compacter", "method.hidden=30").install(network("vit"))
-    with pytest.raises(ConfigError, match="std of method 'compacter' must be larger than 0"):
+    with pytest.raises(ConfigError, match="std of method 'compacter' must be a number above 0"):
         build("compacter", "method.std=0")

@@ -61,7 +61,7 @@ def test_learns() -> None:
 def test_refuses() -> None:
     with pytest.raises(ConfigError, match=r"must give a matrix of side 2\.\.48 .* got rank 100"):
         build("mora", "method.rank=100").install(network("vit"))
-    with pytest.raises(ConfigError, match=r"rank of MoRA must be a whole number of at least 1, got 2\.5"):
+    with pytest.raises(ConfigError, match=r"rank of method 'mora' must be a whole number of at least 1, got 2\.5"):
         build("mora", "method.rank=2.5").install(network("vit"))
     with pytest.raises(ConfigError, match=r"type must be one of \(1, 6\), got 2"):
         build("mora", "method.type=2", "method.rank=2").install(network("vit"))

@@ -18,7 +18,10 @@ from headwise import supernet
 from headwise.errors import ConfigError
 from headwise.evolution import Evolution, Subnet
 from headwise.experiment import run
+from headwise.methods import noah
+from headwise.methods.base import build_method
 from headwise.methods.noah import KINDS, NOAH, Supernet, SupernetInstalled, num_parameters, published_subnets
+from headwise.prompting import Prompts
 from headwise.results.store import PhaseResult, ResultStore
 from headwise.search import explore
 from made_networks import CONF, compose_config, distance, logits, network, perturb
@@ -120,6 +123,10 @@ def test_refuses() -> None:
         build("noah", "method.targets=[q]")
     with pytest.raises(ConfigError, match=r"unknown init 'upstram' of method 'noah' \(did you mean 'upstream'"):
         build("noah", "method.init=upstram")
+    with pytest.raises(ConfigError, match="super_prompts of method 'noah' must be at least 1, got 0"):
+        build("noah", "+method.super_prompts=0")
+    with pytest.raises(ConfigError, match="super_prompts=2 is less than the 3 prompts of a block"):
+        build("noah", SUBNET, "method.init=upstream", "+method.super_prompts=2").install(network("vit"))
     with pytest.raises(ConfigError, match=r"unknown key search.population_size \(did you mean 'population'"):
         build("noah", "method.search={population_size: 3}")
 
@@ -142,6 +149,38 @@ def test_a_part_of_size_0_is_absent() -> None:
         inner.norm1.register_forward_hook(lambda module, args, out: tokens.append(out.shape[1]))
     logits(net, X)
     assert tokens == [19, 19]  # 17 of its own; block 1 keeps the prompts of block 0
+
+
+@pytest.mark.parametrize(("super_prompts", "bound"), [(100, 0.0088), (10, 0.0266)])
+def test_upstreams_prompts_are_a_slice_of_the_supernets(super_prompts: int, bound: float) -> None:
+    """B7: Xavier uniform of a (1, super, 768) tensor, whose fans are 768 super and 768."""
+    like = torch.empty(1, super_prompts, 768)
+    nn.init.xavier_uniform_(like)
+    assert float(like.abs().max()) == pytest.approx(bound, rel=0.01)
+    parts = {"s0.b0.prompts": Prompts(10, 768, 1.0, 0.0)}
+    noah._upstream(parts.values(), super_prompts)
+    tokens = parts["s0.b0.prompts"].tokens.detach()
+    assert float(tokens.abs().max()) == pytest.approx(bound, rel=0.01)
+    assert float(tokens.std()) == pytest.approx(bound / 3**0.5, rel=0.02)
+
+
+def test_the_supernet_of_a_search_starts_as_its_subnet_does() -> None:
+    found = build("noah", "method.init=upstream", "+method.super_prompts=20", "method.search=evolution")
+    scout = found.scout()
+    assert (scout.init, scout.super_prompts) == ("upstream", 20)
+    net = network("vit")
+    tokens = dataclasses.replace(scout, search=SEARCH).install(net).owners["s0.b0.prompts"].tokens.detach()
+    assert float(tokens.abs().max()) <= (6.0 / (48 * 20 + 48)) ** 0.5
+
+
+def test_the_identity_names_the_supernets_size_only_where_it_is_read() -> None:
+    plain = build("noah")
+    assert "super_prompts" not in plain.spec()
+    assert not {"init", "super_prompts"} & set(build("noah", "method.search=evolution").scout().spec())
+    upstream = build("noah", "method.init=upstream")
+    assert upstream.spec()["super_prompts"] == 100
+    assert build_method(upstream.spec(), "noah") == upstream
+    assert build_method(plain.spec(), "noah") == plain
 
 
 def test_upstream_starts_everything_off_zero() -> None:
@@ -274,10 +313,10 @@ def test_a_later_phase_is_searched_on_the_ones_before_it() -> None:
 
 
 def test_the_whole_recipe_is_part_of_the_identity() -> None:
-    noah = build("noah", "method.search=evolution")
-    assert noah.spec()["search"] == Evolution().spec()
-    scout = noah.scout()
+    found = build("noah", "method.search=evolution")
+    assert found.spec()["search"] == Evolution().spec()
+    scout = found.scout()
     assert (scout.epochs, scout.lr) == (500, 5e-4)
     with pytest.raises(ConfigError, match="method 'noah' has a search, which a run does first"):
-        noah.install(network("vit"))
-    assert dataclasses.replace(noah, search=None).scout() is None
+        found.install(network("vit"))
+    assert dataclasses.replace(found, search=None).scout() is None

@@ -170,7 +170,7 @@ def test_adalora_refuses_a_run_without_room_or_plan() -> None:
 
 def test_the_updates_own_learning_rate_is_checked() -> None:
     for wrong in (0.0, -1.0, float("nan")):
-        with pytest.raises(ConfigError, match="adapter_lr of method 'peft' must be above 0, or null"):
+        with pytest.raises(ConfigError, match="adapter_lr of method 'peft' must be a number above 0, got"):
             dataclasses.replace(method(r=4), adapter_lr=wrong)
     assert "adapter_lr" not in method(r=4).spec()
     own = dataclasses.replace(composed_method("fourierft"), adapter_lr=0.1)

@@ -18,7 +18,7 @@ from made_networks import batches, distance, logits, network, perturb
 
 
 def planned(budget: int) -> tuple[Any, Any, dict[str, Any]]:
-    net, method = network("vit"), build("spt_lora", f"method.budget={budget}", "method.rank=2")
+    net, method = network("vit"), build("spt_lora", f"method.budget={budget}", "method.rank=2", "method.tau_step=20")
     return net, method, json.loads(json.dumps(method.prepare(net, batches(), 10)))
 
 
@@ -60,6 +60,9 @@ def test_selection_by_brute_force() -> None:
         else:
             assert (name in plan["vectors"]) == (len(chosen) >= value.numel() / 5)
             total += value.numel() if name in plan["vectors"] else len(chosen)
+            own = [site.key for site in net.sites if net.linear(site).bias is dict(net.model.named_parameters())[name]]
+            sparse = bool(own) and bool(len(chosen)) and name not in plan["vectors"]
+            assert (plan["biases"].get(own[0]) if own else None) == (pack_entries(chosen) if sparse else None)
     assert total == plan["total"]
     assert abs(total - 3000) < 300
 
@@ -93,7 +96,10 @@ def test_only_the_selected_train() -> None:
     assert len(changed)
     after = net.export_state_dict()
     assert not torch.equal(after["cls_token"], before["cls_token"])
-    vectors = {name.replace(".qkv.q.", ".qkv.").replace(".qkv.v.", ".qkv.") for name in plan["vectors"]}
+    vectors = {
+        f"{path}.bias" for path, _ in net.model.named_modules() if path.endswith((".qkv", ".proj", "fc1", "fc2"))
+    }
+    vectors |= {name.replace(".qkv.q.", ".qkv.").replace(".qkv.v.", ".qkv.") for name in plan["vectors"]}
     for name, tensor in before.items():
         if tensor.ndim == 1 and not name.startswith("head") and name not in vectors:
             assert torch.equal(after[name], tensor), name
@@ -124,6 +130,59 @@ def test_sparse_update_is_an_index_put() -> None:
     assert delta.pack()["entries"].dtype == torch.int32
 
 
+def test_entries_of_biases_train_and_those_of_norms_do_not() -> None:
+    """B8: below the threshold, in sparse, structured and otherwise untouched projections."""
+    net, method, plan = planned(600)
+    some = {"s0.b0.q": [1, 4], next(iter(plan["sparse"])): [0], plan["structured"][0]: [2, 3], "s0.b1.fc1": [100]}
+    some = {key: entries for key, entries in some.items() if not any(key in name for name in plan["vectors"])}
+    assert len(some) >= 3
+    plan = {**plan, "vectors": [], "biases": {key: pack_entries(torch.tensor(e)) for key, e in some.items()}}
+    before = {name: t.clone() for name, t in net.export_state_dict().items()}
+    biases = {site.key: net.linear(site).bias.detach().clone() for site in net.sites}
+    installed = method.install(net, json.loads(json.dumps(plan)))
+    assert distance(logits(net, X), logits(network("vit"), X)) <= 1e-6
+    step(net, installed)
+    for key in some:
+        assert installed.adapter()[f"{key}.bias_values"].grad.any() or key.endswith(".k")
+    moved = logits(net, X)
+    again = network("vit")
+    method.install(again, plan).unpack(installed.packed())
+    assert torch.equal(logits(again, X), moved)
+    installed.merge()
+    assert distance(logits(net, X), moved) <= 1e-5
+    for site in net.sites:
+        changed = (net.linear(site).bias != biases[site.key]).nonzero().flatten().tolist()
+        assert set(changed) <= set(some.get(site.key, [])), site.key
+        assert bool(changed) == (site.key in some), site.key
+    after = net.export_state_dict()
+    assert all(torch.equal(after[name], t) for name, t in before.items() if "norm" in name)
+
+
+def test_selected_entries_of_biases_are_in_the_plan() -> None:
+    net, method, plan = planned(1500)
+    assert plan["biases"]
+    assert not set(plan["biases"]) - {site.key for site in net.sites}
+    installed = method.install(net, plan)
+    trained = sum(t.numel() for t in installed.adapter().values())
+    norms = plan["total"] - trained
+    assert 0 <= norms < plan["total"] / 10  # entries of norms count and stay frozen
+
+
+def test_the_grid_of_thresholds_is_the_authors() -> None:
+    """B8: 0.02 to 1.58 million in steps of 0.02, with the rounding of ceil(i * 0.02 * 1e6)."""
+    taus = build("spt_lora").taus(85_000_000)
+    assert (len(taus), taus[:2], taus[-1]) == (79, [20_000, 40_000], 1_580_000)
+    assert [tau for tau in taus if tau % 20_000] == [700_001, 820_001, 1_140_001, 1_400_001]
+    assert build("spt_lora").taus(50_000) == [20_000, 40_000, 50_000]
+    assert build("spt_lora", "method.tau_step=7", "method.tau_max=30").taus(100) == [7, 14, 21, 28]
+
+
+def test_a_plan_of_before_biases_trained_still_installs() -> None:
+    _, method, plan = planned(600)
+    del plan["biases"]
+    assert method.install(network("vit"), plan).adapter()
+
+
 def test_restored_from_its_plan() -> None:
     net, method, plan = planned(600)
     installed = method.install(net, plan)
@@ -152,9 +211,13 @@ def test_upstream_starts_lora_off_zero() -> None:
 def test_refuses() -> None:
     with pytest.raises(ConfigError, match=r"unknown init 'upsteam' of method 'spt_lora' \(did you mean 'upstream'"):
         build("spt_lora", "method.init=upsteam")
+    with pytest.raises(ConfigError, match="tau_step of method 'spt_lora' must be at most tau_max=10, got 20000"):
+        build("spt_lora", "method.tau_max=10")
+    with pytest.raises(ConfigError, match=r"no tau of .* its budget of 600: the nearest, 20000 of .*; lower tau_step"):
+        build("spt_lora", "method.budget=600").prepare(network("vit"), batches(), 10)
     with pytest.raises(ConfigError, match="needs the plan that its prepare"):
         build("spt_lora").install(network("vit"))
-    with pytest.raises(ConfigError, match="budget of method 'spt_lora' must be larger than 0, got 0"):
+    with pytest.raises(ConfigError, match="budget of method 'spt_lora' must be a whole number of at least 1, got 0"):
         build("spt_lora", "method.budget=0")
     nothing = {"structured": [], "sparse": {}, "vectors": []}
     with pytest.raises(ConfigError, match=r"a budget of 400000 lets method 'spt_lora' train nothing of this network"):

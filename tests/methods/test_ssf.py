@@ -72,7 +72,7 @@ def test_refuses() -> None:
     with pytest.raises(ConfigError, match=r"does not choose projections, got targets=\['q'\]; allowed: \[\]"):
         SSF(label="ssf", targets=("q",))
     for std in (-1, float("nan")):
-        with pytest.raises(ConfigError, match=f"std of method 'ssf' must be at least 0, got {std}"):
+        with pytest.raises(ConfigError, match=f"std of method 'ssf' must be a number of at least 0, got {std}"):
             SSF(label="ssf", std=std)
     net = network("vit")
     build("mora", "method.rank=1").install(net)

@@ -408,3 +408,32 @@ def test_no_torch():
     code = "import sys, headwise.tables.build, headwise.tables.render; print('torch' in sys.modules)"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "False"
+
+
+def test_heads_off_as_a_ratio_to_none_off() -> None:
+    """Issue line 29, Heart-LoRA Figure 3: first heads off over the same run with none off, seed by seed."""
+    plain = [r for r in masked_suite() if r.key.method == "bi_lora"]
+    front = [gated("heart_front", seed, 81.0 + seed, 3, "front") for seed in (0, 1)]
+    table = one([*plain, *front])
+    (cell,) = table.ratios.itertuples()
+    assert (cell.row, cell.column, cell.n) == ("heart_front (ne3)", "svhn", 2)
+    assert cell.mean == pytest.approx((81.0 / 90.0 + 82.0 / 90.0) / 2)
+    assert "| heart_front (ne3) | 0.9056 \u00b1 0.0079 (2) |" in render([table], "md")
+    assert [line for line in render([table], "csv").splitlines() if ",ratio," in line]
+    assert "ratios to no head off" in render([table], "latex")
+    assert "ratios" not in render([one(plain)], "md")
+
+
+def test_a_row_measured_otherwise_stays_in_its_table_and_says_so() -> None:
+    """Issue line 29: NOAH's row of Heart-LoRA Table 1 has inputs of its own."""
+    own = {**PROTOCOL, "normalize": "imagenet"}
+    others = {**PROTOCOL, "normalize": "none"}
+    noah = run("noah", protocol=own)
+    noah.config["protocol_of_others"] = others
+    noah.provenance["data"]["mean"] = [0.5, 0.5, 0.5]
+    table = one([run("lora", protocol=others), noah])
+    assert set(table.cells["row"]) == {"lora", "noah"}
+    assert set(table.cells["column"]) == {"svhn"}
+    said = 'The experiment measures noah in its own way: normalize "imagenet", elsewhere "none".'
+    assert said in table.notes
+    assert not [note for note in one([run("lora", protocol=others)]).notes if "its own way" in note]

@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 from headwise.data.decode import check_resize
 from headwise.data.pixels import FINAL_SPLITS, Pixels
 from headwise.data.splits import subset
-from headwise.data.tasks import VTABTask, check_split
+from headwise.data.tasks import NAME, SPLITS, VTABTask, check_split
 from headwise.errors import DataError
+from headwise.results import plain
 from headwise.results.fingerprint import cache_folder, file_sha256
 
 SCHEMA = 1
@@ -56,6 +57,29 @@ def pixels_name(size: int | None, resize: str) -> str:
     return "native" if size is None else f"{size}-{resize}"
 
 
+_SHA256 = plain.matching(r"[0-9a-f]{64}", "a sha256")
+_ARRAY = plain.fields(
+    {"shape": plain.each(plain.count), "dtype": plain.matching("uint8|int64", "uint8 or int64")}
+    | {"bytes": plain.count, "sha256": _SHA256}
+)
+_SPLITS = plain.every(_ARRAY, key=plain.matching("|".join(SPLITS), "a split"))
+_TASK = plain.fields(
+    {"rules": plain.text, "num_classes": plain.count, "labels": plain.each(plain.text), "splits": _SPLITS}
+    | {"fingerprints": plain.every(plain.text)}
+)
+_META = plain.fields(
+    {
+        "kind": plain.matching("|".join(PARTS), f"one of {', '.join(PARTS)}"),
+        "pixels": plain.text,
+        "facts": plain.every(plain.scalar),
+        "splits": _SPLITS,
+        "tasks": plain.every(_TASK, key=plain.matching(NAME, "a task's name")),
+        "keys": _SHA256,
+    }
+)
+"""What META must hold: names of files are made of its keys, so a key is a split's or a task's name."""
+
+
 @dataclass(frozen=True)
 class Cache:
     """One cache folder whose description could be read.
@@ -76,19 +100,15 @@ class Cache:
             DataError: if it is damaged or of another layout.
         """
         try:
-            meta = json.loads((path / META).read_text(encoding="utf-8"))
-            if meta["schema"] != SCHEMA:
-                raise DataError(
-                    f"cache {path}: has layout {meta['schema']}, this version reads {SCHEMA}; {_again(path)}"
-                )
-            if set(meta["splits"]) != set(PARTS[meta["kind"]]):
-                raise DataError(f"cache {path}: does not hold {', '.join(PARTS[meta['kind']])}; {_again(path)}")
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            if isinstance(error, DataError):
-                raise
-            raise DataError(
-                f"cache {path}: {META} is damaged ({type(error).__name__}: {error}); {_again(path)}"
-            ) from error
+            meta = plain.read_json(path / META)
+            plain.mapping(meta, META)
+            if (layout := meta.get("schema")) != SCHEMA:
+                raise DataError(f"cache {path}: has layout {layout!r}, this version reads {SCHEMA}; {_again(path)}")
+            _META(meta, "")
+        except (OSError, plain.Misfit) as error:
+            raise DataError(f"cache {path}: {META} is damaged ({error}); {_again(path)}") from error
+        if set(PARTS[meta["kind"]]) != set(meta["splits"]):
+            raise DataError(f"cache {path}: does not hold {', '.join(PARTS[meta['kind']])}; {_again(path)}")
         return cls(path, meta)
 
     def holds(self, task: VTABTask) -> bool:
@@ -253,15 +273,16 @@ class CacheSource:
     def _keys(self, cache: Cache, split: str) -> tuple[str, ...]:
         file = cache.path / "keys.txt"
         try:
-            data = file.read_bytes()
+            data = file.read_bytes() if file.is_file() else b""
         except OSError as error:
             raise DataError(f"cache {cache.path}: keys.txt is missing; {_again(cache.path)}") from error
         if hashlib.sha256(data).hexdigest() != cache.meta["keys"]:
             raise DataError(f"cache {cache.path}: keys.txt is damaged; {_again(cache.path)}")
         keys: dict[str, list[str]] = {part: [] for part in cache.parts}
-        for line in data.decode().split("\n")[:-1]:
+        for line in data.decode("utf-8", "replace").split("\n")[:-1]:
             part, _, key = line.partition(" ")
-            keys[part].append(key)
+            if part in keys:
+                keys[part].append(key)
         return tuple(key for part in cache.parts_of(split) for key in keys[part])
 
     def _of(self, task: VTABTask) -> list[Cache]:

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import io
 import os
-import struct
-import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,15 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from headwise.data.stored import BROKEN, Reading, read, to_8_bits
 from headwise.errors import ConfigError, DataError, suggest
 
 Array = NDArray[np.uint8]
 
 NATIVE_LIMIT = 96
 """Images whose longer side is at most this stay as they are; they are resized per batch, on the device."""
-
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
-"""What PIL raises for files that are no images, are cut off, or are damaged inside."""
 
 
 def _pil(method: Image.Resampling) -> Callable[[Array, int], Array]:
@@ -66,23 +62,26 @@ def check_resize(name: str) -> None:
         raise ConfigError(f"unknown resize {name!r}{suggest(name, RESIZES)}")
 
 
-def decode(file: Path | bytes, channels: int, where: str) -> Array:
+def decode(file: Path | bytes, channels: int, where: str, reading: Reading | None = None) -> Array:
     """Read one image file.
 
     Args:
         file: its path, or its content.
         channels: 3 for RGB, 1 for grey. Transparency is dropped, 16-bit greys are scaled to 8 bits.
         where: what asks for it (list file and line, or record), for the error.
+        reading: for a user's own images; None: as stored, whatever way is up, and PIL's 8 bits of deeper colours.
     Returns:
-        (H, W, C) at the file's own size, a copy that may be written to.
+        (H, W, C) at the file's own size (or upright), a copy that may be written to.
     Raises:
         DataError: if the file is empty, no image, cut off or damaged.
     """
     try:
         with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
+            if reading is not None:
+                return to_channels(read(image, file, reading), channels)
             image.load()
             return to_channels(image, channels)
-    except _BROKEN as error:
+    except BROKEN as error:
         if isinstance(file, bytes):
             state = "is empty (0 bytes)" if not file else f"cannot be decoded ({error})"
             raise DataError(f"{where}: the image {state}; prepare the set again") from error
@@ -100,7 +99,7 @@ def to_channels(image: Image.Image, channels: int) -> Array:
         values = np.asarray(image)
         if image.mode == "F" or values.min() < 0 or values.max() > 65535:
             raise ValueError(f"mode {image.mode} with values outside of 0..65535 has no 8-bit equivalent")
-        image = Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
+        image = Image.fromarray(to_8_bits(values.astype(np.uint16), 16))
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     array = np.array(image.convert("L" if channels == 1 else "RGB"))
@@ -108,7 +107,12 @@ def to_channels(image: Image.Image, channels: int) -> Array:
 
 
 def decode_all(
-    files: Sequence[tuple[Path | bytes, str]], channels: int, size: int, resize: str, scale: int = 1
+    files: Sequence[tuple[Path | bytes, str]],
+    channels: int,
+    size: int,
+    resize: str,
+    scale: int = 1,
+    reading: Reading | None = None,
 ) -> tuple[Array, bool]:
     """Read many image files with a few threads.
 
@@ -118,6 +122,7 @@ def decode_all(
         size: S.
         resize: a name of RESIZES.
         scale: what stored values are multiplied with, for sets that store 0 and 1.
+        reading: as for `decode`.
     Returns:
         (N, H, W, C), and whether they are native: all of one size of at most NATIVE_LIMIT pixels. Else H = W = S.
     Raises:
@@ -127,7 +132,7 @@ def decode_all(
     shrink = RESIZES[resize]
 
     def one(file: tuple[Path | bytes, str]) -> Array:
-        array = _scaled(decode(file[0], channels, file[1]), scale, file[1])
+        array = _scaled(decode(file[0], channels, file[1], reading), scale, file[1])
         return array if max(array.shape[:2]) <= NATIVE_LIMIT else shrink(array, size)
 
     small = {(size, size, channels)}

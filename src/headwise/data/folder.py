@@ -10,16 +10,18 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from headwise.data import fewshot
+from headwise.data import fewshot, own
 from headwise.data.decode import decode_all
 from headwise.data.listfiles import Digest, Entry, digests, locate, read_list
 from headwise.data.pixels import CHUNK, FINAL_SPLITS, Pixels, decoder
 from headwise.data.splits import subset
+from headwise.data.stored import Facts, Reading
 from headwise.data.tasks import VTABTask, check_split
 from headwise.errors import DataError, suggest
 
@@ -35,6 +37,8 @@ OWN_LIST_NAMES = {
     "train800val200": ("train800val200.txt", "train.txt"),
 }
 """Names of the list files; a user's own images may use the plain ones."""
+SHOWN = 20
+"""Folders that an error lists."""
 
 
 class FolderSource:
@@ -54,22 +58,37 @@ class FolderSource:
             )
 
     def fingerprint(self, task: VTABTask, splits: Sequence[str] = FINAL_SPLITS) -> str:
-        """Hash of the lines of the list files and of the bytes of their images."""
+        """Hash of the lines of the list files and of the bytes of their images.
+
+        Of a user's own images also of how their pixels are read, where that is not as they are stored.
+
+        Raises:
+            DataError: if a list or an image is missing, or a user's own image has two labels.
+        """
+        facts, depth = self._looked_at(task) if task.is_own else ({}, None)
         sha = hashlib.sha256(b"folder/1\n")
         for split in splits:
             sha.update(f"{split}\n".encode())
             for entry, digest in self._digests(task, split):
-                sha.update(f"{entry.path} {entry.label} {digest.sha256}\n".encode())
+                mark = own.reading_mark(facts[digest.sha256], depth) if task.is_own else ""
+                sha.update(f"{entry.path} {entry.label} {digest.sha256}{mark}\n".encode())
         return sha.hexdigest()
 
+    def depth(self, task: VTABTask) -> int | None:
+        """Bits of a value of a user's own images of more than 8 bits, stated or found; None if there are none."""
+        return self._looked_at(task)[1] if task.is_own else None
+
     def labels(self, task: VTABTask) -> list[str]:
-        """``own data``, ``own draw``, ``unofficial split``, ``inconsistent train lists``, ``lossy``, as they apply."""
+        """``own data``, ``own draw``, ``unofficial split``, ``inconsistent train lists``, ``lossy``, as they apply.
+
+        Of a user's own images ``test images in train: N`` as well.
+        """
         lists = {split: self._entries(task, split) for split in LIST_NAMES if self._list_file(task, split) is not None}
         found = []
         if task.shots is not None:
             found += fewshot.list_labels(self.folder(task), task)
         elif not task.is_official:
-            found.append("own data")
+            found += ["own data", *(own.labels(self._lists(task)) if task.is_own else [])]
         elif any(len(entries) != task.official_count(split) for split, entries in lists.items()):
             found.append("unofficial split")
         if task.is_official and task.shots is None and {"train800", "val200", "train800val200"} <= lists.keys():
@@ -89,6 +108,10 @@ class FolderSource:
     ) -> Pixels:
         """Decode the images that a list file names, in its order."""
         entries = self._entries(task, split)
+        if task.is_own:
+            lists = self._lists(task)
+            facts, depth = self._looked_at(task, lists)
+            own.announce(lists, task, depth, facts)
         return self._decode(task, [entries[i] for i in subset(len(entries), limit)], size, resize)
 
     def chunks(self, task: VTABTask, split: str, size: int, resize: str) -> Iterator[Pixels]:
@@ -108,7 +131,8 @@ class FolderSource:
     def _decode(self, task: VTABTask, entries: list[Entry], size: int, resize: str) -> Pixels:
         found = locate(entries, self.folder(task), self.root)
         files = [(path, entry.where) for entry, (path, _) in zip(entries, found, strict=True)]
-        images, native = decode_all(files, task.channels, size, resize)
+        reading = Reading(self.depth(task)) if task.is_own else None
+        images, native = decode_all(files, task.channels, size, resize, reading=reading)
         return Pixels(
             images,
             np.array([entry.label for entry in entries], dtype=np.int64),
@@ -128,11 +152,14 @@ class FolderSource:
                 raise DataError(f"task {task.name!r}: folder {name!r} leaves the data root {str(self.root)!r}")
             if (root / name).is_dir():
                 return root / name
-        present = [path.name for path in root.iterdir() if path.is_dir()]
-        hint = f"; the root itself holds list files: did you mean {str(root.parent)!r}?"
+        present = sorted(path.name for path in root.iterdir() if path.is_dir())
+        near = suggest(task.folders[0], present).partition("; allowed")[0]
+        there = f"; there are the folders {', '.join(present[:SHOWN])}" + (", ..." if len(present) > SHOWN else "")
+        if any(root.glob("t*.txt")):
+            there = f"; the root itself holds list files: did you mean {str(root.parent)!r}?"
         raise DataError(
             f"no folder for task {task.name!r} in {str(self.root)!r}: looked for {', '.join(task.folders)}"
-            f"{hint if any(root.glob('t*.txt')) else suggest(task.folders[0], present)}"
+            f"{near}{there if present or 'did you mean' in there else '; there is no folder in it'}"
         )
 
     def has_lists(self, task: VTABTask) -> bool:
@@ -167,6 +194,28 @@ class FolderSource:
     def _digests(self, task: VTABTask, split: str) -> list[tuple[Entry, Digest]]:
         entries = self._entries(task, split)
         return list(zip(entries, digests(entries, self.folder(task), self.root), strict=True))
+
+    def _lists(self, task: VTABTask) -> dict[str, list[tuple[Entry, Digest]]]:
+        """Every list of a user's own images with the content of what it names; also the derived train800."""
+        splits = [split for split in LIST_NAMES if self._list_file(task, split) is not None]
+        lists = {split: self._digests(task, split) for split in splits}
+        if "val200" in lists and "train800" not in lists:
+            with suppress(DataError):  # all training images are in the validation list; whoever needs train800 says so
+                lists["train800"] = self._digests(task, "train800")
+        return lists
+
+    def _looked_at(self, task: VTABTask, lists: own.Lists | None = None) -> tuple[dict[str, Facts], int | None]:
+        """What a user's own images say of themselves, by their content, and the bits of a value of the deep ones.
+
+        Raises:
+            DataError: if an image has two labels.
+        """
+        lists = self._lists(task) if lists is None else lists
+        own.check(lists, task)
+        folder = self.folder(task)
+        files = {digest.sha256: folder / entry.path for rows in lists.values() for entry, digest in rows}
+        facts = own.look(lists, files, folder)
+        return facts, own.depth_of(task, facts)
 
     @staticmethod
     def _is_lossy(task: VTABTask, entry: Entry, digest: Digest) -> bool:

@@ -41,7 +41,7 @@ class AutoSource:
     Args:
         root: folder of a list-file tree, of prepared upstream sets, or of both; None: no such folder.
         cache_dir: folder of the caches; None: ``$HEADWISE_CACHE/vtab``.
-        synthetic: whether drawn images may stand in for a task that is nowhere else.
+        synthetic: whether drawn images may stand in for a task that is nowhere else; never where ``root`` is given.
         official: as for TFDSSource.
     """
 
@@ -69,19 +69,13 @@ class AutoSource:
         return self._chosen[task.name]
 
     def _choose(self, task: VTABTask) -> Source:
-        if self.cache.has(task):
+        if not task.is_own and self.cache.has(task):
             log.info("data=auto: task %r is read from the cache in %s", task.name, self.cache.root)
             return self.cache
-        drawn = self.synthetic if self.synthetic is not None and self.synthetic.has(task) else None
-        try:
-            found = self._under_root(task)
-        except DataError as error:
-            if drawn is None:
-                raise
-            log.warning("%s; using the generator of %r instead", error, task.builder)
-            return drawn
+        found = self._under_root(task)
         if found is not None:
             return found
+        drawn = self.synthetic if self.synthetic is not None and self.synthetic.has(task) else None
         if drawn is None:
             raise DataError(
                 f"no images for task {task.name!r}: give a list-file tree with data.root=PATH "
@@ -97,7 +91,12 @@ class AutoSource:
         if not self.folder.has_lists(task) and self.tfds.has(task):
             log.info("data=auto: task %r is read from prepared records in %s", task.name, self.tfds.root)
             return self.tfds
-        log.info("data=auto: task %r is read from %s", task.name, self.folder.folder(task))
+        try:
+            folder = self.folder.folder(task)
+        except DataError as error:
+            draws = self.synthetic is not None and self.synthetic.has(task)
+            raise DataError(f"{error}{'; without data.root, images are drawn' if draws else ''}") from None
+        log.info("data=auto: task %r is read from %s", task.name, folder)
         return self.folder
 
     def fingerprint(self, task: VTABTask, splits: Sequence[str] = FINAL_SPLITS) -> str:
@@ -107,6 +106,11 @@ class AutoSource:
     def labels(self, task: VTABTask) -> list[str]:
         """Those of the source in use."""
         return self.resolve(task).labels(task)
+
+    def depth(self, task: VTABTask) -> int | None:
+        """As `FolderSource.depth`, of a user's own images."""
+        source = self.resolve(task)
+        return source.depth(task) if isinstance(source, FolderSource) else None
 
     def count(self, task: VTABTask, split: str) -> int:
         """That of the source in use."""

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 from headwise import targets
 from headwise.errors import ConfigError, suggest
+from headwise.schema.check import check_fields
+from headwise.schema.kinds import DRAWS, SHOTS, AtLeast2, Channels, PixelScale, Slices, Split, Whole, Words
 
-GROUPS = ("natural", "specialized", "structured", "fewshot", "own")
-ENCODINGS = ("lossless", "jpeg")
-SPLITS = ("train800", "val200", "train800val200", "test")
-SHOTS = (1, 2, 4, 8, 16)
-DRAWS = (0, 1, 2)
+Group = Literal["natural", "specialized", "structured", "fewshot", "own"]
+Encoding = Literal["lossless", "jpeg"]
+GROUPS, ENCODINGS, SPLITS = map(get_args, (Group, Encoding, Split))
+NAME = "[A-Za-z0-9_][A-Za-z0-9_.-]*"
+"""What a task may be called, a regular expression."""
+PARTS = {"train800": {"train800"}, "val200": {"val200"}, "train800val200": {"train800", "val200"}, "test": {"test"}}
+"""What each split is made of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +40,7 @@ class VTABTask:
         label_rule: function of ``headwise.data.labels`` that derives the label from the example's features.
         channels: 3, or 1 for grey images, which stay grey in memory and are repeated when they enter the network.
         pixel_scale: what upstream's stored values are multiplied with; 255 where it stores 0 and 1.
+        depth: bits of a value of a user's own images where files have more than 8, 8 to 16; None: found.
         encoding: how upstream stores pixels; a JPEG copy of a ``lossless`` task is labelled ``lossy``.
         aliases: other names of the task in papers and tables.
         class_names: names in upstream's label order; empty if unknown.
@@ -48,42 +52,37 @@ class VTABTask:
     """
 
     name: str
-    group: str
-    num_classes: int
-    folders: Sequence[str]
-    num_test: int | None = None
+    group: Group
+    num_classes: AtLeast2
+    folders: Words
+    num_test: Whole | None = None
     builder: str | None = None
     config: str | None = None
-    versions: Sequence[str] = ()
-    splits: Mapping[str, str] = field(default_factory=dict)
+    versions: Words = ()
+    splits: Slices = field(default_factory=dict)
     image_key: str = "image"
     label_key: str | None = "label"
     label_rule: str | None = None
-    channels: int = 3
-    pixel_scale: int = 1
-    encoding: str = "jpeg"
-    aliases: Sequence[str] = ()
-    class_names: Sequence[str] = ()
+    channels: Channels = 3
+    pixel_scale: PixelScale = 1
+    depth: int | None = None
+    encoding: Encoding = "jpeg"
+    aliases: Words = ()
+    class_names: Words = ()
     shots: int | None = None
     draw: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self, lambda key: f"task {self.name!r}: {key}")
         for key in ("folders", "versions", "aliases", "class_names"):
             object.__setattr__(self, key, tuple(str(item) for item in getattr(self, key)))
         object.__setattr__(self, "splits", {str(k): str(v) for k, v in self.splits.items()})
         where = f"task {self.name!r}"
-        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", self.name):
+        if not re.fullmatch(NAME, self.name):
             raise ConfigError(f"a task's name may hold letters, digits, '_', '-' and '.', got {self.name!r}")
-        if self.group not in GROUPS:
-            raise ConfigError(f"{where}: unknown group {self.group!r}{suggest(self.group, GROUPS)}")
-        if self.encoding not in ENCODINGS:
-            raise ConfigError(f"{where}: unknown encoding {self.encoding!r}{suggest(self.encoding, ENCODINGS)}")
-        if self.num_classes < 2:
-            raise ConfigError(f"{where}: num_classes must be at least 2, got {self.num_classes}")
-        if self.channels not in (1, 3):
-            raise ConfigError(f"{where}: channels must be 1 or 3, got {self.channels}")
-        if not 1 <= self.pixel_scale <= 255:
-            raise ConfigError(f"{where}: pixel_scale must be in 1..255, got {self.pixel_scale}")
+        if self.depth is not None and not (self.is_own and 8 <= self.depth <= 16):
+            allowed = "8 to 16 bits, or null" if self.is_own else "only a user's own images (group own) have one"
+            raise ConfigError(f"{where}: dataset.depth={self.depth}: {allowed}")
         if self.group == "fewshot" and self.shots not in SHOTS:
             given = "shots must be given" if self.shots is None else f"shots={self.shots} is not one of the published"
             raise ConfigError(f"{where}: {given}; add shots=K to the command, K one of {', '.join(map(str, SHOTS))}")
@@ -93,6 +92,11 @@ class VTABTask:
             raise ConfigError(f"{where}: folders must name at least one folder")
         if self.class_names and len(self.class_names) != self.num_classes:
             raise ConfigError(f"{where}: {len(self.class_names)} class_names for num_classes={self.num_classes}")
+
+    @property
+    def is_own(self) -> bool:
+        """Whether these are a user's own images, which are looked at, turned upright and read with all their bits."""
+        return self.group == "own"
 
     @property
     def is_official(self) -> bool:
@@ -123,3 +127,15 @@ def check_split(split: str) -> None:
     """Raise ConfigError unless ``split`` is one of the four splits."""
     if split not in SPLITS:
         raise ConfigError(f"unknown split {split!r}{suggest(split, SPLITS)}")
+
+
+def check_apart(train_split: str, eval_split: str) -> None:
+    """Raise ConfigError if images that are trained on would be tested on: equal splits, or one within the other."""
+    check_split(train_split)
+    check_split(eval_split)
+    if both := PARTS[train_split] & PARTS[eval_split]:
+        apart = [split for split in SPLITS if not PARTS[split] & PARTS[eval_split]]
+        raise ConfigError(
+            f"eval_split={eval_split} holds images of train_split={train_split} ({', '.join(sorted(both))}): they "
+            f"would be tested after training on them; allowed: train_split={' or '.join(apart)}"
+        )

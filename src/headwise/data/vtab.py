@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from headwise.data import augment as augmentation
 from headwise.data.decode import check_resize
 from headwise.data.sources import Pixels, Source
-from headwise.data.tasks import VTABTask, check_split
+from headwise.data.tasks import VTABTask, check_apart, check_split
 from headwise.errors import ConfigError, suggest
 
 __all__ = ["EvalBatches", "TrainBatches", "VTABDataModule", "VTABTask"]
@@ -176,9 +176,9 @@ class VTABDataModule(L.LightningDataModule):
         for name, value in (("img_size", img_size), ("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
             if value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
-        for split in (train_split, eval_split, select_split):
-            if split is not None:
-                check_split(split)
+        check_apart(train_split, eval_split)
+        if select_split is not None:
+            check_split(select_split)
         check_resize(resize)
         if augment not in augmentation.AUGMENTS:
             raise ConfigError(f"unknown augment {augment!r}{suggest(augment, augmentation.AUGMENTS)}")

@@ -1,6 +1,7 @@
-"""Serial adapters: Houlsby et al. (arXiv:1902.00751), Pfeiffer et al. (arXiv:2005.00247), and VPT's "Adapter" baseline.
+"""Serial adapters: Houlsby et al. (arXiv:1902.00751), Pfeiffer et al. (arXiv:2005.00247), VPT's, and Adapter+.
 
-y <- y + s U drop(act(D y)), y the output of attention or MLP before its residual and drop-path.
+y <- y + s U drop(act(D y)), y the output of attention or MLP before its residual and drop-path (houlsby, pfeiffer), or
+of the whole block after its last residual (post: Steitz and Roth, arXiv:2406.06820).
 """
 
 from __future__ import annotations
@@ -17,40 +18,51 @@ from headwise.bottleneck import Bottleneck
 from headwise.errors import ConfigError, suggest
 from headwise.methods.base import Installed, Method, Plan
 from headwise.methods.structural import blocks, install_parts, place, refuse_targets, width_of
-from headwise.wrapping import After, unwrapped
+from headwise.schema.kinds import Count, Factor, Rate
+from headwise.wrapping import After, AfterBlock, unwrapped
 
-PLACES = {"houlsby": ("attn", "mlp"), "pfeiffer": ("mlp",)}
+PLACES = {"houlsby": ("attn", "mlp"), "pfeiffer": ("mlp",), "post": ("",)}
+"""What an adapter stands behind, by its path within the block."""
 INITS = ("houlsby", "lora")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Adapters(Method):
-    """A bottleneck after each MLP (pfeiffer), or after each attention and each MLP (houlsby); stays in place.
+    """A bottleneck after each MLP (pfeiffer), each attention and each MLP (houlsby), or each block (post); stays.
 
-    Parameters per adapter: 2 C h, with biases + h + C. ViT-B/16: houlsby h = 8 with biases 313,536; pfeiffer h = 8
-    without 147,456; h = 3 with biases 64,548; h = 12 with biases 230,544.
+    Parameters per adapter: 2 C h, with biases + h + C, with channel scales + C. ViT-B/16: houlsby h = 8 with biases
+    313,536; pfeiffer h = 8 without 147,456; h = 3 with biases 64,548; h = 12 with biases 230,544; post h = 8 with
+    biases and channel scales 165,984.
+
+    What is called ``pfeiffer`` differs between codes. Here it reads the MLP's output before the residual, which
+    Adapter+ calls "intermediate"; the adapter that Adapter+ calls "pfeiffer" reads the sum after the residual, through
+    a LayerNorm of its own. ``post`` reads that sum without one.
 
     Attributes:
-        placement: houlsby or pfeiffer.
+        placement: houlsby, pfeiffer or post.
         hidden: h, in 1 .. C.
         bias: of both layers.
-        init: lora (D Kaiming uniform, U zero: the identity) or houlsby (both truncated normal, std 0.01). Both sides
-            zero, as in VPT's own code, could never learn and cannot be asked for.
+        init: lora (D Kaiming uniform, U zero: the identity) or houlsby (both normal with std 0.01, cut at 0.02). Both
+            sides zero, as in VPT's own code, could never learn and cannot be asked for.
         activation: relu, gelu or quick_gelu.
         scale: s, constant.
         dropout: of the hidden, in [0, 1).
         train_ln: whether the blocks' LayerNorms train too (the original adapters), + 4 C per block.
+        channel_scale: whether a trained factor per channel, 1 at the start and not decayed, multiplies the correction.
+        drop_path: probability with which an adapter leaves out the correction of a whole sample in training, in [0, 1).
     """
 
     targets: Sequence[str] = ()
     placement: str
-    hidden: int
+    hidden: Count
     bias: bool = True
     init: str = "lora"
     activation: str = "gelu"
-    scale: float = 1.0
-    dropout: float = 0.0
+    scale: Factor = 1.0
+    dropout: Rate = 0.0
     train_ln: bool = False
+    channel_scale: bool = False
+    drop_path: Rate = 0.0
     merges: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -66,8 +78,13 @@ class Adapters(Method):
         """Wide where both matrices start off zero."""
         return Method.identity_tolerance if self.init == "lora" else 1.0
 
+    def spec(self) -> dict[str, Any]:
+        """As `Method.spec`, without the parts that these adapters do not have."""
+        values = super().spec()
+        return {name: v for name, v in values.items() if v or name not in ("channel_scale", "drop_path")}
+
     def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
-        """Wrap attention and MLP of every block.
+        """Wrap attention and MLP of every block, or the block.
 
         Raises:
             ConfigError: for a hidden width out of range.
@@ -83,9 +100,11 @@ class Adapters(Method):
                     dropout=self.dropout,
                     scale=self.scale,
                     init=self.init,
+                    channel_scale=self.channel_scale,
+                    drop_path=self.drop_path,
                 )
-                parts[f"{key}.adapter_{name}"] = part
-                place(net, f"{path}.{name}", functools.partial(After, part=part))
+                parts[f"{key}.adapter_{name or 'block'}"] = part
+                place(net, f"{path}.{name}".rstrip("."), functools.partial(After if name else AfterBlock, part=part))
             if self.train_ln:
                 own: Any = unwrapped(block)
                 parts[f"{key}.norm1"], parts[f"{key}.norm2"] = unwrapped(own.norm1), unwrapped(own.norm2)

@@ -13,6 +13,7 @@ from headwise.backbone import Backbone
 from headwise.bottleneck import Bottleneck
 from headwise.methods.base import Installed, Method, Plan
 from headwise.methods.structural import beside_mlps, install_parts, refuse_targets
+from headwise.schema.kinds import Count, Factor, Rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +32,9 @@ class AdaptFormer(Method):
     """
 
     targets: Sequence[str] = ()
-    hidden: int
-    scale: float = 0.1
-    dropout: float = 0.1
+    hidden: Count
+    scale: Factor = 0.1
+    dropout: Rate = 0.1
     bias: bool = False
     activation: str = "relu"
     merges: ClassVar[bool] = False

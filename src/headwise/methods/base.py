@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -21,6 +20,8 @@ from headwise.gate import Gate
 from headwise.gating import HeadMasking
 from headwise.named import check_names, copy_into
 from headwise.quantized import QuantizedLinear
+from headwise.schema.check import check_fields
+from headwise.schema.kinds import Count, Positive, Text
 from headwise.sites import Site
 from headwise.wrapping import wrappers
 
@@ -174,6 +175,18 @@ class Installed:
         """A term to add to the loss (AdaLoRA's orthogonality), or None."""
         return None
 
+    def final_from(self, epochs: int, steps_per_epoch: int) -> int:
+        """First epoch, counted from 1, at whose end nothing but the weights will change any more.
+
+        What is measured before is not yet the network of this method: heads that are to go off are still on (Heart), or
+        ranks that are to go are still there (AdaLoRA). No earlier epoch may be chosen.
+
+        Args:
+            epochs: of the phase.
+            steps_per_epoch: optimiser steps.
+        """
+        return 1 if self.masking is None else self.masking.final_from(epochs)
+
     def callbacks(self) -> list[L.Callback]:
         """Lightning callbacks of the method (Heart's mask, AdaLoRA's allocator)."""
         return [] if self.masking is None else [self.masking]
@@ -221,13 +234,13 @@ class Method:
         revision: raised when the method's numbers change; part of the fingerprint.
     """
 
-    label: str
+    label: Text
     targets: Sequence[str] = ("q", "v")
-    epochs: int | None = None
-    lr: float | None = None
-    checkpoint: str | None = None
+    epochs: Count | None = None
+    lr: Positive | None = None
+    checkpoint: Text | None = None
     gate: Mapping[str, Any] | str | None = None
-    revision: int = 1
+    revision: Count = 1
 
     merges: ClassVar[bool] = True
     """Whether the update folds into the base weights without a trace."""
@@ -239,6 +252,7 @@ class Method:
     """Whether heads of its update can be switched off: its deltas multiply it by a buffer ``active``."""
 
     def __post_init__(self) -> None:
+        check_fields(self, lambda name: f"{name} of method {self.label!r}")
         check_factor(self.label, "scale", getattr(self, "scale", 1.0))
         gate = self.gating()
         object.__setattr__(self, "gate", None if gate is None else gate.spec())
@@ -365,19 +379,6 @@ def check_factor(label: str, name: str, value: Any) -> None:
         raise ConfigError(f"{name} of method {label!r} must be a finite number other than 0, got {value}")
 
 
-@functools.cache
-def _modules() -> frozenset[str]:
-    return frozenset(f"{__package__}.{file.stem}" for file in Path(__file__).parent.glob("*.py"))
-
-
-def _own(target: str) -> type[Method] | None:
-    """The method of ours that a target names; only modules that lie in headwise.methods are imported."""
-    module, _, name = target.rpartition(".")
-    kind = getattr(importlib.import_module(module), name, None) if module in _modules() else None
-    is_ours = isinstance(kind, type) and issubclass(kind, Method) and kind.__module__ in _modules()
-    return kind if is_ours else None
-
-
 def build_method(spec: Mapping[str, Any], label: str, trust: Iterable[str] = ()) -> Method:
     """The method a `Method.spec` describes.
 
@@ -390,4 +391,5 @@ def build_method(spec: Mapping[str, Any], label: str, trust: Iterable[str] = ())
         ConfigError: if ``_target_`` names no Method of headwise or of a trusted module, or the fields do not fit it.
     """
     labelled = {**spec, "label": label} if isinstance(spec, Mapping) else spec
-    return targets.build(labelled, _own, lambda kind: issubclass(kind, Method), "a method", trust)
+    own = functools.partial(targets.below, Path(__file__).parent, __name__.rpartition(".")[0], Method)
+    return targets.build(labelled, own, lambda kind: issubclass(kind, Method), "a method", trust)

@@ -11,6 +11,7 @@ from headwise.backbone import Backbone
 from headwise.methods.base import Installed, Method, Plan
 from headwise.methods.structural import refuse_four_bits, refuse_targets
 from headwise.named import copy_into
+from headwise.schema.kinds import Positive
 from headwise.wrapping import pretrained_parameters
 
 
@@ -56,7 +57,7 @@ class Linear(Method):
     """Linear probe: the head on frozen features. Parameters: none beside the head."""
 
     targets: Sequence[str] = ()
-    lr: float | None = 1e-2
+    lr: Positive | None = 1e-2
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,7 +73,7 @@ class Full(Method):
     """Full fine-tuning. Parameters: all of the network's, 85,798,656 on ViT-B/16."""
 
     targets: Sequence[str] = ()
-    lr: float | None = 1e-4
+    lr: Positive | None = 1e-4
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -14,6 +14,7 @@ from headwise.methods.base import Installed, Method, Plan
 from headwise.methods.structural import beside_mlps, install_parts, refuse_targets
 from headwise.quantize import Quantizer
 from headwise.quantized import QuantizedBottleneck, QuantizedLinear
+from headwise.schema.kinds import CodeBits, Count, Factor, Rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +34,12 @@ class BiAdaptFormer(Method):
     """
 
     targets: Sequence[str] = ()
-    hidden: int = 32
-    scale: float = 1.0
-    dropout: float = 0.1
-    bits: int = 1
+    hidden: Count = 32
+    scale: Factor = 1.0
+    dropout: Rate = 0.1
+    bits: CodeBits = 1
     codebook: str = "kmedians"
-    head_bits: int | None = None
+    head_bits: CodeBits | None = None
 
     merges: ClassVar[bool] = False
     identity_tolerance: ClassVar[float] = 1e-1

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from headwise.adapted import Delta
 from headwise.backbone import Backbone
-from headwise.errors import ConfigError
 from headwise.lowrank import LowRank
 from headwise.methods.base import Installed, Method, Plan
-from headwise.quantize import BITS, Quantizer
+from headwise.quantize import Quantizer
 from headwise.quantized import QuantizedLinear
+from headwise.schema.kinds import Bits, CodeBits, Count, Factor, Rate
 from headwise.sites import Site
 
 
@@ -39,20 +39,18 @@ class BiLoRA(Method):
         head_bits: 1, 2, 4 or 8 for a quantised classifier without bias ("bihead"); None for an ordinary one.
     """
 
-    rank: int = 32
-    scale: float = 1.0
-    dropout: float = 0.1
-    bits: int = 1
+    rank: Count = 32
+    scale: Factor = 1.0
+    dropout: Rate = 0.1
+    bits: Bits = 1
     codebook: str = "kmedians"
     stats: str = "all"
-    head_bits: int | None = None
+    head_bits: CodeBits | None = None
 
     gateable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.bits not in BITS or isinstance(self.bits, bool):
-            raise ConfigError(f"bits must be one of {', '.join(map(str, BITS))}, got {self.bits!r}")
         self.quantizer()
         if self.head_bits is not None:
             Quantizer(self.head_bits, self.codebook)

@@ -25,6 +25,7 @@ from headwise.adapted import Delta
 from headwise.backbone import Backbone
 from headwise.errors import ConfigError
 from headwise.methods.base import Installed, Method, Plan
+from headwise.schema.kinds import AtLeast0, Count, Factor, Rate
 from headwise.sites import PROJECTIONS, QKV, Site, common_width
 
 
@@ -121,21 +122,15 @@ class CaRA(Method):
     """
 
     targets: Sequence[str] = PROJECTIONS
-    rank: int
-    scale: float = 1.0
+    rank: Count
+    scale: Factor = 1.0
     mean: float = 1.0
-    std: float = 0.0
-    dropout: float = 0.1
+    std: AtLeast0 = 0.0
+    dropout: Rate = 0.1
     gateable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
-            raise ConfigError(f"rank of method {self.label!r} must be at least 1, got {self.rank}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ConfigError(f"dropout of method {self.label!r} must be in [0, 1), got {self.dropout}")
-        if not self.std >= 0:
-            raise ConfigError(f"std of method {self.label!r} must be at least 0, got {self.std}")
         if not self.mean and not self.std:
             raise ConfigError(
                 f"mean and std of method {self.label!r} are both 0: an update that is zero on both sides never learns"

@@ -22,6 +22,7 @@ from headwise.backbone import Backbone
 from headwise.errors import ConfigError
 from headwise.methods.base import Installed, Method, Plan
 from headwise.methods.structural import blocks, install_parts, place, refuse_targets, width_of
+from headwise.schema.kinds import Count, Positive
 from headwise.wrapping import After
 
 
@@ -91,10 +92,10 @@ class Compacter(Method):
     """
 
     targets: Sequence[str] = ()
-    terms: int = 4
-    hidden: int = 32
+    terms: Count = 4
+    hidden: Count = 32
     bias: bool = False
-    std: float = 1e-4
+    std: Positive = 1e-4
     plus_plus: bool = False
     merges: ClassVar[bool] = False
     identity_tolerance: ClassVar[float] = 10.0
@@ -102,10 +103,6 @@ class Compacter(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         refuse_targets(self)
-        if isinstance(self.terms, bool) or not isinstance(self.terms, int) or self.terms < 1:
-            raise ConfigError(f"terms of method {self.label!r} must be at least 1, got {self.terms}")
-        if not self.std > 0:
-            raise ConfigError(f"std of method {self.label!r} must be larger than 0, got {self.std}")
 
     def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
         """Wrap attention and MLP of every block.

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from headwise.adapted import Delta, Factors
 from headwise.lowrank import check_rank, kaiming_
 from headwise.methods.base import Method
+from headwise.schema.kinds import Count, Factor
 from headwise.sites import QKV, Site
+from headwise.wrapping import at_least_float32
 
 
 class DoRADelta(Delta):
@@ -41,7 +43,7 @@ class DoRADelta(Delta):
         self.have_heads(site, base)
         self.constant = float(scale)
         num_rows, num_inputs = base.shape
-        square = base.detach().float().square().sum(dim=1)
+        square = base.detach().to(at_least_float32(base)).square().sum(dim=1)
         self.A = nn.Parameter(torch.empty(1, rank, num_inputs, device=base.device))
         self.B = nn.Parameter(torch.zeros(1, num_rows, rank, device=base.device))
         self.magnitude = nn.Parameter(square.sqrt())
@@ -91,8 +93,8 @@ class DoRA(Method):
     """
 
     targets: Sequence[str] = QKV
-    rank: int
-    scale: float = 1.0
+    rank: Count
+    scale: Factor = 1.0
 
     gateable: ClassVar[bool] = True
 

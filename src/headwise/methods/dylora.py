@@ -20,7 +20,8 @@ from headwise.adapted import Delta, Factors
 from headwise.backbone import Backbone
 from headwise.errors import ConfigError
 from headwise.lowrank import kaiming_
-from headwise.methods.base import Installed, Method, Plan, check_factor
+from headwise.methods.base import Installed, Method, Plan
+from headwise.schema.kinds import Count, Factor, Seed
 from headwise.sites import Site
 
 
@@ -125,10 +126,10 @@ class DyLoRA(Method):
     """
 
     rank: int
-    inference_rank: int | None = None
-    alpha: float | None = None
+    inference_rank: Count | None = None
+    alpha: Factor | None = None
     frozen: bool = False
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -136,9 +137,6 @@ class DyLoRA(Method):
             raise ConfigError(
                 f"inference_rank of method {self.label!r} must be in 1..{self.rank}, got {self.inference_rank}"
             )
-        check_factor(self.label, "alpha", self.alpha)
-        if self.seed < 0:
-            raise ConfigError(f"seed of method {self.label!r} must be at least 0, got {self.seed}")
 
     def build_all(self, bases: Mapping[Site, Tensor]) -> dict[Site, Delta]:
         """Deltas that look at the same drawn rank."""

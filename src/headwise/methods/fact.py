@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from headwise.adapted import Delta, Factors
 from headwise.errors import ConfigError, suggest
 from headwise.methods.base import Method
+from headwise.schema.kinds import Count, Factor, Rate
 from headwise.sites import PROJECTIONS, Site, by_stage, common_width
 
 KINDS = ("tt", "tk")
@@ -132,16 +133,14 @@ class FacT(Method):
 
     targets: Sequence[str] = PROJECTIONS
     kind: str
-    rank: int
-    scale: float = 1.0
-    dropout: float = 0.1
+    rank: Count
+    scale: Factor = 1.0
+    dropout: Rate = 0.1
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.kind not in KINDS:
             raise ConfigError(f"unknown kind of FacT {self.kind!r}{suggest(self.kind, KINDS)}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ConfigError(f"dropout of method {self.label!r} must be in [0, 1), got {self.dropout}")
 
     def build_all(self, bases: Mapping[Site, Tensor]) -> dict[Site, Delta]:
         """One `Shared` per stage, for TK one `Core` as well, and one delta per projection.

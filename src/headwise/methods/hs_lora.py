@@ -11,6 +11,7 @@ from headwise.adapted import Delta
 from headwise.errors import ConfigError
 from headwise.lowrank import LowRank
 from headwise.methods.base import Method
+from headwise.schema.kinds import Count, Factor, Rate, Text
 from headwise.sites import QKV, Site
 
 
@@ -28,9 +29,9 @@ class HeadLoRA(Method):
         dropout: of the hidden, in [0, 1).
     """
 
-    rank: int
-    scale: float = 1.0
-    dropout: float = 0.0
+    rank: Count
+    scale: Factor = 1.0
+    dropout: Rate = 0.0
 
     gateable: ClassVar[bool] = True
 
@@ -59,10 +60,10 @@ class TwoPhase:
         revision: of the composition itself.
     """
 
-    label: str
+    label: Text
     first: Method
     heads: Method
-    revision: int = 1
+    revision: Count = 1
 
     def __post_init__(self) -> None:
         for name, part in (("first", self.first), ("heads", self.heads)):
@@ -88,10 +89,10 @@ class Longer:
         revision: of the composition itself.
     """
 
-    label: str
+    label: Text
     first: Method
-    epochs: int
-    revision: int = 1
+    epochs: Count
+    revision: Count = 1
 
     def phases(self) -> tuple[Method, ...]:
         """One long phase."""
@@ -110,9 +111,9 @@ class MatchedLoRA(Method):
         dropout: of the hidden, in [0, 1).
     """
 
-    head_rank: int
-    scale: float = 1.0
-    dropout: float = 0.0
+    head_rank: Count
+    scale: Factor = 1.0
+    dropout: Rate = 0.0
 
     def build(self, site: Site, base: Tensor) -> Delta:
         """One group of rows, of the matched rank."""

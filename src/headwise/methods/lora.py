@@ -12,6 +12,7 @@ from headwise.adapted import Delta
 from headwise.errors import ConfigError
 from headwise.lowrank import LowRank
 from headwise.methods.base import Method
+from headwise.schema.kinds import Count, Factor, Rate
 from headwise.sites import QKV, Site
 
 
@@ -28,9 +29,9 @@ class LoRA(Method):
         fused: one A for q, k and v, as when a library adapts timm's fused qkv (NOAH, peft's default).
     """
 
-    rank: int
-    scale: float = 1.0
-    dropout: float = 0.0
+    rank: Count
+    scale: Factor = 1.0
+    dropout: Rate = 0.0
     fused: bool = False
 
     gateable: ClassVar[bool] = True

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from headwise.adapted import Delta
 from headwise.errors import ConfigError
 from headwise.methods.base import Method
+from headwise.schema.kinds import Count
 from headwise.sites import Site
 
 TYPES = (1, 6)
@@ -109,7 +110,7 @@ class MoRA(Method):
         type: 6 (rotation, advised for small ranks) or 1 (sharing).
     """
 
-    rank: int
+    rank: Count
     type: int = 6
 
     def build(self, site: Site, base: Tensor) -> Delta:

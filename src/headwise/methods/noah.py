@@ -31,12 +31,15 @@ from headwise.lowrank import LowRank
 from headwise.methods.base import Installed, Method, Plan
 from headwise.methods.structural import blocks, place, require_vit, width_of
 from headwise.prompting import Prompted, Prompts, chain
+from headwise.schema.kinds import Count, Rate
 from headwise.sites import QKV, Site
 from headwise.supernet import SlicedBottleneck, SlicedLowRank, SlicedPrompts, SubnetSearch
 from headwise.wrapping import After, check_block
 
 KINDS = ("prompt_tokens", "lora_rank", "adapter_width")
 INITS = ("default", "upstream")
+SUPER_PROMPTS = 100
+"""Prompts of a block of the authors' supernet."""
 
 
 def published_subnets() -> dict[str, Subnet]:
@@ -76,8 +79,10 @@ class NOAH(Method):
     """A NOAH subnet, retrained; only its LoRA merges, the rest stays in place. Starts off the identity. ViT only.
 
     Parameters: `num_parameters`; ViT-B/16: 360,134 on average over the 19 tasks.
-    Init: prompts and adapters Xavier uniform, LoRA Kaiming and zero. In the authors' code an initialisation of the
-    whole model runs afterwards, and LoRA's and the adapters' matrices start normal with std 0.02: ``init=upstream``.
+    Init: prompts and adapters Xavier uniform, LoRA Kaiming and zero. ``init=upstream`` starts as the authors' code:
+    prompts are a leading slice of the supernet's, which are drawn as one (1, `super_prompts`, C) tensor, so within
+    sqrt(6 / (C `super_prompts` + C)), 0.0088 for 100 and C = 768; and an initialisation of the whole model that runs
+    last leaves LoRA's and the adapters' matrices normal with std 0.02.
 
     Attributes:
         task: whose published subnet to take; a task without one (few-shot) takes `default`.
@@ -85,6 +90,8 @@ class NOAH(Method):
         subnet: sizes of prompt_tokens, lora_rank and adapter_width, one per block, 0 for none; goes before `task`.
         dropout: of prompts and of both hiddens, in [0, 1).
         init: ``default`` or ``upstream``.
+        super_prompts: prompts of a block of the authors' supernet; 100 in all of their configurations. Read with
+            ``init=upstream`` only, and at least as many as any block has.
         search: fields of `headwise.evolution.Evolution`, or the word ``evolution`` for its defaults: a run then finds
             the subnet itself, before `subnet` and `task`; None does not.
 
@@ -94,10 +101,11 @@ class NOAH(Method):
 
     targets: Sequence[str] = QKV
     task: str | None = None
-    default: int = 5
+    default: Count = 5
     subnet: Mapping[str, Sequence[int]] | None = None
-    dropout: float = 0.1
+    dropout: Rate = 0.1
     init: str = "default"
+    super_prompts: Count = SUPER_PROMPTS
     search: Mapping[str, Any] | str | None = None
     merges: ClassVar[bool] = False
     identity_tolerance: ClassVar[float] = 10.0
@@ -106,10 +114,7 @@ class NOAH(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_targets(self)
-        if self.default < 1:
-            raise ConfigError(f"default of method {self.label!r} must be at least 1, got {self.default}")
-        if self.init not in INITS:
-            raise ConfigError(f"unknown init {self.init!r} of method {self.label!r}{suggest(self.init, INITS)}")
+        _check_init(self, self.init)
         if self.search is not None:
             object.__setattr__(self, "search", Evolution.of(self.search).spec())
 
@@ -119,8 +124,18 @@ class NOAH(Method):
             return None
         recipe = Evolution.of(self.search)
         return Supernet(
-            label="noah_supernet", search=recipe.spec(), dropout=self.dropout, epochs=recipe.epochs, lr=recipe.lr
+            label="noah_supernet",
+            search=recipe.spec(),
+            dropout=self.dropout,
+            init=self.init,
+            super_prompts=self.super_prompts,
+            epochs=recipe.epochs,
+            lr=recipe.lr,
         )
+
+    def spec(self) -> dict[str, Any]:
+        """As `Method.spec`; the size of the authors' supernet only where it is read."""
+        return _read(super().spec())
 
     def after(self, report: Mapping[str, Any]) -> Method:
         """This method with the subnet that the supernet reports."""
@@ -165,7 +180,7 @@ class NOAH(Method):
         parts, _ = _insert(net, subnet, self.dropout, Prompts, Bottleneck)
         owners |= parts
         if self.init == "upstream":
-            _upstream(owners.values())
+            _upstream(owners.values(), self.super_prompts)
         return NOAHInstalled(net, owners, subnet, source)
 
     def build_all(self, bases: Mapping[Site, Tensor]) -> dict[Site, Delta]:
@@ -202,6 +217,10 @@ class SupernetInstalled(Installed):
             live = prompts or live
         self.wrappers[-1].replaced = live
 
+    def final_from(self, epochs: int, steps_per_epoch: int) -> int:
+        """Every step works on another subnet; the one that stays is chosen after the last."""
+        return epochs
+
     def callbacks(self) -> list[L.Callback]:
         """The search."""
         return [*super().callbacks(), self.searching]
@@ -223,11 +242,14 @@ class Supernet(Method):
     Attributes:
         search: fields of `headwise.evolution.Evolution`.
         dropout: of prompts and of both hiddens, in [0, 1).
+        init, super_prompts: as of NOAH.
     """
 
     targets: Sequence[str] = QKV
     search: Mapping[str, Any] = field(default_factory=dict)
-    dropout: float = 0.1
+    dropout: Rate = 0.1
+    init: str = "default"
+    super_prompts: Count = SUPER_PROMPTS
     merges: ClassVar[bool] = False
     identity_tolerance: ClassVar[float] = 10.0
     networks: ClassVar[tuple[str, ...]] = ("vit",)
@@ -235,7 +257,12 @@ class Supernet(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_targets(self)
+        _check_init(self, self.init)
         object.__setattr__(self, "search", Evolution.of(self.search).spec())
+
+    def spec(self) -> dict[str, Any]:
+        """As `Method.spec`; the start only where it is the authors'."""
+        return _read(super().spec(), "init")
 
     def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
         """As NOAH, at the largest size everywhere.
@@ -248,7 +275,10 @@ class Supernet(Method):
         owners = dict(super().install(net, plan).owners)
         whole = {kind: [max(recipe.sizes)] * len(list(blocks(net))) for kind in KINDS}
         parts, wrappers = _insert(net, whole, self.dropout, SlicedPrompts, SlicedBottleneck)
-        return SupernetInstalled(net, owners | parts, wrappers, recipe)
+        owners |= parts
+        if self.init == "upstream":
+            _upstream(owners.values(), self.super_prompts)
+        return SupernetInstalled(net, owners, wrappers, recipe)
 
     def build_all(self, bases: Mapping[Site, Tensor]) -> dict[Site, Delta]:
         """LoRA of the largest rank, one A for q, k and v."""
@@ -305,9 +335,30 @@ def _prompt(net: Backbone, path: str, prompts: Prompts | None, behind: int, repl
     return wrapper
 
 
-def _upstream(modules: Iterable[nn.Module]) -> None:
-    """Matrices of LoRA and adapters normal with std 0.02, biases zero; prompts stay."""
+def _check_init(method: Method, init: str) -> None:
+    if init not in INITS:
+        raise ConfigError(f"unknown init {init!r} of method {method.label!r}{suggest(init, INITS)}")
+
+
+def _read(spec: dict[str, Any], *unread: str) -> dict[str, Any]:
+    """A spec without the fields that are not read at the default start: `super_prompts`, and `unread`."""
+    left_out = () if spec["init"] == "upstream" else ("super_prompts", *unread)
+    return {name: value for name, value in spec.items() if name not in left_out}
+
+
+def _upstream(modules: Iterable[nn.Module], super_prompts: int) -> None:
+    """Start as the authors' code: prompts by the supernet's size, matrices normal with std 0.02, biases zero.
+
+    Raises:
+        ConfigError: if a block has more prompts than the supernet.
+    """
     for module in modules:
-        for name, parameter in module.named_parameters():
-            if isinstance(module, LowRank | Bottleneck):
+        if isinstance(module, Prompts):
+            count, width = module.tokens.shape
+            if count > super_prompts:
+                raise ConfigError(f"super_prompts={super_prompts} is less than the {count} prompts of a block")
+            bound = math.sqrt(6.0 / (width * super_prompts + width))
+            nn.init.uniform_(module.tokens, -bound, bound)
+        elif isinstance(module, Delta | Bottleneck):
+            for name, parameter in module.named_parameters():
                 nn.init.zeros_(parameter) if name.endswith("bias") else nn.init.normal_(parameter, std=0.02)

@@ -30,6 +30,7 @@ from headwise.errors import ConfigError, suggest
 from headwise.methods.base import Batches, Installed, Method, Plan
 from headwise.named import check_names, copy_into
 from headwise.qkv import SplitQKV
+from headwise.schema.kinds import Positive
 from headwise.sites import PROJECTIONS, Site, select
 
 NOMINAL_STEPS = 1000
@@ -57,7 +58,7 @@ class PeftMethod(Method):
     """
 
     config: Mapping[str, Any]
-    adapter_lr: float | None = None
+    adapter_lr: Positive | None = None
 
     @property
     def identity_tolerance(self) -> float:  # type: ignore[override]
@@ -68,8 +69,6 @@ class PeftMethod(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.adapter_lr is not None and not self.adapter_lr > 0:
-            raise ConfigError(f"adapter_lr of method {self.label!r} must be above 0, or null, got {self.adapter_lr}")
 
     def spec(self) -> dict[str, Any]:
         """As `Method.spec`; a learning rate that the update does not have is left out."""
@@ -374,6 +373,12 @@ class PeftInstalled(Installed):
         if self.num_steps is None:
             raise ConfigError("AdaLoRA must know the number of training steps: install it with the plan of prepare()")
         return [self.allocator]
+
+    def final_from(self, epochs: int, steps_per_epoch: int) -> int:
+        """AdaLoRA takes ranks away until its last allocation."""
+        if self.allocator is None:
+            return super().final_from(epochs, steps_per_epoch)
+        return min(epochs, max(1, -(-self.allocator.last_step // steps_per_epoch)))
 
     def merge(self) -> None:
         """Let peft fold its updates in and leave, then lay q, k and v out in one storage again."""

@@ -16,7 +16,9 @@ from headwise.adapted import Delta, Factors
 from headwise.errors import ConfigError
 from headwise.lowrank import check_rank
 from headwise.methods.base import Method
+from headwise.schema.kinds import Count, Factor
 from headwise.sites import QKV, Site
+from headwise.wrapping import at_least_float32
 
 
 class PiSSADelta(Delta):
@@ -47,7 +49,7 @@ class PiSSADelta(Delta):
             raise ConfigError(f"scale must be positive for {site.key}, got {scale}")
         self.have_heads(site, base)
         self.constant = float(scale)
-        left, values, right = torch.linalg.svd(base.detach().float(), full_matrices=False)
+        left, values, right = torch.linalg.svd(base.detach().to(at_least_float32(base)), full_matrices=False)
         root = (values[:rank] / self.constant).sqrt()
         self.register_buffer("A0", (root.unsqueeze(1) * right[:rank]).unsqueeze(0))
         self.register_buffer("B0", (left[:, :rank] * root).unsqueeze(0).contiguous())
@@ -78,8 +80,8 @@ class PiSSA(Method):
     """
 
     targets: Sequence[str] = QKV
-    rank: int
-    scale: float = 1.0
+    rank: Count
+    scale: Factor = 1.0
 
     gateable: ClassVar[bool] = True
 

@@ -13,6 +13,7 @@ from headwise.errors import ConfigError
 from headwise.lowrank import LowRank
 from headwise.methods.base import Installed, Method, Plan
 from headwise.nf4 import FourBit, four_bit
+from headwise.schema.kinds import Count, Factor, Rate
 from headwise.sites import Site
 
 
@@ -32,9 +33,9 @@ class QLoRA(Method):
         base: who holds the 4-bit weights: ``nf4`` (here) or ``bitsandbytes`` (that library, if it is installed).
     """
 
-    rank: int
-    scale: float = 1.0
-    dropout: float = 0.0
+    rank: Count
+    scale: Factor = 1.0
+    dropout: Rate = 0.0
     double: bool = True
     base: str = "nf4"
 

@@ -22,8 +22,9 @@ from headwise.errors import ConfigError
 from headwise.methods.base import Installed, Method, Plan
 from headwise.methods.structural import blocks, install_parts, place, refuse_targets
 from headwise.qkv import SplitQKV
+from headwise.schema.kinds import Count, Factor, Rate
 from headwise.sites import QKV
-from headwise.wrapping import Wrapper, unwrapped, with_affine
+from headwise.wrapping import Wrapper, at_least_float32, unwrapped, with_affine
 
 
 class InputAdapter(nn.Module):
@@ -53,7 +54,7 @@ class InputAdapter(nn.Module):
     def folded(self, linear: Any) -> nn.Module:
         """`linear` with the adapter before it folded in."""
         up = torch.block_diag(*self.up)
-        weight, dtype = linear.weight, torch.promote_types(linear.weight.dtype, torch.float32)
+        weight, dtype = linear.weight, at_least_float32(linear.weight)
         wide = weight.to(dtype)
         update = self.scale * ((wide @ up.to(dtype)) @ self.down.weight.to(dtype))
         shift = self.scale * (wide @ (up @ self.down.bias + self.bias).to(dtype))
@@ -96,10 +97,10 @@ class RepAdapter(Method):
     """
 
     targets: Sequence[str] = ()
-    hidden: int
-    groups: int = 2
-    scale: float = 1.0
-    dropout: float = 0.1
+    hidden: Count
+    groups: Count = 2
+    scale: Factor = 1.0
+    dropout: Rate = 0.1
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -2,9 +2,10 @@
 
 Stage 1 adds up squared gradients of every parameter over some batches at the pretrained weights. Of the tau most
 sensitive entries, a matrix (q, k, v, o, fc1, fc2) that holds at least r (I + O) / alpha gets a LoRA of rank r; any
-other trains just its selected entries. A vector (norm, bias) that holds at least length / beta trains whole. tau is
-chosen so that the total is nearest to the budget. Stage 2 trains W + sparse, or W + B A, with the vectors, the CLS
-token and the head.
+other trains just its selected entries. A vector (norm, bias) that holds at least length / beta trains whole; of any
+other, the bias of a projection trains its selected entries and a norm stays frozen. tau is the one of a grid whose
+total is nearest to the budget. Stage 2 trains W + sparse, or W + B A, with the biases, the vectors, the CLS token and
+the head.
 
 Legend: I/O features, n selected entries.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import base64
 import itertools
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,17 +25,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from headwise.adapted import AdaptedLinear, Delta
+from headwise.adapted import AdaptedLinear, Delta, Factors
 from headwise.backbone import Backbone
 from headwise.errors import ConfigError, suggest
 from headwise.lowrank import LowRank
 from headwise.methods.base import Batches, Installed, Method, Plan
 from headwise.methods.structural import refuse_four_bits
 from headwise.portions import more_parts, split
+from headwise.schema.kinds import Count, Factor, Positive, Rate
 from headwise.sites import PROJECTIONS, Site
-from headwise.wrapping import pretrained_parameters
+from headwise.wrapping import at_least_float32, pretrained_parameters
 
-NUM_TAUS = 200
 INITS = ("default", "upstream")
 
 
@@ -55,6 +57,20 @@ class SparseDelta(Delta):
         return flat.index_put((self.entries.long(),), self.values).view(self.shape).to(base.dtype)
 
 
+class BiasEntries(Delta):
+    """Nothing for the weight: the projection of a bias that trains at some entries (`Delta.have_bias_entries`)."""
+
+    reads_base = False
+
+    def weight(self, base: Tensor) -> Tensor:
+        """Zeros, (O, I)."""
+        return torch.zeros_like(base)
+
+    def factors(self) -> Factors | None:
+        """None: there is nothing to add to the projection's output."""
+        return
+
+
 class Held(nn.Module):
     """Parameters of the network itself that train: the vectors of one block, or those outside blocks."""
 
@@ -71,13 +87,16 @@ class SPTLoRA(Method):
     In the authors' code an initialisation of the whole model runs after LoRA is put in, so that A and B both start
     normal with std 0.02, and the network off the pretrained one: ``init=upstream``.
 
-    Parameters: near `budget`: r (I + O) per structured matrix, n per sparse one, the length of each chosen vector, and
-    the CLS token. Selected entries of vectors below the threshold count in the budget but do not train, as upstream.
-    Swin's position tables and patch merging stay frozen. Dropout acts on the hidden (upstream: on the input).
+    Parameters: near `budget`: r (I + O) per structured matrix, n per sparse one and per sparse bias, the length of each
+    chosen vector, and the CLS token. Selected entries of norms below the threshold count in the budget but do not
+    train, as upstream. Swin's position tables and patch merging stay frozen. Dropout acts on the hidden (upstream: on
+    the input).
 
     Attributes:
         rank: r.
         budget: parameters, of the backbone; the paper sweeps 0.2 to 1.0 million and keeps each task's best.
+        tau_step, tau_max: tau is looked for among step, 2 step, ... up to the largest; the authors' grid is 0.02 to
+            1.58 million in steps of 0.02. A small budget, or a small network, needs finer steps.
         num_batches: of the training set, at most, that give the sensitivities.
         alpha: a matrix with r (I + O) / alpha selected entries is structured; larger than 0.
         beta: a vector with length / beta selected entries trains whole; larger than 0.
@@ -87,13 +106,15 @@ class SPTLoRA(Method):
     """
 
     targets: Sequence[str] = PROJECTIONS
-    rank: int
-    budget: int = 400_000
-    num_batches: int = 16
-    alpha: float = 10.0
-    beta: float = 5.0
-    scale: float = 1.0
-    dropout: float = 0.1
+    rank: Count
+    budget: Count = 400_000
+    tau_step: Count = 20_000
+    tau_max: Count = 1_580_000
+    num_batches: Count = 16
+    alpha: Positive = 10.0
+    beta: Positive = 5.0
+    scale: Factor = 1.0
+    dropout: Rate = 0.1
     init: str = "default"
 
     @property
@@ -103,9 +124,10 @@ class SPTLoRA(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("rank", "budget", "num_batches", "alpha", "beta"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} of method {self.label!r} must be larger than 0, got {getattr(self, name)}")
+        if self.tau_step > self.tau_max:
+            raise ConfigError(
+                f"tau_step of method {self.label!r} must be at most tau_max={self.tau_max}, got {self.tau_step}"
+            )
         if self.init not in INITS:
             raise ConfigError(f"unknown init {self.init!r} of method {self.label!r}{suggest(self.init, INITS)}")
 
@@ -117,8 +139,11 @@ class SPTLoRA(Method):
         """Sensitivities, and what they select.
 
         Returns:
-            ``structured`` (site keys), ``sparse`` (site key to packed entries), ``vectors`` (parameter names), ``tau``,
-            ``total``, ``budget``.
+            ``structured`` (site keys), ``sparse`` (site key to packed entries), ``biases`` (the same, of a projection's
+            bias), ``vectors`` (parameter names), ``tau``, ``total``, ``budget``.
+
+        Raises:
+            ConfigError: if every tau of the grid selects more than twice the budget.
         """
         return self.select(net, self.sensitivities(net, batches))
 
@@ -127,7 +152,9 @@ class SPTLoRA(Method):
         wanted = self._candidates(net)
         flags = {parameter: parameter.requires_grad for parameter in net.parameters()}
         mode = net.training
-        sums = {name: torch.zeros_like(parameter) for name, parameter in wanted.items()}
+        sums = {
+            name: torch.zeros_like(parameter, dtype=at_least_float32(parameter)) for name, parameter in wanted.items()
+        }
         try:
             net.requires_grad_(False)
             for parameter in wanted.values():
@@ -142,7 +169,7 @@ class SPTLoRA(Method):
                     except Exception as error:
                         parts = more_parts(error, parts, len(batch[1]))
                 for total, grad in zip(sums.values(), grads, strict=True):
-                    total += grad.float() ** 2
+                    total += grad.to(total.dtype) ** 2
         finally:
             for parameter, flag in flags.items():
                 parameter.requires_grad_(flag)
@@ -172,33 +199,45 @@ class SPTLoRA(Method):
         names = list(sensitivities)
         sizes = [sensitivities[name].numel() for name in names]
         flat = torch.cat([sensitivities[name].flatten() for name in names])
-        most = min(len(flat), 4 * self.budget)
-        order = torch.topk(flat, most).indices
+        taus = self.taus(len(flat))
+        order = torch.topk(flat, taus[-1]).indices
         ends = torch.tensor(sizes, device=order.device).cumsum(0)
         member = torch.bucketize(order, ends, right=True)
         lowrank = {site.key: self.rank * sum(base.shape) for site, base in net.bases(self.targets).items()}
         fixed = self._token(net)
-        best: tuple[int, int] | None = None
-        for tau in sorted({max(1, round(most * (most * 1.0) ** (-step / NUM_TAUS))) for step in range(NUM_TAUS)}):
+        totals = []
+        for tau in taus:
             counts = torch.bincount(member[:tau], minlength=len(names)).tolist()
-            total = (0 if fixed is None else fixed.numel()) + sum(
-                self._cost(name, count, size, lowrank) for name, count, size in zip(names, counts, sizes, strict=True)
+            costs = (self._cost(*each, lowrank) for each in zip(names, counts, sizes, strict=True))
+            totals.append((0 if fixed is None else fixed.numel()) + sum(costs))
+        distance, _, tau, total = min(
+            (abs(total - self.budget), -tau, tau, total) for tau, total in zip(taus, totals, strict=True)
+        )
+        if distance > self.budget:
+            raise ConfigError(
+                f"no tau of method {self.label!r} comes near its budget of {self.budget}: the nearest, {tau} of "
+                f"{len(flat)} entries, selects {total} parameters; lower tau_step={self.tau_step}"
             )
-            if best is None or abs(total - self.budget) < abs(best[1] - self.budget):
-                best = (tau, total)
-        tau, total = best or (1, 0)
-        plan: Plan = {"structured": [], "sparse": {}, "vectors": [], "tau": tau, "total": total, "budget": self.budget}
+        plan: Plan = {"structured": [], "sparse": {}, "biases": {}, "vectors": []}
+        biases = _biases(net)
         starts = (ends - torch.tensor(sizes, device=ends.device)).tolist()
         for index, (name, size, start) in enumerate(zip(names, sizes, starts, strict=True)):
             entries = order[:tau][member[:tau] == index] - start
-            if name not in lowrank:
-                if len(entries) >= size / self.beta:
-                    plan["vectors"].append(name)
-            elif len(entries) >= lowrank[name] / self.alpha:
+            if name in lowrank and len(entries) >= lowrank[name] / self.alpha:
                 plan["structured"].append(name)
-            elif len(entries):
+            elif name in lowrank and len(entries):
                 plan["sparse"][name] = pack_entries(entries)
-        return plan
+            elif name not in lowrank and len(entries) >= size / self.beta:
+                plan["vectors"].append(name)
+            elif name in biases and len(entries):
+                plan["biases"][biases[name]] = pack_entries(entries)
+        return {**plan, "tau": tau, "total": total, "budget": self.budget}
+
+    def taus(self, num_entries: int) -> list[int]:
+        """The grid, ascending, of a network of so many entries; rounded as the authors' code does (in millions)."""
+        step = self.tau_step / 1e6
+        grid = [math.ceil(number * step * 1e6) for number in range(1, self.tau_max // self.tau_step + 1)]
+        return sorted({min(tau, num_entries) for tau in grid})
 
     def _cost(self, name: str, count: int, size: int, lowrank: Mapping[str, int]) -> int:
         if name in lowrank:
@@ -217,23 +256,8 @@ class SPTLoRA(Method):
         """
         if plan is None:
             raise ConfigError(f"method {self.label!r} needs the plan that its prepare() makes from the training data")
-        bases = net.bases(self.targets)
-        keys = {site.key: site for site in bases}
-        chosen = [keys[key] for key in (*plan["structured"], *plan["sparse"]) if key in keys]
-        if len(chosen) < len(plan["structured"]) + len(plan["sparse"]):
-            raise ConfigError(f"the plan of method {self.label!r} names projections that this network does not have")
-        deltas: dict[Site, Delta] = {}
-        for site in (site for site in bases if site in set(chosen)):
-            if site.key in plan["sparse"]:
-                deltas[site] = SparseDelta(bases[site], unpack_entries(plan["sparse"][site.key]))
-            else:
-                low = LowRank(site, bases[site], self.rank, scale=self.scale, dropout=self.dropout)
-                if self.init == "upstream":
-                    nn.init.normal_(low.A, std=0.02)
-                    nn.init.normal_(low.B, std=0.02)
-                deltas[site] = low
         owners: dict[str, nn.Module] = {}
-        for site, delta in deltas.items():
+        for site, delta in self._deltas(net, plan).items():
             linear: Any = net.linear(site)
             net.replace(site, AdaptedLinear.around(linear, delta))
             owners[site.key] = delta
@@ -249,12 +273,49 @@ class SPTLoRA(Method):
         installed.freeze_rest()
         return installed
 
+    def _deltas(self, net: Backbone, plan: Plan) -> dict[Site, Delta]:
+        """What a plan puts at the projections.
+
+        Raises:
+            ConfigError: if it names one that the network does not have.
+        """
+        structured, sparse, biases = set(plan["structured"]), plan["sparse"], plan.get("biases", {})
+        bases = net.bases([proj for proj in PROJECTIONS if any(site.proj == proj for site in net.sites)])
+        if not {*structured, *sparse, *biases} <= {site.key for site in bases}:
+            raise ConfigError(f"the plan of method {self.label!r} names projections that this network does not have")
+        deltas: dict[Site, Delta] = {}
+        for site, base in bases.items():
+            if site.key in sparse:
+                deltas[site] = SparseDelta(base, unpack_entries(sparse[site.key]))
+            elif site.key in structured:
+                low = LowRank(site, base, self.rank, scale=self.scale, dropout=self.dropout)
+                if self.init == "upstream":
+                    nn.init.normal_(low.A, std=0.02)
+                    nn.init.normal_(low.B, std=0.02)
+                deltas[site] = low
+            elif site.key in biases:
+                deltas[site] = BiasEntries()
+            if site.key in biases:
+                deltas[site].have_bias_entries(unpack_entries(biases[site.key]), base)
+        return deltas
+
+
+def _biases(net: Backbone) -> dict[str, str]:
+    """The projection's key by the name of its bias, for all that have one."""
+    own: dict[int, str] = {}
+    for site in net.sites:
+        bias = getattr(net.linear(site), "bias", None)
+        if bias is not None:
+            own[id(bias)] = site.key
+    return {name: own[id(p)] for name, p in pretrained_parameters(net.model).items() if id(p) in own}
+
 
 def _gradients(net: Backbone, wanted: Sequence[nn.Parameter], batch: tuple[Tensor, Tensor], parts: int) -> list[Tensor]:
     """Gradients of the mean loss of a batch, which is computed in parts."""
     sums: list[Tensor] = []
     for images, labels, share in split(batch, parts):
-        loss = F.cross_entropy(net(images).float(), labels) * share
+        scores = net(images)
+        loss = F.cross_entropy(scores.to(at_least_float32(scores)), labels) * share
         grads = torch.autograd.grad(loss, wanted)
         sums = [total + grad for total, grad in zip(sums, grads, strict=True)] if sums else list(grads)
     return sums

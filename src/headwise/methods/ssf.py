@@ -22,6 +22,7 @@ from headwise.errors import ConfigError
 from headwise.methods.base import Installed, Method, Plan
 from headwise.methods.structural import install_parts, place, refuse_four_bits, refuse_targets
 from headwise.qkv import SplitQKV
+from headwise.schema.kinds import AtLeast0
 from headwise.sites import QKV
 from headwise.wrapping import Wrapper, pretrained_modules, with_affine
 
@@ -86,14 +87,12 @@ class SSF(Method):
     """
 
     targets: Sequence[str] = ()
-    std: float = 0.02
+    std: AtLeast0 = 0.02
     identity_tolerance: ClassVar[float] = 10.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         refuse_targets(self)
-        if not self.std >= 0:
-            raise ConfigError(f"std of method {self.label!r} must be at least 0, got {self.std}")
 
     def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
         """Wrap every linear operation.

@@ -12,13 +12,19 @@ from headwise.backbone import Backbone
 from headwise.errors import ConfigError
 from headwise.methods.base import Installed, Method
 from headwise.nf4 import FourBit
-from headwise.wrapping import Beside, Wrapper, check_block, through
+from headwise.wrapping import Beside, Wrapper, at_least_float32, check_block, through
 
 
 def place(net: Backbone, path: str, factory: Callable[[nn.Module], Wrapper]) -> Wrapper:
-    """Wrap the module that the pretrained network has at `path`, on the network's device and in its mode."""
+    """Wrap the module that the pretrained network has at `path`, on the network's device, of its type and in its mode.
+
+    Parts are of at least float32.
+    """
     wrapper: Any = net.wrap(through(net.model, path), factory)
-    wrapper.to(next(net.parameters()).device)
+    like = next(net.parameters())
+    for name, child in wrapper.named_children():
+        if name != wrapper.theirs:
+            child.to(like.device, at_least_float32(like))
     wrapper.train(net.training)
     return wrapper
 

@@ -22,7 +22,8 @@ from headwise.backbone import Backbone
 from headwise.errors import ConfigError
 from headwise.methods.base import Installed, Method, Plan
 from headwise.methods.structural import blocks, install_parts, is_vit, place, refuse_targets, require_vit, width_of
-from headwise.prompting import LONGEST, Prompted, Prompts, WindowPrompts, chain
+from headwise.prompting import Prompted, Prompts, WindowPrompts, chain
+from headwise.schema.kinds import NumPrompts, Rate
 from headwise.wrapping import unwrapped
 
 
@@ -41,19 +42,14 @@ class VPT(Method):
 
     targets: Sequence[str] = ()
     deep: bool
-    prompts: int
-    dropout: float = 0.0
+    prompts: NumPrompts
+    dropout: Rate = 0.0
     merges: ClassVar[bool] = False
     identity_tolerance: ClassVar[float] = 10.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         refuse_targets(self)
-        count = self.prompts
-        if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= LONGEST:
-            raise ConfigError(f"prompts of method {self.label!r} must be in 1..{LONGEST}, got {count}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ConfigError(f"dropout of method {self.label!r} must be in [0, 1), got {self.dropout}")
 
     @property
     def networks(self) -> tuple[str, ...]:  # type: ignore[override]

@@ -15,6 +15,7 @@ import pandas as pd
 
 from headwise.results.records import PhaseResult, Result
 from headwise.tables.build import AVERAGES, Table
+from headwise.tables.cells import in_csv
 from headwise.tables.comparable import Places, natural, tested
 
 _SHORT = 12
@@ -82,8 +83,8 @@ def to_csv(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
     """Values unrounded, what is undefined left empty."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(head)
-    writer.writerows(["" if value is None or value != value else value for value in line] for line in lines)
+    writer.writerow([in_csv(name) for name in head])
+    writer.writerows(["" if value is None or value != value else in_csv(value) for value in line] for line in lines)
     return out.getvalue()
 
 
@@ -110,7 +111,7 @@ def accuracies(table: Table, name: str, badges: Mapping[str, str]) -> Grid:
         body.append(line)
     head = ["method", "parameters", *(column if single else phase for column, phase in pairs)]
     spans = [] if single else [("", 2), *((c, sum(column == c for column, _ in pairs)) for c in columns)]
-    return Grid(name, head, body, cells.to_csv(index=False), spans)
+    return Grid(name, head, body, cells.map(in_csv).to_csv(index=False), spans)
 
 
 def differences(table: Table, name: str) -> Grid:
@@ -128,7 +129,7 @@ def differences(table: Table, name: str) -> Grid:
         for row, phase in lines
     ]
     head = ["method", "difference", "all tasks", "won, tied, lost", *columns]
-    return Grid(name, head, body, cells.to_csv(index=False), (), 2)
+    return Grid(name, head, body, cells.map(in_csv).to_csv(index=False), (), 2)
 
 
 def _together(found: Any) -> list[Cell]:
@@ -156,7 +157,7 @@ def published(table: Table, name: str) -> Grid | None:
             gap = "" if cell is None or mine is None else f"ours {signed(mine - cell.value)}"
             line.append(Cell() if cell is None else Cell(str(cell.text), float(cell.value), gap))
         body.append(line)
-    return Grid(name, ["method", "phase", "published", *columns], body, cells.to_csv(index=False), (), 3)
+    return Grid(name, ["method", "phase", "published", *columns], body, cells.map(in_csv).to_csv(index=False), (), 3)
 
 
 def costs(results: Sequence[Result], where: Places, name: str) -> Grid:

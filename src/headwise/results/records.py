@@ -123,6 +123,12 @@ class PhaseResult:
                 raise ConfigError(f"{name} of phase {self.label!r} must be in 0..{top:g}, got {value!r}")
         if not all(_is_mask(row) for row in self.masks):
             raise ConfigError(f"heads of phase {self.label!r} must have a place, a mask and a score each or none")
+        wanted = self.gate.get("count") or self.gate.get("ratio")
+        if wanted and self.masks and not self.is_masked:
+            raise ConfigError(
+                f"phase {self.label!r} was to switch {wanted} of the heads off, and all are on: its epoch is from "
+                "before the heads were chosen"
+            )
 
     @property
     def gate(self) -> Mapping[str, Any]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import glob
 import json
 import logging
 import os
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from headwise import atomic
-from headwise.errors import ConfigError, ResultConflict
+from headwise.errors import ConfigError, HeadwiseError, ResultConflict
 from headwise.results.claims import BusyError, Claim
 from headwise.results.fingerprint import canonical, differences, fingerprint
 from headwise.results.records import OWN_FOLDERS, PhaseResult, Result, ResultError, RunKey, load_json
@@ -88,6 +89,29 @@ class ResultStore:
         if stored.fingerprint != fingerprint(identity):
             raise ResultConflict(_conflict(path, stored.identity, identity))
         return stored
+
+    def place(self, key: RunKey, identity: Mapping[str, Any]) -> RunKey:
+        """Where a run belongs: `key`, or beside a run of the same configuration under another variant.
+
+        One configuration may have been asked for in other words, or named by other rules: a finished run is found under
+        its name, and further seeds join those that are there.
+        """
+        folder = key.path(self.root).parent.parent
+        variants = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        others = sorted(variants - {key.variant}, key=lambda variant: (len(variant), variant))
+        joined: RunKey | None = None
+        for variant in [key.variant, *others]:
+            kin = list(folder.glob(f"{glob.escape(variant)}/seed-*/result.json"))
+            own = folder / variant / f"seed-{key.seed}" / "result.json"
+            for path in [own] if own in kin else sorted(kin)[:1]:
+                with contextlib.suppress(FileNotFoundError, HeadwiseError):
+                    stored = Result.read(path)
+                    if fingerprint({**stored.identity, "seed": key.seed}) != fingerprint(identity):
+                        continue
+                    joined = joined or dataclasses.replace(key, variant=variant)
+                    if path == own:
+                        return dataclasses.replace(key, variant=variant)
+        return joined or key
 
     def put(self, key: RunKey, result: Result) -> Path:
         """Write a result, last of all a run writes, and return its file.

@@ -26,6 +26,7 @@ CODE = (
     "experiment",
     "results/fingerprint",
     "gate",
+    "naming",
     "pertask",
     "presets",
     "protocol",

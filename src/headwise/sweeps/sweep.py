@@ -30,9 +30,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from headwise.errors import ConfigError, SweepError, suggest
-from headwise.plan import folders, one_line, still_holds, text_of
+from headwise.overrides import readable
+from headwise.plan import folders, one_line, root_of, still_holds, text_of
 from headwise.results.claims import describe
 from headwise.results.store import Finished, Result, ResultError
+from headwise.secret import refuse_secrets
 from headwise.sweeps import lifeline
 from headwise.sweeps.ledger import Entry, Ledger, State, finished_requests
 from headwise.sweeps.request import request_of
@@ -100,7 +102,7 @@ def requests_of(conf: Path, arguments: Sequence[str]) -> tuple[DictConfig, dict[
     """
     with initialize_config_dir(version_base="1.3", config_dir=str(conf.resolve())):
         loader = GlobalHydra.instance().config_loader()
-        cfg = loader.load_configuration("config", list(arguments), RunMode.MULTIRUN)
+        cfg = loader.load_configuration("config", readable(arguments, sweeps=True), RunMode.MULTIRUN)
         params: Any = OmegaConf.to_container(cfg.hydra.sweeper.params or OmegaConf.create({}))
         jobs = jobs_of(params, list(cfg.hydra.overrides.task), loader)
         sources = folders(cfg.hydra.runtime.config_sources)
@@ -115,6 +117,9 @@ class Sweep:
         jobs: overrides of each.
         launch: takes overrides of several jobs and the number of the first; hydra's launcher.
         validate: told every batch before it is launched, raises for one that cannot be composed.
+
+    Raises:
+        ConfigError: if a job is given a secret.
     """
 
     def __init__(
@@ -124,10 +129,12 @@ class Sweep:
         launch: Launch,
         validate: Callable[[list[list[str]]], None],
     ) -> None:
+        for job in jobs:
+            refuse_secrets(None, job)
         sources = folders(config.hydra.runtime.config_sources)
         self.config, self.launch, self.validate = config, launch, validate
         self.jobs = {request_of(job, sources): list(job) for job in jobs}
-        self.root = Path(config.root)
+        self.root = root_of(config.root)
         self.ledger = Ledger(self.root)
         self.resume = str(config.resume)
         self.numbers: dict[str, float] = {}

@@ -27,6 +27,7 @@ from headwise.tables.comparable import (
     epochs,
     few,
     group,
+    measured_otherwise,
     ordered,
     places,
     recorded,
@@ -37,7 +38,7 @@ from headwise.tables.comparable import (
     tested,
     varied,
 )
-from headwise.tables.controls import Claims, Match, lacking, matches
+from headwise.tables.controls import Claims, Match, lacking, matches, unmasked
 from headwise.tables.paired import (
     CONTRAST,
     LINE,
@@ -47,6 +48,7 @@ from headwise.tables.paired import (
     contrasts,
     line,
     pair,
+    ratios,
     uncontrolled,
 )
 
@@ -102,6 +104,8 @@ class Table:
     ``title``, ``size``, ``column``, ``text`` (``*`` if not printed but computed), ``value``, ``comparable``."""
     apart: list[str] = field(default_factory=list)
     """Sentences over the published rows that are shown although ours may not be set beside them."""
+    ratios: pd.DataFrame = field(default_factory=lambda: summarise(pd.DataFrame(columns=LINE), False))
+    """As ``cells``, of the accuracy of runs with heads off over that of the same run with none off."""
 
 
 def tables(
@@ -297,7 +301,7 @@ def _table(
     shown, beside_notes, apart_notes = beside(results, where, cells, published)
     return Table(
         title,
-        [*notes, *caption, *beside_notes, *apart, *varied(results, where)],
+        [*notes, *caption, *beside_notes, *apart, *measured_otherwise(results, where), *varied(results, where)],
         cells,
         _costs(results, where),
         paired,
@@ -305,6 +309,7 @@ def _table(
         answers(together, claims),
         shown,
         apart_notes,
+        summarise(ratios(unmasked(results, every), where), False, order),
     )
 
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from headwise.pertask import OTHERS
 from headwise.results.fingerprint import canonical, differences, fingerprint, leaves
 from headwise.results.records import PhaseResult, Result, RunKey
-from headwise.variants import BASE, beside_common, common_choices
+from headwise.variants import BASE, beside_common, common_choices, simplest
 
 GROUP_SIZES = {"natural": 7, "specialized": 4, "structured": 8}
 """Tasks per group of VTAB-1k. Averages exist only over all of them."""
@@ -24,7 +25,10 @@ FEWSHOT, FEWSHOT_SETS = "fewshot", 5
 """The group of the few-shot sets, and their number."""
 NEUTRAL = {"augment": "none"}
 """Options of the data that change nothing at this value: a record that lacks them says the same."""
+WHOLE = {"method", "backbone", "dataset", "data", "protocol", "trainer", "seed"}
+"""Parts of an identity that says everything; results of equal ones are one configuration."""
 LOADING = ("labels", "source", "splits", "resize")
+SCALING = ("mean", "std")
 UNRECORDED = "(not recorded)"
 Places = Mapping[RunKey, tuple[str, str]]
 """Where each result stands: its row and its column."""
@@ -41,11 +45,28 @@ class Setting:
 
 
 def ordered(results: Iterable[Result]) -> list[Result]:
-    """Return results in the order of their keys.
+    """Return results in the order of their keys, each configuration under one variant.
 
-    The same run under two names stays in the rows of both: without it one of them would lack cells that were made.
+    Seeds that were asked for in other words, or named by older rules, lie in several folders. They are one
+    configuration, and the simplest of its variants names it; a run that lies there twice counts once. The same run
+    under two names stays in the rows of both: without it one of them would lack cells that were made.
     """
-    return sorted(results, key=lambda result: result.key)
+    made = sorted(results, key=lambda result: result.key)
+    variants: dict[Hashable, set[str]] = {}
+    for result in made:
+        variants.setdefault(_configuration(result), set()).add(result.key.variant)
+    found: dict[tuple[RunKey, str], Result] = {}
+    for result in made:
+        key = replace(result.key, variant=simplest(variants[_configuration(result)]))
+        found.setdefault((key, result.fingerprint), replace(result, key=key))
+    return sorted(found.values(), key=lambda result: result.key)
+
+
+def _configuration(result: Result) -> Hashable:
+    """What results share that differ in nothing but the seed; the key's folder where a record does not say it all."""
+    key = result.key
+    said = fingerprint({**result.identity, "seed": None}) if result.identity.keys() >= WHOLE else key.variant
+    return key.name, key.method, key.dataset, said
 
 
 def distinct(results: Iterable[Result]) -> list[Result]:
@@ -57,13 +78,33 @@ def distinct(results: Iterable[Result]) -> list[Result]:
 
 
 def settings(results: Sequence[Result], pool: bool = False) -> list[Setting]:
-    """Split results by weights and protocol, the largest part first."""
+    """Split results by weights and protocol, the largest part first.
+
+    The protocol is the experiment's: what it sets for one method alone parts no table, `measured_otherwise` says it.
+    """
     found: dict[str, Setting] = {}
     common = shared_choices(results)
     for result in results:
-        shared = {part: recorded(result, part) for part in ("weights", "protocol")}
+        shared = {"weights": recorded(result, "weights"), "protocol": asked_protocol(result)}
         found.setdefault("" if pool else fingerprint(shared), Setting(shared, common=common)).results.append(result)
     return sorted(found.values(), key=lambda setting: -len(setting.results))
+
+
+def asked_protocol(result: Result) -> Any:
+    """Return the protocol of the experiment that a result belongs to, without what is set for its method alone."""
+    return result.config.get(OTHERS) or recorded(result, "protocol")
+
+
+def measured_otherwise(results: Iterable[Result], where: Places) -> list[str]:
+    """Say of each row that its experiment measures in another way than the rest, what is different."""
+    rows: dict[str, dict[str, None]] = {}
+    for result in results:
+        if others := result.config.get(OTHERS):
+            own, rest = (leaves(canonical(part), "") for part in (recorded(result, "protocol"), others))
+            for name in sorted(name for name in {*own, *rest} if own.get(name) != rest.get(name)):
+                here, there = (json.dumps(part.get(name)) for part in (own, rest))
+                rows.setdefault(where[result.key][0], {})[f"{name} {here}, elsewhere {there}"] = None
+    return [f"The experiment measures {row} in its own way: {few(list(lines))}." for row, lines in sorted(rows.items())]
 
 
 def shared_choices(results: Iterable[Result]) -> list[str]:
@@ -92,7 +133,7 @@ def places(results: Sequence[Result], pool: bool = False, common: Sequence[str] 
     """
     notes: list[str] = []
     several = len({result.key.name for result in results}) > 1
-    columns = _apart(results, lambda r: (r.key.dataset, _draw(r)), lambda r: recorded(r, "data"), "data", notes, pool)
+    columns = _apart(results, lambda r: (r.key.dataset, _draw(r)), _images, "data", notes, pool)
     rows = _apart(
         results,
         lambda r: (_row(r, several, common), ", ".join(filter(None, (columns[r.key], _draw(r))))),
@@ -102,6 +143,12 @@ def places(results: Sequence[Result], pool: bool = False, common: Sequence[str] 
         pool,
     )
     return {result.key: (rows[result.key], columns[result.key]) for result in results}, notes
+
+
+def _images(result: Result) -> Any:
+    """What is recorded of the images; how inputs are normalised is the protocol's, by which tables are parted."""
+    value = recorded(result, "data")
+    return {name: child for name, child in value.items() if name not in SCALING} if isinstance(value, dict) else value
 
 
 def varied(results: Iterable[Result], where: Places) -> list[str]:

@@ -16,6 +16,7 @@ from headwise.errors import ConfigError
 from headwise.presets import POSSIBLY_TUNED
 from headwise.results.records import PhaseResult, Result
 from headwise.tables import printed
+from headwise.tables.cells import in_markdown, pipes
 from headwise.tables.comparable import GROUP_SIZES, ordered, places, settings, tested
 from headwise.tables.printed import MEANS, Row
 
@@ -305,7 +306,7 @@ def _text(found: Comparison) -> str:
     low, high = found.size
     size = f"{low:,}" if low == high else f"{low:,} to {high:,}"
     lines = [
-        f"## {found.method} {found.phase} beside {found.row.title} ({found.row.id})\n",
+        f"## {in_markdown(found.method)} {found.phase} beside {found.row.title} ({found.row.id})\n",
         f"Parameters without head: {size} here, {found.row.size or 'not known'} printed.",
     ]
     if found.row.filled:
@@ -313,7 +314,7 @@ def _text(found: Comparison) -> str:
     if found.row.notes:
         lines.append(f"Note on the row: {found.row.notes}.")
     if found.obstacles:
-        lines.append(f"NOT COMPARABLE as they stand: {'; '.join(found.obstacles)}.")
+        lines.append(in_markdown(f"NOT COMPARABLE as they stand: {'; '.join(found.obstacles)}."))
     numbers = [
         [
             cell.column,
@@ -323,7 +324,7 @@ def _text(found: Comparison) -> str:
         ]
         for cell in found.cells
     ]
-    lines += ["", *_pipes(["column", "ours, mean \u00b1 std (n)", "published", "difference"], numbers, 1)]
+    lines += ["", *pipes(["column", "ours, mean \u00b1 std (n)", "published", "difference"], numbers, 1)]
     if any(cell.published.endswith("*") for cell in found.cells):
         lines.append("\n* computed from the printed cells.")
     for title, verdict in (
@@ -332,7 +333,7 @@ def _text(found: Comparison) -> str:
     ):
         if gaps := [gap for gap in found.gaps if gap.verdict == verdict]:
             rows = [[g.topic, g.ours, _theirs_text(g), g.typical, g.source] for g in gaps]
-            lines += [f"\n### {title}\n", *_pipes(["what", "ours", "published", "typical size", "source"], rows, 5)]
+            lines += [f"\n### {title}\n", *pipes(["what", "ours", "published", "typical size", "source"], rows, 5)]
     if alike := [gap.topic for gap in found.gaps if gap.verdict == SAME]:
         lines.append(f"\nThe same as far as known: {', '.join(alike)}.")
     return "\n".join(lines) + "\n"
@@ -340,9 +341,3 @@ def _text(found: Comparison) -> str:
 
 def _theirs_text(gap: Gap) -> str:
     return f"{gap.theirs} [{gap.basis}: {gap.known_from}]" if gap.basis else gap.theirs
-
-
-def _pipes(head: Sequence[str], body: Sequence[Sequence[str]], num_left: int) -> list[str]:
-    rule = ["---" if place < num_left else "--:" for place in range(len(head))]
-    lines = [head, rule, *([cell.replace("|", "/") for cell in line] for line in body)]
-    return [f"| {' | '.join(line)} |" for line in lines]

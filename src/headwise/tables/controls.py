@@ -157,6 +157,21 @@ def matches(results: Sequence[Result], every: Iterable[Result]) -> list[Match]:
     return made
 
 
+def unmasked(results: Iterable[Result], every: Iterable[Result]) -> list[tuple[Result, Result]]:
+    """Return runs with heads off, by score or not, each with the same run with none off, where there is one.
+
+    Args:
+        results: runs with heads off are sought here.
+        every: the runs with none off are sought here.
+    """
+    plain: dict[str, Result] = {}
+    for result in every:
+        if tested(result) and not result.phases[-1].is_masked:
+            plain.setdefault(ground(result), result)
+    masked = [result for result in results if result.phases[-1].is_masked and result.accuracy is not None]
+    return [(result, plain[place]) for result in masked if (place := ground(result)) in plain]
+
+
 def lacking(results: Sequence[Result], where: Places, found: Iterable[Match]) -> Claims:
     """Return what the rows of a table claim, and the controls they lack.
 

@@ -141,6 +141,26 @@ def _summary(found: Any) -> list[str]:
     return [f"{found.mean:+.2f}", interval, counts, f"{found.tasks}, {found.pairs}"]
 
 
+RATIO_NOTE = (
+    "Accuracy with heads off over that of the same run with none off, formed task by task and seed by seed; 1 is no "
+    "change. Mean \u00b1 sample standard deviation over seeds, n in brackets."
+)
+
+
+def ratios(table: Table) -> Lines:
+    """Head and body of the ratios to the run with no head off: a line per row, a column per task."""
+    cells = table.ratios
+    names = list(dict.fromkeys(cells["column"]))
+    text = {(c.row, c.column): _ratio(c) for c in cells.itertuples()}
+    rows = sorted(set(cells["row"]), key=natural)
+    return ["method", *names], [[row, *(text.get((row, name), "") for name in names)] for row in rows]
+
+
+def _ratio(cell: Any) -> str:
+    deviation = "" if cell.n < 2 else f" \u00b1 {cell.std:.4f}"
+    return f"{cell.mean:.4f}{deviation} ({cell.n})"
+
+
 def paired_note(table: Table) -> str:
     """What the paired differences of a table are."""
     kinds = {phase.partition(" - ")[2] for phase in table.paired["phase"]}

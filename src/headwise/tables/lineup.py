@@ -8,6 +8,7 @@ from typing import Any
 
 from headwise.results.fingerprint import fingerprint
 from headwise.results.records import Result
+from headwise.tables.cells import in_markdown, pipes
 from headwise.tables.comparable import distinct, epochs, natural, recorded, shared_choices, tested
 from headwise.variants import BASE, beside_common
 
@@ -149,17 +150,14 @@ def markdown(found: Sequence[Lineup]) -> str:
     for lineup in found:
         several = len({line.seed for line in lineup.lines}) > 1
         rows = [_cells(line, several) for line in lineup.lines]
-        notes = "\n".join(f"- {note}" for note in lineup.notes)
-        table = [HEAD, ["---", *["--:"] * (len(HEAD) - 1)], *rows]
-        parts.append(f"## {lineup.title}\n\n{notes}\n\n{_pipes(table)}")
+        notes = "\n".join(f"- {in_markdown(note)}" for note in lineup.notes)
+        title, table = in_markdown(lineup.title), "\n".join(pipes(HEAD, rows))
+        parts.append(f"## {title}\n\n{notes}\n\n{table}\n")
         if others := _varied(lineup.lines):
             said = "Methods that were run with other options: accuracy in percent, training loss in brackets."
-            parts.append(f"### {lineup.title}: other options\n\n{said}\n\n{_pipes(others)}")
+            table = "\n".join(pipes(others[0], others[1:]))
+            parts.append(f"### {title}: other options\n\n{said}\n\n{table}\n")
     return "\n".join(parts)
-
-
-def _pipes(table: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in table) + "\n"
 
 
 def _varied(lines: Sequence[Line]) -> list[list[str]]:
@@ -173,7 +171,7 @@ def _varied(lines: Sequence[Line]) -> list[list[str]]:
     several = len({seed for _, seed in rows}) > 1
     names = {(method, seed): f"{method}, seed {seed}" if several else method for method, seed in rows}
     body = [[names[key], *(cells.get(column, "") for column in columns)] for key, cells in rows.items()]
-    return [["method", *columns], ["---", *["--:"] * len(columns)], *body] if body else []
+    return [["method", *columns], *body] if body else []
 
 
 def _cells(line: Line, with_seed: bool) -> list[str]:

@@ -12,8 +12,8 @@ import pandas as pd
 
 from headwise.errors import ConfigError, suggest
 from headwise.results.records import Result
-from headwise.tables.comparable import Places, group, repeat
-from headwise.tables.controls import CONTROLS, HEADS, MASK, PHASE, WITHOUT, Claims, Match, claim_of
+from headwise.tables.comparable import Places, group, repeat, tested
+from headwise.tables.controls import CONTROLS, HEADS, MASK, NO_MASK, PHASE, WITHOUT, Claims, Match, claim_of
 
 LINE = ["row", "phase", "column", "group", "repeat", "value"]
 CONTRAST = ["row", "phase", "mean", "low", "high", "wins", "ties", "losses", "tasks", "pairs"]
@@ -46,6 +46,23 @@ def pair(found: Iterable[Match], where: Places) -> pd.DataFrame:
         Lines of the columns `LINE`; ``phase`` says which difference, ``value`` is in percentage points.
     """
     lines = [line(match.result, where, f"{match.phase} - {match.against}", match.value) for match in found]
+    return pd.DataFrame(lines, columns=LINE)
+
+
+def ratios(pairs: Iterable[tuple[Result, Result]], where: Places) -> pd.DataFrame:
+    """Return the accuracy of runs with heads off over that of the same run with none off, seed by seed.
+
+    Args:
+        pairs: as `headwise.tables.controls.unmasked` gives them.
+        where: rows and columns of the runs with heads off.
+    Returns:
+        Lines of the columns `LINE`; ``phase`` is the last tested one, over what.
+    """
+    lines = [
+        line(run, where, f"P{len(tested(run))} / {NO_MASK}", float(run.accuracy or 0.0) / float(base.accuracy))
+        for run, base in pairs
+        if base.accuracy
+    ]
     return pd.DataFrame(lines, columns=LINE)
 
 

@@ -13,8 +13,22 @@ import pandas as pd
 
 from headwise.errors import ConfigError, suggest
 from headwise.tables.build import Table
+from headwise.tables.cells import in_csv, in_markdown, one_line, pipes
 from headwise.tables.comparable import FEWSHOT, GROUP_SIZES
-from headwise.tables.layout import COSTS, WIDE, Layout, Line, Lines, accuracies, apart, layout, paired, paired_note
+from headwise.tables.layout import (
+    COSTS,
+    RATIO_NOTE,
+    WIDE,
+    Layout,
+    Line,
+    Lines,
+    accuracies,
+    apart,
+    layout,
+    paired,
+    paired_note,
+    ratios,
+)
 
 BEST, SECOND = 1, 2
 TIDY = ["table", "kind", "method", "phase", "column", "group", "mean", "std", "n"]
@@ -33,16 +47,20 @@ def render(tables: Sequence[Table], form: str) -> str:
 
 
 def markdown(tables: Sequence[Table]) -> str:
-    """One heading, caption and table each; then the paired differences, then published rows kept apart."""
+    """One heading, caption and table each; then paired differences, ratios, and published rows kept apart."""
     parts = []
     for table in tables:
-        parts += [f"## {table.title}\n", f"{_bullets(table.notes)}\n", _pipes(*accuracies(table), num_left=1)]
+        title = in_markdown(table.title)
+        parts += [f"## {title}\n", f"{_bullets(table.notes)}\n", _pipes(*accuracies(table), num_left=1)]
         if len(table.paired):
             notes = [paired_note(table), *table.answers]
-            parts += [f"### {table.title}: paired differences\n", f"{_bullets(notes)}\n"]
+            parts += [f"### {title}: paired differences\n", f"{_bullets(notes)}\n"]
             parts.append(_pipes(*paired(table), num_left=2))
+        if len(table.ratios):
+            parts += [f"### {table.title}: ratios to no head off\n", f"{_bullets([RATIO_NOTE])}\n"]
+            parts.append(_pipes(*ratios(table), num_left=1))
         if table.apart:
-            parts += [f"### {table.title}: published rows, apart\n", f"{_bullets(table.apart)}\n"]
+            parts += [f"### {title}: published rows, apart\n", f"{_bullets(table.apart)}\n"]
             parts.append(_pipes(*apart(table), num_left=2))
     return "\n".join(parts)
 
@@ -59,6 +77,9 @@ def latex(tables: Sequence[Table]) -> str:
         if len(table.paired):
             caption = f"{table.title}: paired differences. {' '.join([paired_note(table), *table.answers])}"
             parts.append(_tabular(caption, *_escaped(paired(table)), num_left=2))
+        if len(table.ratios):
+            caption = f"{table.title}: ratios to no head off. {RATIO_NOTE}"
+            parts.append(_tabular(caption, *_escaped(ratios(table)), num_left=1))
         if table.apart:
             caption = f"{table.title}: published rows, apart. {' '.join(table.apart)}"
             parts.append(_tabular(caption, *_escaped(apart(table)), num_left=2))
@@ -68,9 +89,9 @@ def latex(tables: Sequence[Table]) -> str:
 def tidy_csv(tables: Sequence[Table]) -> str:
     """One line per number, unrounded, of the columns `TIDY`.
 
-    ``kind`` is accuracy, paired, contrast (all tasks; n pairs, low and high the interval), cost (low and high over the
-    tasks), published (``method`` is the row's id, ``text`` as printed; ``published, apart`` where ours may not be
-    compared) or note (``text``, a sentence of the caption).
+    ``kind`` is accuracy, paired, ratio (to no head off), contrast (all tasks; n pairs, low and high the interval), cost
+    (low and high over the tasks), published (``method`` is the row's id, ``text`` as printed; ``published, apart``
+    where ours may not be compared) or note (``text``, a sentence of the caption).
     """
     out = io.StringIO()
     writer = csv.DictWriter(out, TIDY, restval="", lineterminator="\n")
@@ -78,13 +99,15 @@ def tidy_csv(tables: Sequence[Table]) -> str:
     for table in tables:
         for record in _tidy(table):
             named = {name: record[name] for name in TIDY if record.get(name) is not None}
-            writer.writerow({"table": table.title, "method": record.get("row", ""), **named})
+            line = {"table": table.title, "method": record.get("row", ""), **named}
+            writer.writerow({name: in_csv(value) for name, value in line.items()})
     return out.getvalue()
 
 
 def _tidy(table: Table) -> list[dict[str, Any]]:
     lines = [{"kind": "accuracy", **cell} for cell in _records(table.cells)]
     lines += [{"kind": "paired", **cell} for cell in _records(table.paired)]
+    lines += [{"kind": "ratio", **cell} for cell in _records(table.ratios)]
     lines += [{"kind": "contrast", **cell, "n": cell["pairs"]} for cell in _records(table.contrasts)]
     for cost in _records(table.costs):
         for name in COSTS:
@@ -125,13 +148,11 @@ def _records(cells: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _bullets(notes: Sequence[str]) -> str:
-    return "\n".join(f"- {note}" for note in notes)
+    return "\n".join(f"- {in_markdown(note)}" for note in notes)
 
 
 def _pipes(head: Sequence[str], body: Sequence[Sequence[str]], num_left: int) -> str:
-    rule = ["---" if place < num_left else "--:" for place in range(len(head))]
-    lines = [head, rule, *([cell.replace("|", r"\|") for cell in line] for line in body)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    return "\n".join(pipes(head, body, num_left)) + "\n"
 
 
 def _decorated(found: Layout) -> tuple[list[str], list[list[str]], str]:
@@ -191,5 +212,6 @@ _MINUS = re.compile(r"(?<![\w.-])-(?=\d)|(?<= )-(?= )")
 
 
 def _escape(text: str) -> str:
-    plain = "".join(_LATEX.get(sign, sign) for sign in text)
+    plain = "".join(_LATEX.get(sign, sign) for sign in one_line(text))
+    plain = f"{{{plain[0]}}}{plain[1:]}" if plain.startswith(("[", "*")) else plain  # an option of the line before
     return _MINUS.sub("$-$", plain.replace("--", "-{}-"))

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from headwise.results.records import Result
+from headwise.tables.cells import in_markdown, in_pipes
 from headwise.tables.comparable import places, repeat, shared_choices
 from headwise.tables.controls import ground
 
@@ -75,7 +76,7 @@ def markdown(found: Iterable[Pair], notes: Sequence[str] = ()) -> str:
     groups: dict[tuple[str, str], list[Pair]] = {}
     for pair in found:
         groups.setdefault((pair.dataset, pair.row), []).append(pair)
-    lines = [*(f"- {note}" for note in notes), *([""] if notes else [])]
+    lines = [*(f"- {in_markdown(note)}" for note in notes), *([""] if notes else [])]
     lines += [
         "| dataset | run | seeds | masked % | without mask % | paired difference | stored B | paper's formula B "
         "| without mask B | scoring (epochs) |",
@@ -98,7 +99,7 @@ def markdown(found: Iterable[Pair], notes: Sequence[str] = ()) -> str:
             f"{sizes[0]:,}" if sizes else "",
             f"{max(scoring):.2f}" if scoring else "",
         ]
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(f"| {' | '.join(map(in_pipes, cells))} |")
     return "\n".join(lines) + "\n"
 
 

@@ -1,0 +1,192 @@
+"""A user's own images, looked at before they are used: what a number made with them must say, or may not be made with.
+
+Standard library and PIL. Official sets are never looked at: they are what they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+from headwise import atomic
+from headwise.data.decode import num_threads
+from headwise.data.listfiles import Digest, Entry
+from headwise.data.stored import Facts, facts
+from headwise.data.tasks import VTABTask
+from headwise.errors import DataError
+from headwise.results.fingerprint import cache_folder
+
+log = logging.getLogger(__name__)
+
+LEAK = "test images in train"
+_said: set[str] = set()
+
+Lists = Mapping[str, Sequence[tuple[Entry, Digest]]]
+"""Lines of every list file that is there, by split, with the content of their images."""
+
+
+def say_once(text: str) -> None:
+    """Warn of something, once in this process."""
+    if text not in _said:
+        _said.add(text)
+        log.warning("%s", text)
+
+
+def check(lists: Lists, task: VTABTask) -> None:
+    """Refuse lists that contradict themselves.
+
+    Raises:
+        DataError: if an image has two labels, be it under two names.
+    """
+    labels: dict[str, dict[int, Entry]] = defaultdict(dict)
+    for rows in lists.values():
+        for entry, digest in rows:
+            labels[digest.sha256].setdefault(entry.label, entry)
+    twice = [list(found.values()) for found in labels.values() if len(found) > 1]
+    if twice:
+        pairs = "; ".join(
+            f"{one.path!r} is {one.label} ({one.file.name}, line {one.line}) and "
+            f"{'' if one.path == two.path else f'as {two.path!r} '}{two.label} ({two.file.name}, line {two.line})"
+            for one, two, *_ in twice[:2]
+        )
+        raise DataError(
+            f"task {task.name!r}: {_count(len(twice), 'image')} with two labels (same bytes): {pairs}; "
+            "give each image one label"
+        )
+
+
+def labels(lists: Lists) -> list[str]:
+    """What a result must say: how many lines of the test list name an image that is in the training list."""
+    leaked = _shared(lists, "test", "train800val200")
+    return [f"{LEAK}: {len(leaked)}"] if leaked else []
+
+
+def findings(lists: Lists, task: VTABTask) -> list[str]:
+    """What a user should know of the lists, a line each: how many, and two examples."""
+    found = []
+    for split, other in (("test", "train800val200"), ("test", "val200"), ("val200", "train800")):
+        if shared := _shared(lists, split, other):
+            one, two = (lists[name][0][0].file.name for name in (split, other))
+            found.append(f"{_count(len(shared), 'image')} of {one} also in {two} (same bytes): {_examples(shared)}")
+    files: dict[str, Sequence[tuple[Entry, Digest]]] = {}
+    for rows in lists.values():
+        files.setdefault(rows[0][0].file.name, rows)  # a derived train800 is a part of its file
+    for name, rows in files.items():
+        if again := _repeated(rows):
+            found.append(
+                f"{_count(len(again), 'image')} listed more than once in {name} (same bytes): {_examples(again)}"
+            )
+    for split, name in (("train800val200", "training"), ("test", "test")):
+        present = {entry.label for entry, _ in lists.get(split, ())}
+        missing = [label for label in range(task.num_classes) if label not in present]
+        if missing and split in lists:
+            named = [f"{label} ({task.class_names[label]})" if task.class_names else str(label) for label in missing]
+            of = "class" if len(missing) == 1 else "classes"
+            found.append(f"{len(missing)} of {task.num_classes} {of} without {name} images: {_two(named)}")
+    return found
+
+
+def announce(lists: Lists, task: VTABTask, depth: int | None, read: Mapping[str, Facts]) -> None:
+    """Say once what was found in the lists, and how the images are read where that is not as they are stored."""
+    for line in findings(lists, task):
+        say_once(f"task {task.name!r}: {line}")
+    entries = {digest.sha256: entry for rows in lists.values() for entry, digest in rows}
+    tilted = [entry for sha, entry in entries.items() if read[sha].orientation != 1]
+    deep = [entry for sha, entry in entries.items() if read[sha].depth]
+    if tilted:
+        say_once(f"task {task.name!r}: {_count(len(tilted), 'image')} turned upright by EXIF: {_examples(tilted)}")
+    if deep:
+        how = "as dataset.depth says" if task.depth else "found from the largest value; dataset.depth=N states another"
+        say_once(
+            f"task {task.name!r}: {_count(len(deep), 'image')} of more than 8 bits a value, read as {depth} bits "
+            f"({how}): {_examples(deep)}"
+        )
+
+
+def notes(item: Facts, depth: int | None) -> list[str]:
+    """What to say of one image of whoever uses a network, whose pixels are not taken as they are stored."""
+    lines = ["images are turned upright by their EXIF orientation"] if item.orientation != 1 else []
+    if item.depth:
+        how = f"read as {depth} bits, as the run did" if depth else "scaled to 8 by what each needs"
+        lines.append(f"images of more than 8 bits a value are {how}")
+    return lines
+
+
+def depth_of(task: VTABTask, read: Mapping[str, Facts]) -> int | None:
+    """Bits that a value of the deep images of a task has; None if it has no such image."""
+    found = max((item.depth for item in read.values()), default=0)
+    return (task.depth or found) if found else None
+
+
+def reading_mark(item: Facts, depth: int | None) -> str:
+    """What a fingerprint says of an image whose pixels are not what its bytes say without EXIF and 16 bits."""
+    way = f" orientation {item.orientation}" if item.orientation != 1 else ""
+    return f"{way} depth {depth}" if item.depth else way
+
+
+def look(lists: Lists, files: Mapping[str, Path], folder: Path) -> dict[str, Facts]:
+    """What every image says of itself, by the hash of its content; remembered, so each is opened once.
+
+    Args:
+        lists: see `Lists`.
+        files: where the image of a hash lies.
+        folder: of the task, which names the note in ``$HEADWISE_CACHE``.
+    """
+    note = cache_folder() / "facts" / f"{hashlib.sha256(os.path.realpath(folder).encode()).hexdigest()[:24]}.json"
+    known = _remembered(note)
+    wanted = dict.fromkeys(digest.sha256 for rows in lists.values() for _, digest in rows)
+    fresh = [sha for sha in wanted if sha not in known]
+    with ThreadPoolExecutor(num_threads()) as pool:
+        known |= zip(fresh, pool.map(facts, (files[sha] for sha in fresh)), strict=True)
+    if fresh:
+        with suppress(OSError):
+            plain = {sha: [item.orientation, item.depth] for sha, item in known.items()}
+            atomic.write_text(note, json.dumps(plain, separators=(",", ":")))
+    return {sha: known[sha] for sha in wanted}
+
+
+def _remembered(note: Path) -> dict[str, Facts]:
+    try:
+        plain = json.loads(note.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    items = plain.items() if isinstance(plain, dict) else ()
+    return {
+        sha: Facts(*item) for sha, item in items if isinstance(item, list) and [type(x) for x in item] == [int, int]
+    }
+
+
+def _shared(lists: Lists, split: str, other: str) -> list[Entry]:
+    """Lines of a split whose image is in another one as well."""
+    there = {digest.sha256 for _, digest in lists.get(other, ())}
+    return [entry for entry, digest in lists.get(split, ()) if digest.sha256 in there]
+
+
+def _repeated(rows: Sequence[tuple[Entry, Digest]]) -> list[Entry]:
+    """Lines whose image stands further up in the same list."""
+    seen: set[str] = set()
+    again = []
+    for entry, digest in rows:
+        if digest.sha256 in seen:
+            again.append(entry)
+        seen.add(digest.sha256)
+    return again
+
+
+def _count(number: int, name: str) -> str:
+    return f"{number} {name}{'' if number == 1 else 's'}"
+
+
+def _examples(entries: Iterable[Entry]) -> str:
+    return _two([repr(entry.path) for entry in entries])
+
+
+def _two(names: Sequence[str]) -> str:
+    return ", ".join(names[:2]) + (", ..." if len(names) > 2 else "")

@@ -1,0 +1,69 @@
+"""The user's text of what goes wrong between a command line and a plan, whichever library says it first."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+
+from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
+
+from headwise.errors import ConfigError, HeadwiseError, suggest
+from headwise.overrides import explained, several
+from headwise.schema.tree import unknown_key
+
+AMBIGUOUS = re.compile(r"Ambiguous value for argument '(.*)'")
+SEE = re.compile(r"\s*(See https://hydra\.cc|Config search path:).*", re.DOTALL)
+"""What hydra adds to its errors, to which ours have nothing to add."""
+INSTALL = "; launchers other than basic are optional: pip install -e '.[launchers]'"
+
+
+def text_of(error: BaseException) -> str:
+    """The user's text of an error, with the nearest right spelling where hydra only lists."""
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        hint = INSTALL if group == "hydra/launcher" else ""
+        return f"unknown {group or 'configuration'} {name!r}{suggest(name, error.options)}{hint}"
+    if isinstance(error, OverrideParseException):
+        return explained(str(error.override))
+    if isinstance(error, HydraException) and (found := AMBIGUOUS.match(str(error))):
+        return several(found[1])
+    if isinstance(error, HydraException) and "Could not load 'hydra/launcher/" in str(error):
+        return f"{str(error).splitlines()[0]}{INSTALL}"
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, HeadwiseError):
+            return str(cause)
+        key = getattr(cause, "full_key", None)
+        parent = getattr(cause, "parent_node", None)
+        if isinstance(cause, ConfigKeyError | ConfigAttributeError) and key and isinstance(parent, DictConfig):
+            return unknown_key(str(key), OmegaConf.to_container(parent))  # type: ignore[arg-type]
+        cause = cause.__cause__ or cause.__context__
+    return SEE.sub("", str(error))
+
+
+def one_line(error: BaseException, limit: int | None = 500) -> str:
+    """The user's text of an error, its kind first where it was not meant for the user, at most `limit` characters."""
+    text = " ".join(text_of(error).split())
+    known = isinstance(error, HeadwiseError | HydraException | OmegaConfBaseException)
+    return (text if known else f"{type(error).__name__}: {text}")[:limit]
+
+
+@contextlib.contextmanager
+def instantiation() -> Iterator[None]:
+    """Turn hydra's instantiation errors into ConfigError with the user's part of the text."""
+    try:
+        yield
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{error.full_key} must be given: add {error.full_key}=VALUE to the command") from error
+    except InstantiationException as error:
+        raise ConfigError(text_of(error)) from error
+    except TypeError as error:
+        raise ConfigError(str(error)) from error

@@ -1,0 +1,47 @@
+"""Settings of methods whose numbers have changed, so that a result of before is not taken for one of now.
+
+A method's ``revision`` is part of a run's identity. A YAML can raise it for all that is made of it; where only some of
+a method's settings compute something else than they did, the table here raises it for those. Standard library only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Change:
+    """One change of numbers.
+
+    Attributes:
+        target: ``_target_`` of the method.
+        revision: of its numbers since then.
+        settings: values that its fields have where the numbers changed; {} for all.
+        why: what changed.
+    """
+
+    target: str
+    revision: int
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    why: str = ""
+
+
+CHANGES = (
+    Change("headwise.methods.adapters.Adapters", 2, {"init": "houlsby"}, "the start is cut at two deviations"),
+    Change("headwise.methods.noah.NOAH", 2, {"init": "upstream"}, "prompts start as those of the authors' supernet"),
+    Change("headwise.methods.spt_lora.SPTLoRA", 2, {}, "entries of biases train; the authors' grid of thresholds"),
+)
+
+
+def fill_revisions(method: Mapping[str, Any]) -> dict[str, Any]:
+    """A method's configuration, and of every method in it, with at least the revision of its settings."""
+    filled: dict[str, Any] = {}
+    for name, value in method.items():
+        filled[name] = fill_revisions(value) if isinstance(value, Mapping) else value
+    for change in CHANGES:
+        same = all(filled.get(name) == value for name, value in change.settings.items())
+        if filled.get("_target_") == change.target and same:
+            filled["revision"] = max(filled.get("revision") or 1, change.revision)
+    return filled

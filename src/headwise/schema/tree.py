@@ -1,0 +1,250 @@
+"""The schema of a run's configuration: the top level and every group. `check_config` is asked once for each run.
+
+A group with ``_target_`` is known by the signature of its class, others by the fields that stand here or by a class of
+ours. ``user`` is the one place for keys of a user's own: nobody reads it, but interpolations may (``${user.size}``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Union, get_args, get_origin
+
+from headwise.errors import ConfigError
+from headwise.presets import PUBLISHED
+from headwise.schema.check import Fields, Key, nearest, refusal, shown
+from headwise.schema.kinds import Count, Draw, Rate, Seed, Shots, Targets, Text, Threads, Warmup, Whole
+from headwise.schema.source import Node, fields_of_target
+
+Group = Mapping[str, Any]
+TOP = Fields(
+    {
+        **dict.fromkeys(
+            ("protocol", "trainer", "logger", "rank", "ne", "backbone", "data", "dataset", "method"), Group
+        ),
+        "seed": Seed,
+        "shots": Shots | None,
+        "draw": Draw,
+        "root": Text,
+        "name": Text,
+        "variant": Text | None,
+        "resume": Literal["auto", "force", "never"],
+        "wait": bool,
+        "per_task": Group | None,
+        "user": Any,
+    },
+    ("backbone", "method", "dataset", "data", "protocol", "trainer", "logger", "seed", "root", "name"),
+)
+RANK = Fields({"global": Count, "head": Count}, ("global", "head"))
+NE = Fields({"count": Whole | None, "ratio": Rate | None, "warmup": Warmup}, ("warmup",))
+TRAINER = Fields(
+    {
+        "accelerator": Literal["auto", "cpu", "gpu", "cuda", "mps"],
+        "threads": Threads,
+        "attention": Literal["auto", "timm", "plain"],
+        "progress": bool,
+    },
+    ("accelerator", "threads", "attention", "progress"),
+)
+CSV = Fields({"kind": Literal["csv", "wandb"], "pictures": bool}, ("kind",))
+WANDB = Fields(
+    {
+        **CSV.types,
+        "project": Text,
+        "offline": bool,
+        **dict.fromkeys(("entity", "group", "job_type", "notes", "id", "version", "mode"), Text | None),
+        "tags": list[str] | None,
+        "log_model": bool | Literal["all"],
+        "prefix": str,
+        "save_code": bool | None,
+        "resume": bool | Literal["allow", "never", "must", "auto"] | None,
+        "anonymous": Literal["never", "allow", "must"] | bool | None,
+    },
+    ("kind",),
+)
+"""Fields of Lightning's WandbLogger and wandb.init that a run may set; name, folder and config are the run's own."""
+LOGGERS = {"csv": CSV, "wandb": WANDB}
+CLASSES = {"backbone": "headwise.backbone.BackboneSpec", "protocol": "headwise.protocol.Protocol"}
+"""Groups that are one class of ours."""
+HYDRA = {"_target_": Text, "_recursive_": bool, "_convert_": Literal["none", "partial", "object", "all"]}
+"""What hydra reads of a node with a class."""
+LOOSE = ("peft.",)
+FRACTIONS = ("tinit", "tfinal", "lora_alpha", "alpha")
+"""Classes whose annotations are narrower than what they take: of their fields only numbers and flags are checked, and
+of those the whole ones that may be fractions after all."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One mapping of a configuration and what it may hold; values of `later` are filled in afterwards."""
+
+    path: str
+    values: Mapping[str, Any]
+    fields: Fields
+    later: Collection[str] = ()
+
+    @property
+    def key(self) -> Key:
+        """How its fields are named."""
+        return lambda name: f"{self.path}.{name}" if self.path else name
+
+
+def check_config(config: Mapping[str, Any]) -> None:
+    """Check a resolved configuration, plain data, before anything is built or torch is imported.
+
+    Raises:
+        ConfigError: for an unknown key, or a value of the wrong kind or out of range: says key, value, what is allowed
+            and the nearest right key.
+    """
+    _check(list(parts(config)))
+    _check_together(config)
+
+
+def check_nodes(config: Mapping[str, Any]) -> None:
+    """Check, in a configuration that is not resolved, that what is built from a node has one.
+
+    Raises:
+        ConfigError: for text where a node stands, as in ``method.first=lora``.
+    """
+    for part in parts(config):
+        for name, kind in part.fields.types.items():
+            value = part.values.get(name)
+            if kind is Node and not isinstance(value, Mapping) and not str(value).startswith("${"):
+                raise ConfigError(refusal(part.key(name), kind, value))
+
+
+def check_method(method: Mapping[str, Any]) -> None:
+    """Check a method's node once everything is filled in.
+
+    Raises:
+        ConfigError: as `check_config`.
+    """
+    _check(list(_nodes("method", method)))
+
+
+def _check(found: list[Part]) -> None:
+    known = [part.key(name) for part in found for name in part.fields.types]
+    for part in found:
+        for name, value in part.values.items():
+            if not part.fields.is_open and name not in part.fields.types:
+                raise ConfigError(_unknown(part, str(name), value, known))
+    for part in found:
+        part.fields.check(part.values, part.key, part.later)
+
+
+def parts(config: Mapping[str, Any]) -> Iterator[Part]:
+    """Every mapping of a configuration with its fields, the top first.
+
+    Raises:
+        ConfigError: for a group that is no mapping, or names a class that is not there.
+    """
+    yield Part("", config, TOP)
+    fixed = {"rank": RANK, "ne": NE, "trainer": TRAINER}
+    for name in (name for name in TOP.types if TOP.types[name] is Group):
+        node = config.get(name)
+        if not isinstance(node, Mapping):
+            if name in config or name in TOP.required:
+                TOP.check(config, lambda name: name)
+        elif name in CLASSES:
+            yield Part(name, node, fields_of_target(CLASSES[name]))
+        elif name == "logger":
+            yield Part(name, node, LOGGERS.get(str(node.get("kind")), CSV))
+        elif name in fixed:
+            yield Part(name, node, fixed[name])
+        else:
+            yield from _nodes(name, node)
+
+
+def _nodes(path: str, node: Mapping[str, Any]) -> Iterator[Part]:
+    """A node with ``_target_`` and those within it."""
+    target = node.get("_target_")
+    if not isinstance(target, str) or not target.strip():
+        raise ConfigError(f"{path}._target_ must be the dotted name of a class, got {shown(target)}")
+    later = [name for name, value in node.items() if value == PUBLISHED and "label" in node]
+    try:
+        fields = node_fields(target)
+    except ConfigError as error:
+        raise ConfigError(f"{path}.{error}") from error
+    yield Part(path, {name: value for name, value in node.items() if name not in later}, fields, later)
+    for name, value in node.items():
+        if isinstance(value, Mapping) and "_target_" in value:
+            yield from _nodes(f"{path}.{name}", value)
+
+
+@functools.cache
+def node_fields(target: str) -> Fields:
+    """What a node with this ``_target_`` may hold.
+
+    Raises:
+        ConfigError: for a class that is not there.
+    """
+    fields = fields_of_target(target)
+    types = {**fields.types, **HYDRA}
+    if "label" in types and "targets" in types:
+        types["targets"] = Targets
+    if target.startswith(LOOSE):
+        types = {name: _loose(kind, name in FRACTIONS) for name, kind in types.items()}
+    return Fields(types, fields.required, fields.is_open)
+
+
+def _loose(kind: Any, is_fraction: bool) -> Any:
+    """The kind if it is a number or a flag, or null; anything for any other."""
+    kinds = [part for part in (get_args(kind) if get_origin(kind) is Union else (kind,)) if part is not type(None)]
+    if kinds not in ([int], [float], [bool]):
+        return Any
+    plain: Any = float if is_fraction else kinds[0]
+    return plain | None if type(None) in get_args(kind) else plain
+
+
+def _unknown(part: Part, name: str, value: Any, known: list[str]) -> str:
+    if part.fields is CSV and name not in CSV.types:
+        known = [*known, *(f"logger.{field}" for field in WANDB.types)]
+    near = nearest(name, known, part.path)
+    only_wandb = near is not None and near.startswith("logger.") and near.removeprefix("logger.") not in CSV.types
+    wandb = " with logger=wandb" if part.fields is CSV and only_wandb else ""
+    hint = f" (did you mean {near!r}{wandb}?)" if near else ""
+    allowed = ", ".join(sorted(name for name in part.fields.types if name not in HYDRA))
+    own = "; keys of your own go below user: +user.KEY=VALUE" if not part.path else ""
+    return f"unknown key {part.key(name)}={shown(value, name)}{hint}; allowed: {allowed}{own}"
+
+
+def unknown_key(key: str, beside: Mapping[str, Any]) -> str:
+    """What is said of a key that a configuration does not have.
+
+    Args:
+        key: dotted.
+        beside: the mapping in which it was sought, not resolved.
+    """
+    parent, _, name = key.rpartition(".")
+    target = beside.get("_target_")
+    fields: list[str] = []
+    known = [f"{parent}.{other}" if parent else str(other) for other in beside]
+    with contextlib.suppress(ConfigError):
+        if isinstance(target, str):
+            fields = [field for field in node_fields(target).types if field not in HYDRA]
+        elif not parent:
+            known += [part.key(field) for part in parts(beside) for field in part.fields.types if part.path]
+    if name in fields:
+        return f"unknown configuration key {key!r}: its YAML leaves this field out; set it with +{key}=VALUE"
+    near = nearest(name, [*known, *(f"{parent}.{field}" for field in fields)], parent)
+    hint = f" (did you mean {near!r}?)" if near else ""
+    allowed = sorted(str(other) for other in beside if other != "hydra" and other not in HYDRA)
+    return f"unknown configuration key {key!r}{hint}; allowed: {', '.join(allowed)}"
+
+
+def _check_together(config: Mapping[str, Any]) -> None:
+    """Fields that exclude each other."""
+    ne, dataset = config.get("ne", {}), config["dataset"]
+    if ne.get("count") is not None and ne.get("ratio") is not None:
+        raise ConfigError(
+            f"ne.count={ne['count']} and ne.ratio={ne['ratio']} exclude each other: a number of heads off, or their "
+            "share; set the other to null"
+        )
+    for name, usual in (("shots", None), ("draw", 0)):
+        if config.get(name, usual) != usual and dataset.get("shots") is None:
+            raise ConfigError(
+                f"{name}={config[name]} means nothing to task {dataset.get('name')!r}, which is no few-shot set; "
+                f"allowed: {name}={shown(usual)}, or dataset=fewshot/..."
+            )

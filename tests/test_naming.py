@@ -1,0 +1,196 @@
+"""Variants of jobs: named from what differs from the composed default, and from what files hold."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf, open_dict
+from safetensors.torch import save_file
+
+from headwise import naming
+from headwise.plan import Plan, plan_run
+from headwise.results.records import Result
+from headwise.results.store import ResultStore
+from headwise.tables.comparable import ordered, places, shared_choices
+from headwise.variants import beside_common
+from made_networks import CONF, plain_timm
+from made_results import phase
+
+TINY = ("backbone=vit_tiny_random", "dataset=dsprites_loc", "data=synthetic")
+
+
+@pytest.fixture(autouse=True)
+def no_job() -> Iterator[None]:
+    yield
+    HydraConfig.instance().cfg = None
+
+
+def planned(*overrides: str) -> Plan:
+    """The plan of a job that hydra runs."""
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        cfg: Any = compose("config", overrides=list(overrides), return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    OmegaConf.set_readonly(cfg, False)
+    return plan_run(cfg)
+
+
+def variant(*overrides: str) -> str:
+    return planned(*overrides).key.variant
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ("method=lora", "rank=r16"),
+        ("method=lora", "method.scale=1.0"),
+        ("method=lora", "method.scale=1"),
+        ("method=lora", "seed=2", "method.scale=1.0", "rank=r16", "ne=ne3", "backbone.weights=none"),
+        ("method=lora", "trainer=auto"),
+        ("method=lora", "trainer.threads=2", "protocol=strict", "protocol.epochs=100"),
+        ("method=lora", "ne=ne5"),  # no gate reads it
+        ("method=linear", "rank=r8"),  # no update has it
+        ("method=heart_lora", "ne=ne3"),
+        ("method=lora", "draw=0", "shots=null", "trainer.progress=false"),
+        ("experiment=heart_fig3", "method=heart/front", "rank=r8", "protocol=heart_paper", "protocol.search=null"),
+    ],
+)
+def test_a_default_that_is_typed_names_nothing(typed: tuple[str, ...]) -> None:
+    """C16: what is default anyway, or cannot change a number, is no variant."""
+    assert variant(*TINY, *typed) == "vit_tiny_random"
+
+
+@pytest.mark.parametrize(
+    ("typed", "name"),
+    [
+        (("rank=r8",), "r8"),
+        (("rank=r16_h4", "method=hs_lora"), "r16_h4"),
+        (("ne=ne5", "method.scale=10", "method=heart_lora"), "scale10-ne5"),
+        (("ne=ne3", "method.scale=10", "method=heart_lora"), "scale10"),
+        (("protocol=smoke", "protocol.epochs=2"), "smoke"),
+        (("protocol=smoke", "protocol.epochs=3"), "smoke-epochs3"),
+        (("rank=r8", "method.rank=8"), "r8"),
+        (("protocol.clip=1", "protocol.lr=0.001"), "clip1"),
+        (("+protocol.search.scale=[1,10]",), "search_scale1_10"),
+        (("experiment=hs_table1", "method=hs_lora", "rank=r16_h4"), "base"),
+        (("experiment=hs_table1", "method=hs_lora", "rank=r16"), "r16"),
+        (("+gate@method.gate=heart", "method.gate.scope=layer", "ne=ne3"), "gateheart-gate_scopelayer"),
+        (("data.lossy=true",), "lossytrue"),
+        (("variant=mine", "rank=r8"), "mine"),
+    ],
+)
+def test_what_differs_from_the_default_names_as_ever(typed: tuple[str, ...], name: str) -> None:
+    assert beside_common(variant(*TINY, "method=lora", *typed), ["vit_tiny_random"]) == name
+
+
+def test_seeds_of_one_configuration_share_a_folder() -> None:
+    """C16: the three spellings of the issue are one row of three seeds."""
+    typed = [("seed=0",), ("seed=1", "rank=r16"), ("seed=2", "method.scale=1.0")]
+    keys = [planned(*TINY, "method=lora", *words).key for words in typed]
+    assert len({key.variant for key in keys}) == 1
+    assert [key.seed for key in keys] == [0, 1, 2]
+
+
+def test_a_sweep_composes_its_defaults_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    naming._composer.cache_clear()
+    made: list[tuple[str, ...]] = []
+    compose_groups = naming.Composer._compose
+
+    def counted(self: naming.Composer, groups: tuple[str, ...]) -> Any:
+        made.append(groups)
+        return compose_groups(self, groups)
+
+    monkeypatch.setattr(naming.Composer, "_compose", counted)
+    for seed in range(3):
+        for scale in (1, 2, 3):
+            planned("method=lora", "dataset=dsprites_loc", f"method.scale={scale}", f"seed={seed}")
+    assert len(made) == 1
+    naming._composer.cache_clear()
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, str]:
+    """Weights a and b of one stem in two folders, and a copy of a under another name."""
+    state = {name: tensor for name, tensor in plain_timm("vit").state_dict().items() if not name.startswith("head.")}
+    for folder, shift in (("a", 0), ("b", 1)):
+        (tmp_path / folder).mkdir()
+        save_file(state | {"norm.bias": state["norm.bias"] + shift}, tmp_path / folder / "weights.safetensors")
+    shutil.copy(tmp_path / "a" / "weights.safetensors", tmp_path / "copy.safetensors")
+    return {
+        "a": f"{tmp_path}/a/weights.safetensors",
+        "b": f"{tmp_path}/b/weights.safetensors",
+        "copy": f"{tmp_path}/copy.safetensors",
+    }
+
+
+def test_weights_name_a_run_by_what_they_are(files: dict[str, str]) -> None:
+    """D21: two files are two folders, wherever they lie; one content at two places is one identity."""
+    plans = {
+        name: planned("dataset=dsprites_loc", "method=lora", "backbone=vit_tiny_random", f"backbone.weights={file}")
+        for name, file in files.items()
+    }
+    assert plans["a"].key != plans["b"].key
+    assert plans["a"].key.variant.startswith("vit_tiny_random-weightsweights_")
+    assert plans["a"].identity == plans["copy"].identity
+    assert plans["a"].key.variant[-8:] != plans["b"].key.variant[-8:]
+    assert "/" not in plans["a"].key.variant
+
+
+def test_the_weights_that_are_default_name_nothing() -> None:
+    place = Path(naming.__file__).parent / "assets" / "vit_nano.safetensors"
+    names = {
+        given: variant("dataset=dsprites_loc", "method=lora", "backbone=vit_nano", *given)
+        for given in [(), ("backbone.weights=package:vit_nano.safetensors",), (f"backbone.weights={place}",)]
+    }
+    assert set(names.values()) == {"vit_nano"}
+    assert variant("dataset=dsprites_loc", "method=lora", "backbone=vit_nano", "backbone.weights=none") == (
+        "vit_nano-weightsnone"
+    )
+
+
+def stored(plan: Plan, root: Path, variant: str, seed: int) -> Result:
+    """A result of that configuration, under a name of older rules."""
+    key = replace(plan.key, variant=variant, seed=seed)
+    result = Result(key=key, identity={**plan.identity, "seed": seed}, phases=[phase()])
+    ResultStore(root).put(key, result)
+    return result
+
+
+def test_a_run_is_found_under_its_old_name_and_further_seeds_join_it(tmp_path: Path) -> None:
+    plan = planned(*TINY, "method=lora")
+    store = ResultStore(tmp_path)
+    assert store.place(plan.key, plan.identity) == plan.key
+    stored(plan, tmp_path, "r16-vit_tiny_random", 0)
+    assert store.place(plan.key, plan.identity).variant == "r16-vit_tiny_random"
+    assert store.get(store.place(plan.key, plan.identity), plan.identity) is not None
+    more = planned(*TINY, "method=lora", "seed=5")
+    assert store.place(more.key, more.identity).variant == "r16-vit_tiny_random"
+    other = planned(*TINY, "method=lora", "protocol.lr=0.1")
+    assert store.place(other.key, other.identity) == other.key
+    stored(plan, tmp_path, plan.key.variant, 0)
+    assert store.place(plan.key, plan.identity) == plan.key
+
+
+def test_one_configuration_is_one_row_whatever_its_folders(tmp_path: Path) -> None:
+    """C16 for records that are there: equal but for the seed is one row; the same run twice counts once."""
+    plan = planned(*TINY, "method=lora")
+    other = planned(*TINY, "method=lora", "rank=r8")
+    made = [
+        *(stored(plan, tmp_path, name, seed) for name, seed in (("base", 0), ("r16", 1), ("scale1.0", 2), ("r16", 0))),
+        *(stored(other, tmp_path, "r8", seed) for seed in (0, 1)),
+    ]
+    results = ordered(made)
+    where, notes = places(results, common=shared_choices(results))
+    rows: dict[str, list[int]] = {}
+    for key, (row, _) in where.items():
+        rows.setdefault(row, []).append(key.seed)
+    assert rows == {"lora": [0, 1, 2], "lora (r8)": [0, 1]}
+    assert notes == []

@@ -1,0 +1,118 @@
+"""The schema: whatever is wrong in a configuration is refused by name, in one line, before torch is imported."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from headwise.errors import ConfigError
+from headwise.plan import plan_run
+from made_networks import CONF, REPO, compose_config
+
+TINY = ["backbone=vit_tiny_random", "dataset=dsprites_loc", "data=synthetic", "protocol=smoke", "trainer=cpu"]
+CHOICES = [
+    "dataset=clevr_count",
+    "dataset=clevr_count method=heart_lora protocol=search logger=wandb backbone=swin_tiny_random",
+    "dataset=fewshot/pets shots=4 method=peft protocol=fewshot data=folder data.root=.",
+    "dataset=own/folder dataset.num_classes=2 method=adalora data=tfds data.root=. trainer=cpu",
+    "dataset=smallnorb_azi method=noah method.search=evolution data=synthetic backbone=vit_nano",
+    "dataset=dsprites_loc method=hs/cara data=cache protocol=cara_paper ne=quarter",
+    "dataset=dsprites_loc method=spt_lora protocol=heart_paper",
+    "dataset=dsprites_loc method=vpt_deep rank=r16_h2",
+    "dataset=dsprites_loc method=dylora",
+    "dataset=dsprites_loc method=compacter",
+]
+
+
+def composed(*overrides: str) -> dict[str, Any]:
+    cfg: Any = OmegaConf.to_container(compose_config(*TINY, *overrides), resolve=True)
+    return dict(cfg)
+
+
+def test_every_leaf_of_a_wrong_kind_and_every_unknown_key_is_refused_before_torch() -> None:
+    """14 C 14: the fuzz test of the issue; its faults are made in `made_faults`."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPO / "src"), *sys.path])}
+    command = [sys.executable, str(REPO / "tests" / "made_faults.py"), str(CONF), *CHOICES]
+    done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["missed"] == []
+    assert not report["torch"]
+    assert report["tried"] > 4000
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("+epochs=3", "unknown key epochs=3 (did you mean 'protocol.epochs'?); allowed: backbone, data, "),
+        ("+sed=7", "unknown key sed=7 (did you mean 'seed'?); allowed: "),
+        ("+trainer.devices=2", "unknown key trainer.devices=2; allowed: accelerator, attention, progress, threads"),
+        ("+trainer.max_epochs=9", "unknown key trainer.max_epochs=9 (did you mean 'protocol.epochs'?)"),
+        ("+logger.projekt=x", "unknown key logger.projekt='x' (did you mean 'logger.project' with logger=wandb?)"),
+        ("+logger.api_key=abc", "unknown key logger.api_key='***'"),
+        ("+gate=front", "unknown key gate="),
+        ("+protocol.epoch=3", "unknown key protocol.epoch=3 (did you mean 'protocol.epochs'?)"),
+        ("+method.heads.scales=3", "unknown key method.heads.scales=3 (did you mean 'method.heads.scale'?)"),
+        ("+data.sinthetic=3", "unknown key data.sinthetic=3"),
+        ("+backbone.depth=3", "unknown key backbone.depth=3; allowed: img_size, mean, "),
+        ("shots=4", "shots=4 means nothing to task 'dsprites_loc', which is no few-shot set; allowed: shots=null"),
+        ("draw=1", "draw=1 means nothing to task 'dsprites_loc'"),
+        ("protocol.drop_last=no", "protocol.drop_last must be true or false, got 'no'"),
+        ("data.lossy=no", "data.lossy must be true or false, got 'no'"),
+        ("wait=no", "wait must be true or false, got 'no'"),
+        ("resume=newer", "unknown resume 'newer' (did you mean 'never'?); allowed: auto, force, never"),
+        ("protocol.lr=-1", "protocol.lr must be a number above 0, got -1"),
+        ("protocol.lr=true", "protocol.lr must be a number above 0, got true"),
+        ("protocol.lr=fast", "protocol.lr must be a number above 0, got 'fast'"),
+        ("protocol.lr=nan", "protocol.lr must be a number above 0, got nan"),
+        ("protocol.lr_min=5", "protocol.lr_min must be at most protocol.lr=0.001, got 5"),
+        ("protocol.clip=-1", "protocol.clip must be a number above 0, got -1; null is allowed"),
+        ("protocol.epochs=0", "protocol.epochs must be a whole number of at least 1, got 0"),
+        ("protocol.epochs=1.0", "protocol.epochs must be a whole number of at least 1, got 1.0"),
+        ("protocol.resize=bicubic", "unknown protocol.resize 'bicubic' (did you mean 'pil_bicubic'?)"),
+        ("protocol.train_split=train", "unknown protocol.train_split 'train' (did you mean 'train800'?)"),
+        ("ne.warmup=abc", "ne.warmup must be a whole number of epochs, or a fraction of the run in (0, 1), got 'abc'"),
+        ("ne.ratio=0.5", "ne.count=3 and ne.ratio=0.5 exclude each other"),
+        ("rank.head=0", "rank.head must be a whole number of at least 1, got 0"),
+        ("dataset.num_classes=two", "dataset.num_classes must be a whole number of at least 2, got 'two'"),
+        ("dataset.channels=true", "dataset.channels must be 1 or 3, got true"),
+        ("+dataset.splits.dev=x", "unknown key dataset.splits.dev; allowed: test, train, val"),
+        ("trainer.threads=0", "trainer.threads must be a whole number in 1..1024, got 0"),
+        ("trainer.threads=100000", "trainer.threads must be a whole number in 1..1024, got 100000"),
+        ("trainer.accelerator=gpus", "unknown trainer.accelerator 'gpus' (did you mean 'gpu'?)"),
+        ("name=null", "name must be text that is not empty, got null"),
+        ("name=5", "name must be text that is not empty, got 5; as text: name=\"'5'\""),
+        ("root=", "root must be text that is not empty, got ''"),
+        ("seed=-1", "seed must be a whole number in 0..4294967295, got -1"),
+        ("seed=1.5", "seed must be a whole number in 0..4294967295, got 1.5"),
+        ("~seed", "seed must be given: a whole number"),
+        ("method.first=lora", "method.first must be a node with _target_, chosen by GROUP@KEY=OPTION, got 'lora'"),
+        ("method.heads.rank=-1", "method.heads.rank must be a whole number of at least 1, got -1"),
+        ("method.heads.targets=[q,w]", "method.heads.targets: target 'w' matches no projection"),
+        ("method.heads.dropout=1.5", "method.heads.dropout must be in [0, 1), got 1.5"),
+        ("method.heads.gate={mode: heart, count: two}", "gate.count must be a whole number of at least 0, got 'two'"),
+        ("method.heads.gate=3", "method.heads.gate must be a mapping or text, got 3; null is allowed"),
+        ("method.heads.rank=${x.y}", "method.heads.rank cannot be made from what was given: "),
+        (
+            "method._target_=headwise.methods.lora.LoRAA",
+            "method._target_='headwise.methods.lora.LoRAA' cannot be found",
+        ),
+        ("method._target_=5", "method._target_ must be the dotted name of a class, got 5"),
+        ("+per_task=5", "per_task must be a mapping, got 5"),
+    ],
+)
+def test_a_refusal_names_key_value_and_what_is_allowed(override: str, message: str) -> None:
+    """14 C 14 and 15.13."""
+    overrides = [override] if "method" in override else [override, "method=lora"]
+    if "method.first" in override or "method.heads" in override:
+        overrides = ["method=hs_lora", override]
+    with pytest.raises(ConfigError, match=re.escape(message)) as refused:
+        plan_run(compose_config(*TINY, *overrides))
+    assert "\n" not in str(refused.value)
