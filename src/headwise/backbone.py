@@ -374,6 +374,4 @@ def _stages(model: nn.Module) -> list[list[nn.Module]]:
         return [list(network.blocks)]
     if hasattr(network, "layers") and all(hasattr(layer, "blocks") for layer in network.layers):
         return [list(layer.blocks) for layer in network.layers]
-    raise ConfigError(
-        f"{type(model).__name__} has neither blocks nor layers of them; allowed: timm's ViT and Swin-V1"
-    )
+    raise ConfigError(f"{type(model).__name__} has neither blocks nor layers of them; allowed: timm's ViT and Swin-V1")
