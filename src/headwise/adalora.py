@@ -81,10 +81,10 @@ class Allocator(L.Callback):
             mask = self._kept[self._diagonals[name]]
             mask.copy_(torch.tensor(kept, dtype=torch.uint8))
 
-    @property
-    def last_step(self) -> int:
-        """The step, counted from 1, after which the ranks are fixed."""
-        return int(self.config.total_step - self.config.tfinal)
+    def final_from(self, epochs: int, steps_per_epoch: int) -> int:
+        """First epoch, counted from 1, at whose end the ranks are fixed: the one of step total_step - tfinal."""
+        step = int(self.config.total_step - self.config.tfinal)
+        return min(epochs, max(1, -(-step // steps_per_epoch)))
 
     def _score_if_finite(self, model: nn.Module) -> None:
         """Let peft score, but not a step that overflowed (fp16), which the optimiser skips: its NaN would stay."""

@@ -81,8 +81,8 @@ class HeadMasking(L.Callback):
         self.is_done = True
         self.seconds = time.perf_counter() - start
 
-    def final_from(self, epochs: int) -> int:
-        """First epoch, counted from 1, at whose end the masks are final, of a run of `epochs`."""
+    def final_from(self, epochs: int, steps_per_epoch: int) -> int:
+        """First epoch, counted from 1, at whose end the masks are final."""
         return 1 + self.gate.warmup_epochs(epochs) if self.gate.is_scored else 1
 
     def on_train_batch_start(

@@ -113,6 +113,10 @@ class SubnetSearch(L.Callback):
         rng = random.Random(f"{module.seed_parts} subnet {trainer.global_step}")
         self.use(self.recipe.draw(self.kinds, self.num_blocks, rng))
 
+    def final_from(self, epochs: int, steps_per_epoch: int) -> int:
+        """Every step works on another subnet; the one that stays is chosen after the last epoch."""
+        return epochs
+
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Find the subnet that is then tested.
 

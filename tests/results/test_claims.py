@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from headwise.errors import ConfigError
-from headwise.results.claims import BusyError, Claim, alive, standing
+from headwise.results.claims import BusyError, Claim, alive, describe, standing
 
 FAST = {"heartbeat": 0.1, "expiry": 1.0}
 
@@ -283,3 +283,103 @@ def test_standing_of_another_machine_is_judged_by_age(tmp_path):
     assert standing(tmp_path)[0] == "held"
     os.utime(path, (time.time() - 2000, time.time() - 2000))
     assert standing(tmp_path)[0] == "dead"
+
+
+STRANGE = [
+    '{"expiry": "abc"}',
+    '{"expiry": 1e300}',
+    '{"expiry": -5}',
+    '{"expiry": [1]}',
+    '{"pid": "x", "since": "yesterday"}',
+    '{"pid": 99999999999999999999}',
+    '{"pid": 4.5, "host": 3}',
+    '{"pid": -1, "started": 5}',
+    '{"pid": true, "host": "gone.example", "space": ["x"]}',
+    '{"since": 1e308, "host": "gone.example"}',
+    '{"host": null}',
+    "[]",
+    "3",
+    "",
+    "{",
+    "\udcff\udcfe",
+    "[" * 100_000,
+    '{"expiry": ' + "9" * 5000 + "}",
+]
+"""What a file ``claim-1`` may hold that nobody of us wrote."""
+
+
+@pytest.mark.parametrize("said", STRANGE, ids=range(len(STRANGE)))
+def test_a_claim_that_says_nonsense_is_waited_for_and_then_taken_over(tmp_path, said):
+    path = tmp_path / "claim-1"
+    path.write_bytes(said.encode("utf-8", "surrogateescape"))
+    assert standing(tmp_path)[0] == "held"
+    with pytest.raises(BusyError, match=r"is claimed by process .* on "):
+        Claim(tmp_path, wait=False, **FAST).__enter__()
+    old = time.time() - 3700
+    os.utime(path, (old, old))
+    assert standing(tmp_path)[0] == "dead"
+    with Claim(tmp_path, wait=False, **FAST) as claim:
+        assert claim.path is not None
+        assert claim.path.name == "claim-2"
+
+
+@pytest.mark.parametrize("ahead", [4000, 10**6, 10**9])
+def test_a_claim_of_the_future_is_none(tmp_path, ahead):
+    path = claim_file(tmp_path, expiry=120.0)
+    os.utime(path, (time.time() + ahead,) * 2)
+    assert standing(tmp_path)[0] == "dead"
+    with Claim(tmp_path, wait=False, **FAST) as claim:
+        assert claim.held
+
+
+def test_a_claim_that_is_a_little_ahead_is_explained(tmp_path):
+    os.utime(claim_file(tmp_path, expiry=1000.0), (time.time() + 500,) * 2)
+    with pytest.raises(BusyError, match=r"its claim is dated (499|500) s ahead; it ends 1000 s after that"):
+        Claim(tmp_path, wait=False, **FAST).__enter__()
+
+
+def test_a_host_that_is_gone_is_explained_and_waited_for_an_hour_at_most(tmp_path):
+    path = claim_file(tmp_path, expiry=1e9)
+    os.utime(path, (time.time() - 600,) * 2)
+    with pytest.raises(BusyError, match=r"no sign of life for 60\d s; it is taken for dead after 3600 s"):
+        Claim(tmp_path, wait=False, **FAST).__enter__()
+    told = []
+
+    def stop(holder):
+        told.append(describe(holder))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Claim(tmp_path, on_wait=stop, **FAST).__enter__()
+    assert "it is taken for dead after 3600 s" in told[0]
+    os.utime(path, (time.time() - 3700,) * 2)
+    with Claim(tmp_path, wait=False, **FAST) as claim:
+        assert claim.held
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link"])
+def test_what_is_no_claim_holds_nothing_and_stays(tmp_path, kind):
+    path = tmp_path / "claim-3"
+    {"folder": path.mkdir, "pipe": lambda: os.mkfifo(path), "link": lambda: path.symlink_to("nowhere")}[kind]()
+    assert standing(tmp_path)[0] in ("released", "free")
+    done = []
+    with Claim(tmp_path, wait=False, done=lambda: bool(done), **FAST) as claim:
+        assert claim.path is not None
+        assert claim.path.name == "claim-4"
+        done.append(True)
+    assert not (tmp_path / "claim-4").exists()
+    if kind == "folder":
+        assert path.is_dir()
+
+
+def test_numbers_without_end_are_no_claims(tmp_path):
+    (tmp_path / f"claim-{'9' * 200}").touch()
+    (tmp_path / "claim-\u0663").touch()
+    with Claim(tmp_path, wait=False, **FAST) as claim:
+        assert claim.path is not None
+        assert claim.path.name == "claim-1"
+    last = tmp_path / f"claim-{'9' * 9}"
+    last.touch()
+    os.utime(last, (0, 0))
+    with pytest.raises(ConfigError, match="delete it"):
+        Claim(tmp_path, wait=False, **FAST).__enter__()

@@ -217,10 +217,6 @@ class SupernetInstalled(Installed):
             live = prompts or live
         self.wrappers[-1].replaced = live
 
-    def final_from(self, epochs: int, steps_per_epoch: int) -> int:
-        """Every step works on another subnet; the one that stays is chosen after the last."""
-        return epochs
-
     def callbacks(self) -> list[L.Callback]:
         """The search."""
         return [*super().callbacks(), self.searching]

@@ -35,7 +35,6 @@ from headwise.sites import PROJECTIONS, Site, select
 
 NOMINAL_STEPS = 1000
 """Length of the run that an AdaLoRA is laid out for that is taken from a checkpoint, or installed without a plan."""
-
 REFUSALS = (ValueError, TypeError, ImportError, UserWarning)
 """What peft raises where a config cannot be, or needs a package that is not installed."""
 
@@ -373,12 +372,6 @@ class PeftInstalled(Installed):
         if self.num_steps is None:
             raise ConfigError("AdaLoRA must know the number of training steps: install it with the plan of prepare()")
         return [self.allocator]
-
-    def final_from(self, epochs: int, steps_per_epoch: int) -> int:
-        """AdaLoRA takes ranks away until its last allocation."""
-        if self.allocator is None:
-            return super().final_from(epochs, steps_per_epoch)
-        return min(epochs, max(1, -(-self.allocator.last_step // steps_per_epoch)))
 
     def merge(self) -> None:
         """Let peft fold its updates in and leave, then lay q, k and v out in one storage again."""

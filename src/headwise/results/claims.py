@@ -16,6 +16,7 @@ import os
 import random
 import re
 import socket
+import stat
 import subprocess
 import threading
 import time
@@ -27,8 +28,32 @@ from typing import Any, Self
 
 from headwise import atomic
 from headwise.errors import ConfigError, HeadwiseError, StorageError
+from headwise.results.plain import Misfit, Shape, between, maybe, read_json, text, whole
 
-_NAME = re.compile(r"claim-(\d+)")
+_NAME = re.compile(r"claim-([0-9]{1,9})")
+LONGEST = 3600.0
+"""Seconds that a claim may ask to be waited for without a sign of life, whatever it says itself."""
+_SILENT = 30.0
+_SIZE = 1 << 16
+
+
+def _pid(value: Any, where: str) -> None:
+    """The number of a process."""
+    whole(value, where)
+    between(1, 2**31)(value, where)
+
+
+_FIELDS: dict[str, Shape] = {
+    "host": text,
+    "space": text,
+    "pid": _pid,
+    "started": maybe(text),
+    "thread": between(0, 2**64),
+    "token": text,
+    "since": between(0, 2**40),
+    "expiry": between(0, 2**40),
+}
+"""What a claim says; what is of another kind is left out, so that a damaged claim is one that says less."""
 
 
 class BusyError(HeadwiseError):
@@ -92,10 +117,10 @@ class Claim:
                 break
             waited = time.monotonic() - began
             if not self.wait:
-                raise BusyError(f"{self.folder} is claimed by {describe(holder)}")
+                raise BusyError(f"{self.folder} is claimed by {describe(self._explained(holder))}")
             if self.on_wait is not None and waited - told >= self.heartbeat:
                 told = waited
-                self.on_wait({**holder, "waited": waited})
+                self.on_wait({**self._explained(holder), "waited": waited})
             time.sleep(self.heartbeat / 10 * random.uniform(0.5, 1.0))
         return self
 
@@ -113,7 +138,8 @@ class Claim:
             if self.done():
                 for number, claim in sorted(_claims(self.folder).items()):
                     if number <= _number(path):
-                        claim.unlink(missing_ok=True)
+                        with contextlib.suppress(OSError):  # a folder, perhaps
+                            claim.unlink(missing_ok=True)
             elif path.exists():
                 os.utime(path, (0, 0))
 
@@ -125,10 +151,12 @@ class Claim:
         if last and (holder := _read(claims[last])) is not None and not self._over(holder):
             return holder
         path = self.folder / f"claim-{last + 1}"
-        text = json.dumps({**myself(), "token": self._token, "expiry": self.expiry, "since": time.time()})
+        if not _NAME.fullmatch(path.name):
+            raise ConfigError(f"{claims[last]} is the last claim that there can be, and is not held: delete it")
+        said = json.dumps({**myself(), "token": self._token, "expiry": self.expiry, "since": time.time()})
         try:
             with atomic.told(path), path.open("xb") as file:
-                file.write(text.encode())
+                file.write(said.encode())
         except StorageError as error:
             if error.errno == errno.EEXIST:  # another one was faster
                 return _read(path) or {}
@@ -143,6 +171,11 @@ class Claim:
         if holder["mtime"] != 0 and all(holder.get(key) == value for key, value in mine.items()):
             raise ConfigError(f"{self.folder} is already claimed by this thread; claims do not nest")
         return _ended(self.folder, holder, self.expiry) is not None
+
+    def _explained(self, holder: Mapping[str, Any]) -> dict[str, Any]:
+        """A holder with ``silent`` and ``longest``: seconds without a sign of life, and when it is taken for dead."""
+        silent, longest = _patience(self.folder, {"mtime": time.time(), **holder}, self.expiry)
+        return {**holder, "silent": silent, "longest": longest}
 
     def _begin(self) -> None:
         self._stop.clear()
@@ -189,10 +222,19 @@ def _ended(folder: Path, holder: Mapping[str, Any], expiry: float = 0.0) -> str 
     if all(holder.get(key) == mine[key] for key in ("host", "space")):
         if all(holder.get(key) == mine[key] for key in ("pid", "started")):
             return None
-        if not alive(int(holder.get("pid", 0)), holder.get("started")):
+        if not alive(holder.get("pid", 0), holder.get("started")):
             return "dead"
-    age = _file_system_time(folder) - holder["mtime"]
-    return "dead" if age > max(expiry, float(holder.get("expiry", 0))) else None
+    age, longest = _patience(folder, holder, expiry)
+    return "dead" if abs(age) > longest else None
+
+
+def _patience(folder: Path, holder: Mapping[str, Any], expiry: float) -> tuple[float, float]:
+    """Seconds since a holder's last sign of life, and how many are waited for.
+
+    A sign of life that lies as far ahead as that is none: the clock that stamps it is the folder's own.
+    """
+    longest = max(expiry, min(holder.get("expiry", expiry or LONGEST), LONGEST))
+    return _file_system_time(folder) - holder["mtime"], longest
 
 
 def _file_system_time(folder: Path) -> float:
@@ -209,8 +251,14 @@ def _file_system_time(folder: Path) -> float:
 
 
 def describe(holder: Mapping[str, Any]) -> str:
-    """Name a holder for a message: ``process 4711 on node3``."""
-    return f"process {holder.get('pid', '(unknown)')} on {holder.get('host', '(unknown host)')}"
+    """Name a holder for a message: ``process 4711 on node3``, and why it is still waited for if it is silent."""
+    name = f"process {holder.get('pid', '(unknown)')} on {holder.get('host', '(unknown host)')}"
+    silent, longest = holder.get("silent", 0.0), holder.get("longest", 0.0)
+    if silent < -_SILENT:
+        return f"{name} (its claim is dated {-silent:.0f} s ahead; it ends {longest:.0f} s after that)"
+    if silent > _SILENT:
+        return f"{name} (no sign of life for {silent:.0f} s; it is taken for dead after {longest:.0f} s)"
+    return name
 
 
 def alive(pid: int, started: str | None = None) -> bool:
@@ -274,14 +322,29 @@ def _number(path: Path) -> int:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """Contents and ``mtime`` of a claim; only the time while it is being written; None if it is gone."""
+    """Contents and ``mtime`` of a claim; only the time while it is being written; None if it is gone.
+
+    What is no file (a folder, a pipe) was made by nobody who works here: it holds nothing.
+    """
     try:
-        with path.open("rb") as file:
-            data, mtime = file.read(), os.fstat(file.fileno()).st_mtime
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            return {"mtime": 0}
+        content = read_json(path, _SIZE)
     except FileNotFoundError:
         return None
-    try:
-        content = json.loads(data)
-    except ValueError:
+    except (OSError, Misfit):
         content = {}
-    return {**(content if isinstance(content, dict) else {}), "mtime": mtime}
+    known = content if isinstance(content, dict) else {}
+    return {
+        **{name: known[name] for name, shape in _FIELDS.items() if _fits(shape, known, name)},
+        "mtime": status.st_mtime,
+    }
+
+
+def _fits(shape: Shape, content: Mapping[str, Any], name: str) -> bool:
+    try:
+        shape(content[name], name)
+    except (KeyError, Misfit):
+        return False
+    return True

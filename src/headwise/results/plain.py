@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import stat
 from collections.abc import Callable, Mapping
@@ -18,8 +17,11 @@ LIMIT = 64 << 20
 """Bytes of a file beyond which it is no record."""
 DEPTH = 60
 """Brackets within brackets beyond which it is none."""
-_DIGITS = 19
+_DIGITS = 18
 _BRACKETS = re.compile(r"[\[\]{}]")
+_LARGE = re.compile(r"[eE][+0-9][0-9]{2}")
+_LONG = re.compile(r"[ ,:\[-][0-9]{300}")
+"""Floats that may be too large, or text that looks like one."""
 _STRAY = re.compile(r"\\u[dD][89a-fA-F]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _SHOWN = 80
@@ -32,21 +34,18 @@ class Misfit(ValueError):  # noqa: N818
 
 
 def read_json(path: Path, limit: int = LIMIT) -> Any:
-    """Read a JSON file: a regular one of at most `limit` bytes, numbers finite and of at most 19 digits, text UTF-8.
+    """Read a JSON file: a regular one of at most `limit` bytes, numbers finite and of at most 18 digits, text UTF-8.
 
     Raises:
         Misfit: if it is anything else. FileNotFoundError: if there is none. OSError: if it cannot be read.
     """
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # a pipe would be waited for
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise Misfit("it is a folder" if stat.S_ISDIR(status.st_mode) else "it is no file but a device or a pipe")
-        data = file.read(limit + 1)
-    if len(data) > limit:
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for, a device never ends
+        raise Misfit("it is a folder" if stat.S_ISDIR(status.st_mode) else "it is no file but a device or a pipe")
+    if status.st_size > limit:
         raise Misfit(f"it has more than {limit} bytes")
     try:
-        return parse(data.decode("utf-8"))
+        return parse(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise Misfit("it is not text") from error
 
@@ -54,7 +53,9 @@ def read_json(path: Path, limit: int = LIMIT) -> Any:
 def parse(text: str) -> Any:
     """Values of a JSON text; see `read_json`."""
     try:
-        value = json.loads(text, parse_constant=_constant, parse_int=_whole, parse_float=_float)
+        is_large = _LARGE.search(text) or _LONG.search(text)
+        floats = _float if is_large else None  # called for each of them, which costs more than the reading
+        value = json.loads(text, parse_constant=_constant, parse_int=_whole, parse_float=floats)
     except json.JSONDecodeError as error:
         raise Misfit(f"it is not JSON ({error})") from error
     except RecursionError as error:
@@ -75,9 +76,9 @@ def _constant(name: str) -> Any:
 
 
 def _whole(digits: str) -> int:
-    if len(digits.lstrip("-")) > _DIGITS or abs(value := int(digits)) >= 2**63:
+    if len(digits) > _DIGITS:
         raise Misfit(f"it holds a number of {len(digits.lstrip('-'))} digits")
-    return value
+    return int(digits)
 
 
 def _float(digits: str) -> float:
@@ -110,6 +111,16 @@ def number(value: Any, where: str) -> None:
     """An integer or a finite float."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     _must(is_number, value, where, "a number")
+
+
+def between(low: float, high: float) -> Shape:
+    """A number from `low` to below `high`."""
+
+    def check(value: Any, where: str) -> None:
+        number(value, where)
+        _must(low <= value < high, value, where, f"a number in {low}..{high}")
+
+    return check
 
 
 def flag(value: Any, where: str) -> None:
@@ -183,7 +194,7 @@ def fields(needed: Mapping[str, Shape], more: Mapping[str, Shape] | None = None)
         prefix = f"{where}." if where else ""
         for name, shape in needed.items():
             if name not in value:
-                raise Misfit(f"it lacks {prefix}{name}")
+                raise Misfit(f"it lacks {name} of {where}" if where else f"it lacks {name}")
             shape(value[name], f"{prefix}{name}")
         for name, shape in (more or {}).items():
             if name in value:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -16,10 +15,12 @@ from pathlib import Path
 from typing import Any, Self
 
 from headwise.errors import ConfigError, HeadwiseError
+from headwise.results import shapes
 from headwise.results.fingerprint import fingerprint
+from headwise.results.plain import Misfit, read_json
 from headwise.results.provenance import now
 
-FORMAT = 1
+FORMAT = shapes.FORMAT
 OWN_FOLDERS = {"phases": "the shared phases", "ledger": "what was asked for"}
 """Folders of a root that are no runs'."""
 _FORBIDDEN = re.compile(r"[/\\\x00-\x1f\x7f]|\.\.")
@@ -169,6 +170,7 @@ class PhaseResult:
             ResultError: naming ``path``.
         """
         with _damaged(path):
+            shapes.PHASE(raw, "")
             return cls(**_known(cls, raw))
 
 
@@ -229,8 +231,7 @@ class Result:
             ResultError: naming ``path``.
         """
         with _damaged(path):
-            for name in ("fingerprint", "labels", "provenance"):
-                raw[name]  # written always, so their absence means a file cut or edited
+            shapes.RESULT(raw, "")
             key = RunKey(**{f.name: raw[f.name] for f in dataclasses.fields(RunKey)})
             phases = [PhaseResult.from_json(phase, path) for phase in raw["phases"]]
             return cls(**_known(cls, {"identity": {}, **raw, "key": key, "phases": phases}))
@@ -250,15 +251,7 @@ def _plain(record: Any) -> dict[str, Any]:
 
 
 def _known(cls: type, raw: Any) -> dict[str, Any]:
-    names = [f.name for f in dataclasses.fields(cls)]
-    required = [
-        f.name
-        for f in dataclasses.fields(cls)
-        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    ]
-    if missing := [name for name in required if name not in raw]:
-        raise KeyError(", ".join(missing))
-    return {name: raw[name] for name in names if name in raw}
+    return {f.name: raw[f.name] for f in dataclasses.fields(cls) if f.name in raw}
 
 
 @contextlib.contextmanager
@@ -268,9 +261,7 @@ def _damaged(path: Path) -> Iterator[None]:
         yield
     except ResultError:
         raise
-    except KeyError as error:
-        raise ResultError(path, f"it lacks {error.args[0]}") from error
-    except (HeadwiseError, TypeError, AttributeError) as error:
+    except (HeadwiseError, Misfit) as error:
         raise ResultError(path, str(error)) from error
 
 
@@ -281,13 +272,9 @@ def load_json(path: Path) -> Any:
         ResultError: naming ``path``, if it holds something else or cannot be read. FileNotFoundError: if there is none.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise ResultError(path, "it is not text") from error
-    except json.JSONDecodeError as error:
-        raise ResultError(path, f"it is not JSON ({error})") from error
-    except IsADirectoryError as error:
-        raise ResultError(path, "it is a folder") from error
+        return read_json(path)
+    except Misfit as error:
+        raise ResultError(path, str(error)) from error
     except FileNotFoundError:
         raise
     except OSError as error:

@@ -1,0 +1,105 @@
+"""What a record must look like for everything that reads it to work on it. Standard library only.
+
+Fields that are not named here may hold any JSON: what a later version adds, and what only people read.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from headwise.results.plain import (
+    Misfit,
+    anything,
+    count,
+    each,
+    every,
+    fields,
+    flag,
+    mapping,
+    matching,
+    maybe,
+    number,
+    scalar,
+    text,
+)
+
+FORMAT = 1
+HASH = matching(r"[0-9a-f]{8,64}", "a hash of 8 to 64 hex digits")
+
+
+def _moment(value: Any, where: str) -> None:
+    """A time as ISO 8601, in the years that every system can reckon with."""
+    text(value, where)
+    try:
+        year = datetime.fromisoformat(value).year
+    except ValueError:
+        year = 0
+    if not 1980 <= year <= 2200:
+        raise Misfit(f"{where} must be a time such as 2026-01-31T12:00:00+00:00, got {value[:40]!r}")
+
+
+def _format(value: Any, where: str) -> None:
+    """The layout of this version."""
+    if isinstance(value, bool) or value != FORMAT:
+        raise Misfit(f"it is of format {str(value)[:40]!r}, this version reads {FORMAT}")
+
+
+def _head_row(value: Any, where: str) -> None:
+    """Of one projection: which heads are on, and their scores."""
+    _HEAD_ROW(value, where)
+    active, scores = value["active"], value["score"]
+    if not active or (scores is not None and len(scores) != len(active)):
+        raise Misfit(f"{where} must have a place, a mask and a score each or none")
+
+
+def _bit(value: Any, where: str) -> None:
+    """0 or 1."""
+    if isinstance(value, bool) or value not in (0, 1):
+        raise Misfit(f"{where} must be 0 or 1, got {str(value)[:40]}")
+
+
+_HEAD_ROW = fields(
+    {"stage": count, "block": count, "proj": text, "active": each(_bit), "score": maybe(each(maybe(number)))}
+)
+EXTRA = fields({}, {"gate": maybe(mapping), "heads": maybe(each(_head_row))})
+PHASE = fields(
+    {
+        "label": text,
+        "accuracy": maybe(number),
+        "num_tunable": count,
+        "num_head": count,
+        "stored_bytes": count,
+        "seconds": number,
+    },
+    {
+        "num_test": maybe(count),
+        "images_per_second": maybe(number),
+        "peak_memory": maybe(count),
+        "epochs": count,
+        "steps": count,
+        "fingerprint": text,
+        "method": mapping,
+        "train_loss": maybe(number),
+        "extra": EXTRA,
+    },
+)
+RESULT = fields(
+    {
+        **dict.fromkeys(("name", "method", "dataset", "variant", "seed"), anything),  # `RunKey` looks at them
+        "fingerprint": text,
+        "labels": each(text),
+        "provenance": mapping,
+        "phases": each(PHASE),
+    },
+    {
+        "format": _format,
+        "identity": mapping,
+        "config": mapping,
+        "versions": every(maybe(text)),
+        "git": maybe(fields({}, {"commit": maybe(text), "dirty": maybe(flag)})),
+        "machine": every(scalar),
+        "created": _moment,
+        "request": text,
+    },
+)
