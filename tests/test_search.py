@@ -122,7 +122,7 @@ def test_a_field_that_a_method_lacks() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"fields": [1]}, "protocol.search.fields names fields of the method, each with a list, got [1]"),
+        ({"fields": [1]}, "protocol.search.fields must be a mapping, got [1]"),
         ({"fields": {"rank": 8}}, "protocol.search.fields.rank is a list of different values, got 8"),
         ({"fields": {"rank": []}}, "protocol.search.fields.rank is a list of different values, got []"),
         ({"fields": {"rank": [8, 8]}}, "protocol.search.fields.rank is a list of different values, got [8, 8]"),

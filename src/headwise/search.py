@@ -46,7 +46,7 @@ class Space:
     scale: Factors = ()
     ne: Amounts = ()
     score: Scores = ()
-    fields: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    fields: Mapping[str, Any] = field(default_factory=dict)
     optional: bool = False
 
     def __post_init__(self) -> None:

@@ -68,7 +68,7 @@ class BiasEntries(Delta):
 
     def factors(self) -> Factors | None:
         """None: there is nothing to add to the projection's output."""
-        return
+        return None
 
 
 class Held(nn.Module):
