@@ -57,7 +57,7 @@ def markdown(tables: Sequence[Table]) -> str:
             parts += [f"### {title}: paired differences\n", f"{_bullets(notes)}\n"]
             parts.append(_pipes(*paired(table), num_left=2))
         if len(table.ratios):
-            parts += [f"### {table.title}: ratios to no head off\n", f"{_bullets([RATIO_NOTE])}\n"]
+            parts += [f"### {title}: ratios to no head off\n", f"{_bullets([RATIO_NOTE])}\n"]
             parts.append(_pipes(*ratios(table), num_left=1))
         if table.apart:
             parts += [f"### {title}: published rows, apart\n", f"{_bullets(table.apart)}\n"]
@@ -120,9 +120,13 @@ def _tidy(table: Table) -> list[dict[str, Any]]:
 
 
 def plain_json(tables: Sequence[Table]) -> str:
-    """Everything, unrounded: the fields of each `headwise.tables.build.Table`."""
+    """Everything, unrounded: the fields of each `headwise.tables.build.Table`; ratios where there are any."""
     plain = [
-        {name: _records(part) if isinstance(part, pd.DataFrame) else part for name, part in vars(table).items()}
+        {
+            name: _records(part) if isinstance(part, pd.DataFrame) else part
+            for name, part in vars(table).items()
+            if name != "ratios" or len(part)
+        }
         for table in tables
     ]
     return json.dumps({"tables": plain}, indent=2, allow_nan=False) + "\n"
