@@ -97,7 +97,7 @@ def test_only_sources_and_generators_import_tensorflow_datasets() -> None:
 
 
 def test_only_the_bridge_imports_peft() -> None:
-    assert importers("peft") <= {"methods/peft_bridge", "adalora"}
+    assert importers("peft") <= {"methods/peft_bridge", "adalora", "peftconfig"}
 
 
 def test_only_nf4_imports_bitsandbytes() -> None:

@@ -18,7 +18,7 @@ class Change:
     Attributes:
         target: ``_target_`` of the method.
         revision: of its numbers since then.
-        settings: values that its fields have where the numbers changed; {} for all.
+        settings: values that its fields, by dotted name, have where the numbers changed; {} for all.
         why: what changed.
     """
 
@@ -29,6 +29,12 @@ class Change:
 
 
 CHANGES = (
+    Change(
+        "headwise.methods.peft_bridge.PeftMethod",
+        2,
+        {"config.init_lora_weights": "lora_ga"},
+        "LoRA-GA starts from gradients; it started as LoRA",
+    ),
     Change("headwise.methods.adapters.Adapters", 2, {"init": "houlsby"}, "the start is cut at two deviations"),
     Change("headwise.methods.noah.NOAH", 2, {"init": "upstream"}, "prompts start as those of the authors' supernet"),
     Change("headwise.methods.spt_lora.SPTLoRA", 2, {}, "entries of biases train; the authors' grid of thresholds"),
@@ -41,7 +47,13 @@ def fill_revisions(method: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in method.items():
         filled[name] = fill_revisions(value) if isinstance(value, Mapping) else value
     for change in CHANGES:
-        same = all(filled.get(name) == value for name, value in change.settings.items())
+        same = all(_at(filled, name) == value for name, value in change.settings.items())
         if filled.get("_target_") == change.target and same:
             filled["revision"] = max(filled.get("revision") or 1, change.revision)
     return filled
+
+
+def _at(node: Any, name: str) -> Any:
+    for part in name.split("."):
+        node = node.get(part) if isinstance(node, Mapping) else None
+    return node

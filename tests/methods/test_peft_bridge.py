@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import typing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import peft
 import pytest
 import torch
 from made_native import array
@@ -152,6 +154,23 @@ def test_pissa_residual_follows_the_stored_start() -> None:
         (method("peft.FourierFTConfig", n_frequency=3000), "less than or equal to .* 3000 and the product is 2304"),
         (method("peft.OFTConfig", oft_block_size=7, r=0), r"install peft\.OFTConfig: Invalid `oft_block_size` \(7\)!"),
         (method(r=8, use_bdlora={"_target_": "peft.BdLoraConfig", **BLOCKS, "nblocks": 5}), "peft cannot install"),
+        (
+            method(r=4, init_lora_weights="eva"),
+            r"config\.init_lora_weights='eva' is not supported: its start needs passes",
+        ),
+        (
+            method(r=4, eva_config={"_target_": "peft.EvaConfig"}),
+            r"config\.eva_config=peft\.EvaConfig is not supported",
+        ),
+        (method(r=4, init_lora_weights="corda"), r"init_lora_weights='corda' is not supported: its start needs cov"),
+        (method(r=4, use_qalora=True), r"config\.use_qalora=True is not supported: peft has it for GPTQ layers only"),
+        (method(r=4, kasa_config={"_target_": "peft.KasaConfig"}), r"kasa_config=.* leaves its regularisers to the"),
+        (method(r=4, monteclora_config={"_target_": "peft.MontecloraConfig"}), r"monteclora_config=.* its regulariser"),
+        (
+            method("peft.AdamssConfig", use_asa=True),
+            r"config\.use_asa=True is not supported: peft leaves its allocation",
+        ),
+        (method(r=4, init_lora_weights="loftq", loftq_config={"loftq_bits": 4}), "LoraConfig: it needs 'loftq_iter'"),
         (adalora(target_r=6), r"config\.target_r must be below init_r=6, got 6"),
         (adalora(tinit=800, tfinal=300), "don't allow for a budgeting phase"),
     ],
@@ -175,6 +194,90 @@ def test_the_updates_own_learning_rate_is_checked() -> None:
     assert "adapter_lr" not in method(r=4).spec()
     own = dataclasses.replace(composed_method("fourierft"), adapter_lr=0.1)
     assert build_method(own.spec(), "fourierft") == own
+
+
+GA = {"_target_": "peft.LoraGAConfig"}
+STARTS = {
+    "loftq": {"loftq_config": {"_target_": "peft.LoftQConfig"}},
+    "lora_ga": {"lora_ga_config": GA},
+}
+NAMED_STARTS = [
+    start.replace("[number of iters]", "4")
+    for kind in typing.get_args(typing.get_type_hints(peft.LoraConfig)["init_lora_weights"])
+    for start in typing.get_args(kind)
+]
+
+
+@pytest.mark.parametrize("start", [*NAMED_STARTS, "lora_ga"])
+def test_a_start_of_peft_is_its_own_or_refused(start: str) -> None:
+    """E27: peft leaves some starts to its caller, and trains plain LoRA under their name if that does nothing."""
+
+    def started(**config: Any) -> tuple[dict[str, Tensor], float]:
+        net, recipe = network("vit"), method(r=4, **config)
+        before = logits(net, images())
+        plan = recipe.prepare(net, batches(), 20)
+        torch.manual_seed(0)
+        installed: Any = recipe.install(net, plan)
+        tensors = {name: tensor.detach().clone() for name, tensor in installed._tensors().items()}
+        return tensors, distance(logits(net, images()), before)
+
+    assert NAMED_STARTS
+    plain, _ = started()
+    try:
+        own, change = started(init_lora_weights=start, **STARTS.get(start, {}))
+    except ConfigError as error:
+        assert start in ("eva", "corda", "loftq"), error
+        assert start in str(error).lower()
+        return
+    assert any(not torch.equal(own[name], tensor) for name, tensor in plain.items())
+    assert change < (1.0 if start == "loftq" else 1e-5)
+
+
+def test_lora_ga_starts_along_the_gradient_and_at_the_pretrained_network() -> None:
+    """E27: B A is in the span of the leading singular vectors of the gradient, and taken out of the weight."""
+    recipe, net = method(r=4, lora_alpha=8, init_lora_weights="lora_ga", lora_ga_config=GA), network("vit")
+    sites = [site for site in net.sites if site.proj in ("q", "v")]
+    weights = {site.key: net.linear(site).weight.detach().clone() for site in sites}
+    net.train()
+    parameters: Any = [net.linear(site).weight.requires_grad_(True) for site in sites]
+    sums = [torch.zeros_like(p) for p in parameters]
+    for x, y in batches()():
+        loss = torch.nn.functional.cross_entropy(net(x), y)
+        sums = [total + g for total, g in zip(sums, torch.autograd.grad(loss, parameters), strict=True)]
+    net.eval().requires_grad_(False)
+    before = logits(net, images())
+    plan = recipe.prepare(net, batches(), 20)
+    assert plan == {"start": "gradients"}
+    installed: Any = recipe.install(net, plan)
+    assert not net.training
+    assert distance(logits(net, images()), before) <= 1e-5
+    for site, total in zip(sites, sums, strict=True):
+        layer = installed.layers[site]
+        left, _, right = torch.linalg.svd(total)
+        A, B = layer.lora_A["default"].weight.detach(), layer.lora_B["default"].weight.detach()
+        assert distance(A, (A @ right[:4].T) @ right[:4]) <= 1e-3 * float(A.abs().max())  # "ArB2r": the first r rows
+        assert distance(B, left[:, 4:8] @ (left[:, 4:8].T @ B)) <= 2e-2 * float(B.abs().max())  # the next r columns
+        assert B.any()
+        moved = weights[site.key] - 2.0 * B @ A
+        assert distance(layer.base_layer.weight, moved) <= 1e-5
+        assert not hasattr(layer.base_layer, "_peft_loraga_grad")
+
+
+def test_lora_ga_trains_resumes_and_reloads(tmp_path: Path) -> None:
+    recipe = method(r=4, init_lora_weights="lora_ga", lora_ga_config=GA)
+    net = network("vit")
+    (phase,), (file,) = train(net, [recipe], tmp_path, epochs=2)
+    assert phase.extra["plan"] == {"start": "gradients"}
+    recipe.rehearse(network("vit"))
+    again = network("vit")
+    restored = recipe.install(again, phase.extra["plan"])
+    restored.unpack(load_file(str(file)))
+    want = network("vit")
+    (same,), _ = train(want, [recipe], tmp_path, epochs=2)
+    assert same == phase
+    assert distance(logits(again, images()), logits(want, images())) < 1e-5
+    with pytest.raises(ConfigError, match=r"starts from gradients \(LoRA-GA\): it needs the plan that its prepare"):
+        recipe.install(network("vit"))
 
 
 def test_starts_off_zero_are_declared() -> None:

@@ -5,19 +5,15 @@ Legend: O, I features, R rank.
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import dataclasses
 import itertools
-import re
-import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
-import peft
 import torch
+import torch.nn.functional as F
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.adalora import AdaLoraModel
 from peft.tuners.lora.dora import DoraLinearLayer
@@ -26,20 +22,22 @@ from torch import Tensor, nn
 
 from headwise.adalora import ADAPTER, Allocator, schedule
 from headwise.backbone import Backbone
-from headwise.errors import ConfigError, suggest
+from headwise.errors import ConfigError
 from headwise.methods.base import Batches, Installed, Method, Plan
 from headwise.named import check_names, copy_into
+from headwise.peftconfig import REFUSALS, build_config, config_class, is_adalora, is_lora_ga, refuse_unprepared, strict
 from headwise.qkv import SplitQKV
 from headwise.schema.kinds import Positive
 from headwise.sites import PROJECTIONS, Site, select
 
 NOMINAL_STEPS = 1000
 """Length of the run that an AdaLoRA is laid out for that is taken from a checkpoint, or installed without a plan."""
-REFUSALS = (ValueError, TypeError, ImportError, UserWarning)
-"""What peft raises where a config cannot be, or needs a package that is not installed."""
 
-FETCHING = re.compile("adapters|auto_mapping|base_model.*|megatron_.*|prompt_tuning.*|revision|shadow_model|token.*")
-"""Fields by which a config makes peft import modules, read files or fetch other models."""
+LORA_GA: Plan = {"start": "gradients"}
+"""Plan of a LoRA-GA whose gradients have been taken."""
+
+GRADIENT = "_peft_loraga_grad"
+"""Where peft looks for the gradient of a projection, as its own ``preprocess_loraga`` leaves it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,12 +60,9 @@ class PeftMethod(Method):
     @property
     def identity_tolerance(self) -> float:  # type: ignore[override]
         """A config that draws its update at random instead of starting it at zero (FourierFT does) starts off it."""
-        kind = _config_class(self.config)
+        kind = config_class(self.config)
         flags = [self.config.get(name, getattr(kind, name, True)) for name in ("init_weights", "init_lora_weights")]
         return 10.0 if False in flags else Method.identity_tolerance
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
 
     def spec(self) -> dict[str, Any]:
         """As `Method.spec`; a learning rate that the update does not have is left out."""
@@ -76,9 +71,25 @@ class PeftMethod(Method):
             del values["adapter_lr"]
         return values
 
+    def rehearse(self, net: Backbone) -> None:
+        """There are no gradients yet for LoRA-GA to start from; everything else is as it will be."""
+        self.install(net, LORA_GA if is_lora_ga(self.config) else None)
+
     def prepare(self, net: Backbone, batches: Batches, num_steps: int) -> Plan | None:
-        """AdaLoRA's budget falls over the whole run, so it must know the number of steps."""
-        return {"num_steps": num_steps or NOMINAL_STEPS} if _is_adalora(self.config) else None
+        """The number of steps for AdaLoRA, whose budget falls over the whole run; gradients for LoRA-GA's start.
+
+        The gradients are left at the projections, where peft looks for them.
+        """
+        if is_adalora(self.config):
+            return {"num_steps": num_steps or NOMINAL_STEPS}
+        if not is_lora_ga(self.config):
+            return None
+        paths = {module: name for name, module in net.model.named_modules()}
+        sites = {paths[net.linear(site)]: site for site in net.sites}
+        reached = list(_reached(self._configure(net, sites, LORA_GA), net, sites))
+        for site, gradient in zip(reached, _gradients(net, reached, batches), strict=True):
+            setattr(net.linear(site), GRADIENT, gradient)
+        return dict(LORA_GA)
 
     def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
         """Let peft replace the projections.
@@ -92,13 +103,16 @@ class PeftMethod(Method):
         config = self._configure(net, sites, plan)
         before = {site: weight.clone() for site, weight in _reached(config, net, sites).items()}
         try:
-            with _strict():
+            with strict():
                 tuner = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type](net.model, config, adapter_name=ADAPTER)
+        except KeyError as error:
+            raise ConfigError(f"peft cannot install {self.config['_target_']}: it needs {error}") from error
         except (*REFUSALS, NotImplementedError, RuntimeError, AttributeError) as error:
             raise ConfigError(f"peft cannot install {self.config['_target_']}: {error}") from error
         layers = {site: module for site in net.sites if isinstance(module := net.linear(site), BaseTunerLayer)}
         _check_merges(self.config["_target_"], layers.values())
-        moved = [site for site, layer in layers.items() if not torch.equal(_base(layer).weight, before[site])]
+        moves = is_lora_ga(self.config)  # without gradients, as of a finished phase, nothing has moved yet
+        moved = [s for s, layer in layers.items() if moves or not torch.equal(_base(layer).weight, before[s])]
         num_steps = None if plan is None else plan.get("num_steps")
         installed = PeftInstalled(net, tuner, layers, moved, num_steps, self.adapter_lr)
         _check_owned(net, installed)
@@ -130,63 +144,15 @@ class PeftMethod(Method):
                     f"config.{field}={values[field]!r} is not supported: the head always trains, biases train with "
                     f"method=bitfit; allowed: {allowed}"
                 )
-        if _is_adalora(self.config):
+        refuse_unprepared(values)
+        if is_lora_ga(self.config) and plan is None:
+            raise ConfigError(
+                f"method {self.label!r} starts from gradients (LoRA-GA): it needs the plan that its prepare() makes "
+                "from the training data"
+            )
+        if is_adalora(self.config):
             values |= schedule(values, NOMINAL_STEPS if plan is None else plan["num_steps"])
-        return _build_config(values)
-
-
-@contextlib.contextmanager
-def _strict() -> Iterator[None]:
-    """Take peft's warnings as errors: they say that it ignores or alters what was asked for."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", category=UserWarning, module=r"peft\.tuners")
-        yield
-
-
-def _is_adalora(config: Mapping[str, Any]) -> bool:
-    return _config_class(config) is peft.AdaLoraConfig
-
-
-def _config_class(values: Mapping[str, Any]) -> type[Any]:
-    """The class that ``_target_`` names.
-
-    Raises:
-        ConfigError: if it is not one of peft's configs; lists them.
-    """
-    target = str(values.get("_target_", ""))[:200] if isinstance(values, Mapping) else repr(values)[:200]
-    module, _, name = target.rpartition(".")
-    kind = getattr(peft, name, None) if module == "peft" else None
-    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind) and name.endswith("Config")):
-        names = [f"peft.{name}" for name in dir(peft) if name.endswith("Config")]
-        raise ConfigError(f"config._target_ must name a config of peft, got {target!r}{suggest(target, names)}")
-    return kind
-
-
-def _build_config(values: Mapping[str, Any]) -> Any:
-    """A peft config from plain data; a nested mapping with ``_target_`` is a config as well.
-
-    Raises:
-        ConfigError: for an unknown field, a value that peft refuses, or a method that adapts no projection.
-    """
-    kind = _config_class(values)
-    allowed = {field.name for field in dataclasses.fields(kind) if field.init}
-    options = {}
-    for name, value in values.items():
-        if name == "_target_":
-            continue
-        if name not in allowed:
-            raise ConfigError(f"peft.{kind.__name__} has no field {name!r}{suggest(name, allowed)}")
-        if FETCHING.fullmatch(name) and value is not None:
-            raise ConfigError(f"config.{name} is not supported: it would make peft import or load something of its own")
-        options[name] = _build_config(value) if isinstance(value, Mapping) and "_target_" in value else value
-    try:
-        with _strict():
-            config = kind(**options)
-    except REFUSALS as error:
-        raise ConfigError(f"peft.{kind.__name__}: {error}") from error
-    if hasattr(config, "peft_type") and config.peft_type not in PEFT_TYPE_TO_TUNER_MAPPING:
-        raise ConfigError(f"peft.{kind.__name__} adapts no projection, so it cannot be a method here")
-    return config
+        return build_config(values)
 
 
 def _reached(config: Any, net: Backbone, sites: Mapping[str, Site]) -> dict[Site, Tensor]:
@@ -211,6 +177,32 @@ def _reached(config: Any, net: Backbone, sites: Mapping[str, Site]) -> dict[Site
             raise ConfigError(f"{site.key} is a {type(module).__name__}, which peft cannot adapt; {allowed}")
         weights[site] = module.weight.detach()
     return weights
+
+
+def _gradients(net: Backbone, sites: Sequence[Site], batches: Batches) -> list[Tensor]:
+    """Mean over the batches of the loss's gradients, (O, I), in training mode.
+
+    As peft's ``preprocess_loraga`` takes them. That counts calls of each projection by hooks, and q, k and v are not
+    called one by one here.
+    """
+    weights: list[Tensor] = [net.linear(site).weight for site in sites]  # type: ignore[misc]
+    flags, mode = {p: p.requires_grad for p in net.parameters()}, net.training
+    sums: list[Tensor] = [torch.zeros_like(weight) for weight in weights]
+    count = 0
+    try:
+        net.requires_grad_(False)
+        for weight in weights:
+            weight.requires_grad_(True)
+        net.train()
+        for images, labels in batches():
+            grads = torch.autograd.grad(F.cross_entropy(net(images), labels), weights)
+            sums = [total + grad for total, grad in zip(sums, grads, strict=True)]
+            count += 1
+    finally:
+        for parameter, flag in flags.items():
+            parameter.requires_grad_(flag)
+        net.train(mode)
+    return [total / count for total in sums]
 
 
 def _check_merges(target: str, layers: Iterable[nn.Module]) -> None:
