@@ -15,6 +15,8 @@ from typing import Any
 
 LIMIT = 64 << 20
 """Bytes of a file beyond which it is no record."""
+COUNTED = 10**16
+"""More than this of anything is no count."""
 DEPTH = 60
 """Brackets within brackets beyond which it is none."""
 _DIGITS = 18
@@ -103,8 +105,9 @@ def whole(value: Any, where: str) -> None:
 
 
 def count(value: Any, where: str) -> None:
-    """An integer of at least 0."""
-    _must(isinstance(value, int) and not isinstance(value, bool) and value >= 0, value, where, "a whole number >= 0")
+    """An integer of at least 0, and of what can be counted."""
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    _must(is_whole and 0 <= value < COUNTED, value, where, "a whole number >= 0")
 
 
 def number(value: Any, where: str) -> None:

@@ -5,12 +5,15 @@ Fields that are not named here may hold any JSON: what a later version adds, and
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
 from headwise.results.plain import (
+    COUNTED,
     Misfit,
     anything,
+    between,
     count,
     each,
     every,
@@ -59,10 +62,14 @@ def _bit(value: Any, where: str) -> None:
         raise Misfit(f"{where} must be 0 or 1, got {str(value)[:40]}")
 
 
-_HEAD_ROW = fields(
-    {"stage": count, "block": count, "proj": text, "active": each(_bit), "score": maybe(each(maybe(number)))}
+_HEAD_ROW = fields({"stage": count, "block": count, "proj": text, "active": each(_bit), "score": maybe(each(number))})
+_AMOUNT = between(0, COUNTED)
+_GATE = fields(
+    {},
+    {**dict.fromkeys(("mode", "score", "scope", "warmup", "count", "ratio", "budget", "score_data", "pooled"), scalar)}
+    | {"scoring_seconds": maybe(_AMOUNT)},
 )
-EXTRA = fields({}, {"gate": maybe(mapping), "heads": maybe(each(_head_row))})
+EXTRA = fields({}, {"gate": maybe(_GATE), "heads": maybe(each(_head_row)), "paper_bytes": maybe(count)})
 PHASE = fields(
     {
         "label": text,
@@ -70,11 +77,11 @@ PHASE = fields(
         "num_tunable": count,
         "num_head": count,
         "stored_bytes": count,
-        "seconds": number,
+        "seconds": _AMOUNT,
     },
     {
         "num_test": maybe(count),
-        "images_per_second": maybe(number),
+        "images_per_second": maybe(_AMOUNT),
         "peak_memory": maybe(count),
         "epochs": count,
         "steps": count,
@@ -84,18 +91,34 @@ PHASE = fields(
         "extra": EXTRA,
     },
 )
+
+
+def _task(value: Any, where: str) -> None:
+    """What is recorded of a task; of another kind it counts as not recorded."""
+    if isinstance(value, Mapping):
+        _TASK(value, where)
+
+
+def _data(value: Any, where: str) -> None:
+    """What is recorded of the images; of another kind it counts as not recorded."""
+    if isinstance(value, Mapping):
+        _DATA(value, where)
+
+
+_TASK = fields({}, {"group": scalar, "shots": maybe(count), "draw": maybe(count)})
+_DATA = fields({}, {"mean": maybe(each(number)), "std": maybe(each(number))})
 RESULT = fields(
     {
         **dict.fromkeys(("name", "method", "dataset", "variant", "seed"), anything),  # `RunKey` looks at them
         "fingerprint": text,
         "labels": each(text),
-        "provenance": mapping,
+        "provenance": fields({}, {"data": _data}),
         "phases": each(PHASE),
     },
     {
         "format": _format,
-        "identity": mapping,
-        "config": mapping,
+        "identity": fields({}, {"dataset": _task}),
+        "config": fields({}, {"dataset": _task}),
         "versions": every(maybe(text)),
         "git": maybe(fields({}, {"commit": maybe(text), "dirty": maybe(flag)})),
         "machine": every(scalar),

@@ -24,6 +24,7 @@ from typing import Any
 
 from headwise import atomic
 from headwise.errors import ConfigError, HeadwiseError, ResultConflict
+from headwise.results import plain
 from headwise.results.claims import BusyError, Claim
 from headwise.results.fingerprint import canonical, differences, fingerprint
 from headwise.results.records import OWN_FOLDERS, PhaseResult, Result, ResultError, RunKey, load_json
@@ -42,6 +43,9 @@ __all__ = [
 
 _HEX = re.compile(r"[0-9a-f]{8,64}")
 _SHOWN = 12
+_LINE = plain.fields(
+    {"path": plain.text, "stamp": plain.each(plain.whole), "fingerprint": plain.text, "request": plain.text}
+)
 _log = logging.getLogger(__name__)
 
 
@@ -222,8 +226,9 @@ class ResultStore:
             return {}
         lines: dict[str, dict[str, Any]] = {}
         for row in filter(None, text.split("\n")):
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                line = json.loads(row)
+            with contextlib.suppress(plain.Misfit):
+                line = plain.parse(row)
+                _LINE(line, "")
                 lines[line["path"]] = {name: line[name] for name in ("stamp", "fingerprint", "request")}
         return lines
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from headwise import atomic
-from headwise.results import claims
+from headwise.errors import ConfigError
+from headwise.results import claims, plain
 from headwise.results.records import ResultError, RunKey, load_json
 from headwise.results.store import Finished, ResultStore
 
@@ -58,6 +59,23 @@ class State:
     why: str = ""
 
 
+def _run_folder(value: Any, where: str) -> None:
+    """The path of a run below the root, and nothing else: what lies there is looked at."""
+    plain.text(value, where)
+    try:
+        inside = RunKey.of(Path(value)).path("") == Path(value)
+    except ConfigError:
+        inside = False
+    if not inside:
+        raise plain.Misfit(f"{where} is no run's folder: {value[:80]!r}")
+
+
+_ENTRY = plain.fields(
+    {"overrides": plain.each(plain.text)},
+    {"path": plain.maybe(_run_folder), "failure": plain.maybe(plain.text), "trace": plain.maybe(plain.text)},
+)
+
+
 class Ledger:
     """The requests under one root.
 
@@ -74,9 +92,11 @@ class Ledger:
 
     def read(self, request: str) -> Entry | None:
         """What is noted of a request; None if there is nothing readable."""
-        with contextlib.suppress(FileNotFoundError, ResultError, TypeError, AttributeError, KeyError):
+        with contextlib.suppress(FileNotFoundError, ResultError, plain.Misfit):
             raw = load_json(self.path(request))
-            return Entry(**{**raw, "overrides": tuple(raw["overrides"])})
+            _ENTRY(raw, "")
+            known = {f.name: raw[f.name] for f in dataclasses.fields(Entry) if f.name in raw}
+            return Entry(**{**known, "overrides": tuple(raw["overrides"])})
         return None
 
     def entries(self) -> dict[str, Entry]:

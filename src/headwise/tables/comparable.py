@@ -213,7 +213,7 @@ def shots(result: Result) -> int | None:
 
 def repeat(result: Result) -> tuple[int, int]:
     """Return what tells repetitions of a cell apart: the seed, and of a few-shot set the draw (else 0)."""
-    return result.key.seed, 0 if shots(result) is None else int(dataset(result).get("draw", 0))
+    return result.key.seed, 0 if shots(result) is None else int(dataset(result).get("draw") or 0)
 
 
 def _draw(result: Result) -> str:

@@ -20,7 +20,7 @@ class Pair:
         row: as tables name it: method and variant.
         dataset, repeat: of both; the seed, and of a few-shot set the draw.
         gated, plain: accuracies, percent; `plain` is None where the twin has not been run.
-        bytes, paper_bytes, plain_bytes: stored, by the paper's formula, and of the twin.
+        bytes, paper_bytes, plain_bytes: stored, by the paper's formula, and of the twin; None where unknown.
         scoring: time of the scoring pass, in epochs of that run; None where nothing was scored.
     """
 
@@ -30,7 +30,7 @@ class Pair:
     gated: float
     plain: float | None
     bytes: int
-    paper_bytes: int
+    paper_bytes: int | None
     plain_bytes: int | None
     scoring: float | None
 
@@ -57,7 +57,7 @@ def pairs(results: Iterable[Result]) -> tuple[list[Pair], list[str]]:
                 gated=float(last.accuracy or 0.0),
                 plain=None if twin is None else twin.accuracy,
                 bytes=last.stored_bytes,
-                paper_bytes=int(last.extra["paper_bytes"]),
+                paper_bytes=last.extra.get("paper_bytes"),
                 plain_bytes=None if twin is None else twin.phases[-1].stored_bytes,
                 scoring=last.gate["scoring_seconds"] / epoch if scored else None,
             )
@@ -95,7 +95,7 @@ def markdown(found: Iterable[Pair], notes: Sequence[str] = ()) -> str:
             spread([plain for _, plain in both]),
             spread(gaps, sign=True),
             f"{members[0].bytes:,}",
-            f"{members[0].paper_bytes:,}",
+            "" if members[0].paper_bytes is None else f"{members[0].paper_bytes:,}",
             f"{sizes[0]:,}" if sizes else "",
             f"{max(scoring):.2f}" if scoring else "",
         ]
