@@ -131,5 +131,5 @@ COUNTS: dict[str, Callable[[Phase], int]] = {
 COUNTS |= {f"peft_{name}": COUNTS[name] for name in ("lora", "dora", "pissa")}
 COUNTS |= {f"qkv_{name}": lora(4, "q", "k", "v") for name in ("split", "peft")}
 COUNTS |= {"qkv_fused": per_block(lambda c: 4 * c * 4), "qkv_fused_matched": per_block(lambda c: 4 * c * 24)}
-COUNTS |= {f"heart_{name}": COUNTS["heart_lora"] for name in ("front", "layer", "random")}
+COUNTS |= {f"heart_{name}": COUNTS["heart_lora"] for name in ("front", "grad", "layer", "random", "weight")}
 """Tunable parameters without the head, in closed form, by the label of a phase (rank 4, 3 per head)."""

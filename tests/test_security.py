@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import pickle
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 import headwise
+from headwise import targets
 from headwise.data.prepared import check_features
 from headwise.data.sources import SOURCES, source_of
 from headwise.data.tasks import task_of
@@ -208,10 +210,11 @@ def test_the_closed_tables_are_all_that_conf_names() -> None:
     assert len(named["method"]) > 20
     assert named["data"] <= set(SOURCES)
     composites = {"headwise.methods.hs_lora.TwoPhase", "headwise.methods.hs_lora.Longer"}  # phases name their parts
-    kinds = {target: base._own(target) for target in named["method"] - composites}
+    own = functools.partial(targets.below, Path(base.__file__).parent, "headwise.methods", Method)
+    kinds = {target: own(target) for target in named["method"] - composites}
     assert all(kind is not None and issubclass(kind, Method) for kind in kinds.values())
-    assert base._own("headwise.methods.base.Method") is Method
-    assert base._own("headwise.methods.base.Backbone") is None  # imported there, and no method
+    assert own("headwise.methods.base.Method") is Method
+    assert own("headwise.methods.base.Backbone") is None  # imported there, and no method
 
 
 def test_a_record_of_ours_still_holds() -> None:

@@ -177,7 +177,7 @@ def test_depth_is_one_for_all_images_found_or_stated(tmp_path: Path, caplog: pyt
     with pytest.raises(DataError, match=r"test.txt, line 1: image .*b.png' .*up to 4000, which do not fit 11 bits"):
         source.load(replace(task, depth=11), "test", 32)
     for depth in (7, 17, True, 2.5):
-        with pytest.raises(ConfigError, match=r"dataset.depth=.*8 to 16 bits"):
+        with pytest.raises(ConfigError, match=r"depth.*(must be a whole number|8 to 16 bits)"):
             replace(task, depth=depth)
     with pytest.raises(ConfigError, match="only a user's own images"):
         load_task("svhn", depth=12)

@@ -164,5 +164,5 @@ def test_refuses() -> None:
         build("houlsby_b8", "method.placement=houlsbi")
     with pytest.raises(ConfigError, match=r"unknown adapter init 'zero'.*allowed: houlsby, lora"):
         build("houlsby_b8", "method.init=zero")
-    with pytest.raises(ConfigError, match=r"the adapter's drop_path must be in \[0, 1\), got 1"):
+    with pytest.raises(ConfigError, match=r"drop_path of method 'adapter_post' must be in \[0, 1\), got 1"):
         build("adapter_post", "method.drop_path=1").install(network("vit"))
