@@ -50,7 +50,8 @@ def variant(hydra: HydraConf, overrides: Sequence[str], own: Mapping[str, Any], 
         except (KeyError, TypeError, ValueError, OSError):
             return False
 
-    return variant_of(telling(overrides, alike, composer.is_group), contents=_contents(own))
+    told = composer.spelled(telling(overrides, alike, composer.is_group), overrides)
+    return variant_of(told, contents=_contents(own))
 
 
 class Composer:
@@ -83,6 +84,37 @@ class Composer:
         del cfg["hydra"]
         OmegaConf.set_struct(cfg, True)
         return cfg
+
+    def spelled(self, told: Sequence[str], overrides: Sequence[str]) -> list[str]:
+        """Choices within a group, or by its content, as the option that says the same: ``rank.global=8`` is r8.
+
+        Args:
+            told: to be written so, of the `overrides`.
+            overrides: of the job.
+        """
+        values: dict[str, list[str]] = {}
+        for word in told:
+            name, _, value = word.lstrip("+").partition("=")
+            group = name.partition(".")[0]
+            if self.loader.repository.group_exists(group) and (name != group or not value[:1].isalpha()):
+                values.setdefault(group, []).append(word)
+        spelled = list(told)
+        for group, words in values.items():
+            node = self.compose(overrides)[group]
+            if option := self._option(group, OmegaConf.to_container(node)):
+                first = spelled.index(words[0])
+                spelled = [word for word in spelled if word not in words and not word.startswith(f"{group}=")]
+                spelled.insert(first, f"{group}={option}")
+        return spelled
+
+    def _option(self, group: str, content: Any) -> str:
+        """The shortest name, of those that begin with a letter, of an option with that content; empty if none has."""
+        names = sorted(filter(lambda name: name[:1].isalpha(), self.loader.get_group_options(group)), key=len)
+        return next((name for name in names if self._content(f"{group}/{name}") == content), "")
+
+    def _content(self, path: str) -> Any:
+        loaded = self.loader.repository.load_config(path)
+        return None if loaded is None else OmegaConf.to_container(loaded.config)
 
     def is_group(self, override: str) -> bool:
         """Whether it chooses an option of a group."""
