@@ -280,10 +280,12 @@ class VTABDataModule(L.LightningDataModule):
 
     def provenance(self) -> dict[str, Any]:
         """Where pixels came from and what was done to them, as plain values for the result file."""
+        for split in (self.train_split, self.eval_split):
+            self.pixels(split)  # not read yet where every phase was taken from the store
         used = dict(self._pixels)
-        final = used.get(self.eval_split) or used.get(self.train_split)
+        final = used[self.eval_split]
         return {
-            "source": None if final is None else final.provenance["source"],
+            "source": final.provenance["source"],
             "splits": {split: len(pixels.labels) for split, pixels in used.items()},
             "resize": {split: pixels.provenance["resize"] for split, pixels in used.items()},
             "resize_to_network": self.resize,
