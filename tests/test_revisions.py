@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import json
+import re
 
 import pytest
 
 from headwise.plan import plan_run
 from headwise.revisions import CHANGES, fill_revisions
-from made_networks import compose_config
+from made_networks import REPO, compose_config
 
 TINY = ("backbone=vit_tiny_random", "dataset=dsprites_loc", "data=synthetic", "trainer=cpu", "trainer.threads=1")
 
@@ -50,6 +52,17 @@ def test_methods_within_a_method_have_theirs() -> None:
     plan = plan_run(compose_config(*TINY, "method=hs_lora", "method@method.first=houlsby_b8"))
     assert plan.identity["method"]["first"]["revision"] == 2
     assert "revision" not in plan.identity["method"]
+
+
+def test_kept_records_of_older_numbers_are_said_to_be_and_all_others_are_recognised() -> None:
+    older = set()
+    for file in sorted((REPO / "docs" / "results" / "records").glob("**/result.json")):
+        method = json.loads(file.read_text(encoding="utf-8"))["config"]["method"]
+        if fill_revisions(method) != method:
+            older.add(method["label"])
+    text = (REPO / "docs" / "results.md").read_text(encoding="utf-8")
+    (said,) = [part for part in text.split("\n\n") if part.startswith("**Of older code**")]
+    assert older == set(re.findall(r"`(\w+)` \(", said)) == {"houlsby_b8", "spt_lora"}
 
 
 def test_filling_twice_changes_nothing() -> None:
