@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from headwise.errors import CheckpointError
 from headwise.gate import Gate
 from headwise.methods.lora import LoRA
 from headwise.phases import CHECKPOINT, TENSORS, read_tensors, set_aside
-from test_training import after_epoch, folder_of, quiet, rows, run, timeless, whole  # noqa: F401
+from headwise.results.records import PhaseResult, ResultError
+from headwise.results.store import PhaseStore
+from test_training import HEADS, LORA, RECIPE, after_epoch, folder_of, quiet, rows, run, timeless, whole  # noqa: F401
 
 
 def flipped(data: bytes, place: float) -> bytes:
@@ -99,3 +105,65 @@ def test_a_damaged_shared_warm_up_is_trained_again(tmp_path: Path) -> None:
     stored, expected = (tmp_path / root / "phases" / result.fingerprint / TENSORS for root in ("hit", "calm"))
     assert stored.read_bytes() == expected.read_bytes()
     assert any("damaged" in line and "trained again" in line for line in said)
+
+
+def bits_of(file: Path) -> list[int]:
+    """Places of a tensors file: in its header, in the first tensor, in the middle, in the last byte."""
+    size = file.stat().st_size
+    header = 8 + int.from_bytes(file.read_bytes()[:8], "little")
+    return [header // 2, header, (header + size) // 2, size - 1]
+
+
+def flip(file: Path, place: int) -> None:
+    """Another file in its place: those that share its blocks stay."""
+    data = bytearray(file.read_bytes())
+    data[place] ^= 1
+    file.unlink()
+    file.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_a_flipped_bit_of_a_stored_phase_is_never_trained_on(place: int, tmp_path: Path) -> None:
+    """Issue 14, A3: a second phase, and the same again, are refused; nothing is left of the second."""
+    short = replace(RECIPE, epochs=1)
+    _, (first,) = run(tmp_path, [LORA], short)
+    file = folder_of(tmp_path) / TENSORS
+    assert first.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+    run(tmp_path, [LORA], short)
+    flip(file, bits_of(file)[place])
+    for methods in ([LORA], [LORA, HEADS]):
+        with pytest.raises(CheckpointError, match=r"phase\.safetensors .*delete its folder and run again"):
+            run(tmp_path, methods, short)
+    assert len(list(tmp_path.glob("phases/*/phase.json"))) == 1
+
+
+def test_a_phase_of_a_record_without_a_hash_is_taken_as_it_is(tmp_path: Path) -> None:
+    short = replace(RECIPE, epochs=1)
+    _, (first,) = run(tmp_path, [LORA], short)
+    file = folder_of(tmp_path) / "phase.json"
+    record = json.loads(file.read_text())
+    del record["sha256"]
+    file.write_text(json.dumps(record))
+    said: list[str] = []
+    _, (again,) = run(tmp_path, [LORA], short, said=said)
+    assert again == replace(first, sha256=None)
+    assert any("already trained" in line for line in said)
+
+
+def test_damaged_phases_of_another_store_are_not_taken_over(tmp_path: Path) -> None:
+    short = replace(RECIPE, epochs=1)
+    for name in ("old", "again"):
+        run(tmp_path / name, [LORA], short)
+    before = {file.name: file.read_bytes() for file in folder_of(tmp_path / "old").iterdir() if file.is_file()}
+    file = folder_of(tmp_path / "again") / TENSORS
+    flip(file, bits_of(file)[2])
+    with pytest.raises(CheckpointError, match=r"phase\.safetensors is damaged: .*resume=force"):
+        PhaseStore(tmp_path / "old").adopt(PhaseStore(tmp_path / "again"))
+    assert before == {file.name: file.read_bytes() for file in folder_of(tmp_path / "old").iterdir() if file.is_file()}
+
+
+@pytest.mark.parametrize("bad", ["", "abc", "A" * 64, 5])
+def test_a_hash_is_a_hash(bad: Any, tmp_path: Path) -> None:
+    record = {"label": "x", "accuracy": 1.0, "num_tunable": 1, "num_head": 1, "stored_bytes": 1, "seconds": 1.0}
+    with pytest.raises(ResultError, match=r"sha256 of phase 'x' must be 64 hex digits"):
+        PhaseResult.from_json({**record, "sha256": bad}, tmp_path / "phase.json")

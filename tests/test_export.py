@@ -220,6 +220,20 @@ def test_damaged_tensors_are_named(copied: Path, damage: str) -> None:
         headwise.load(copied)
 
 
+@pytest.mark.parametrize("phase", [1, 2])
+def test_a_flipped_bit_is_refused_wherever_a_run_is_read(copied: Path, tmp_path: Path, phase: int) -> None:
+    """Issue 14, A3: loading, exporting and testing again name the file and what to do."""
+    file = copied / f"phase-{phase}.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.unlink()
+    file.write_bytes(bytes(data))
+    for use in (headwise.load, evaluate, lambda run: export_merged(run, tmp_path / "x.safetensors")):
+        with pytest.raises(CheckpointError, match=rf"{file.name} is not the file .*resume=force"):
+            use(copied)
+    assert not (tmp_path / "x.safetensors").exists()
+
+
 def test_evaluate_repeats_every_phase_exactly(trained: Path) -> None:
     retests = evaluate(trained)
     assert [retest.label for retest in retests] == ["lora", "head_lora"]

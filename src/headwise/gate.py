@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self, get_args
 
 from headwise.errors import ConfigError, suggest
+from headwise.results.effective import effective_gate
 from headwise.schema.check import check_fields
 from headwise.schema.kinds import Count, Rate, Warmup, Whole
 
@@ -88,6 +89,11 @@ class Gate:
     def spec(self) -> dict[str, Any]:
         """All fields, plain."""
         return asdict(self)
+
+    def effective(self) -> Self | None:
+        """This gate without what cannot change a number; None if it switches nothing off."""
+        values = effective_gate(self.spec())
+        return None if values is None else type(self)(**values)
 
     @property
     def is_scored(self) -> bool:

@@ -21,6 +21,9 @@ from headwise.gate import Gate
 from headwise.heads import Evidence
 from headwise.sites import Site
 
+REPORTED = ("active_heads", "gate", "heads", "paper_bytes")
+"""What the record of a phase holds of `HeadMasking.report`."""
+
 
 class HeadMasking(L.Callback):
     """Applies a `Gate` to the deltas of one phase.
@@ -53,13 +56,14 @@ class HeadMasking(L.Callback):
         for site, delta in deltas.items():
             if "active" not in dict(delta.named_buffers(recurse=False)):
                 raise ConfigError(f"{type(delta).__name__} at {site.key} has no gate on its heads")
-        self.gate, self.deltas, self.bases, self.full_bytes = gate, dict(deltas), bases, full_bytes
+        effective = gate.effective()
+        self.gate, self.deltas, self.bases, self.full_bytes = effective or gate, dict(deltas), bases, full_bytes
         self.evidence: dict[Site, Evidence] = {}
         self.last: dict[Site, Evidence] = {}
         self.is_done = not gate.is_scored
         self.seconds = 0.0
         self.warmup = 0
-        if gate.mode != "heart":
+        if gate.mode != "heart" and effective is not None:
             self._switch(heads.fixed(gate, self.deltas))
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 
 import lightning as L
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load, load_file, save
 from torch import Tensor
 
 from headwise import atomic
@@ -153,23 +154,45 @@ def warmup_record(
     )
 
 
-def read_tensors(file: Path, hint: str = "delete its folder and run again") -> dict[str, Tensor]:
+def read_tensors(
+    file: Path, hint: str = "delete its folder and run again", sha256: str | None = None
+) -> dict[str, Tensor]:
     """Tensors of a safetensors file; `hint` says what to do where it cannot be read.
 
+    Args:
+        file: as `write_tensors` wrote it.
+        hint: ends the text of an error.
+        sha256: of its content, as its record says; None where there is no such record.
+
     Raises:
-        CheckpointError: if it is missing or damaged.
+        CheckpointError: if it is missing, damaged, or another file than its record speaks of.
     """
     try:
-        return load_file(str(file))
+        if sha256 is None:
+            return load_file(str(file))
+        content = file.read_bytes()  # read once: what is compared is what is used
+        tensors, found = load(content), hashlib.sha256(content).hexdigest()
     except Exception as error:
         raise CheckpointError(f"{file} cannot be read ({error}); {hint}") from error
+    if found == sha256:
+        return tensors
+    raise CheckpointError(
+        f"{file} is not the file that its record speaks of, or damaged: sha256 {found[:16]}, recorded {sha256[:16]}; "
+        f"{hint}"
+    )
 
 
-def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file atomically; `metadata` stands in its header."""
+def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
+    """Write a safetensors file atomically; `metadata` stands in its header.
+
+    Returns:
+        sha256 of the file's content.
+    """
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    content = save(whole, None if metadata is None else dict(metadata))
     with atomic.replacing(file) as part:
-        part.write_bytes(save(whole, None if metadata is None else dict(metadata)))
+        part.write_bytes(content)
+    return hashlib.sha256(content).hexdigest()
 
 
 def set_aside(file: Path) -> str | None:

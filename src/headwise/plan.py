@@ -30,6 +30,7 @@ from headwise.naming import variant
 from headwise.pertask import OTHERS, fill_protocol, fill_tasks
 from headwise.presets import PUBLISHED, fill_presets
 from headwise.protocol import Protocol
+from headwise.results.effective import effective
 from headwise.results.fingerprint import file_sha256, fingerprint, identity
 from headwise.results.store import Result, RunKey
 from headwise.revisions import fill_revisions
@@ -319,7 +320,7 @@ def _reduced(config: Mapping[str, Any], task: VTABTask, images: Sequence[str]) -
     for path, node in (("method", config["method"]), ("method.first", config["method"].get("first", {}))):
         if isinstance(node, Mapping) and node.get("checkpoint"):
             contents[f"{path}.checkpoint"] = file_sha256(node["checkpoint"])
-    return identity(reduced, contents)
+    return effective(identity(reduced, contents))
 
 
 def _chooses_anew(config: Mapping[str, Any]) -> bool:

@@ -16,6 +16,7 @@ from pydantic import AfterValidator, Field
 
 from headwise.errors import ConfigError, suggest
 from headwise.gate import Gate, Score
+from headwise.results.fingerprint import fingerprint
 from headwise.results.records import PhaseResult
 from headwise.schema.check import built_from, check_fields
 from headwise.schema.kinds import Amounts, Factors, different
@@ -190,10 +191,15 @@ def search(
             known = [f.name for f in fields(last) if f.name not in OWN]
             raise ConfigError(f"protocol.search.fields: method {last.label} has no {name!r}{suggest(name, known)}")
     trials: list[Trial] = []
+    seen: set[str] = set()
     best: tuple[tuple[float, ...], Any, Trial] | None = None
 
     def run(method: Any, ne: float | None, score: str | None, order: int) -> None:
         nonlocal best
+        recipe = fingerprint(method.spec())
+        if recipe in seen:  # another name of what was tried
+            return
+        seen.add(recipe)
         chosen = {name: getattr(method, name) for name in space.fields}
         result = attempt([*before, method])
         if result.accuracy is None:
@@ -203,7 +209,7 @@ def search(
         trials.append(trial)
         parts = {"scale": scale, "ne": ne, "score": score, **chosen}
         tried = " ".join(f"{name}={value}" for name, value in parts.items())
-        say(f"search {len(trials)}: {tried}: {trial.accuracy:.2f} % of the validation images")
+        say(f"search {len(trials)}: {tried}: {trial.accuracy:.2f} % of the images of {EVAL_SPLIT}")
         rank = (-trial.accuracy, ne or 0.0, scale or 0.0, order)
         if best is None or rank < best[0]:
             best = (rank, method, trial)

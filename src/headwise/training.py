@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from headwise.backbone import Backbone
 from headwise.data.vtab import VTABDataModule
 from headwise.errors import CheckpointError
 from headwise.fitting import fitted, fitting, rehearse
+from headwise.gating import REPORTED
 from headwise.loops import attended
 from headwise.methods.base import Batches, Installed, Method, Plan
 from headwise.phasemodule import PhaseModule as PhaseModule
@@ -40,6 +42,8 @@ from headwise.results.claims import Claim, describe
 from headwise.results.store import PhaseResult, PhaseStore
 from headwise.selection import TestSelection
 
+STORED = "delete its folder and run again"
+AGAIN = "train the run again with resume=force"
 GIVEN = "a checkpoint is a saved phase; scripts/import_cara.py and scripts/import_bilora.py make one of published files"
 
 
@@ -98,9 +102,23 @@ def run_phases(
         if finished is None:
             raise CheckpointError(f"phase {address.phase} was finished a moment ago and cannot be read now; run again")
         say(f"phase {index + 1}/{len(methods)} {method.label}: already trained, taken from {address.phase}")
-        restore(run, net, finished).merge()
-        results.append(finished)
+        installed = restore(run, net, finished)
+        results.append(_as_asked(finished, method, installed))
+        installed.merge()
     return results
+
+
+def _as_asked(finished: PhaseResult, method: Method, installed: Installed) -> PhaseResult:
+    """The record of a stored phase as this method would have written it.
+
+    Methods that differ in a gate that does nothing share a phase; what a record says of the gate is the method's own.
+    """
+    gate = method.gating()
+    if (gate is None and not finished.gate) or (gate is not None and gate.effective() is not None):
+        return finished
+    told = {} if installed.masking is None else installed.masking.report()
+    extra = {name: value for name, value in finished.extra.items() if name not in REPORTED} | told
+    return replace(finished, label=method.label, extra=extra, active_heads=told.get("active_heads"))
 
 
 def _waiting(holder: Mapping[str, Any], say: Callable[[str], None]) -> None:
@@ -110,14 +128,16 @@ def _waiting(holder: Mapping[str, Any], say: Callable[[str], None]) -> None:
 
 
 def restore(run: PhaseRun, net: Backbone, finished: PhaseResult, file: Path | None = None) -> Installed:
-    """Install a finished phase in `net` from its tensors: the store's, or those of `file`.
+    """Install a finished phase in `net` from its tensors: the store's, or those that lie in a run's folder as `file`.
 
     Raises:
-        CheckpointError: if its tensors are missing, damaged, or do not fit.
+        CheckpointError: if its tensors are missing, damaged, not those of the record, or do not fit.
     """
+    hint = STORED if file is None else f"another copy may lie in phases/{finished.fingerprint}; or {AGAIN}"
+    tensors = read_tensors(file or run.folder / TENSORS, hint, finished.sha256)
     reseed(*run.seed_parts, "install")
     installed = run.method.install(net, finished.extra.get("plan"))
-    installed.unpack(read_tensors(file or run.folder / TENSORS))
+    installed.unpack(tensors)
     return installed
 
 
@@ -212,6 +232,7 @@ def _train(
     installed.unpack(tensors)  # what is tested and merged is what is stored
     with attended(trainer, net):
         (outcome,) = trainer.test(module, data.test_dataloader(), verbose=False)
+    digest = write_tensors(run.folder / TENSORS, tensors)
     result = PhaseResult(
         label=method.label,
         accuracy=outcome["test_accuracy"],
@@ -227,6 +248,7 @@ def _train(
         active_heads=installed.report().get("active_heads"),
         method=method.spec(),
         fingerprint=run.fingerprint,
+        sha256=digest,
         train_loss=history.rows[-1]["train_loss"] if history.rows else None,
         extra={
             "plan": plan,
@@ -237,7 +259,6 @@ def _train(
             **selection.report(),
         },
     )
-    write_tensors(run.folder / TENSORS, tensors)
     store.finish(run.fingerprint, result)
     checkpoint.unlink(missing_ok=True)
     images = "test images" if data.eval_split == "test" else f"images of {data.eval_split}"

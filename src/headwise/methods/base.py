@@ -19,6 +19,7 @@ from headwise.gate import Gate
 from headwise.gating import HeadMasking
 from headwise.installed import Installed as Installed
 from headwise.installed import Packs as Packs
+from headwise.results.effective import effective_method
 from headwise.schema.check import check_fields
 from headwise.schema.kinds import Count, Positive, Text
 from headwise.sites import Site
@@ -142,7 +143,8 @@ class Method:
         Raises:
             ConfigError: if the warm-up leaves no epoch.
         """
-        gate = self.gating()
+        asked = self.gating()
+        gate = None if asked is None else asked.effective()
         if gate is None or not gate.is_scored or self.checkpoint:
             return None
         observed = gate.score_data if gate.score_data == "last_batch" else None
@@ -161,11 +163,15 @@ class Method:
         return (self,)
 
     def spec(self) -> dict[str, Any]:
-        """The recipe as plain data: ``_target_`` and every field but the label, which changes no number."""
+        """The recipe as plain data: ``_target_`` and every field but the label, which changes no number.
+
+        Of its gate only what can change one, see `headwise.results.effective`.
+        """
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "label"}
-        if self.gate is None:
+        gate = self.gating()
+        if gate is None:
             del values["gate"]
-        return {"_target_": f"{type(self).__module__}.{type(self).__qualname__}", **_plain(values)}
+        return {"_target_": f"{type(self).__module__}.{type(self).__qualname__}", **effective_method(_plain(values))}
 
 
 def _plain(value: Any) -> Any:

@@ -16,6 +16,7 @@ from typing import Any, Self
 
 from headwise.errors import ConfigError, HeadwiseError
 from headwise.results import shapes
+from headwise.results.effective import effective, effective_method
 from headwise.results.fingerprint import fingerprint
 from headwise.results.plain import Misfit, read_json
 from headwise.results.provenance import now
@@ -23,6 +24,7 @@ from headwise.results.provenance import now
 FORMAT = shapes.FORMAT
 OWN_FOLDERS = {"phases": "the shared phases", "ledger": "what was asked for"}
 """Folders of a root that are no runs'."""
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _FORBIDDEN = re.compile(r"[/\\\x00-\x1f\x7f]|\.\.")
 
 
@@ -101,6 +103,8 @@ class PhaseResult:
     active_heads: Any = None
     """JSON: the number of heads left on, or one per layer; None where nothing is gated."""
     fingerprint: str = ""
+    sha256: str | None = None
+    """Of the file that holds the phase's tensors; None in records of older code, and where nothing is kept."""
     method: dict[str, Any] = field(default_factory=dict)
     """``{"_target_": ..., arguments}``: enough to build the phase's method again."""
     train_loss: float | None = None
@@ -122,6 +126,8 @@ class PhaseResult:
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= top:
                 raise ConfigError(f"{name} of phase {self.label!r} must be in 0..{top:g}, got {value!r}")
+        if self.sha256 is not None and not (isinstance(self.sha256, str) and _SHA256.fullmatch(self.sha256)):
+            raise ConfigError(f"sha256 of phase {self.label!r} must be 64 hex digits, got {self.sha256!r}")
         if not all(_is_mask(row) for row in self.masks):
             raise ConfigError(f"heads of phase {self.label!r} must have a place, a mask and a score each or none")
         wanted = self.gate.get("count") or self.gate.get("ratio")
@@ -171,7 +177,10 @@ class PhaseResult:
         """
         with _damaged(path):
             shapes.PHASE(raw, "")
-            return cls(**_known(cls, raw))
+            known = _known(cls, raw)
+            if isinstance(known.get("method"), Mapping):
+                known["method"] = effective_method(known["method"])
+            return cls(**known)
 
 
 def _is_mask(row: Any) -> bool:
@@ -234,7 +243,10 @@ class Result:
             shapes.RESULT(raw, "")
             key = RunKey(**{f.name: raw[f.name] for f in dataclasses.fields(RunKey)})
             phases = [PhaseResult.from_json(phase, path) for phase in raw["phases"]]
-            return cls(**_known(cls, {"identity": {}, **raw, "key": key, "phases": phases}))
+            known = _known(cls, {"identity": {}, **raw, "key": key, "phases": phases})
+            if isinstance(known["identity"], Mapping) and (same := effective(known["identity"])) != known["identity"]:
+                known |= {"identity": same, "fingerprint": fingerprint(same)}  # what was asked now is hashed so
+            return cls(**known)
 
     @classmethod
     def read(cls, path: Path) -> Self:

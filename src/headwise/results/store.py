@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import glob
+import hashlib
 import json
 import logging
 import os
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from headwise import atomic
-from headwise.errors import ConfigError, HeadwiseError, ResultConflict
+from headwise.errors import CheckpointError, ConfigError, HeadwiseError, ResultConflict
 from headwise.results import plain
 from headwise.results.claims import BusyError, Claim
 from headwise.results.fingerprint import canonical, differences, fingerprint
@@ -285,8 +286,14 @@ class PhaseStore:
         """Take over the finished phases of another store, in place of this one's, and remove what is left of it.
 
         Each file is replaced whole, the record of a phase last.
+
+        Raises:
+            CheckpointError: if tensors are not those that their record speaks of; then nothing is taken over.
         """
-        for record in sorted(other.root.glob("phases/*/phase.json")):
+        records = sorted(other.root.glob("phases/*/phase.json"))
+        for record in records:
+            _check_tensors(record)
+        for record in records:
             folder = self.path(record.parent.name)
             folder.mkdir(parents=True, exist_ok=True)
             files = [file for file in record.parent.iterdir() if file.suffix]
@@ -320,6 +327,23 @@ class PhaseStore:
             on_wait=on_wait,
             done=lambda: self.finished(fingerprint) is not None,
         )
+
+
+def _check_tensors(record: Path) -> None:
+    """Compare the tensors beside a phase's record with the hash in it.
+
+    Raises:
+        CheckpointError: if they differ.
+    """
+    expected = PhaseResult.from_json(load_json(record), record).sha256
+    for file in record.parent.glob("*.safetensors") if expected is not None else ():
+        with file.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        if found != expected:
+            raise CheckpointError(
+                f"{file} is damaged: sha256 {found[:16]}, recorded {str(expected)[:16]}; train the run again with "
+                "resume=force"
+            )
 
 
 def _conflict(path: Path, stored: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
