@@ -89,7 +89,7 @@ def test_phases_are_different_rows():
     assert lines[1].endswith("|  | 90.39 |")
 
 
-@pytest.mark.parametrize("label", ["stand-in weights", "synthetic", "lossy", "unofficial split", "unverified weights"])
+@pytest.mark.parametrize("label", ["stand-in weights", "synthetic", "unofficial split", "unverified weights"])
 def test_nothing_published_stands_beside_what_may_not_be_compared(label):
     table = one([published_run(labels=[label])])
     assert table.published.empty
@@ -105,13 +105,13 @@ def test_nothing_published_stands_beside_what_may_not_be_compared(label):
 
 
 def test_a_reason_names_its_rows_where_it_is_not_that_of_all():
-    results = [published_run("linear", labels=["lossy"]), published_run(labels=["lossy"], spec={"rank": 4})]
+    results = [published_run("linear", labels=["synthetic"]), published_run(labels=["synthetic"], spec={"rank": 4})]
     (note,) = [note for note in one(results).notes if note.startswith("No published row")]
-    assert note.startswith("No published row stands beside linear, lora: lossy; rank 4, there 8 (lora); ")
+    assert note.startswith("No published row stands beside linear, lora: synthetic; rank 4, there 8 (lora); ")
 
 
 def test_one_task_that_does_not_fit_spoils_its_cell_and_the_means():
-    results = [published_run(dataset=task, labels=["lossy"] if task["name"] == "cifar100" else []) for task in TASKS]
+    results = [published_run(dataset=task, labels=["subset"] if task["name"] == "cifar100" else []) for task in TASKS]
     table = one(results)
     found = {column for row_id, _, column in texts(table) if row_id == "heart_t1_lora"}
     assert {"svhn", "mean_specialized", "mean_structured"} <= found
@@ -145,3 +145,30 @@ def test_every_format_has_them(form):
     if form == "csv":
         assert "T,published,heart_t1_lora,P1,svhn,,88.9,,,,,,,,88.9" in text.splitlines()
         assert 'T,"published, apart",heart_t1_linear,P1,svhn,,36.6,,,,,,,,36.6' in text.splitlines()
+
+
+COPIES = "Measured on JPEG copies of lossless images (lineage): "
+
+
+def test_lossy_results_stand_beside_rows_that_were_measured_on_such_images():
+    table = one([published_run(labels=["lossy"]), published_run("linear", labels=["lossy"])])
+    assert set(texts(table)) == {("heart_t1_lora", "P1", "svhn")}
+    assert f"{COPIES}heart_t1_lora; the results beside them: lossy." in table.notes
+    (why,) = [note for note in table.notes if note.startswith("No published row")]
+    assert why.startswith("No published row stands beside linear: lossy, there lossless. ")
+
+
+def test_the_caption_says_whose_images_were_copies():
+    results = [published_run(dataset=task, labels=["lossy"] if task["name"] == "cifar100" else []) for task in TASKS]
+    (note,) = [note for note in one(results).notes if note.startswith(COPIES)]
+    assert note.endswith("; the results beside them: lossless and lossy.")
+    assert f"{COPIES}heart_t1_lora; the results beside them: lossless." in one([published_run()]).notes
+    assert not [note for note in one([published_run("linear")]).notes if note.startswith(COPIES)]
+
+
+def test_what_the_user_says_of_the_weights_stands_in_the_caption():
+    result = published_run()
+    assert not [note for note in one([result]).notes if "not verified" in note]
+    result.provenance["weights"]["stated"] = "official, stated by the user"
+    note = "That the weights are the papers' is not verified but said: official, stated by the user."
+    assert note in one([result]).notes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import os
 import re
 import tomllib
@@ -150,7 +151,7 @@ def test_nothing_forbids_a_faithful_run() -> None:
     [
         *(
             ({"labels": [label]}, label)
-            for label in ("stand-in weights", "synthetic", "lossy", "unofficial split", "subset", "unverified weights")
+            for label in ("stand-in weights", "synthetic", "unofficial split", "subset", "unverified weights")
         ),
         ({"backbone": {"timm_name": "vit_small"}}, "weights vit_small, there vit_base_patch16_224.orig_in21k"),
         ({"backbone": {}}, "weights not recorded, there vit_base_patch16_224.orig_in21k"),
@@ -162,6 +163,22 @@ def test_nothing_forbids_a_faithful_run() -> None:
 def test_what_forbids_a_comparison(fields: dict, reason: str) -> None:
     result = published_run(**fields)
     assert printed.obstacles(result, printed.find("heart_t1_lora"), result.phases[0]) == [reason]
+
+
+@pytest.mark.parametrize(
+    ("method", "row_id", "reasons"),
+    [
+        ("lora", "heart_t1_lora", []),
+        ("linear", "heart_t1_linear", ["lossy, there lossless"]),
+        ("linear", "hs_t2_linear_completed", ["lossy, there lossless"]),
+        ("pissa", "hs_t1_pissa_p1", ["lossy, there not known"]),
+    ],
+)
+def test_like_is_compared_with_like(method: str, row_id: str, reasons: list[str]) -> None:
+    row, result = printed.find(row_id), published_run(method, labels=["lossy"])
+    where = {key: values[0] for key, values in row.where.items()}
+    found = printed.obstacles(result, row, dataclasses.replace(result.phases[0], method=where))
+    assert found == reasons
 
 
 def test_either_of_two_values_and_nested_fields() -> None:

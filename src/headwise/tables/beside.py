@@ -56,6 +56,8 @@ def beside(
     every = pd.DataFrame(lines, columns=PUBLISHED).astype({"comparable": bool})
     fitting, rest = every[every["comparable"]], every[~every["comparable"]]
     notes = printed.caption(fitting["row_id"]) if len(fitting) else []
+    paired = [result for row, members in mine.items() if row in set(fitting["row"]) for result in members]
+    notes += printed.inputs(paired, fitting["row_id"])
     if show == "always" and len(rest):
         why = _why(refused, set(rest["row"]))
         apart = f"NOT COMPARABLE with the results above, shown because it was asked for: {why}."

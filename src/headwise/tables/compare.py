@@ -9,7 +9,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 from headwise.errors import ConfigError
@@ -212,7 +211,7 @@ def _gaps(runs: Sequence[tuple[Result, int]], row: Row, cells: Sequence[Cell]) -
         topic = line["topic"]
         if topic == "average" and not has_average:
             continue
-        theirs = _theirs(row, topic)
+        theirs = printed.measured(row, topic)
         value, ours = mine[topic]
         verdict = UNKNOWN if not theirs.get("value") else SAME if value == theirs["value"] else DIFFERS
         low, high = (float(line[end]) if line[end] else None for end in ("low", "high"))
@@ -234,21 +233,13 @@ def _gaps(runs: Sequence[tuple[Result, int]], row: Row, cells: Sequence[Cell]) -
     return made
 
 
-def _theirs(row: Row, topic: str) -> Mapping[str, str]:
-    """The first line of ``paper/protocols.csv`` that speaks of this row and topic."""
-    for line in printed.read("protocols.csv"):
-        if line["topic"] == topic and any(fnmatchcase(row.id, pattern) for pattern in line["rows"].split()):
-            return line
-    return {}
-
-
 def _ours(runs: Sequence[tuple[Result, int]]) -> dict[str, tuple[str, str]]:
     """By topic: the value that is compared, and what is said."""
     first = runs[0][0]
     protocol, data, weights = (_part(first, name) for name in ("protocol", "data", "weights"))
     seeds = sorted({result.key.seed for result, _ in runs})
     lengths = sorted({sum(phase.epochs for phase in tested(result)[:number]) for result, number in runs})
-    images = {"lossy" if "lossy" in result.labels else "lossless" for result, _ in runs}
+    images = {printed.LOSSY if printed.LOSSY in result.labels else "lossless" for result, _ in runs}
     stamps = sorted({label for result, _ in runs for label in result.labels})
     search = "searched per task on val200" if protocol.get("search") else ""
     search = "the authors' values per task" if POSSIBLY_TUNED in stamps else search
@@ -262,7 +253,8 @@ def _ours(runs: Sequence[tuple[Result, int]]) -> dict[str, tuple[str, str]]:
         ),
         "weights": (
             str(weights.get("timm_name", "")),
-            f"{weights.get('timm_name', 'not recorded')} ({str(weights.get('content', ''))[:24] or 'no content hash'})",
+            f"{weights.get('timm_name', 'not recorded')} ({str(weights.get('content', ''))[:24] or 'no content hash'})"
+            + (f", {weights['stated']}" if weights.get("stated") else ""),
         ),
         "normalisation": (normalisation, f"{normalisation} (protocol.normalize={protocol.get('normalize', '?')})"),
         "resize": (str(protocol.get("resize", "")), str(protocol.get("resize", "not recorded"))),

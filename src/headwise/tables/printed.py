@@ -10,6 +10,7 @@ import functools
 import importlib.resources
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any
 
 from headwise.errors import ConfigError, suggest
@@ -23,6 +24,8 @@ BACKBONES = {
 }
 """What the papers call their networks, and timm's name with its tag."""
 IMG_SIZE = 224
+LOSSY = "lossy"
+"""Label of results on JPEG copies of lossless images, and what ``paper/protocols.csv`` calls such images."""
 HARMLESS = ("TEST-SELECTED", POSSIBLY_TUNED)
 """Labels that do not forbid a comparison: published numbers were chosen like that, or may have been."""
 MEANS = ("mean_natural", "mean_specialized", "mean_structured", "mean_groups", "mean_19")
@@ -122,7 +125,9 @@ def obstacles(result: Result, row: Row, phase: PhaseResult) -> list[str]:
         row: any published row.
         phase: one of its tested phases.
     """
-    found = [label for label in result.labels if label not in HARMLESS]
+    found = [label for label in result.labels if label not in (*HARMLESS, LOSSY)]
+    if LOSSY in result.labels and (images := measured(row, "data").get("value", "")) != LOSSY:
+        found.append(f"{LOSSY}, there {images or 'not known'}")
     backbone = result.identity.get("backbone")
     backbone = backbone if isinstance(backbone, Mapping) else {}
     needed = BACKBONES[row.backbone]
@@ -134,6 +139,14 @@ def obstacles(result: Result, row: Row, phase: PhaseResult) -> list[str]:
         if (value := _plain(_get(phase.method, key))) not in allowed:
             found.append(f"{key} {value}, there {' or '.join(allowed)}")
     return found
+
+
+def measured(row: Row, topic: str) -> Mapping[str, str]:
+    """How a row was measured: the first line of ``paper/protocols.csv`` that speaks of it and the topic, or nothing."""
+    for line in read("protocols.csv"):
+        if line["topic"] == topic and any(fnmatchcase(row.id, pattern) for pattern in line["rows"].split()):
+            return line
+    return {}
 
 
 def phases_of(result: Result, row: Row) -> list[tuple[str, PhaseResult]]:
@@ -150,6 +163,29 @@ def caption(ids: Iterable[str]) -> list[str]:
     ]
     if filled := sorted(row_id for row_id in set(ids) if rows()[row_id].filled):
         notes.append(f"Rows completed from other sources than the paper's own table: {', '.join(filled)}.")
+    return notes
+
+
+def inputs(results: Iterable[Result], ids: Iterable[str]) -> list[str]:
+    """Sentences on the images and weights of results and of the published rows beside them.
+
+    Args:
+        results: that have a published row beside them.
+        ids: of these rows.
+    """
+    results, notes = list(results), []
+    copies = {row_id: measured(rows()[row_id], "data") for row_id in sorted(set(ids))}
+    if theirs := {row_id: line for row_id, line in copies.items() if line.get("value") == LOSSY}:
+        ours = sorted({LOSSY if LOSSY in result.labels else "lossless" for result in results})
+        basis = ", ".join(sorted({line["basis"] for line in theirs.values()}))
+        notes.append(
+            f"Measured on JPEG copies of lossless images ({basis}): {', '.join(theirs)}; the results beside them: "
+            f"{' and '.join(ours)}."
+        )
+    weights = [result.provenance.get("weights") for result in results]
+    stated = {str(part["stated"]) for part in weights if isinstance(part, Mapping) and part.get("stated")}
+    if stated:
+        notes.append(f"That the weights are the papers' is not verified but said: {', '.join(sorted(stated))}.")
     return notes
 
 
