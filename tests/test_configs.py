@@ -51,7 +51,14 @@ def overrides_of(command: str) -> list[str]:
     return filled
 
 
+SIZES = ("rank", "ne")
+"""Groups whose options are sizes: a line each, without a comment."""
+
+
 def header_of(name: str) -> list[str]:
+    group, _, option = name.partition("/")
+    if group in SIZES:
+        return [f"# Run: python train.py {group}={option}"]
     lines = (CONF / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
     return list(itertools.takewhile(lambda line: line.startswith("#"), lines))
 

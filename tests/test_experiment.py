@@ -203,7 +203,7 @@ def test_another_configuration_does_not_land_in_the_same_folder(folder: Path, ca
     [
         ("method=lorra", r"unknown method 'lorra' (did you mean 'lora'?); allowed: "),
         ("dataset=shvn", "unknown dataset 'shvn' (did you mean 'svhn'?); allowed: "),
-        ("rank=r17", "unknown rank 'r17' (did you mean"),
+        ("rank=s16", "unknown rank 's16' (did you mean 'r16'?)"),
         ("backbone=vit_b16", "unknown backbone 'vit_b16' (did you mean 'vit_b16_in21k'?)"),
         ("method@method.first=pisa", "unknown method 'pisa' (did you mean 'pissa'?)"),
         ("protocol.epoch=3", "epoch"),

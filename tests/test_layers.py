@@ -12,10 +12,11 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "headwise"
 TRAIN = PACKAGE.parents[1] / "train.py"
-PLUGIN = PACKAGE.parent / "hydra_plugins" / "headwise_sweeper.py"
+PLUGINS = PACKAGE.parent / "hydra_plugins"
 FILES = {file.relative_to(PACKAGE).with_suffix("").as_posix(): file for file in PACKAGE.rglob("*.py")} | {
     "train": TRAIN,
-    "plugin": PLUGIN,
+    "plugin": PLUGINS / "headwise_sweeper.py",
+    "sizes plugin": PLUGINS / "headwise_sizes.py",
 }
 
 
@@ -81,7 +82,18 @@ def test_only_the_network_imports_timm() -> None:
 
 def test_only_what_starts_runs_imports_hydra() -> None:
     assert importers("hydra") | importers("omegaconf") == {
-        *("plan", "messages", "naming", "overrides", "command", "experiment", "sweeps/sweep", "plugin", "train")
+        *(
+            "plan",
+            "messages",
+            "naming",
+            "overrides",
+            "command",
+            "experiment",
+            "sweeps/sweep",
+            "plugin",
+            "sizes plugin",
+            "train",
+        )
     }
 
 
@@ -149,6 +161,7 @@ STDLIB_ONLY = (
     "results/claims",
     "results/records",
     "results/store",
+    "sizes",
     "variants",
     "sweeps/request",
     "sweeps/ledger",
@@ -189,6 +202,7 @@ def test_what_a_configuration_means_needs_pydantic_and_no_more(name: str) -> Non
         "experiment",
         "sweeps/sweep",
         "plugin",
+        "sizes plugin",
         "train",
     ],
 )

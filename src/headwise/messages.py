@@ -18,6 +18,7 @@ from omegaconf.errors import (
 from headwise.errors import ConfigError, HeadwiseError, suggest
 from headwise.overrides import explained, several
 from headwise.schema.tree import unknown_key
+from headwise.sizes import WORDS
 
 AMBIGUOUS = re.compile(r"Ambiguous value for argument '(.*)'")
 SEE = re.compile(r"\s*(See https://hydra\.cc|Config search path:).*", re.DOTALL)
@@ -29,7 +30,7 @@ def text_of(error: BaseException) -> str:
     """The user's text of an error, with the nearest right spelling where hydra only lists."""
     if isinstance(error, MissingConfigException) and error.options:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
-        hint = INSTALL if group == "hydra/launcher" else ""
+        hint = INSTALL if group == "hydra/launcher" else f", or {WORDS[group]}" if group in WORDS else ""
         return f"unknown {group or 'configuration'} {name!r}{suggest(name, error.options)}{hint}"
     if isinstance(error, OverrideParseException):
         return explained(str(error.override))

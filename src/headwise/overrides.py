@@ -1,4 +1,4 @@
-"""Choices as they are typed: paths with any characters, and the quoting that works where Hydra's grammar reads nothing.
+"""Choices as they are typed: paths with any characters, numbers, and the quoting that works where Hydra reads nothing.
 
 Nothing but hydra is imported.
 """
@@ -16,15 +16,21 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 
+from headwise.sizes import spelled
+
 PATHS = ("root", "data.root", "data.cache_dir", "backbone.weights", "*.checkpoint")
 """Keys whose value is a path whatever its characters are."""
 _KEY = re.compile(r"[+~]{0,2}[A-Za-z_][\w.$/@:-]*", re.ASCII)
+GROUPS = ("backbone", "rank", "ne", "method", "dataset", "data", "protocol", "trainer", "logger", "gate", "experiment")
+"""Groups of conf/; what is chosen is the name of a file."""
+_NO_OPTION = r"[-+.\d][\d._]*(e[-+]?\d+)?|true|false"
 _PAIRS = {"[": "]", "{": "}"}
 
 
 def readable(arguments: Sequence[str], sweeps: bool = False) -> list[str]:
     """The command line with paths quoted that Hydra's grammar would not read, or not as text; ``~`` is the home folder.
 
+    Numbers for ``rank`` and ``ne`` become names of options (`headwise.sizes`).
     In a sweep a comma parts choices, as ever: a path that holds one has to be quoted by the user.
 
     Args:
@@ -36,7 +42,10 @@ def readable(arguments: Sequence[str], sweeps: bool = False) -> list[str]:
 
 
 def _readable(word: str, sweeps: bool) -> str:
+    word = spelled(word)
     key, equals, value = word.partition("=")
+    if key.lstrip("+").partition("@")[0] in GROUPS and re.fullmatch(_NO_OPTION, value, re.IGNORECASE):
+        return f"{key}={quoted(value)}"  # hydra wants the name of an option to be text
     if not (equals and value) or not any(fnmatchcase(key.lstrip("+"), pattern) for pattern in PATHS):
         return word
     read = _parsed(word)

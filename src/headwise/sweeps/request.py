@@ -30,6 +30,7 @@ CODE = (
     "pertask",
     "presets",
     "protocol",
+    "sizes",
     "variants",
     "weights",
 )

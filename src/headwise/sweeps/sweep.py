@@ -35,6 +35,7 @@ from headwise.plan import folders, one_line, root_of, still_holds, text_of
 from headwise.results.claims import describe
 from headwise.results.store import Finished, Result, ResultError
 from headwise.secret import refuse_secrets
+from headwise.sizes import spelled
 from headwise.sweeps import lifeline
 from headwise.sweeps.ledger import Entry, Ledger, State, finished_requests
 from headwise.sweeps.request import request_of
@@ -59,13 +60,13 @@ def jobs_of(params: Mapping[str, str], arguments: Sequence[str], loader: Any) ->
     Raises:
         ConfigError: for a choice that matches nothing, or several experiments.
     """
-    given = [*(f"{key}={value}" for key, value in params.items()), *arguments]
+    given = [spelled(word) for word in (*(f"{key}={value}" for key, value in params.items()), *arguments)]
     parsed = OverridesParser.create(config_loader=loader).parse_overrides(given)
     for override in parsed:
         if override.is_sweep_override():
             _check(override, loader)
     (jobs,) = BasicSweeper.split_arguments(parsed, None)
-    return jobs
+    return [[spelled(word) for word in job] for job in jobs]
 
 
 def _check(override: Override, loader: Any) -> None:
