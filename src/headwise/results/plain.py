@@ -19,7 +19,7 @@ COUNTED = 10**16
 """More than this of anything is no count."""
 DEPTH = 60
 """Brackets within brackets beyond which it is none."""
-_DIGITS = 18
+_DIGITS = 20
 _BRACKETS = re.compile(r"[\[\]{}]")
 _LARGE = re.compile(r"[eE][+0-9][0-9]{2}")
 _LONG = re.compile(r"[ ,:\[-][0-9]{300}")
@@ -36,7 +36,7 @@ class Misfit(ValueError):  # noqa: N818
 
 
 def read_json(path: Path, limit: int = LIMIT) -> Any:
-    """Read a JSON file: a regular one of at most `limit` bytes, numbers finite and of at most 18 digits, text UTF-8.
+    """Read a JSON file: a regular one of at most `limit` bytes, numbers finite and of at most 63 bits, text UTF-8.
 
     Raises:
         Misfit: if it is anything else. FileNotFoundError: if there is none. OSError: if it cannot be read.
@@ -78,9 +78,9 @@ def _constant(name: str) -> Any:
 
 
 def _whole(digits: str) -> int:
-    if len(digits) > _DIGITS:
-        raise Misfit(f"it holds a number of {len(digits.lstrip('-'))} digits")
-    return int(digits)
+    if len(digits) <= _DIGITS and -(2**63) < (value := int(digits)) < 2**63:
+        return value
+    raise Misfit(f"it holds a number of {len(digits.lstrip('-'))} digits")
 
 
 def _float(digits: str) -> float:

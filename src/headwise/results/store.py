@@ -162,7 +162,7 @@ class ResultStore:
         for path in self._paths(name):
             with contextlib.suppress(FileNotFoundError, ConfigError):
                 key, line = RunKey.of(path.parent), known.get(self._relative(path), {})
-                if line.get("stamp") == _stamp(path):
+                if line and line["stamp"] == _stamp(path):
                     found[key] = Finished(key, line["fingerprint"], line["request"])
                 elif (result := self._read(path)) is not None:
                     found[key] = Finished(key, result.fingerprint, result.request)
@@ -180,14 +180,15 @@ class ResultStore:
         for path in self._paths():
             if (result := self._read(path)) is not None:
                 line = known.get(self._relative(path), {})
-                same = line.get("stamp") == _stamp(path)
+                same = bool(line) and line["stamp"] == _stamp(path)
                 lines.append(self._line(path, result, line["request"] if same else result.request))
         atomic.write_text(self.root / "index.jsonl", "".join(lines))
 
     def _paths(self, name: str | None = None, pattern: str = "*/*/*/seed-*") -> list[Path]:
         folders = self.root.iterdir() if self.root.is_dir() else ()
         chosen = [folder for folder in folders if folder.name not in OWN_FOLDERS and name in (None, folder.name)]
-        return sorted(path for folder in chosen for path in folder.glob(f"{pattern}/result.json"))
+        paths = (place / "result.json" for folder in chosen for place in folder.glob(pattern))
+        return sorted(path for path in paths if os.path.lexists(path))  # a link that leads nowhere is told of, too
 
     def _read(self, path: Path) -> Result | None:
         try:
@@ -355,7 +356,10 @@ def _conflict(path: Path, stored: Mapping[str, Any], asked: Mapping[str, Any]) -
     )
 
 
-def _stamp(path: Path) -> list[int]:
-    """Size and modification time, which change when a file does."""
-    status = path.stat()
+def _stamp(path: Path) -> list[int] | None:
+    """Size and modification time, which change when a file does; None of what the system does not tell of."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
     return [status.st_size, status.st_mtime_ns]

@@ -95,8 +95,8 @@ class Ledger:
         with contextlib.suppress(FileNotFoundError, ResultError, plain.Misfit):
             raw = load_json(self.path(request))
             _ENTRY(raw, "")
-            known = {f.name: raw[f.name] for f in dataclasses.fields(Entry) if f.name in raw}
-            return Entry(**{**known, "overrides": tuple(raw["overrides"])})
+            if raw.keys() <= {f.name for f in dataclasses.fields(Entry)}:
+                return Entry(**{**raw, "overrides": tuple(raw["overrides"])})
         return None
 
     def entries(self) -> dict[str, Entry]:
