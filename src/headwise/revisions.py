@@ -53,6 +53,22 @@ def fill_revisions(method: Mapping[str, Any]) -> dict[str, Any]:
     return filled
 
 
+def changed_since(method: Any) -> list[str]:
+    """Why a recorded method, or one in it, has other numbers now; empty if it has the same.
+
+    Args:
+        method: of a run's identity, which leaves out a revision of 1.
+    """
+    if not isinstance(method, Mapping):
+        return []
+    parts = [why for value in method.values() for why in changed_since(value)]
+    for change in CHANGES:
+        same = method.get("_target_") == change.target and (method.get("revision") or 1) < change.revision
+        if same and all(_at(method, name) == value for name, value in change.settings.items()):
+            parts.append(change.why)
+    return parts
+
+
 def _at(node: Any, name: str) -> Any:
     for part in name.split("."):
         node = node.get(part) if isinstance(node, Mapping) else None

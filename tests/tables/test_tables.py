@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from headwise.tables import lineup
 from headwise.tables.build import AVERAGES, Table, compare, recorded, tables
 from headwise.tables.render import render
 from made_results import FEWSHOT, LORA, PROTOCOL, few, gated, masked_suite, run, suite
@@ -437,3 +438,17 @@ def test_a_row_measured_otherwise_stays_in_its_table_and_says_so() -> None:
     said = 'The experiment measures noah in its own way: normalize "imagenet", elsewhere "none".'
     assert said in table.notes
     assert not [note for note in one([run("lora", protocol=others)]).notes if "its own way" in note]
+
+
+def test_rows_of_older_code_say_so() -> None:
+    """Issue line 30: a kept record whose method has other numbers now is not shown as a present one."""
+    now = {"_target_": "headwise.methods.spt_lora.SPTLoRA", "rank": 8}
+    for recipe, is_older in ((now, True), ({**now, "revision": 2}, False), ({"first": now}, True)):
+        table = one([run("spt_lora", recipe=recipe), run("lora")])
+        older = [note for note in table.notes if note.startswith("OLDER CODE")]
+        assert len(older) == is_older
+        assert all("spt_lora (entries of biases train" in note and "lora (" in note for note in older)
+        found = lineup.lineups([run("spt_lora", recipe=recipe), run("lora")])
+        page = lineup.markdown(found)
+        assert page.count("(older code)") == is_older
+        assert ("OLDER CODE" in page) == is_older

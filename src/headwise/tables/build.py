@@ -27,6 +27,7 @@ from headwise.tables.comparable import (
     epochs,
     few,
     group,
+    made_by_older_code,
     measured_otherwise,
     ordered,
     places,
@@ -301,7 +302,15 @@ def _table(
     shown, beside_notes, apart_notes = beside(results, where, cells, published)
     return Table(
         title,
-        [*notes, *caption, *beside_notes, *apart, *measured_otherwise(results, where), *varied(results, where)],
+        [
+            *notes,
+            *caption,
+            *beside_notes,
+            *apart,
+            *made_by_older_code(results, lambda result: where[result.key][0]),
+            *measured_otherwise(results, where),
+            *varied(results, where),
+        ],
         cells,
         _costs(results, where),
         paired,

@@ -17,6 +17,7 @@ from typing import Any
 from headwise.pertask import OTHERS
 from headwise.results.fingerprint import canonical, differences, fingerprint, leaves
 from headwise.results.records import PhaseResult, Result, RunKey
+from headwise.revisions import changed_since
 from headwise.variants import BASE, beside_common, common_choices, simplest
 
 GROUP_SIZES = {"natural": 7, "specialized": 4, "structured": 8}
@@ -105,6 +106,16 @@ def measured_otherwise(results: Iterable[Result], where: Places) -> list[str]:
                 here, there = (json.dumps(part.get(name)) for part in (own, rest))
                 rows.setdefault(where[result.key][0], {})[f"{name} {here}, elsewhere {there}"] = None
     return [f"The experiment measures {row} in its own way: {few(list(lines))}." for row, lines in sorted(rows.items())]
+
+
+def made_by_older_code(results: Iterable[Result], name_of: Callable[[Result], str]) -> list[str]:
+    """Say which rows were made before their method's numbers changed, and what changed."""
+    rows: dict[str, dict[str, None]] = {}
+    for result in results:
+        for why in changed_since(result.identity.get("method")):
+            rows.setdefault(name_of(result), {})[why] = None
+    lines = [f"{row} ({'; '.join(whys)})" for row, whys in sorted(rows.items())]
+    return [f"OLDER CODE, whose numbers have changed since: {', '.join(lines)}."] if lines else []
 
 
 def shared_choices(results: Iterable[Result]) -> list[str]:

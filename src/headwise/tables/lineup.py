@@ -8,13 +8,22 @@ from typing import Any
 
 from headwise.results.fingerprint import fingerprint
 from headwise.results.records import Result
+from headwise.revisions import changed_since
 from headwise.tables.cells import in_markdown, pipes
-from headwise.tables.comparable import distinct, epochs, natural, recorded, shared_choices, tested
+from headwise.tables.comparable import (
+    distinct,
+    epochs,
+    made_by_older_code,
+    natural,
+    recorded,
+    shared_choices,
+    tested,
+)
 from headwise.variants import BASE, beside_common
 
 PROBE = "headwise.methods.baselines.Linear"
 HEAD = ("method", "parameters", "head", "stored B", "epochs", "accuracy %", "train loss", "ms / step", "peak MiB")
-MARK = "(below the linear probe)"
+MARK, OLDER = "(below the linear probe)", "(older code)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +43,7 @@ class Line:
         ms_per_step: time of the training epochs over their steps, all phases together; None without steps.
         peak_memory: largest of the phases, bytes; None where it was not measured.
         below_probe: whether the linear probe of the same images, weights and seed reached more; None without one.
+        older_code: why its method has other numbers now; empty if it has the same.
     """
 
     method: str
@@ -48,6 +58,7 @@ class Line:
     ms_per_step: float | None
     peak_memory: int | None
     below_probe: bool | None
+    older_code: list[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +123,7 @@ def _line(result: Result, probe: float | None, common: Sequence[str]) -> Line:
         ms_per_step=1e3 * sum(phase.seconds for phase in result.phases) / steps if steps else None,
         peak_memory=max(peaks, default=None),
         below_probe=None if probe is None else accuracy < probe,
+        older_code=changed_since(result.identity.get("method")),
     )
 
 
@@ -139,6 +151,7 @@ def _notes(results: Sequence[Result], probes: dict[int, float | None], common: S
     protocols = {fingerprint({"p": recorded(result, "protocol")}) for result in results}
     if len(protocols) > 1:
         notes.append(f"{len(protocols)} protocols are mixed: a row in brackets says what it changed.")
+    notes += made_by_older_code(results, lambda result: result.key.method)
     if not probes:
         notes.append("No linear probe is among the runs, so no row is marked.")
     return notes
@@ -177,8 +190,9 @@ def _varied(lines: Sequence[Line]) -> list[list[str]]:
 def _cells(line: Line, with_seed: bool) -> list[str]:
     name = line.method if line.variant == BASE else f"{line.method} ({line.variant})"
     name = f"{name}, seed {line.seed}" if with_seed else name
+    marks = [MARK] * bool(line.below_probe) + [OLDER] * bool(line.older_code)
     return [
-        f"{name} {MARK}" if line.below_probe else name,
+        " ".join([name, *marks]),
         f"{line.parameters:,}",
         f"{line.head:,}",
         f"{line.stored_bytes:,}",
