@@ -24,6 +24,7 @@ import headwise.experiment  # noqa: F401  registers what conf/ interpolates with
 from headwise import atomic
 from headwise.cli import force_option, script
 from headwise.errors import ConfigError, suggest
+from headwise.overrides import readable
 from headwise.written import writing
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def config(*overrides: str) -> dict[str, Any]:
     """The resolved configuration."""
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        resolved: Any = OmegaConf.to_container(compose("config", overrides=list(overrides)), resolve=True)
+        resolved: Any = OmegaConf.to_container(compose("config", overrides=readable(overrides)), resolve=True)
     return resolved
 
 

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
+import inspect
 import json
 import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 
+from headwise.data.tasks import check_apart
 from headwise.errors import ConfigError
 from headwise.plan import plan_run
+from headwise.schema.check import describe, fields_of_class
+from headwise.schema.source import fields_of_target
+from headwise.schema.tree import check_config
 from made_networks import CONF, REPO, compose_config
 
 TINY = ["backbone=vit_tiny_random", "dataset=dsprites_loc", "data=synthetic", "protocol=smoke", "trainer=cpu"]
@@ -116,3 +124,134 @@ def test_a_refusal_names_key_value_and_what_is_allowed(override: str, message: s
     with pytest.raises(ConfigError, match=re.escape(message)) as refused:
         plan_run(compose_config(*TINY, *overrides))
     assert "\n" not in str(refused.value)
+
+
+def test_keys_of_a_users_own_have_a_place() -> None:
+    cfg = compose_config(*TINY, "method=lora", "+user.size=2", "+user.note=first", "method.rank=${user.size}")
+    plan = plan_run(cfg)
+    assert plan.config["method"]["rank"] == 2
+    assert plan.identity == plan_run(compose_config(*TINY, "method=lora", "method.rank=2")).identity
+
+
+def test_phases_are_named_as_such() -> None:
+    """A word where a node stands is refused by its own key, although another value is made of it."""
+    with pytest.raises(ConfigError, match=r"method\.heads must be a node with _target_, chosen by GROUP@KEY=OPTION"):
+        plan_run(compose_config(*TINY, "method=hs_lora", "method.heads=lora"))
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [("train800", "train800"), ("train800val200", "val200"), ("val200", "train800val200"), ("test", "test")],
+)
+def test_images_that_are_trained_on_are_not_tested(train: str, test: str) -> None:
+    """14 C 17."""
+    with pytest.raises(
+        ConfigError, match=rf"eval_split={test} holds images of train_split={train} .*allowed: t"
+    ):
+        plan_run(compose_config(*TINY, f"protocol.train_split={train}", f"protocol.eval_split={test}"))
+    with pytest.raises(ConfigError, match="would be tested after training on them"):
+        check_apart(train, test)
+    check_apart("train800", "val200")
+    check_apart("train800val200", "test")
+
+
+RECORDS = sorted((REPO / "docs" / "results" / "records").rglob("result.json"))
+
+
+def test_what_was_run_before_is_no_fault() -> None:
+    assert len(RECORDS) > 10
+    for file in RECORDS:
+        config = json.loads(file.read_text())["config"]
+        check_config({key: value for key, value in config.items() if key != "published"})
+
+
+OWN = """
+import torch  # not there
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Annotated, ClassVar, List, Literal, Optional, Union
+from enum import Enum
+from headwise.methods.base import Method
+from nowhere import Thing
+from {name} import Kind as Sort
+
+raise RuntimeError("is not to be imported")
+
+Kind = Literal["a", "b"]
+class Colour(Enum):
+    RED = 1
+
+@dataclass(frozen=True, kw_only=True)
+class Own(Method):
+    shared: ClassVar[int] = 1
+    size: int
+    kind: Kind = "a"
+    sort: "Sort | None" = None
+    share: Optional[float] = 0.5
+    names: List[str] = field(default_factory=list)
+    other: Union[int, Thing] = 1
+    colour: Colour = Colour.RED
+    part: Method | None = None
+    made: int = field(init=False, default=3)
+
+class Plain:
+    def __init__(self, root: str, *, flag: bool = False): ...
+
+class Child(Plain):
+    pass
+
+class Open(Plain):
+    def __init__(self, root: str, **options): ...
+
+class Foreign(Thing):
+    pass
+
+def build(size: int, rest=None): ...
+alias = build
+"""
+
+
+def test_a_signature_is_read_from_its_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_module.py").write_text(OWN.format(name="own_module"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    own = fields_of_target("own_module.Own")
+    assert {"label", "targets", "epochs", "size", "names", "colour"} < set(own.types)
+    assert not {"shared", "made", "gateable"} & set(own.types)
+    assert set(own.required) == {"label", "size"} and not own.is_open
+    right = {"label": "x", "size": 1, "kind": "b", "sort": None, "share": 1, "names": [], "other": "?", "part": None}
+    own.check(right, str)
+    for wrong in ({"size": 1.5}, {"kind": "c"}, {"sort": "c"}, {"share": "x"}, {"names": [1]}, {"part": "lora"}):
+        with pytest.raises(ConfigError, match=next(iter(wrong))):
+            own.check({**right, **wrong}, str)
+    plain = fields_of_target("own_module.Child")
+    assert (list(plain.types), list(plain.required), plain.is_open) == (["root", "flag"], ["root"], False)
+    assert fields_of_target("own_module.Open").is_open and fields_of_target("own_module.Foreign").is_open
+    assert list(fields_of_target("own_module.build").types) == ["size", "rest"]
+    assert fields_of_target("own_module.alias").is_open
+    for target, message in (
+        ("own_module.Owm", "own_module has no 'Owm' (did you mean 'Own'?)"),
+        ("nowhere_at_all.X", "there is no module 'nowhere_at_all'"),
+        ("X", "there is no module 'X'"),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            fields_of_target(target)
+    assert "own_module" not in sys.modules
+
+
+def test_every_class_of_ours_is_known_as_python_knows_it() -> None:
+    """What the source says and what `dataclasses` says is the same, for every method and the rest."""
+    targets = {
+        line for file in CONF.rglob("*.yaml") for line in re.findall(r"^_target_: (\S+)", file.read_text(), re.M)
+    }
+    targets |= {"headwise.protocol.Protocol", "headwise.backbone.BackboneSpec"}
+    for target in targets:
+        module, _, name = target.rpartition(".")
+        kind = getattr(importlib.import_module(module), name)
+        read = fields_of_target(target)
+        assert not read.is_open
+        if dataclasses.is_dataclass(kind):
+            real = fields_of_class(kind)
+            assert list(read.types) == list(real.types) and set(read.required) == set(real.required)
+            for field, found in real.types.items():
+                assert describe(read.types[field]) == describe(found) or "node" in describe(read.types[field])
+        else:
+            assert list(read.types) == list(inspect.signature(kind).parameters)
