@@ -145,9 +145,7 @@ def test_phases_are_named_as_such() -> None:
 )
 def test_images_that_are_trained_on_are_not_tested(train: str, test: str) -> None:
     """14 C 17."""
-    with pytest.raises(
-        ConfigError, match=rf"eval_split={test} holds images of train_split={train} .*allowed: t"
-    ):
+    with pytest.raises(ConfigError, match=rf"eval_split={test} holds images of train_split={train} .*allowed: t"):
         plan_run(compose_config(*TINY, f"protocol.train_split={train}", f"protocol.eval_split={test}"))
     with pytest.raises(ConfigError, match="would be tested after training on them"):
         check_apart(train, test)

@@ -101,12 +101,13 @@ def test_it_passes_conformance(place: str, family: str, tmp_path: Path, monkeypa
     monkeypatch.setitem(COUNTS, "krona", count)
     phases = unfolded(composed(place), family)
     assert len(phases) == 1
-    ran = []
+    ran, elsewhere = [], 0
     for index, check in enumerate(CHECKS):
         folder = tmp_path / str(index)
         folder.mkdir()
         given = {"phases": phases, "vit_phases": phases, "tmp_path": folder}
         if "vit_phases" in inspect.signature(check).parameters and family != "vit":
+            elsewhere += 1
             continue
         try:
             check(**{name: given[name] for name in inspect.signature(check).parameters})
@@ -114,7 +115,7 @@ def test_it_passes_conformance(place: str, family: str, tmp_path: Path, monkeypa
             continue
         ran.append(check.__name__)
     assert {"test_identity", "test_reach", "test_frozen", "test_gradient", "test_merge", "test_count"} < set(ran)
-    assert len(ran) >= len(CHECKS) - 3
+    assert len(ran) >= len(CHECKS) - elsewhere - 3
 
 
 def test_it_can_be_a_first_phase_and_is_rebuilt_from_its_record(place: str) -> None:

@@ -6,7 +6,7 @@ import csv
 import dataclasses
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,14 @@ HEADS = HeadLoRA(label="heads", rank=2, dropout=0.1)
 @pytest.fixture(autouse=True)
 def quiet() -> None:
     training.hush()
+
+
+@pytest.fixture(autouse=True)
+def as_on_a_terminal() -> Iterator[None]:
+    """SIGHUP ends a process, even where the tests themselves run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 def run(
