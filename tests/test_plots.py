@@ -70,3 +70,14 @@ def test_score_map_of_layers_with_different_heads(tmp_path: Path) -> None:
 def test_no_score_map_without_a_gate(tmp_path: Path) -> None:
     score_map([None], ["lora"], tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "text", ["", "epoch\nx\n", "epoch,train_loss,lr\n1,x,1\n", "epoch,train_loss,lr\n1,1\n", "\x00", '"']
+)
+def test_damaged_curves_of_a_phase_are_left_out(tmp_path: Path, text: str) -> None:
+    whole, damaged = tmp_path / "a.csv", tmp_path / "b.csv"
+    whole.write_text("epoch,train_loss,lr\n1,0.5,0.1\n")
+    damaged.write_text(text)
+    learning_curves([whole, damaged], ["=a,b", "c"], tmp_path)
+    assert (tmp_path / "metrics.csv").read_text() == 'phase,label,epoch,train_loss,lr\n1,"\'=a,b",1,0.5,0.1\n'

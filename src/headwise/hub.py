@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import urllib.error
 import urllib.request
@@ -18,6 +17,7 @@ from torch import nn
 from headwise import atomic
 from headwise.errors import WeightsError
 from headwise.results.fingerprint import cache_folder
+from headwise.results.plain import read_json
 
 PATIENCE = 5.0
 """Seconds in which a hub must answer at all; the download itself takes what it takes."""
@@ -70,7 +70,7 @@ def compare(timm_name: str, img_size: int, content: str) -> None:
     """
     note = cache_folder() / "hub" / f"{timm_name.replace('/', '_')}@{img_size}.json"
     try:
-        before = json.loads(note.read_text(encoding="utf-8"))
+        before = read_json(note)
         known, since = str(before["content"]), str(before["since"])
     except (OSError, ValueError, KeyError, TypeError):
         try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import io
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,25 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from headwise import atomic
+from headwise.tables.cells import in_csv
 
 matplotlib.use("Agg")
+_log = logging.getLogger(__name__)
+
+
+def _read(history: Path) -> list[dict[str, str]]:
+    """Rows of one phase; none where the file is damaged, for the run itself is finished and whole."""
+    try:
+        with history.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        for row in rows:
+            if None in row or None in row.values() or int(row["epoch"]) < 0:
+                raise ValueError("a row of another length")
+            float(row["train_loss"]), float(row["lr"])
+    except (OSError, ValueError, KeyError, csv.Error) as error:
+        _log.warning("%s is damaged (%s): its phase is left out of the curves", history, error)
+        return []
+    return rows
 
 
 def learning_curves(histories: Sequence[Path], labels: Sequence[str], folder: Path, draw: bool = True) -> None:
@@ -28,13 +47,14 @@ def learning_curves(histories: Sequence[Path], labels: Sequence[str], folder: Pa
     for index, (history, label) in enumerate(zip(histories, labels, strict=True), start=1):
         if not history.is_file():  # a phase that was taken from a file instead of trained
             continue
-        with history.open(encoding="utf-8", newline="") as file:
-            rows += [{"phase": str(index), "label": label, **row} for row in csv.DictReader(file)]
+        rows += [{"phase": str(index), "label": label, **row} for row in _read(history)]
     if not rows:
         return
     columns = list(rows[0])
-    lines = [",".join(columns), *(",".join(row[c] for c in columns) for row in rows)]
-    atomic.write_text(folder / "metrics.csv", "\n".join(lines) + "\n")
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerows([columns, *([in_csv(row[name]) for name in columns] for row in rows)])
+    atomic.write_text(folder / "metrics.csv", out.getvalue())
     if not draw:
         return
 

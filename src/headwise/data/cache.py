@@ -138,6 +138,8 @@ class Cache:
             if (_hash(file) if again else file_sha256(file)) != entry["sha256"]:
                 raise ValueError("its content is not what was written")
             array = np.load(file, mmap_mode="r", allow_pickle=False)
+            if not isinstance(array, np.ndarray):  # an archive of several, which numpy reads under any name
+                raise ValueError("it is no array")
             if list(array.shape) != entry["shape"] or array.dtype != entry["dtype"]:
                 raise ValueError(f"it holds {array.dtype} {array.shape}")
         except (OSError, ValueError, KeyError, EOFError) as error:

@@ -19,6 +19,7 @@ from typing import Any
 from headwise import atomic
 from headwise.errors import DataError
 from headwise.results.fingerprint import cache_folder
+from headwise.results.plain import STORES, read_json
 
 JPEG_MAGIC = b"\xff\xd8\xff"
 SETTLED_SECONDS = 0.1
@@ -59,9 +60,9 @@ def read_list(file: Path, num_classes: int) -> list[Entry]:
     entries = []
     for number, line in enumerate(lines, start=1):
         path, _, label = line.rstrip("\r").rpartition(" ")
-        if not path.strip() or "\0" in path or not re.fullmatch(r"-?[0-9]+", label):
+        if not path.strip() or "\0" in path or not re.fullmatch(r"-?[0-9]{1,18}", label):
             raise DataError(
-                f"{file}, line {number}: expected 'relative/path label', the label a whole number, got {line!r}"
+                f"{file}, line {number}: expected 'relative/path label', the label a whole number, got {line[:200]!r}"
             )
         if not 0 <= int(label) < num_classes:
             raise DataError(
@@ -158,7 +159,7 @@ def _read_digest(path: Path) -> Digest:
 def _read_store(store: Path) -> dict[str, list[Any]]:
     """Remembered hashes; a file that cannot be read or is not what it should be counts as none."""
     try:
-        known = json.loads(store.read_text(encoding="utf-8"))
+        known = read_json(store, STORES)
     except (OSError, ValueError):
         return {}
     if not isinstance(known, dict):

@@ -22,6 +22,7 @@ from headwise.data.stored import Facts, facts
 from headwise.data.tasks import VTABTask
 from headwise.errors import DataError
 from headwise.results.fingerprint import cache_folder
+from headwise.results.plain import STORES, read_json
 
 log = logging.getLogger(__name__)
 
@@ -154,7 +155,7 @@ def look(lists: Lists, files: Mapping[str, Path], folder: Path) -> dict[str, Fac
 
 def _remembered(note: Path) -> dict[str, Facts]:
     try:
-        plain = json.loads(note.read_text(encoding="utf-8"))
+        plain = read_json(note, STORES)
     except (OSError, ValueError):
         return {}
     items = plain.items() if isinstance(plain, dict) else ()

@@ -5,7 +5,6 @@ Standard library only: counts and fingerprints of a directory that was read befo
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import struct
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from headwise.errors import DataError
+from headwise.results.plain import read_json
 
 INFO = "dataset_info.json"
 FEATURES = "features.json"
@@ -101,7 +101,7 @@ def read(path: Path, builder: str) -> Prepared:
     """
     file = path / INFO
     try:
-        info = json.loads(file.read_text(encoding="utf-8"))
+        info = read_json(file)
         form = str(info.get("fileFormat") or "tfrecord")
         splits = {str(split["name"]): split for split in info["splits"]}
         shards = {name: _shards(path, str(info.get("name", builder)), split, form) for name, split in splits.items()}
@@ -129,7 +129,7 @@ def check_features(file: Path) -> None:
         DataError: if it names another, or cannot be read.
     """
     try:
-        waiting = [json.loads(file.read_text(encoding="utf-8"))]
+        waiting = [read_json(file)]
         while waiting:
             node = waiting.pop()
             for key, value in node.items() if isinstance(node, dict) else enumerate(node):
@@ -137,7 +137,7 @@ def check_features(file: Path) -> None:
                     waiting.append(value)
                 elif key in _CLASS_KEYS and not str(value).startswith(_LIBRARY):
                     raise DataError(f"{file}: names the class {str(value)[:100]!r}; allowed are those of {_LIBRARY}*")
-    except (OSError, ValueError, RecursionError, TypeError) as error:
+    except (OSError, ValueError, TypeError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{file}: is damaged ({type(error).__name__}: {error}); prepare the set again") from error
@@ -163,7 +163,7 @@ def _generator(path: Path) -> str | None:
     if not file.exists():
         return None
     try:
-        marker = json.loads(file.read_text(encoding="utf-8"))
+        marker = read_json(file)
         return f"{marker['generator']}@{marker['revision']}"
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{file}: is damaged ({error})") from error

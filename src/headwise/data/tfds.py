@@ -34,6 +34,7 @@ from headwise.data.splits import Indices, parse_slice, split_ranges, subset
 from headwise.data.tasks import VTABTask
 from headwise.errors import DataError
 from headwise.results.fingerprint import cache_folder
+from headwise.results.plain import read_json
 
 BATCH = 64
 """Records that are asked for at a time."""
@@ -210,8 +211,8 @@ class TFDSSource:
         rules += [part, self._runs(task, part)]
         place = hashlib.sha256(json.dumps([str(found.path.resolve()), rules]).encode()).hexdigest()[:24]
         note, stamps = cache_folder() / "tfds" / f"{place}.json", found.stamps()
-        with suppress(OSError, ValueError, AttributeError):
-            known = json.loads(note.read_text(encoding="utf-8"))
+        with suppress(OSError, ValueError, AttributeError, KeyError, TypeError):
+            known = read_json(note)
             if known.get("stamps") == stamps and len(known["scan"]["digest"]) == 64:
                 return dict(known["scan"])
         sha, lossy = hashlib.sha256(), False

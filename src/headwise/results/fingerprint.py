@@ -19,6 +19,7 @@ from typing import Any
 
 from headwise import atomic
 from headwise.errors import ConfigError
+from headwise.results.plain import read_json
 
 IGNORED: dict[str, str] = {
     "hydra": "how the job was launched",
@@ -195,7 +196,7 @@ def file_sha256(path: str | Path, cache: Path | None = None) -> str:
         note = (cache or cache_folder()) / "sha256" / f"{hashlib.sha256(os.fsencode(source)).hexdigest()[:32]}.json"
         known = {"path": str(source), "size": before.st_size, "mtime_ns": before.st_mtime_ns}
         with contextlib.suppress(OSError, ValueError):
-            stored = json.loads(note.read_text(encoding="utf-8"))
+            stored = read_json(note)
             if isinstance(stored, dict) and len(str(stored.get("sha256"))) == 64 and stored.items() >= known.items():
                 return str(stored["sha256"])
         with source.open("rb") as file:

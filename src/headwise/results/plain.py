@@ -15,6 +15,8 @@ from typing import Any
 
 LIMIT = 64 << 20
 """Bytes of a file beyond which it is no record."""
+STORES = 1 << 30
+"""The same of what this machine remembers of many files."""
 COUNTED = 10**16
 """More than this of anything is no count."""
 DEPTH = 60

@@ -102,7 +102,7 @@ def _experiments(repo: Path | None) -> dict[str, str]:
 def _name(file: Path) -> str:
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return file.stem
     return str(content.get("name", file.stem)) if isinstance(content, dict) else file.stem
 

@@ -1,0 +1,346 @@
+"""Every place that reads a file, each with hostile ones: it refuses them with the project's errors, and nothing runs.
+
+`LOADERS` is closed: a new place that reads fails `test_every_loader_is_known` until it has a line here.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import os
+import pickle
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from headwise import hub, phases, plots, published, reading
+from headwise.data import listfiles, own, prepared
+from headwise.data.cache import META, Cache, label_file
+from headwise.data.decode import decode
+from headwise.data.prepared import FEATURES, INFO, MARKER, check_features
+from headwise.data.stored import facts
+from headwise.errors import HeadwiseError
+from headwise.export import load
+from headwise.results.claims import standing
+from headwise.results.fingerprint import file_sha256
+from headwise.results.records import Result
+from headwise.results.store import PhaseStore, ResultStore
+from headwise.sweeps.ledger import Ledger
+from headwise.tables import reading as runs
+from made_networks import REPO, network
+from made_results import result
+
+READERS = {
+    "json.load",
+    "json.loads",
+    "read_json",
+    "plain.read_json",
+    "plain.parse",
+    "np.load",
+    "np.fromfile",
+    "load_file",
+    "safetensors.load",
+    "load",
+    "safe_open",
+    "torch.load",
+    "pickle.load",
+    "pickle.loads",
+    "yaml.safe_load",
+    "yaml.load",
+    "OmegaConf.load",
+    "csv.reader",
+    "csv.DictReader",
+    "Image.open",
+    "zipfile.ZipFile",
+    "tfds.builder_from_directory",
+    "tfrecords",
+}
+"""Calls that turn a file into something else, as they are spelled here."""
+
+
+class Bomb:
+    """Leaves a folder behind when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.marker),)
+
+
+def hostile(marker: Path) -> dict[str, bytes]:
+    """Files by what they try; what they would leave is `marker`."""
+    bomb = Bomb(marker)
+    zipped, arrays, objects = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    torch.save({"x": bomb}, zipped)
+    np.savez(arrays, x=np.array([bomb], dtype=object))
+    np.save(objects, np.array([bomb], dtype=object), allow_pickle=True)
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("../../escaped", "x")
+    header = json.dumps({"x": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}).encode()
+    yaml = f"!!python/object/apply:os.mkdir ['{marker}']\n"
+    target = json.dumps({"_target_": "os.mkdir", "path": str(marker)})
+    return {
+        "pickle": pickle.dumps(bomb),
+        "torch": zipped.getvalue(),
+        "npz": arrays.getvalue(),
+        "npy": objects.getvalue(),
+        "zip": archive.getvalue(),
+        "safetensors too large": len(header).to_bytes(8, "little") + header,
+        "safetensors header": (2**62).to_bytes(8, "little"),
+        "yaml": yaml.encode(),
+        "target": target.encode(),
+        "nested": b"[" * 100_000,
+        "nested yaml": b"- " * 5_000 + b"x",
+        "digits": b'{"x": ' + b"9" * 5000 + b"}",
+        "label digits": b"a.png " + b"9" * 5000,
+        "NaN": b'{"x": NaN}',
+        "not UTF-8": b"\xff\xfe\x00\x80",
+        "NUL": b"\x00" * 1000,
+        "empty": b"",
+        "list": b"[]",
+        "text": b"x\n",
+        "csv": b"epoch,train_loss,lr\n=1,x,\n1\n" + b'"' * 200_000,
+        "PNG": b"\x89PNG\r\n\x1a\n"
+        + b"\x00\x00\x00\rIHDR"
+        + b"\x7f\xff\xff\xff" * 2
+        + b"\x08\x06\x00\x00\x00"
+        + b"\x00" * 4,
+        "large picture": _picture(),
+    }
+
+
+def _picture() -> bytes:
+    """A small file of a picture that would fill the memory."""
+    out = io.BytesIO()
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        Image.new("1", (20_000, 20_000)).save(out, "PNG")
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+    return out.getvalue()
+
+
+NAMES = sorted(hostile(Path("x")))
+
+
+def put(folder: Path, name: str, content: bytes) -> Path:
+    """A file of this content."""
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def read_record(folder: Path, content: bytes) -> None:
+    put(folder, "result.json", content)
+    load(folder)
+
+
+def read_store(folder: Path, content: bytes) -> None:
+    store = ResultStore(folder, on_bad=lambda error: None)
+    file = store.put(result().key, result())
+    put(folder, "index.jsonl", content)
+    assert len(store.finished()) == 1
+    file.write_bytes(content)
+    assert list(store.all()) == []
+
+
+def read_phase(folder: Path, content: bytes) -> None:
+    put(folder, "phases/0123456789abcdef/phase.json", content)
+    assert PhaseStore(folder, on_bad=lambda error: None).finished("0123456789abcdef") is None
+
+
+def read_ledger(folder: Path, content: bytes) -> None:
+    put(folder, "ledger/0123456789abcdef.json", content)
+    assert Ledger(folder).entries() == {}
+
+
+def read_claim(folder: Path, content: bytes) -> None:
+    put(folder, "claim-1", content)
+    assert standing(folder)[0] == "held"
+
+
+def read_hash(folder: Path, content: bytes) -> None:
+    file = put(folder, "x", b"x")
+    os.utime(file, (1e9, 1e9))
+    before = file_sha256(file, folder)
+    for note in (folder / "sha256").iterdir():
+        note.write_bytes(content)
+    assert file_sha256(file, folder) == before
+
+
+def read_weights(folder: Path, content: bytes, suffix: str) -> None:
+    reading.load_weights(network("vit").model, put(folder, f"x{suffix}", content))
+
+
+def read_cache(folder: Path, content: bytes) -> None:
+    put(folder, META, content)
+    Cache.open(folder)
+
+
+def read_array(folder: Path, content: bytes) -> None:
+    file = put(folder, label_file("x", "test"), content)
+    entry = {"bytes": len(content), "sha256": file_sha256(file), "shape": [1], "dtype": "int64"}
+    Cache(folder, {}).array(file.name, entry)
+
+
+def read_prepared(folder: Path, content: bytes, name: str) -> None:
+    info = {"name": "x", "version": "1.0.0", "splits": [], "fileFormat": "tfrecord"}
+    put(folder, f"1.0.0/{INFO}", json.dumps(info).encode())
+    put(folder, f"1.0.0/{FEATURES}", b"{}")
+    put(folder, f"1.0.0/{name}", content)
+    if name == FEATURES:
+        check_features(folder / "1.0.0" / FEATURES)
+    prepared.read(folder / "1.0.0", "x")
+
+
+def read_shard(folder: Path, content: bytes) -> None:
+    list(prepared.tfrecords([(put(folder, "x", content), 1)], [0]))
+
+
+def read_digests(folder: Path, content: bytes) -> None:
+    listfiles._read_store(put(folder, "x.json", content))
+    own._remembered(folder / "x.json")
+
+
+def read_hub(folder: Path, content: bytes) -> None:
+    put(folder, "hub/x@32.json", content)
+    os.environ["HEADWISE_CACHE"] = str(folder)  # the fixture sets it back
+    hub.compare("x", 32, "abc")
+
+
+def read_curves(folder: Path, content: bytes) -> None:
+    plots.learning_curves([put(folder, "a.csv", content)], ["a"], folder, draw=True)
+
+
+def read_experiments(folder: Path, content: bytes) -> None:
+    put(folder, "conf/experiment/x.yaml", content)
+    with pytest.raises(HeadwiseError):
+        runs.read(folder / "none", "x", folder)
+
+
+Check = Callable[[Path, bytes], object]
+OURS = "a file of the package or of the project's own configuration"
+TEXT = "no file: text that this process holds"
+LOADERS: dict[str, Check | str] = {
+    "results/plain.py:json.loads": lambda folder, content: Result.read(put(folder, "result.json", content)),
+    "results/records.py:read_json": read_record,
+    "results/store.py:plain.parse": read_store,
+    "results/store.py:load_json": read_phase,
+    "results/claims.py:read_json": read_claim,
+    "results/fingerprint.py:read_json": read_hash,
+    "sweeps/ledger.py:load_json": read_ledger,
+    "sweeps/lifeline.py:json.loads": TEXT,
+    "plan.py:json.loads": TEXT,
+    "hub.py:read_json": read_hub,
+    "phases.py:load_file": lambda folder, content: phases.read_tensors(put(folder, "x.safetensors", content)),
+    "phases.py:load": lambda folder, content: phases.read_tensors(
+        put(folder, "x.safetensors", content), sha256="0" * 64
+    ),
+    "phases.py:torch.load": lambda folder, content: _ckpt(folder, content),
+    "phases.py:zipfile.ZipFile": lambda folder, content: _ckpt(folder, content),
+    "published.py:np.fromfile": lambda folder, content: published.read_bi_lora(
+        put(folder, "x.bin", content), published.Layout(rank=4, bits=1)
+    ),
+    "published.py:torch.load": lambda folder, content: published.read_cara(put(folder, "x.pt", content)),
+    "reading.py:load_file": lambda folder, content: read_weights(folder, content, ".safetensors"),
+    "reading.py:torch.load": lambda folder, content: read_weights(folder, content, ".pth"),
+    "reading.py:zipfile.ZipFile": lambda folder, content: read_weights(folder, content, ".npz"),
+    "data/cache.py:plain.read_json": read_cache,
+    "data/cache.py:np.load": read_array,
+    "data/prepared.py:read_json": lambda folder, content: [
+        _refused(read_prepared, folder / name, content, name) for name in (INFO, FEATURES, MARKER)
+    ],
+    "data/tfds.py:read_json": TEXT,  # a digest that this machine noted; what is not one is read again
+    "data/tfds.py:tfrecords": read_shard,
+    "data/tfds.py:tfds.builder_from_directory": lambda folder, content: check_features(put(folder, FEATURES, content)),
+    "data/listfiles.py:read_json": read_digests,
+    "data/own.py:read_json": read_digests,
+    "data/decode.py:Image.open": lambda folder, content: decode(put(folder, "x.png", content), 3, "here"),
+    "data/stored.py:Image.open": lambda folder, content: facts(put(folder, "x.png", content)),
+    "data/synthetic/records.py:Image.open": TEXT,
+    "data/prepare.py:yaml.safe_load": OURS,
+    "tables/reading.py:yaml.safe_load": read_experiments,
+    "tables/printed.py:csv.DictReader": OURS,
+    "presets.py:csv.DictReader": OURS,
+    "catalog.py:csv.DictReader": OURS,
+    "methods/noah.py:csv.DictReader": OURS,
+    "plots.py:csv.DictReader": read_curves,
+    "scripts/show_task.py:yaml.safe_load": OURS,
+    "scripts/picture_report.py:Image.open": TEXT,
+}
+"""Every place that reads a file: how to give it one, or why nobody else can."""
+
+
+def _ckpt(folder: Path, content: bytes) -> None:
+    said = phases.set_aside(put(folder, "last.ckpt", content))
+    assert said is not None
+    assert (folder / "last.ckpt.damaged").is_file()
+
+
+def _refused(check: Callable[..., object], *given: Any) -> None:
+    try:
+        check(*given)
+    except HeadwiseError as error:
+        assert "\n" not in str(error).strip()
+        assert len(str(error)) < 1500
+
+
+def found() -> Iterator[str]:
+    """Calls of `READERS` in the package, the scripts and train.py, as ``file:call``."""
+    package = REPO / "src" / "headwise"
+    files = {file.relative_to(package).as_posix(): file for file in package.rglob("*.py")}
+    files |= {f"scripts/{file.name}": file for file in (REPO / "scripts").glob("*.py")} | {
+        "train.py": REPO / "train.py"
+    }
+    for name, file in files.items():
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        own_names = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+        for node in ast.walk(tree):
+            called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            if called in READERS | {"load_json"} and called not in own_names:
+                yield f"{name}:{called}"
+
+
+def test_every_loader_is_known() -> None:
+    places = set(found())
+    assert places - set(LOADERS) == set(), "a new place that reads a file: give it hostile ones here"
+    assert set(LOADERS) - places == set(), "a line of a place that is gone"
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::Warning")
+@pytest.mark.parametrize("place", [place for place, check in LOADERS.items() if not isinstance(check, str)])
+def test_no_file_does_anything_but_be_refused(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADWISE_CACHE", str(tmp_path / "cache"))
+    marker = tmp_path / "it ran"
+    check = LOADERS[place]
+    assert not isinstance(check, str)
+    for name, content in hostile(marker).items():
+        folder = tmp_path / name
+        folder.mkdir()
+        _refused(check, folder, content)
+        assert not marker.exists(), name
+    assert not (tmp_path.parent / "escaped").exists()
+
+
+def test_the_files_are_what_they_claim_to_be(tmp_path: Path) -> None:
+    """Read without care, each of these runs something."""
+    marker = tmp_path / "it ran"
+    files = hostile(marker)
+    pickle.loads(files["pickle"])
+    marker.rmdir()
+    torch.load(io.BytesIO(files["torch"]), weights_only=False)
+    marker.rmdir()
+    np.load(io.BytesIO(files["npz"]), allow_pickle=True)["x"]
+    marker.rmdir()
+    np.load(io.BytesIO(files["npy"]), allow_pickle=True)
+    assert marker.is_dir()
