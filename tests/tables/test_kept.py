@@ -45,5 +45,5 @@ def test_kept_records_of_older_code_are_those_that_the_documents_name() -> None:
         if changed_since(result.identity.get("method")):
             older[result.key.method] = older.get(result.key.method, 0) + 1
     assert older == {"houlsby_b8": 3, "spt_lora": 1}
-    assert "Four of these runs are of older code" in said
+    assert "**Of older code**" in said
     assert table.count("(older code)") == sum(older.values())
