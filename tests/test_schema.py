@@ -235,6 +235,23 @@ def test_a_signature_is_read_from_its_source(tmp_path: Path, monkeypatch: pytest
     assert "own_module" not in sys.modules
 
 
+def test_a_part_of_another_class_is_taken_as_it_is() -> None:
+    @dataclasses.dataclass
+    class Part:
+        size: int = 1
+
+    @dataclasses.dataclass
+    class Whole:
+        part: Any
+        count: int = 1
+
+    Whole.__annotations__ |= {"part": Part, "count": int}
+    fields = fields_of_class(Whole)
+    fields.check({"part": Part(), "count": 2}, str)
+    with pytest.raises(ConfigError, match=r"part must be Part, got {}"):
+        fields.check({"part": {}, "count": 2}, str)
+
+
 def test_every_class_of_ours_is_known_as_python_knows_it() -> None:
     """What the source says and what `dataclasses` says is the same, for every method and the rest."""
     targets = {

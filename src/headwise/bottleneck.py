@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headwise.errors import ConfigError, suggest
+from headwise.schema.kinds import is_whole
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -66,7 +67,7 @@ class Bottleneck(nn.Module):
             ConfigError: for a width, dropout or name out of range.
         """
         super().__init__()
-        if isinstance(hidden, bool) or not isinstance(hidden, int) or not 1 <= hidden <= width:
+        if not is_whole(hidden, width):
             raise ConfigError(f"the adapter's hidden width must be in 1..{width}, got {hidden}")
         for name, rate in (("dropout", dropout), ("drop_path", drop_path)):
             if not 0.0 <= rate < 1.0:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from headwise.adapted import Delta, Factors
 from headwise.errors import CheckpointError, ConfigError
 from headwise.quantize import Codes, Quantizer, pack_codes, unpack_codes
+from headwise.schema.kinds import is_whole
 from headwise.sites import Site
 
 
@@ -26,7 +27,7 @@ def check_rank(site: Site, base: Tensor, rank: int, groups: int = 1) -> None:
     if groups < 1 or num_rows % groups:
         raise ConfigError(f"groups must divide the {num_rows} rows of {site.key}, got {groups}")
     largest = min(num_rows // groups, num_inputs)
-    if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= largest:
+    if not is_whole(rank, largest):
         raise ConfigError(f"rank must be in 1..{largest} for {site.key} with {groups} row group(s), got {rank}")
 
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headwise.errors import ConfigError
+from headwise.schema.kinds import is_whole
 from headwise.wrapping import After, Wrapper, attend, feed
 
 LONGEST = 200
@@ -28,7 +29,7 @@ class Prompts(nn.Module):
             ConfigError: if `count` is not in 1 .. `LONGEST`.
         """
         super().__init__()
-        if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= LONGEST:
+        if not is_whole(count, LONGEST):
             raise ConfigError(f"the number of a block's prompts must be in 1..{LONGEST}, got {count}")
         self.tokens = nn.Parameter(torch.empty(count, width).uniform_(-bound, bound))
         self.drop = nn.Dropout(dropout)

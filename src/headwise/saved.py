@@ -18,6 +18,7 @@ from headwise.fitting import own_randomness as own_randomness
 from headwise.methods.base import Installed, build_method
 from headwise.protocol import Protocol
 from headwise.results.records import PhaseResult, Result
+from headwise.schema.kinds import is_whole
 from headwise.training import Machine, PhaseRun, restore
 from headwise.weights import weights_content
 
@@ -80,7 +81,7 @@ class SavedRun:
         accelerator, threads, attention = (options.get(name) for name in ("accelerator", "threads", "attention"))
         if accelerator not in ("cpu", "gpu") or not isinstance(attention, str):
             raise ConfigError(f"{self.folder}: config.trainer names no machine: {accelerator!r}, {attention!r}")
-        if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= MOST_THREADS:
+        if not is_whole(threads, MOST_THREADS):
             raise ConfigError(f"{self.folder}: config.trainer.threads must be in 1..{MOST_THREADS}, got {threads!r}")
         return Machine(accelerator=accelerator, threads=threads, attention=attention, progress=False)
 

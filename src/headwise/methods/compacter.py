@@ -22,7 +22,7 @@ from headwise.backbone import Backbone
 from headwise.errors import ConfigError
 from headwise.methods.base import Installed, Method, Plan
 from headwise.methods.structural import blocks, install_parts, place, refuse_targets, width_of
-from headwise.schema.kinds import Count, Positive
+from headwise.schema.kinds import Count, Positive, is_whole
 from headwise.wrapping import After
 
 
@@ -65,7 +65,7 @@ class KroneckerBottleneck(nn.Module):
 
     def __init__(self, rule: SharedRule, width: int, hidden: int, bias: bool) -> None:
         super().__init__()
-        if isinstance(hidden, bool) or not isinstance(hidden, int) or hidden < 1:
+        if not is_whole(hidden):
             raise ConfigError(f"Compacter's bottleneck must be at least 1, got {hidden}")
         self.down = KroneckerLinear(rule, width, hidden, bias)
         self.up = KroneckerLinear(rule, hidden, width, bias)

@@ -21,7 +21,7 @@ from headwise.backbone import Backbone
 from headwise.errors import ConfigError
 from headwise.lowrank import kaiming_
 from headwise.methods.base import Installed, Method, Plan
-from headwise.schema.kinds import Count, Factor, Seed
+from headwise.schema.kinds import Count, Factor, Seed, is_whole
 from headwise.sites import Site
 
 
@@ -42,7 +42,7 @@ class TruncatedLowRank(Delta):
     ) -> None:
         super().__init__()
         largest = min(base.shape)
-        if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= largest:
+        if not is_whole(rank, largest):
             raise ConfigError(f"rank must be in 1..{largest} for {site.key}, got {rank}")
         self.alpha, self.infer, self.frozen, self.drawn = alpha, infer, frozen, drawn
         self.A = nn.Parameter(torch.empty(1, rank, base.shape[1], device=base.device))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from headwise.adapted import Delta, Factors
 from headwise.errors import ConfigError, suggest
 from headwise.methods.base import Method
-from headwise.schema.kinds import Count, Factor, Rate
+from headwise.schema.kinds import Count, Factor, Rate, is_whole
 from headwise.sites import PROJECTIONS, Site, by_stage, common_width
 
 KINDS = ("tt", "tk")
@@ -32,7 +32,7 @@ class Shared(nn.Module):
 
     def __init__(self, base: Tensor, width: int, rank: int) -> None:
         super().__init__()
-        if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= width:
+        if not is_whole(rank, width):
             raise ConfigError(f"rank of FacT must be in 1..{width}, got {rank}")
         self.U = nn.Parameter(torch.empty(rank, width, device=base.device).uniform_(-(width**-0.5), width**-0.5))
         self.V = nn.Parameter(torch.zeros(width, rank, device=base.device))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from headwise.adapted import Delta
 from headwise.errors import ConfigError
 from headwise.methods.base import Method
-from headwise.schema.kinds import Count
+from headwise.schema.kinds import Count, is_whole
 from headwise.sites import Site
 
 TYPES = (1, 6)
@@ -51,7 +51,7 @@ class MoRADelta(Delta):
         num_outputs, num_inputs = base.shape
         if kind not in TYPES:
             raise ConfigError(f"MoRA's type must be one of {TYPES}, got {kind}")
-        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+        if not is_whole(rank):
             raise ConfigError(f"rank of MoRA must be a whole number of at least 1, got {rank}")
         side = side_of(num_inputs, num_outputs, rank, kind)
         if not 2 <= side <= min(base.shape):

@@ -22,7 +22,7 @@ from headwise.errors import ConfigError
 from headwise.methods.base import Installed, Method, Plan
 from headwise.methods.structural import blocks, install_parts, place, refuse_targets
 from headwise.qkv import SplitQKV
-from headwise.schema.kinds import Count, Factor, Rate
+from headwise.schema.kinds import Count, Factor, Rate, is_whole
 from headwise.sites import QKV
 from headwise.wrapping import Wrapper, at_least_float32, unwrapped, with_affine
 
@@ -32,7 +32,7 @@ class InputAdapter(nn.Module):
 
     def __init__(self, width: int, hidden: int, groups: int, scale: float, dropout: float) -> None:
         super().__init__()
-        if isinstance(hidden, bool) or not isinstance(hidden, int) or not 1 <= hidden <= width:
+        if not is_whole(hidden, width):
             raise ConfigError(f"RepAdapter's hidden width must be in 1..{width}, got {hidden}")
         if groups < 1 or width % groups or hidden % groups:
             raise ConfigError(f"groups must divide the width {width} and the hidden width {hidden}, got {groups}")

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NotRequired, Required, TypeVar, Union, get_args, get_origin
 
-from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError, with_config
+from pydantic import ConfigDict, InstanceOf, PydanticUserError, TypeAdapter, ValidationError, with_config
 from pydantic.fields import FieldInfo
 from typing_extensions import TypedDict
 
@@ -199,9 +199,12 @@ def _fields_of_class(kind: Any) -> Fields:
 
 def usable(kind: Any) -> Any:
     """A kind, or Any where pydantic has no schema for it."""
+    if dataclasses.is_dataclass(kind):
+        annotated: Any = Annotated
+        return annotated[kind, InstanceOf()]  # never built from a mapping here
     try:
         TypeAdapter(kind, config=STRICT)
-    except (PydanticSchemaGenerationError, TypeError, NameError, ValueError):
+    except (PydanticUserError, TypeError, NameError, ValueError):
         return Any
     return kind
 

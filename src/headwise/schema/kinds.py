@@ -6,7 +6,7 @@ They are what their base type is to a type checker; pydantic checks them strictl
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeGuard
 
 from pydantic import AfterValidator, Field
 
@@ -114,3 +114,8 @@ Amounts = Annotated[
     AfterValidator(different),
     Field(description="a list of different values, whole numbers, or shares below 1"),
 ]
+
+
+def is_whole(value: Any, most: int | None = None) -> TypeGuard[int]:
+    """Whether a value is a whole number of at least 1 and, where that is given, at most `most`; true is none."""
+    return type(value) is int and value >= 1 and (most is None or value <= most)
