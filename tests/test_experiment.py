@@ -209,6 +209,10 @@ def test_another_configuration_does_not_land_in_the_same_folder(folder: Path, ca
         ("protocol.epoch=3", "epoch"),
         ("metod=lora", "unknown configuration key 'metod' (did you mean 'method'?)"),
         ("sed=1", "unknown configuration key 'sed' (did you mean 'seed'?); allowed: backbone, data, "),
+        (
+            "protocol.search=null",
+            "'protocol.search': its YAML leaves this field out; set it with +protocol.search=VALUE",
+        ),
         ("epochs=1", "unknown configuration key 'epochs' (did you mean 'protocol.epochs'?)"),
         (
             "method.first.lr=1",

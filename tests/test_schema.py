@@ -113,6 +113,7 @@ def test_every_leaf_of_a_wrong_kind_and_every_unknown_key_is_refused_before_torc
             "method._target_='headwise.methods.lora.LoRAA' cannot be found",
         ),
         ("method._target_=5", "method._target_ must be the dotted name of a class, got 5"),
+        ("+per_task.default.lora=3", "per_task must be a mapping, got "),
         ("+per_task=5", "per_task must be a mapping, got 5"),
     ],
 )

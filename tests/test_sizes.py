@@ -48,6 +48,7 @@ def test_a_file_is_a_line_and_says_what_its_name_says(file: Path) -> None:
         ("method=5", "method='5'"),
         ("dataset=true", "dataset='true'"),
         ("rank=8.5", "rank='8.5'"),
+        ("method=null", "method='null'"),
         ("experiment=null", "experiment=null"),
     ],
 )

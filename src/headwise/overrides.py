@@ -23,7 +23,7 @@ PATHS = ("root", "data.root", "data.cache_dir", "backbone.weights", "*.checkpoin
 _KEY = re.compile(r"[+~]{0,2}[A-Za-z_][\w.$/@:-]*", re.ASCII)
 GROUPS = ("backbone", "rank", "ne", "method", "dataset", "data", "protocol", "trainer", "logger", "gate", "experiment")
 """Groups of conf/; what is chosen is the name of a file."""
-_NO_OPTION = r"[-+.\d][\d._]*(e[-+]?\d+)?|true|false"
+_NO_OPTION = r"[-+.\d][\d._]*(e[-+]?\d+)?|true|false|null"
 _PAIRS = {"[": "]", "{": "}"}
 
 
@@ -44,7 +44,8 @@ def readable(arguments: Sequence[str], sweeps: bool = False) -> list[str]:
 def _readable(word: str, sweeps: bool) -> str:
     word = spelled(word)
     key, equals, value = word.partition("=")
-    if key.lstrip("+").partition("@")[0] in GROUPS and re.fullmatch(_NO_OPTION, value, re.IGNORECASE):
+    group = key.lstrip("+").partition("@")[0]
+    if group in GROUPS and re.fullmatch(_NO_OPTION, value, re.IGNORECASE) and (group, value) != ("experiment", "null"):
         return f"{key}={quoted(value)}"  # hydra wants the name of an option to be text
     if not (equals and value) or not any(fnmatchcase(key.lstrip("+"), pattern) for pattern in PATHS):
         return word

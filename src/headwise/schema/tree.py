@@ -32,7 +32,7 @@ TOP = Fields(
         "variant": Text | None,
         "resume": Literal["auto", "force", "never"],
         "wait": bool,
-        "per_task": Group | None,
+        "per_task": Mapping[str, Mapping[str, Group | None] | None] | None,
         "user": Any,
     },
     ("backbone", "method", "dataset", "data", "protocol", "trainer", "logger", "seed", "root", "name"),
@@ -222,7 +222,9 @@ def unknown_key(key: str, beside: Mapping[str, Any]) -> str:
     fields: list[str] = []
     known = [f"{parent}.{other}" if parent else str(other) for other in beside]
     with contextlib.suppress(ConfigError):
-        if isinstance(target, str):
+        if parent in CLASSES:
+            fields = list(fields_of_target(CLASSES[parent]).types)
+        elif isinstance(target, str):
             fields = [field for field in node_fields(target).types if field not in HYDRA]
         elif not parent:
             known += [part.key(field) for part in parts(beside) for field in part.fields.types if part.path]
