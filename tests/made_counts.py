@@ -24,10 +24,6 @@ def timm_parameters(net: Backbone, ending: str = "") -> int:
     return sum(p.numel() for name, p in plain if name.endswith(ending) and not name.startswith("head."))
 
 
-def matched_rank(outputs: int, inputs: int, heads: int) -> int:
-    return round(3 * (heads * inputs + outputs) / (inputs + outputs))
-
-
 Shape = tuple[int, int, int, int]
 
 
@@ -113,7 +109,7 @@ COUNTS: dict[str, Callable[[Phase], int]] = {
     "houlsby_b8": per_block(lambda c: 2 * (2 * c * 8 + 8 + c)),
     "linear": lambda phase: 0,
     "lora": lora(4, "q", "v"),
-    "matched_lora": per_weight(lambda o, i, h: matched_rank(o, i, h) * (i + o), "q", "v"),
+    "matched_lora": per_weight(lambda o, i, h: 3 * (h * i + o), "q", "v"),  # of head_lora, to the last parameter
     "mora": per_weight(lambda o, i, _: (int((8 * (i + o)) ** 0.5 + 0.5) // 2 * 2) ** 2, "q", "v"),
     "noah": noah,
     "peft": per_weight(lambda o, i, _: 256 + o, "q", "v"),

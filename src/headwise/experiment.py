@@ -341,12 +341,13 @@ def _measured(result: Result, others: Iterable[Result]) -> list[str]:
     Per-head updates alone are a choice of method: of them no control is asked for, but shown if it is there.
     """
     claims = controls_of(result)
-    found = {match.against: match.value for match in matches([result], others)}
+    found = {match.against: match for match in matches([result], others)}
     lines = []
     for claim, controls in claims.items():
         for kind, how in controls.items():
             if kind in found:
-                lines.append(f"{found[kind]:>+8.2f}  {kind} ({KINDS[kind]})")
+                size = f"; {found[kind].size_note}" if found[kind].size_note else ""
+                lines.append(f"{found[kind].value:>+8.2f}  {kind} ({KINDS[kind]}{size})")
             elif claim != HEADS:
                 lines.append(f"{'?':>8}  {kind} ({KINDS[kind]}; not run with these options: {how})")
     if not lines:

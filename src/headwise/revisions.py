@@ -18,7 +18,8 @@ class Change:
     Attributes:
         target: ``_target_`` of the method.
         revision: of its numbers since then.
-        settings: values that its fields, by dotted name, have where the numbers changed; {} for all.
+        settings: values that its fields, by dotted name, have where the numbers changed, or conditions on them; {} for
+            all.
         why: what changed.
     """
 
@@ -26,6 +27,10 @@ class Change:
     revision: int
     settings: Mapping[str, Any] = field(default_factory=dict)
     why: str = ""
+
+
+def _is_odd(value: Any) -> bool:
+    return isinstance(value, int | float) and value % 2 == 1
 
 
 CHANGES = (
@@ -37,8 +42,22 @@ CHANGES = (
     ),
     Change("headwise.methods.adapters.Adapters", 2, {"init": "houlsby"}, "the start is cut at two deviations"),
     Change("headwise.methods.noah.NOAH", 2, {"init": "upstream"}, "prompts start as those of the authors' supernet"),
+    Change(
+        "headwise.methods.hs_lora.MatchedLoRA",
+        2,
+        {"head_rank": _is_odd},  # of an even r', r' (H + 1) / 2 is whole
+        "layers take the whole ranks around the exact one, so that the size is equal; it was up to 8 % off",
+    ),
     Change("headwise.methods.spt_lora.SPTLoRA", 2, {}, "entries of biases train; the authors' grid of thresholds"),
 )
+
+
+def _concerns(change: Change, method: Mapping[str, Any]) -> bool:
+    """Whether a method's numbers are those that changed."""
+    if method.get("_target_") != change.target:
+        return False
+    found = ((wanted, _at(method, name)) for name, wanted in change.settings.items())
+    return all(wanted(value) if callable(wanted) else value == wanted for wanted, value in found)
 
 
 def fill_revisions(method: Mapping[str, Any]) -> dict[str, Any]:
@@ -47,8 +66,7 @@ def fill_revisions(method: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in method.items():
         filled[name] = fill_revisions(value) if isinstance(value, Mapping) else value
     for change in CHANGES:
-        same = all(_at(filled, name) == value for name, value in change.settings.items())
-        if filled.get("_target_") == change.target and same:
+        if _concerns(change, filled):
             filled["revision"] = max(filled.get("revision") or 1, change.revision)
     return filled
 
@@ -63,8 +81,7 @@ def changed_since(method: Any) -> list[str]:
         return []
     parts = [why for value in method.values() for why in changed_since(value)]
     for change in CHANGES:
-        same = method.get("_target_") == change.target and (method.get("revision") or 1) < change.revision
-        if same and all(_at(method, name) == value for name, value in change.settings.items()):
+        if (method.get("revision") or 1) < change.revision and _concerns(change, method):
             parts.append(change.why)
     return parts
 

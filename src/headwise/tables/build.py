@@ -39,7 +39,7 @@ from headwise.tables.comparable import (
     tested,
     varied,
 )
-from headwise.tables.controls import Claims, Match, lacking, matches, unmasked
+from headwise.tables.controls import Claims, Match, lacking, matches, unequal, unmasked
 from headwise.tables.paired import (
     CONTRAST,
     LINE,
@@ -296,7 +296,7 @@ def _table(
         contrasts(differences_),
     )
     caption = [CELLS, *_facts(setting, pool), *_average_notes(cells), SPENT]
-    caption += [*_borrowed(found), *uncontrolled(claims)]
+    caption += [*_borrowed(found), *unequal(found, where), *uncontrolled(claims)]
     if (cells["n"] == 1).any():
         caption.append("Cells with n = 1 rest on one seed and have no deviation.")
     shown, beside_notes, apart_notes = beside(results, where, cells, published)

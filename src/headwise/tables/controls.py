@@ -47,6 +47,8 @@ WITHOUT = {
     MASKS["random"]: "nothing says that the scores matter",
 }
 """What a missing control leaves open."""
+SAME_SIZE = 0.005
+"""Share of parameters up to which a control counts as of equal size without a word."""
 Claims = Mapping[tuple[str, str], Mapping[str, Sequence[str]]]
 """Of each claim and row, by the controls it needs, the tasks on which a run lacks one."""
 
@@ -61,6 +63,7 @@ class Match:
         against: one of `KINDS`.
         value: its accuracy minus the other's, percentage points.
         other: key of the other; for ``P1`` the run's own.
+        size: by which share the control of equal size has more parameters than what it stands against; 0 of others.
     """
 
     result: Result
@@ -68,6 +71,12 @@ class Match:
     against: str
     value: float
     other: RunKey
+    size: float = 0.0
+
+    @property
+    def size_note(self) -> str:
+        """How much larger or smaller a control of equal size is; empty within `SAME_SIZE`."""
+        return f"{100 * self.size:+.1f} % parameters" if abs(self.size) > SAME_SIZE else ""
 
     @property
     def claim(self) -> str:
@@ -126,10 +135,10 @@ def matches(results: Sequence[Result], every: Iterable[Result]) -> list[Match]:
         if result.key.dataset not in wanted or not phases:
             continue
         if len(phases) == 1:
-            alone.setdefault(_matched(result, phases[0].method), result)
+            _keep(alone, _matched(result, phases[0].method), result)
         elif is_size_control(phases):
             second = fingerprint(_recipe(phases[1].method))
-            equal_size.setdefault((phases[0].fingerprint, epochs(result), second), result)
+            _keep(equal_size, (phases[0].fingerprint, epochs(result), second), result)
         if result.key.dataset in masked and (kind := _mask_kind(result.phases[-1])) is not None:
             twins.setdefault((ground(result), kind, _amount(result.phases[-1], kind)), result)
     made = []
@@ -153,8 +162,20 @@ def matches(results: Sequence[Result], every: Iterable[Result]) -> list[Match]:
             if other is not None:
                 reached = first if kind == "P1" else tested(other)[-1]
                 value = float(last.accuracy or 0.0) - float(reached.accuracy or 0.0)
-                made.append(Match(result, f"P{len(phases)}", kind, value, other.key))
+                size = reached.num_tunable / last.num_tunable - 1 if kind == EQUAL_SIZE and last.num_tunable else 0.0
+                made.append(Match(result, f"P{len(phases)}", kind, value, other.key, size))
     return made
+
+
+def unequal(found: Iterable[Match], where: Places) -> list[str]:
+    """Say by how much the controls of equal size are not of equal size."""
+    rows: dict[tuple[str, str], dict[str, None]] = {}
+    for match in found:
+        if match.size_note:
+            row, column = where[match.result.key]
+            rows.setdefault((row, match.size_note), {})[column] = None
+    parts = [f"{row} {size} ({', '.join(columns)})" for (row, size), columns in sorted(rows.items())]
+    return [f"NOT OF EQUAL SIZE, the control called so has, of {'; of '.join(parts)}."] if parts else []
 
 
 def unmasked(results: Iterable[Result], every: Iterable[Result]) -> list[tuple[Result, Result]]:
@@ -222,7 +243,7 @@ def _amount(phase: PhaseResult, kind: str) -> str:
 
 def is_size_control(phases: Sequence[PhaseResult]) -> bool:
     """Whether a run is Phase 1 followed by plain LoRA of the size that per-head updates would have."""
-    return len(phases) == 2 and str(phases[1].method.get("_target_", "")).endswith(".MatchedLoRA")
+    return len(phases) == 2 and _is_matched(phases[1].method)
 
 
 def is_per_head(result: Result) -> bool:
@@ -239,8 +260,25 @@ def _shared_twin(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _recipe(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """A method without its name and its epochs."""
-    return {name: value for name, value in spec.items() if name not in ("label", "epochs")}
+    """A method without its name and its epochs; a control of equal size without its revision, since `Match` says it."""
+    apart = ("label", "epochs", "revision") if _is_matched(spec) else ("label", "epochs")
+    return {name: value for name, value in spec.items() if name not in apart}
+
+
+def _is_matched(spec: Mapping[str, Any]) -> bool:
+    """Whether a method is plain LoRA of the size of per-head updates."""
+    return str(spec.get("_target_", "")).endswith(".MatchedLoRA")
+
+
+def _keep(found: dict[Any, Result], place: Any, result: Result) -> None:
+    """Keep the first result of a place; of controls of equal size the one of the newest revision."""
+
+    def revision(result: Result) -> int:
+        spec = tested(result)[-1].method
+        return int(spec.get("revision") or 1) if _is_matched(spec) else 0
+
+    if place not in found or revision(result) > revision(found[place]):
+        found[place] = result
 
 
 def _matched(result: Result, method: Mapping[str, Any]) -> str:
