@@ -120,7 +120,7 @@ def test_own_images_train_to_a_labelled_result(trained: Path) -> None:
 def test_classify_turns_photographs_upright_and_reads_all_bits(
     trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headwise.data.own._said", set())
+    monkeypatch.setattr("headwise.data.notices._said", set())
     net = headwise.load(trained)
     scene = np.random.default_rng(1).integers(0, 256, (110, 100, 3), dtype=np.uint8)
     upright, stored = Image.fromarray(scene), Image.fromarray(np.rot90(scene))  # EXIF 6: turn it clockwise to see it

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from headwise.backbone import Backbone
 from headwise.data.decode import NATIVE_LIMIT, RESIZES, decode, to_channels
-from headwise.data.own import notes, say_once
+from headwise.data.notices import say_once
+from headwise.data.own import notes
 from headwise.data.sources import SyntheticSource
 from headwise.data.stored import BROKEN, Reading, facts, read
 from headwise.data.vtab import VTABDataModule, to_tensor

@@ -122,6 +122,21 @@ def test_subset_is_part_of_the_whole(source: TFDSSource) -> None:
     np.testing.assert_array_equal(part.images, whole.images[picked])
 
 
+@pytest.mark.parametrize("name", ["cifar100", "eurosat"])
+@pytest.mark.parametrize("limit", [None, 7])
+def test_more_than_the_memory_may_hold_is_mapped(
+    source: TFDSSource, name: str, limit: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HEADWISE_CACHE", str(tmp_path))
+    task = ALL[name][0]
+    small = TFDSSource(source.root, official=False, memory=0)
+    for _ in range(2):
+        one, two = (each.load(task, "train800val200", 224, limit=limit) for each in (source, small))
+        assert isinstance(two.images, np.memmap) and one.keys == two.keys and one.provenance == two.provenance
+        np.testing.assert_array_equal(one.images, two.images)
+        np.testing.assert_array_equal(one.labels, two.labels)
+
+
 def test_chunks_are_the_split(source: TFDSSource) -> None:
     task = ALL["eurosat"][0]
     whole = source.load(task, "train800val200", 224)

@@ -19,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headwise import atomic
+from headwise.data.bulk import MARGIN, MixedError
+from headwise.data.bulk import write_array as _save
 from headwise.data.cache import META, PARTS, SCHEMA, Cache, label_file, pixels_name, rules
 from headwise.data.decode import RESIZES, check_resize
 from headwise.data.pixels import Cacheable
@@ -28,14 +30,8 @@ from headwise.results.claims import Claim, describe
 
 PAIRS = [(train, final) for train in ("train800", "train800val200") for final in ("val200", "test")]
 """Pairs of splits that a run may use, and whose fingerprint a cache therefore keeps."""
-MARGIN = 256 << 20
-"""Bytes that stay free on the disk."""
 
 Say = Callable[[str], None]
-
-
-class _MixedError(Exception):
-    """Images turned out not to be all of one small size."""
 
 
 def build(
@@ -130,7 +126,7 @@ def _build(
     fingerprints = {task.name: _fingerprints(source, task) for task in tasks}
     try:
         written = _write(source, first, size, resize, folder, say, None)
-    except _MixedError:
+    except MixedError:
         shutil.rmtree(folder)
         written = _write(source, first, size, resize, folder, say, False)
     splits, classes, facts, keys = written
@@ -202,7 +198,7 @@ def _write(
                 is_native = chunk.provenance["resize"] == "native"
                 native = is_native if native is None else native
                 if native and (not is_native or (splits and list(chunk.images.shape[1:]) != first_shape(splits))):
-                    raise _MixedError
+                    raise MixedError
                 facts = {**chunk.provenance, "resize": "native" if native else resize}
                 labels.append(chunk.labels)
                 keys.extend(f"{part} {key}" for key in chunk.keys)
@@ -233,22 +229,3 @@ def first_shape(splits: dict[str, Any]) -> list[int]:
 def _chain(head: NDArray[Any], rest: Iterator[NDArray[Any]]) -> Iterator[NDArray[Any]]:
     yield head
     yield from rest
-
-
-def _save(file: Path, shape: tuple[int, ...], pieces: Iterator[NDArray[Any]], dtype: str) -> dict[str, Any]:
-    """Write an .npy file piece by piece with plain writes, so that a full disk is an error; returns its description."""
-    sha = hashlib.sha256()
-    rows = 0
-    with file.open("wb") as stream:
-        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(stream, header)
-        for piece in pieces:
-            if piece.shape[1:] != shape[1:]:
-                raise _MixedError
-            rows += len(piece)
-            stream.write(np.ascontiguousarray(piece, dtype=dtype).data)
-    if rows != shape[0]:
-        raise DataError(f"{file.stem}: the source gave {rows} of {shape[0]} items")
-    with file.open("rb") as stream:
-        sha = hashlib.file_digest(stream, "sha256")
-    return {"shape": list(shape), "dtype": dtype, "bytes": file.stat().st_size, "sha256": sha.hexdigest()}

@@ -6,7 +6,7 @@ import hashlib
 import importlib
 import json
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache, lru_cache
 from typing import Any
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from headwise.data import fewshot, synthetic
 from headwise.data import labels as label_rules
 from headwise.data.decode import fit_all
-from headwise.data.pixels import FINAL_SPLITS, Pixels
+from headwise.data.pixels import CHUNK, FINAL_SPLITS, Pixels
 from headwise.data.splits import Indices, record_order, split_ranges, subset
 from headwise.data.synthetic.records import prepared_root, through_jpeg
 from headwise.data.synthetic.standin import StandIn
@@ -106,6 +106,11 @@ class SyntheticSource:
         for name, indices in self._members(task, split, np.arange(self.count(task, split))):
             classes += self._classes(task, name, indices)
         return np.array(classes, dtype=np.int64)
+
+    def chunks(self, task: VTABTask, split: str, size: int, resize: str, positions: Indices) -> Iterator[Pixels]:
+        """The images at ascending positions of a split, some hundred at a time."""
+        for start in range(0, len(positions), CHUNK):
+            yield self.pick(task, split, positions[start : start + CHUNK], size, resize)
 
     def pick(self, task: VTABTask, split: str, positions: Indices, size: int, resize: str) -> Pixels:
         """Draw the images at ascending positions of a split."""

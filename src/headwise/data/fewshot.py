@@ -10,6 +10,7 @@ In the names of splits, train800 and train800val200 are both the k images per cl
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from headwise.data.bulk import MEMORY, Bulk
 from headwise.data.listfiles import Entry, read_list
 from headwise.data.pixels import Pixels
 from headwise.data.splits import Indices, subset
@@ -39,8 +41,8 @@ class Pool(Protocol):
         """(N,) classes, without decoding."""
         ...
 
-    def pick(self, task: VTABTask, split: str, positions: Indices, size: int, resize: str) -> Pixels:
-        """The images at ascending positions of a split."""
+    def chunks(self, task: VTABTask, split: str, size: int, resize: str, positions: Indices) -> Iterator[Pixels]:
+        """The images at ascending positions of a split, some hundred at a time."""
         ...
 
     def fingerprint(self, task: VTABTask, splits: Any = ...) -> str:
@@ -91,7 +93,15 @@ def count(source: Pool, task: VTABTask, split: str) -> int:
     return sum(source.count(part, "test") for part in slices(task, split))
 
 
-def load(source: Pool, task: VTABTask, split: str, size: int, resize: str, limit: int | None = None) -> Pixels:
+def load(
+    source: Pool,
+    task: VTABTask,
+    split: str,
+    size: int,
+    resize: str,
+    limit: int | None = None,
+    memory: float = MEMORY,
+) -> Pixels:
     """Read a split of a few-shot set from upstream slices."""
     parts = slices(task, split)
     if is_train(split):
@@ -102,18 +112,25 @@ def load(source: Pool, task: VTABTask, split: str, size: int, resize: str, limit
         lengths = [source.count(part, "test") for part in parts]
         chosen = np.arange(sum(lengths), dtype=np.int64)
     chosen = chosen[subset(len(chosen), limit)]
-    found, start = [], 0
-    for part, length in zip(parts, lengths, strict=True):
-        positions = chosen[(chosen >= start) & (chosen < start + length)] - start
-        if len(positions):
-            found.append(source.pick(part, "test", positions, size, resize))
-        start += length
-    return Pixels(
-        np.concatenate([pixels.images for pixels in found]),
-        np.concatenate([pixels.labels for pixels in found]),
-        tuple(key for pixels in found for key in pixels.keys),
-        found[0].provenance,
-    )
+
+    def chunks() -> Iterator[Pixels]:
+        start = 0
+        for part, length in zip(parts, lengths, strict=True):
+            positions = chosen[(chosen >= start) & (chosen < start + length)] - start
+            if len(positions):
+                yield from source.chunks(part, "test", size, resize, positions)
+            start += length
+
+    return Bulk(
+        title=f"task {task.name!r}, {split}",
+        count=len(chosen),
+        size=size,
+        resize=resize,
+        channels=task.channels,
+        chunks=chunks,
+        content=lambda: f"{source.fingerprint(task, (split,))} {task.pixel_scale} {limit}",
+        memory=memory,
+    ).load()
 
 
 def fingerprint(source: Pool, task: VTABTask, splits: Any) -> str:

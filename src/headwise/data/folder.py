@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headwise.data import fewshot, own
+from headwise.data.bulk import MEMORY, Bulk, check_memory
 from headwise.data.decode import decode_all
 from headwise.data.listfiles import Digest, Entry, digests, locate, read_list
 from headwise.data.pixels import CHUNK, FINAL_SPLITS, Pixels, decoder
@@ -46,12 +47,13 @@ class FolderSource:
 
     Args:
         root: folder that holds the tasks' folders.
+        memory: GiB of decoded images of one split that are held in memory (see `headwise.data.bulk`).
     Raises:
         DataError: if ``root`` is no folder.
     """
 
-    def __init__(self, root: str | Path) -> None:
-        self.root = Path(root).expanduser()
+    def __init__(self, root: str | Path, memory: float = MEMORY) -> None:
+        self.root, self.memory = Path(root).expanduser(), check_memory(memory)
         if not os.path.isdir(self.root):  # noqa: PTH112 - no path makes it raise
             raise DataError(
                 f"data.root={str(root)[:300]!r} is not a folder; give the one that holds the tasks' folders"
@@ -108,17 +110,25 @@ class FolderSource:
     ) -> Pixels:
         """Decode the images that a list file names, in its order."""
         entries = self._entries(task, split)
+        chosen = [entries[i] for i in subset(len(entries), limit)]
         if task.is_own:
             lists = self._lists(task)
             facts, depth = self._looked_at(task, lists)
             own.announce(lists, task, depth, facts)
-        return self._decode(task, [entries[i] for i in subset(len(entries), limit)], size, resize)
+        return Bulk(
+            title=f"task {task.name!r}, {split}",
+            count=len(chosen),
+            size=size,
+            resize=resize,
+            channels=task.channels,
+            chunks=lambda: self._chunks(task, chosen, size, resize),
+            content=lambda: f"{self.fingerprint(task, (split,))} {limit}",
+            memory=self.memory,
+        ).load()
 
     def chunks(self, task: VTABTask, split: str, size: int, resize: str) -> Iterator[Pixels]:
         """The images of a split in its order, some hundred at a time."""
-        entries = self._entries(task, split)
-        for start in range(0, len(entries), CHUNK):
-            yield self._decode(task, entries[start : start + CHUNK], size, resize)
+        return self._chunks(task, self._entries(task, split), size, resize)
 
     def all_labels(self, task: VTABTask, split: str) -> NDArray[np.int64]:
         """(N,) classes of a split, as its list file gives them."""
@@ -128,10 +138,14 @@ class FolderSource:
         """Plain facts that a cache records. Every task has images of its own here."""
         return {"kind": "folder", "name": task.name}
 
-    def _decode(self, task: VTABTask, entries: list[Entry], size: int, resize: str) -> Pixels:
+    def _chunks(self, task: VTABTask, entries: list[Entry], size: int, resize: str) -> Iterator[Pixels]:
+        reading = Reading(self.depth(task)) if task.is_own else None
+        for start in range(0, len(entries), CHUNK):
+            yield self._decode(task, entries[start : start + CHUNK], size, resize, reading)
+
+    def _decode(self, task: VTABTask, entries: list[Entry], size: int, resize: str, reading: Reading | None) -> Pixels:
         found = locate(entries, self.folder(task), self.root)
         files = [(path, entry.where) for entry, (path, _) in zip(entries, found, strict=True)]
-        reading = Reading(self.depth(task)) if task.is_own else None
         images, native = decode_all(files, task.channels, size, resize, reading=reading)
         return Pixels(
             images,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,26 +17,17 @@ from pathlib import Path
 from headwise import atomic
 from headwise.data.decode import num_threads
 from headwise.data.listfiles import Digest, Entry
+from headwise.data.notices import say_once
 from headwise.data.stored import Facts, facts
 from headwise.data.tasks import VTABTask
 from headwise.errors import DataError
 from headwise.results.fingerprint import cache_folder
 from headwise.results.plain import STORES, read_json
 
-log = logging.getLogger(__name__)
-
 LEAK = "test images in train"
-_said: set[str] = set()
 
 Lists = Mapping[str, Sequence[tuple[Entry, Digest]]]
 """Lines of every list file that is there, by split, with the content of their images."""
-
-
-def say_once(text: str) -> None:
-    """Warn of something, once in this process."""
-    if text not in _said:
-        _said.add(text)
-        log.warning("%s", text)
 
 
 def check(lists: Lists, task: VTABTask) -> None:
@@ -89,8 +79,7 @@ def findings(lists: Lists, task: VTABTask) -> list[str]:
         missing = [label for label in range(task.num_classes) if label not in present]
         if missing and split in lists:
             named = [f"{label} ({task.class_names[label]})" if task.class_names else str(label) for label in missing]
-            of = "class" if len(missing) == 1 else "classes"
-            found.append(f"{len(missing)} of {task.num_classes} {of} without {name} images: {_two(named)}")
+            found.append(f"{len(missing)} of {task.num_classes} classes without {name} images: {_two(named)}")
     return found
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from headwise import targets
+from headwise.data.bulk import MEMORY
 from headwise.data.cache import CacheSource
 from headwise.data.drawn import SyntheticSource
 from headwise.data.folder import FolderSource
@@ -43,6 +44,7 @@ class AutoSource:
         cache_dir: folder of the caches; None: ``$HEADWISE_CACHE/vtab``.
         synthetic: whether drawn images may stand in for a task that is nowhere else; never where ``root`` is given.
         official: as for TFDSSource.
+        memory: as for FolderSource.
     """
 
     def __init__(
@@ -51,10 +53,11 @@ class AutoSource:
         cache_dir: str | Path | None = None,
         synthetic: bool = True,
         official: bool = True,
+        memory: float = MEMORY,
     ) -> None:
         self.cache = CacheSource(cache_dir, kinds=("tfds", "folder"))
-        self.folder = None if root is None else FolderSource(root)
-        self.tfds = None if root is None else TFDSSource(root, official)
+        self.folder = None if root is None else FolderSource(root, memory)
+        self.tfds = None if root is None else TFDSSource(root, official, memory)
         self.synthetic = SyntheticSource() if synthetic else None
         self._chosen: dict[str, Source] = {}
 

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from headwise import atomic
 from headwise.data import fewshot
+from headwise.data.bulk import MEMORY, Bulk, check_memory
 from headwise.data.decode import decode_all
 from headwise.data.labels import label_of
 from headwise.data.listfiles import JPEG_MAGIC, SETTLED_SECONDS
@@ -57,12 +58,13 @@ class TFDSSource:
         root: folder that holds the builders' folders.
         official: whether other counts than the official ones are an error; False labels them ``unofficial split``.
             Directories that a generator wrote say so themselves and are labelled ``synthetic``.
+        memory: as for FolderSource.
     Raises:
         DataError: if ``root`` is no folder.
     """
 
-    def __init__(self, root: str | Path, official: bool = True) -> None:
-        self.root, self.official = Path(root).expanduser(), official
+    def __init__(self, root: str | Path, official: bool = True, memory: float = MEMORY) -> None:
+        self.root, self.official, self.memory = Path(root).expanduser(), official, check_memory(memory)
         if not os.path.isdir(self.root):  # noqa: PTH112 - no path makes it raise
             raise DataError(f"data.root={str(root)[:300]!r} is not a folder; give the one that holds the prepared sets")
         self._found: dict[str, Prepared] = {}
@@ -121,17 +123,25 @@ class TFDSSource:
     ) -> Pixels:
         """Read and decode a split, in the order of its records."""
         if task.shots is not None:
-            return fewshot.load(self, task, split, size, resize, limit)
-        return self.pick(task, split, subset(self.count(task, split), limit), size, resize)
+            return fewshot.load(self, task, split, size, resize, limit, self.memory)
+        positions = subset(self.count(task, split), limit)
+        return Bulk(
+            title=f"task {task.name!r}, {split}",
+            count=len(positions),
+            size=size,
+            resize=resize,
+            channels=task.channels,
+            chunks=lambda: self.chunks(task, split, size, resize, positions),
+            content=lambda: f"{self.fingerprint(task, (split,))} {task.pixel_scale} {limit}",
+            memory=self.memory,
+        ).load()
 
-    def pick(self, task: VTABTask, split: str, positions: Indices, size: int, resize: str) -> Pixels:
-        """Read and decode the images at ascending positions of a split."""
-        return self._decode(task, list(self.records(task, split, positions)), size, resize)
-
-    def chunks(self, task: VTABTask, split: str, size: int, resize: str) -> Iterator[Pixels]:
-        """The images of a split in its order, some hundred at a time."""
+    def chunks(
+        self, task: VTABTask, split: str, size: int, resize: str, positions: Indices | None = None
+    ) -> Iterator[Pixels]:
+        """The images of a split in its order, or those at ascending positions of it, some hundred at a time."""
         batch: list[Record] = []
-        for record in self.records(task, split):
+        for record in self.records(task, split, positions):
             batch.append(record)
             if len(batch) == CHUNK:
                 yield self._decode(task, batch, size, resize)

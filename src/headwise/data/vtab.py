@@ -1,4 +1,6 @@
-"""VTABDataModule: the images of one task as batches. Training images stay in memory, no worker process is started.
+"""VTABDataModule: the images of one task as batches. No worker process is started.
+
+Images lie in memory once; what a source keeps on disk is memory-mapped, and what a batch has read of it is let go.
 
 Legend: B batch, C channels (3, or 1 for grey tasks), H/W stored size, S the side of the square that the network sees.
 """
@@ -19,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from headwise.data import augment as augmentation
+from headwise.data.bulk import release
 from headwise.data.decode import check_resize
 from headwise.data.sources import Pixels, Source
 from headwise.data.tasks import VTABTask, check_apart, check_split
@@ -36,7 +39,7 @@ class TrainBatches:
     epoch is set by ``set_epoch``, which Lightning calls through ``sampler`` before each epoch.
 
     Args:
-        images: (N, C, H, W) uint8.
+        images: (N, C, H, W) uint8; an array may be memory-mapped.
         labels: (N,) int64.
         batch_size: B.
         seed: of the run.
@@ -48,7 +51,7 @@ class TrainBatches:
 
     def __init__(
         self,
-        images: Tensor,
+        images: Tensor | NDArray[np.uint8],
         labels: Tensor,
         batch_size: int,
         seed: int,
@@ -102,7 +105,11 @@ class TrainBatches:
 
     def _batch(self, order: Tensor, step: int, epoch: int) -> Batch:
         chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
-        images = self.images[chosen]
+        if isinstance(self.images, Tensor):
+            images = self.images[chosen]
+        else:
+            images = torch.from_numpy(self.images[chosen.numpy()])
+            release(self.images)
         if self.size is not None:
             random = augmentation.generator(self.seed, self.phase, epoch, step)
             images = augmentation.augment(images, self.size, random)
@@ -127,7 +134,9 @@ class EvalBatches:
     def __iter__(self) -> Iterator[Batch]:
         for start in range(0, len(self.images), self.batch_size):
             chosen = slice(start, start + self.batch_size)
-            yield to_tensor(self.images[chosen]), torch.from_numpy(np.array(self.labels[chosen]))
+            images = to_tensor(self.images[chosen])
+            release(self.images)
+            yield images, torch.from_numpy(np.array(self.labels[chosen]))
 
 
 class VTABDataModule(L.LightningDataModule):
@@ -193,7 +202,7 @@ class VTABDataModule(L.LightningDataModule):
         self.stored_size = img_size if augment == "none" else round(img_size * augmentation.TEST_RESIZE)
         self.phase = 0
         self._pixels: dict[str, Pixels] = {}
-        self._train: Batch | None = None
+        self._train: tuple[NDArray[np.uint8], Tensor] | None = None
         self._constants: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     @property
@@ -217,9 +226,9 @@ class VTABDataModule(L.LightningDataModule):
         """Training batches of a phase; without shuffling every image once in stored order, for scores over the set."""
         if self._train is None:
             pixels = self.pixels(self.train_split)
-            images = to_tensor(pixels.images)
-            self._train = images, torch.from_numpy(np.array(pixels.labels))
-            self._pixels[self.train_split] = replace(pixels, images=images.permute(0, 2, 3, 1).numpy())
+            planes = np.require(pixels.images.transpose(0, 3, 1, 2), requirements="C")
+            self._train = planes, torch.from_numpy(np.array(pixels.labels))
+            self._pixels[self.train_split] = replace(pixels, images=planes.transpose(0, 2, 3, 1))
         drop_last = self.drop_last if shuffle else False
         phase = self.phase if phase is None else phase
         size = self.img_size if shuffle and self.augment != "none" else None

@@ -1,0 +1,265 @@
+"""The images of a split as one array: in memory, or in a file of ``$HEADWISE_CACHE/pixels`` where they are too many.
+
+Images come in chunks, and each is held once, colour plane by colour plane, which is how a network takes them. A file is
+written under a claim beside its place and renamed when it is whole; it is named by the content of what it was made
+from, and checked by hash when it is opened for the first time. No torch.
+
+Legend: N images, H, W height and width, S the side of the square that the network sees, C channels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import mmap
+import shutil
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headwise import atomic
+from headwise.data.decode import NATIVE_LIMIT, RESIZES, check_resize
+from headwise.data.notices import say_once
+from headwise.data.pixels import Pixels, decoder
+from headwise.errors import ConfigError, DataError
+from headwise.results.claims import Claim, describe
+from headwise.results.fingerprint import cache_folder, file_sha256
+
+MEMORY = 1.0
+"""GiB of decoded images of one split that are held in memory unless told otherwise."""
+MARGIN = 256 << 20
+"""Bytes that stay free on the disk."""
+REVISION = 1
+"""Of the layout of kept files."""
+FILES = ("images.npy", "labels.npy")
+Array = NDArray[np.uint8]
+
+
+class MixedError(Exception):
+    """Images turned out not to be all of one small size."""
+
+
+def check_memory(memory: float) -> float:
+    """Return data.memory.
+
+    Raises:
+        ConfigError: unless it is a number of at least 0.
+    """
+    if isinstance(memory, bool) or not isinstance(memory, int | float) or not 0 <= memory < math.inf:
+        raise ConfigError(f"data.memory is a number of GiB, 0 or more, got {memory!r}")
+    return float(memory)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bulk:
+    """A split that is to become one array.
+
+    Attributes:
+        title: for what is said: task, split.
+        count: N.
+        size, resize: S, and how images are brought to it.
+        channels: C.
+        chunks: gives the images from the first on, some hundred at a time, each native or S x S as `Pixels` says.
+        content: hash of what decides the pixels before resizing; asked for only where there may be many.
+        memory: GiB that may be held in memory.
+    """
+
+    title: str
+    count: int
+    size: int
+    resize: str
+    channels: int
+    chunks: Callable[[], Iterable[Pixels]]
+    content: Callable[[], str]
+    memory: float = MEMORY
+
+    def load(self) -> Pixels:
+        """All images, as one source gives them: native if all are of one small size, else S x S.
+
+        Raises:
+            DataError: if the source gives fewer images than it has, or the disk has no room for them.
+        """
+        check_resize(self.resize)
+        largest = self.count * self.channels * max(self.size, NATIVE_LIMIT) ** 2
+        kept = self._place() if largest > self._limit else None
+        if kept is not None and kept.is_dir():
+            return _read(kept)
+        try:
+            return self._gather(kept, shrink=False)
+        except MixedError:
+            return self._gather(kept, shrink=True)
+
+    @property
+    def _limit(self) -> int:
+        return int(self.memory * (1 << 30))
+
+    def _place(self) -> Path:
+        """The folder of this content at this size."""
+        parts = [REVISION, self.content(), self.count, self.size, self.resize, self.channels, decoder()]
+        return cache_folder() / "pixels" / hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+    def _gather(self, kept: Path | None, shrink: bool) -> Pixels:
+        """The chunks put together; with ``shrink`` native ones are resized as well.
+
+        Raises:
+            MixedError: if they do not fit together as they are.
+        """
+        stream = _Stream(self.chunks(), self.size, self.resize, shrink)
+        head = next(stream, None)
+        if head is None:
+            raise DataError(f"{self.title}: there is no image")
+        shape = (self.count, *head.shape[1:])
+        if math.prod(shape) > self._limit and kept is not None:
+            return self._keep(kept, shape, stream, head)
+        images, done = np.empty(shape, dtype=np.uint8), 0
+        for piece in _chained(head, stream):
+            done += len(piece)
+            if done <= self.count:
+                images[done - len(piece) : done] = piece
+        if done != self.count:
+            raise DataError(f"{self.title}: the source gave {done} of {self.count} images")
+        return stream.pixels(images)
+
+    def _keep(self, folder: Path, shape: tuple[int, ...], stream: _Stream, head: Array) -> Pixels:
+        """Write the images to a file, unless another process has meanwhile."""
+        root, images = folder.parent, f"{self.title}: {shape[0]:,} decoded images"
+
+        def waiting(holder: Mapping[str, Any]) -> None:
+            say_once(f"{images}: waiting for {describe(holder)}, which writes them")
+
+        with Claim(root / ".claims" / folder.name, on_wait=waiting):
+            if folder.is_dir():
+                return _read(folder)
+            for leftover in root.glob(f".building-{folder.name}-*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+            check_room(root, math.prod(shape), images)
+            say_once(
+                f"{images} are more than data.memory={self.memory:g} GiB and are kept in {folder} "
+                f"({math.prod(shape) / 1e9:.1f} GB); it may be removed when no run uses it"
+            )
+            part = root / f".building-{folder.name}-{uuid.uuid4().hex[:8]}"
+            try:
+                with atomic.told(folder):
+                    self._write(part, shape, stream, head)
+                    part.rename(folder)
+                    atomic.flush(root)
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
+        return _read(folder, fresh=True)
+
+    def _write(self, part: Path, shape: tuple[int, ...], stream: _Stream, head: Array) -> None:
+        part.mkdir(parents=True)
+        files = {FILES[0]: write_array(part / FILES[0], shape, _chained(head, stream), "uint8")}
+        labels = np.array(stream.labels, dtype=np.int64)
+        files[FILES[1]] = write_array(part / FILES[1], labels.shape, iter([labels]), "int64")
+        meta = {"files": files, "facts": stream.facts, "keys": stream.keys, "title": self.title}
+        atomic.write_json(part / "meta.json", meta)
+
+
+class _Stream(Iterator[Array]):
+    """Chunks as (n, C, H, W) planes of one size, and what else they say."""
+
+    def __init__(self, chunks: Iterable[Pixels], size: int, resize: str, shrink: bool) -> None:
+        self._chunks, self._size, self._resize, self._shrink = iter(chunks), size, resize, shrink
+        self._shape: tuple[int, ...] | None = None
+        self.labels: list[int] = []
+        self.keys: list[str] = []
+        self.facts: dict[str, Any] = {}
+
+    def __next__(self) -> Array:
+        chunk = next(self._chunks)
+        images, is_native = chunk.images, chunk.provenance["resize"] == "native"
+        if self._shrink and is_native:
+            images, is_native = np.stack([RESIZES[self._resize](image, self._size) for image in images]), False
+        shape = (*images.shape[1:], is_native)
+        if self._shape not in (None, shape):
+            raise MixedError
+        self._shape = shape
+        self.labels += chunk.labels.tolist()
+        self.keys += chunk.keys
+        self.facts = {**chunk.provenance, "resize": "native" if is_native else self._resize}
+        return images.transpose(0, 3, 1, 2)
+
+    def pixels(self, planes: Array) -> Pixels:
+        """What was streamed, once it lies in (N, C, H, W) ``planes``."""
+        labels = np.array(self.labels, dtype=np.int64)
+        return Pixels(planes.transpose(0, 2, 3, 1), labels, tuple(self.keys), self.facts)
+
+
+def _chained(head: NDArray[Any], rest: Iterator[NDArray[Any]]) -> Iterator[NDArray[Any]]:
+    yield head
+    yield from rest
+
+
+def _read(folder: Path, fresh: bool = False) -> Pixels:
+    """A kept split, its images memory-mapped.
+
+    Raises:
+        DataError: if a file of it is damaged.
+    """
+    try:
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        planes, labels = (_mapped(folder / name, meta["files"][name], fresh) for name in FILES)
+        if not len(planes) == len(labels) == len(meta["keys"]):
+            raise ValueError("its files do not belong together")
+        return Pixels(planes.transpose(0, 2, 3, 1), np.array(labels), tuple(meta["keys"]), dict(meta["facts"]))
+    except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
+        raise DataError(f"{folder} is damaged ({error}); remove it and run again") from error
+
+
+def _mapped(file: Path, entry: dict[str, Any], fresh: bool) -> NDArray[Any]:
+    if file.stat().st_size != entry["bytes"] or (not fresh and file_sha256(file) != entry["sha256"]):
+        raise ValueError(f"{file.name} is not what was written")
+    array: NDArray[Any] = np.load(file, mmap_mode="r", allow_pickle=False)
+    if list(array.shape) != entry["shape"] or array.dtype != entry["dtype"]:
+        raise ValueError(f"{file.name} holds {array.dtype} {array.shape}")
+    return array
+
+
+def check_room(folder: Path, num_bytes: int, what: str) -> None:
+    """Refuse to write more than the disk of a folder holds.
+
+    Raises:
+        DataError: with the ways out.
+    """
+    atomic.make_folder(folder)
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes + MARGIN:
+        raise DataError(
+            f"{what} are {num_bytes / 1e9:.1f} GB, and the disk of {folder} has {free / 1e9:.1f} GB left; make room, "
+            "let HEADWISE_CACHE name a folder elsewhere, or hold them in memory with data.memory=GIB"
+        )
+
+
+def write_array(file: Path, shape: tuple[int, ...], pieces: Iterator[NDArray[Any]], dtype: str) -> dict[str, Any]:
+    """Write an .npy file piece by piece with plain writes, so that a full disk is an error; returns its description."""
+    sha, rows = hashlib.sha256(), 0
+    with file.open("wb") as stream:
+        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(stream, header)
+        for piece in pieces:
+            if piece.shape[1:] != shape[1:]:
+                raise MixedError
+            rows += len(piece)
+            stream.write(np.ascontiguousarray(piece, dtype=dtype).data)
+    if rows != shape[0]:
+        raise DataError(f"{file.stem}: the source gave {rows} of {shape[0]} items")
+    with file.open("rb") as stream:
+        sha = hashlib.file_digest(stream, "sha256")
+    atomic.flush(file)
+    return {"shape": list(shape), "dtype": dtype, "bytes": file.stat().st_size, "sha256": sha.hexdigest()}
+
+
+def release(array: NDArray[Any]) -> None:
+    """Let go of the pages of a memory-mapped array that were read; the system keeps them as long as it has room."""
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        base.madvise(mmap.MADV_DONTNEED)
