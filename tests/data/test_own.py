@@ -16,7 +16,7 @@ from made_trees import load_task, write_lines
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from headwise.data import own
+from headwise.data import notices, own
 from headwise.data.decode import decode
 from headwise.data.folder import FolderSource
 from headwise.data.stored import Facts, Reading, facts
@@ -30,7 +30,7 @@ SCENE = RNG.integers(0, 256, (20, 30, 3), dtype=np.uint8)
 
 @pytest.fixture(autouse=True)
 def nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(own, "_said", set())
+    monkeypatch.setattr(notices, "_said", set())
 
 
 def png16(values: NDArray[np.uint16]) -> bytes:
