@@ -36,6 +36,8 @@ def test_a_change_names_a_method_its_fields_and_why(change) -> None:  # type: ig
         (("method=spt_lora", "+method.revision=5"), 5),
         (("method=lora",), None),
         (("method=peft_lora",), None),
+        (("method=matched_lora", "rank=r16_h2"), None),
+        (("method=matched_lora", "rank=r16_h1"), 2),
         (("method=peft_lora", "+method.config.init_lora_weights=pissa"), None),
         (("method=peft_lora", "+method.config.init_lora_weights=lora_ga"), 2),
     ],
@@ -59,11 +61,11 @@ def test_kept_records_of_older_numbers_are_said_to_be_and_all_others_are_recogni
         method = json.loads(file.read_text(encoding="utf-8"))["config"]["method"]
         if fill_revisions(method) != method:
             older.add(method["label"])
-    assert older == {"houlsby_b8", "spt_lora"}
+    matched = {f"{first}_then_lora" for first in ("lora", "pissa", "dora", "adalora")}
+    assert older == {"houlsby_b8", "spt_lora", *matched}
     text = (REPO / "docs" / "results.md").read_text(encoding="utf-8")
-    (said,) = [part for part in text.split("\n\n") if "are of older code**" in part]
-    assert "`houlsby_b8`" in said
-    assert "SPT-LoRA" in said
+    said = [part for part in text.split("\n\n") if "of older code**" in part.lower()]
+    assert all(any(f"`{label}`" in part for part in said) for label in older)
 
 
 def test_filling_twice_changes_nothing() -> None:

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from headwise.experiment import summary
 from headwise.tables import lineup
 from headwise.tables.build import AVERAGES, Table, compare, recorded, tables
 from headwise.tables.render import render
@@ -341,6 +342,36 @@ def test_controls_are_sought_among_runs_of_other_names_where_they_lack():
         raise AssertionError("nothing is lacking")
 
     assert not one([longer], others=unneeded).answers
+
+
+@pytest.mark.parametrize(
+    ("size", "said_of"),
+    [(1000, None), (1005, None), (950, "NOT OF EQUAL SIZE, the control called so has, of hs -5.0 %")],
+)
+def test_a_control_that_is_not_of_equal_size_says_so(size, said_of):
+    """Issue 14, A4: the older control is one still, and its size is said in the table and in the run's summary."""
+    heads, plain = run("hs", accuracy=(70.0, 75.0)), run("then", accuracy=(70.0, 77.0))
+    for made, spec, num in ((heads, HEADS, 1000), (plain, PLAIN, size)):
+        made.phases[0] = dataclasses.replace(made.phases[0], fingerprint="a")
+        made.phases[1] = dataclasses.replace(made.phases[1], method=spec, num_tunable=num)
+    table = one([heads, plain])
+    assert cell(table, "hs", "svhn", "P2 - equal-size LoRA", "paired")["mean"] == -2.0
+    notes = [note for note in table.notes if note.startswith("NOT OF EQUAL SIZE")]
+    assert [note.startswith(said_of) for note in notes] == ([True] if said_of else [])
+    assert ("-5.0 % parameters" in summary(heads, [plain])) == bool(said_of)
+
+
+def test_of_two_controls_of_equal_size_the_newer_one_counts():
+    made = []
+    for name, accuracy, revision in (("a_then", 77.0, 1), ("b_then", 78.0, 2), ("c_then", 79.0, 1)):
+        plain = run(name, accuracy=(70.0, accuracy))
+        plain.phases[1] = dataclasses.replace(plain.phases[1], method={**PLAIN, "revision": revision})
+        made.append(plain)
+    heads = run("hs", accuracy=(70.0, 75.0))
+    heads.phases[1] = dataclasses.replace(heads.phases[1], method={**HEADS, "revision": 1})
+    for result in (heads, *made):
+        result.phases[0] = dataclasses.replace(result.phases[0], fingerprint="a")
+    assert cell(one([heads, *made]), "hs", "svhn", "P2 - equal-size LoRA", "paired")["mean"] == -3.0
 
 
 def test_updates_per_head_meet_plain_lora_of_their_size():

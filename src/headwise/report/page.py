@@ -30,6 +30,8 @@ NUM_MAPS = 24
 """Head maps that are drawn of one table; the runs' own folders have the others."""
 IN_SIGHT = 6
 """Curves over heads off and head maps that are in sight; the others fold away."""
+WARNINGS = ("NO CONTROL", "NOT OF EQUAL SIZE")
+"""How notes begin that nobody may overlook."""
 NUM_ROWS = 12
 """Rows of the summary that are in sight; the others fold away."""
 WHOLE = (f"mean_{FEWSHOT}", "mean_19", "mean_groups")
@@ -155,7 +157,7 @@ def _chapter(table: Table, setting: Setting, every: Sequence[Result], title: str
     badges = {row: "no control" for (_, row), controls in claims.items() if any(controls.values())}
     lead = next((note for note in table.notes if "; weights: " in note), "")
     said = next((note for note in table.notes if note.startswith("Test accuracy in percent")), "")
-    told = (lead or "Label: ", said or "Label: ", "Label: ", "NO CONTROL")
+    told = (lead or "Label: ", said or "Label: ", "Label: ", *WARNINGS)
     shown = [("Accuracy", f"{said} Bold: the best of its task.", grids.accuracies(table, f"{slug}-accuracy", badges))]
     if len(table.paired):
         said = "Percentage points, seed by seed: the second phase minus its own first, and minus its controls."
@@ -171,7 +173,7 @@ def _chapter(table: Table, setting: Setting, every: Sequence[Result], title: str
     return Chapter(
         slug=slug,
         title=title,
-        warnings=[_cut(note) for note in table.notes if note.startswith("NO CONTROL")],
+        warnings=[_cut(note) for note in table.notes if note.startswith(WARNINGS)],
         lead=lead,
         notes=[grids.shortened(note) for note in table.notes if not note.startswith(told)],
         labels=_labels(results),
