@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -43,7 +45,7 @@ def test_layers_of_a_target_take_turns() -> None:
     for proj in "qv":
         of = [rank for site, rank in ranks.items() if site.proj == proj]
         assert sorted(of) == [6] * 6 + [7] * 6
-        assert all(first != second for first, second in zip(of, of[1:], strict=False))
+        assert all(first != second for first, second in itertools.pairwise(of))
     assert sizes(1, VIT_B) == (239_616, 239_616)
     assert sizes(3, VIT_B) == (718_848, 718_848)
     assert set(matched_ranks(2, VIT_B).values()) == {13}
