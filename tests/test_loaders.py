@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 
 from headwise import hub, phases, plots, published, reading
-from headwise.data import listfiles, own, prepared
+from headwise.data import bulk, listfiles, own, prepared
 from headwise.data.cache import META, Cache, label_file
 from headwise.data.decode import decode
 from headwise.data.prepared import FEATURES, INFO, MARKER, check_features
@@ -193,6 +193,13 @@ def read_array(folder: Path, content: bytes) -> None:
     Cache(folder, {}).array(file.name, entry)
 
 
+def read_planes(folder: Path, content: bytes) -> None:
+    file = put(folder, bulk.FILES[0], content)
+    entry = {"bytes": len(content), "sha256": file_sha256(file), "shape": [1, 3, 2, 2], "dtype": "uint8"}
+    put(folder, "meta.json", json.dumps({"files": dict.fromkeys(bulk.FILES, entry), "keys": [], "facts": {}}).encode())
+    bulk._read(folder)
+
+
 def read_prepared(folder: Path, content: bytes, name: str) -> None:
     info = {"name": "x", "version": "1.0.0", "splits": [], "fileFormat": "tfrecord"}
     put(folder, f"1.0.0/{INFO}", json.dumps(info).encode())
@@ -257,6 +264,8 @@ LOADERS: dict[str, Check | str] = {
     "reading.py:zipfile.ZipFile": lambda folder, content: read_weights(folder, content, ".npz"),
     "data/cache.py:plain.read_json": read_cache,
     "data/cache.py:np.load": read_array,
+    "data/bulk.py:read_json": lambda folder, content: bulk._read(put(folder, "meta.json", content).parent),
+    "data/bulk.py:np.load": lambda folder, content: read_planes(folder, content),
     "data/prepared.py:read_json": lambda folder, content: [
         _refused(read_prepared, folder / name, content, name) for name in (INFO, FEATURES, MARKER)
     ],

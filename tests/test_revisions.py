@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import json
 
 import pytest
 
 from headwise.plan import plan_run
 from headwise.revisions import CHANGES, fill_revisions
-from made_networks import REPO, compose_config
+from made_networks import compose_config
 
 TINY = ("backbone=vit_tiny_random", "dataset=dsprites_loc", "data=synthetic", "trainer=cpu", "trainer.threads=1")
 
@@ -53,19 +52,6 @@ def test_methods_within_a_method_have_theirs() -> None:
     plan = plan_run(compose_config(*TINY, "method=hs_lora", "method@method.first=houlsby_b8"))
     assert plan.identity["method"]["first"]["revision"] == 2
     assert "revision" not in plan.identity["method"]
-
-
-def test_kept_records_of_older_numbers_are_said_to_be_and_all_others_are_recognised() -> None:
-    older = set()
-    for file in sorted((REPO / "docs" / "results" / "records").glob("**/result.json")):
-        method = json.loads(file.read_text(encoding="utf-8"))["config"]["method"]
-        if fill_revisions(method) != method:
-            older.add(method["label"])
-    matched = {f"{first}_then_lora" for first in ("lora", "pissa", "dora", "adalora")}
-    assert older == {"houlsby_b8", "spt_lora", *matched}
-    text = (REPO / "docs" / "results.md").read_text(encoding="utf-8")
-    said = [part for part in text.split("\n\n") if "of older code**" in part.lower()]
-    assert all(any(f"`{label}`" in part for part in said) for label in older)
 
 
 def test_filling_twice_changes_nothing() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 
 import pytest
 
@@ -38,12 +39,19 @@ def test_a_page_that_shows_older_results_says_so(page: str) -> None:
 
 def test_kept_records_of_older_code_are_those_that_the_documents_name() -> None:
     said = (REPO / "docs" / "results.md").read_text(encoding="utf-8")
-    table = (KEPT / "methods.md").read_text(encoding="utf-8")
-    older: dict[str, int] = {}
-    for file in sorted((KEPT / "records").rglob("result.json")):
-        result = Result.from_json(json.loads(file.read_text(encoding="utf-8")), file)
-        if changed_since(result.identity.get("method")):
-            older[result.key.method] = older.get(result.key.method, 0) + 1
-    assert older == {"houlsby_b8": 3, "spt_lora": 1}
-    assert "**Of older code**" in said
-    assert table.count("(older code)") == sum(older.values())
+    older: dict[str, Counter[str]] = {"methods": Counter(), "standins": Counter()}
+    for experiment, counts in older.items():
+        for file in sorted((KEPT / "records" / experiment).rglob("result.json")):
+            result = Result.from_json(json.loads(file.read_text(encoding="utf-8")), file)
+            counts[result.key.method] += bool(changed_since(result.identity.get("method")))
+    assert +older["methods"] == {"houlsby_b8": 3, "spt_lora": 1}
+    assert +older["standins"] == {
+        "lora_then_lora": 3,
+        "pissa_then_lora": 3,
+        "dora_then_lora": 1,
+        "adalora_then_lora": 1,
+    }
+    parts = [part for part in said.split("\n\n") if part.startswith("**Of older code**")]
+    for counts, part in zip(older.values(), parts, strict=True):
+        assert all(f"`{method}`" in part for method in +counts)
+    assert (KEPT / "methods.md").read_text(encoding="utf-8").count("(older code)") == older["methods"].total()

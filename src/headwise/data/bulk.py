@@ -30,6 +30,7 @@ from headwise.data.pixels import Pixels, decoder
 from headwise.errors import ConfigError, DataError
 from headwise.results.claims import Claim, describe
 from headwise.results.fingerprint import cache_folder, file_sha256
+from headwise.results.plain import STORES, read_json
 
 MEMORY = 1.0
 """GiB of decoded images of one split that are held in memory unless told otherwise."""
@@ -204,7 +205,7 @@ def _read(folder: Path, fresh: bool = False) -> Pixels:
         DataError: if a file of it is damaged.
     """
     try:
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        meta = read_json(folder / "meta.json", STORES)
         planes, labels = (_mapped(folder / name, meta["files"][name], fresh) for name in FILES)
         if not len(planes) == len(labels) == len(meta["keys"]):
             raise ValueError("its files do not belong together")
@@ -217,6 +218,8 @@ def _mapped(file: Path, entry: dict[str, Any], fresh: bool) -> NDArray[Any]:
     if file.stat().st_size != entry["bytes"] or (not fresh and file_sha256(file) != entry["sha256"]):
         raise ValueError(f"{file.name} is not what was written")
     array: NDArray[Any] = np.load(file, mmap_mode="r", allow_pickle=False)
+    if not isinstance(array, np.ndarray):  # an archive of arrays
+        raise ValueError(f"{file.name} holds no array")
     if list(array.shape) != entry["shape"] or array.dtype != entry["dtype"]:
         raise ValueError(f"{file.name} holds {array.dtype} {array.shape}")
     return array
