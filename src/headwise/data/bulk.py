@@ -210,7 +210,7 @@ def _read(folder: Path, fresh: bool = False) -> Pixels:
         if not len(planes) == len(labels) == len(meta["keys"]):
             raise ValueError("its files do not belong together")
         return Pixels(planes.transpose(0, 2, 3, 1), np.array(labels), tuple(meta["keys"]), dict(meta["facts"]))
-    except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, ConfigError) as error:
         raise DataError(f"{folder} is damaged ({error}); remove it and run again") from error
 
 
