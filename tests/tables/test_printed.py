@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from headwise.errors import ConfigError
+from headwise.results.records import GROUP_SIZES
 from headwise.tables import printed
-from headwise.tables.comparable import GROUP_SIZES
 from headwise.tables.compare import comparisons
 from made_results import published_run, run
 

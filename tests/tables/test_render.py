@@ -13,7 +13,7 @@ import pytest
 
 from headwise.errors import ConfigError
 from headwise.results.store import ResultStore
-from headwise.tables.build import group, tables
+from headwise.tables.build import tables
 from headwise.tables.paired import bootstrap
 from headwise.tables.render import FORMATS, render
 from made_results import run, suite
@@ -103,7 +103,7 @@ def test_many_columns_make_phases_lines():
 
 def with_phase(one):
     accuracy = one.phases[0].accuracy
-    return run("hs", one.key.dataset, one.key.seed, group=group(one), accuracy=(accuracy, accuracy + 1))
+    return run("hs", one.key.dataset, one.key.seed, group=one.group, accuracy=(accuracy, accuracy + 1))
 
 
 def test_best_is_decided_by_what_is_printed():

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from headwise.results.records import Result
-from headwise.tables.comparable import Places, repeat, tested
+from headwise.tables.comparable import Places
 from headwise.tables.controls import CONTROLS, HEADS, KINDS, MASK, PHASE, Match, is_size_control
 from headwise.tables.paired import Contrast, contrast
 
@@ -106,9 +106,9 @@ def comparisons(found: Iterable[Match], where: Places) -> list[Comparison]:
     """
     gathered: dict[tuple[str, str, str], list[Difference]] = {}
     for match in found:
-        if not is_size_control(tested(match.result)):
+        if not is_size_control(match.result.tested):
             row, column = where[match.result.key]
-            difference = Difference(column, repeat(match.result), match.value)
+            difference = Difference(column, match.result.repeat, match.value)
             gathered.setdefault((match.claim, row, match.against), []).append(difference)
     made = [
         Comparison(*key, tuple(sorted(pairs, key=lambda p: (p.column, p.repeat)))) for key, pairs in gathered.items()
@@ -129,4 +129,4 @@ def is_headwise(result: Result) -> bool:
     """Whether heads have updates of their own, or some are off."""
     last = result.phases[-1]
     per_head = str(last.method.get("_target_", "")).rpartition(".")[2].startswith("Head")
-    return per_head or last.is_masked or (len(tested(result)) > 1 and not is_size_control(tested(result)))
+    return per_head or last.is_masked or (len(result.tested) > 1 and not is_size_control(result.tested))

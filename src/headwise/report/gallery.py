@@ -16,9 +16,9 @@ from markupsafe import Markup
 from headwise.report import figures, gains, grids
 from headwise.report.figures import Spot
 from headwise.report.grids import Grid
-from headwise.results.records import Result
+from headwise.results.records import FEWSHOT_SETS, Result
 from headwise.tables.build import AVERAGES, Table
-from headwise.tables.comparable import FEWSHOT_SETS, Places, named, repeat, shots
+from headwise.tables.comparable import Places, named
 from headwise.tables.controls import ground
 
 
@@ -71,11 +71,11 @@ def over_shots(results: Sequence[Result], where: Places, common: Sequence[str], 
     """
     sets: dict[str, dict[str, dict[float, Seeds]]] = {}
     for result in results:
-        number, accuracy = shots(result), result.phases[-1].accuracy
+        number, accuracy = result.shots, result.phases[-1].accuracy
         if number is not None and accuracy is not None:
             line = named(result, [*common, f"shots{number}"])
             points = sets.setdefault(where[result.key][1], {}).setdefault(line, {})
-            points.setdefault(number, {})[repeat(result)] = accuracy
+            points.setdefault(number, {})[result.repeat] = accuracy
     pictures = list(sets.items())
     if len(sets) == FEWSHOT_SETS:
         lines = _mean_lines(list(sets.values()))
@@ -112,7 +112,7 @@ def curves(results: Sequence[Result], where: Places, slug: str) -> list[Figure]:
         last = result.phases[-1]
         if last.accuracy is None:
             continue
-        several = ("seed",) if shots(result) is None else ("seed", "data")  # every draw has images of its own
+        several = ("seed",) if result.shots is None else ("seed", "data")  # every draw has images of its own
         key = _task(result, where), ground(result, several)
         family = families.setdefault(key, Family(str(last.method.get("_target_", "")).rpartition(".")[2]))
         if last.is_masked:
@@ -120,7 +120,7 @@ def curves(results: Sequence[Result], where: Places, slug: str) -> list[Figure]:
         else:
             family.base = family.base if family.plain else result.key.method
             seeds = family.plain
-        seeds.setdefault(repeat(result), last.accuracy)
+        seeds.setdefault(result.repeat, last.accuracy)
     drawn = [(task, family) for (task, _), family in families.items() if family.lines]
     bases: dict[tuple[str, str], list[Family]] = {}
     for task, family in drawn:
@@ -140,7 +140,7 @@ def curves(results: Sequence[Result], where: Places, slug: str) -> list[Figure]:
 def _task(result: Result, where: Places) -> str:
     """The column of a run, with the shots of a few-shot set after a comma."""
     column = where[result.key][1]
-    return column if shots(result) is None else f"{column}, {shots(result)} shots"
+    return column if result.shots is None else f"{column}, {result.shots} shots"
 
 
 def _mean(base: str, tasks: Sequence[Family]) -> Family:

@@ -16,7 +16,7 @@ import pandas as pd
 from headwise.results.records import PhaseResult, Result
 from headwise.tables.build import AVERAGES, Table
 from headwise.tables.cells import in_csv
-from headwise.tables.comparable import Places, natural, tested
+from headwise.tables.comparable import Places, natural
 
 _SHORT = 12
 FIRST = (*AVERAGES[-2:], *AVERAGES[:-2])
@@ -179,12 +179,12 @@ def costs(results: Sequence[Result], where: Places, name: str) -> Grid:
         rows.setdefault(where[result.key][0], []).append(result)
     body, lines = [], []
     for row, runs in sorted(rows.items()):
-        tuned = [sum(phase.num_tunable for phase in tested(run)) for run in runs]
-        stored = [sum(phase.stored_bytes for phase in tested(run)) for run in runs]
-        seconds = [sum(phase.seconds for phase in run.phases) for run in runs]
+        tuned = [run.num_tunable for run in runs]
+        stored = [run.stored_bytes for run in runs]
+        seconds = [run.seconds for run in runs]
         rates = [rate for run in runs if (rate := _rate(run.phases)) is not None]
-        counts = [[len(run.phases) for run in runs], [sum(phase.epochs for phase in run.phases) for run in runs]]
-        heads = [tested(run)[-1].num_head for run in runs]
+        counts = [[len(run.phases) for run in runs], [run.epochs for run in runs]]
+        heads = [run.tested[-1].num_head for run in runs]
         ends = [(min(values), max(values)) for values in (*counts, tuned, heads, stored)]
         peaks = [peak for run in runs for phase in run.phases if (peak := getattr(phase, "peak_memory", None))]
         peak = Cell(size(max(peaks)), max(peaks)) if peaks else Cell()
@@ -207,7 +207,7 @@ def costs(results: Sequence[Result], where: Places, name: str) -> Grid:
 
 def runs(results: Sequence[Result], name: str) -> Grid:
     """A line per run."""
-    num = max(len(tested(result)) for result in results)
+    num = max(len(result.tested) for result in results)
     phases = [f"P{number}" for number in range(1, num + 1)]
     head = [
         "experiment",
@@ -224,9 +224,9 @@ def runs(results: Sequence[Result], name: str) -> Grid:
     ]
     body, lines = [], []
     for result in results:
-        key, values = result.key, [phase.accuracy for phase in tested(result)]
+        key, values = result.key, [phase.accuracy for phase in result.tested]
         values += [None] * (num - len(values))
-        seconds, images = sum(phase.seconds for phase in result.phases), result.phases[-1].num_test
+        seconds, images = result.seconds, result.phases[-1].num_test
         names = [key.name, key.method, key.dataset, key.variant]
         tail = [result.created[:16].replace("T", " "), commit(result), result.fingerprint]
         numbers = [cell_of(v) if isinstance(v, int) else Cell("" if v is None else f"{v:.2f}", v) for v in values]

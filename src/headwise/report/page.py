@@ -20,9 +20,9 @@ from headwise.report.gains import Comparison
 from headwise.report.gallery import Figure, slugged
 from headwise.report.grids import Grid
 from headwise.report.summary import questions
-from headwise.results.records import Result
+from headwise.results.records import FEWSHOT, Result
 from headwise.tables.build import Others, Table, measured, tables
-from headwise.tables.comparable import FEWSHOT, Setting, ordered, places, settings, tested
+from headwise.tables.comparable import Setting, ordered, places, settings
 from headwise.tables.controls import Claims
 from headwise.weights import ASSETS
 
@@ -81,7 +81,7 @@ def report(
         ConfigError: if no result has a test accuracy.
     """
     usable = ordered(results)
-    if not any(tested(result) for result in usable):
+    if not any(result.tested for result in usable):
         raise ConfigError(f"no result with a test accuracy: there is nothing to report yet{'; '.join(['', *damaged])}")
     split = settings(usable)
     every = [result for setting in split for result in setting.results]
@@ -137,7 +137,7 @@ def _chapters(
 ) -> list[Chapter]:
     chapters: list[Chapter] = []
     for table, setting in zip(made, split, strict=True):
-        results = [result for result in setting.results if tested(result)]
+        results = [result for result in setting.results if result.tested]
         if not results:
             continue
         title = ", ".join(sorted({result.key.name for result in results}))

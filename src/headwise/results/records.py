@@ -24,6 +24,10 @@ from headwise.results.provenance import now
 FORMAT = shapes.FORMAT
 OWN_FOLDERS = {"phases": "the shared phases", "ledger": "what was asked for"}
 """Folders of a root that are no runs'."""
+GROUP_SIZES = {"natural": 7, "specialized": 4, "structured": 8}
+"""Tasks per group of VTAB-1k. Averages exist only over all of them."""
+FEWSHOT, FEWSHOT_SETS = "fewshot", 5
+"""The group of the few-shot sets, and their number."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _FORBIDDEN = re.compile(r"[/\\\x00-\x1f\x7f]|\.\.")
 
@@ -226,6 +230,56 @@ class Result:
     def accuracy(self) -> float | None:
         """Test accuracy of the last phase, percent."""
         return self.phases[-1].accuracy
+
+    @property
+    def tested(self) -> list[PhaseResult]:
+        """The phases that have a test accuracy; a table calls them P1, P2, ..."""
+        return [phase for phase in self.phases if phase.accuracy is not None]
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of all phases together."""
+        return sum(phase.epochs for phase in self.phases)
+
+    @property
+    def seconds(self) -> float:
+        """Time of training, all phases together."""
+        return sum(phase.seconds for phase in self.phases)
+
+    @property
+    def num_tunable(self) -> int:
+        """Parameters trained without the head, all tested phases together."""
+        return sum(phase.num_tunable for phase in self.tested)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Payload without the head, all tested phases together."""
+        return sum(phase.stored_bytes for phase in self.tested)
+
+    @property
+    def task(self) -> Mapping[str, Any]:
+        """What is recorded of the task; empty if nothing is."""
+        for source in (self.config, self.identity):
+            known = source.get("dataset")
+            if isinstance(known, Mapping) and "group" in known:
+                return known
+        return {}
+
+    @property
+    def group(self) -> str:
+        """The task's VTAB group, or `FEWSHOT`; empty for a task of another benchmark."""
+        name = str(self.task.get("group", "")).lower()
+        return name if name in (*GROUP_SIZES, FEWSHOT) else ""
+
+    @property
+    def shots(self) -> int | None:
+        """Training images per class of a few-shot set; None for other tasks."""
+        return self.task.get("shots")
+
+    @property
+    def repeat(self) -> tuple[int, int]:
+        """What tells repetitions of a cell apart: the seed, and of a few-shot set the draw (else 0)."""
+        return self.key.seed, 0 if self.shots is None else int(self.task.get("draw") or 0)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; the key's fields stand at the top level."""

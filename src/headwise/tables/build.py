@@ -14,29 +14,21 @@ import pandas as pd
 
 from headwise.errors import ConfigError, suggest
 from headwise.results.fingerprint import differences, fingerprint
-from headwise.results.records import Result
+from headwise.results.records import FEWSHOT, FEWSHOT_SETS, GROUP_SIZES, Result
 from headwise.tables import printed
 from headwise.tables.beside import PUBLISHED, SHOW, beside
 from headwise.tables.comparable import (
-    FEWSHOT,
-    FEWSHOT_SETS,
-    GROUP_SIZES,
     Places,
     Setting,
     distinct,
-    epochs,
     few,
-    group,
     made_by_older_code,
     measured_otherwise,
     ordered,
     places,
     recorded,
-    repeat,
     settings,
     shared_choices,
-    shots,
-    tested,
     varied,
 )
 from headwise.tables.controls import Claims, Match, lacking, matches, unequal, unmasked
@@ -61,14 +53,12 @@ __all__ = [
     "Table",
     "compare",
     "frame",
-    "group",
     "pair",
     "places",
     "recorded",
     "settings",
     "summarise",
     "tables",
-    "tested",
 ]
 
 SIZES = {FEWSHOT: FEWSHOT_SETS, **GROUP_SIZES}
@@ -203,7 +193,7 @@ def frame(results: Sequence[Result], where: Places) -> pd.DataFrame:
     lines = [
         line(result, where, f"P{number}", phase.accuracy)
         for result in results
-        for number, phase in enumerate(tested(result), start=1)
+        for number, phase in enumerate(result.tested, start=1)
     ]
     return pd.DataFrame(lines, columns=LINE)
 
@@ -285,7 +275,7 @@ def _borrowed(found: Sequence[Match]) -> list[str]:
 def _table(
     setting: Setting, title: str, notes: list[str], every: Sequence[Result], pool: bool, published: str, others: Others
 ) -> Table:
-    results = [result for result in setting.results if tested(result)]
+    results = [result for result in setting.results if result.tested]
     where, apart = places(results, pool, setting.common)
     lines, order = frame(results, where), _order(results, where)
     found, claims = measured(results, where, every, others)
@@ -331,7 +321,7 @@ def _facts(setting: Setting, pool: bool) -> list[str]:
         kinds = {fingerprint({part: value}): _named(value) for value in values}
         facts.append(f"{part}: {' and '.join(kinds.values())}" + (" (POOLED)" if pool and len(kinds) > 1 else ""))
     lines = [f"{len(results)} results, seeds {seeds}; {'; '.join(facts)}."]
-    if draws := {repeat(result)[1] for result in results if shots(result) is not None}:
+    if draws := {result.repeat[1] for result in results if result.shots is not None}:
         lines.append(f"Draws of few-shot sets, which count as seeds do: {', '.join(map(str, sorted(draws)))}.")
     if copies := len(results) - len(distinct(results)):
         lines.append(f"{copies} of them are runs that stand under another name as well, made once and shown in both.")
@@ -385,15 +375,9 @@ def _average_notes(cells: pd.DataFrame) -> list[str]:
 def _costs(results: Sequence[Result], where: Places) -> pd.DataFrame:
     spans: dict[str, list[tuple[int, int]]] = {}
     for result in results:
-        phases = tested(result)
-        if not phases:
+        if not result.tested:
             continue
-        numbers = (
-            sum(phase.num_tunable for phase in phases),
-            phases[-1].num_head,
-            sum(phase.stored_bytes for phase in phases),
-            epochs(result),
-        )
+        numbers = (result.num_tunable, result.tested[-1].num_head, result.stored_bytes, result.epochs)
         row = where[result.key][0]
         old = spans.get(row, [(number, number) for number in numbers])
         spans[row] = [(min(low, n), max(high, n)) for (low, high), n in zip(old, numbers, strict=True)]

@@ -16,14 +16,10 @@ from typing import Any
 
 from headwise.pertask import OTHERS
 from headwise.results.fingerprint import canonical, differences, fingerprint, leaves
-from headwise.results.records import PhaseResult, Result, RunKey
+from headwise.results.records import Result, RunKey
 from headwise.revisions import changed_since
 from headwise.variants import BASE, beside_common, common_choices, simplest
 
-GROUP_SIZES = {"natural": 7, "specialized": 4, "structured": 8}
-"""Tasks per group of VTAB-1k. Averages exist only over all of them."""
-FEWSHOT, FEWSHOT_SETS = "fewshot", 5
-"""The group of the few-shot sets, and their number."""
 NEUTRAL = {"augment": "none"}
 """Options of the data that change nothing at this value: a record that lacks them says the same."""
 WHOLE = {"method", "backbone", "dataset", "data", "protocol", "trainer", "seed"}
@@ -192,44 +188,9 @@ def natural(text: str) -> list[tuple[str, float]]:
     return [(word, float(number or 0)) for word, number in re.findall(r"(\D*)(\d*\.?\d*)", text)]
 
 
-def tested(result: Result) -> list[PhaseResult]:
-    """Return the phases that have a test accuracy."""
-    return [phase for phase in result.phases if phase.accuracy is not None]
-
-
-def epochs(result: Result) -> int:
-    """Return the epochs of all phases together."""
-    return sum(phase.epochs for phase in result.phases)
-
-
-def dataset(result: Result) -> Mapping[str, Any]:
-    """Return what is recorded of the task; empty if nothing is."""
-    for source in (result.config, result.identity):
-        found = source.get("dataset")
-        if isinstance(found, Mapping) and "group" in found:
-            return found
-    return {}
-
-
-def group(result: Result) -> str:
-    """Return the task's VTAB group, or `FEWSHOT`; empty for a task of another benchmark."""
-    name = str(dataset(result).get("group", "")).lower()
-    return name if name in (*GROUP_SIZES, FEWSHOT) else ""
-
-
-def shots(result: Result) -> int | None:
-    """Return the training images per class of a few-shot set; None for other tasks."""
-    return dataset(result).get("shots")
-
-
-def repeat(result: Result) -> tuple[int, int]:
-    """Return what tells repetitions of a cell apart: the seed, and of a few-shot set the draw (else 0)."""
-    return result.key.seed, 0 if shots(result) is None else int(dataset(result).get("draw") or 0)
-
-
 def _draw(result: Result) -> str:
     """Which images of a few-shot set were drawn: other shots and other draws are meant to differ."""
-    return "" if shots(result) is None else f"{shots(result)} shots, draw {repeat(result)[1]}"
+    return "" if result.shots is None else f"{result.shots} shots, draw {result.repeat[1]}"
 
 
 def few(lines: Sequence[str], limit: int = 6) -> str:
@@ -245,7 +206,7 @@ def _row(result: Result, with_name: bool, common: Sequence[str]) -> str:
 
 def named(result: Result, common: Sequence[str]) -> str:
     """Return a run's method, with its variant in brackets if that has more than the draw and the `common` choices."""
-    drawn = [] if shots(result) is None else [f"draw{repeat(result)[1]}"]
+    drawn = [] if result.shots is None else [f"draw{result.repeat[1]}"]
     variant = beside_common(result.key.variant, [*common, *drawn])
     return result.key.method if variant == BASE else f"{result.key.method} ({variant})"
 

@@ -13,10 +13,10 @@ from typing import Any
 
 from headwise.errors import ConfigError
 from headwise.presets import POSSIBLY_TUNED
-from headwise.results.records import PhaseResult, Result
+from headwise.results.records import GROUP_SIZES, PhaseResult, Result
 from headwise.tables import printed
 from headwise.tables.cells import in_markdown, pipes
-from headwise.tables.comparable import GROUP_SIZES, ordered, places, settings, tested
+from headwise.tables.comparable import ordered, places, settings
 from headwise.tables.printed import MEANS, Row
 
 SAME, DIFFERS, UNKNOWN = "same", "differs", "not known"
@@ -114,7 +114,7 @@ def comparisons(results: Iterable[Result], row_id: str | None = None) -> list[Co
         where, _ = places(setting.results, common=setting.common)
         rows: dict[str, list[Result]] = {}
         for result in setting.results:
-            if tested(result) and printed.column_of(result):
+            if result.tested and printed.column_of(result):
                 row, column = where[result.key]
                 images = column.removeprefix(result.key.dataset)  # " [2]" where a task has several sets of images
                 rows.setdefault(row + (f", images{images}" if images else ""), []).append(result)
@@ -156,17 +156,17 @@ def _compared(name: str, members: Sequence[Result], row: Row) -> list[Comparison
     """A comparison for each of our phases that the row is; of the last phase where it is none of ours."""
     phases: dict[str, list[tuple[Result, int]]] = {}
     for result in members:
-        belongs = [phase for phase, _ in printed.phases_of(result, row)] or [f"P{len(tested(result))}"]
+        belongs = [phase for phase, _ in printed.phases_of(result, row)] or [f"P{len(result.tested)}"]
         for phase in belongs:
             phases.setdefault(phase, []).append((result, int(phase[1:])))
     made = []
     for phase, runs in sorted(phases.items()):
-        cells = _cells([(result, tested(result)[number - 1]) for result, number in runs], row)
+        cells = _cells([(result, result.tested[number - 1]) for result, number in runs], row)
         if not any(cell.published for cell in cells):
             continue
-        sizes = [sum(part.num_tunable for part in tested(result)[:number]) for result, number in runs]
+        sizes = [sum(part.num_tunable for part in result.tested[:number]) for result, number in runs]
         obstacles = [
-            reason for result, number in runs for reason in printed.obstacles(result, row, tested(result)[number - 1])
+            reason for result, number in runs for reason in printed.obstacles(result, row, result.tested[number - 1])
         ]
         gaps = _gaps(runs, row, cells)
         made.append(Comparison(name, phase, row, (min(sizes), max(sizes)), cells, list(dict.fromkeys(obstacles)), gaps))
@@ -238,7 +238,7 @@ def _ours(runs: Sequence[tuple[Result, int]]) -> dict[str, tuple[str, str]]:
     first = runs[0][0]
     protocol, data, weights = (_part(first, name) for name in ("protocol", "data", "weights"))
     seeds = sorted({result.key.seed for result, _ in runs})
-    lengths = sorted({sum(phase.epochs for phase in tested(result)[:number]) for result, number in runs})
+    lengths = sorted({sum(phase.epochs for phase in result.tested[:number]) for result, number in runs})
     images = {printed.LOSSY if printed.LOSSY in result.labels else "lossless" for result, _ in runs}
     stamps = sorted({label for result, _ in runs for label in result.labels})
     search = "searched per task on val200" if protocol.get("search") else ""

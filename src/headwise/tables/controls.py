@@ -12,7 +12,7 @@ from typing import Any
 
 from headwise.results.fingerprint import fingerprint
 from headwise.results.records import PhaseResult, Result, RunKey
-from headwise.tables.comparable import Places, epochs, recorded, tested
+from headwise.tables.comparable import Places, recorded
 
 EQUAL_SIZE = "equal-size LoRA"
 NO_MASK = "no head off"
@@ -97,7 +97,7 @@ def controls_of(result: Result) -> dict[str, dict[str, str]]:
     Per-head updates of which some are off have no plain LoRA of their size: they are measured by the run with none off,
     and that one by plain LoRA. Heads that are off by a budget for the whole network have no random twin.
     """
-    phases = tested(result)
+    phases = result.tested
     found = {}
     last = result.phases[-1]
     if len(phases) > 1 and not is_size_control(phases):
@@ -124,26 +124,26 @@ def matches(results: Sequence[Result], every: Iterable[Result]) -> list[Match]:
         every: controls are sought here.
     """
     asked = [(result, controls_of(result)) for result in results]
-    asked = [(result, claims) for result, claims in asked if claims or len(tested(result)) > 1]
+    asked = [(result, claims) for result, claims in asked if claims or len(result.tested) > 1]
     wanted = {result.key.dataset for result, _ in asked}
     masked = {result.key.dataset for result, claims in asked if MASK in claims}
     alone: dict[str, Result] = {}
     equal_size: dict[tuple[str, int, str], Result] = {}
     twins: dict[tuple[str, str, str], Result] = {}
     for result in every:
-        phases = tested(result)
+        phases = result.tested
         if result.key.dataset not in wanted or not phases:
             continue
         if len(phases) == 1:
             _keep(alone, _matched(result, phases[0].method), result)
         elif is_size_control(phases):
             second = fingerprint(_recipe(phases[1].method))
-            _keep(equal_size, (phases[0].fingerprint, epochs(result), second), result)
+            _keep(equal_size, (phases[0].fingerprint, result.epochs, second), result)
         if result.key.dataset in masked and (kind := _mask_kind(result.phases[-1])) is not None:
             twins.setdefault((ground(result), kind, _amount(result.phases[-1], kind)), result)
     made = []
     for result, claims in asked:
-        phases = tested(result)
+        phases = result.tested
         first, last = phases[0], phases[-1]
         others: dict[str, Result | None] = {}
         if len(phases) > 1:
@@ -152,7 +152,7 @@ def matches(results: Sequence[Result], every: Iterable[Result]) -> list[Match]:
                 others["longer P2"] = alone.get(_matched(result, last.method))
         if EQUAL_SIZE in claims.get(PHASE, {}):
             second = fingerprint(_recipe(_shared_twin(last.method)))
-            others[EQUAL_SIZE] = equal_size.get((first.fingerprint, epochs(result), second))
+            others[EQUAL_SIZE] = equal_size.get((first.fingerprint, result.epochs, second))
         if HEADS in claims:
             others[EQUAL_SIZE] = alone.get(_matched(result, _shared_twin(last.method)))
         if MASK in claims:
@@ -160,7 +160,7 @@ def matches(results: Sequence[Result], every: Iterable[Result]) -> list[Match]:
                 others[kind] = twins.get((ground(result), kind, _amount(last, kind)))
         for kind, other in others.items():
             if other is not None:
-                reached = first if kind == "P1" else tested(other)[-1]
+                reached = first if kind == "P1" else other.tested[-1]
                 value = float(last.accuracy or 0.0) - float(reached.accuracy or 0.0)
                 size = reached.num_tunable / last.num_tunable - 1 if kind == EQUAL_SIZE and last.num_tunable else 0.0
                 made.append(Match(result, f"P{len(phases)}", kind, value, other.key, size))
@@ -187,7 +187,7 @@ def unmasked(results: Iterable[Result], every: Iterable[Result]) -> list[tuple[R
     """
     plain: dict[str, Result] = {}
     for result in every:
-        if tested(result) and not result.phases[-1].is_masked:
+        if result.tested and not result.phases[-1].is_masked:
             plain.setdefault(ground(result), result)
     masked = [result for result in results if result.phases[-1].is_masked and result.accuracy is not None]
     return [(result, plain[place]) for result in masked if (place := ground(result)) in plain]
@@ -248,7 +248,7 @@ def is_size_control(phases: Sequence[PhaseResult]) -> bool:
 
 def is_per_head(result: Result) -> bool:
     """Whether a run is one tested phase of per-head updates."""
-    phases = tested(result)
+    phases = result.tested
     return len(phases) == 1 and str(phases[0].method.get("_target_", "")).endswith(".HeadLoRA")
 
 
@@ -274,7 +274,7 @@ def _keep(found: dict[Any, Result], place: Any, result: Result) -> None:
     """Keep the first result of a place; of controls of equal size the one of the newest revision."""
 
     def revision(result: Result) -> int:
-        spec = tested(result)[-1].method
+        spec = result.tested[-1].method
         return int(spec.get("revision") or 1) if _is_matched(spec) else 0
 
     if place not in found or revision(result) > revision(found[place]):
@@ -295,6 +295,6 @@ def _matched(result: Result, method: Mapping[str, Any]) -> str:
             "data": recorded(result, "data"),
             "protocol": protocol,
             "method": spec or result.fingerprint,  # without a recorded method nothing matches
-            "epochs": epochs(result),
+            "epochs": result.epochs,
         }
     )

@@ -10,15 +10,7 @@ from headwise.results.fingerprint import fingerprint
 from headwise.results.records import Result
 from headwise.revisions import changed_since
 from headwise.tables.cells import in_markdown, pipes
-from headwise.tables.comparable import (
-    distinct,
-    epochs,
-    made_by_older_code,
-    natural,
-    recorded,
-    shared_choices,
-    tested,
-)
+from headwise.tables.comparable import distinct, made_by_older_code, natural, recorded, shared_choices
 from headwise.variants import BASE, beside_common
 
 PROBE = "headwise.methods.baselines.Linear"
@@ -106,7 +98,7 @@ def _is_probe(result: Result, common: Sequence[str]) -> bool:
 
 
 def _line(result: Result, probe: float | None, common: Sequence[str]) -> Line:
-    key, phases = result.key, tested(result)
+    key = result.key
     steps = sum(phase.steps for phase in result.phases)
     peaks = [phase.peak_memory for phase in result.phases if phase.peak_memory is not None]
     accuracy = float(result.accuracy or 0.0)
@@ -114,13 +106,13 @@ def _line(result: Result, probe: float | None, common: Sequence[str]) -> Line:
         method=key.method,
         variant=beside_common(key.variant, common),
         seed=key.seed,
-        parameters=sum(phase.num_tunable for phase in phases),
-        head=phases[-1].num_head,
-        stored_bytes=sum(phase.stored_bytes for phase in phases),
-        epochs=epochs(result),
+        parameters=result.num_tunable,
+        head=result.tested[-1].num_head,
+        stored_bytes=result.stored_bytes,
+        epochs=result.epochs,
         accuracy=accuracy,
         train_loss=result.phases[-1].train_loss,
-        ms_per_step=1e3 * sum(phase.seconds for phase in result.phases) / steps if steps else None,
+        ms_per_step=1e3 * result.seconds / steps if steps else None,
         peak_memory=max(peaks, default=None),
         below_probe=None if probe is None else accuracy < probe,
         older_code=changed_since(result.identity.get("method")),
@@ -129,7 +121,7 @@ def _line(result: Result, probe: float | None, common: Sequence[str]) -> Line:
 
 def _notes(results: Sequence[Result], probes: dict[int, float | None], common: Sequence[str]) -> list[str]:
     seeds = sorted({result.key.seed for result in results})
-    images = sorted({f"{tested(result)[-1].num_test} " for result in results if tested(result)[-1].num_test})
+    images = sorted({f"{result.tested[-1].num_test} " for result in results if result.tested[-1].num_test})
     notes = [
         f"{len(results)} runs, seed {', '.join(map(str, seeds))}; accuracy in percent of {', '.join(images)}test "
         "images after the last phase.",

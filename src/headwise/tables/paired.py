@@ -12,7 +12,7 @@ import pandas as pd
 
 from headwise.errors import ConfigError, suggest
 from headwise.results.records import Result
-from headwise.tables.comparable import Places, group, repeat, tested
+from headwise.tables.comparable import Places
 from headwise.tables.controls import CONTROLS, HEADS, MASK, NO_MASK, PHASE, WITHOUT, Claims, Match, claim_of
 
 LINE = ["row", "phase", "column", "group", "repeat", "value"]
@@ -33,7 +33,7 @@ _BATCH = 200_000
 def line(result: Result, where: Places, phase: str, value: float | None) -> dict[str, Any]:
     """Return one line of a table's data, of the columns `LINE`."""
     row, column = where[result.key]
-    return dict(zip(LINE, (row, phase, column, group(result), repeat(result), value), strict=True))
+    return dict(zip(LINE, (row, phase, column, result.group, result.repeat, value), strict=True))
 
 
 def pair(found: Iterable[Match], where: Places) -> pd.DataFrame:
@@ -59,7 +59,7 @@ def ratios(pairs: Iterable[tuple[Result, Result]], where: Places) -> pd.DataFram
         Lines of the columns `LINE`; ``phase`` is the last tested one, over what.
     """
     lines = [
-        line(run, where, f"P{len(tested(run))} / {NO_MASK}", float(run.accuracy or 0.0) / float(base.accuracy))
+        line(run, where, f"P{len(run.tested)} / {NO_MASK}", float(run.accuracy or 0.0) / float(base.accuracy))
         for run, base in pairs
         if base.accuracy
     ]

@@ -15,8 +15,7 @@ from typing import Any
 
 from headwise.errors import ConfigError, suggest
 from headwise.presets import POSSIBLY_TUNED
-from headwise.results.records import PhaseResult, Result
-from headwise.tables.comparable import GROUP_SIZES, dataset, group, tested
+from headwise.results.records import GROUP_SIZES, PhaseResult, Result
 
 BACKBONES = {
     "ViT-B/16 IN-21k": "vit_base_patch16_224.orig_in21k",
@@ -101,9 +100,9 @@ def of_method(label: str) -> tuple[Row, ...]:
 
 def column_of(result: Result) -> str | None:
     """The papers' column for a result's task, found through its aliases; None for a task that is not VTAB's."""
-    if group(result) not in GROUP_SIZES:
+    if result.group not in GROUP_SIZES:
         return None
-    known = dataset(result)
+    known = result.task
     names = (result.key.dataset, *(str(name) for name in known.get("aliases") or ()))
     return next((name for name in names if name in tasks()), None)
 
@@ -151,7 +150,7 @@ def measured(row: Row, topic: str) -> Mapping[str, str]:
 
 def phases_of(result: Result, row: Row) -> list[tuple[str, PhaseResult]]:
     """The tested phases of a result that a row is, with their names, ``P1`` or ``P2``."""
-    numbered = [(f"P{number}", phase) for number, phase in enumerate(tested(result), start=1)]
+    numbered = [(f"P{number}", phase) for number, phase in enumerate(result.tested, start=1)]
     return [(name, phase) for name, phase in numbered if (result.key.method, name) in row.ours]
 
 

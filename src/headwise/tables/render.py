@@ -12,9 +12,9 @@ from typing import Any
 import pandas as pd
 
 from headwise.errors import ConfigError, suggest
+from headwise.results.records import FEWSHOT, GROUP_SIZES
 from headwise.tables.build import Table
 from headwise.tables.cells import in_csv, in_markdown, one_line, pipes
-from headwise.tables.comparable import FEWSHOT, GROUP_SIZES
 from headwise.tables.layout import (
     COSTS,
     RATIO_NOTE,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from headwise.results.records import Result
 from headwise.tables.cells import in_markdown, in_pipes
-from headwise.tables.comparable import places, repeat, shared_choices
+from headwise.tables.comparable import places, shared_choices
 from headwise.tables.controls import ground
 
 
@@ -53,7 +53,7 @@ def pairs(results: Iterable[Result]) -> tuple[list[Pair], list[str]]:
             Pair(
                 row=row,
                 dataset=column,
-                repeat=repeat(result),
+                repeat=result.repeat,
                 gated=float(last.accuracy or 0.0),
                 plain=None if twin is None else twin.accuracy,
                 bytes=last.stored_bytes,
