@@ -198,8 +198,9 @@ class FolderSource:
         if file is not None:
             return read_list(file, task.num_classes)
         if split == "train800" and not task.is_official:
-            held_out = {entry.path for entry in self._entries(task, "val200")}
-            kept = [entry for entry in self._entries(task, "train800val200") if entry.path not in held_out]
+            held_out = {os.path.normpath(entry.path) for entry in self._entries(task, "val200")}
+            train = self._entries(task, "train800val200")
+            kept = [entry for entry in train if os.path.normpath(entry.path) not in held_out]
             if kept:
                 return kept
         names = " or ".join((LIST_NAMES if task.is_official else OWN_LIST_NAMES)[split])

@@ -22,6 +22,11 @@ from headwise.results.fingerprint import cache_folder
 from headwise.results.plain import STORES, read_json
 
 JPEG_MAGIC = b"\xff\xd8\xff"
+BLANKS = " \t"
+MOST_DIGITS = 18
+"""Of a label; Python refuses to make numbers of thousands."""
+SHOWN, SHOWN_DIGITS = 200, 40
+"""Characters of a line, and of a label, that an error shows."""
 SETTLED_SECONDS = 0.1
 """A file changed more recently could change again within one tick of its time stamp, so its hash is not remembered."""
 
@@ -44,6 +49,8 @@ class Entry:
 def read_list(file: Path, num_classes: int) -> list[Entry]:
     """Read a list file. The label follows the last space, so paths may hold spaces; blank lines may end the file.
 
+    Blanks and tabs after a label mean nothing.
+
     Raises:
         DataError: naming file and line, if the file is missing, empty or no text, a line is malformed, or a label is
             not in 0 .. num_classes - 1.
@@ -54,22 +61,31 @@ def read_list(file: Path, num_classes: int) -> list[Entry]:
         raise DataError(f"{file}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: is not UTF-8 text ({error.reason} at byte {error.start})") from error
-    lines = text.rstrip().split("\n") if text.strip() else []
+    lines = text.split("\n")
+    while lines and not lines[-1].strip():
+        lines.pop()
     if not lines:
         raise DataError(f"{file}: is empty; it needs one 'relative/path label' per line")
     entries = []
     for number, line in enumerate(lines, start=1):
-        path, _, label = line.rstrip("\r").rpartition(" ")
-        if not path.strip() or "\0" in path or not re.fullmatch(r"-?[0-9]{1,18}", label):
+        path, _, label = line.rstrip(BLANKS).rpartition(" ")
+        if not path.strip() or "\0" in path or not re.fullmatch(r"-?[0-9]+", label):
             raise DataError(
-                f"{file}, line {number}: expected 'relative/path label', the label a whole number, got {line[:200]!r}"
+                f"{file}, line {number}: expected 'relative/path label', the label a whole number, got {_short(line)}"
             )
-        if not 0 <= int(label) < num_classes:
+        digits = label.lstrip("0") or "0"
+        if label[0] == "-" or len(digits) > MOST_DIGITS or int(digits) >= num_classes:
             raise DataError(
-                f"{file}, line {number}: label {int(label)} is outside of 0..{num_classes - 1} ({num_classes} classes)"
+                f"{file}, line {number}: label {label[:SHOWN_DIGITS]} is outside of 0..{num_classes - 1} "
+                f"({num_classes} classes)"
             )
-        entries.append(Entry(path, int(label), file, number))
+        entries.append(Entry(path, int(digits), file, number))
     return entries
+
+
+def _short(text: str) -> str:
+    """What a file holds, for an error: quoted, and not longer than anybody reads."""
+    return repr(text if len(text) <= SHOWN else f"{text[:SHOWN]}...")
 
 
 def locate(entries: Sequence[Entry], folder: Path, root: Path) -> list[tuple[Path, os.stat_result]]:
@@ -89,7 +105,9 @@ def locate(entries: Sequence[Entry], folder: Path, root: Path) -> list[tuple[Pat
     found = []
     for entry in entries:
         if entry.path.startswith(os.sep):
-            raise DataError(f"{entry.where}: path {entry.path!r} is absolute; give it relative to {str(folder)!r}")
+            raise DataError(
+                f"{entry.where}: path {_short(entry.path)} is absolute; give it relative to {str(folder)!r}"
+            )
         path = os.path.join(folder, entry.path)  # noqa: PTH118 - pathlib is several times slower here
         parent, name = os.path.split(path)
         if parent not in directories:
@@ -98,13 +116,15 @@ def locate(entries: Sequence[Entry], folder: Path, root: Path) -> list[tuple[Pat
         if name in ("", ".", "..") or os.path.islink(real):  # noqa: PTH114
             real = os.path.realpath(real)
         if not any(real.startswith(base.rstrip(os.sep) + os.sep) for base in bases):
-            raise DataError(f"{entry.where}: path {entry.path!r} leaves the data root {str(root)!r}; use a path inside")
+            raise DataError(
+                f"{entry.where}: path {_short(entry.path)} leaves the data root {str(root)!r}; use a path inside"
+            )
         try:
             state = os.stat(real)  # noqa: PTH116
         except OSError as error:
-            raise DataError(f"{entry.where}: image {entry.path!r} not found in {str(folder)!r}") from error
+            raise DataError(f"{entry.where}: image {_short(entry.path)} not found in {str(folder)!r}") from error
         if not os.path.isfile(real):  # noqa: PTH113
-            raise DataError(f"{entry.where}: {entry.path!r} in {str(folder)!r} is not a file")
+            raise DataError(f"{entry.where}: {_short(entry.path)} in {str(folder)!r} is not a file")
         found.append((Path(real), state))
     return found
 
