@@ -22,6 +22,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from headwise import atomic
 from headwise.command import Failed
@@ -80,7 +81,7 @@ def run(cfg: DictConfig) -> float | None:
         raise
     except Exception as error:
         if sweep or plan is not None:
-            _record(error, plan, cfg.root)
+            _record(error, plan, cfg)
         if not sweep:
             raise
         place = shlex.join(overrides_of()) if plan is None else plan.folder
@@ -88,7 +89,7 @@ def run(cfg: DictConfig) -> float | None:
     return math.nan
 
 
-def _record(error: Exception, plan: Plan | None, given: Any) -> None:
+def _record(error: Exception, plan: Plan | None, cfg: DictConfig) -> None:
     """Note a failure where the sweep and its status look, and the traceback of one that was not meant for the user."""
     overrides = overrides_of()
     if plan is not None and not isinstance(error, HeadwiseError) and (plan.folder / "failure.txt").is_file():
@@ -97,8 +98,8 @@ def _record(error: Exception, plan: Plan | None, given: Any) -> None:
         path = None if plan is None else folder_of(plan.root, plan.key)
         trace = traceback.format_exc() if plan is None else None
         entry = Entry(overrides=overrides, path=path, failure=one_line(error), trace=trace)
-        with contextlib.suppress(OSError, ConfigError):
-            Ledger(root_of(given)).write(request, entry)
+        with contextlib.suppress(OSError, ConfigError, OmegaConfBaseException):
+            Ledger(root_of(cfg.root)).write(request, entry)
 
 
 def _run(plan: Plan) -> float | None:

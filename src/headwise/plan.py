@@ -110,9 +110,9 @@ def plan_run(cfg: DictConfig) -> Plan:
     Raises:
         ConfigError: for a missing value or one out of range.
     """
-    root = root_of(cfg.root)
     with instantiation():
         config, task = _resolved(cfg, overrides_of())
+        root = root_of(config["root"])
         resume, wait = config.pop("resume", "auto"), config.pop("wait", True)
         source = instantiate(config["data"], _convert_="all")
         protocol = Protocol(**config["protocol"])
@@ -148,9 +148,9 @@ def root_of(given: Any) -> Path:
     """The folder of all results.
 
     Raises:
-        ConfigError: if none is named: results do not go to wherever the command was given.
+        ConfigError: if none is named, or none that could be: results do not go to wherever the command was given.
     """
-    if given is None or not str(given).strip():
+    if given is None or not str(given).strip() or "\0" in str(given):
         raise ConfigError(f"root names the folder of all results, got {given!r}; leave it out for 'outputs'")
     root = Path(str(given))
     return root.expanduser() if root.parts[0] == "~" else root
@@ -165,6 +165,7 @@ def _resolved(cfg: DictConfig, overrides: Sequence[str]) -> tuple[dict[str, Any]
     """
     config = _plain(cfg)
     refuse_secrets(config)
+    root_of(config.get("root"))
     check_config(config)
     trainer = config["trainer"]
     trainer["accelerator"] = _accelerator(trainer["accelerator"])

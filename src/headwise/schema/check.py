@@ -63,7 +63,8 @@ class Fields:
         unknown = () if self.is_open else [name for name in values if name not in self.types]
         for name in unknown:
             given = shown(values[name], str(name))
-            raise ConfigError(f"{_unknown(f'key {key(str(name))}', '')}{suggest(str(name), self.types)}, got {given}")
+            where = key(named(str(name)))
+            raise ConfigError(f"{_unknown(f'key {where}', '')}{suggest(str(name), self.types)}, got {given}")
         try:
             self.adapter.validate_python(_plain(values))
         except ValidationError as error:
@@ -80,7 +81,7 @@ class Fields:
         if found["type"] == "missing":
             return f"{key(name)} must be given: {describe(kind)}"
         if within and within[-1] == "[key]":
-            return f"unknown key {key(name)}.{within[-2]}{suggest(within[-2], _choices(get_args(kind)[0]))}"
+            return f"unknown key {key(name)}.{named(within[-2])}{suggest(within[-2], _choices(get_args(kind)[0]))}"
         return refusal(key(name), kind, values[name], name)
 
 
@@ -142,6 +143,11 @@ def shown(value: Any, name: str = "") -> str:
         return {None: "null", True: "true", False: "false"}[value]
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def named(key: str) -> str:
+    """A key as a line can hold it: as it is, or quoted."""
+    return key if key.isprintable() and len(key) <= 80 else shown(key)
 
 
 def shown_choice(choice: Any) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeGuard
 from pydantic import AfterValidator, Field
 
 from headwise.errors import ConfigError, suggest
+from headwise.schema.check import shown
 
 PROJECTIONS = ("q", "k", "v", "o", "fc1", "fc2")
 """What updates of projections may reach, in the order of a block."""
@@ -49,7 +50,9 @@ def different(values: Any) -> Any:
 def _projections(names: Any) -> Any:
     for name in names:
         if name not in PROJECTIONS:
-            raise ConfigError(f"target {name!r} matches no projection of this backbone{suggest(name, PROJECTIONS)}")
+            raise ConfigError(
+                f"target {shown(name)} matches no projection of this backbone{suggest(name, PROJECTIONS)}"
+            )
     return names
 
 
@@ -58,7 +61,7 @@ def _sizes(options: Any) -> Any:
         if str(name).startswith(("depth", "num_")) or str(name).endswith(("_dim", "_size")):
             sizes = value if isinstance(value, list | tuple) and value else [value]
             if not all(type(size) is int and size >= 1 for size in sizes):
-                raise ConfigError(f"{name} must be a whole number of at least 1, or a list of them, got {value!r}")
+                raise ConfigError(f"{name} must be a whole number of at least 1, or a list of them, got {shown(value)}")
     return options
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from headwise.errors import ConfigError
 from headwise.presets import PUBLISHED
-from headwise.schema.check import Fields, Key, nearest, refusal, shown
+from headwise.schema.check import Fields, Key, named, nearest, refusal, shown
 from headwise.schema.kinds import Count, Draw, Rate, Seed, Shots, Targets, Text, Threads, Warmup, Whole
 from headwise.schema.source import Node, fields_of_target
 
@@ -88,7 +88,7 @@ class Part:
     @property
     def key(self) -> Key:
         """How its fields are named."""
-        return lambda name: f"{self.path}.{name}" if self.path else name
+        return lambda name: f"{self.path}.{named(name)}" if self.path else named(name)
 
 
 def check_config(config: Mapping[str, Any]) -> None:
@@ -170,7 +170,7 @@ def _nodes(path: str, node: Mapping[str, Any]) -> Iterator[Part]:
     yield Part(path, {name: value for name, value in node.items() if name not in later}, fields, later)
     for name, value in node.items():
         if isinstance(value, Mapping) and "_target_" in value:
-            yield from _nodes(f"{path}.{name}", value)
+            yield from _nodes(f"{path}.{named(str(name))}", value)
 
 
 @functools.cache
