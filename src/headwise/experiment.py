@@ -13,7 +13,7 @@ import shlex
 import shutil
 import sys
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,14 +31,13 @@ from headwise.errors import ConfigError, HeadwiseError, Interrupted, ResultConfl
 from headwise.plan import DEVICES, Plan, asked, instantiation, one_line, overrides_of, plan_run, root_of
 from headwise.presets import preset_labels
 from headwise.protocol import Protocol
+from headwise.report.ending import around, summary
 from headwise.results import provenance
 from headwise.results.claims import Claim, describe
 from headwise.results.store import BusyError, PhaseResult, PhaseStore, Result, ResultStore
 from headwise.search import Space, explore, search
 from headwise.sweeps import lifeline
 from headwise.sweeps.ledger import Entry, Ledger, folder_of
-from headwise.tables import cells
-from headwise.tables.controls import HEADS, KINDS, PHASE, controls_of, matches
 from headwise.tracker import tracked as _logger
 
 if TYPE_CHECKING:
@@ -118,7 +117,7 @@ def _run(plan: Plan) -> float | None:
             _note(plan)
     else:
         done = _claimed(plan, store)
-    print(summary(done, store.alike(done.key) if controls_of(done) else ()), flush=True)
+    print(summary(done, around(done, store)), flush=True)
     return done.accuracy
 
 
@@ -309,52 +308,6 @@ def _link(source: Path, target: Path) -> None:
             os.link(source, part)
         except OSError:
             shutil.copyfile(source, part)
-
-
-def summary(result: Result, others: Iterable[Result] = ()) -> str:
-    """A small table of what each phase reached and gained, and what the run's controls say.
-
-    Args:
-        result: to be shown.
-        others: controls are sought here.
-    """
-    lines = [
-        f"{result.key.method} on {result.key.dataset}, seed {result.key.seed}"
-        + (f" [{', '.join(result.labels)}]" if result.labels else ""),
-        f"{'phase':<28}{'accuracy':>10}{'gain':>8}{'tunable':>13}{'head':>9}{'stored':>15}{'seconds':>10}",
-    ]
-    before: float | None = None
-    for index, phase in enumerate(result.phases, start=1):
-        gain = "" if before is None or phase.accuracy is None else f"{phase.accuracy - before:+.2f}"
-        accuracy = "-" if phase.accuracy is None else f"{phase.accuracy:.2f} %"
-        stored = f"{phase.stored_bytes:,} B"
-        lines.append(
-            f"{f'{index} {phase.label}':<28}{accuracy:>10}{gain:>8}{phase.num_tunable:>13,}{phase.num_head:>9,}"
-            f"{stored:>15}{phase.seconds:>10.1f}"
-        )
-        before = phase.accuracy
-    return "\n".join(map(cells.one_line, [*lines, *_measured(result, others)]))
-
-
-def _measured(result: Result, others: Iterable[Result]) -> list[str]:
-    """What a head-wise run gains over its controls, and how to make those that are missing.
-
-    Per-head updates alone are a choice of method: of them no control is asked for, but shown if it is there.
-    """
-    claims = controls_of(result)
-    found = {match.against: match for match in matches([result], others)}
-    lines = []
-    for claim, controls in claims.items():
-        for kind, how in controls.items():
-            if kind in found:
-                size = f"; {found[kind].size_note}" if found[kind].size_note else ""
-                lines.append(f"{found[kind].value:>+8.2f}  {kind} ({KINDS[kind]}{size})")
-            elif claim != HEADS:
-                lines.append(f"{'?':>8}  {kind} ({KINDS[kind]}; not run with these options: {how})")
-    if not lines:
-        return []
-    more = "The second phase also brings training and parameters. " if PHASE in claims else ""
-    return [f"{more}Percentage points over its controls, same seed:", *lines]
 
 
 def job(cfg: DictConfig) -> float | None:

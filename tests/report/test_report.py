@@ -20,13 +20,13 @@ from urllib.parse import unquote
 import pytest
 
 from headwise.errors import ConfigError
-from headwise.report import figures, gains
-from headwise.report.gains import Comparison, Difference, comparisons, verdict
+from headwise.report import figures
 from headwise.report.page import report
 from headwise.results.records import Result
 from headwise.results.store import ResultStore
 from headwise.tables.comparable import places
 from headwise.tables.controls import lacking, matches
+from headwise.tables.verdicts import Judgement, judged
 from made_results import FEWSHOT, TASKS, few, gated, masked_suite, run, write
 
 REPO = Path(__file__).parents[2]
@@ -103,33 +103,33 @@ def controlled(seeds=range(3), gain: float = 2.0, **fields) -> list[Result]:
     return made
 
 
-def compared(results: list[Result]) -> dict[str, Comparison]:
+def all_judged(results: list[Result]) -> list[Judgement]:
     where, _ = places(results)
-    return {c.against: c for c in comparisons(matches(results, results), where)}
+    found = matches(results, results)
+    return judged(found, where, lacking(results, where, found))
 
 
 def missing(results: list[Result]) -> dict[tuple[str, str], Any]:
-    where, _ = places(results)
-    return dict(lacking(results, where, matches(results, results)))
+    return {(one.claim, one.row): one.lacking for one in all_judged(results)}
 
 
 # ---- what is compared
 
 
 def test_a_second_phase_is_compared_with_its_own_first_and_all_controls() -> None:
-    found = compared(controlled())
+    (one,) = all_judged(controlled())  # the control of equal size is no row of its own
+    found = {pairs.against: pairs for pairs in one.pairs}
+    assert one.row == "hs_lora"
     assert list(found) == ["P1", "longer P1", "equal-size LoRA", "longer P2"]
     assert [c.mean for c in found.values()] == pytest.approx([5.0, 2.0, 4.0, 2.0])
-    assert {c.row for c in found.values()} == {"hs_lora"}  # the control of equal size is no row of its own
     assert found["P1"].sum.pairs == 3
     assert found["P1"].num_repeats == 3
 
 
 def test_heads_off_are_compared_with_the_run_without_and_with_random_ones() -> None:
     results = masked_suite()
-    where, _ = places(results)
-    found = [c for c in comparisons(matches(results, results), where) if c.row == "heart_lora (ne2)"]
-    assert [(c.against, c.mean, len(c.pairs)) for c in found] == [
+    (two,) = (one for one in all_judged(results) if one.row == "heart_lora (ne2)")
+    assert [(pairs.against, pairs.mean, len(pairs.differences)) for pairs in two.pairs] == [
         ("no head off", -1.5, 2),
         ("random heads off", 2.5, 2),
     ]
@@ -143,36 +143,6 @@ def test_a_control_that_is_missing_on_one_seed_is_missing() -> None:
     assert missing(results) == {("phase", "hs_lora"): {"longer P1": [], "equal-size LoRA": [], "longer P2": []}}
     fewer = [r for r in results if not (r.key.method == "lora_long" and r.key.seed == 2)]
     assert missing(fewer) == {("phase", "hs_lora"): {"longer P1": ["svhn"], "equal-size LoRA": [], "longer P2": []}}
-
-
-def row(longer: list[float], equal: list[float] | None = None) -> list[Comparison]:
-    kinds = {"P1": [5.0] * 6, "longer P1": longer, **({"equal-size LoRA": equal} if equal else {})}
-    return [
-        Comparison("phase", "hs", name, tuple(Difference("svhn", (seed, 0), v) for seed, v in enumerate(values)))
-        for name, values in kinds.items()
-    ]
-
-
-@pytest.mark.parametrize(
-    ("longer", "equal", "expected"),
-    [
-        ([1.0, 1.1, 0.9, 1.2, 0.8, 1.0], [2.0] * 6, gains.PAYS),
-        ([1.0, 1.1, 0.9], [2.0] * 3, gains.LEANS_YES),
-        ([1.0, -0.9, 0.9, -1.2, 0.8, 1.0], [2.0] * 6, gains.LEANS_YES),
-        ([0.0] * 6, [2.0] * 6, gains.EVEN),
-        ([-1.0, 0.5], [2.0] * 2, gains.LEANS_NO),
-        ([-1.0] * 6, [2.0] * 6, gains.FAILS),
-        ([-1.0] * 6, None, gains.FAILS),
-        ([-1.0, 0.5], None, gains.LEANS_NO),
-        ([1.0] * 6, None, gains.OPEN),
-    ],
-)
-def test_verdicts(longer, equal, expected) -> None:
-    assert verdict(row(longer, equal), is_complete=equal is not None) == expected
-
-
-def test_a_row_without_any_pair_has_no_control() -> None:
-    assert verdict([], False) == gains.OPEN
 
 
 # ---- the page

@@ -1,4 +1,4 @@
-"""Statistics of paired differences, their answers, and the comparison of any two rows."""
+"""Statistics of paired differences, and the comparison of any two rows."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import pytest
 
 from headwise.errors import ConfigError
 from headwise.tables.build import compare
-from headwise.tables.controls import CONTROLS, EQUAL_SIZE, HEADS, PHASE
-from headwise.tables.paired import CONTRAST, LINE, against, answers, bootstrap, contrast, contrasts
+from headwise.tables.paired import CONTRAST, LINE, against, bootstrap, contrast, contrasts
 from made_results import PROTOCOL, run
 
 
@@ -79,46 +78,6 @@ def test_one_line_for_each_row_and_kind() -> None:
     assert found[["row", "mean", "pairs"]].values.tolist() == [["hs", 1.5, 2], ["x", 0.0, 1]]
     assert pd.isna(found.iloc[1]["low"])
     assert contrasts(lines()).empty
-
-
-def answer(longer: list[float], equal: list[float], head: list[float] | None = None) -> str:
-    head = longer if head is None else head
-    kinds = {"P2 - longer P1": longer, "P2 - equal-size LoRA": equal, "P2 - longer P2": head}
-    given = [("hs", kind, f"t{place}", 0, v) for kind, values in kinds.items() for place, v in enumerate(values)]
-    (sentence,) = answers(contrasts(lines(*given)), {(PHASE, "hs"): {kind: [] for kind in CONTROLS[PHASE]}})
-    assert sentence.startswith("Is the second phase of hs better than its controls? ")
-    return sentence.partition("? ")[2]
-
-
-def test_the_answer() -> None:
-    up, down, both = [0.5 + place / 10 for place in range(8)], [-0.5] * 8, [-1.0, 1.0] * 4
-    assert answer(up, up).startswith("Yes: +0.85 against longer P1 (+0.")
-    assert answer(up, down).startswith("No: +0.85 against longer P1")
-    assert answer(up, both).startswith("Not shown: ")
-    assert answer(up[:5], up[:5]).startswith("Not shown: +0.70 against longer P1 (")
-    assert answer(up, []).startswith("Not shown: ")
-    assert "none against equal-size LoRA, " in answer(up, [])
-    assert answer(down, []).startswith("No: -0.50")
-    assert answer(up, up, down).startswith("No: ")
-    assert answer(up, up, []).endswith("none against longer P2.")
-    assert answer([1.0], []).startswith("Not shown: +1.00 against longer P1 (1 pair)")
-
-
-@pytest.mark.parametrize(("gain", "expected"), [(0.5, "Not shown: "), (-0.5, "No: ")])
-def test_a_control_that_some_tasks_lack_is_no_yes(gain: float, expected: str) -> None:
-    given = [("hs", f"P2 - {kind}", f"t{place}", 0, gain) for kind in CONTROLS[PHASE] for place in range(6)]
-    claims = {(PHASE, "hs"): {kind: ["t7"] * (kind == EQUAL_SIZE) for kind in CONTROLS[PHASE]}}
-    (sentence,) = answers(contrasts(lines(*given)), claims)
-    assert sentence.partition("? ")[2].startswith(expected)
-
-
-def test_the_answer_on_updates_per_head_alone() -> None:
-    given = [("head", "P1 - equal-size LoRA", f"t{place}", 0, 0.5) for place in range(6)]
-    (sentence,) = answers(contrasts(lines(*given)), {(HEADS, "head"): {EQUAL_SIZE: []}})
-    assert sentence == (
-        "Are the per-head updates of head better than shared ones of their size? "
-        "Yes: +0.50 against equal-size LoRA (+0.50 to +0.50, 6 pairs)."
-    )
 
 
 ACCURACIES = lines(

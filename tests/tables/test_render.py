@@ -45,7 +45,7 @@ def test_markdown():
     assert "| hs_lora | P2 - longer P1 | +1.00 |  | 1 / 0 / 0 | 1, 1 | +1.00 (1) |" in lines
     assert "| hs_lora | P2 - P1 | +5.50 |  | 2 / 0 / 0 | 1, 2 | +5.50 \u00b1 0.71 (2) |" in lines
     assert any(
-        line.startswith("- Is the second phase of hs_lora better than its controls? Not shown:") for line in lines
+        line.startswith("- Is the second phase of hs_lora better than its controls? No control:") for line in lines
     )
     assert not any("second phase of lora" in line for line in lines)
     assert "Avg" not in text

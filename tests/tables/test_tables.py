@@ -236,7 +236,7 @@ def test_heads_off_are_measured_by_runs_without_and_with_random_ones():
     assert "NO CONTROL" not in said(table)
     assert set(table.paired["row"]) == {"heart_lora (ne1)", "heart_lora (ne2)"}
     assert table.answers[0] == (
-        "Is switching heads off in heart_lora (ne1) better than its controls? Not shown: -0.50 against no head off "
+        "Is switching heads off in heart_lora (ne1) better than its controls? Leans no: -0.50 against no head off "
         "(2 pairs), +2.50 against random heads off (2 pairs)."
     )
 
@@ -249,7 +249,7 @@ def test_heads_off_without_controls_cannot_be_overlooked():
     assert "NO CONTROL (random heads off) for heart_lora (ne1) on svhn: nothing says that the scores matter" in said(
         table
     )
-    assert table.answers[0].endswith("Not shown: none against no head off, none against random heads off.")
+    assert table.answers[0].endswith("No control: none against no head off, none against random heads off.")
     assert "random heads off" not in said(one([gated("heart_lora", 0, 89.0, 1, budget=8)]))
 
 

@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
-from headwise.report import figures, gains, grids
+from headwise.report import figures, grids
 from headwise.report.figures import Spot
 from headwise.report.grids import Grid
 from headwise.results.records import FEWSHOT_SETS, Result
 from headwise.tables.build import AVERAGES, Table
 from headwise.tables.comparable import Places, named
 from headwise.tables.controls import ground
+from headwise.tables.verdicts import is_headwise
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Figure:
 def scatters(table: Table, results: Sequence[Result], where: Places, slug: str) -> list[Figure]:
     """Accuracy of each row's last phase against its parameters: a picture per task and average."""
     costs = {line.row: line.parameters for line in table.costs.itertuples()}
-    headwise = {where[result.key][0] for result in results if gains.is_headwise(result)}
+    headwise = {where[result.key][0] for result in results if is_headwise(result)}
     names = list(dict.fromkeys(table.cells["column"]))
     made = []
     for name in sorted(names, key=lambda name: (name not in AVERAGES, names.index(name))):

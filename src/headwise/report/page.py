@@ -1,7 +1,7 @@
 """All results on one page: a self-contained HTML file that loads nothing. Never imports torch.
 
 The page is `assets/report.html`, its style `assets/report.css`, its sorting `assets/report.js`; this module decides
-what is on it. What is compared with what is `tables`' and `gains`' business.
+what is on it. What is compared with what, and the verdict, are `tables`' business.
 """
 
 from __future__ import annotations
@@ -15,15 +15,14 @@ import jinja2
 from markupsafe import Markup
 
 from headwise.errors import ConfigError
-from headwise.report import gains, gallery, grids, origins
-from headwise.report.gains import Comparison
+from headwise.report import gallery, grids, origins
 from headwise.report.gallery import Figure, slugged
 from headwise.report.grids import Grid
 from headwise.report.summary import questions
 from headwise.results.records import FEWSHOT, Result
-from headwise.tables.build import Others, Table, measured, tables
+from headwise.tables.build import Others, Table, tables
 from headwise.tables.comparable import Setting, ordered, places, settings
-from headwise.tables.controls import Claims
+from headwise.tables.verdicts import Judgement, Verdict
 from headwise.weights import ASSETS
 
 NUM_MAPS = 24
@@ -63,8 +62,7 @@ class Chapter:
     num_maps: int
     costs: Grid
     hours: str
-    comparisons: Sequence[Comparison]
-    claims: Claims
+    judgements: Sequence[Judgement]
 
 
 def report(
@@ -84,8 +82,7 @@ def report(
     if not any(result.tested for result in usable):
         raise ConfigError(f"no result with a test accuracy: there is nothing to report yet{'; '.join(['', *damaged])}")
     split = settings(usable)
-    every = [result for setting in split for result in setting.results]
-    chapters = _chapters(tables(usable, title, others=others), split, every, others)
+    chapters = _chapters(tables(usable, title, others=others), split)
     script = (ASSETS / "report.js").read_text(encoding="utf-8")
     page = jinja2.Environment(
         loader=jinja2.FileSystemLoader(ASSETS),
@@ -100,7 +97,7 @@ def report(
         labels=_labels(usable),
         total=len(usable),
         damaged=damaged,
-        questions=questions(chapters),
+        questions=questions([(chapter.title, one) for chapter in chapters for one in chapter.judgements]),
         num_rows=NUM_ROWS,
         chapters=chapters,
         provenance=origins.provenance(usable),
@@ -132,9 +129,7 @@ def _facts(results: Sequence[Result]) -> list[str]:
     return [*facts, days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"]
 
 
-def _chapters(
-    made: Sequence[Table], split: Sequence[Setting], every: Sequence[Result], others: Others
-) -> list[Chapter]:
+def _chapters(made: Sequence[Table], split: Sequence[Setting]) -> list[Chapter]:
     chapters: list[Chapter] = []
     for table, setting in zip(made, split, strict=True):
         results = [result for result in setting.results if result.tested]
@@ -146,15 +141,14 @@ def _chapters(
         first = chapters[0].title if chapters else title
         table.notes = [note.replace("than the first table:", f"than {first}:") for note in table.notes]
         slug = f"{slugged(title)}-{len(chapters) + 1}"
-        chapters.append(_chapter(table, replace(setting, results=results), every, title, slug, others))
-    return sorted(chapters, key=lambda chapter: not chapter.claims)
+        chapters.append(_chapter(table, replace(setting, results=results), title, slug))
+    return sorted(chapters, key=lambda chapter: not chapter.judgements)
 
 
-def _chapter(table: Table, setting: Setting, every: Sequence[Result], title: str, slug: str, others: Others) -> Chapter:
+def _chapter(table: Table, setting: Setting, title: str, slug: str) -> Chapter:
     results = setting.results
     where, _ = places(results, common=setting.common)
-    found, claims = measured(results, where, every, others)
-    badges = {row: "no control" for (_, row), controls in claims.items() if any(controls.values())}
+    badges = {one.row: Verdict.NO_CONTROL.value for one in table.judgements if not one.is_complete}
     lead = next((note for note in table.notes if "; weights: " in note), "")
     said = next((note for note in table.notes if note.startswith("Test accuracy in percent")), "")
     told = (lead or "Label: ", said or "Label: ", "Label: ", *WARNINGS)
@@ -189,8 +183,7 @@ def _chapter(table: Table, setting: Setting, every: Sequence[Result], title: str
         num_maps=len(maps),
         costs=grids.costs(results, where, f"{slug}-costs"),
         hours=_hours(results),
-        comparisons=gains.comparisons(found, where),
-        claims=claims,
+        judgements=table.judgements,
     )
 
 

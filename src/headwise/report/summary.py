@@ -4,31 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from markupsafe import Markup
 
-from headwise.report import figures, gains, grids
-from headwise.report.gains import Comparison
+from headwise.report import figures, grids
 from headwise.report.grids import Grid, signed
-from headwise.tables.controls import Claims
+from headwise.tables.verdicts import QUESTIONS, Judgement, Pairs, Verdict
 
-STANDS = {
-    gains.PAYS: "Yes, on these runs.",
-    gains.LEANS_YES: "It leans yes, on too few or too divided pairs to be sure.",
-    gains.EVEN: "No difference shows.",
-    gains.LEANS_NO: "Not so far: it does not beat all of its controls.",
-    gains.FAILS: "No, not on these runs.",
-    gains.OPEN: "It cannot be said: a control is missing.",
-}
-COUNTED = {
-    gains.PAYS: "paying",
-    gains.LEANS_YES: "leaning yes",
-    gains.EVEN: "without a difference",
-    gains.LEANS_NO: "leaning no",
-    gains.FAILS: "not paying",
-    gains.OPEN: "without a control",
-}
 AGAINST = {
     "P1": "its own first phase",
     "longer P1": "the first method, trained as long",
@@ -40,28 +22,9 @@ AGAINST = {
 }
 
 
-class Part(Protocol):
-    """The results of one table."""
-
-    @property
-    def title(self) -> str:
-        """Of the table."""
-        ...
-
-    @property
-    def comparisons(self) -> Sequence[Comparison]:
-        """All of them."""
-        ...
-
-    @property
-    def claims(self) -> Claims:
-        """What its rows claim, and the controls they lack."""
-        ...
-
-
 @dataclass(frozen=True)
-class Contrast:
-    """One comparison, drawn."""
+class Drawn:
+    """Pairs with one kind of other run, drawn."""
 
     against: str
     strip: Markup
@@ -78,7 +41,7 @@ class Answer:
 
     row: str
     verdict: str
-    contrasts: Sequence[Contrast]
+    contrasts: Sequence[Drawn]
 
 
 @dataclass(frozen=True)
@@ -93,56 +56,54 @@ class Question:
     data: Grid
 
 
-def questions(parts: Sequence[Part]) -> list[Question]:
-    """Ask of each kind of head-wise adaptation whether it paid; what no result can answer is not asked."""
-    made = []
-    for kind, text in gains.QUESTIONS.items():
-        groups = [
-            (part, row, gains.by_row(part.comparisons).get((kind, row), []))
-            for part in parts
-            for group, row in part.claims
-            if group == kind
-        ]
-        if groups:
-            made.append(_question(kind, text, groups))
-    return made
+def questions(judgements: Sequence[tuple[str, Judgement]]) -> list[Question]:
+    """Ask of each kind of head-wise adaptation whether it paid; what no result can answer is not asked.
+
+    Args:
+        judgements: each with the title of its table.
+    """
+    by_claim = {claim: [(title, one) for title, one in judgements if one.claim == claim] for claim in QUESTIONS}
+    return [_question(claim, titled) for claim, titled in by_claim.items() if titled]
 
 
-def _question(kind: str, text: str, groups: Sequence[tuple[Part, str, Sequence[Comparison]]]) -> Question:
-    values = [abs(pair.value) for *_, found in groups for c in found for pair in c.pairs]
+def _question(claim: str, titled: Sequence[tuple[str, Judgement]]) -> Question:
+    rows = [one for _, one in titled]
+    values = [abs(pair.value) for one in rows for pairs in one.pairs for pair in pairs.differences]
     largest = figures.rounded(max(values, default=1.0))
-    several = len({part.title for part, *_ in groups}) > 1
+    several = len({title for title, _ in titled}) > 1
     answers = []
-    for part, row, found in groups:
-        name = f"{part.title}: {row}" if several else row
-        verdict = gains.verdict(found, not any(part.claims[kind, row].values()))
-        answers.append(Answer(name, verdict, [_contrast(name, c, largest) for c in found]))
-    verdicts = [answer.verdict for answer in answers]
-    if len(set(verdicts)) == 1:
-        headline = STANDS[verdicts[0]]
-    else:
-        counts = (f"{verdicts.count(v)} {COUNTED[v]}" for v in STANDS if v in verdicts)
-        begin = "In part" if gains.PAYS in verdicts else "Undecided" if gains.LEANS_YES in verdicts else "Not so far"
-        headline = f"{begin}. Of {len(verdicts)} rows: {', '.join(counts)}."
+    for title, one in titled:
+        name = f"{title}: {one.row}" if several else one.row
+        answers.append(Answer(name, one.verdict.value, [_drawn(name, pairs, largest) for pairs in one.pairs]))
     lines = [
-        (part.title, row, c.against, pair.column, *pair.repeat, pair.value)
-        for part, row, found in groups
-        for c in found
-        for pair in c.pairs
+        (title, one.row, pairs.against, pair.column, *pair.repeat, pair.value)
+        for title, one in titled
+        for pairs in one.pairs
+        for pair in pairs.differences
     ]
     head = ["table", "method", "against", "task", "seed", "draw", "difference"]
-    data = grids.plain(f"pairs-{kind}", head, lines, 4)
+    data = grids.plain(f"pairs-{claim}", head, lines, 4)
     ends = (f"\u2212{largest:g}", f"+{largest:g}")
-    sentence = _sentence(groups[0][1], groups[0][2]) if len(groups) == 1 else _tally([found for *_, found in groups])
-    return Question(text, headline, sentence, answers, ends, data)
+    sentence = _sentence(rows[0]) if len(rows) == 1 else _tally(rows)
+    return Question(QUESTIONS[claim], _headline([one.verdict for one in rows]), sentence, answers, ends, data)
 
 
-def _tally(rows: Sequence[Sequence[Comparison]]) -> str:
+def _headline(verdicts: Sequence[Verdict]) -> str:
+    """What rows say together: the verdict that they share, else how many have which."""
+    kinds = sorted(set(verdicts), key=lambda verdict: verdict.rank)
+    if len(kinds) == 1:
+        return kinds[0].headline
+    begin = {Verdict.YES: "In part", Verdict.LEANS_YES: "Undecided"}.get(kinds[0], "Not so far")
+    counts = ", ".join(f"{kind.value} {verdicts.count(kind)}" for kind in kinds)
+    return f"{begin}. Of {len(verdicts)} rows: {counts}."
+
+
+def _tally(rows: Sequence[Judgement]) -> str:
     """In how many rows the mean gains, by what it is compared with."""
     means: dict[str, list[float]] = {}
-    for found in rows:
-        for comparison in found:
-            means.setdefault(AGAINST.get(comparison.against, comparison.against), []).append(comparison.mean)
+    for one in rows:
+        for pairs in one.pairs:
+            means.setdefault(AGAINST.get(pairs.against, pairs.against), []).append(pairs.mean)
     parts = [
         f"against {name} {sum(value > 0 for value in values)} of {len(values)} ({_span(values)})"
         for name, values in means.items()
@@ -155,31 +116,30 @@ def _span(values: Sequence[float]) -> str:
     return signed(low) if low == high else f"{signed(low)} to {signed(high)}"
 
 
-def _sentence(row: str, found: Sequence[Comparison]) -> str:
-    if not found:
+def _sentence(one: Judgement) -> str:
+    if not one.pairs:
         return ""
     parts = []
-    for comparison in found:
-        verb = "gains" if comparison.mean > 0 else "loses" if comparison.mean < 0 else "makes no difference"
-        amount = f" {abs(comparison.mean):.2f}" if comparison.mean else ""
-        parts.append(f"{verb}{amount} against {AGAINST.get(comparison.against, comparison.against)}")
-    return f"{row} {'; '.join(parts)} (percentage points, mean over tasks)."
+    for pairs in one.pairs:
+        verb = "gains" if pairs.mean > 0 else "loses" if pairs.mean < 0 else "makes no difference"
+        amount = f" {abs(pairs.mean):.2f}" if pairs.mean else ""
+        parts.append(f"{verb}{amount} against {AGAINST.get(pairs.against, pairs.against)}")
+    return f"{one.row} {'; '.join(parts)} (percentage points, mean over tasks)."
 
 
-def _contrast(row: str, comparison: Comparison, largest: float) -> Contrast:
-    found, repeats = comparison.sum, comparison.num_repeats
-    low, high = comparison.interval
-    mean, number = found.mean, found.pairs
-    against = AGAINST.get(comparison.against, comparison.against)
-    said = f"{row} against {against}: mean {mean:+.2f} points over {number} pair{'s' * (number > 1)}"
+def _drawn(row: str, pairs: Pairs, largest: float) -> Drawn:
+    total, repeats = pairs.sum, pairs.num_repeats
+    low, high = total.low, total.high
+    against = AGAINST.get(pairs.against, pairs.against)
+    said = f"{row} against {against}: mean {total.mean:+.2f} points over {total.pairs} pair{'s' * (total.pairs > 1)}"
     if low is not None and high is not None:
         said = f"{said}, 95 % interval {low:+.2f} to {high:+.2f}"
-    return Contrast(
+    return Drawn(
         against=against,
-        strip=figures.strip([p.value for p in comparison.pairs], mean, (low, high), largest, said),
-        mean=signed(mean),
-        mark="gain" if mean > 0 else "loss" if mean < 0 else "",
+        strip=figures.strip([pair.value for pair in pairs.differences], total.mean, (low, high), largest, said),
+        mean=signed(total.mean),
+        mark="gain" if total.mean > 0 else "loss" if total.mean < 0 else "",
         interval="" if low is None or high is None else f"{signed(low)} to {signed(high)}",
-        counts=f"{found.wins} won, {f'{found.ties} tied, ' if found.ties else ''}{found.losses} lost",
-        extent=f"n = {number}: {found.tasks} task{'s' * (found.tasks > 1)}, {repeats} seed{'s' * (repeats > 1)}",
+        counts=f"{total.wins} won, {f'{total.ties} tied, ' if total.ties else ''}{total.losses} lost",
+        extent=f"n = {total.pairs}: {total.tasks} task{'s' * (total.tasks > 1)}, {repeats} seed{'s' * (repeats > 1)}",
     )

@@ -155,6 +155,12 @@ class ResultStore:
             if (result := self._read(path)) is not None:
                 yield result
 
+    def repeats(self, key: RunKey) -> Iterator[Result]:
+        """Yield every readable result of a run's row: the same names, whatever the seed."""
+        for path in sorted(key.path(self.root).parent.glob("seed-*/result.json")):
+            if (result := self._read(path)) is not None:
+                yield result
+
     def finished(self, name: str | None = None) -> dict[RunKey, Finished]:
         """List finished runs without reading those that the index knows, keyed by where they lie."""
         known = self._index()

@@ -36,14 +36,13 @@ from headwise.tables.paired import (
     CONTRAST,
     LINE,
     against,
-    answers,
     chosen,
     contrasts,
     line,
     pair,
     ratios,
-    uncontrolled,
 )
+from headwise.tables.verdicts import Judgement, judged, uncontrolled
 
 __all__ = [
     "AVERAGES",
@@ -88,7 +87,7 @@ class Table:
     """As ``cells``, of differences between runs of one seed; ``phase`` says which difference."""
     contrasts: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=CONTRAST))
     """One line per row and kind of difference, over all tasks and seeds: the fields of `paired.Contrast`."""
-    answers: list[str] = field(default_factory=list)
+    judgements: list[Judgement] = field(default_factory=list)
     """Of each row with a second phase, per-head updates or heads off, whether it is better than its controls."""
     published: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=PUBLISHED))
     """One line per cell of a published row: the ``row`` and ``phase`` of ours that it belongs to, ``row_id``,
@@ -97,6 +96,11 @@ class Table:
     """Sentences over the published rows that are shown although ours may not be set beside them."""
     ratios: pd.DataFrame = field(default_factory=lambda: summarise(pd.DataFrame(columns=LINE), False))
     """As ``cells``, of the accuracy of runs with heads off over that of the same run with none off."""
+
+    @property
+    def answers(self) -> list[str]:
+        """The judgements, a sentence each."""
+        return [str(one) for one in self.judgements]
 
 
 def tables(
@@ -278,15 +282,15 @@ def _table(
     results = [result for result in setting.results if result.tested]
     where, apart = places(results, pool, setting.common)
     lines, order = frame(results, where), _order(results, where)
-    found, claims = measured(results, where, every, others)
-    differences_ = pair(found, where)
+    controls, claims = measured(results, where, every, others)
+    differences_ = pair(controls, where)
     cells, paired, together = (
         summarise(lines, True, order),
         summarise(differences_, False, order),
         contrasts(differences_),
     )
     caption = [CELLS, *_facts(setting, pool), *_average_notes(cells), SPENT]
-    caption += [*_borrowed(found), *unequal(found, where), *uncontrolled(claims)]
+    caption += [*_borrowed(controls), *unequal(controls, where), *uncontrolled(claims)]
     if (cells["n"] == 1).any():
         caption.append("Cells with n = 1 rest on one seed and have no deviation.")
     shown, beside_notes, apart_notes = beside(results, where, cells, published)
@@ -305,7 +309,7 @@ def _table(
         _costs(results, where),
         paired,
         together,
-        answers(together, claims),
+        judged(controls, where, claims),
         shown,
         apart_notes,
         summarise(ratios(unmasked(results, every), where), False, order),

@@ -13,20 +13,13 @@ import pandas as pd
 from headwise.errors import ConfigError, suggest
 from headwise.results.records import Result
 from headwise.tables.comparable import Places
-from headwise.tables.controls import CONTROLS, HEADS, MASK, NO_MASK, PHASE, WITHOUT, Claims, Match, claim_of
+from headwise.tables.controls import NO_MASK, Match
 
 LINE = ["row", "phase", "column", "group", "repeat", "value"]
 CONTRAST = ["row", "phase", "mean", "low", "high", "wins", "ties", "losses", "tasks", "pairs"]
 RESAMPLES, LEVEL = 10_000, 0.95
 FEWEST = 6
 """Pairs below which there is no interval and nothing is clear: five of five would not pass a sign test at 5 %."""
-FEW = 3
-"""Tasks that a note names; of more it says how many."""
-ASKED = {
-    PHASE: "Is the second phase of {} better than its controls",
-    HEADS: "Are the per-head updates of {} better than shared ones of their size",
-    MASK: "Is switching heads off in {} better than its controls",
-}
 _BATCH = 200_000
 
 
@@ -36,16 +29,16 @@ def line(result: Result, where: Places, phase: str, value: float | None) -> dict
     return dict(zip(LINE, (row, phase, column, result.group, result.repeat, value), strict=True))
 
 
-def pair(found: Iterable[Match], where: Places) -> pd.DataFrame:
+def pair(matches: Iterable[Match], where: Places) -> pd.DataFrame:
     """Return the differences of head-wise runs to their controls, seed by seed.
 
     Args:
-        found: of one table.
+        matches: of one table.
         where: rows and columns of its results.
     Returns:
         Lines of the columns `LINE`; ``phase`` says which difference, ``value`` is in percentage points.
     """
-    lines = [line(match.result, where, f"{match.phase} - {match.against}", match.value) for match in found]
+    lines = [line(match.result, where, f"{match.phase} - {match.against}", match.value) for match in matches]
     return pd.DataFrame(lines, columns=LINE)
 
 
@@ -64,26 +57,6 @@ def ratios(pairs: Iterable[tuple[Result, Result]], where: Places) -> pd.DataFram
         if base.accuracy
     ]
     return pd.DataFrame(lines, columns=LINE)
-
-
-def uncontrolled(claims: Claims) -> list[str]:
-    """Say which rows lack a control, what that leaves open, and how to make it.
-
-    Args:
-        claims: as `lacking` gives them.
-    """
-    notes = []
-    for claim, kinds in CONTROLS.items():
-        for kind, how in kinds.items():
-            lack = {row: of[kind] for (asked, row), of in claims.items() if asked == claim and of.get(kind)}
-            if lack:
-                rows = "; ".join(f"{row} on {_named(columns)}" for row, columns in lack.items())
-                notes.append(f"NO CONTROL ({kind}) for {rows}: {WITHOUT[kind]}; run {how} as well.")
-    return notes
-
-
-def _named(tasks: Sequence[str]) -> str:
-    return ", ".join(tasks) if len(tasks) <= FEW else f"{len(tasks)} tasks"
 
 
 @dataclass(frozen=True)
@@ -176,44 +149,10 @@ def contrasts(lines: pd.DataFrame) -> pd.DataFrame:
     """
     made = []
     for (row, phase), part in lines.groupby(["row", "phase"]):
-        found = contrast({str(column): values["value"] for column, values in part.groupby("column")})
-        made.append({"row": row, "phase": phase, **vars(found)})
+        total = contrast({str(column): values["value"] for column, values in part.groupby("column")})
+        made.append({"row": row, "phase": phase, **vars(total)})
     frame = pd.DataFrame(made, columns=CONTRAST)
     return frame.astype({"low": float, "high": float})
-
-
-def answers(found: pd.DataFrame, claims: Claims) -> list[str]:
-    """Say of each claim of a row whether it is better than its controls.
-
-    Yes, where the interval of every control lies above zero; no, where one lies below; else it is not shown, as with a
-    control missing on any task or fewer than `FEWEST` pairs.
-
-    Args:
-        found: as `contrasts` gives it.
-        claims: as `lacking` gives them.
-    """
-    known = {(one.row, *one.phase.split(" - ", 1)): one for one in found.itertuples()}
-    lines = []
-    for (claim, row), controls in claims.items():
-        mine = {kind: one for (of, phase, kind), one in known.items() if of == row and claim_of(phase, kind) == claim}
-        signs = [_sign(mine[kind]) if kind in mine else 0 for kind in controls]
-        is_whole = not any(controls.values())
-        answer = "No" if min(signs) < 0 else "Yes" if min(signs) > 0 and is_whole else "Not shown"
-        parts = [_against(kind, mine.get(kind)) for kind in controls]
-        lines.append(f"{ASKED[claim].format(row)}? {answer}: {', '.join(parts)}.")
-    return lines
-
-
-def _sign(found: Any) -> int:
-    """1 or -1 where there is an interval and it leaves out zero, else 0."""
-    return int(found.low > 0) - int(found.high < 0)
-
-
-def _against(kind: str, found: Any) -> str:
-    if found is None:
-        return f"none against {kind}"
-    interval = "" if pd.isna(found.low) else f"{found.low:+.2f} to {found.high:+.2f}, "
-    return f"{found.mean:+.2f} against {kind} ({interval}{found.pairs} pair{'s' * (found.pairs != 1)})"
 
 
 def against(lines: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
@@ -265,5 +204,5 @@ def chosen(lines: pd.DataFrame, given: str) -> tuple[pd.DataFrame, str, str]:
 
 
 def _split(given: str) -> tuple[str, str]:
-    found = re.fullmatch(r"(.+):(P\d+)", given)
-    return (found[1], found[2]) if found else (given, "")
+    match = re.fullmatch(r"(.+):(P\d+)", given)
+    return (match[1], match[2]) if match else (given, "")

@@ -121,11 +121,12 @@ def _tidy(table: Table) -> list[dict[str, Any]]:
 
 def plain_json(tables: Sequence[Table]) -> str:
     """Everything, unrounded: the fields of each `headwise.tables.build.Table`; ratios where there are any."""
+    names = ("title", "notes", "cells", "costs", "paired", "contrasts", "answers", "published", "apart", "ratios")
     plain = [
         {
             name: _records(part) if isinstance(part, pd.DataFrame) else part
-            for name, part in vars(table).items()
-            if name != "ratios" or len(part)
+            for name in names
+            if len(part := getattr(table, name)) or name != "ratios"
         }
         for table in tables
     ]

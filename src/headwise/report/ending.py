@@ -1,0 +1,95 @@
+"""What a run prints when it has ended: its phases, what its controls say, and the verdict. Never imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from headwise.results.records import Result
+from headwise.results.store import ResultStore
+from headwise.tables import cells
+from headwise.tables.comparable import places
+from headwise.tables.controls import HEADS, KINDS, PHASE, controls_of, lacking, matches
+
+
+def around(result: Result, store: ResultStore) -> list[Result]:
+    """Read what a run may be measured by: its task and seed, then the other seeds of it and of its controls.
+
+    A whole experiment is not read: that would take longer than many a run.
+    """
+    wanted = {kind for kinds in controls_of(result).values() for kind in kinds}
+    if not wanted:
+        return []
+    made = {one.key: one for one in store.alike(result.key)}
+    for own in store.repeats(result.key):
+        known = matches([own], made.values())
+        if wanted - {match.against for match in known}:  # not beside those of another seed: read all of this one
+            made |= {one.key: one for one in store.alike(own.key)}
+            known = matches([own], made.values())
+        made[own.key] = own
+        for key in {match.other for match in known} - {own.key}:
+            made |= {one.key: one for one in store.repeats(key)}
+    return list(made.values())
+
+
+def summary(result: Result, others: Iterable[Result] = ()) -> str:
+    """A small table of what each phase reached and gained, what the run's controls say, and the verdict.
+
+    Args:
+        result: to be shown.
+        others: controls are sought here, and the other seeds of the run, on which the verdict rests as well.
+    """
+    lines = [
+        f"{result.key.method} on {result.key.dataset}, seed {result.key.seed}"
+        + (f" [{', '.join(result.labels)}]" if result.labels else ""),
+        f"{'phase':<28}{'accuracy':>10}{'gain':>8}{'tunable':>13}{'head':>9}{'stored':>15}{'seconds':>10}",
+    ]
+    before: float | None = None
+    for index, phase in enumerate(result.phases, start=1):
+        gain = "" if before is None or phase.accuracy is None else f"{phase.accuracy - before:+.2f}"
+        accuracy = "-" if phase.accuracy is None else f"{phase.accuracy:.2f} %"
+        stored = f"{phase.stored_bytes:,} B"
+        lines.append(
+            f"{f'{index} {phase.label}':<28}{accuracy:>10}{gain:>8}{phase.num_tunable:>13,}{phase.num_head:>9,}"
+            f"{stored:>15}{phase.seconds:>10.1f}"
+        )
+        before = phase.accuracy
+    others = list(others)
+    return "\n".join(map(cells.one_line, [*lines, *_measured(result, others), *verdicts(result, others)]))
+
+
+def _measured(result: Result, others: Iterable[Result]) -> list[str]:
+    """What a head-wise run gains over its controls, and how to make those that are missing.
+
+    Per-head updates alone are a choice of method: of them no control is asked for, but shown if it is there.
+    """
+    claims = controls_of(result)
+    known = {match.against: match for match in matches([result], others)}
+    lines = []
+    for claim, controls in claims.items():
+        for kind, how in controls.items():
+            if kind in known:
+                size = f"; {known[kind].size_note}" if known[kind].size_note else ""
+                lines.append(f"{known[kind].value:>+8.2f}  {kind} ({KINDS[kind]}{size})")
+            elif claim != HEADS:
+                lines.append(f"{'?':>8}  {kind} ({KINDS[kind]}; not run with these options: {how})")
+    if not lines:
+        return []
+    more = "The second phase also brings training and parameters. " if PHASE in claims else ""
+    return [f"{more}Percentage points over its controls, same seed:", *lines]
+
+
+def verdicts(result: Result, others: Iterable[Result]) -> list[str]:
+    """The sentences of a table on this run's row, as far as its task goes."""
+    if not controls_of(result):
+        return []
+    from headwise.tables.verdicts import judged  # pandas takes longer to load than most runs to begin
+
+    others = list(others)
+    same = [one for one in others if replace(one.key, seed=result.key.seed) == result.key and one.key != result.key]
+    every = [result, *same]
+    where, _ = places(every)
+    # what lies in one folder by an older rule of names, and was made otherwise, is no seed of this row
+    row = [one for one in every if where[one.key][0] == where[result.key][0]]
+    pairs = matches(row, others)
+    return [str(one) for one in judged(pairs, where, lacking(row, where, pairs))]
