@@ -14,14 +14,15 @@ import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from headwise import hub, phases, plots, published, reading
-from headwise.data import bulk, listfiles, own, prepared
+from headwise import hashes, hub, phases, plots, published, reading
+from headwise.data import bulk, own, prepared
 from headwise.data.cache import META, Cache, label_file
 from headwise.data.decode import decode
 from headwise.data.prepared import FEATURES, INFO, MARKER, check_features
@@ -29,7 +30,6 @@ from headwise.data.stored import facts
 from headwise.errors import HeadwiseError
 from headwise.export import load
 from headwise.results.claims import standing
-from headwise.results.fingerprint import file_sha256
 from headwise.results.records import Result
 from headwise.results.store import PhaseStore, ResultStore
 from headwise.sweeps.ledger import Ledger
@@ -171,11 +171,11 @@ def read_claim(folder: Path, content: bytes) -> None:
 
 def read_hash(folder: Path, content: bytes) -> None:
     file = put(folder, "x", b"x")
-    os.utime(file, (1e9, 1e9))
-    before = file_sha256(file, folder)
+    with mock.patch.object(hashes, "SETTLED_SECONDS", -1.0):
+        before = hashes.file_sha256(file, folder)
     for note in (folder / "sha256").iterdir():
         note.write_bytes(content)
-    assert file_sha256(file, folder) == before
+    assert hashes.file_sha256(file, folder) == before
 
 
 def read_weights(folder: Path, content: bytes, suffix: str) -> None:
@@ -189,13 +189,13 @@ def read_cache(folder: Path, content: bytes) -> None:
 
 def read_array(folder: Path, content: bytes) -> None:
     file = put(folder, label_file("x", "test"), content)
-    entry = {"bytes": len(content), "sha256": file_sha256(file), "shape": [1], "dtype": "int64"}
+    entry = {"bytes": len(content), "sha256": hashes.file_sha256(file), "shape": [1], "dtype": "int64"}
     Cache(folder, {}).array(file.name, entry)
 
 
 def read_planes(folder: Path, content: bytes) -> None:
     file = put(folder, bulk.FILES[0], content)
-    entry = {"bytes": len(content), "sha256": file_sha256(file), "shape": [1, 3, 2, 2], "dtype": "uint8"}
+    entry = {"bytes": len(content), "sha256": hashes.file_sha256(file), "shape": [1, 3, 2, 2], "dtype": "uint8"}
     put(folder, "meta.json", json.dumps({"files": dict.fromkeys(bulk.FILES, entry), "keys": [], "facts": {}}).encode())
     bulk._read(folder)
 
@@ -214,9 +214,8 @@ def read_shard(folder: Path, content: bytes) -> None:
     list(prepared.tfrecords([(put(folder, "x", content), 1)], [0]))
 
 
-def read_digests(folder: Path, content: bytes) -> None:
-    listfiles._read_store(put(folder, "x.json", content))
-    own._remembered(folder / "x.json")
+def read_facts(folder: Path, content: bytes) -> None:
+    own._remembered(put(folder, "x.json", content))
 
 
 def read_hub(folder: Path, content: bytes) -> None:
@@ -244,7 +243,7 @@ LOADERS: dict[str, Check | str] = {
     "results/store.py:plain.parse": read_store,
     "results/store.py:load_json": read_phase,
     "results/claims.py:read_json": read_claim,
-    "results/fingerprint.py:read_json": read_hash,
+    "hashes.py:read_json": read_hash,
     "sweeps/ledger.py:load_json": read_ledger,
     "sweeps/lifeline.py:json.loads": TEXT,
     "plan.py:json.loads": TEXT,
@@ -269,11 +268,9 @@ LOADERS: dict[str, Check | str] = {
     "data/prepared.py:read_json": lambda folder, content: [
         _refused(read_prepared, folder / name, content, name) for name in (INFO, FEATURES, MARKER)
     ],
-    "data/tfds.py:read_json": TEXT,  # a digest that this machine noted; what is not one is read again
     "data/tfds.py:tfrecords": read_shard,
     "data/tfds.py:tfds.builder_from_directory": lambda folder, content: check_features(put(folder, FEATURES, content)),
-    "data/listfiles.py:read_json": read_digests,
-    "data/own.py:read_json": read_digests,
+    "data/own.py:read_json": read_facts,
     "data/decode.py:Image.open": lambda folder, content: decode(put(folder, "x.png", content), 3, "here"),
     "data/stored.py:Image.open": lambda folder, content: facts(put(folder, "x.png", content)),
     "data/synthetic/records.py:Image.open": TEXT,

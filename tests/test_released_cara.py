@@ -19,9 +19,9 @@ from torch import Tensor
 from headwise.backbone import BackboneSpec
 from headwise.errors import CheckpointError, ConfigError
 from headwise.experiment import plan_run, run
+from headwise.hashes import file_sha256
 from headwise.methods.cara import CaRA
 from headwise.published import CARA_NAMES, read_cara
-from headwise.results.fingerprint import file_sha256
 from headwise.results.store import ResultStore
 from made_networks import CLASSES, REPO, compose_config, distance, images, logits, network
 

@@ -22,10 +22,10 @@ from headwise.data.sources import SOURCES, source_of
 from headwise.data.tasks import task_of
 from headwise.errors import ConfigError, DataError, HeadwiseError
 from headwise.export import evaluate, export_merged
+from headwise.hashes import file_sha256
 from headwise.methods import base
 from headwise.methods.base import Method, build_method
 from headwise.plan import plan_run, still_holds
-from headwise.results.fingerprint import file_sha256
 from headwise.results.records import Result
 from headwise.results.store import ResultStore
 from headwise.targets import prefixes

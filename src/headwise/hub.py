@@ -16,7 +16,7 @@ from torch import nn
 
 from headwise import atomic
 from headwise.errors import WeightsError
-from headwise.results.fingerprint import cache_folder
+from headwise.hashes import cache_folder
 from headwise.results.plain import read_json
 
 PATIENCE = 5.0

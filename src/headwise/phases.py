@@ -17,10 +17,11 @@ from torch import Tensor
 from headwise import atomic
 from headwise.backbone import Backbone
 from headwise.errors import CheckpointError, ConfigError
+from headwise.hashes import file_sha256
 from headwise.methods.base import Installed, Method
 from headwise.progress import History
 from headwise.results.claims import BusyError, Claim
-from headwise.results.fingerprint import file_sha256, fingerprint
+from headwise.results.fingerprint import fingerprint
 from headwise.results.store import PhaseResult
 
 CHECKPOINT = "last.ckpt"

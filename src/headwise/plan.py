@@ -23,6 +23,7 @@ from headwise.data.tasks import VTABTask, check_apart, task_of
 from headwise.errors import ConfigError
 from headwise.evolution import fill_searches
 from headwise.gate import fill_gates
+from headwise.hashes import file_sha256
 from headwise.messages import instantiation as instantiation
 from headwise.messages import one_line as one_line
 from headwise.messages import text_of as text_of
@@ -31,7 +32,7 @@ from headwise.pertask import OTHERS, fill_protocol, fill_tasks
 from headwise.presets import PUBLISHED, fill_presets
 from headwise.protocol import Protocol
 from headwise.results.effective import effective
-from headwise.results.fingerprint import file_sha256, fingerprint, identity
+from headwise.results.fingerprint import fingerprint, identity
 from headwise.results.store import Result, RunKey
 from headwise.revisions import fill_revisions
 from headwise.schema.tree import check_config, check_method, check_nodes

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from headwise.errors import ConfigError, WeightsError
-from headwise.results.fingerprint import file_sha256
+from headwise.hashes import file_sha256
 
 ASSETS = Path(__file__).parent / "assets"
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from headwise import atomic
 from headwise.errors import ConfigError
-from headwise.results.fingerprint import cache_folder
+from headwise.hashes import cache_folder, sha256_of
 
 
 @contextlib.contextmanager
@@ -44,7 +44,7 @@ def writing(*files: Path | None, force: bool) -> Iterator[None]:
         for place, stamp in zip(places, before, strict=True):
             if _stamp(place) not in (stamp, None):
                 with contextlib.suppress(OSError):  # the note is a convenience: without it, --force is asked for
-                    atomic.write_text(_note(place), _sha256(place))
+                    atomic.write_text(_note(place), sha256_of(place))
 
 
 def _may_replace(place: Path) -> bool:
@@ -54,18 +54,13 @@ def _may_replace(place: Path) -> bool:
     if not place.exists() or (place.is_file() and place.stat().st_size == 0):
         return True
     try:
-        return _note(place).read_text(encoding="ascii") == _sha256(place)
+        return _note(place).read_text(encoding="ascii") == sha256_of(place)
     except (OSError, ValueError):
         return False
 
 
 def _note(place: Path) -> Path:
     return cache_folder() / "written" / hashlib.sha256(os.fsencode(place)).hexdigest()[:32]
-
-
-def _sha256(place: Path) -> str:
-    with place.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _stamp(place: Path) -> tuple[int, int, int] | None:

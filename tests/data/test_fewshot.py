@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from made_trees import load_task, write_lines
 from PIL import Image
 
 from headwise.data import fewshot
-from headwise.data.sources import FolderSource, SyntheticSource, TFDSSource
+from headwise.data.sources import FolderSource, Pixels, SyntheticSource, TFDSSource
+from headwise.data.splits import subset
 from headwise.data.synthetic import records
 from headwise.data.synthetic.standin import StandIn
 from headwise.data.tasks import DRAWS, SHOTS, VTABTask
@@ -101,6 +103,63 @@ def test_fingerprints_tell_draws_apart() -> None:
     assert len(prints) == 6
     both = {SOURCE.fingerprint(few("pets", 1, d), ("test",)) for d in DRAWS}
     assert len(both) == 1, "the test images are the same"
+
+
+def test_fingerprints_are_those_of_the_kept_records() -> None:
+    assert SOURCE.fingerprint(few("pets", 2, 1))[:16] == "79f4287efe35b790"
+    assert SOURCE.fingerprint(few("flowers102", 2, 1), ("train800", "val200"))[:16] == "ce8170c26d72f418"
+
+
+@fewshot.drawing_few_shots("fingerprint", "labels", "count", "load")
+class Numbers:
+    """A source of one's own that reads slices and knows nothing of shots: image i of a slice is i, its class i % 3."""
+
+    def count(self, task: VTABTask, split: str) -> int:
+        assert task.shots is None
+        return 30
+
+    def all_labels(self, task: VTABTask, split: str) -> np.ndarray:
+        return np.arange(30) % 3
+
+    def chunks(self, task: VTABTask, split: str, size: int, resize: str, positions: np.ndarray) -> Iterator[Pixels]:
+        images = np.broadcast_to(positions[:, None, None, None], (len(positions), 1, 1, 3)).astype(np.uint8)
+        keys = tuple(f"{task.splits['test']}/{i}" for i in positions)
+        yield Pixels(images, positions % 3, keys, {"resize": "native"})
+
+    def load(self, task: VTABTask, split: str, size: int, resize: str = "", limit: int | None = None) -> Pixels:
+        return next(self.chunks(task, split, size, resize, np.arange(30)))
+
+    def fingerprint(self, task: VTABTask, splits: Sequence[str] = ()) -> str:
+        return f"{task.splits['test']} {splits}"
+
+    def labels(self, task: VTABTask) -> list[str]:
+        return [*self.slice_labels(task), "read"]
+
+    def slice_labels(self, task: VTABTask) -> list[str]:
+        return ["numbers"]
+
+
+def test_few_shots_are_drawn_around_any_source_that_reads_slices() -> None:
+    source, several = Numbers(), {"train": "train+validation", "val": "validation", "test": "test"}
+    task = replace(toy(), splits=several)
+    train = source.load(task, "train800", 1)
+    assert np.bincount(train.labels).tolist() == [2, 2, 2] and source.count(task, "train800val200") == 6
+    labels = np.concatenate([np.arange(30) % 3] * 2)
+    expected = [f"{'validation' if i >= 30 else 'train'}/{i % 30}" for i in fewshot.draw(task, labels)]
+    assert list(train.keys) == expected
+    assert source.load(task, "test", 1, limit=4).keys == tuple(f"test/{i}" for i in subset(30, 4))
+    assert source.labels(task) == ["numbers", "own draw"]
+    assert source.fingerprint(task) == fewshot.FewShotSource(source).fingerprint(task)
+    plain = replace(task, shots=None, group="own")
+    assert source.labels(plain) == ["numbers", "read"] and len(source.load(plain, "test", 1).keys) == 30
+
+
+def test_sources_do_not_ask_for_shots_themselves() -> None:
+    """Whether a set is few-shot is asked where a source is decorated, and where the kind of list files is chosen."""
+    folder = Path(fewshot.__file__).parent
+    doors = {file.name: file.read_text().count(".shots is") for file in folder.glob("*.py")}
+    assert {name for name, number in doors.items() if number} == {"fewshot.py", "folder.py", "prepare.py", "tasks.py"}
+    assert sum(doors[name] for name in ("fewshot.py", "folder.py")) == 2
 
 
 def test_published_lists_are_used(tree: Path) -> None:

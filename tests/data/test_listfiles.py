@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from made_trees import write_lines
 
+from headwise import hashes
 from headwise.data import listfiles
 from headwise.data.listfiles import digests, locate, read_list
 from headwise.errors import DataError
@@ -109,7 +110,7 @@ def test_digests_are_remembered_until_a_file_changes(
     for name, content in (("a.jpg", b"\xff\xd8\xff..."), ("b.jpg", b"\x89PNG")):
         (tmp_path / name).write_bytes(content)
     settle(tmp_path / "a.jpg", tmp_path / "b.jpg")
-    monkeypatch.setattr(listfiles, "SETTLED_SECONDS", -1.0)
+    monkeypatch.setattr(hashes, "SETTLED_SECONDS", -1.0)
     write_lines(tmp_path / "test.txt", ["a.jpg 0", "b.jpg 0"])
     entries = read_list(tmp_path / "test.txt", 1)
     first = digests(entries, tmp_path, tmp_path)
@@ -125,36 +126,3 @@ def test_digests_are_remembered_until_a_file_changes(
     second = digests(entries, tmp_path, tmp_path)
     assert second[0] == first[0] and second[1] != first[1]
     assert read == [tmp_path / "b.jpg"]
-
-
-def test_a_file_written_just_now_is_not_remembered(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(listfiles, "SETTLED_SECONDS", 3600.0)
-    (tmp_path / "a.jpg").write_bytes(b"1")
-    write_lines(tmp_path / "test.txt", ["a.jpg 0"])
-    digests(read_list(tmp_path / "test.txt", 1), tmp_path, tmp_path)
-    assert not cache.exists()
-
-
-@pytest.mark.parametrize("content", [b"", b"[]", b'{"x": 1}', b"\xff\xfe"])
-def test_a_damaged_cache_counts_as_none(
-    tmp_path: Path, cache: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(listfiles, "SETTLED_SECONDS", -1.0)
-    (tmp_path / "a.jpg").write_bytes(b"1")
-    write_lines(tmp_path / "test.txt", ["a.jpg 0"])
-    entries = read_list(tmp_path / "test.txt", 1)
-    first = digests(entries, tmp_path, tmp_path)
-    (store,) = (cache / "digests").iterdir()
-    store.write_bytes(content)
-    assert digests(entries, tmp_path, tmp_path) == first
-
-
-def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listfiles, "SETTLED_SECONDS", -1.0)
-    (tmp_path / "occupied").touch()
-    monkeypatch.setenv("HEADWISE_CACHE", str(tmp_path / "occupied"))
-    (tmp_path / "a.jpg").write_bytes(b"1")
-    write_lines(tmp_path / "test.txt", ["a.jpg 0"])
-    assert len(digests(read_list(tmp_path / "test.txt", 1), tmp_path, tmp_path)) == 1

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import multiprocessing
-import os
 from pathlib import Path
 
 import pytest
 
 from headwise.errors import ConfigError
-from headwise.results.fingerprint import IGNORED, differences, file_sha256, fingerprint, identity
+from headwise.results.fingerprint import IGNORED, differences, fingerprint, identity
 
 
 def config() -> dict:
@@ -114,59 +111,3 @@ def test_identity_refuses_content_below_a_value():
 
 def test_every_ignored_key_has_a_reason():
     assert all(reason for reason in IGNORED.values())
-
-
-def old_file(path: Path, content: bytes) -> Path:
-    path.write_bytes(content)
-    os.utime(path, (1_000_000_000, 1_000_000_000))
-    return path
-
-
-def test_file_sha256_is_remembered_for_the_same_size_and_time(tmp_path):
-    path, cache = old_file(tmp_path / "weights.bin", b"abc"), tmp_path / "cache"
-    assert file_sha256(path, cache) == hashlib.sha256(b"abc").hexdigest()
-    old_file(path, b"abd")  # same size and time: nobody can tell without reading
-    assert file_sha256(path, cache) == hashlib.sha256(b"abc").hexdigest()
-    os.utime(path, (1_000_000_001, 1_000_000_001))
-    assert file_sha256(path, cache) == hashlib.sha256(b"abd").hexdigest()
-
-
-def test_file_sha256_does_not_remember_a_file_that_was_just_written(tmp_path):
-    path, cache = tmp_path / "weights.bin", tmp_path / "cache"
-    path.write_bytes(b"abc")
-    file_sha256(path, cache)
-    assert not list(cache.glob("**/*.json"))
-
-
-@pytest.mark.parametrize("damage", ["", "{", "[]", '{"sha256": "short"}'])
-def test_file_sha256_survives_a_damaged_cache(tmp_path, damage):
-    path, cache = old_file(tmp_path / "weights.bin", b"abc"), tmp_path / "cache"
-    file_sha256(path, cache)
-    (note,) = cache.glob("sha256/*.json")
-    note.write_text(damage)
-    assert file_sha256(path, cache) == hashlib.sha256(b"abc").hexdigest()
-    assert json.loads(note.read_text())["size"] == 3
-
-
-def test_file_sha256_uses_the_environment_and_works_without_a_cache(tmp_path, monkeypatch):
-    path = old_file(tmp_path / "weights.bin", b"abc")
-    monkeypatch.setenv("HEADWISE_CACHE", str(tmp_path / "there"))
-    file_sha256(path)
-    assert len(list((tmp_path / "there" / "sha256").glob("*.json"))) == 1
-    (tmp_path / "file").write_text("in the way")
-    assert file_sha256(path, tmp_path / "file") == hashlib.sha256(b"abc").hexdigest()
-
-
-def test_file_sha256_names_the_file_that_is_missing(tmp_path):
-    with pytest.raises(ConfigError, match=r"cannot hash .*nothing\.bin"):
-        file_sha256(tmp_path / "nothing.bin", tmp_path)
-    with pytest.raises(ConfigError, match="cannot hash"):
-        file_sha256(tmp_path, tmp_path)
-
-
-def test_file_sha256_with_many_processes(tmp_path):
-    path = old_file(tmp_path / "weights.bin", b"abc" * 1000)
-    with multiprocessing.get_context("spawn").Pool(3) as pool:
-        digests = pool.starmap(file_sha256, [(path, tmp_path / "cache")] * 30)
-    assert set(digests) == {hashlib.sha256(b"abc" * 1000).hexdigest()}
-    assert len(list((tmp_path / "cache" / "sha256").iterdir())) == 1

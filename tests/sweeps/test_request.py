@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 
 from headwise.sweeps import request
@@ -74,5 +77,59 @@ def test_other_experiments_do_not_count(conf):
     assert asked() != after
 
 
-def test_every_module_that_decides_is_there():
-    assert request._code()
+@pytest.fixture
+def package(tmp_path):
+    """A copy of the package's code."""
+    source = Path(request.__file__).parents[1]
+    shutil.copytree(source, tmp_path / "headwise", ignore=shutil.ignore_patterns("__pycache__", "synthetic", "assets"))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("module", "line", "same"),
+    [
+        ("plan", "x = 1", False),
+        ("revisions", "x = 1", False),  # imported by the plan
+        ("schema/kinds", "x = 1", False),  # imported by what it imports
+        ("revisions", "# a comment", True),
+        ("revisions", 'def f() -> None:\n    """What it does."""\n    return', False),
+        ("data/tfds", "x = 1", True),
+        ("results/store", "x = 1", True),
+        ("methods/lora", "x = 1", True),  # a method that computes something else raises its revision
+        ("report/page", "x = 1", True),
+    ],
+)
+def test_code_that_decides_what_a_configuration_becomes_counts(package, module, line, same):
+    before = request._code(package)
+    file = package / "headwise" / f"{module}.py"
+    file.write_text(f"{file.read_text()}\n{line}\n")
+    request._code.cache_clear()
+    assert (request._code(package) == before) is same
+
+
+def test_a_new_module_counts_as_soon_as_it_is_imported(package):
+    def code():
+        request._code.cache_clear()
+        return request._code(package)
+
+    first, new = code(), package / "headwise" / "new.py"
+    new.write_text("x = 1\n")
+    assert code() == first
+    plan = package / "headwise" / "plan.py"
+    plan.write_text(f"{plan.read_text()}\nfrom headwise import new\n")
+    imported = code()
+    new.write_text("x = 2\n")
+    assert len({first, imported, code()}) == 3
+
+
+def test_docstrings_do_not_count(package):
+    before = request._code(package)
+    file = package / "headwise" / "revisions.py"
+    file.write_text(file.read_text().replace('"""One change of numbers.', '"""Another text.'))
+    request._code.cache_clear()
+    assert request._code(package) == before
+    assert "Another text" in file.read_text()
+
+
+def test_what_is_apart_is_there(package):
+    assert all((package / name.replace(".", "/")).with_suffix(".py").is_file() for name in request.APART)

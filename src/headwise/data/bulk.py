@@ -28,8 +28,8 @@ from headwise.data.decode import NATIVE_LIMIT, RESIZES, check_resize
 from headwise.data.notices import say_once
 from headwise.data.pixels import Pixels, decoder
 from headwise.errors import ConfigError, DataError
+from headwise.hashes import cache_folder, file_sha256, sha256_of
 from headwise.results.claims import Claim, describe
-from headwise.results.fingerprint import cache_folder, file_sha256
 from headwise.results.plain import STORES, read_json
 
 MEMORY = 1.0
@@ -242,7 +242,7 @@ def check_room(folder: Path, num_bytes: int, what: str) -> None:
 
 def write_array(file: Path, shape: tuple[int, ...], pieces: Iterator[NDArray[Any]], dtype: str) -> dict[str, Any]:
     """Write an .npy file piece by piece with plain writes, so that a full disk is an error; returns its description."""
-    sha, rows = hashlib.sha256(), 0
+    rows = 0
     with file.open("wb") as stream:
         header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(stream, header)
@@ -253,10 +253,8 @@ def write_array(file: Path, shape: tuple[int, ...], pieces: Iterator[NDArray[Any
             stream.write(np.ascontiguousarray(piece, dtype=dtype).data)
     if rows != shape[0]:
         raise DataError(f"{file.stem}: the source gave {rows} of {shape[0]} items")
-    with file.open("rb") as stream:
-        sha = hashlib.file_digest(stream, "sha256")
     atomic.flush(file)
-    return {"shape": list(shape), "dtype": dtype, "bytes": file.stat().st_size, "sha256": sha.hexdigest()}
+    return {"shape": list(shape), "dtype": dtype, "bytes": file.stat().st_size, "sha256": sha256_of(file)}
 
 
 def release(array: NDArray[Any]) -> None:

@@ -26,8 +26,8 @@ from headwise.data.pixels import FINAL_SPLITS, Pixels
 from headwise.data.splits import subset
 from headwise.data.tasks import NAME, SPLITS, VTABTask, check_split
 from headwise.errors import DataError
+from headwise.hashes import cache_folder, file_sha256, sha256_of
 from headwise.results import plain
-from headwise.results.fingerprint import cache_folder, file_sha256
 
 SCHEMA = 1
 PARTS = {
@@ -135,7 +135,7 @@ class Cache:
         try:
             if file.stat().st_size != entry["bytes"]:
                 raise ValueError(f"it has {file.stat().st_size} bytes instead of {entry['bytes']}")
-            if (_hash(file) if again else file_sha256(file)) != entry["sha256"]:
+            if (sha256_of(file) if again else file_sha256(file)) != entry["sha256"]:
                 raise ValueError("its content is not what was written")
             array = np.load(file, mmap_mode="r", allow_pickle=False)
             if not isinstance(array, np.ndarray):  # an archive of several, which numpy reads under any name
@@ -308,11 +308,6 @@ class CacheSource:
         same = self._first(task).meta["tasks"][task.name]["fingerprints"]
         fitting = [cache for cache in self._of(task) if cache.meta["pixels"] in wanted]
         return next((cache for cache in fitting if cache.meta["tasks"][task.name]["fingerprints"] == same), None)
-
-
-def _hash(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _again(path: Path) -> str:

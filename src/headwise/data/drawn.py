@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headwise.data import fewshot, synthetic
 from headwise.data import labels as label_rules
+from headwise.data import synthetic
 from headwise.data.decode import fit_all
+from headwise.data.fewshot import drawing_few_shots
 from headwise.data.pixels import CHUNK, FINAL_SPLITS, Pixels
 from headwise.data.splits import Indices, record_order, split_ranges, subset
 from headwise.data.synthetic.records import prepared_root, through_jpeg
@@ -34,6 +35,7 @@ KEPT = 128
 _kept: dict[tuple[object, ...], Pixels] = {}
 
 
+@drawing_few_shots("fingerprint", "count", "load")
 class SyntheticSource:
     """Images drawn by ``headwise.data.synthetic.<builder>`` in upstream's own split, or by a stand-in.
 
@@ -59,8 +61,6 @@ class SyntheticSource:
 
     def fingerprint(self, task: VTABTask, splits: Sequence[str] = FINAL_SPLITS) -> str:
         """Hash of the generator's name and revision and of the rules that choose and label its images."""
-        if task.shots is not None:
-            return fewshot.fingerprint(self, task, splits)
         generator = self._generator(task)
         parts = [task.builder, generator.REVISION, generator.SIZES, task.splits, task.label_key, task.label_rule]
         parts += ["stand-in", task.name, task.num_classes, task.channels] if not self.has(task) else []
@@ -71,18 +71,16 @@ class SyntheticSource:
         """``synthetic``, and ``lossy`` for images stored as JPEG."""
         return ["synthetic", "lossy"] if self.lossy else ["synthetic"]
 
+    slice_labels = labels
+
     def count(self, task: VTABTask, split: str) -> int:
         """Number of images of the split."""
-        if task.shots is not None:
-            return fewshot.count(self, task, split)
         return sum(last - first for _, first, last in split_ranges(task, split, self._generator(task).SIZES))
 
     def load(
         self, task: VTABTask, split: str, size: int, resize: str = "pil_bicubic", limit: int | None = None
     ) -> Pixels:
         """Draw a split, in the order of upstream's records."""
-        if task.shots is not None:
-            return fewshot.load(self, task, split, size, resize, limit)
         generator = self._generator(task)
         if limit is not None and limit <= FEW and not self.records:
             return self._few(task, split, size, resize, limit)

@@ -9,18 +9,19 @@ In the names of splits, train800 and train800val200 are both the k images per cl
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from headwise.data.bulk import MEMORY, Bulk
-from headwise.data.listfiles import Entry, read_list
-from headwise.data.pixels import Pixels
+from headwise.data.listfiles import Contents, Entry, read_list
+from headwise.data.pixels import FINAL_SPLITS, Pixels
 from headwise.data.splits import Indices, subset
 from headwise.data.tasks import VTABTask, check_split
 from headwise.errors import DataError
@@ -29,9 +30,11 @@ OWN_DRAW = "own draw"
 LISTS = "annotations"
 POOL = "train_meta.list"
 
+Kind = TypeVar("Kind")
+
 
 class Pool(Protocol):
-    """A source that reads whole upstream slices."""
+    """A source that reads whole upstream slices, and so any images of them."""
 
     def count(self, task: VTABTask, split: str) -> int:
         """Number of images."""
@@ -45,9 +48,102 @@ class Pool(Protocol):
         """The images at ascending positions of a split, some hundred at a time."""
         ...
 
-    def fingerprint(self, task: VTABTask, splits: Any = ...) -> str:
+    def fingerprint(self, task: VTABTask, splits: Sequence[str] = ...) -> str:
         """Content of splits."""
         ...
+
+    def slice_labels(self, task: VTABTask) -> list[str]:
+        """What a reader must know of results with images of a slice, without reading one."""
+        ...
+
+
+class FewShotSource:
+    """Few-shot sets of our own draw, from the upstream slices that another source reads.
+
+    Args:
+        pool: that source.
+        memory: as for FolderSource.
+    """
+
+    def __init__(self, pool: Pool, memory: float = MEMORY) -> None:
+        self.pool, self.memory = pool, memory
+
+    def fingerprint(self, task: VTABTask, splits: Sequence[str] = FINAL_SPLITS) -> str:
+        """Hash of the slices that are drawn from, and of the draw."""
+        sha = hashlib.sha256(b"fewshot/1\n")
+        for split in splits:
+            chosen = f"{task.shots} {task.draw}" if is_train(split) else "all"
+            whole = [self.pool.fingerprint(part, ("test",)) for part in slices(task, split)]
+            sha.update(f"{split} {task.name} {chosen} {' '.join(whole)}\n".encode())
+        return sha.hexdigest()
+
+    def labels(self, task: VTABTask) -> list[str]:
+        """Those of the slice of the test images, and ``own draw``."""
+        return [*self.pool.slice_labels(slices(task, "test")[0]), OWN_DRAW]
+
+    def count(self, task: VTABTask, split: str) -> int:
+        """Number of images of a split."""
+        if is_train(split):
+            return (task.shots or 0) * task.num_classes
+        return sum(self.pool.count(part, "test") for part in slices(task, split))
+
+    def load(
+        self, task: VTABTask, split: str, size: int, resize: str = "pil_bicubic", limit: int | None = None
+    ) -> Pixels:
+        """Read the images of a split, each from the slice that it is in."""
+        parts = slices(task, split)
+        if is_train(split):
+            labels = [self.pool.all_labels(part, "test") for part in parts]
+            lengths = [len(classes) for classes in labels]
+            chosen = draw(task, np.concatenate(labels))
+        else:
+            lengths = [self.pool.count(part, "test") for part in parts]
+            chosen = np.arange(sum(lengths), dtype=np.int64)
+        chosen = chosen[subset(len(chosen), limit)]
+
+        def chunks() -> Iterator[Pixels]:
+            start = 0
+            for part, length in zip(parts, lengths, strict=True):
+                positions = chosen[(chosen >= start) & (chosen < start + length)] - start
+                if len(positions):
+                    yield from self.pool.chunks(part, "test", size, resize, positions)
+                start += length
+
+        return Bulk(
+            title=f"task {task.name!r}, {split}",
+            count=len(chosen),
+            size=size,
+            resize=resize,
+            channels=task.channels,
+            chunks=chunks,
+            content=lambda: f"{self.fingerprint(task, (split,))} {task.pixel_scale} {limit}",
+            memory=self.memory,
+        ).load()
+
+
+def drawing_few_shots(*names: str) -> Callable[[type[Kind]], type[Kind]]:
+    """Class decorator of a source that reads slices: of few-shot tasks a `FewShotSource` around it answers.
+
+    Args:
+        names: of the methods that are answered so; all take the task first.
+    """
+
+    def decorate(kind: type[Kind]) -> type[Kind]:
+        for name in names:
+            setattr(kind, name, _answering(getattr(kind, name), getattr(FewShotSource, name)))
+        return kind
+
+    return decorate
+
+
+def _answering(of_slices: Callable[..., Any], of_few: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(of_slices)
+    def method(self: Any, task: VTABTask, *args: Any, **options: Any) -> Any:
+        if task.shots is not None:
+            return of_few(FewShotSource(self, getattr(self, "memory", MEMORY)), task, *args, **options)
+        return of_slices(self, task, *args, **options)
+
+    return method
 
 
 def is_train(split: str) -> bool:
@@ -86,92 +182,44 @@ def slices(task: VTABTask, split: str) -> list[VTABTask]:
     return [replace(task, shots=None, group="own", splits=dict.fromkeys(("train", "val", "test"), t)) for t in texts]
 
 
-def count(source: Pool, task: VTABTask, split: str) -> int:
-    """Number of images of a split."""
-    if is_train(split):
-        return (task.shots or 0) * task.num_classes
-    return sum(source.count(part, "test") for part in slices(task, split))
+class FewShotLists:
+    """The list files of a few-shot set in ``<folder>/annotations``.
 
-
-def load(
-    source: Pool,
-    task: VTABTask,
-    split: str,
-    size: int,
-    resize: str,
-    limit: int | None = None,
-    memory: float = MEMORY,
-) -> Pixels:
-    """Read a split of a few-shot set from upstream slices."""
-    parts = slices(task, split)
-    if is_train(split):
-        labels = [source.all_labels(part, "test") for part in parts]
-        lengths = [len(found) for found in labels]
-        chosen = draw(task, np.concatenate(labels))
-    else:
-        lengths = [source.count(part, "test") for part in parts]
-        chosen = np.arange(sum(lengths), dtype=np.int64)
-    chosen = chosen[subset(len(chosen), limit)]
-
-    def chunks() -> Iterator[Pixels]:
-        start = 0
-        for part, length in zip(parts, lengths, strict=True):
-            positions = chosen[(chosen >= start) & (chosen < start + length)] - start
-            if len(positions):
-                yield from source.chunks(part, "test", size, resize, positions)
-            start += length
-
-    return Bulk(
-        title=f"task {task.name!r}, {split}",
-        count=len(chosen),
-        size=size,
-        resize=resize,
-        channels=task.channels,
-        chunks=chunks,
-        content=lambda: f"{source.fingerprint(task, (split,))} {task.pixel_scale} {limit}",
-        memory=memory,
-    ).load()
-
-
-def fingerprint(source: Pool, task: VTABTask, splits: Any) -> str:
-    """Hash of the slices that are drawn from, and of the draw."""
-    sha = hashlib.sha256(b"fewshot/1\n")
-    for split in splits:
-        chosen = f"{task.shots} {task.draw}" if is_train(split) else "all"
-        whole = [source.fingerprint(part, ("test",)) for part in slices(task, split)]
-        sha.update(f"{split} {task.name} {chosen} {' '.join(whole)}\n".encode())
-    return sha.hexdigest()
-
-
-def list_file(folder: Path, task: VTABTask, split: str) -> Path | None:
-    """The list behind a split: the published draw, or what our own is drawn from; None if neither is there."""
-    names = {"val200": ["val_meta.list"], "test": ["test_meta.list"]}
-    drawn = [f"train_meta.list.num_shot_{task.shots}.seed_{task.draw}", POOL]
-    return next((f for name in names.get(split, drawn) if (f := folder / LISTS / name).is_file()), None)
-
-
-def entries(folder: Path, task: VTABTask, split: str) -> list[Entry]:
-    """Lines of a split of a list-file tree; images may lie in ``<folder>/images`` or in the folder itself.
-
-    Raises:
-        DataError: if the list is missing or malformed.
+    Args:
+        folder: of the set; images may lie in ``<folder>/images`` or in the folder itself.
+        task: gives shots and draw.
     """
-    file = list_file(folder, task, split)
-    if file is None:
-        wanted = POOL if is_train(split) else "val_meta.list" if split == "val200" else "test_meta.list"
-        raise DataError(f"task {task.name!r}: {split} needs {LISTS}/{wanted} in {str(folder)!r}, which is not there")
-    rows = read_list(file, task.num_classes)
-    if is_train(split) and file.name == POOL:
-        rows = [rows[i] for i in draw(task, np.array([row.label for row in rows], dtype=np.int64))]
-    if not (folder / rows[0].path).exists() and (folder / "images").is_dir():
-        rows = [replace(row, path=f"images/{row.path}") for row in rows]
-    return rows
 
+    def __init__(self, folder: Path, task: VTABTask) -> None:
+        self.folder, self.task = folder, task
 
-def list_labels(folder: Path, task: VTABTask) -> list[str]:
-    """``own draw`` and ``unofficial split``, as far as they apply to a list-file tree."""
-    file = list_file(folder, task, "train800")
-    found = [OWN_DRAW] if file is not None and file.name == POOL else []
-    if len(entries(folder, task, "test")) != task.num_test:
-        found.append("unofficial split")
-    return found
+    def file(self, split: str) -> Path | None:
+        """The list behind a split: the published draw, or what our own is drawn from; None if neither is there."""
+        names = {"val200": ["val_meta.list"], "test": ["test_meta.list"]}
+        drawn = [f"train_meta.list.num_shot_{self.task.shots}.seed_{self.task.draw}", POOL]
+        places = (self.folder / LISTS / name for name in names.get(split, drawn))
+        return next((place for place in places if place.is_file()), None)
+
+    def entries(self, split: str) -> list[Entry]:
+        """Lines of a split.
+
+        Raises:
+            DataError: if the list is missing or malformed.
+        """
+        file, task = self.file(split), self.task
+        if file is None:
+            wanted = POOL if is_train(split) else "val_meta.list" if split == "val200" else "test_meta.list"
+            where = f"{LISTS}/{wanted} in {str(self.folder)!r}"
+            raise DataError(f"task {task.name!r}: {split} needs {where}, which is not there")
+        rows = read_list(file, task.num_classes)
+        if is_train(split) and file.name == POOL:
+            rows = [rows[i] for i in draw(task, np.array([row.label for row in rows], dtype=np.int64))]
+        if not (self.folder / rows[0].path).exists() and (self.folder / "images").is_dir():
+            rows = [replace(row, path=f"images/{row.path}") for row in rows]
+        return rows
+
+    def labels(self, contents: Contents) -> list[str]:
+        """``own draw`` and ``unofficial split``, as far as they apply."""
+        file = self.file("train800")
+        labels = [OWN_DRAW] if file is not None and file.name == POOL else []
+        return [*labels, "unofficial split"] if len(self.entries("test")) != self.task.num_test else labels

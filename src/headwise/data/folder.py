@@ -16,10 +16,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from headwise.data import fewshot, own
+from headwise.data import own
 from headwise.data.bulk import MEMORY, Bulk, check_memory
 from headwise.data.decode import decode_all
-from headwise.data.listfiles import Digest, Entry, digests, locate, read_list
+from headwise.data.fewshot import FewShotLists
+from headwise.data.listfiles import Contents, Digest, Entry, digests, locate, read_list
 from headwise.data.pixels import CHUNK, FINAL_SPLITS, Pixels, decoder
 from headwise.data.splits import subset
 from headwise.data.stored import Facts, Reading
@@ -40,6 +41,52 @@ OWN_LIST_NAMES = {
 """Names of the list files; a user's own images may use the plain ones."""
 SHOWN = 20
 """Folders that an error lists."""
+
+
+class SplitLists:
+    """The list files of a task: ``<split>.txt``, of a user's own images also ``train.txt`` and ``val.txt``.
+
+    Args:
+        folder: of the task.
+        task: whose they are.
+    """
+
+    def __init__(self, folder: Path, task: VTABTask) -> None:
+        self.folder, self.task = folder, task
+        self.names = LIST_NAMES if task.is_official else OWN_LIST_NAMES
+
+    def file(self, split: str) -> Path | None:
+        """The list behind a split; None if it is not there."""
+        return next((file for name in self.names[split] if (file := self.folder / name).is_file()), None)
+
+    def entries(self, split: str) -> list[Entry]:
+        """Lines of a split. A user's own images without train800.txt use the train list without the val list."""
+        file = self.file(split)
+        if file is not None:
+            return read_list(file, self.task.num_classes)
+        if split == "train800" and not self.task.is_official:
+            held_out = {os.path.normpath(entry.path) for entry in self.entries("val200")}
+            train = self.entries("train800val200")
+            kept = [entry for entry in train if os.path.normpath(entry.path) not in held_out]
+            if kept:
+                return kept
+        where = f"{' or '.join(self.names[split])} in {str(self.folder)!r}"
+        raise DataError(f"task {self.task.name!r}: {split} needs {where}, which is not there")
+
+    def labels(self, contents: Contents) -> list[str]:
+        """What the lists say of the task: ``own data`` and what is odd about it, or how they differ from upstream's."""
+        task = self.task
+        if task.is_own:
+            return ["own data", *own.labels(contents)]
+        if not task.is_official:
+            return ["own data"]
+        counts = {split: len(rows) for split, rows in contents.items()}
+        labels = ["unofficial split"] if any(n != task.official_count(split) for split, n in counts.items()) else []
+        if {"train800", "val200", "train800val200"} <= contents.keys():
+            classes = {split: Counter(entry.label for entry, _ in rows) for split, rows in contents.items()}
+            if classes["train800"] + classes["val200"] != classes["train800val200"]:
+                labels.append("inconsistent train lists")
+        return labels
 
 
 class FolderSource:
@@ -85,21 +132,9 @@ class FolderSource:
 
         Of a user's own images ``test images in train: N`` as well.
         """
-        lists = {split: self._entries(task, split) for split in LIST_NAMES if self._list_file(task, split) is not None}
-        found = []
-        if task.shots is not None:
-            found += fewshot.list_labels(self.folder(task), task)
-        elif not task.is_official:
-            found += ["own data", *(own.labels(self._lists(task)) if task.is_own else [])]
-        elif any(len(entries) != task.official_count(split) for split, entries in lists.items()):
-            found.append("unofficial split")
-        if task.is_official and task.shots is None and {"train800", "val200", "train800val200"} <= lists.keys():
-            parts = Counter(entry.label for split in ("train800", "val200") for entry in lists[split])
-            if parts != Counter(entry.label for entry in lists["train800val200"]):
-                found.append("inconsistent train lists")
-        if any(self._is_lossy(task, entry, digest) for split in lists for entry, digest in self._digests(task, split)):
-            found.append("lossy")
-        return found
+        contents = self._contents(task)
+        is_lossy = any(self._is_lossy(task, *row) for rows in contents.values() for row in rows)
+        return [*self._lists(task).labels(contents), *(["lossy"] if is_lossy else [])]
 
     def count(self, task: VTABTask, split: str) -> int:
         """Number of lines of the split's list file."""
@@ -112,9 +147,9 @@ class FolderSource:
         entries = self._entries(task, split)
         chosen = [entries[i] for i in subset(len(entries), limit)]
         if task.is_own:
-            lists = self._lists(task)
-            facts, depth = self._looked_at(task, lists)
-            own.announce(lists, task, depth, facts)
+            contents = self._contents(task)
+            facts, depth = self._looked_at(task, contents)
+            own.announce(contents, task, depth, facts)
         return Bulk(
             title=f"task {task.name!r}, {split}",
             count=len(chosen),
@@ -179,57 +214,43 @@ class FolderSource:
     def has_lists(self, task: VTABTask) -> bool:
         """Whether the task's folder is there and holds a list file."""
         try:
-            return any(self._list_file(task, split) is not None for split in LIST_NAMES)
+            lists = self._lists(task)
+            return any(lists.file(split) is not None for split in LIST_NAMES)
         except DataError:
             return False
 
-    def _list_file(self, task: VTABTask, split: str) -> Path | None:
-        if task.shots is not None:
-            return fewshot.list_file(self.folder(task), task, split)
-        names = (LIST_NAMES if task.is_official else OWN_LIST_NAMES)[split]
-        return next((file for name in names if (file := self.folder(task) / name).is_file()), None)
+    def _lists(self, task: VTABTask) -> SplitLists | FewShotLists:
+        folder = self.folder(task)
+        return SplitLists(folder, task) if task.shots is None else FewShotLists(folder, task)
 
     def _entries(self, task: VTABTask, split: str) -> list[Entry]:
-        """Lines of a split. A user's own images without train800.txt use the train list without the val list."""
         check_split(split)
-        if task.shots is not None:
-            return fewshot.entries(self.folder(task), task, split)
-        file = self._list_file(task, split)
-        if file is not None:
-            return read_list(file, task.num_classes)
-        if split == "train800" and not task.is_official:
-            held_out = {os.path.normpath(entry.path) for entry in self._entries(task, "val200")}
-            train = self._entries(task, "train800val200")
-            kept = [entry for entry in train if os.path.normpath(entry.path) not in held_out]
-            if kept:
-                return kept
-        names = " or ".join((LIST_NAMES if task.is_official else OWN_LIST_NAMES)[split])
-        raise DataError(f"task {task.name!r}: {split} needs {names} in {str(self.folder(task))!r}, which is not there")
+        return self._lists(task).entries(split)
 
     def _digests(self, task: VTABTask, split: str) -> list[tuple[Entry, Digest]]:
         entries = self._entries(task, split)
         return list(zip(entries, digests(entries, self.folder(task), self.root), strict=True))
 
-    def _lists(self, task: VTABTask) -> dict[str, list[tuple[Entry, Digest]]]:
-        """Every list of a user's own images with the content of what it names; also the derived train800."""
-        splits = [split for split in LIST_NAMES if self._list_file(task, split) is not None]
-        lists = {split: self._digests(task, split) for split in splits}
-        if "val200" in lists and "train800" not in lists:
+    def _contents(self, task: VTABTask) -> dict[str, list[tuple[Entry, Digest]]]:
+        """Every list with the content of what it names; of a user's own images also the derived train800."""
+        lists = self._lists(task)
+        contents = {split: self._digests(task, split) for split in LIST_NAMES if lists.file(split) is not None}
+        if task.is_own and "val200" in contents and "train800" not in contents:
             with suppress(DataError):  # all training images are in the validation list; whoever needs train800 says so
-                lists["train800"] = self._digests(task, "train800")
-        return lists
+                contents["train800"] = self._digests(task, "train800")
+        return contents
 
-    def _looked_at(self, task: VTABTask, lists: own.Lists | None = None) -> tuple[dict[str, Facts], int | None]:
+    def _looked_at(self, task: VTABTask, contents: Contents | None = None) -> tuple[dict[str, Facts], int | None]:
         """What a user's own images say of themselves, by their content, and the bits of a value of the deep ones.
 
         Raises:
             DataError: if an image has two labels.
         """
-        lists = self._lists(task) if lists is None else lists
-        own.check(lists, task)
+        contents = self._contents(task) if contents is None else contents
+        own.check(contents, task)
         folder = self.folder(task)
-        files = {digest.sha256: folder / entry.path for rows in lists.values() for entry, digest in rows}
-        facts = own.look(lists, files, folder)
+        files = {digest.sha256: folder / entry.path for rows in contents.values() for entry, digest in rows}
+        facts = own.look(contents, files, folder)
         return facts, own.depth_of(task, facts)
 
     @staticmethod

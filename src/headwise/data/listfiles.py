@@ -6,20 +6,14 @@ Standard library only. Nothing is ever written beside the images: hashes are rem
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
-import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from headwise import atomic
 from headwise.errors import DataError
-from headwise.results.fingerprint import cache_folder
-from headwise.results.plain import STORES, read_json
+from headwise.hashes import Remembered, stamp_of
 
 JPEG_MAGIC = b"\xff\xd8\xff"
 BLANKS = " \t"
@@ -27,8 +21,6 @@ MOST_DIGITS = 18
 """Of a label; Python refuses to make numbers of thousands."""
 SHOWN, SHOWN_DIGITS = 200, 40
 """Characters of a line, and of a label, that an error shows."""
-SETTLED_SECONDS = 0.1
-"""A file changed more recently could change again within one tick of its time stamp, so its hash is not remembered."""
 
 
 @dataclass(frozen=True)
@@ -137,57 +129,33 @@ class Digest:
     is_jpeg: bool
 
 
+Contents = Mapping[str, Sequence[tuple[Entry, Digest]]]
+"""By split the lines of its list, each with the content of the image that it names."""
+
+
 def digests(entries: Sequence[Entry], folder: Path, root: Path) -> list[Digest]:
     """Content hashes of the images of list entries. Files whose size and times are unchanged are not read again.
 
     Raises:
         DataError: as ``locate``.
     """
-    store = cache_folder() / "digests" / f"{hashlib.sha256(os.path.realpath(folder).encode()).hexdigest()[:24]}.json"
-    known = _read_store(store)
-    result, fresh = [], False
+    remembered, result = Remembered("digests", os.path.realpath(folder)), []
     for path, state in locate(entries, folder, root):
-        stamp = [state.st_size, state.st_mtime_ns, state.st_ctime_ns]
-        item = known.get(str(path))
-        if item is None or item[:3] != stamp:
-            digest = _read_digest(path)
-            if time.time() - max(state.st_mtime, state.st_ctime) > SETTLED_SECONDS:
-                known[str(path)] = [*stamp, digest.sha256, digest.is_jpeg]
-                fresh = True
-            result.append(digest)
-        else:
-            result.append(Digest(item[3], item[4]))
-    if fresh:
-        _write_store(store, known)
+        stamp = stamp_of(state)
+        known = remembered.get(str(path), stamp)
+        digest = Digest(*known) if known else _read_digest(path)
+        if not known:
+            remembered.keep(str(path), stamp, digest.sha256, digest.is_jpeg)
+        result.append(digest)
+    remembered.save()
     return result
 
 
 def _read_digest(path: Path) -> Digest:
-    sha = hashlib.sha256()
     try:
         with path.open("rb") as stream:
-            head = stream.read(1 << 20)
-            is_jpeg = head.startswith(JPEG_MAGIC)
-            while head:
-                sha.update(head)
-                head = stream.read(1 << 20)
+            is_jpeg = stream.read(len(JPEG_MAGIC)) == JPEG_MAGIC
+            stream.seek(0)
+            return Digest(hashlib.file_digest(stream, "sha256").hexdigest(), is_jpeg)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    return Digest(sha.hexdigest(), is_jpeg)
-
-
-def _read_store(store: Path) -> dict[str, list[Any]]:
-    """Remembered hashes; a file that cannot be read or is not what it should be counts as none."""
-    try:
-        known = read_json(store, STORES)
-    except (OSError, ValueError):
-        return {}
-    if not isinstance(known, dict):
-        return {}
-    return {key: item for key, item in known.items() if isinstance(item, list) and len(item) == 5}
-
-
-def _write_store(store: Path, known: dict[str, list[Any]]) -> None:
-    """Replace the remembered hashes at once. A cache that cannot be written costs time, not the run."""
-    with suppress(OSError):
-        atomic.write_text(store, json.dumps(known, separators=(",", ":")))

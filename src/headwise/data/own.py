@@ -16,21 +16,18 @@ from pathlib import Path
 
 from headwise import atomic
 from headwise.data.decode import num_threads
-from headwise.data.listfiles import Digest, Entry
+from headwise.data.listfiles import Contents, Digest, Entry
 from headwise.data.notices import say_once
 from headwise.data.stored import Facts, facts
 from headwise.data.tasks import VTABTask
 from headwise.errors import DataError
-from headwise.results.fingerprint import cache_folder
+from headwise.hashes import cache_folder
 from headwise.results.plain import STORES, read_json
 
 LEAK = "test images in train"
 
-Lists = Mapping[str, Sequence[tuple[Entry, Digest]]]
-"""Lines of every list file that is there, by split, with the content of their images."""
 
-
-def check(lists: Lists, task: VTABTask) -> None:
+def check(lists: Contents, task: VTABTask) -> None:
     """Refuse lists that contradict themselves.
 
     Raises:
@@ -53,13 +50,13 @@ def check(lists: Lists, task: VTABTask) -> None:
         )
 
 
-def labels(lists: Lists) -> list[str]:
+def labels(lists: Contents) -> list[str]:
     """What a result must say: how many lines of the test list name an image that is in the training list."""
     leaked = _shared(lists, "test", "train800val200")
     return [f"{LEAK}: {len(leaked)}"] if leaked else []
 
 
-def findings(lists: Lists, task: VTABTask) -> list[str]:
+def findings(lists: Contents, task: VTABTask) -> list[str]:
     """What a user should know of the lists, a line each: how many, and two examples."""
     found = []
     for split, other in (("test", "train800val200"), ("test", "val200"), ("val200", "train800")):
@@ -83,7 +80,7 @@ def findings(lists: Lists, task: VTABTask) -> list[str]:
     return found
 
 
-def announce(lists: Lists, task: VTABTask, depth: int | None, read: Mapping[str, Facts]) -> None:
+def announce(lists: Contents, task: VTABTask, depth: int | None, read: Mapping[str, Facts]) -> None:
     """Say once what was found in the lists, and how the images are read where that is not as they are stored."""
     for line in findings(lists, task):
         say_once(f"task {task.name!r}: {line}")
@@ -121,11 +118,11 @@ def reading_mark(item: Facts, depth: int | None) -> str:
     return f"{way} depth {depth}" if item.depth else way
 
 
-def look(lists: Lists, files: Mapping[str, Path], folder: Path) -> dict[str, Facts]:
+def look(lists: Contents, files: Mapping[str, Path], folder: Path) -> dict[str, Facts]:
     """What every image says of itself, by the hash of its content; remembered, so each is opened once.
 
     Args:
-        lists: see `Lists`.
+        lists: see `Contents`.
         files: where the image of a hash lies.
         folder: of the task, which names the note in ``$HEADWISE_CACHE``.
     """
@@ -153,7 +150,7 @@ def _remembered(note: Path) -> dict[str, Facts]:
     }
 
 
-def _shared(lists: Lists, split: str, other: str) -> list[Entry]:
+def _shared(lists: Contents, split: str, other: str) -> list[Entry]:
     """Lines of a split whose image is in another one as well."""
     there = {digest.sha256 for _, digest in lists.get(other, ())}
     return [entry for entry, digest in lists.get(split, ()) if digest.sha256 in there]

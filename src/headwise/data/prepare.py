@@ -27,8 +27,8 @@ from headwise.data.tasks import VTABTask
 from headwise.data.tfds import TFDSSource
 from headwise.data.upstream import UPSTREAM, Upstream
 from headwise.errors import ConfigError, DataError, HeadwiseError, suggest
+from headwise.hashes import cache_folder
 from headwise.results.claims import BusyError, Claim
-from headwise.results.fingerprint import cache_folder
 
 Say = Callable[[str], None]
 STATES = ("ready", "missing", "damaged", "manual")

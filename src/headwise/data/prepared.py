@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from headwise.errors import DataError
+from headwise.hashes import stamp_of
 from headwise.results.plain import read_json
 
 INFO = "dataset_info.json"
@@ -52,10 +53,10 @@ class Prepared:
     shards: Mapping[str, Sequence[tuple[Path, int]]]
     synthetic: str | None = None
 
-    def stamps(self) -> dict[str, list[int]]:
-        """Size and time of every file that decides what is read."""
+    def stamp(self) -> list[int]:
+        """What changes when a file does that decides what is read."""
         files = [self.path / INFO, self.path / FEATURES, *(file for shard in self.shards.values() for file, _ in shard)]
-        return {file.name: [(state := file.stat()).st_size, state.st_mtime_ns, state.st_ctime_ns] for file in files}
+        return stamp_of(*(file.stat() for file in files))
 
 
 def versions_present(root: Path, builder: str, config: str | None) -> list[str]:

@@ -12,9 +12,7 @@ import hashlib
 import json
 import logging
 import os
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,20 +20,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headwise import atomic
-from headwise.data import fewshot
 from headwise.data.bulk import MEMORY, Bulk, check_memory
 from headwise.data.decode import decode_all
+from headwise.data.fewshot import drawing_few_shots
 from headwise.data.labels import label_of
-from headwise.data.listfiles import JPEG_MAGIC, SETTLED_SECONDS
+from headwise.data.listfiles import JPEG_MAGIC
 from headwise.data.membership import Membership, key_of, wrong_sizes
 from headwise.data.pixels import CHUNK, FINAL_SPLITS, Pixels, decoder
 from headwise.data.prepared import FEATURES, Prepared, check_features, find, tfrecords, versions_present
 from headwise.data.splits import Indices, parse_slice, split_ranges, subset
 from headwise.data.tasks import VTABTask
 from headwise.errors import DataError
-from headwise.results.fingerprint import cache_folder
-from headwise.results.plain import read_json
+from headwise.hashes import Remembered
 
 BATCH = 64
 """Records that are asked for at a time."""
@@ -51,6 +47,7 @@ class Record:
     where: str
 
 
+@drawing_few_shots("fingerprint", "labels", "count", "load")
 class TFDSSource:
     """Prepared directories ``<root>/<builder>[/<config>]/<version>`` in array_record or tfrecord files.
 
@@ -94,36 +91,31 @@ class TFDSSource:
 
     def fingerprint(self, task: VTABTask, splits: Sequence[str] = FINAL_SPLITS) -> str:
         """Hash of every class and every encoded image; the same for both kinds of record files."""
-        if task.shots is not None:
-            return fewshot.fingerprint(self, task, splits)
         sha = hashlib.sha256(b"tfds/1\n")
         for split in splits:
-            sha.update(f"{split} {' '.join(self._scan(task, part)['digest'] for part in _parts(split))}\n".encode())
+            sha.update(f"{split} {' '.join(self._scan(task, part)[0] for part in _parts(split))}\n".encode())
         return sha.hexdigest()
 
     def labels(self, task: VTABTask) -> list[str]:
         """``synthetic``, ``unofficial split``, ``lossy``, ``own draw``, as far as they apply."""
-        part = task if task.shots is None else fewshot.slices(task, "test")[0]
-        found = self.prepared(part)
-        labels = ["synthetic"] if found.synthetic else ["unofficial split"] if self._wrong_sizes(part, found) else []
-        if task.shots is not None:
-            return [*labels, fewshot.OWN_DRAW]
-        if any(self._scan(task, part)["lossy"] for part in ("train800", "val200", "test")):
-            labels.append("lossy")
-        return labels
+        is_lossy = any(self._scan(task, part)[1] for part in ("train800", "val200", "test"))
+        return [*self.slice_labels(task), *(["lossy"] if is_lossy else [])]
+
+    def slice_labels(self, task: VTABTask) -> list[str]:
+        """Those that need no image."""
+        prepared = self.prepared(task)
+        return (
+            ["synthetic"] if prepared.synthetic else ["unofficial split"] if self._wrong_sizes(task, prepared) else []
+        )
 
     def count(self, task: VTABTask, split: str) -> int:
         """Number of images of the split, from the builder's own counts."""
-        if task.shots is not None:
-            return fewshot.count(self, task, split)
         return sum(last - first for _, first, last in self._runs(task, split))
 
     def load(
         self, task: VTABTask, split: str, size: int, resize: str = "pil_bicubic", limit: int | None = None
     ) -> Pixels:
         """Read and decode a split, in the order of its records."""
-        if task.shots is not None:
-            return fewshot.load(self, task, split, size, resize, limit, self.memory)
         positions = subset(self.count(task, split), limit)
         return Bulk(
             title=f"task {task.name!r}, {split}",
@@ -207,33 +199,21 @@ class TFDSSource:
         used = list(dict.fromkeys(parse_slice(text, found.sizes)[0] for text in slices))
         return wrong_sizes(found.builder, found.sizes, used)
 
-    def _scan(self, task: VTABTask, part: str) -> dict[str, Any]:
-        """Digest of one of train800, val200 and test; remembered until a file of the directory changes."""
-        found = self.prepared(task)
-        rules: list[Any] = [
-            task.splits,
-            task.image_key,
-            task.label_key,
-            task.label_rule,
-            task.num_classes,
-            task.encoding,
-        ]
-        rules += [part, self._runs(task, part)]
-        place = hashlib.sha256(json.dumps([str(found.path.resolve()), rules]).encode()).hexdigest()[:24]
-        note, stamps = cache_folder() / "tfds" / f"{place}.json", found.stamps()
-        with suppress(OSError, ValueError, AttributeError, KeyError, TypeError):
-            known = read_json(note)
-            if known.get("stamps") == stamps and len(known["scan"]["digest"]) == 64:
-                return dict(known["scan"])
+    def _scan(self, task: VTABTask, part: str) -> tuple[str, bool]:
+        """Hash of one of train800, val200 and test, and whether it is lossy; remembered until a file changes."""
+        prepared = self.prepared(task)
+        rules = [task.splits, task.image_key, task.label_key, task.label_rule, task.num_classes, task.encoding]
+        owner = json.dumps([str(prepared.path.resolve()), [*rules, part, self._runs(task, part)]])
+        remembered, stamp = Remembered("tfds", owner), prepared.stamp()
+        if known := remembered.get(part, stamp):
+            return known
         sha, lossy = hashlib.sha256(), False
         for record in self.records(task, part):
             sha.update(f"{record.label} {hashlib.sha256(record.image).hexdigest()}\n".encode())
             lossy = lossy or (task.encoding == "lossless" and record.image.startswith(JPEG_MAGIC))
-        scan = {"digest": sha.hexdigest(), "lossy": lossy}
-        if time.time() - max(stamp[2] for stamp in stamps.values()) / 1e9 > SETTLED_SECONDS:
-            with suppress(OSError):
-                atomic.write_json(note, {"stamps": stamps, "scan": scan})
-        return scan
+        remembered.keep(part, stamp, sha.hexdigest(), lossy)
+        remembered.save()
+        return sha.hexdigest(), lossy
 
 
 def _parts(split: str) -> tuple[str, ...]:

@@ -5,21 +5,17 @@ A file enters by the sha256 of its content, never by its path. Standard library 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
 import os
-import stat
-import time
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any
 
-from headwise import atomic
 from headwise.errors import ConfigError
-from headwise.results.plain import read_json
+from headwise.hashes import cache_folder as cache_folder  # both had their place here, and methods of users name it
+from headwise.hashes import file_sha256 as file_sha256
 
 IGNORED: dict[str, str] = {
     "hydra": "how the job was launched",
@@ -60,7 +56,6 @@ LOCATIONS: tuple[str, ...] = (
 )
 """Dotted keys that say where files lie: a value there must be replaced by the hash of its content."""
 
-_RACY_SECONDS = 2.0
 _EXACT_INTEGERS = 2**53
 
 
@@ -170,43 +165,3 @@ def leaves(value: Any, key: str) -> dict[str, Any]:
     else:
         return {key: value}
     return {k: v for name, child in children for k, v in leaves(child, f"{key}.{name}" if key else name).items()}
-
-
-def cache_folder() -> Path:
-    """Return ``$HEADWISE_CACHE``, or ``~/.cache/headwise``; it need not exist."""
-    return Path(os.environ.get("HEADWISE_CACHE") or Path.home() / ".cache" / "headwise")
-
-
-def file_sha256(path: str | Path, cache: Path | None = None) -> str:
-    """Return the sha256 of a file's content, 64 hex digits, reading it only if it changed since the last time.
-
-    One small JSON file per hashed path lies in ``<cache>/sha256`` (`cache_folder` by default), valid for the same size
-    and modification time. Any number of processes may use it at once. A file modified less than two seconds ago is
-    not remembered, because a second change could leave its time unchanged. A cache that cannot be written is no error.
-
-    Raises:
-        ConfigError: if ``path`` is no readable file, or keeps changing while it is read.
-    """
-    source = Path(path)
-    try:
-        source = source.resolve(strict=True)
-        before = source.stat()
-        if not stat.S_ISREG(before.st_mode):
-            raise ConfigError(f"cannot hash {path}: it is a folder or a device; a readable file is needed")
-        note = (cache or cache_folder()) / "sha256" / f"{hashlib.sha256(os.fsencode(source)).hexdigest()[:32]}.json"
-        known = {"path": str(source), "size": before.st_size, "mtime_ns": before.st_mtime_ns}
-        with contextlib.suppress(OSError, ValueError):
-            stored = read_json(note)
-            if isinstance(stored, dict) and len(str(stored.get("sha256"))) == 64 and stored.items() >= known.items():
-                return str(stored["sha256"])
-        with source.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        after = source.stat()
-    except OSError as error:
-        raise ConfigError(f"cannot hash {path}: {error.strerror or error}; a readable file is needed") from error
-    if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
-        raise ConfigError(f"{path} changed while it was read; hash it when it is complete")
-    if time.time() - after.st_mtime > _RACY_SECONDS:
-        with contextlib.suppress(OSError):
-            atomic.write_json(note, {**known, "sha256": digest})
-    return digest

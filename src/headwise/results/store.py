@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import glob
-import hashlib
 import json
 import logging
 import os
@@ -25,6 +24,7 @@ from typing import Any
 
 from headwise import atomic
 from headwise.errors import CheckpointError, ConfigError, HeadwiseError, ResultConflict
+from headwise.hashes import sha256_of
 from headwise.results import plain
 from headwise.results.claims import BusyError, Claim
 from headwise.results.fingerprint import canonical, differences, fingerprint
@@ -344,8 +344,7 @@ def _check_tensors(record: Path) -> None:
     """
     expected = PhaseResult.from_json(load_json(record), record).sha256
     for file in record.parent.glob("*.safetensors") if expected is not None else ():
-        with file.open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        found = sha256_of(file)
         if found != expected:
             raise CheckpointError(
                 f"{file} is damaged: sha256 {found[:16]}, recorded {str(expected)[:16]}; train the run again with "

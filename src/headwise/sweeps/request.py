@@ -9,6 +9,7 @@ machine: a login node without a GPU must know what its jobs have finished on one
 
 from __future__ import annotations
 
+import ast
 import functools
 import hashlib
 import itertools
@@ -19,22 +20,13 @@ from headwise.results.fingerprint import fingerprint
 
 NOT_ASKED = ("root", "resume", "wait", "logger", "trainer.progress")
 """Keys that say where results lie, or how the work is done and shown, and not which run it is."""
-CODE = (
-    "sweeps/request",
-    "plan",
-    "evolution",
-    "experiment",
-    "results/fingerprint",
-    "gate",
-    "naming",
-    "pertask",
-    "presets",
-    "protocol",
-    "sizes",
-    "variants",
-    "weights",
-)
-"""Modules that decide what a configuration becomes."""
+DECIDING = "headwise.plan"
+"""The module that turns a configuration into a run. What it imports decides with it, and what that imports."""
+APART = {
+    "headwise.data.sources": "images, which are no part of a request",
+    "headwise.results.store": "results, which are looked for by it",
+}
+"""What is imported but decides nothing, nor does anything that is only imported there."""
 
 
 def request_of(overrides: Sequence[str], folders: Sequence[str | Path]) -> str:
@@ -70,11 +62,49 @@ def _content(folder: str, experiment: str) -> str:
 
 
 @functools.cache
-def _code() -> str:
-    """Hash of the code and the published values."""
-    here = Path(__file__).parents[1]
-    files = {name: here / f"{name}.py" for name in CODE} | {"scales": here / "paper" / "scales.csv"}
-    return _hash(files)
+def _code(root: Path = Path(__file__).parents[2]) -> str:
+    """Hash of what the code says, which is neither comments nor docstrings, and of the published values.
+
+    Args:
+        root: folder of the package.
+    """
+    scales = (root / "headwise" / "paper" / "scales.csv").read_bytes()
+    sha, waiting, seen = hashlib.sha256(scales), [DECIDING], {*APART}
+    while waiting:
+        name = waiting.pop()
+        file = root.joinpath(*name.split(".")).with_suffix(".py")
+        if name in seen or not file.is_file():  # seen, or no module but a name in one
+            continue
+        seen.add(name)
+        tree = ast.parse(file.read_bytes())
+        waiting += sorted(_imported(tree), reverse=True)
+        sha.update(f"{name} {hashlib.sha256(ast.dump(_without_docstrings(tree)).encode()).hexdigest()}\n".encode())
+    return sha.hexdigest()
+
+
+def _imported(tree: ast.Module) -> set[str]:
+    """Dotted names below the package that a module imports; a name that is taken from a module may be one itself."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return {name for name in found if name.startswith("headwise.")}
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    """The module without strings that stand alone: docstrings, also those of constants."""
+    for node in ast.walk(tree):
+        for name in ("body", "orelse"):
+            lines = getattr(node, name, None)
+            if isinstance(lines, list):
+                setattr(node, name, [line for line in lines if not _is_text(line)])
+    return tree
+
+
+def _is_text(line: ast.AST) -> bool:
+    return isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant)
 
 
 def _hash(files: dict[str, Path]) -> str:

@@ -26,8 +26,8 @@ from headwise import atomic
 from headwise.data.prepared import MARKER, versions_present
 from headwise.data.tasks import VTABTask
 from headwise.errors import DataError
+from headwise.hashes import cache_folder
 from headwise.results.claims import Claim, describe
-from headwise.results.fingerprint import cache_folder
 
 CHUNK = 64
 """Images that are drawn at a time."""
