@@ -171,7 +171,6 @@ STDLIB_ONLY = (
     "tables/comparable",
     "tables/controls",
     "tables/printed",
-    "tables/compare",
     "tables/twins",
 )
 
@@ -181,7 +180,7 @@ def test_results_need_the_standard_library_only(name: str) -> None:
     assert reached(name) <= set(sys.stdlib_module_names)
 
 
-@pytest.mark.parametrize("name", ["gate", "evolution", "protocol", "data/tasks", "schema/tree"])
+@pytest.mark.parametrize("name", ["gate", "evolution", "protocol", "data/tasks", "schema/tree", "tables/compare"])
 def test_what_a_configuration_means_needs_pydantic_and_no_more(name: str) -> None:
     assert reached(name) <= {*sys.stdlib_module_names, "pydantic", "typing_extensions"}
 

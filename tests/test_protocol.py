@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
+import re
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 
+from headwise import protocol
 from headwise.errors import ConfigError
-from headwise.protocol import Protocol
+from headwise.protocol import NORMALIZATIONS, Normalize, Protocol
 
 R0 = Protocol(schedule="r0_legacy")
 STEPS = 15
@@ -100,6 +103,14 @@ def test_normalisation_is_a_choice() -> None:
     assert Protocol(normalize="inception").normalization(mean, std) == ((0.5,) * 3, (0.5,) * 3)
     assert Protocol(normalize="imagenet").normalization(mean, std)[0] == (0.485, 0.456, 0.406)
     assert Protocol(normalize="none").normalization(mean, std) == ((0.0,) * 3, (1.0,) * 3)
+
+
+def test_a_normalisation_is_one_line_of_one_file() -> None:
+    """Every place that knows their names or values takes them from the protocol's table."""
+    assert (*get_args(Normalize),) == ("model", *NORMALIZATIONS)
+    source = Path(protocol.__file__).parent
+    files = [file.name for file in source.rglob("*.py") if re.search(r"0\.485|[\"']inception[\"']", file.read_text())]
+    assert files == ["protocol.py"]
 
 
 def test_what_must_be_said_is_stamped() -> None:

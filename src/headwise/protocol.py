@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from headwise.errors import ConfigError
 from headwise.schema.check import check_fields
@@ -14,7 +14,16 @@ from headwise.search import EVAL_SPLIT, TRAIN_SPLIT, Space
 
 Schedule = Literal["cosine", "r0_legacy", "cara_legacy", "constant"]
 Optimizer = Literal["adamw", "sgd"]
-Normalize = Literal["model", "imagenet", "inception", "none"]
+NORMALIZATIONS = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "inception": ((0.5,) * 3, (0.5,) * 3),
+    "none": ((0.0,) * 3, (1.0,) * 3),
+}
+"""(mean, deviation) per channel of inputs in [0, 1], by name; `Protocol.normalize` may be any, or ``model``."""
+if TYPE_CHECKING:
+    Normalize = str
+else:
+    Normalize = Literal["model", *NORMALIZATIONS]
 Augment = Literal["none", "fewshot"]
 Resize = Literal["pil_bicubic", "pil_bilinear", "tf_bilinear"]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -42,7 +51,7 @@ class Protocol:
         warmup: fraction of the run, rounded to whole steps, at least one; 0 is none.
         drop_path: rate at the last block, rising linearly from 0.
         clip: gradient norm, None for no clipping.
-        normalize: ``model`` (what the weights expect), imagenet, inception (0.5) or none ([0, 1]).
+        normalize: ``model`` (what the weights expect), or a name in `NORMALIZATIONS`.
         resize: how images are brought to the network's size.
         augment: ``none``, or ``fewshot`` (see ``headwise.data.augment``).
         precision: fp32, bf16 or fp16 (autocast; weights and updates stay float32).
@@ -111,12 +120,7 @@ class Protocol:
         self, mean: tuple[float, ...], std: tuple[float, ...]
     ) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """(mean, std) per channel for inputs in [0, 1]; `mean` and `std` are what the weights expect."""
-        return {
-            "model": (mean, std),
-            "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-            "inception": ((0.5,) * 3, (0.5,) * 3),
-            "none": ((0.0,) * 3, (1.0,) * 3),
-        }[self.normalize]
+        return {"model": (mean, std), **NORMALIZATIONS}[self.normalize]
 
     def for_search(self) -> Protocol:
         """The same recipe on the search's splits: nothing of the test set, no epoch chosen, no search within."""

@@ -10,7 +10,7 @@ import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -130,23 +130,15 @@ def _build(
         shutil.rmtree(folder)
         written = _write(source, first, size, resize, folder, say, False)
     splits, classes, facts, keys = written
-    described: dict[str, Any] = {}
+    described = {}
     for task in tasks:
-        parts = {}
-        for part in splits:
-            labels = classes[part] if task is first else source.all_labels(task, part)
-            if len(labels) != splits[part]["shape"][0]:
-                raise DataError(
-                    f"task {task.name!r}: {part} has {len(labels)} classes for {splits[part]['shape'][0]} images"
-                )
-            parts[part] = _save(folder / label_file(task.name, part), labels.shape, iter([labels]), "int64")
-            parts[part]["histogram"] = np.bincount(labels, minlength=task.num_classes).tolist()
+        labels = {part: classes[part] if task is first else source.all_labels(task, part) for part in splits}
         described[task.name] = {
             "rules": rules(task),
             "num_classes": task.num_classes,
             "labels": source.labels(task),
             "fingerprints": fingerprints[task.name],
-            "splits": parts,
+            "splits": _write_labels(folder, task, labels, splits),
         }
     (folder / "keys.txt").write_bytes(keys)
     pixels = "native" if facts["resize"] == "native" else pixels_name(size, resize)
@@ -163,16 +155,35 @@ def _build(
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     atomic.write_json(folder / META, meta)
+    target = _put_in_place(folder, f"{base}-{pixels}", base)
+    say(f"{target.name}: {Cache.open(target).num_bytes / 1e6:,.0f} MB")
+    return target
+
+
+def _write_labels(
+    folder: Path, task: VTABTask, labels: Mapping[str, NDArray[np.int64]], splits: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Write a task's classes of every part; returns what describes them."""
+    described: dict[str, Any] = {}
+    for part, classes in labels.items():
+        if len(classes) != (count := splits[part]["shape"][0]):
+            raise DataError(f"task {task.name!r}: {part} has {len(classes)} classes for {count} images")
+        described[part] = _save(folder / label_file(task.name, part), classes.shape, iter([classes]), "int64")
+        described[part]["histogram"] = np.bincount(classes, minlength=task.num_classes).tolist()
+    return described
+
+
+def _put_in_place(folder: Path, name: str, base: str) -> Path:
+    """Give a folder that is whole its name, and remove what had the name before."""
     for file in folder.iterdir():
         atomic.flush(file)
-    target = folder.parent / f"{base}-{pixels}"
-    if target.exists():
+    target = folder.parent / name
+    if target.exists():  # a folder cannot be renamed over another that holds files
         target.rename(folder.parent / f".building-{base}-old-{uuid.uuid4().hex[:8]}")
     folder.rename(target)
     atomic.flush(target.parent)
     for leftover in target.parent.glob(f".building-{base}-old-*"):
         shutil.rmtree(leftover, ignore_errors=True)
-    say(f"{target.name}: {Cache.open(target).num_bytes / 1e6:,.0f} MB")
     return target
 
 

@@ -120,41 +120,65 @@ def survey(root: Path, jobs: Mapping[str, Sequence[str]], folders: Sequence[str]
     """
     ledger = Ledger(root)
     entries = {r: e for r, e in ledger.entries().items() if r in jobs or request_of(e.overrides, folders) == r}
+    bad: list[ResultError] = []
+    store = ResultStore(root, on_bad=bad.append)
+    done = {folder_of(root, line.key): line for line in store.finished().values()}
     common = set.intersection(*(set(job) for job in jobs.values())) if len(jobs) > 1 else set()
+    noted = _noted(jobs, entries, {line.request: path for path, line in done.items() if line.request}, common)
+    runs: list[Run] = []
+    for request, job in jobs.items():
+        candidates = [_look(ledger, root, entry, done) for entry in noted[request]]
+        run = min(candidates, key=lambda run: _FIRST[run.state]) if candidates else Run(state="missing")
+        run.asked = " ".join(override for override in job if override not in common) or " ".join(job)
+        run.overrides = list(job)
+        runs.append(run)
+    times = _timed(_results(runs))
+    for run in runs:
+        if run.state == "running" and run.seconds is not None:
+            times += [time.time() - run.seconds, time.time()]
+    damaged = sorted({_below(error.path, root) for error in bad})
+    return Status(runs=runs, elapsed=max(times) - min(times) if times else None, damaged=damaged)
+
+
+def _noted(
+    jobs: Mapping[str, Sequence[str]], entries: Mapping[str, Entry], finished: Mapping[str, str], common: set[str]
+) -> dict[str, list[Entry]]:
+    """What is noted of every job, by request: its own note or finished run, else those of runs that asked for more.
+
+    Args:
+        jobs: overrides by request.
+        entries: of the ledger, by request.
+        finished: folders of finished runs, by request.
+        common: overrides of every job.
+    """
+    # a job is compared only with notes that agree in what the jobs differ by: one look-up instead of jobs x notes
     keys = {override.partition("=")[0] for job in jobs.values() for override in job if override not in common}
     similar: defaultdict[frozenset[str], list[Entry]] = defaultdict(list)
     for entry in entries.values():
         similar[_chosen(entry.overrides, keys)].append(entry)
-    bad: list[ResultError] = []
-    store = ResultStore(root, on_bad=bad.append)
-    done = {folder_of(root, line.key): line for line in store.finished().values()}
-    requests = {line.request: path for path, line in done.items() if line.request}
-    runs: list[Run] = []
-    results: list[tuple[float, Result, Run]] = []
+    noted = {}
     for request, job in jobs.items():
-        asked = " ".join(override for override in job if override not in common) or " ".join(job)
-        exact = entries.get(request)
-        path = requests.get(request)
-        if path is not None:
-            exact = exact or Entry(overrides=tuple(job), path=path)
-        wanted = {o for o in job if o.partition("=")[0] not in NOT_ASKED}
-        same = [e for e in similar[_chosen(job, keys)] if wanted <= set(e.overrides)]
-        candidates = [_look(ledger, root, entry, done) for entry in ([exact] if exact else same)]
-        run = min(candidates, key=lambda run: _FIRST[run.state]) if candidates else Run(state="missing")
+        wanted = {override for override in job if override.partition("=")[0] not in NOT_ASKED}
+        if request in entries:
+            noted[request] = [entries[request]]
+        elif request in finished:
+            noted[request] = [Entry(overrides=tuple(job), path=finished[request])]
+        else:
+            noted[request] = [e for e in similar[_chosen(job, keys)] if wanted <= set(e.overrides)]
+    return noted
+
+
+def _results(runs: Sequence[Run]) -> list[tuple[float, Result, Run]]:
+    """Results of the runs that are done and when they ended; a run whose result cannot be read becomes missing."""
+    results = []
+    for run in runs:
         if run.state == "done":
             try:
                 result = Result.read(Path(str(run.path)) / "result.json")
                 results.append((_moment(result), result, run))
             except (FileNotFoundError, ResultError, ValueError) as error:  # gone since a moment ago, or without a time
                 run.state, run.why = "missing", str(error)
-        run.asked, run.overrides = asked, list(job)
-        runs.append(run)
-    times = _timed(results)
-    for run in runs:
-        if run.state == "running" and run.seconds is not None:
-            times += [time.time() - run.seconds, time.time()]
-    damaged = sorted({_below(error.path, root) for error in bad})
-    return Status(runs=runs, elapsed=max(times) - min(times) if times else None, damaged=damaged)
+    return results
 
 
 def _chosen(overrides: Sequence[str], keys: set[str]) -> frozenset[str]:

@@ -1,4 +1,4 @@
-"""Our numbers beside a published row, and what can explain the gap. Standard library only.
+"""Our numbers beside a published row, and what can explain the gap. Never torch.
 
 How published rows were measured is in ``paper/protocols.csv``, what a difference is worth in ``paper/gaps.csv``, both
 with their sources.
@@ -13,6 +13,7 @@ from typing import Any
 
 from headwise.errors import ConfigError
 from headwise.presets import POSSIBLY_TUNED
+from headwise.protocol import NORMALIZATIONS
 from headwise.results.records import GROUP_SIZES, PhaseResult, Result
 from headwise.tables import printed
 from headwise.tables.cells import in_markdown, pipes
@@ -20,12 +21,6 @@ from headwise.tables.comparable import ordered, places, settings
 from headwise.tables.printed import MEANS, Row
 
 SAME, DIFFERS, UNKNOWN = "same", "differs", "not known"
-STATISTICS = {
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "inception": ((0.5,) * 3, (0.5,) * 3),
-    "none": ((0.0,) * 3, (1.0,) * 3),
-}
-"""Normalisations by name."""
 _CLOSE = 1e-3
 
 
@@ -282,7 +277,7 @@ def _normalisation(protocol: Mapping[str, Any], data: Mapping[str, Any]) -> str:
     mean, std = data.get("mean"), data.get("std")
     if not isinstance(mean, Sequence) or not isinstance(std, Sequence):
         return name
-    for known, (shift, scale) in STATISTICS.items():
+    for known, (shift, scale) in NORMALIZATIONS.items():
         pairs = [*zip(mean, shift, strict=False), *zip(std, scale, strict=False)]
         if all(abs(float(given) - value) < _CLOSE for given, value in pairs):
             return known
