@@ -150,7 +150,8 @@ def changes(draw: st.DrawFn) -> tuple[str, list[tuple[tuple[Any, ...], Any]]]:
 
 
 def refusal(text: str) -> str:
-    """The text of a refusal, which must be a line that is not too long."""
+    """The text of a refusal as a terminal shows it, which must be a line that is not too long."""
+    text = text.encode(errors="backslashreplace").decode()
     assert text.isprintable() and text.strip() and len(text) < 2000, text
     return text
 

@@ -148,12 +148,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @example(b"a.png 0\xc2\xa0\n")
 @example(b"a.png " + b"0" * 5000 + b"2\n")
 @example(b"a.png 0\n \n\t\n\x0c\n")
+@example(b"a.png/ 0\n")
+@example(b"a.png/. 0\n")
 def test_a_list_is_read_as_it_stands_or_refused(folder: Path, content: bytes) -> None:
     check_reading(folder, content)
 
 
 @pytest.mark.slow
-@bounded(20_000)
+@bounded(5000)
 @given(CONTENTS)
 def test_many_lists_are_read_as_they_stand_or_refused(folder: Path, content: bytes) -> None:
     check_reading(folder, content)
@@ -219,7 +221,7 @@ def test_what_is_made_of_a_users_lists(folder: Path, contents: dict[str, bytes |
 
 
 @pytest.mark.slow
-@bounded(3000)
+@bounded(500)
 @given(LISTS | RIGHT_LISTS | RIGHT_LISTS)
 def test_what_is_made_of_many_lists(folder: Path, contents: dict[str, bytes | None]) -> None:
     check_use(folder, contents)

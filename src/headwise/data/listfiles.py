@@ -102,10 +102,12 @@ def locate(entries: Sequence[Entry], folder: Path, root: Path) -> list[tuple[Pat
             )
         path = os.path.join(folder, entry.path)  # noqa: PTH118 - pathlib is several times slower here
         parent, name = os.path.split(path)
+        if name in ("", ".", ".."):  # a folder, whatever it is called
+            raise DataError(f"{entry.where}: {_short(entry.path)} in {str(folder)!r} is not a file")
         if parent not in directories:
             directories[parent] = os.path.realpath(parent)
         real = directories[parent] + os.sep + name
-        if name in ("", ".", "..") or os.path.islink(real):  # noqa: PTH114
+        if os.path.islink(real):  # noqa: PTH114
             real = os.path.realpath(real)
         if not any(real.startswith(base.rstrip(os.sep) + os.sep) for base in bases):
             raise DataError(
