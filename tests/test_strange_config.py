@@ -211,6 +211,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @example((CHOICES[0], [(("backbone", "overrides", "patch_size"), "x" * 5000)]))
 @example((CHOICES[0], [(("name",), "\ud800")]))
 @example((CHOICES[0], [(("root",), "a\0b")]))
+@example((CHOICES[2], [(("data",), {"_target_": "os.system"})]))
 def test_any_value_at_any_key(here: Path, change: tuple[str, list[tuple[tuple[Any, ...], Any]]]) -> None:
     check_plan(*change, here)
 

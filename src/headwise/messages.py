@@ -52,9 +52,14 @@ def text_of(error: BaseException) -> str:
 
 def one_line(error: BaseException, limit: int | None = 500) -> str:
     """The user's text of an error, its kind first where it was not meant for the user, at most `limit` characters."""
-    text = " ".join(text_of(error).split())
+    text = _joined(text_of(error))
     known = isinstance(error, HeadwiseError | HydraException | OmegaConfBaseException)
     return (text if known else f"{type(error).__name__}: {text}")[:limit]
+
+
+def _joined(text: str) -> str:
+    """Lines as one."""
+    return " ".join(text.split())
 
 
 @contextlib.contextmanager
@@ -65,6 +70,6 @@ def instantiation() -> Iterator[None]:
     except MissingMandatoryValue as error:
         raise ConfigError(f"{error.full_key} must be given: add {error.full_key}=VALUE to the command") from error
     except InstantiationException as error:
-        raise ConfigError(text_of(error)) from error
+        raise ConfigError(_joined(text_of(error))) from error
     except TypeError as error:
-        raise ConfigError(str(error)) from error
+        raise ConfigError(_joined(str(error))) from error
