@@ -26,6 +26,7 @@ from headwise.errors import ConfigError, Interrupted, ResultConflict, WeightsErr
 from headwise.experiment import plan_run, run
 from headwise.results.store import BusyError, PhaseStore, Result, ResultStore
 from headwise.sweeps import request
+from headwise.tracker import tracked
 from made_networks import CONF, REPO, compose_config, plain_timm
 from made_results import gated, masked_suite, phase, result
 
@@ -398,7 +399,7 @@ def test_the_tracker_gets_one_run_a_job_in_the_sweeps_group_and_its_true_exit_co
     monkeypatch.setattr("lightning.pytorch.loggers.WandbLogger", lambda **options: seen.update(options))
     monkeypatch.setattr("wandb.finish", lambda exit_code: seen.update(exit_code=exit_code))
     plan = plan_run(compose_config(*LORA, "logger=wandb", f"root={tmp_path}", "name=table1", "seed=3"))
-    with contextlib.suppress(error or ArithmeticError), experiment._logger(plan.config, plan.key):
+    with contextlib.suppress(error or ArithmeticError), tracked(plan.config, plan.key):
         if error is not None:
             raise error
     assert seen["exit_code"] == (0 if error is None else 1)
@@ -426,7 +427,7 @@ def test_an_online_tracker_without_a_key_is_refused_at_once(
     monkeypatch.setattr("wandb.login", login)
     plan = plan_run(compose_config(*LORA, "logger=wandb", "logger.offline=false", f"root={tmp_path}"))
     with pytest.raises(ConfigError, match=f"logger.offline=false: {says}; run `wandb login`") as caught:
-        experiment._logger(plan.config, plan.key).__enter__()
+        tracked(plan.config, plan.key).__enter__()
     assert "\n" not in str(caught.value)
 
 
@@ -572,13 +573,12 @@ def test_what_a_run_asks_for_does_not_depend_on_the_machine(tmp_path: Path, monk
     assert "nvidia" not in Path(request.__file__).read_text()
 
 
-@pytest.mark.parametrize(("launcher", "expected"), [("hydra_joblib_launcher.JoblibLauncher", 1), ("BasicLauncher", 0)])
+@pytest.mark.parametrize(("launcher", "expected"), [("hydra_joblib_launcher.JoblibLauncher", 5), ("BasicLauncher", 0)])
 def test_processes_take_the_gpus_in_turn(launcher: str, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
     hydra = OmegaConf.create({"launcher": {"_target_": launcher}, "job": {"num": 5}})
-    monkeypatch.setattr(experiment.HydraConfig, "initialized", lambda: True)
-    monkeypatch.setattr(experiment.HydraConfig, "get", lambda: hydra)
-    assert experiment._gpu(4) == expected
-    assert experiment._gpu(0) == 0
+    monkeypatch.setattr(plan.HydraConfig, "initialized", lambda: True)
+    monkeypatch.setattr(plan.HydraConfig, "get", lambda: hydra)
+    assert plan._turn() == expected
 
 
 def test_a_phase_says_what_trained_it(folder: Path) -> None:

@@ -124,7 +124,7 @@ SHARED_PARTS = {"methods/base", "methods/structural"}
 
 @pytest.mark.parametrize("name", METHODS)
 def test_methods_know_no_runner(name: str) -> None:
-    above = {"training", "experiment", "results/store", "cli", "saved", "export"}
+    above = {"phasesteps", "training", "execution", "experiment", "results/store", "cli", "saved", "export"}
     assert {other for other in internal(name) if other in above or other.startswith("data/")} == set()
 
 
@@ -143,7 +143,9 @@ CORE = (
     "nf4",
     "backbone",
     "methods/base",
+    "phasesteps",
     "training",
+    "execution",
     "experiment",
 )
 
@@ -211,7 +213,7 @@ def test_torch_is_not_loaded(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(name for name in FILES if name.startswith("data/")))
 def test_data_knows_no_network(name: str) -> None:
-    above = {"backbone", "adapted", "lowrank", "training", "experiment"}
+    above = {"backbone", "adapted", "lowrank", "phasesteps", "training", "execution", "experiment"}
     assert {other for other in internal(name) if other in above or other.startswith("methods/")} == set()
 
 

@@ -96,12 +96,16 @@ class PhaseRun:
     folder: Path
     seed: int
     trunk: str | None = None
-    history: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def seed_parts(self) -> tuple[int | str, ...]:
         """Root of every random number of the phase."""
         return (self.seed, "phase", self.index)
+
+    @property
+    def title(self) -> str:
+        """How the phase is called in what is said of it."""
+        return f"phase {self.index + 1}/{self.num_phases} {self.method.label}"
 
 
 class Address(NamedTuple):
@@ -144,15 +148,22 @@ def warmup_record(
     return PhaseResult(
         label=f"{run.method.label} warm-up",
         accuracy=None,
-        num_tunable=sum(t.numel() for t in installed.adapter().values()),
-        num_head=sum(t.numel() for t in installed.head().values()),
-        stored_bytes=installed.stored_bytes(),
-        seconds=history.seconds,
         epochs=epochs,
         steps=steps,
         method=dict(spec),
-        train_loss=history.rows[-1]["train_loss"] if history.rows else None,
+        **costs(installed, history),
     )
+
+
+def costs(installed: Installed, history: History) -> dict[str, Any]:
+    """What the record of a phase and of a warm-up say alike: sizes, time, the last epoch's loss."""
+    return {
+        "num_tunable": sum(tensor.numel() for tensor in installed.adapter().values()),
+        "num_head": sum(tensor.numel() for tensor in installed.head().values()),
+        "stored_bytes": installed.stored_bytes(),
+        "seconds": history.seconds,
+        "train_loss": history.rows[-1]["train_loss"] if history.rows else None,
+    }
 
 
 def read_tensors(

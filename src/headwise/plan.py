@@ -71,6 +71,7 @@ class Plan:
         auto: whether the device was left to us (trainer=auto).
         request: see `headwise.sweeps.request`; empty outside of hydra's command line.
         overrides: what was asked on the command line or by a sweep.
+        turn: of this job among those that run at the same time on this machine; they take its GPUs in turn.
     """
 
     key: RunKey
@@ -85,11 +86,21 @@ class Plan:
     auto: bool = False
     request: str = ""
     overrides: tuple[str, ...] = ()
+    turn: int = 0
 
     @property
     def folder(self) -> Path:
         """Of the run."""
         return self.key.path(self.root)
+
+    @property
+    def yaml(self) -> str:
+        """The configuration as a file."""
+        return OmegaConf.to_yaml(OmegaConf.create(self.config))
+
+    def build_method(self) -> Any:
+        """The method that the configuration describes; its class needs torch."""
+        return instantiate(self.config["method"], _convert_="all")
 
     def ground(self, protocol: Protocol) -> dict[str, Any]:
         """What every phase measured by `protocol` stands on; a search leaves no trace but in what it chose."""
@@ -142,6 +153,7 @@ def plan_run(cfg: DictConfig) -> Plan:
         auto=cfg.trainer.accelerator == "auto",
         request=asked(),
         overrides=overrides_of(),
+        turn=_turn(),
     )
 
 
@@ -261,6 +273,13 @@ def folders(sources: Any) -> list[str]:
 def overrides_of() -> tuple[str, ...]:
     """What was asked for on the command line, or by a sweep for this job; values of secrets are hidden."""
     return tuple(hidden(str(given)) for given in HydraConfig.get().overrides.task) if HydraConfig.initialized() else ()
+
+
+def _turn() -> int:
+    """The number of this job among joblib's processes, which run at the same time; any other job is alone."""
+    if not HydraConfig.initialized() or "joblib" not in str(HydraConfig.get().launcher.get("_target_", "")):
+        return 0
+    return int(HydraConfig.get().job.num)
 
 
 def _given(overrides: Sequence[str]) -> set[str]:
