@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from headwise.errors import ConfigError
-from headwise.evolution import Evolution, Subnet, evolve, fill_searches
+from headwise.evolution import Evolution, Subnet, evolve
 
 KINDS = ("a", "b")
 SMALL = Evolution(sizes=[1, 5, 10], population=20, parents=4, crossover=8, mutation=8, generations=6, limit=90)
@@ -112,10 +112,3 @@ def test_bad_recipes(given: Any, message: str) -> None:
 def test_nothing_within_the_limit() -> None:
     with pytest.raises(ConfigError, match=r"no subnet of sizes \[1, 5, 10\] was found within search.limit=1"):
         evolve(Evolution(limit=1), KINDS, 12, cost, lambda _: 0.0, random.Random(0))
-
-
-def test_a_configuration_is_written_out() -> None:
-    method = {"label": "x", "search": None, "first": {"label": "noah", "search": "evolution", "rank": 3}}
-    filled = fill_searches(method)
-    assert filled["search"] is None
-    assert filled["first"] == {"label": "noah", "search": Evolution().spec(), "rank": 3}

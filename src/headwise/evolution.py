@@ -125,8 +125,8 @@ class Evolved:
 
     Attributes:
         subnet: the best.
-        score: its.
-        cost: its parameters.
+        score: of the best subnet.
+        cost: parameters of the best subnet.
         num_tried: subnets scored.
         best: score of the best after each generation, the first population counted as one.
     """
@@ -136,6 +136,48 @@ class Evolved:
     cost: int
     num_tried: int
     best: list[float] = field(default_factory=list)
+
+
+class _Pool:
+    """All subnets seen so far, each scored once.
+
+    Attributes:
+        seen: by content: minus the score, the size, the order; and the subnet. Smaller is better.
+        parents: the best of them, to breed from.
+    """
+
+    def __init__(self, recipe: Evolution, cost: Callable[[Subnet], int], score: Callable[[Subnet], float]) -> None:
+        self.recipe, self.cost, self.score = recipe, cost, score
+        self.seen: dict[str, tuple[float, int, int, Subnet]] = {}
+        self.parents: list[Subnet] = []
+
+    def add(self, make: Callable[[], Subnet], wanted: int) -> int:
+        """Score up to `wanted` new subnets within the limit; how many were found before the draws ran out."""
+        before = len(self.seen)
+        for _ in range(wanted * TRIES):
+            if len(self.seen) == before + wanted:
+                break
+            subnet = make()
+            key, size = repr(sorted(subnet.items())), self.cost(subnet)
+            if key not in self.seen and size <= self.recipe.limit:
+                self.seen[key] = (-self.score(subnet), size, len(self.seen), subnet)
+        return len(self.seen) - before
+
+    def best(self) -> tuple[float, int, Subnet]:
+        """Score, size and subnet of the best one; the best become parents.
+
+        Raises:
+            ConfigError: if no subnet keeps within the limit.
+        """
+        if not self.seen:
+            raise ConfigError(
+                f"no subnet of sizes {list(self.recipe.sizes)} was found within search.limit={self.recipe.limit} "
+                "parameters; raise it"
+            )
+        ranked = sorted(self.seen.values(), key=lambda entry: entry[:3])[: self.recipe.parents]
+        self.parents = [subnet for *_, subnet in ranked]
+        loss, size, _, subnet = ranked[0]
+        return -loss, size, subnet
 
 
 def evolve(
@@ -161,57 +203,21 @@ def evolve(
     Raises:
         ConfigError: if no subnet keeps within the limit.
     """
-    seen: dict[str, tuple[float, int, int, Subnet]] = {}
-    parents: list[Subnet] = []
-
-    def add(make: Callable[[], Subnet], wanted: int) -> int:
-        before = len(seen)
-        for _ in range(wanted * TRIES):
-            if len(seen) == before + wanted:
-                break
-            subnet = make()
-            key, size = repr(sorted(subnet.items())), cost(subnet)
-            if key not in seen and size <= recipe.limit:
-                seen[key] = (-score(subnet), size, len(seen), subnet)
-        return len(seen) - before
-
-    def fresh() -> Subnet:
-        return recipe.draw(kinds, num_blocks, rng)
-
-    def mutant() -> Subnet:
-        return recipe.mutate(rng.choice(parents), rng)
-
-    def child() -> Subnet:
-        return recipe.cross(rng.choice(parents), rng.choice(parents), rng)
-
+    pool = _Pool(recipe, cost, score)
     best = []
     for generation in range(recipe.generations + 1):
         added = 0
         if generation:
-            added = add(mutant, recipe.mutation) + add(child, recipe.crossover)
-        add(fresh, recipe.population - added)
-        if not seen:
-            raise ConfigError(
-                f"no subnet of sizes {list(recipe.sizes)} was found within search.limit={recipe.limit} parameters; "
-                "raise it"
+            added = pool.add(lambda: recipe.mutate(rng.choice(pool.parents), rng), recipe.mutation)
+            added += pool.add(
+                lambda: recipe.cross(rng.choice(pool.parents), rng.choice(pool.parents), rng), recipe.crossover
             )
-        ranked = sorted(seen.values(), key=lambda entry: entry[:3])[: recipe.parents]
-        parents = [entry[3] for entry in ranked]
-        best.append(-ranked[0][0])
+        # what mutants and children leave free, the whole of the first generation, is drawn at random
+        pool.add(lambda: recipe.draw(kinds, num_blocks, rng), recipe.population - added)
+        value, size, subnet = pool.best()
+        best.append(value)
         say(
-            f"generation {generation} of {recipe.generations}: {best[-1]:.2f} at {ranked[0][1]:,} parameters, "
-            f"{len(seen)} subnets tried"
+            f"generation {generation} of {recipe.generations}: {value:.2f} at {size:,} parameters, "
+            f"{len(pool.seen)} subnets tried"
         )
-    score_of, size, _, subnet = ranked[0]
-    return Evolved(subnet=subnet, score=-score_of, cost=size, num_tried=len(seen), best=best)
-
-
-def fill_searches(method: Mapping[str, Any]) -> dict[str, Any]:
-    """A method's configuration with every ``search`` in it written out: all fields of `Evolution`."""
-    filled: dict[str, Any] = {}
-    for name, value in method.items():
-        if name == "search" and value is not None:
-            filled[name] = Evolution.of(value).spec()
-        else:
-            filled[name] = fill_searches(value) if isinstance(value, Mapping) else value
-    return filled
+    return Evolved(subnet=subnet, score=value, cost=size, num_tried=len(pool.seen), best=best)

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self, get_args
 
 from headwise.errors import ConfigError, suggest
+from headwise.nodes import Node, each_node
 from headwise.results.effective import effective_gate
 from headwise.schema.check import check_fields
 from headwise.schema.kinds import Count, Rate, Warmup, Whole
@@ -136,17 +137,16 @@ class Gate:
         return count
 
 
-def fill_gates(method: Mapping[str, Any], ne: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A method's configuration with every ``gate`` in it written out: all fields, the amount taken from `ne`.
+def with_gate(node: Mapping[str, Any], ne: Mapping[str, Any] | None) -> Node:
+    """One method's configuration with its ``gate`` written out: all fields, the amount taken from `ne`.
 
     A gate that is null is left out, since it is no gate.
     """
-    filled = {}
-    for name, value in method.items():
-        if name == "gate":
-            gate = Gate.of(value, ne)
-            if gate is not None:
-                filled[name] = gate.spec()
-        else:
-            filled[name] = fill_gates(value, ne) if isinstance(value, Mapping) else value
-    return filled
+    gate = Gate.of(node.get("gate"), ne)
+    spec = None if gate is None else gate.spec()
+    return {name: spec if name == "gate" else value for name, value in node.items() if name != "gate" or spec}
+
+
+def fill_gates(method: Mapping[str, Any], ne: Mapping[str, Any] | None) -> Node:
+    """As `with_gate`, for a method and every one in it."""
+    return each_node(method, lambda key, node: with_gate(node, ne))

@@ -21,15 +21,14 @@ from omegaconf.errors import InterpolationResolutionError
 from headwise.data.sources import Source, source_of
 from headwise.data.tasks import VTABTask, check_apart, task_of
 from headwise.errors import ConfigError
-from headwise.evolution import fill_searches
-from headwise.gate import fill_gates
+from headwise.filling import fill_method
 from headwise.hashes import file_sha256
 from headwise.messages import instantiation as instantiation
 from headwise.messages import one_line as one_line
 from headwise.messages import text_of as text_of
 from headwise.naming import variant
 from headwise.pertask import OTHERS, fill_protocol, fill_tasks
-from headwise.presets import PUBLISHED, fill_presets
+from headwise.presets import PUBLISHED
 from headwise.protocol import Protocol
 from headwise.results.effective import effective
 from headwise.results.fingerprint import fingerprint, identity
@@ -192,8 +191,7 @@ def _resolved(cfg: DictConfig, overrides: Sequence[str]) -> tuple[dict[str, Any]
     own = fill_protocol(config, given)
     if own != config["protocol"]:
         config[OTHERS], config["protocol"] = config["protocol"], own
-    config["method"] = fill_searches(fill_gates(fill_tasks(config, given), config.get("ne")))
-    config["method"], published = fill_presets(config["method"], task.name)
+    config["method"], published = fill_method(fill_tasks(config, given), task.name, config.get("ne"))
     check_method(config["method"])
     config["method"] = fill_revisions(config["method"])
     if published:

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from headwise.errors import ConfigError, suggest
+from headwise.nodes import Node, each_node
 
 PUBLISHED = "published"
 POSSIBLY_TUNED = "possibly test-tuned settings"
@@ -76,15 +77,15 @@ def published_value(method: str, task: str, field: str) -> Preset:
     return of_field[task]
 
 
-def fill_presets(
-    method: Mapping[str, Any], task: str, key: str = "method"
+def with_published(
+    node: Mapping[str, Any], task: str, key: str = "method"
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """A method's configuration with every ``published`` in it replaced by the number.
+    """One method's configuration with every ``published`` in it replaced by the number.
 
     Args:
-        method: resolved; methods within it (Phase 1 and 2) have labels of their own.
+        node: of the method; what is within it has a label of its own and is left as it is.
         task: name of the task.
-        key: dotted name of `method`.
+        key: dotted name of `node`.
 
     Returns:
         The configuration, and for each replaced value its ``key`` and where it comes from.
@@ -92,19 +93,22 @@ def fill_presets(
     Raises:
         ConfigError: as `published_value`.
     """
-    filled: dict[str, Any] = {}
-    found: list[dict[str, Any]] = []
-    for name, value in method.items():
-        if isinstance(value, Mapping):
-            filled[name], deeper = fill_presets(value, task, f"{key}.{name}")
-            found += deeper
-        elif value == PUBLISHED and "label" in method:
-            preset = published_value(str(method["label"]), task, name)
-            filled[name] = preset.value
-            found.append({"key": f"{key}.{name}", **asdict(preset)})
-        else:
-            filled[name] = value
-    return filled, found
+    asked = [name for name, value in node.items() if value == PUBLISHED and "label" in node]
+    taken = {name: published_value(str(node["label"]), task, name) for name in asked}
+    values = {name: preset.value for name, preset in taken.items()}
+    return {**node, **values}, [{"key": f"{key}.{name}", **asdict(preset)} for name, preset in taken.items()]
+
+
+def fill_presets(method: Mapping[str, Any], task: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """As `with_published`, for a method and every one in it (Phase 1 and 2)."""
+    published: list[dict[str, Any]] = []
+
+    def fill(key: str, node: Node) -> Node:
+        node, taken = with_published(node, task, key)
+        published.extend(taken)
+        return node
+
+    return each_node(method, fill), published
 
 
 def preset_labels(config: Mapping[str, Any]) -> list[str]:

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from headwise.nodes import Node, each_node
+
 
 @dataclass(frozen=True)
 class Change:
@@ -62,13 +64,12 @@ def _concerns(change: Change, method: Mapping[str, Any]) -> bool:
 
 def fill_revisions(method: Mapping[str, Any]) -> dict[str, Any]:
     """A method's configuration, and of every method in it, with at least the revision of its settings."""
-    filled: dict[str, Any] = {}
-    for name, value in method.items():
-        filled[name] = fill_revisions(value) if isinstance(value, Mapping) else value
-    for change in CHANGES:
-        if _concerns(change, filled):
-            filled["revision"] = max(filled.get("revision") or 1, change.revision)
-    return filled
+    return each_node(method, lambda key, node: _with_revision(node))
+
+
+def _with_revision(node: Node) -> Node:
+    revisions = [change.revision for change in CHANGES if _concerns(change, node)]
+    return {**node, "revision": max(node.get("revision") or 1, *revisions)} if revisions else node
 
 
 def changed_since(method: Any) -> list[str]:

@@ -91,6 +91,7 @@ def package(tmp_path):
         ("plan", "x = 1", False),
         ("revisions", "x = 1", False),  # imported by the plan
         ("schema/kinds", "x = 1", False),  # imported by what it imports
+        ("evolution", "x = 1", False),  # reads a field of a method's own
         ("revisions", "# a comment", True),
         ("revisions", 'def f() -> None:\n    """What it does."""\n    return', False),
         ("data/tfds", "x = 1", True),

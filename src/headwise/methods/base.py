@@ -62,6 +62,9 @@ class Method:
     """Families of networks it is defined for; `install` raises ConfigError on any other."""
     gateable: ClassVar[bool] = False
     """Whether heads of its update can be switched off: its deltas multiply it by a buffer ``active``."""
+    written: ClassVar[Mapping[str, str]] = {}
+    """Fields that a run writes out in full before it is named, each with the dotted name of the class that reads it: by
+    ``of(value)`` and ``spec()``, and without torch. A plain dictionary: it is read from the source."""
 
     def __post_init__(self) -> None:
         check_fields(self, lambda name: f"{name} of method {self.label!r}")

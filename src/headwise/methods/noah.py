@@ -107,6 +107,7 @@ class NOAH(Method):
     init: str = "default"
     super_prompts: Count = SUPER_PROMPTS
     search: Mapping[str, Any] | str | None = None
+    written: ClassVar[Mapping[str, str]] = {"search": "headwise.evolution.Evolution"}
     merges: ClassVar[bool] = False
     identity_tolerance: ClassVar[float] = 10.0
     networks: ClassVar[tuple[str, ...]] = ("vit",)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import contextlib
 import functools
 import importlib
 import importlib.util
@@ -143,6 +144,27 @@ def fields_of_target(target: str) -> Fields:
 def _bound(node: ast.AST) -> str | None:
     """A name that a node binds or mentions."""
     return node.id if isinstance(node, ast.Name) else node.asname or node.name if isinstance(node, ast.alias) else None
+
+
+@functools.cache
+def literal_of_target(target: str, attribute: str) -> Any:
+    """The plain value that a class, or the nearest of its bases, gives to an attribute; None if none is to be seen."""
+    module, _, name = target.rpartition(".")
+    found = find(module, name)
+    if found is None or not isinstance(found[1], ast.ClassDef):
+        return None
+    source, node = found
+    for statement in node.body:
+        bound = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+        value = getattr(statement, "value", None)
+        if value is not None and any(isinstance(at, ast.Name) and at.id == attribute for at in bound):
+            with contextlib.suppress(ValueError):
+                return ast.literal_eval(value)
+            return None
+    bases = (
+        literal_of_target(f"{source.name}.{ast.unparse(base).rpartition('.')[2]}", attribute) for base in node.bases
+    )
+    return next((value for value in bases if value is not None), None)
 
 
 def _fields(module: Module, node: Definition) -> Fields:

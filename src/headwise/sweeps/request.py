@@ -21,7 +21,10 @@ from headwise.results.fingerprint import fingerprint
 NOT_ASKED = ("root", "resume", "wait", "logger", "trainer.progress")
 """Keys that say where results lie, or how the work is done and shown, and not which run it is."""
 DECIDING = "headwise.plan"
-"""The module that turns a configuration into a run. What it imports decides with it, and what that imports."""
+"""The module that turns a configuration into a run. What it imports decides with it, and what that imports.
+
+So do what reads a method's own fields, which the method names in ``written`` (see `headwise.filling`).
+"""
 APART = {
     "headwise.data.sources": "images, which are no part of a request",
     "headwise.results.store": "results, which are looked for by it",
@@ -69,7 +72,7 @@ def _code(root: Path = Path(__file__).parents[2]) -> str:
         root: folder of the package.
     """
     scales = (root / "headwise" / "paper" / "scales.csv").read_bytes()
-    sha, waiting, seen = hashlib.sha256(scales), [DECIDING], {*APART}
+    sha, waiting, seen = hashlib.sha256(scales), [DECIDING, *_readers(root)], {*APART}
     while waiting:
         name = waiting.pop()
         file = root.joinpath(*name.split(".")).with_suffix(".py")
@@ -80,6 +83,14 @@ def _code(root: Path = Path(__file__).parents[2]) -> str:
         waiting += sorted(_imported(tree), reverse=True)
         sha.update(f"{name} {hashlib.sha256(ast.dump(_without_docstrings(tree)).encode()).hexdigest()}\n".encode())
     return sha.hexdigest()
+
+
+def _readers(root: Path) -> list[str]:
+    """Modules of what methods name in ``written``."""
+    files = sorted((root / "headwise" / "methods").glob("*.py"))
+    nodes = (node for file in files for node in ast.walk(ast.parse(file.read_bytes())))
+    named = (n.value for n in nodes if isinstance(n, ast.AnnAssign) and ast.unparse(n.target) == "written" and n.value)
+    return sorted({reader.rpartition(".")[0] for value in named for reader in ast.literal_eval(value).values()})
 
 
 def _imported(tree: ast.Module) -> set[str]:
