@@ -182,38 +182,8 @@ def search(
         ConfigError: if the last phase has no scale, no gate, or no such field, to choose.
     """
     *before, last = methods
-    if space.scale and not hasattr(last, "scale"):
-        raise ConfigError(f"protocol.search.scale: method {last.label} has no scale; use search.scale=[]")
-    if (space.ne or space.score) and last.gate is None:
-        raise ConfigError(f"protocol.search.ne: method {last.label} has no gate; add gate=heart, or use search.ne=[]")
-    for name in space.fields:
-        if not hasattr(last, name):
-            known = [f.name for f in fields(last) if f.name not in OWN]
-            raise ConfigError(f"protocol.search.fields: method {last.label} has no {name!r}{suggest(name, known)}")
-    trials: list[Trial] = []
-    seen: set[str] = set()
-    best: tuple[tuple[float, ...], Any, Trial] | None = None
-
-    def run(method: Any, ne: float | None, score: str | None, order: int) -> None:
-        nonlocal best
-        recipe = fingerprint(method.spec())
-        if recipe in seen:  # another name of what was tried
-            return
-        seen.add(recipe)
-        chosen = {name: getattr(method, name) for name in space.fields}
-        result = attempt([*before, method])
-        if result.accuracy is None:
-            raise ConfigError(f"the search needs an accuracy of {result.label}, which was not tested")
-        scale = getattr(method, "scale", None)
-        trial = Trial(scale, ne, score, result.accuracy, result.fingerprint, chosen)
-        trials.append(trial)
-        parts = {"scale": scale, "ne": ne, "score": score, **chosen}
-        tried = " ".join(f"{name}={value}" for name, value in parts.items())
-        say(f"search {len(trials)}: {tried}: {trial.accuracy:.2f} % of the images of {EVAL_SPLIT}")
-        rank = (-trial.accuracy, ne or 0.0, scale or 0.0, order)
-        if best is None or rank < best[0]:
-            best = (rank, method, trial)
-
+    _check_choices(space, last)
+    trials = _Trials(space, before, attempt, say)
     gate = None if last.gate is None else Gate.of(last.gate)
     amounts = sorted(value for value in space.ne if value)
     searches_heads = gate is not None and (bool(amounts) or bool(space.score))
@@ -222,17 +192,71 @@ def search(
     for order, values in enumerate(space.combinations()):
         for scale in scales:
             changes = values if scale is None else {**values, "scale": scale}
-            run(replace(start, **changes), 0 if searches_heads else None, None, order)
-    if gate is not None and searches_heads and best is not None:
-        scaled = best[1]
+            trials.run(replace(start, **changes), 0 if searches_heads else None, None, order)
+    if gate is not None and searches_heads and trials.best is not None:
+        scaled = trials.best[1]  # heads are chosen at the scale that is best with all of them on
         own = gate.ratio or gate.count
         for amount in amounts or ([] if own is None else [own]):
             scores = space.score if gate.mode == "heart" else ()  # fixed masks know no score
             for order, score in enumerate(scores or [gate.score]):
-                run(replace(scaled, gate={**_amount(gate, amount), "score": score}), amount, score, order)
-    if best is None:
+                trials.run(replace(scaled, gate={**_amount(gate, amount), "score": score}), amount, score, order)
+    if trials.best is None:
         raise ConfigError("the search tried nothing")
-    return Found([*before, best[1]], best[2], trials)
+    _, method, chosen = trials.best
+    return Found([*before, method], chosen, trials.tried)
+
+
+def _check_choices(space: Space, last: Any) -> None:
+    """Refuse to choose what the last phase's method does not have."""
+    if space.scale and not hasattr(last, "scale"):
+        raise ConfigError(f"protocol.search.scale: method {last.label} has no scale; use search.scale=[]")
+    if (space.ne or space.score) and last.gate is None:
+        raise ConfigError(f"protocol.search.ne: method {last.label} has no gate; add gate=heart, or use search.ne=[]")
+    for name in space.fields:
+        if not hasattr(last, name):
+            known = [f.name for f in fields(last) if f.name not in OWN]
+            raise ConfigError(f"protocol.search.fields: method {last.label} has no {name!r}{suggest(name, known)}")
+
+
+class _Trials:
+    """What was tried so far.
+
+    Attributes:
+        tried: in the order of trying.
+        best: rank, method and trial of the best; the smallest rank wins.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        before: Sequence[Any],
+        attempt: Callable[[Sequence[Any]], PhaseResult],
+        say: Callable[[str], None],
+    ) -> None:
+        self.space, self.before, self.attempt, self.say = space, before, attempt, say
+        self.tried: list[Trial] = []
+        self.best: tuple[tuple[float, ...], Any, Trial] | None = None
+        self._recipes: set[str] = set()
+
+    def run(self, method: Any, ne: float | None, score: str | None, order: int) -> None:
+        """Try a method, unless it is another name of what was tried; `order` decides between equal ones."""
+        recipe = fingerprint(method.spec())
+        if recipe in self._recipes:
+            return
+        self._recipes.add(recipe)
+        chosen = {name: getattr(method, name) for name in self.space.fields}
+        result = self.attempt([*self.before, method])
+        if result.accuracy is None:
+            raise ConfigError(f"the search needs an accuracy of {result.label}, which was not tested")
+        scale = getattr(method, "scale", None)
+        trial = Trial(scale, ne, score, result.accuracy, result.fingerprint, chosen)
+        self.tried.append(trial)
+        parts = {"scale": scale, "ne": ne, "score": score, **chosen}
+        tried = " ".join(f"{name}={value}" for name, value in parts.items())
+        self.say(f"search {len(self.tried)}: {tried}: {trial.accuracy:.2f} % of the images of {EVAL_SPLIT}")
+        rank = (-trial.accuracy, ne or 0.0, scale or 0.0, order)
+        if self.best is None or rank < self.best[0]:
+            self.best = (rank, method, trial)
 
 
 def _amount(gate: Gate, amount: float | None) -> dict[str, Any]:

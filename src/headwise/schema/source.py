@@ -151,9 +151,9 @@ def literal_of_target(target: str, attribute: str) -> Any:
     """The plain value that a class, or the nearest of its bases, gives to an attribute; None if none is to be seen."""
     module, _, name = target.rpartition(".")
     found = find(module, name)
-    if found is None or not isinstance(found[1], ast.ClassDef):
+    source, node = found or (None, None)
+    if source is None or not isinstance(node, ast.ClassDef):
         return None
-    source, node = found
     for statement in node.body:
         bound = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
         value = getattr(statement, "value", None)
@@ -161,10 +161,9 @@ def literal_of_target(target: str, attribute: str) -> Any:
             with contextlib.suppress(ValueError):
                 return ast.literal_eval(value)
             return None
-    bases = (
-        literal_of_target(f"{source.name}.{ast.unparse(base).rpartition('.')[2]}", attribute) for base in node.bases
-    )
-    return next((value for value in bases if value is not None), None)
+    names = [ast.unparse(base).rpartition(".")[2] for base in node.bases]
+    inherited = (literal_of_target(f"{source.name}.{name}", attribute) for name in names)
+    return next((value for value in inherited if value is not None), None)
 
 
 def _fields(module: Module, node: Definition) -> Fields:
