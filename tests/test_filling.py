@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from headwise.evolution import Evolution
 from headwise.filling import fill_method, with_own_fields
 from headwise.gate import Gate
 from headwise.schema.source import literal_of_target
+from made_networks import REPO
 
 NOAH = "headwise.methods.noah.NOAH"
 
@@ -54,3 +56,9 @@ def test_a_method_of_ones_own_inherits_or_names_its_readers(tmp_path: Path, monk
     assert literal_of_target("mine_written.Longer", "written") == {"search": "headwise.evolution.Evolution"}
     assert literal_of_target("mine_written.Other", "written") == {}
     assert literal_of_target("mine_written.Computed", "written") is None
+
+
+def test_the_methods_of_kept_records_are_filled_already() -> None:
+    for file in sorted((REPO / "docs" / "results" / "records").glob("**/result.json")):
+        config = json.loads(file.read_text(encoding="utf-8"))["config"]
+        assert fill_method(config["method"], config["dataset"]["name"], config["ne"]) == (config["method"], [])
