@@ -138,6 +138,34 @@ class Evolved:
     best: list[float] = field(default_factory=list)
 
 
+@dataclass
+class _Tried:
+    """Every subnet that was scored, each once.
+
+    Attributes:
+        limit: parameters of a subnet, at most.
+        cost, score: of a subnet, see `evolve`.
+        ranks: (negative score, parameters, how many were tried before, subnet) by its text; the smallest is the best.
+    """
+
+    limit: int
+    cost: Callable[[Subnet], int]
+    score: Callable[[Subnet], float]
+    ranks: dict[str, tuple[float, int, int, Subnet]] = field(default_factory=dict)
+
+    def add(self, make: Callable[[], Subnet], wanted: int) -> int:
+        """Score `wanted` new subnets that keep within the limit, or as many as some tries find; their number."""
+        before = len(self.ranks)
+        for _ in range(wanted * TRIES):
+            if len(self.ranks) == before + wanted:
+                break
+            subnet = make()
+            key, size = repr(sorted(subnet.items())), self.cost(subnet)
+            if key not in self.ranks and size <= self.limit:
+                self.ranks[key] = (-self.score(subnet), size, len(self.ranks), subnet)
+        return len(self.ranks) - before
+
+
 def evolve(
     recipe: Evolution,
     kinds: Sequence[str],
@@ -161,19 +189,8 @@ def evolve(
     Raises:
         ConfigError: if no subnet keeps within the limit.
     """
-    seen: dict[str, tuple[float, int, int, Subnet]] = {}
+    tried = _Tried(recipe.limit, cost, score)
     parents: list[Subnet] = []
-
-    def add(make: Callable[[], Subnet], wanted: int) -> int:
-        before = len(seen)
-        for _ in range(wanted * TRIES):
-            if len(seen) == before + wanted:
-                break
-            subnet = make()
-            key, size = repr(sorted(subnet.items())), cost(subnet)
-            if key not in seen and size <= recipe.limit:
-                seen[key] = (-score(subnet), size, len(seen), subnet)
-        return len(seen) - before
 
     def fresh() -> Subnet:
         return recipe.draw(kinds, num_blocks, rng)
@@ -188,22 +205,22 @@ def evolve(
     for generation in range(recipe.generations + 1):
         added = 0
         if generation:
-            added = add(mutant, recipe.mutation) + add(child, recipe.crossover)
-        add(fresh, recipe.population - added)
-        if not seen:
+            added = tried.add(mutant, recipe.mutation) + tried.add(child, recipe.crossover)
+        tried.add(fresh, recipe.population - added)
+        if not tried.ranks:
             raise ConfigError(
                 f"no subnet of sizes {list(recipe.sizes)} was found within search.limit={recipe.limit} parameters; "
                 "raise it"
             )
-        ranked = sorted(seen.values(), key=lambda entry: entry[:3])[: recipe.parents]
-        parents = [entry[3] for entry in ranked]
+        ranked = sorted(tried.ranks.values(), key=lambda rank: rank[:3])[: recipe.parents]
+        parents = [subnet for *_, subnet in ranked]
         best.append(-ranked[0][0])
         say(
             f"generation {generation} of {recipe.generations}: {best[-1]:.2f} at {ranked[0][1]:,} parameters, "
-            f"{len(seen)} subnets tried"
+            f"{len(tried.ranks)} subnets tried"
         )
-    score_of, size, _, subnet = ranked[0]
-    return Evolved(subnet=subnet, score=-score_of, cost=size, num_tried=len(seen), best=best)
+    negative, size, _, subnet = ranked[0]
+    return Evolved(subnet=subnet, score=-negative, cost=size, num_tried=len(tried.ranks), best=best)
 
 
 def fill_searches(method: Mapping[str, Any]) -> dict[str, Any]:
