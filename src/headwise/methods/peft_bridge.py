@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,10 +22,19 @@ from torch import Tensor, nn
 
 from headwise.adalora import ADAPTER, Allocator, schedule
 from headwise.backbone import Backbone
-from headwise.errors import ConfigError, suggest
+from headwise.errors import ConfigError
 from headwise.methods.base import Batches, Installed, Method, Plan, per_projection
 from headwise.named import check_names, copy_into
-from headwise.peftconfig import REFUSALS, build_config, config_class, is_adalora, is_lora_ga, refuse_unprepared, strict
+from headwise.peftconfig import (
+    REFUSALS,
+    build_config,
+    config_class,
+    is_adalora,
+    is_lora_ga,
+    refuse_unprepared,
+    size_of,
+    strict,
+)
 from headwise.qkv import SplitQKV
 from headwise.schema.kinds import Positive
 from headwise.sites import PROJECTIONS, Site, select
@@ -40,34 +49,11 @@ GRADIENT = "_peft_loraga_grad"
 """Where peft looks for the gradient of a projection, as its own ``preprocess_loraga`` leaves it."""
 
 
-@dataclass(frozen=True)
-class Size:
-    """How many parameters a config of peft trains at one projection.
-
-    Attributes:
-        fields: of the config that it depends on.
-        cost: of O, I and those fields.
-    """
-
-    fields: tuple[str, ...]
-    cost: Callable[..., int]
-
-
-SIZES = {
-    "LoraConfig": Size(("r", "use_dora"), lambda o, i, r, use_dora: r * (i + o) + (o if use_dora else 0)),
-    "AdaLoraConfig": Size(("init_r",), lambda o, i, init_r: init_r * (i + o + 1)),
-    "FourierFTConfig": Size(("n_frequency",), lambda o, i, n_frequency: n_frequency),
-    "VeraConfig": Size(("r",), lambda o, i, r: r + o),
-}
-"""By the name of the config's class. AdaLoRA's is that of its initial ranks."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class PeftMethod(Method):
     """A method of the peft library on our projections; its layers are called one by one, not fused.
 
-    Not gateable. Parameters: peft's; LoRA, DoRA and PiSSA as ours, AdaLoRA r * (I + O + 1) per projection at its
-    initial rank, 885,312 at r = 16 on q, k, v of ViT-B/16; FourierFT n per projection; VeRA r + O.
+    Not gateable. Parameters: see `headwise.peftconfig.SIZES`; AdaLoRA 885,312 at r = 16 on q, k, v of ViT-B/16.
 
     Attributes:
         config: ``_target_`` (``peft.LoraConfig``) and the fields of that config, plain data. AdaLoRA's ``total_step``
@@ -94,17 +80,9 @@ class PeftMethod(Method):
         return values
 
     def count(self, net: Backbone, plan: Plan | None = None) -> int:
-        """By the form of its config (`SIZES`), for projections that `targets` names.
-
-        Raises:
-            ConfigError: for a config whose form is not known here.
-        """
-        kind = config_class(self.config)
-        if kind.__name__ not in SIZES or not self.targets:
-            raise ConfigError(f"the size of {self.config['_target_']} is not known in closed form{suggest('', SIZES)}")
-        form = SIZES[kind.__name__]
-        chosen = {name: self.config.get(name, getattr(kind, name)) for name in form.fields}
-        return per_projection(net, self.targets, lambda o, i, _: form.cost(o, i, **chosen))
+        """That of the config at each projection, see `size_of`."""
+        cost = size_of(self.config)
+        return per_projection(net, self.targets, lambda o, i, _: cost(o, i))
 
     def rehearse(self, net: Backbone) -> None:
         """There are no gradients yet for LoRA-GA to start from; everything else is as it will be."""
