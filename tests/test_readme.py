@@ -83,7 +83,7 @@ ASKING = ("test_conformance.py", "test_catalog.py", "test_configs.py", "test_fit
 
 def test_own_method_passes_what_every_method_must(pasted: Path) -> None:
     files = [f"tests/{name}" for name in ASKING]
-    said = python(pasted, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "fourier and not fourierft", *files)
+    said = python(pasted, "-m", "pytest", "-p", "no:cacheprovider", "-k", "fourier and not fourierft", *files)
     (passed,) = re.findall(r"(\d+) passed", said)
     assert int(passed) >= 30, said
 

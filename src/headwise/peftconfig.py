@@ -45,8 +45,8 @@ SIZES: Mapping[str, tuple[tuple[str, ...], Callable[..., int]]] = {
 AdaLoRA's is that of its initial ranks."""
 
 
-def size_of(config: Mapping[str, Any]) -> Callable[[int, int], int]:
-    """Parameters that a config trains at one projection, as a function of its rows O and columns I.
+def size_of(config: Mapping[str, Any]) -> Callable[[int, int, int], int]:
+    """Parameters that a config trains at one projection, as a function of its rows O, columns I and heads.
 
     Raises:
         ConfigError: if that is not known here in closed form.
@@ -56,7 +56,7 @@ def size_of(config: Mapping[str, Any]) -> Callable[[int, int], int]:
         raise ConfigError(f"the size of {config['_target_']} is not known in closed form{suggest('', SIZES)}")
     fields, cost = SIZES[kind.__name__]
     given = {name: config.get(name, getattr(kind, name)) for name in fields}
-    return lambda num_rows, num_inputs: cost(num_rows, num_inputs, **given)
+    return lambda num_rows, num_inputs, _: cost(num_rows, num_inputs, **given)
 
 
 def refuse_unprepared(values: Mapping[str, Any]) -> None:

@@ -81,8 +81,7 @@ class PeftMethod(Method):
 
     def count(self, net: Backbone, plan: Plan | None = None) -> int:
         """That of the config at each projection, see `size_of`."""
-        cost = size_of(self.config)
-        return per_projection(net, self.targets, lambda o, i, _: cost(o, i))
+        return per_projection(net, self.targets, size_of(self.config))
 
     def rehearse(self, net: Backbone) -> None:
         """There are no gradients yet for LoRA-GA to start from; everything else is as it will be."""
