@@ -198,7 +198,11 @@ def _gateable() -> list[str]:
 
 def per_projection(net: Backbone, targets: Sequence[str], cost: Callable[[int, int, int], int]) -> int:
     """Sum of ``cost(O, I, H)`` over the projections in `targets`: rows, columns and heads of each."""
-    return sum(cost(*base.shape, site.num_heads) for site, base in net.bases(targets).items())
+    total = 0
+    for site, base in net.bases(targets).items():
+        num_rows, num_inputs = base.shape
+        total += cost(num_rows, num_inputs, site.num_heads)
+    return total
 
 
 def _plain(value: Any) -> Any:

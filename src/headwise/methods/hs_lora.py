@@ -132,8 +132,10 @@ class MatchedLoRA(Method):
     def build_all(self, bases: Mapping[Site, Tensor]) -> dict[Site, Delta]:
         """One group of rows each, of the matched ranks."""
         ranks = matched_ranks(self.head_rank, {site: (base.shape[0], base.shape[1]) for site, base in bases.items()})
-        options = {"scale": self.scale, "dropout": self.dropout}
-        return {site: LowRank(site, base, ranks[site], groups=1, **options) for site, base in bases.items()}
+        return {
+            site: LowRank(site, base, ranks[site], groups=1, scale=self.scale, dropout=self.dropout)
+            for site, base in bases.items()
+        }
 
 
 def matched_ranks(head_rank: int, shapes: Mapping[Site, tuple[int, int]]) -> dict[Site, int]:
