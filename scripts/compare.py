@@ -13,27 +13,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from headwise import atomic
-from headwise.cli import force_option, script
+from headwise.cli import of_results, results_of, script
 from headwise.errors import ConfigError, suggest
 from headwise.results.records import Result
-from headwise.tables import reading
 from headwise.tables.compare import comparisons, text
 from headwise.written import writing
-
-REPO = Path(__file__).resolve().parent.parent
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = of_results(__doc__)
     parser.add_argument("what", help="a run's folder, or a method as the runs' folders and tables name it")
     parser.add_argument("dataset", nargs="?", help="task, with a method; all its tasks if left out")
     parser.add_argument("--name", help="of the runs, or of an experiment; all runs if left out")
     parser.add_argument("--variant", help="of the runs; all if left out")
-    parser.add_argument("--root", type=Path, default=Path("outputs"), help="where results lie (outputs)")
     parser.add_argument("--row", help="id of one published row; those of the method if left out")
     parser.add_argument("--json", type=Path, help="also write everything as JSON")
-    force_option(parser)
     return parser.parse_args(arguments)
 
 
@@ -58,10 +53,7 @@ def _chosen(options: argparse.Namespace) -> list[Result]:
         return [Result.read(folder / "result.json")]
     if folder.is_dir() or len(folder.parts) > 1:
         raise ConfigError(f"no finished run in {folder}: it holds no result.json")
-    found = reading.read(options.root, options.name, REPO)
-    for path in found.damaged:
-        print(f"warning: {options.root / path} is not a usable record; it counts as missing", file=sys.stderr)
-    results = found.results
+    results = results_of(options.root, options.name).results
     for part, given in (("method", options.what), ("dataset", options.dataset), ("variant", options.variant)):
         results = _only(results, part, given)
     return results

@@ -8,26 +8,24 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from headwise.cli import force_option, script
+from headwise.cli import of_import, script
 from headwise.written import writing
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line; rank and bits default to what the file's name says (bit1-dim32)."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog="Use it: python train.py method=bi_lora +method.checkpoint=svhn.safetensors method.scale=10 "
+    parser = of_import(
+        __doc__,
+        "Use it: python train.py method=bi_lora +method.checkpoint=svhn.safetensors method.scale=10 "
         "dataset=svhn protocol.normalize=none (the scale is that of the published task, it is not in the file)",
+        "as published, such as svhn-bit1-dim32.bin",
     )
-    parser.add_argument("file", type=Path, help="as published, such as svhn-bit1-dim32.bin")
-    parser.add_argument("out", type=Path, help="file to write, ending in .safetensors")
     parser.add_argument("--rank", type=int, help="hidden width; read from dim<n> in the name, else 32")
     parser.add_argument("--bits", type=int, help="of the adapter; read from bit<n> in the name, else 1")
     parser.add_argument("--head-bits", type=int, default=32, help="1 for a bihead file")
     parser.add_argument("--classes", type=int, help="of the task; read from the file's length if not given")
     parser.add_argument("--blocks", type=int, default=12)
     parser.add_argument("--width", type=int, default=768)
-    force_option(parser)
     return parser.parse_args(arguments)
 
 

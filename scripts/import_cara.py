@@ -7,24 +7,22 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from headwise.cli import force_option, script
+from headwise.cli import of_import, script
 from headwise.written import writing
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog="The file becomes a first phase that is tested and merged, not trained. Its scale is not in it: give "
+    parser = of_import(
+        __doc__,
+        "The file becomes a first phase that is tested and merged, not trained. Its scale is not in it: give "
         "the one it was trained with. CaRA saw images normalised as ImageNet's (protocol.normalize=imagenet).",
+        "as released, a torch file (.pt); only tensors are read",
     )
-    parser.add_argument("file", type=Path, help="as released, a torch file (.pt); only tensors are read")
-    parser.add_argument("out", type=Path, help="file to write, ending in .safetensors")
     parser.add_argument("--task", help="such as svhn: prints the scale that the authors used")
     parser.add_argument(
         "--backbone", type=Path, help="also write the frozen network that is in the file, for backbone.weights=FILE"
     )
-    force_option(parser)
     return parser.parse_args(arguments)
 
 

@@ -13,18 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from headwise.cli import script
+from headwise.cli import of_results, results_of, script
 from headwise.results.store import ResultStore
-from headwise.tables import reading
-
-REPO = Path(__file__).resolve().parent.parent
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = of_results(__doc__, writes=False)
     parser.add_argument("name", help="of the runs: the experiment's")
-    parser.add_argument("--root", type=Path, default=Path("outputs"), help="where results lie (outputs)")
     parser.add_argument("--to", type=Path, default=Path("docs/results/records"), help="root of what is kept")
     return parser.parse_args(arguments)
 
@@ -42,9 +38,7 @@ def placeless(value: Any) -> Any:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     options = parse(arguments)
-    found = reading.read(options.root, options.name, REPO)
-    for path in found.damaged:
-        print(f"warning: {options.root / path} is not a usable record; it is not kept", file=sys.stderr)
+    found = results_of(options.root, options.name, otherwise="it is not kept")
     kept = ResultStore(options.to)
     for result in found.results:
         kept.put(result.key, dataclasses.replace(result, config=placeless(result.config)))

@@ -1,15 +1,16 @@
 """List the methods, where they act and what they cost: python scripts/list_methods.py --backbone vit_b16_in21k.
 
-With --papers, the sizes that the papers print beside those counted here.
+With --papers, the sizes that the papers print beside those counted here. Every method is really installed in a network
+of that shape with random weights; nothing is downloaded.
 
-Every method is really installed in a network of that shape with random weights; nothing is downloaded.
+With --runs, what every method of finished runs cost and reached, from their records alone:
+python scripts/list_methods.py --runs methods --out docs/results/methods.md --json docs/results/methods.json
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import re
 import sys
 from collections.abc import Sequence
@@ -22,9 +23,10 @@ from omegaconf import OmegaConf
 
 import headwise.experiment  # noqa: F401  registers what conf/ interpolates with
 from headwise import atomic
-from headwise.cli import force_option, script
+from headwise.cli import of_results, results_of, script
 from headwise.errors import ConfigError, suggest
 from headwise.overrides import readable
+from headwise.tables import lineup
 from headwise.written import writing
 
 if TYPE_CHECKING:
@@ -35,14 +37,15 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = of_results(__doc__)
     parser.add_argument("methods", nargs="*", help="names; all if left out")
     parser.add_argument("--backbone", default="vit_b16_in21k", help="of conf/backbone (vit_b16_in21k)")
     parser.add_argument("--classes", type=int, default=10, help="of the head (10)")
     parser.add_argument("--json", type=Path, help="also write everything as JSON")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides, such as rank=r8")
     parser.add_argument("--papers", action="store_true", help="list what papers print, at the settings it needs")
-    force_option(parser)
+    parser.add_argument("--runs", metavar="NAME", help="folder of finished runs below the root, such as methods")
+    parser.add_argument("--out", type=Path, help="also write the table, in Markdown")
     return parser.parse_args(arguments)
 
 
@@ -65,10 +68,20 @@ def built(*overrides: str) -> Any:
     return instantiate(config(*overrides)["method"], _convert_="all")
 
 
-@script
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
-    options = parse(arguments)
+def of_runs(options: argparse.Namespace) -> tuple[str, Any]:
+    """What finished runs cost and reached: the table, and the same as data."""
+    if options.methods or options.papers or options.set:
+        raise ConfigError("--runs lists every method of these runs as it was run: give no methods, --papers or --set")
+    runs = results_of(options.root, options.runs)
+    found = lineup.lineups(runs.results)
+    if not found:
+        raise ConfigError(f"no tested run in {options.root / options.runs}")
+    found[0].notes.extend(runs.notes)
+    return lineup.markdown(found), lineup.plain(found)
+
+
+def of_network(options: argparse.Namespace) -> tuple[str, Any]:
+    """What methods cost in a network of that shape: the table, and the same as data."""
     known = {group: sorted(file.stem for file in (CONF / group).glob("*.yaml")) for group in ("method", "backbone")}
     for group, given in (("method", options.methods), ("backbone", [options.backbone])):
         for name in given:
@@ -87,18 +100,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         name = overrides[0].removeprefix("method=")
         return measure(name, about(name), built(*overrides, *options.set).phases(), net)
 
-    with writing(options.json, force=options.force):
-        if options.papers:
-            wanted = options.methods or known["method"]
-            settings = dict.fromkeys(size.setting for size in printed_sizes() if size.setting and size.method in wanted)
-            found = {setting: entries_of(*setting)[-1] for setting in settings}
-            print(papers(found))
-            entries = list(found.values())
-        else:
-            entries = [e for name in options.methods or known["method"] for e in entries_of(f"method={name}")]
-            print(markdown(entries, options.backbone))
+    wanted = options.methods or known["method"]
+    if options.papers:
+        settings = dict.fromkeys(size.setting for size in printed_sizes() if size.setting and size.method in wanted)
+        measured = {setting: entries_of(*setting)[-1] for setting in settings}
+        return papers(measured), [entry.plain() for entry in measured.values()]
+    entries = [entry for name in wanted for entry in entries_of(f"method={name}")]
+    return markdown(entries, options.backbone), [entry.plain() for entry in entries]
+
+
+@script
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    options = parse(arguments)
+    with writing(options.out, options.json, force=options.force):
+        text, data = of_runs(options) if options.runs else of_network(options)
+        text = text.rstrip("\n") + "\n"
+        print(text, end="")
+        if options.out:
+            atomic.write_text(options.out, text)
         if options.json:
-            atomic.write_text(options.json, json.dumps([entry.plain() for entry in entries], indent=1) + "\n")
+            atomic.write_json(options.json, data)
         return 0
 
 

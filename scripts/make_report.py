@@ -8,22 +8,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from headwise import atomic
-from headwise.cli import force_option, script
+from headwise.cli import of_results, results_of, script
 from headwise.report.page import report
 from headwise.tables import reading
 from headwise.written import writing
 
-REPO = Path(__file__).resolve().parent.parent
-
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--root", type=Path, default=Path("outputs"), help="where results lie (outputs)")
+    parser = of_results(__doc__)
     parser.add_argument("--name", nargs="+", default=[], metavar="EXPERIMENT", help="names of runs; all if left out")
     parser.add_argument("--out", type=Path, default=Path("outputs/report.html"), help="file (outputs/report.html)")
     parser.add_argument("--title", help="of the page; the names if left out")
-    force_option(parser)
     return parser.parse_args(arguments)
 
 
@@ -32,11 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     options = parse(arguments)
     with writing(options.out, force=options.force):
-        found = [reading.read(options.root, name, REPO) for name in dict.fromkeys(options.name or [None])]
+        found = [results_of(options.root, name) for name in dict.fromkeys(options.name or [None])]
         results = [result for part in found for result in part.results]
         damaged = [f"{path} is not a usable record; it counts as missing" for part in found for path in part.damaged]
-        for text in damaged:
-            print(f"warning: {text}", file=sys.stderr)
         title = options.title or ", ".join(options.name) or "All results"
         others = reading.others(options.root, [part.name for part in found])
         atomic.write_text(options.out, report(results, title, damaged, others))

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from headwise import atomic
-from headwise.cli import force_option, script
+from headwise.cli import of_results, results_of, script
 from headwise.errors import ConfigError
 from headwise.tables import reading
 from headwise.tables.beside import SHOW
@@ -19,15 +19,12 @@ from headwise.tables.build import compare, tables
 from headwise.tables.render import FORMATS, SUFFIXES, render
 from headwise.written import writing
 
-REPO = Path(__file__).resolve().parent.parent
-
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = of_results(__doc__)
     parser.add_argument("experiment", nargs="?", help="name of the runs: the experiment's; all runs if left out")
     parser.add_argument("--name", help="the same as EXPERIMENT, for runs named otherwise")
-    parser.add_argument("--root", type=Path, default=Path("outputs"), help="where results lie (outputs)")
     parser.add_argument("--out", type=Path, help="file to write (.md, .tex, .csv, .json); the screen if left out")
     parser.add_argument("--json", type=Path, help="also write everything unrounded as JSON")
     parser.add_argument("--format", choices=sorted(FORMATS), help="by the suffix of --out if left out, else md")
@@ -44,7 +41,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default="auto",
         help="published rows: beside comparable results (auto), the others as well but apart (always), none (never)",
     )
-    force_option(parser)
     return parser.parse_args(arguments)
 
 
@@ -54,9 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     form = options.format or _form(options.out)
     with writing(options.out, options.json, force=options.force):
-        found = reading.read(options.root, options.name or options.experiment, REPO)
-        for path in found.damaged:
-            print(f"warning: {options.root / path} is not a usable record; it counts as missing", file=sys.stderr)
+        found = results_of(options.root, options.name or options.experiment)
         title = found.name or "Results"
         if options.compare:
             made = compare(found.results, *options.compare, title=title, pool=options.pool)

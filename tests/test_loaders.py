@@ -282,7 +282,6 @@ LOADERS: dict[str, Check | str] = {
     "methods/noah.py:csv.DictReader": OURS,
     "plots.py:csv.DictReader": read_curves,
     "scripts/show_task.py:yaml.safe_load": OURS,
-    "scripts/picture_report.py:Image.open": TEXT,
 }
 """Every place that reads a file: how to give it one, or why nobody else can."""
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import shutil
+import subprocess
 import sys
-from types import ModuleType
+from pathlib import Path
 
 import pytest
-import yaml
-from hydra.utils import instantiate
 
-from made_networks import REPO, compose_config, distance, images, logits, network, perturb
+from made_networks import REPO, compose_config
 
 TEXT = (REPO / "README.md").read_text()
 
@@ -50,20 +51,46 @@ def test_links_lead_somewhere() -> None:
     assert links and all((REPO / link).is_file() for link in links)
 
 
-def test_own_method_works(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def pasted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the repository to which the two files of the README's own method were added, and nothing else."""
+    place = tmp_path_factory.mktemp("pasted")
+    for name in ("src", "conf", "tests", "scripts"):
+        shutil.copytree(REPO / name, place / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(REPO / "pyproject.toml", place)
     (code,) = (block for block in blocks("python") if "class FourierFT" in block)
     (recipe,) = blocks("yaml")
-    module = ModuleType("headwise.methods.fourier")
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    exec(compile(code, "fourier.py", "exec"), module.__dict__)
-    method = instantiate(yaml.safe_load(recipe))
-    net, x = network("vit"), images()
-    before = logits(net, x)
-    installed = method.install(net)
-    assert distance(logits(net, x), before) <= 1e-5
-    assert all(tensor.shape == (1000,) for tensor in installed.adapter().values())
-    perturb(list(installed.adapter().values()), size=1.0)
-    trained = logits(net, x)
-    assert distance(trained, before) > 1e-3
-    installed.merge()
-    assert distance(logits(net, x), trained) <= 1e-5
+    files = {"src/headwise/methods/fourier.py": code, "conf/method/fourier.yaml": recipe}
+    assert all(f"`{file}`" in TEXT and not (place / file).exists() for file in files)
+    for file, text in files.items():
+        (place / file).write_text(text, encoding="utf-8")
+    return place
+
+
+def python(place: Path, *arguments: str) -> str:
+    """What a Python of that copy prints; it must end well."""
+    environment = {**os.environ, "PYTHONPATH": str(place / "src"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=place, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+ASKING = ("test_conformance.py", "test_catalog.py", "test_configs.py", "test_fitting.py", "test_layers.py")
+"""Tests that take every method there is."""
+
+
+def test_own_method_passes_what_every_method_must(pasted: Path) -> None:
+    files = [f"tests/{name}" for name in ASKING]
+    said = python(pasted, "-m", "pytest", "-p", "no:cacheprovider", "-k", "fourier and not fourierft", *files)
+    (passed,) = re.findall(r"(\d+) passed", said)
+    assert int(passed) >= 30, said
+
+
+def test_own_method_is_in_the_catalogue_with_its_paper_and_size(pasted: Path) -> None:
+    said = python(pasted, "scripts/list_methods.py", "fourier", "--backbone", "vit_tiny_random")
+    (row,) = (line for line in said.splitlines() if line.startswith("| fourier"))
+    name, _, paper, places, merges, size, *_ = (cell.strip() for cell in row.strip("|").split("|"))
+    assert (name, paper) == ("fourier", "Gao et al., arXiv:2405.03003")
+    assert (places, merges, size) == ("q, v", "yes", "4,000")

@@ -257,7 +257,7 @@ def adapted_linear(x: Tensor, weight: Tensor, bias: Tensor | None, parts: Sequen
     scales: list[tuple[int, Tensor]] = []
     loose: list[tuple[int, Tensor]] = []
     row = 0
-    for part in parts:
+    for part in parts:  # q, k and v of a fused projection, or one linear; `row` is where its outputs begin
         if isinstance(part, AdaptedLinear) and part.delta.is_structured:
             factors = part.delta.factors()
             if factors is not None:
@@ -273,7 +273,7 @@ def adapted_linear(x: Tensor, weight: Tensor, bias: Tensor | None, parts: Sequen
         row += part.out_features
 
     start = _side_by_side(loose, weight.shape[0]) if loose else None
-    if scales:
+    if scales:  # diag(c) (W + B A) x + b: the bias is not rescaled, so it comes last
         y = lowrank_linear(x, weight, None, blocks, dense, start)
         spread = _side_by_side(scales, weight.shape[0], 1.0)
         y = (y * spread).to(y.dtype)  # rounding the scale would shift every token alike
@@ -288,7 +288,7 @@ def _blocks(row: int, factors: Factors, dropout: float) -> list[Block]:
     down, up = factors.down, factors.up
     if factors.runs is None:
         return [Block(row, down, up, dropout)]
-    width = up.shape[1]
+    width = up.shape[1]  # output rows of a group: B is (G, O // G, R)
     return [Block(row + first * width, down[first:end], up[first:end], dropout) for first, end in factors.runs]
 
 

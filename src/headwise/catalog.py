@@ -132,14 +132,14 @@ def _places(method: Method, installed: Installed, net: Backbone) -> str:
     """Where it acts: its owners without their block, or its targets, or kinds of the network's own parameters."""
     tuned = len(installed.trainable())
     if any(owner.startswith("s0.") for owner in installed.owners):
-        found = [re.sub(r"^(s\d+\.b\d+|net)\.", "", owner) for owner in installed.owners if owner != "shared"]
+        places = [re.sub(r"^(s\d+\.b\d+|net)\.", "", owner) for owner in installed.owners if owner != "shared"]
     elif method.targets:
-        found = list(method.targets)
+        places = list(method.targets)
     elif tuned == len(list(net.parameters())):
-        found = ["everything"]
+        places = ["everything"]
     else:
-        found = [f"every {name.rpartition('.')[2]}" for name in installed.adapter()]
-    return ", ".join(dict.fromkeys(found)) or "head"
+        places = [f"every {name.rpartition('.')[2]}" for name in installed.adapter()]
+    return ", ".join(dict.fromkeys(places)) or "head"
 
 
 def _noise(net: Backbone) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -1,4 +1,4 @@
-"""What every script shares: errors as text, and an exit status that tells success. Standard library only."""
+"""What every script shares: errors as text, and an exit status that tells success, runs by name. No torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from headwise.errors import HeadwiseError, Interrupted
+from headwise.tables.reading import Found, read
 
+REPO = Path(__file__).resolve().parents[2]
+"""The checkout whose ``conf`` says which experiments there are."""
 Main = Callable[[Sequence[str] | None], int]
 
 
@@ -50,6 +53,50 @@ def script(main: Main) -> Callable[..., int]:
 def force_option(parser: argparse.ArgumentParser) -> None:
     """The option of every script that writes a file, see `headwise.written.writing`."""
     parser.add_argument("--force", action="store_true", help="replace files, even those that this tool did not write")
+
+
+def of_results(description: str | None, epilog: str | None = None, *, writes: bool = True) -> argparse.ArgumentParser:
+    """The options of a script that reads finished runs by their name.
+
+    Args:
+        description, epilog: of its help.
+        writes: whether it writes files of its own and so has ``--force``.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--root", type=Path, default=Path("outputs"), help="where results lie (outputs)")
+    if writes:
+        force_option(parser)
+    return parser
+
+
+def results_of(root: Path, name: str | None, otherwise: str = "it counts as missing") -> Found:
+    """The finished runs of an experiment, or all below `root`; what cannot be read is told on stderr.
+
+    Args:
+        root: of all results.
+        name: of the runs; None for all.
+        otherwise: what becomes of a damaged record.
+    """
+    found = read(root, name, REPO)
+    for path in found.damaged:
+        print(f"warning: {root / path} is not a usable record; {otherwise}", file=sys.stderr)
+    return found
+
+
+def of_import(description: str | None, epilog: str, source: str) -> argparse.ArgumentParser:
+    """The options of a script that turns a checkpoint of other authors into a stored phase.
+
+    Args:
+        description, epilog: of its help.
+        source: what the file is.
+    """
+    parser = argparse.ArgumentParser(description=description, epilog=epilog)
+    parser.add_argument("file", type=Path, help=source)
+    parser.add_argument("out", type=Path, help="file to write, ending in .safetensors")
+    force_option(parser)
+    return parser
 
 
 def of_run(description: str | None, epilog: str | None = None) -> argparse.ArgumentParser:

@@ -145,6 +145,7 @@ class _Fused(torch.autograd.Function):
             merged = _plus(weight, dense_rows, updates)
             y = F.linear(x, _merged(merged, rows, downs, ups) if wide else merged, bias)
             y = y if start is None else y.add_(start)
+        # A x of every block in one product, (K, N); in wide types B A is inside W and no hidden is formed
         hidden = None if wide or not rows else _stacked(downs) @ x.T
         if hidden is not None:
             for row, mask, up, part in zip(rows, masks, ups, _pieces(hidden, ups), strict=True):
@@ -165,6 +166,7 @@ class _Fused(torch.autograd.Function):
         masks, downs, ups, updates = _unpack(rest, len(ctx.rows))
         grad_downs, grad_ups, grad_x = [], [], None
         if ctx.rows:
+            # dL/dB = (dL/dy) (A x)^T and dL/d(A x) = B^T (dL/dy), block by block: (O, G R) and (K, N)
             hidden = _stacked(downs) @ x.T if hidden is None else hidden
             grad_hidden = torch.empty_like(hidden)
             pieces = zip(ctx.rows, masks, ups, _pieces(hidden, ups), _pieces(grad_hidden, ups), strict=True)
@@ -176,9 +178,10 @@ class _Fused(torch.autograd.Function):
                 grad_part.copy_(_block_diagonal(up).T @ grad_rows.T)
                 if mask is not None:
                     grad_part.mul_(mask)
+            # dL/dA = dL/d(A x) x^T for all blocks at once, (K, I), cut into each block's (G, R, I)
             grad_stacked = _pieces(grad_hidden @ x, ups)
             grad_downs = [piece.view_as(down) for piece, down in zip(grad_stacked, downs, strict=True)]
-        if ctx.needs_input_grad[0]:
+        if ctx.needs_input_grad[0]:  # dL/dx = (W + D + B A)^T dL/dy, (N, I)
             merged = _plus(weight, ctx.dense_rows, updates)
             if ctx.wide:
                 grad_x = grad @ _merged(merged, ctx.rows, downs, ups)
@@ -233,7 +236,7 @@ def _pieces(stacked: Tensor, ups: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 def _merged(weight: Tensor, rows: Sequence[int], downs: Sequence[Tensor], ups: Sequence[Tensor]) -> Tensor:
     """``W + B A``, (O, I); far smaller than the activations, so forming it costs little and it is not kept."""
-    merged = weight.clone()
+    merged = weight.clone()  # the rows of each block, seen as (G, O // G, I), take B[g] A[g] in place
     for row, down, up in zip(rows, downs, ups, strict=True):
         groups, width, _ = up.shape
         merged[row : row + groups * width].view(groups, width, -1).baddbmm_(up, down)

@@ -77,10 +77,10 @@ class HeadMasking(L.Callback):
             return
         start = time.perf_counter()
         if self.gate.score_data == "last_batch":
-            self.evidence = self.last
+            self.evidence = self.last  # left behind by the last step of the warm-up, see on_train_batch_end
         else:
             self.evidence = self._full_pass(trainer, pl_module)
-        scores = {site: heads.responsiveness(found, self.gate.score) for site, found in self.evidence.items()}
+        scores = {site: heads.responsiveness(seen, self.gate.score) for site, seen in self.evidence.items()}
         self._switch(heads.choose(self.gate, scores))
         self.is_done = True
         self.seconds = time.perf_counter() - start
@@ -136,6 +136,7 @@ class HeadMasking(L.Callback):
 
     def score(self, net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[Site, Evidence]:
         """Evidence of the mean cross-entropy of `net` over `batches` of (images, labels); the gates require grad."""
+        # the gate is the buffer of ones that multiplies a head's update, (H,): dL/dgate is Eq. 5's sum over the head
         gates = {site: delta.get_buffer("active") for site, delta in self.deltas.items()}
         ups: dict[Site, nn.Parameter] = {}
         if self.gate.score == "grad_l2":
@@ -145,6 +146,7 @@ class HeadMasking(L.Callback):
         count = 0
         with torch.enable_grad():
             for images, labels in batches:
+                # sums over images, divided once at the end: batches of unequal size then weigh as their images
                 loss = F.cross_entropy(net(images).float(), labels, reduction="mean") * len(labels)
                 for total, grad in zip(sums, torch.autograd.grad(loss, inputs), strict=True):
                     total += grad
@@ -155,16 +157,17 @@ class HeadMasking(L.Callback):
     @torch.no_grad()
     def _measure(self, gates: Mapping[Site, Tensor | None], ups: Mapping[Site, Tensor | None]) -> dict[Site, Evidence]:
         """Evidence from gradients of the gates and of the up-projections."""
-        found = {}
+        evidence = {}
         for site, delta in self.deltas.items():
             gate, up, grad = gates[site], _up(delta), ups.get(site)
+            # an update without a B of its own (CaRA) is judged by its dense form: (O, I), a head is head_dim rows of it
             rows = delta.weight(self.bases(site)) if up is None else up
-            found[site] = Evidence(
+            evidence[site] = Evidence(
                 gate=torch.zeros(site.num_heads) if gate is None else gate.float().cpu(),
                 weight=heads.head_norms(rows, site.num_heads).cpu(),
                 grad=None if grad is None else heads.head_norms(grad, site.num_heads).cpu(),
             )
-        return found
+        return evidence
 
     def _switch(self, masks: Mapping[Site, Tensor]) -> None:
         for site, mask in masks.items():
@@ -175,27 +178,19 @@ class HeadMasking(L.Callback):
         return {
             "is_done": self.is_done,
             "seconds": self.seconds,
-            "evidence": _to_lists(self.evidence),
-            "last": _to_lists(self.last),
+            "evidence": {site.key: measured.to_lists() for site, measured in self.evidence.items()},
+            "last": {site.key: measured.to_lists() for site, measured in self.last.items()},
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue; a checkpoint of the warm-up alone serves every gate."""
         self.is_done = self.is_done or bool(state_dict["is_done"])
         self.seconds = float(state_dict["seconds"])
-        self.evidence = self._from_lists(state_dict["evidence"])
-        self.last = self._from_lists(state_dict["last"])
-
-    def _from_lists(self, lists: Mapping[str, Mapping[str, Any]]) -> dict[Site, Evidence]:
         by_key = {site.key: site for site in self.deltas}
-        return {
-            by_key[key]: Evidence(
-                gate=torch.tensor(values["gate"]),
-                weight=torch.tensor(values["weight"]),
-                grad=None if values["grad"] is None else torch.tensor(values["grad"]),
-            )
-            for key, values in lists.items()
-        }
+        self.evidence, self.last = (
+            {by_key[key]: Evidence.from_lists(lists) for key, lists in state_dict[name].items()}
+            for name in ("evidence", "last")
+        )
 
     def report(self) -> dict[str, Any]:
         """Plain data for the record.
@@ -208,9 +203,10 @@ class HeadMasking(L.Callback):
         counts = [sum(mask) for mask in masks.values()]
         rows = []
         for site, mask in masks.items():
-            found = self.evidence.get(site)
-            scores = None if found is None else heads.responsiveness(found, self.gate.score).tolist()
+            seen = self.evidence.get(site)
+            scores = None if seen is None else heads.responsiveness(seen, self.gate.score).tolist()
             rows.append({"stage": site.stage, "block": site.block, "proj": site.proj, "active": mask, "score": scores})
+        # the paper prices a head that is off as if its share of A went too; here A is shared, (1, R, I), and stays
         share = sum(counts) / sum(len(mask) for mask in masks.values())
         return {
             "active_heads": counts[0] if len(set(counts)) == 1 else counts,
@@ -224,13 +220,3 @@ def _up(delta: Delta) -> nn.Parameter | None:
     """The delta's own up-projection B, whose leading entries are the heads' rows; None where it has none."""
     up = dict(delta.named_parameters(recurse=False)).get("B")
     return up if isinstance(up, nn.Parameter) else None
-
-
-def _to_lists(evidence: Mapping[Site, Evidence]) -> dict[str, dict[str, Any]]:
-    return {
-        site.key: {
-            name: None if (tensor := getattr(found, name)) is None else tensor.tolist()
-            for name in ("gate", "weight", "grad")
-        }
-        for site, found in evidence.items()
-    }

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -32,6 +33,16 @@ class Evidence:
     gate: Tensor
     weight: Tensor
     grad: Tensor | None = None
+
+    def to_lists(self) -> dict[str, list[float] | None]:
+        """The same as data that JSON can hold."""
+        return {name: None if values is None else values.tolist() for name, values in vars(self).items()}
+
+    @classmethod
+    def from_lists(cls, lists: Mapping[str, list[float] | None]) -> Self:
+        """What `to_lists` gave."""
+        values: Any = {name: None if entries is None else torch.tensor(entries) for name, entries in lists.items()}
+        return cls(**values)
 
 
 def responsiveness(evidence: Evidence, score: str) -> Tensor:
@@ -96,6 +107,7 @@ def choose(gate: Gate, scores: Mapping[Site, Tensor]) -> dict[Site, Tensor]:
         return _keep_best(gate, scores)
     masks: dict[Site, Tensor] = {}
     for sites in _groups(gate, scores).values():
+        # head i of every layer of the group stands or falls together: (layers, H) summed to (H,)
         total = torch.stack([scores[site] for site in sites]).sum(0)
         mask = torch.ones_like(total)
         mask[least_responsive(total, gate.num_off(len(total)))] = 0.0
@@ -108,16 +120,19 @@ def fixed(gate: Gate, sites: Mapping[Site, object]) -> dict[Site, Tensor]:
     draw: Callable[[int], Tensor] = torch.randperm if gate.mode == "random" else torch.arange
     ranks: dict[Site, Tensor] = {}
     for members in _groups(gate, sites).values():
+        # the order in which heads go, turned into scores (H,): the place of each head in it
         ranks.update(dict.fromkeys(members, torch.argsort(draw(members[0].num_heads)).float()))
     return choose(gate, {site: ranks[site] for site in sites})
 
 
 def _keep_best(gate: Gate, scores: Mapping[Site, Tensor]) -> dict[Site, Tensor]:
+    """Masks, (H,), that leave `gate.budget` heads of all layers on, wherever they are."""
     masks = {}
     for sites in _sets(gate, scores).values():
         layers: dict[int, list[Site]] = {}
         for site in sites:
             layers.setdefault(site.block, []).append(site)
+        # one row of scores per layer, (L, H); those of pooled projections of a layer are added
         table = torch.stack([sum((scores[s] for s in members), torch.zeros(())) for members in layers.values()])
         best = torch.zeros(table.numel())
         best[torch.argsort(table.flatten(), descending=True, stable=True)[: gate.budget]] = 1.0

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from headwise.adapted import Delta, Factors
-from headwise.errors import CheckpointError, ConfigError
-from headwise.quantize import Codes, Quantizer, pack_codes, unpack_codes
+from headwise.errors import ConfigError
+from headwise.quantize import Coded, Quantizer, pack_codes, unpack_codes
 from headwise.schema.kinds import is_whole
 from headwise.sites import Site
 
@@ -85,71 +85,63 @@ class LowRank(Delta):
         self.have_heads(site, base)
         self.constant, self.dropout = float(scale), float(dropout)
         self.quantizer = quantizer
+        self.coded = {} if quantizer is None else {"A": Coded(quantizer), "B": Coded(quantizer)}
         self.A = nn.Parameter(torch.empty(groups, rank, num_inputs, device=base.device))
         self.B = nn.Parameter(torch.zeros(groups, num_rows // groups, rank, device=base.device))
         kaiming_(self.A)
-        if quantizer is not None:
+        if quantizer is not None:  # quantised, a constant matrix has no deviation and stays constant
             nn.init.trunc_normal_(self.B, std=0.001, a=-0.002, b=0.002)
+        # with a factor pair per head (HS-LoRA) a head that is off takes its A along; a shared A stays (Heart-LoRA)
         self.is_per_head = groups == site.num_heads > 1
         self.by_head = ("A", "B") if self.is_per_head else ("B",)
         self.runs: tuple[tuple[int, int], ...] | None = None
-        self.stored: dict[str, Tensor] | None = None
         self.register_load_state_dict_post_hook(lambda module, _: module.refresh())
 
     def refresh(self) -> None:
         """Find the runs of heads that are on; with a factor pair per head the others are not computed at all."""
-        self.stored = None
+        for matrix in self.coded.values():
+            matrix.stored = None  # other heads, or other latent values, have other codes
         on = self.active.bool().tolist()
         self.runs = runs_of(on) if self.is_per_head and not all(on) else None
 
     def factors(self) -> Factors:
         """A (G, R, I) and the scaled, gated B (G, O // G, R), both quantised if there is a quantiser."""
-        gate = self.gate().view(*self.B.shape[:2], 1)
+        gate = self.gate().view(*self.B.shape[:2], 1)  # a switch for every output row, (G, O // G, 1)
         down, up = self.values()
         return Factors(down, up * (gate * self.constant), self.dropout, self.runs)
 
     def values(self) -> tuple[Tensor, Tensor]:
         """A and B as they are used: quantised if there is a quantiser; after `unpack` they already are."""
-        if self.quantizer is None or self.stored is not None:
+        if not self.coded:
             return self.A, self.B
-        return self.quantizer(self.A), self.quantizer(self.B, self.site.rows(self.active).bool())
+        return self.coded["A"].value(self.A), self.coded["B"].value(self.B, self.site.rows(self.active).bool())
 
     def pack(self) -> dict[str, Tensor]:
-        """As `Delta.pack`; quantised factors as codes and (mean, deviation)."""
-        if self.quantizer is None:
+        """As `Delta.pack`; quantised factors as codes and (mean, deviation), of B without the rows of heads off."""
+        if not self.coded:
             return super().pack()
-        if self.stored is not None:
-            return dict(self.stored)
         on = self.active.bool()
         rows = self.site.rows(on)
-        down, up = self.quantizer.pack(self.A), self.quantizer.pack(self.B, rows, None if bool(on.all()) else rows)
-        stored = {"A.codes": down.codes, "A.stats": down.stats, "B.codes": up.codes, "B.stats": up.stats}
-        return stored if bool(on.all()) else {**stored, "active": pack_codes(on, 1)}
+        stored = self.coded["A"].pack(self.A, "A.")
+        if bool(on.all()):
+            return stored | self.coded["B"].pack(self.B, "B.", rows)
+        return stored | self.coded["B"].pack(self.B, "B.", rows, rows) | {"active": pack_codes(on, 1)}
 
     def unpack(self, tensors: Mapping[str, Tensor]) -> None:
         """As `Delta.unpack`; A and B then hold the stored codes' values, which are not quantised again."""
-        if self.quantizer is None:
+        if not self.coded:
             super().unpack(tensors)
             return
-        given = {name: tensor.to(self.A.device) for name, tensor in tensors.items()}
         on = torch.ones_like(self.active, dtype=torch.bool)
-        if "active" in given:
-            on = unpack_codes(given["active"], 1, len(on)).bool()
-        rows = self.site.rows(on)
-        shapes = {"A": self.A.shape, "B": torch.Size((int(rows.sum()), self.B.shape[-1]))}
-        values = {}
-        for name, shape in shapes.items():
-            stored = Codes(given[f"{name}.codes"], given[f"{name}.stats"])
-            for part, expected in (("codes", (self.quantizer.num_bytes(shape.numel()),)), ("stats", (2,))):
-                found = tuple(getattr(stored, part).shape)
-                if found != expected:
-                    raise CheckpointError(f"{name}.{part} is {found} in the file, {expected} here")
-            values[name] = self.quantizer.unpack(stored, shape)
-        self.A.data.copy_(values["A"])
-        self.B.data.zero_()
-        self.B.data.view(-1, self.B.shape[-1])[rows] = values["B"].to(self.B)
+        if "active" in tensors:
+            on = unpack_codes(tensors["active"].to(on.device), 1, len(on)).bool()
         self.switch(on.to(self.active))
-        self.stored = given
+        rows = self.site.rows(on)
+        up = self.B.data.view(-1, self.B.shape[-1])  # (O, R), a row for each output
+        self.A.data.copy_(self.coded["A"].unpack(tensors, self.A, "A."))
+        kept = self.coded["B"].unpack(tensors, up[rows], "B.")
+        up.zero_()
+        up[rows] = kept.to(up)
 
     def weight(self, base: Tensor) -> Tensor:
         """Dense update, (O, I)."""

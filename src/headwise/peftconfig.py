@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import peft
@@ -33,6 +33,30 @@ UNPREPARED: tuple[tuple[str, Any, str], ...] = (
 )
 """Where peft would run something else than was asked for unless its caller did more: the field, the value that asks for
 it (None: any), and why."""
+
+
+SIZES: Mapping[str, tuple[tuple[str, ...], Callable[..., int]]] = {
+    "LoraConfig": (("r", "use_dora"), lambda o, i, r, use_dora: r * (i + o) + (o if use_dora else 0)),
+    "AdaLoraConfig": (("init_r",), lambda o, i, init_r: init_r * (i + o + 1)),
+    "FourierFTConfig": (("n_frequency",), lambda o, i, n_frequency: n_frequency),
+    "VeraConfig": (("r",), lambda o, i, r: r + o),
+}
+"""By config: the fields that its number of parameters at one projection depends on, and the number, of O, I and them.
+AdaLoRA's is that of its initial ranks."""
+
+
+def size_of(config: Mapping[str, Any]) -> Callable[[int, int, int], int]:
+    """Parameters that a config trains at one projection, as a function of its rows O, columns I and heads.
+
+    Raises:
+        ConfigError: if that is not known here in closed form.
+    """
+    kind = config_class(config)
+    if kind.__name__ not in SIZES:
+        raise ConfigError(f"the size of {config['_target_']} is not known in closed form{suggest('', SIZES)}")
+    fields, cost = SIZES[kind.__name__]
+    given = {name: config.get(name, getattr(kind, name)) for name in fields}
+    return lambda num_rows, num_inputs, _: cost(num_rows, num_inputs, **given)
 
 
 def refuse_unprepared(values: Mapping[str, Any]) -> None:

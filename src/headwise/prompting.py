@@ -123,9 +123,9 @@ def window_attention(module: nn.Module, x: Tensor, mask: Tensor | None, extra: i
 
 def chain(module: nn.Module) -> list[Prompted]:
     """The `Prompted` wrappers around a module."""
-    found = []
+    prompted = []
     while isinstance(module, Wrapper):
         if isinstance(module, Prompted):
-            found.append(module)
+            prompted.append(module)
         module = module.inner
-    return found
+    return prompted

@@ -66,6 +66,7 @@ class SplitQKV(nn.Module):
         return self
 
     def _is_joined(self) -> bool:
+        # copying and moving a network may give the three storages of their own; then the one GEMM would read stale rows
         row_bytes = self._weight.element_size() * self._weight.shape[1]
         start = self._weight.data_ptr()
         for part in self.parts:
@@ -82,7 +83,7 @@ class SplitQKV(nn.Module):
             return torch.cat([part(x) for part in self.parts], dim=-1)
         if not torch.compiler.is_compiling() and not self._is_joined():
             self.join()
-        weight, bias = self._weight, self._bias
+        weight, bias = self._weight, self._bias  # (3 d, d) and (3 d,); autograd does not see the parts behind them
         if any(part.weight.requires_grad for part in parts):
             weight = torch.cat([part.weight for part in parts])
         if bias is not None and any(part.bias.requires_grad for part in parts):

@@ -9,6 +9,7 @@ Legend: O/I rows and columns of a matrix, K = 2^bits values.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import pairwise
@@ -47,10 +48,10 @@ def codebook(bits: int, kind: str = "kmedians") -> tuple[tuple[float, ...], tupl
     count = 2**bits
     values = [0.0] * count if kind == "kmedians" else [_NORMAL.inv_cdf((k + 0.5) / count) for k in range(count)]
     thresholds: list[float] = []
-    for _ in range(_ROUNDS):
+    for _ in range(_ROUNDS):  # Lloyd's two steps: thresholds for the values, then values for the cells between them
         thresholds = [(low + high) / 2 for low, high in pairwise(values)]
         levels = [0.0, *map(_NORMAL.cdf, thresholds), 1.0]
-        if kind == "kmedians":
+        if kind == "kmedians":  # half of a cell's mass lies on either side of its median
             values = [_NORMAL.inv_cdf((low + high) / 2) for low, high in pairwise(levels)]
         else:
             heights = [0.0, *map(_NORMAL.pdf, thresholds), 0.0]
@@ -154,6 +155,7 @@ class Quantizer:
             rows: bool, rows of the flattened matrix to store; None for all.
         """
         mean, deviation = self.statistics(weight, active_rows)
+        # codes of the matrix as rows, (O, I), of which those of heads that are off are left out
         codes = _codes((weight - mean) / (deviation + EPSILON), self._tables(weight)[1]).flatten(0, -2)
         chosen = codes if rows is None else codes[rows]
         stats = torch.stack([mean, deviation]).to(at_least_float32(weight))
@@ -171,6 +173,46 @@ class Quantizer:
         return _look_up(codes, self._tables(stored.stats)[0]) * deviation + mean
 
 
+class Coded:
+    """One latent matrix of a module, as it is used and stored: while it trains, it is quantised at every use.
+
+    Attributes:
+        quantizer: of the matrix.
+        stored: codes that were read from a file; the matrix then holds their values and is not quantised again.
+    """
+
+    def __init__(self, quantizer: Quantizer) -> None:
+        self.quantizer = quantizer
+        self.stored: Codes | None = None
+
+    def value(self, latent: Tensor, active_rows: Tensor | None = None) -> Tensor:
+        """The matrix as it is used, same shape; arguments as of `Quantizer.__call__`."""
+        return latent if self.stored is not None else self.quantizer(latent, active_rows)
+
+    def pack(
+        self, latent: Tensor, prefix: str = "", active_rows: Tensor | None = None, rows: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """``codes`` and ``stats``, their names behind `prefix`; other arguments as of `Quantizer.pack`."""
+        codes = self.stored or self.quantizer.pack(latent, active_rows, rows)
+        return {f"{prefix}codes": codes.codes, f"{prefix}stats": codes.stats}
+
+    def unpack(self, tensors: Mapping[str, Tensor], like: Tensor, prefix: str = "") -> Tensor:
+        """The values of what `pack` stored, shaped as `like` and on its device; they stand from now on.
+
+        Raises:
+            CheckpointError: if the codes are of a matrix of another shape.
+        """
+        stored = Codes(*(tensors[prefix + part].to(like.device) for part in ("codes", "stats")))
+        expected = {"codes": (self.quantizer.num_bytes(like.numel()),), "stats": (2,)}
+        for part, shape in expected.items():
+            given = tuple(getattr(stored, part).shape)
+            if given != shape:
+                raise CheckpointError(f"{prefix}{part} is {given} in the file, {shape} here")
+        values = self.quantizer.unpack(stored, like.shape)
+        self.stored = stored
+        return values
+
+
 def pack_codes(codes: Tensor, bits: int) -> Tensor:
     """Codes (N,) of `bits` bits as bytes, (ceil(N * bits / 8),) uint8; the first code in the lowest bits.
 
@@ -181,7 +223,7 @@ def pack_codes(codes: Tensor, bits: int) -> Tensor:
     rest = -len(codes) % per_byte
     if rest:
         codes = torch.cat([codes, codes.new_zeros(rest)])
-    shifts = torch.arange(per_byte, dtype=torch.uint8, device=codes.device) * bits
+    shifts = torch.arange(per_byte, dtype=torch.uint8, device=codes.device) * bits  # (codes per byte,)
     return (codes.view(-1, per_byte) << shifts).sum(1, dtype=torch.uint8)
 
 

@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headwise.bottleneck import Bottleneck
-from headwise.errors import CheckpointError
-from headwise.quantize import Codes, Quantizer
+from headwise.quantize import Coded, Quantizer
 
 
 class QuantizedLinear(nn.Linear):
@@ -27,16 +26,20 @@ class QuantizedLinear(nn.Linear):
         A constant weight would never learn: it is replaced by a normal one, std 0.001 cut at 0.002.
         """
         super().__init__(linear.in_features, linear.out_features, bias=False, device=linear.weight.device)
-        self.quantizer = quantizer
-        self.stored: dict[str, Tensor] | None = None
+        self.coded = Coded(quantizer)
         with torch.no_grad():
             self.weight.copy_(linear.weight)
             if bool((self.weight == self.weight[0, 0]).all()):
                 nn.init.trunc_normal_(self.weight, std=0.001, a=-0.002, b=0.002)
 
+    @property
+    def quantizer(self) -> Quantizer:
+        """Of the weight."""
+        return self.coded.quantizer
+
     def value(self) -> Tensor:
         """The weight as it is used, (O, I)."""
-        return self.weight if self.stored is not None else self.quantizer(self.weight)
+        return self.coded.value(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """Output (..., O) for x (..., I)."""
@@ -44,10 +47,7 @@ class QuantizedLinear(nn.Linear):
 
     def pack(self) -> dict[str, Tensor]:
         """Codes of the weight, and its mean and deviation."""
-        if self.stored is not None:
-            return dict(self.stored)
-        packed = self.quantizer.pack(self.weight)
-        return {"codes": packed.codes, "stats": packed.stats}
+        return self.coded.pack(self.weight)
 
     def unpack(self, tensors: Mapping[str, Tensor]) -> None:
         """Use stored codes from now on, without quantising again.
@@ -55,12 +55,7 @@ class QuantizedLinear(nn.Linear):
         Raises:
             CheckpointError: if they do not fit the shape.
         """
-        given = {name: tensors[name].to(self.weight.device) for name in ("codes", "stats")}
-        for name, expected in (("codes", (self.quantizer.num_bytes(self.weight.numel()),)), ("stats", (2,))):
-            if tuple(given[name].shape) != expected:
-                raise CheckpointError(f"{name} is {tuple(given[name].shape)} in the file, {expected} here")
-        self.weight.data.copy_(self.quantizer.unpack(Codes(given["codes"], given["stats"]), self.weight.shape))
-        self.stored = given
+        self.weight.data.copy_(self.coded.unpack(tensors, self.weight))
 
     @torch.no_grad()
     def plain(self) -> nn.Linear:

@@ -159,20 +159,20 @@ def check_block(block: nn.Module) -> None:
 
 def through(model: nn.Module, path: str) -> str:
     """The path of a module of the pretrained network at this moment: `path` with ``inner`` where wrappers stand."""
-    module, found = model, []
+    module, names = model, []
     for name in path.split("."):
         while isinstance(module, Wrapper):
             module = module.inner
-            found.append("inner")
+            names.append("inner")
         module = module.get_submodule(name) if hasattr(module, name) else module
-        found.append(name)
-    return ".".join(found)
+        names.append(name)
+    return ".".join(names)
 
 
 def wrappers(model: nn.Module) -> list[tuple[str, Wrapper]]:
     """(path, wrapper), inner ones before those around them."""
-    found = [(path, module) for path, module in model.named_modules() if isinstance(module, Wrapper)]
-    return found[::-1]
+    outer_first = [(path, module) for path, module in model.named_modules() if isinstance(module, Wrapper)]
+    return outer_first[::-1]
 
 
 def pretrained_modules(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:

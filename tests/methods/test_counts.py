@@ -10,9 +10,12 @@ import pytest
 import timm
 import torch
 from made_native import build, count, vit_b16
+from torch import nn
 
 from headwise.backbone import Backbone
 from headwise.catalog import measure, printed_sizes
+from headwise.errors import ConfigError
+from made_networks import NETWORKS, network, plain_timm
 
 COUNTS = {
     "full": 85_798_656,
@@ -64,7 +67,27 @@ def of(setting: str) -> Any:
 
 @pytest.mark.parametrize("setting", COUNTS)
 def test_count_on_vit_b16(setting: str) -> None:
-    assert count(of(setting)) == COUNTS[setting]
+    method = of(setting)
+    assert count(method) == method.count(vit_b16()) == COUNTS[setting]
+
+
+@pytest.mark.parametrize("family", NETWORKS)
+def test_what_trains_of_the_network_itself_is_counted_as_timm_has_it(family: str) -> None:
+    net, plain = network(family), plain_timm(family)
+    sizes = {name: p.numel() for name, p in plain.named_parameters() if not name.startswith("head.")}
+    assert of("full").count(net) == sum(sizes.values())
+    assert of("bitfit").count(net) == sum(size for name, size in sizes.items() if name.endswith(".bias"))
+    kinds = (nn.Linear, nn.LayerNorm, nn.Conv2d)
+    layers = [m for name, m in plain.named_modules() if isinstance(m, kinds) and not name.startswith("head")]
+    assert of("ssf").count(net) == sum(layer.weight.shape[0] * (1 + (layer.bias is not None)) for layer in layers)
+
+
+def test_what_cannot_be_counted_says_why() -> None:
+    with pytest.raises(ConfigError, match=r"'spt_lora' has no size before its prepare\(\) has seen"):
+        of("spt_lora").count(vit_b16())
+    loha = of("peft method.config._target_=peft.LoHaConfig")
+    with pytest.raises(ConfigError, match=r"size of peft\.LoHaConfig is not known in closed form.*LoraConfig"):
+        loha.count(vit_b16())
 
 
 @pytest.mark.parametrize("size", [size for size in printed_sizes() if size.setting], ids=lambda s: f"{s.paper}-{s.row}")
@@ -89,7 +112,7 @@ def real() -> Backbone:
 @pytest.mark.parametrize(("setting", "parameters", "stored"), NEEDING_WEIGHTS)
 def test_counts_that_need_weights(setting: str, parameters: int, stored: int | None) -> None:
     (entry,) = measure(setting, "", of(setting).phases(), real())
-    assert entry.num_tunable == parameters
+    assert entry.num_tunable == of(setting).count(vit_b16()) == parameters
     assert stored is None or entry.stored_bytes == stored
 
 

@@ -15,7 +15,7 @@ from headwise.results.store import ResultStore
 from headwise.tables.lineup import lineups, markdown, plain
 from made_results import run
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "make_methods_table.py"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "list_methods.py"
 PROBE = {"_target_": "headwise.methods.baselines.Linear"}
 
 
@@ -87,21 +87,24 @@ def test_what_was_not_measured_stays_empty() -> None:
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    spec = importlib.util.spec_from_file_location("make_methods_table", SCRIPT)
+    spec = importlib.util.spec_from_file_location("list_methods", SCRIPT)
     assert spec is not None
     assert spec.loader is not None
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    assert script.main(["methods", "--root", str(tmp_path)]) == 1
+    assert script.main(["--runs", "methods", "--root", str(tmp_path)]) == 1
     assert "no finished run of 'methods' under" in capsys.readouterr().err
     probe = made("linear", 80.0, spec=PROBE, name="methods")
     ResultStore(tmp_path).put(probe.key, probe)
-    out = tmp_path / "docs" / "table.md"
-    assert script.main(["methods", "--root", str(tmp_path), "--out", str(out)]) == 0
+    out, data = tmp_path / "docs" / "table.md", tmp_path / "docs" / "table.json"
+    asked = ["--runs", "methods", "--root", str(tmp_path), "--out", str(out), "--json", str(data)]
+    assert script.main(asked) == 0
     assert out.read_text() == capsys.readouterr().out
-    assert json.loads(out.with_suffix(".json").read_text())[0]["lines"][0]["method"] == "linear"
+    assert json.loads(data.read_text())[0]["lines"][0]["method"] == "linear"
     damaged = tmp_path / "methods" / "lora" / "eurosat" / "base" / "seed-0" / "result.json"
     damaged.parent.mkdir(parents=True)
     damaged.write_text("{")
-    assert script.main(["methods", "--root", str(tmp_path), "--out", str(out)]) == 0
+    assert script.main(asked) == 0
     assert "1 damaged record(s) count as missing: methods/lora/eurosat/base/seed-0/result.json." in out.read_text()
+    assert script.main([*asked, "lora"]) == 1
+    assert "give no methods, --papers or --set" in capsys.readouterr().err

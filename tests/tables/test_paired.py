@@ -132,6 +132,18 @@ def test_a_table_of_two_methods() -> None:
     assert table.paired["phase"].tolist() == ["P2 - lora P1"]
 
 
+def test_two_copies_of_the_images_are_compared_as_rows_of_one_method() -> None:
+    """What JPEG costs: `experiment=lossy` trains one method on images as they are and on lossy copies."""
+    exact = [run(seed=seed, accuracy=(80.0 + 2 * seed,), data="png") for seed in (0, 1, 2)]
+    copies = [
+        run(seed=seed, accuracy=(77.0 + 4 * seed,), data="jpeg", labels=["lossy"], variant="lossytrue")
+        for seed in (0, 1)
+    ]
+    (table,) = compare([*exact, *copies], "lora (lossytrue)", "lora", pool=True)
+    (found,) = table.contrasts.to_dict("records")
+    assert (found["mean"], found["pairs"], found["wins"]) == (-2.0, 2, 0)
+
+
 def test_methods_of_different_settings_do_not_meet_unasked() -> None:
     results = [run("a"), run("b", protocol={**PROTOCOL, "lr": 1})]
     with pytest.raises(ConfigError, match=r"share no task and seed in one setting.*protocol.lr: 0.001 vs 1.*--pool"):

@@ -17,7 +17,7 @@ from headwise.backbone import Backbone
 from headwise.bottleneck import Bottleneck
 from headwise.errors import ConfigError, suggest
 from headwise.methods.base import Installed, Method, Plan
-from headwise.methods.structural import blocks, install_parts, place, refuse_targets, width_of
+from headwise.methods.structural import blocks, install_parts, per_block, place, refuse_targets, width_of
 from headwise.schema.kinds import Count, Factor, Rate
 from headwise.wrapping import After, AfterBlock, unwrapped
 
@@ -82,6 +82,16 @@ class Adapters(Method):
         """As `Method.spec`, without the parts that these adapters do not have."""
         values = super().spec()
         return {name: v for name, v in values.items() if v or name not in ("channel_scale", "drop_path")}
+
+    def count(self, net: Backbone) -> int:
+        """2 C h per adapter, with biases + h + C, with channel scales + C; norms 4 C per block."""
+        hidden = self.hidden
+
+        def cost(c: int) -> int:
+            adapter = 2 * c * hidden + (hidden + c if self.bias else 0) + (c if self.channel_scale else 0)
+            return len(PLACES[self.placement]) * adapter + (4 * c if self.train_ln else 0)
+
+        return per_block(net, cost)
 
     def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
         """Wrap attention and MLP of every block, or the block.

@@ -12,7 +12,7 @@ from typing import ClassVar
 from headwise.backbone import Backbone
 from headwise.bottleneck import Bottleneck
 from headwise.methods.base import Installed, Method, Plan
-from headwise.methods.structural import beside_mlps, install_parts, refuse_targets
+from headwise.methods.structural import beside_mlps, install_parts, per_block, refuse_targets
 from headwise.schema.kinds import Count, Factor, Rate
 
 
@@ -42,6 +42,10 @@ class AdaptFormer(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         refuse_targets(self)
+
+    def count(self, net: Backbone) -> int:
+        """2 C h per block, with biases + h + C."""
+        return per_block(net, lambda c: 2 * c * self.hidden + (self.hidden + c if self.bias else 0))
 
     def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
         """Wrap every block.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,6 +29,9 @@ Plan = dict[str, Any]
 """What `Method.prepare` found out before installing: plain data that JSON can hold."""
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 """Gives normalised images (B, 3, S, S) and labels (B,) of the training set in a fixed order, every image once."""
+
+
+_DECLARED = "gateable: ClassVar[bool] = True"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,9 +86,17 @@ class Method:
         if gate is not None and not self.gateable:
             raise ConfigError(
                 f"method {self.label} ({type(self).__name__}) has no gate on its heads, got gate={gate.mode}; allowed: "
-                "lora, pissa, dora, cara, head_lora, bi_lora; not methods from peft or in wrapped modules"
+                f"methods of the classes {', '.join(_gateable())}, and classes of your own that set gateable = True"
             )
         return gate
+
+    def count(self, net: Backbone) -> int:
+        """Tunable parameters in closed form, without the head, from the sizes of the network alone.
+
+        It builds nothing, so that the tests can hold what was declared against what is installed. A method whose
+        `prepare` makes a plan is given that too: ``count(net, plan)``.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not declare how many parameters it trains: count(net)")
 
     def build(self, site: Site, base: Tensor) -> Delta:
         """The delta of one projection; base is its weight, (O, I). The one thing most methods write."""
@@ -175,6 +187,25 @@ class Method:
         if gate is None:
             del values["gate"]
         return {"_target_": f"{type(self).__module__}.{type(self).__qualname__}", **effective_method(_plain(values))}
+
+
+def _gateable() -> list[str]:
+    """Classes of this package that declare gates, found by reading: importing every method would load peft as well."""
+    names = []
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and any(ast.unparse(line) == _DECLARED for line in node.body):
+                names.append(node.name)
+    return names
+
+
+def per_projection(net: Backbone, targets: Sequence[str], cost: Callable[[int, int, int], int]) -> int:
+    """Sum of ``cost(O, I, H)`` over the projections in `targets`: rows, columns and heads of each."""
+    total = 0
+    for site, base in net.bases(targets).items():
+        num_rows, num_inputs = base.shape
+        total += cost(num_rows, num_inputs, site.num_heads)
+    return total
 
 
 def _plain(value: Any) -> Any:

@@ -63,6 +63,10 @@ class Linear(Method):
         super().__post_init__()
         refuse_targets(self)
 
+    def count(self, net: Backbone) -> int:
+        """None beside the head."""
+        return 0
+
     def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
         """Freeze everything but the head."""
         return Probe(net, {})
@@ -78,6 +82,10 @@ class Full(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         refuse_targets(self)
+
+    def count(self, net: Backbone) -> int:
+        """All of the network's."""
+        return sum(_own_sizes(net).values())
 
     def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
         """Free everything that is the network's own.
@@ -103,7 +111,17 @@ class BitFit(Method):
         super().__post_init__()
         refuse_targets(self)
 
+    def count(self, net: Backbone) -> int:
+        """The length of every bias outside the head."""
+        return sum(size for name, size in _own_sizes(net).items() if name.endswith(".bias"))
+
     def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
         """Free the biases."""
         own = pretrained_parameters(net.model)
         return BaseTuning(net, {name: bias for name, bias in own.items() if name.endswith(".bias")})
+
+
+def _own_sizes(net: Backbone) -> dict[str, int]:
+    """Entries of each of the pretrained network's parameters outside the head, by its path at this moment."""
+    head = set(map(id, net.head.parameters()))
+    return {name: own.numel() for name, own in pretrained_parameters(net.model).items() if id(own) not in head}

@@ -11,7 +11,7 @@ from torch import nn
 from headwise.backbone import Backbone
 from headwise.bottleneck import Bottleneck
 from headwise.methods.base import Installed, Method, Plan
-from headwise.methods.structural import beside_mlps, install_parts, refuse_targets
+from headwise.methods.structural import beside_mlps, install_parts, per_block, refuse_targets
 from headwise.quantize import Quantizer
 from headwise.quantized import QuantizedBottleneck, QuantizedLinear
 from headwise.schema.kinds import CodeBits, Count, Factor, Rate
@@ -50,6 +50,10 @@ class BiAdaptFormer(Method):
         for bits in (self.bits, self.head_bits):
             if bits is not None:
                 Quantizer(bits, self.codebook)
+
+    def count(self, net: Backbone) -> int:
+        """2 C h latent ones per block, whatever they are stored in."""
+        return per_block(net, lambda c: 2 * c * self.hidden)
 
     def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
         """Wrap every block.

@@ -15,7 +15,7 @@ from torch import Tensor
 from headwise.adapted import Delta
 from headwise.backbone import Backbone
 from headwise.lowrank import LowRank
-from headwise.methods.base import Installed, Method, Plan
+from headwise.methods.base import Installed, Method, Plan, per_projection
 from headwise.quantize import Quantizer
 from headwise.quantized import QuantizedLinear
 from headwise.schema.kinds import Bits, CodeBits, Count, Factor, Rate
@@ -65,6 +65,10 @@ class BiLoRA(Method):
         if self.bits == 32:
             return None
         return Quantizer(self.bits, self.codebook, self.stats)
+
+    def count(self, net: Backbone) -> int:
+        """r (I + O) latent ones per projection, whatever they are stored in."""
+        return per_projection(net, self.targets, lambda o, i, _: self.rank * (i + o))
 
     def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
         """As any method of deltas; with `head_bits`, over a quantised classifier that becomes plain when merged."""

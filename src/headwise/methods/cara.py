@@ -26,7 +26,7 @@ from headwise.backbone import Backbone
 from headwise.errors import ConfigError
 from headwise.methods.base import Installed, Method, Plan
 from headwise.schema.kinds import AtLeast0, Count, Factor, Rate
-from headwise.sites import PROJECTIONS, QKV, Site, common_width
+from headwise.sites import PROJECTIONS, QKV, Site, by_stage, common_width
 
 
 class AttentionFactors(nn.Module):
@@ -136,6 +136,22 @@ class CaRA(Method):
                 f"mean and std of method {self.label!r} are both 0: an update that is zero on both sides never learns"
             )
 
+    def count(self, net: Backbone) -> int:
+        """In each stage R components of two tensors, each with its weight, and the biases, as the class says."""
+        total, bases = 0, net.bases(self.targets)
+        for sites in by_stage(bases):
+            heads, rest = ([s for s in sites if (s.proj in QKV) == wanted] for wanted in (True, False))
+            if heads:
+                first = heads[0]
+                sides = len(heads) + bases[first].shape[1] + first.num_heads + first.head_dim  # 3 L, d, H, e
+                total += self.rank * (sides + 1)
+            if rest:
+                width = min(bases[rest[0]].shape)
+                slots = sum(bases[site].numel() for site in rest) // width**2  # 1 + 2 m in each block
+                total += self.rank * (slots + 2 * width + 1)
+                total += sum({site.proj: bases[site].shape[0] for site in rest}.values())
+        return total
+
     def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
         """As any method of deltas.
 
@@ -150,8 +166,8 @@ class CaRA(Method):
     def build_all(self, bases: Mapping[Site, Tensor]) -> dict[Site, Delta]:
         """Two factor sets per stage, one delta per projection."""
         deltas: dict[Site, Delta] = {}
-        for _, stage in itertools.groupby(bases, key=lambda site: site.stage):
-            deltas |= self._stage({site: bases[site] for site in stage})
+        for sites in by_stage(bases):
+            deltas |= self._stage({site: bases[site] for site in sites})
         return {site: deltas[site] for site in bases}
 
     def _stage(self, bases: Mapping[Site, Tensor]) -> dict[Site, Delta]:

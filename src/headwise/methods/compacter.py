@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from headwise.backbone import Backbone
 from headwise.errors import ConfigError
 from headwise.methods.base import Installed, Method, Plan
-from headwise.methods.structural import blocks, install_parts, place, refuse_targets, width_of
+from headwise.methods.structural import blocks, install_parts, per_block, place, refuse_targets, width_of
 from headwise.schema.kinds import Count, Positive, is_whole
 from headwise.wrapping import After
 
@@ -103,6 +103,13 @@ class Compacter(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         refuse_targets(self)
+
+    def count(self, net: Backbone) -> int:
+        """2 (C + b) per adapter, with biases + b + C, and n^3 for the whole network."""
+        places, biases = 1 if self.plus_plus else 2, self.bias
+        return self.terms**3 + per_block(
+            net, lambda c: places * (2 * (c + self.hidden) + (c + self.hidden if biases else 0))
+        )
 
     def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
         """Wrap attention and MLP of every block.

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from headwise.adapted import Delta, Factors
+from headwise.backbone import Backbone
 from headwise.lowrank import check_rank, kaiming_
-from headwise.methods.base import Method
+from headwise.methods.base import Method, per_projection
 from headwise.schema.kinds import Count, Factor
 from headwise.sites import QKV, Site
 from headwise.wrapping import at_least_float32
@@ -97,6 +98,10 @@ class DoRA(Method):
     scale: Factor = 1.0
 
     gateable: ClassVar[bool] = True
+
+    def count(self, net: Backbone) -> int:
+        """r (I + O) + O per projection."""
+        return per_projection(net, self.targets, lambda o, i, _: self.rank * (i + o) + o)
 
     def build(self, site: Site, base: Tensor) -> Delta:
         """One magnitude per row, one low-rank direction per projection."""

@@ -20,7 +20,7 @@ from headwise.adapted import Delta, Factors
 from headwise.backbone import Backbone
 from headwise.errors import ConfigError
 from headwise.lowrank import kaiming_
-from headwise.methods.base import Installed, Method, Plan
+from headwise.methods.base import Installed, Method, Plan, per_projection
 from headwise.schema.kinds import Count, Factor, Seed, is_whole
 from headwise.sites import Site
 
@@ -137,6 +137,10 @@ class DyLoRA(Method):
             raise ConfigError(
                 f"inference_rank of method {self.label!r} must be in 1..{self.rank}, got {self.inference_rank}"
             )
+
+    def count(self, net: Backbone) -> int:
+        """R (I + O) per projection."""
+        return per_projection(net, self.targets, lambda o, i, _: self.rank * (i + o))
 
     def build_all(self, bases: Mapping[Site, Tensor]) -> dict[Site, Delta]:
         """Deltas that look at the same drawn rank."""

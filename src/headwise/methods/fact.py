@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from headwise.adapted import Delta, Factors
+from headwise.backbone import Backbone
 from headwise.errors import ConfigError, suggest
 from headwise.methods.base import Method
 from headwise.schema.kinds import Count, Factor, Rate, is_whole
@@ -141,6 +142,16 @@ class FacT(Method):
         super().__post_init__()
         if self.kind not in KINDS:
             raise ConfigError(f"unknown kind of FacT {self.kind!r}{suggest(self.kind, KINDS)}")
+
+    def count(self, net: Backbone) -> int:
+        """In each stage U and V, 2 d r, and S: r^2 per slot (TT), or r per slot and a core of r^3 (TK)."""
+        total, bases = 0, net.bases(self.targets)
+        for sites in by_stage(bases):
+            width = min(bases[sites[0]].shape)
+            slots = sum(bases[site].numel() for site in sites) // width**2  # squares of d that the weights make
+            middle = slots * self.rank**2 if self.kind == "tt" else slots * self.rank + self.rank**3
+            total += 2 * width * self.rank + middle
+        return total
 
     def build_all(self, bases: Mapping[Site, Tensor]) -> dict[Site, Delta]:
         """One `Shared` per stage, for TK one `Core` as well, and one delta per projection.

@@ -9,9 +9,10 @@ from typing import ClassVar
 from torch import Tensor
 
 from headwise.adapted import Delta
+from headwise.backbone import Backbone
 from headwise.errors import ConfigError
 from headwise.lowrank import LowRank
-from headwise.methods.base import Method
+from headwise.methods.base import Method, per_projection
 from headwise.schema.kinds import Count, Factor, Rate, Text
 from headwise.sites import QKV, Site
 
@@ -35,6 +36,10 @@ class HeadLoRA(Method):
     dropout: Rate = 0.0
 
     gateable: ClassVar[bool] = True
+
+    def count(self, net: Backbone) -> int:
+        """r' (H I + O) per projection."""
+        return per_projection(net, self.targets, lambda o, i, h: self.rank * (h * i + o))
 
     def build(self, site: Site, base: Tensor) -> Delta:
         """One group of rows per head.
@@ -118,11 +123,19 @@ class MatchedLoRA(Method):
     scale: Factor = 1.0
     dropout: Rate = 0.0
 
+    def count(self, net: Backbone) -> int:
+        """r (I + O) per projection, all together as many as `HeadLoRA` has, to within one rank of one projection."""
+        shapes = {site: (base.shape[0], base.shape[1]) for site, base in net.bases(self.targets).items()}
+        ranks = matched_ranks(self.head_rank, shapes)
+        return sum(ranks[site] * sum(shape) for site, shape in shapes.items())
+
     def build_all(self, bases: Mapping[Site, Tensor]) -> dict[Site, Delta]:
         """One group of rows each, of the matched ranks."""
         ranks = matched_ranks(self.head_rank, {site: (base.shape[0], base.shape[1]) for site, base in bases.items()})
-        scale, dropout = self.scale, self.dropout
-        return {site: LowRank(site, base, ranks[site], 1, scale, dropout) for site, base in bases.items()}
+        return {
+            site: LowRank(site, base, ranks[site], groups=1, scale=self.scale, dropout=self.dropout)
+            for site, base in bases.items()
+        }
 
 
 def matched_ranks(head_rank: int, shapes: Mapping[Site, tuple[int, int]]) -> dict[Site, int]:

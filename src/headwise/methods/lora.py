@@ -9,9 +9,10 @@ from typing import ClassVar
 from torch import Tensor
 
 from headwise.adapted import Delta
+from headwise.backbone import Backbone
 from headwise.errors import ConfigError
 from headwise.lowrank import LowRank
-from headwise.methods.base import Method
+from headwise.methods.base import Method, per_projection
 from headwise.schema.kinds import Count, Factor, Rate
 from headwise.sites import QKV, Site
 
@@ -35,6 +36,12 @@ class LoRA(Method):
     fused: bool = False
 
     gateable: ClassVar[bool] = True
+
+    def count(self, net: Backbone) -> int:
+        """r (I + O) per projection; `fused` r (I + 3 O) per block."""
+        alone = per_projection(net, self.targets, lambda o, i, _: self.rank * (i + o))
+        shared = per_projection(net, ["k", "v"], lambda _, i, __: self.rank * i) if self.fused else 0
+        return alone - shared
 
     def build(self, site: Site, base: Tensor) -> Delta:
         """One group of rows: the update is shared by all heads."""

@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headwise.adapted import Delta
+from headwise.backbone import Backbone
 from headwise.errors import ConfigError
-from headwise.methods.base import Method
+from headwise.methods.base import Method, per_projection
 from headwise.schema.kinds import Count, is_whole
 from headwise.sites import Site
 
@@ -112,6 +113,14 @@ class MoRA(Method):
 
     rank: Count
     type: int = 6
+
+    def count(self, net: Backbone) -> int:
+        """m^2 per projection."""
+        even = 2 if self.type == 6 else 1
+        # the nearest whole square root of LoRA's size; a rotation by pairs needs an even one
+        return per_projection(
+            net, self.targets, lambda o, i, _: (int((self.rank * (i + o)) ** 0.5 + 0.5) // even * even) ** 2
+        )
 
     def build(self, site: Site, base: Tensor) -> Delta:
         """One square matrix."""

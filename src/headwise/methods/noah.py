@@ -167,6 +167,11 @@ class NOAH(Method):
         }
         return picked, f"published for {self.task}"
 
+    def count(self, net: Backbone) -> int:
+        """Those of the subnet, `num_parameters`."""
+        keys = [key for key, _, _ in blocks(net)]
+        return num_parameters(self.sizes(len(keys))[0], width_of(net, keys[0]))
+
     def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
         """Put deltas at q, k and v, wrap every block, the end of its MLP branch, and the final norm.
 
@@ -224,12 +229,12 @@ class SupernetInstalled(Installed):
 
     def report(self) -> dict[str, Any]:
         """The subnet that was found, and how; nothing before."""
-        found = self.searching.found
-        if found is None:
+        best = self.searching.found
+        if best is None:
             return super().report()
         recipe = self.searching.recipe.spec()
-        facts = {"parameters": found.cost, "num_tried": found.num_tried, "best": found.best, "recipe": recipe}
-        return {**super().report(), "subnet": found.subnet, "evolution": facts}
+        facts = {"parameters": best.cost, "num_tried": best.num_tried, "best": best.best, "recipe": recipe}
+        return {**super().report(), "subnet": best.subnet, "evolution": facts}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,6 +265,12 @@ class Supernet(Method):
     def spec(self) -> dict[str, Any]:
         """As `Method.spec`; the start only where it is the authors'."""
         return _read(super().spec(), "init")
+
+    def count(self, net: Backbone) -> int:
+        """Those of the largest subnet, `num_parameters`."""
+        keys = [key for key, _, _ in blocks(net)]
+        largest = [max(Evolution.of(self.search).sizes)] * len(keys)
+        return num_parameters(dict.fromkeys(KINDS, largest), width_of(net, keys[0]))
 
     def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
         """As NOAH, at the largest size everywhere.
@@ -303,12 +314,12 @@ def _insert(
     net: Backbone, subnet: Subnet, dropout: float, prompts_of: type[Prompts], adapter_of: type[Bottleneck]
 ) -> tuple[dict[str, nn.Module], list[Prompted]]:
     """Put in prompts and adapters; the new modules by owner, and the wrappers of the blocks and of the final norm."""
-    found = list(blocks(net))
+    members = list(blocks(net))
     owners: dict[str, nn.Module] = {}
     wrappers: list[Prompted] = []
-    live = [sum(w.count for w in chain(block) if w.at_end) for _, _, block in found]
+    live = [sum(w.count for w in chain(block) if w.at_end) for _, _, block in members]
     previous = 0
-    for index, (key, path, block) in enumerate(found):
+    for index, (key, path, block) in enumerate(members):
         check_block(block)
         width = width_of(net, key)
         count, hidden = subnet["prompt_tokens"][index], subnet["adapter_width"][index]

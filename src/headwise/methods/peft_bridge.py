@@ -23,9 +23,18 @@ from torch import Tensor, nn
 from headwise.adalora import ADAPTER, Allocator, schedule
 from headwise.backbone import Backbone
 from headwise.errors import ConfigError
-from headwise.methods.base import Batches, Installed, Method, Plan
+from headwise.methods.base import Batches, Installed, Method, Plan, per_projection
 from headwise.named import check_names, copy_into
-from headwise.peftconfig import REFUSALS, build_config, config_class, is_adalora, is_lora_ga, refuse_unprepared, strict
+from headwise.peftconfig import (
+    REFUSALS,
+    build_config,
+    config_class,
+    is_adalora,
+    is_lora_ga,
+    refuse_unprepared,
+    size_of,
+    strict,
+)
 from headwise.qkv import SplitQKV
 from headwise.schema.kinds import Positive
 from headwise.sites import PROJECTIONS, Site, select
@@ -44,8 +53,7 @@ GRADIENT = "_peft_loraga_grad"
 class PeftMethod(Method):
     """A method of the peft library on our projections; its layers are called one by one, not fused.
 
-    Not gateable. Parameters: peft's; LoRA, DoRA and PiSSA as ours, AdaLoRA r * (I + O + 1) per projection at its
-    initial rank, 885,312 at r = 16 on q, k, v of ViT-B/16; FourierFT n per projection; VeRA r + O.
+    Not gateable. Parameters: see `headwise.peftconfig.SIZES`; AdaLoRA 885,312 at r = 16 on q, k, v of ViT-B/16.
 
     Attributes:
         config: ``_target_`` (``peft.LoraConfig``) and the fields of that config, plain data. AdaLoRA's ``total_step``
@@ -70,6 +78,10 @@ class PeftMethod(Method):
         if self.adapter_lr is None:
             del values["adapter_lr"]
         return values
+
+    def count(self, net: Backbone, plan: Plan | None = None) -> int:
+        """That of the config at each projection, see `size_of`."""
+        return per_projection(net, self.targets, size_of(self.config))
 
     def rehearse(self, net: Backbone) -> None:
         """There are no gradients yet for LoRA-GA to start from; everything else is as it will be."""

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from headwise.adapted import Delta, Factors
+from headwise.backbone import Backbone
 from headwise.errors import ConfigError
 from headwise.lowrank import check_rank
-from headwise.methods.base import Method
+from headwise.methods.base import Method, per_projection
 from headwise.schema.kinds import Count, Factor
 from headwise.sites import QKV, Site
 from headwise.wrapping import at_least_float32
@@ -84,6 +85,10 @@ class PiSSA(Method):
     scale: Factor = 1.0
 
     gateable: ClassVar[bool] = True
+
+    def count(self, net: Backbone) -> int:
+        """r (I + O) per projection."""
+        return per_projection(net, self.targets, lambda o, i, _: self.rank * (i + o))
 
     def build(self, site: Site, base: Tensor) -> Delta:
         """One SVD per projection."""

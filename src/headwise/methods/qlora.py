@@ -11,7 +11,7 @@ from headwise.adapted import AdaptedLinear, BesideLinear, Delta
 from headwise.backbone import Backbone
 from headwise.errors import ConfigError
 from headwise.lowrank import LowRank
-from headwise.methods.base import Installed, Method, Plan
+from headwise.methods.base import Installed, Method, Plan, per_projection
 from headwise.nf4 import FourBit, four_bit
 from headwise.schema.kinds import Count, Factor, Rate
 from headwise.sites import Site
@@ -41,6 +41,10 @@ class QLoRA(Method):
 
     merges: ClassVar[bool] = False
     identity_tolerance: ClassVar[float] = 10.0
+
+    def count(self, net: Backbone) -> int:
+        """r (I + O) per projection."""
+        return per_projection(net, self.targets, lambda o, i, _: self.rank * (i + o))
 
     def build(self, site: Site, base: Tensor) -> Delta:
         """One group of rows: the update is shared by all heads."""

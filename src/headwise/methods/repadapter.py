@@ -20,7 +20,7 @@ from headwise.adapted import AdaptedLinear
 from headwise.backbone import Backbone
 from headwise.errors import ConfigError
 from headwise.methods.base import Installed, Method, Plan
-from headwise.methods.structural import blocks, install_parts, place, refuse_targets
+from headwise.methods.structural import blocks, install_parts, per_block, place, refuse_targets
 from headwise.qkv import SplitQKV
 from headwise.schema.kinds import Count, Factor, Rate, is_whole
 from headwise.sites import QKV
@@ -105,6 +105,11 @@ class RepAdapter(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         refuse_targets(self)
+
+    def count(self, net: Backbone) -> int:
+        """C h + h + C h / g + C per adapter, of which a block has two."""
+        hidden, groups = self.hidden, self.groups
+        return per_block(net, lambda c: 2 * (c * hidden + hidden + c * hidden // groups + c))
 
     def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
         """Wrap qkv and fc1 of every block.

@@ -186,13 +186,13 @@ class SPTLoRA(Method):
         net.bases(self.targets)
         weights = {id(net.linear(site).weight): site.key for site in net.sites if site.proj in self.targets}
         skipped = {id(parameter) for parameter in net.head.parameters()}
-        found: dict[str, nn.Parameter] = {}
+        candidates: dict[str, nn.Parameter] = {}
         for name, parameter in pretrained_parameters(net.model).items():
             if id(parameter) in weights:
-                found[weights[id(parameter)]] = parameter
+                candidates[weights[id(parameter)]] = parameter
             elif parameter.ndim == 1 and id(parameter) not in skipped and not name.startswith("patch_embed"):
-                found[name] = parameter
-        return found
+                candidates[name] = parameter
+        return candidates
 
     def select(self, net: Backbone, sensitivities: Mapping[str, Tensor]) -> Plan:
         """What the most sensitive entries select, for the number of them that comes nearest to the budget."""
@@ -247,6 +247,18 @@ class SPTLoRA(Method):
     @staticmethod
     def _token(net: Backbone) -> nn.Parameter | None:
         return getattr(net.model, "cls_token", None)
+
+    def count(self, net: Backbone, plan: Plan | None = None) -> int:
+        """What the plan names: r (I + O) per structured matrix, n per sparse one and bias, vectors, the CLS token."""
+        if plan is None:
+            raise ConfigError(f"method {self.label!r} has no size before its prepare() has seen the training data")
+        parameters = dict(net.model.named_parameters())
+        sides = {site.key: sum(base.shape) for site, base in net.bases(self.targets).items()}
+        structured = self.rank * sum(sides[key] for key in plan["structured"])
+        entries = [*plan["sparse"].values(), *plan["biases"].values()]
+        held = [*plan["vectors"], *(["cls_token"] if "cls_token" in parameters else [])]
+        vectors = sum(parameters[name].numel() for name in held)
+        return structured + sum(len(unpack_entries(text)) for text in entries) + vectors
 
     def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
         """Put deltas at the selected projections and free the vectors.
@@ -324,11 +336,11 @@ def _gradients(net: Backbone, wanted: Sequence[nn.Parameter], batch: tuple[Tenso
 def _by_block(net: Backbone, parameters: Mapping[str, nn.Parameter]) -> dict[str, dict[str, nn.Parameter]]:
     """Parameters by ``s0.b3``, or ``net`` outside blocks, under their names from there on."""
     paths = {f"{path}.": f"s{stage}.b{block}" for stage, block, path in net.blocks}
-    found: dict[str, dict[str, nn.Parameter]] = {}
+    by_block: dict[str, dict[str, nn.Parameter]] = {}
     for name, parameter in parameters.items():
         prefix = next((path for path in paths if name.startswith(path)), "")
-        found.setdefault(paths.get(prefix, "net"), {})[name[len(prefix) :]] = parameter
-    return found
+        by_block.setdefault(paths.get(prefix, "net"), {})[name[len(prefix) :]] = parameter
+    return by_block
 
 
 def pack_entries(entries: Tensor) -> str:

@@ -94,6 +94,15 @@ class SSF(Method):
         super().__post_init__()
         refuse_targets(self)
 
+    def count(self, net: Backbone) -> int:
+        """A scale per output channel outside the head, and a shift where there is a bias."""
+        sizes = (
+            module.weight.shape[0] * (1 if module.bias is None else 2)
+            for _, path, module in pretrained_modules(net.model)
+            if isinstance(module, nn.Linear | nn.LayerNorm | nn.Conv2d) and path.partition(".")[0] != "head"
+        )
+        return sum(sizes)
+
     def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
         """Wrap every linear operation.
 
@@ -103,16 +112,16 @@ class SSF(Method):
         refuse_four_bits(net, self)
         keys = {path: f"s{stage}.b{block}" for stage, block, path in net.blocks}
         heads = set(map(id, net.head.modules()))
-        found = []
+        operations = []
         for _, path, module in pretrained_modules(net.model):
             if isinstance(module, AdaptedLinear):
                 raise ConfigError(f"{path} already carries a delta; merge it before installing another")
             kinds = (nn.Linear, nn.LayerNorm, nn.Conv2d, SplitQKV)
             in_qkv = path.rpartition(".")[0].endswith(".qkv")
             if isinstance(module, kinds) and id(module) not in heads and not in_qkv:
-                found.append((path, module))
+                operations.append((path, module))
         parts: dict[str, nn.Module] = {}
-        for path, module in found:
+        for path, module in operations:
             block = next((name for name in keys if path.startswith(f"{name}.")), None)
             name = path if block is None else keys[block] + path[len(block) :]
             layers = module.parts if isinstance(module, SplitQKV) else (module,)

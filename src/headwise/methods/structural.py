@@ -62,6 +62,11 @@ def width_of(net: Backbone, stage_key: str) -> int:
     return next(site.num_rows for site in net.sites if site.proj == "o" and site.key.startswith(f"{stage_key}."))
 
 
+def per_block(net: Backbone, cost: Callable[[int], int]) -> int:
+    """Sum of ``cost(C)`` over the blocks, C the channels of each."""
+    return sum(cost(width_of(net, key)) for key, _, _ in blocks(net))
+
+
 def is_vit(net: Backbone) -> bool:
     """Whether tokens are one sequence (B, T, C) of prefix and patches, as in timm's ViT."""
     return hasattr(net.model, "num_prefix_tokens") and hasattr(net.model, "blocks")

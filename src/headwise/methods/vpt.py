@@ -56,6 +56,11 @@ class VPT(Method):
         """Swin's windows have no common input."""
         return Method.networks if self.deep else ("vit",)
 
+    def count(self, net: Backbone) -> int:
+        """p C at the input, or in every block."""
+        widths = [width_of(net, key) for key, _, _ in blocks(net)]
+        return self.prompts * sum(widths if self.deep else widths[:1])
+
     def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
         """Wrap every block, on Swin its attention; or the first block alone. And the final norm of a ViT.
 
