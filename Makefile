@@ -10,7 +10,7 @@ WORKERS   ?= 2
 PYTEST    = OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format reproduce-tables smoke prepare report clean
+.PHONY: help setup demo test check format reproduce-tables smoke prepare report docs clean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -133,6 +133,12 @@ endif
 
 report: setup ## One page of all results: outputs/report.html; ARGS="--name EXPERIMENT" for some
 	@$(PYTHON) scripts/make_report.py --out outputs/report.html --force $(ARGS)
+
+docs: setup ## The site of docs/, in outputs/site; opens from disk, loads nothing from elsewhere
+	@$(PYTHON) -c 'import importlib.util as u, sys; sys.exit(u.find_spec("mkdocstrings") is None)' || \
+		$(PYTHON) -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict --quiet $(ARGS)
+	@echo "written: outputs/site/index.html"
 
 clean: ## Remove caches and the smoke runs; results stay
 	@rm -rf .mypy_cache .pytest_cache .ruff_cache build dist outputs/smoke

@@ -315,7 +315,7 @@ def test_the_fixed_protocol_takes_nothing_per_task() -> None:
 
 
 def documented() -> list[str]:
-    pages = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted((REPO / "docs").glob("*.md"))]
+    pages = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted((REPO / "docs").rglob("*.md"))]
     texts = [re.sub(r"\\\n\s*", "", page.read_text(encoding="utf-8")) for page in pages if page.is_file()]
     lines = [line for text in texts for line in text.splitlines()]
     return [line.strip() for line in lines if re.match(r"\s*(\$ )?python train\.py [^.]", line) and "--" not in line]

@@ -298,36 +298,37 @@ def test_export_of_a_swin(tmp_path: Path, images: Path) -> None:
     assert max(export.random_difference, export.real_difference or 0.0) <= 1e-5
 
 
-def readme_block(mark: str) -> str:
-    """The one python block of the README that holds `mark`."""
-    blocks = re.findall(r"```python\n(.*?)```", (REPO / "README.md").read_text(), flags=re.DOTALL)
+def documented_block(mark: str) -> str:
+    """The one python block of README and tutorial that holds `mark`."""
+    pages = (REPO / "README.md").read_text() + (REPO / "docs" / "tutorial.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", pages, flags=re.DOTALL)
     (block,) = (block for block in blocks if mark in block)
     return str(block)
 
 
-def test_readme_lines_classify_with_timm_alone(
+def test_documented_lines_classify_with_timm_alone(
     trained: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     export_merged(trained, tmp_path / "model.safetensors")
     shutil.copy(images / "test" / "1.png", tmp_path / "image.png")
     monkeypatch.chdir(tmp_path)
-    code = readme_block("timm.create_model")
+    code = documented_block("timm.create_model")
     assert "headwise" not in code
-    exec(compile(code, "README.md", "exec"), {})
+    exec(compile(code, "documents", "exec"), {})
     (guess,) = headwise.load(trained).classify("image.png")
     assert int(capsys.readouterr().out) == guess.index
 
 
-def test_readme_lines_of_load(
+def test_documented_lines_of_load(
     trained: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code = readme_block("headwise.load")
+    code = documented_block("headwise.load")
     (named,) = re.findall(r'headwise\.load\("(.*?)"\)', code)
     (tmp_path / named).parent.mkdir(parents=True)
     shutil.copytree(trained, tmp_path / named)
     shutil.copy(images / "test" / "1.png", tmp_path / "image.png")
     monkeypatch.chdir(tmp_path)
-    exec(compile(code, "README.md", "exec"), {})
+    exec(compile(code, "documents", "exec"), {})
     assert "Guess(" in capsys.readouterr().out
 
 

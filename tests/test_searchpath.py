@@ -1,4 +1,4 @@
-"""A method in a folder of the user's own, as docs/methods.md shows it: trains, merges, and passes every check."""
+"""A method in a folder of the user's own, as docs/howto/own_method.md shows it: trains, merges, and passes every check."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from headwise.methods.base import build_method
 from made_networks import NETWORKS, REPO, compose_config, network
 from made_phases import unfolded
 
-TEXT = (REPO / "docs" / "methods.md").read_text(encoding="utf-8").partition("## Adding a method")[2]
+TEXT = (REPO / "docs" / "howto" / "own_method.md").read_text(encoding="utf-8")
 TINY = ["backbone=vit_tiny_random", "dataset=dsprites_loc", "data=synthetic", "protocol=smoke"]
 FAST = [*TINY, "trainer=cpu", "trainer.threads=1", "trainer.progress=false"]
 

@@ -187,7 +187,8 @@ def export_merged(
     Args:
         run_dir: the folder that holds result.json.
         out: the .safetensors file to write.
-        weights, data_root: where pretrained weights and images lie now, if they have moved.
+        weights: file of the pretrained weights, if it has moved.
+        data_root: folder of the images, if it has moved.
         trust: as for `load`.
 
     Raises:
@@ -286,7 +287,8 @@ def evaluate(
 
     Args:
         run_dir: the folder that holds result.json.
-        weights, data_root: where pretrained weights and images lie now, if they have moved.
+        weights: file of the pretrained weights, if it has moved.
+        data_root: folder of the images, if it has moved.
         trust: as for `load`.
 
     Raises:
