@@ -34,16 +34,17 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     options = parse(arguments)
-    runs = reading.read(options.root, options.name, REPO)
-    for path in runs.damaged:
-        print(f"warning: {options.root / path} is not a usable record; it counts as missing", file=sys.stderr)
-    found = lineups(runs.results)
-    if not found:
-        raise ConfigError(f"no tested run in {options.root / options.name}")
-    found[0].notes.extend(runs.notes)
-    text, beside = markdown(found), options.out.with_suffix(".json")
-    print(text, end="")
+    beside = options.out.with_suffix(".json") if options.out.name else options.out
     with writing(options.out, beside, force=options.force):
+        runs = reading.read(options.root, options.name, REPO)
+        for path in runs.damaged:
+            print(f"warning: {options.root / path} is not a usable record; it counts as missing", file=sys.stderr)
+        found = lineups(runs.results)
+        if not found:
+            raise ConfigError(f"no tested run in {options.root / options.name}")
+        found[0].notes.extend(runs.notes)
+        text = markdown(found)
+        print(text, end="")
         atomic.write_text(options.out, text)
         atomic.write_json(beside, plain(found))
     return 0

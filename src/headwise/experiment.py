@@ -22,12 +22,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from headwise import atomic
 from headwise.command import Failed
 from headwise.command import launch as launch
 from headwise.errors import ConfigError, HeadwiseError, Interrupted, ResultConflict
-from headwise.plan import DEVICES, Plan, asked, instantiation, one_line, overrides_of, plan_run, root_of
+from headwise.plan import DEVICES, Plan, asked, check_made, instantiation, one_line, overrides_of, plan_run, root_of
 from headwise.presets import preset_labels
 from headwise.protocol import Protocol
 from headwise.results import provenance
@@ -80,7 +81,7 @@ def run(cfg: DictConfig) -> float | None:
         raise
     except Exception as error:
         if sweep or plan is not None:
-            _record(error, plan, cfg.root)
+            _record(error, plan, cfg)
         if not sweep:
             raise
         place = shlex.join(overrides_of()) if plan is None else plan.folder
@@ -88,7 +89,7 @@ def run(cfg: DictConfig) -> float | None:
     return math.nan
 
 
-def _record(error: Exception, plan: Plan | None, given: Any) -> None:
+def _record(error: Exception, plan: Plan | None, cfg: DictConfig) -> None:
     """Note a failure where the sweep and its status look, and the traceback of one that was not meant for the user."""
     overrides = overrides_of()
     if plan is not None and not isinstance(error, HeadwiseError) and (plan.folder / "failure.txt").is_file():
@@ -97,8 +98,8 @@ def _record(error: Exception, plan: Plan | None, given: Any) -> None:
         path = None if plan is None else folder_of(plan.root, plan.key)
         trace = traceback.format_exc() if plan is None else None
         entry = Entry(overrides=overrides, path=path, failure=one_line(error), trace=trace)
-        with contextlib.suppress(OSError, ConfigError):
-            Ledger(root_of(given)).write(request, entry)
+        with contextlib.suppress(OSError, ConfigError, OmegaConfBaseException):
+            Ledger(root_of(cfg.root)).write(request, entry)
 
 
 def _run(plan: Plan) -> float | None:
@@ -171,6 +172,7 @@ def _train(plan: Plan, logger: Any) -> Result:
     from headwise.backbone import BackboneSpec
     from headwise.data.vtab import VTABDataModule
     from headwise.fitting import rehearse
+    from headwise.methods.base import Method
     from headwise.plots import learning_curves, score_map
     from headwise.portions import more_parts
     from headwise.training import TENSORS, Machine, chain, hush, run_phases
@@ -194,6 +196,7 @@ def _train(plan: Plan, logger: Any) -> Result:
     print(f"device: {place}{' (trainer=auto)' if plan.auto else ''}", flush=True)
     with instantiation():
         method = instantiate(config["method"], _convert_="all")
+        check_made("method", config["method"], isinstance(method, Method))
         spec = BackboneSpec(**config["backbone"])
     folder = plan.folder
     atomic.write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))

@@ -89,7 +89,9 @@ def locate(entries: Sequence[Entry], folder: Path, root: Path) -> list[tuple[Pat
     found = []
     for entry in entries:
         if entry.path.startswith(os.sep):
-            raise DataError(f"{entry.where}: path {entry.path!r} is absolute; give it relative to {str(folder)!r}")
+            raise DataError(
+                f"{entry.where}: path {entry.path[:300]!r} is absolute; give it relative to {str(folder)!r}"
+            )
         path = os.path.join(folder, entry.path)  # noqa: PTH118 - pathlib is several times slower here
         parent, name = os.path.split(path)
         if parent not in directories:
@@ -98,13 +100,15 @@ def locate(entries: Sequence[Entry], folder: Path, root: Path) -> list[tuple[Pat
         if name in ("", ".", "..") or os.path.islink(real):  # noqa: PTH114
             real = os.path.realpath(real)
         if not any(real.startswith(base.rstrip(os.sep) + os.sep) for base in bases):
-            raise DataError(f"{entry.where}: path {entry.path!r} leaves the data root {str(root)!r}; use a path inside")
+            raise DataError(
+                f"{entry.where}: path {entry.path[:300]!r} leaves the data root {str(root)!r}; use a path inside"
+            )
         try:
             state = os.stat(real)  # noqa: PTH116
         except OSError as error:
-            raise DataError(f"{entry.where}: image {entry.path!r} not found in {str(folder)!r}") from error
+            raise DataError(f"{entry.where}: image {entry.path[:300]!r} not found in {str(folder)!r}") from error
         if not os.path.isfile(real):  # noqa: PTH113
-            raise DataError(f"{entry.where}: {entry.path!r} in {str(folder)!r} is not a file")
+            raise DataError(f"{entry.where}: {entry.path[:300]!r} in {str(folder)!r} is not a file")
         found.append((Path(real), state))
     return found
 

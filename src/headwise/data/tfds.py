@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headwise import atomic
+from headwise.atomic import at_home
 from headwise.data import fewshot
 from headwise.data.decode import decode_all
 from headwise.data.labels import label_of
@@ -62,8 +63,8 @@ class TFDSSource:
     """
 
     def __init__(self, root: str | Path, official: bool = True) -> None:
-        self.root, self.official = Path(root).expanduser(), official
-        if not os.path.isdir(self.root):  # noqa: PTH112 - no path makes it raise
+        self.root, self.official = at_home(root), official
+        if not str(root).strip() or not os.path.isdir(self.root):  # noqa: PTH112 - no path makes it raise
             raise DataError(f"data.root={str(root)[:300]!r} is not a folder; give the one that holds the prepared sets")
         self._found: dict[str, Prepared] = {}
 

@@ -22,7 +22,13 @@ from headwise.results.plain import Misfit, read_json
 from headwise.results.provenance import now
 
 FORMAT = shapes.FORMAT
-OWN_FOLDERS = {"phases": "the shared phases", "ledger": "what was asked for"}
+OWN_FOLDERS = {
+    "phases": "the shared phases",
+    "ledger": "what was asked for",
+    "tables": "tables of results",
+    "figures": "figures of results",
+    "multirun": "hydra's notes of sweeps",
+}
 """Folders of a root that are no runs'."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _FORBIDDEN = re.compile(r"[/\\\x00-\x1f\x7f]|\.\.")
