@@ -56,21 +56,27 @@ format: setup ## Rewrite the code in the house style
 # empty cell and an exit status that is not 0; with -k the others go on.
 OWN         := heart_twins heart_variants
 PAPERS      := $(filter-out $(OWN),$(patsubst conf/experiment/%.yaml,%,$(wildcard conf/experiment/hs_*.yaml conf/experiment/heart_*.yaml)))
+KNOWN       := $(patsubst conf/experiment/%.yaml,%,$(wildcard conf/experiment/*.yaml))
 EXPERIMENTS ?= $(PAPERS)
 ROOT        ?= outputs
 FORMS       ?= md tex csv json
 
 reproduce-tables: $(EXPERIMENTS:%=$(ROOT)/tables/%.md) ## Run what is missing of the papers' tables and figures: ARGS="data.root=PATH"
 
+ifneq ($(words $(ROOT)),1)
+$(error ROOT names one folder, without blanks; got '$(ROOT)')
+endif
+
 # RUN_x: the experiment behind x; NAME_x: of its runs; ARGS_x: of its own. All are x itself, or empty, but for those below.
 $(ROOT)/tables/%.md: FORCE | setup
-	@mkdir -p $(@D); status=0; \
+	$(if $(wildcard conf/experiment/$(or $(RUN_$*),$*).yaml),,$(error unknown experiment '$*'; there are: $(KNOWN)))
+	@mkdir -p $(@D) || exit 1; status=0; \
 	$(PYTHON) train.py experiment=$(or $(RUN_$*),$*) root=$(ROOT) $(ARGS_$*) $(ARGS) $(if $(QUIET),> $(basename $@).log 2>&1) \
 		|| { status=1; $(if $(QUIET),grep -E '^(failed|error)' $(basename $@).log | head -20 >&2;) echo "failed: $*" >&2; }; \
 	for form in $(FORMS); do \
-		$(PYTHON) scripts/make_tables.py $(or $(NAME_$*),$*) --root $(ROOT) --out $(basename $@).$$form --force || status=1; \
-	done; \
-	echo "written: $(FORMS:%=$(basename $@).%)"; exit $$status
+		$(PYTHON) scripts/make_tables.py $(or $(NAME_$*),$*) --root $(ROOT) --out $(basename $@).$$form --force && \
+			echo "written: $(basename $@).$$form" || status=1; \
+	done; exit $$status
 
 NAME_heart_twins := heart_variants
 

@@ -1,7 +1,7 @@
-"""What the site holds and no page does: the configuration reference, the sources that pages link to, names found in them.
+"""What the site holds and no page does: the configuration reference, sources that pages link to, names found in them.
 
-`mkdocs.yml` names this file, and mkdocs calls its functions `on_...`. Run alone, ``python docs/hooks.py`` points the links of
-the pages to where their classes and functions are now; use it after a module has moved.
+`mkdocs.yml` names this file, and mkdocs calls its functions `on_...`. Run alone, ``python docs/hooks.py`` points the
+links of the pages to where their classes and functions are now; use it after a module has moved.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ import posixpath
 import re
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 REPO = Path(__file__).resolve().parent.parent
 CONF = REPO / "conf"
@@ -145,7 +143,8 @@ def configuration() -> str:
         "| field | |\n| --- | --- |",
     ]
     _, _, fields = option(CONF / "config.yaml")
-    top = [(code, comment) for code, comment in fields if re.match(r"\w+:", code) and code not in ("defaults:", "hydra:")]
+    named = [(code, comment) for code, comment in fields if re.match(r"\w+:", code)]
+    top = [(code, comment) for code, comment in named if code not in ("defaults:", "hydra:")]
     parts[-1] += "".join(f"\n| `{_cell(code)}` | {_cell(comment)} |" for code, comment in top)
     for group in GROUPS:
         parts += [f"## {group}", "| option | | fields |\n| --- | --- | --- |"]

@@ -46,8 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         layout = Layout(
             blocks=options.blocks,
             width=options.width,
-            rank=options.rank or named(options.file, "dim", 32),
-            bits=options.bits or named(options.file, "bit", 1),
+            rank=named(options.file, "dim", 32) if options.rank is None else options.rank,
+            bits=named(options.file, "bit", 1) if options.bits is None else options.bits,
             num_classes=options.classes,
             head_bits=options.head_bits,
         )

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from headwise.atomic import make_folder
 from headwise.cli import of_results, results_of, script
+from headwise.errors import ConfigError
 from headwise.results.store import ResultStore
 
 
@@ -38,7 +41,10 @@ def placeless(value: Any) -> Any:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     options = parse(arguments)
+    if os.path.realpath(options.to) == os.path.realpath(options.root):
+        raise ConfigError(f"--to {options.to} is the root itself, whose records would lose their paths: name another")
     found = results_of(options.root, options.name, otherwise="it is not kept")
+    make_folder(options.to)
     kept = ResultStore(options.to)
     for result in found.results:
         kept.put(result.key, dataclasses.replace(result, config=placeless(result.config)))

@@ -26,6 +26,10 @@ from headwise import atomic
 from headwise.cli import of_results, results_of, script
 from headwise.errors import ConfigError, suggest
 from headwise.overrides import readable
+from headwise.plan import instantiation
+from headwise.schema.tree import check_config
+from headwise.secret import refuse_secrets
+from headwise.sweeps.sweep import answered
 from headwise.tables import lineup
 from headwise.written import writing
 
@@ -33,6 +37,7 @@ if TYPE_CHECKING:
     from headwise.catalog import Entry
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
+MOST_CLASSES = 100_000
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -51,8 +56,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def config(*overrides: str) -> dict[str, Any]:
     """The resolved configuration."""
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+    with answered(), initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         resolved: Any = OmegaConf.to_container(compose("config", overrides=readable(overrides)), resolve=True)
+    refuse_secrets(resolved)
+    check_config(resolved)
     return resolved
 
 
@@ -65,7 +72,9 @@ def about(name: str) -> str:
 
 def built(*overrides: str) -> Any:
     """The method that a command line chooses."""
-    return instantiate(config(*overrides)["method"], _convert_="all")
+    chosen = config(*overrides)["method"]
+    with instantiation():
+        return instantiate(chosen, _convert_="all")
 
 
 def of_runs(options: argparse.Namespace) -> tuple[str, Any]:
@@ -87,6 +96,15 @@ def of_network(options: argparse.Namespace) -> tuple[str, Any]:
         for name in given:
             if name not in known[group]:
                 raise ConfigError(f"unknown {group} {name!r}{suggest(name, known[group])}")
+
+    for given in options.set:
+        if (key := given.lstrip("+~").partition("=")[0]) in ("method", "backbone"):
+            raise ConfigError(f"--set {given}: name the {key} without --set (METHOD --backbone NAME)")
+    if not 2 <= options.classes <= MOST_CLASSES:
+        raise ConfigError(f"--classes must be in 2..{MOST_CLASSES}, got {options.classes}")
+
+    if options.set:  # before a network is built
+        config(f"method={(options.methods or known['method'])[0]}", *options.set)
 
     from headwise.backbone import BackboneSpec
     from headwise.catalog import markdown, measure, papers, printed_sizes

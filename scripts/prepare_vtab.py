@@ -16,6 +16,7 @@ from headwise import atomic
 from headwise.cli import force_option, script
 from headwise.written import writing
 
+MOST_PIXELS = 4096
 CONF = Path(__file__).resolve().parent.parent / "conf" / "dataset"
 
 
@@ -45,8 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from headwise.errors import ConfigError
 
     check_resize(options.resize)
-    if options.size < 1:
-        raise ConfigError(f"--size must be at least 1, got {options.size}")
+    if not 1 <= options.size <= MOST_PIXELS:
+        raise ConfigError(f"--size must be in 1..{MOST_PIXELS}, got {options.size}")
+    for flag, folder in (("--root", options.root), ("--cache", options.cache)):
+        if folder is not None and folder.exists() and not folder.is_dir():
+            raise ConfigError(f"{flag} {folder} is no folder")
     with writing(options.json, force=options.force):
         place = Place(options.root, options.cache, options.size, options.resize, not options.unofficial)
         tasks = read_tasks(CONF)

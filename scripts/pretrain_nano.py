@@ -383,8 +383,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     for name in ("steps", "batch", "threads", "eval_batches"):
         if getattr(args, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
-    if args.seed < 0 or not 0 < args.lr < math.inf:
-        raise ConfigError(f"--seed is 0 or more and --lr above 0, got {args.seed} and {args.lr}")
+    if not 0 <= args.seed < 2**32 or not 0 < args.lr < math.inf:
+        raise ConfigError(f"--seed is in 0..4294967295 and --lr above 0, got {args.seed} and {args.lr}")
     with writing(args.out, force=args.force):
         return run(args)
 

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from headwise.data.sources import Source
     from headwise.data.tasks import VTABTask
 
+MOST_PIXELS = 100_000_000
+LABEL = 32
+"""Pixels that an image's place takes at least."""
 CONF = Path(__file__).resolve().parent.parent / "conf" / "dataset"
 
 
@@ -86,8 +89,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     if min(options.rows, options.columns, options.side) < 1:
         raise ConfigError("--rows, --columns and --side must be at least 1")
+    if options.rows * options.columns * max(options.side, LABEL) ** 2 > MOST_PIXELS:
+        raise ConfigError(
+            f"--rows {options.rows} --columns {options.columns} --side {options.side} is a sheet of more than "
+            f"{MOST_PIXELS // 10**6} million pixels; choose less of one"
+        )
+    if options.lossy and options.data != "synthetic":
+        raise ConfigError(f"--lossy is for drawn images, with --data synthetic; got --data {options.data}")
     task, source = read_task(options.task, options), open_source(options)
-    out = (options.out or Path(f"{task.name}.png")).with_suffix(".png")
+    out = options.out or Path(f"{task.name}.png")
+    if out.suffix not in ("", ".png") or not out.name:
+        raise ConfigError(f"--out names a PNG file, got {str(options.out)!r}")
+    out = out if out.is_dir() else out.with_suffix(".png")
     with writing(out, force=options.force):
         pixels = source.load(task, options.split, options.side, limit=options.rows * options.columns)
         total, labels = source.count(task, options.split), "".join(f" [{label}]" for label in source.labels(task))

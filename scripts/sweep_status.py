@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from headwise import atomic
-from headwise.cli import script
+from headwise.cli import force_option, script
+from headwise.errors import ConfigError
 from headwise.sweeps.status import survey, text
 from headwise.sweeps.sweep import answered, requests_of
+from headwise.written import writing
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -20,11 +22,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
         epilog="Overrides that the sweep was started with may be left out where they are not choices. Exit status 1 "
-        "if a run failed, else 0. It only reads, and may run beside any number of workers.",
+        "if a run failed, else 0. It reads results only, and may run beside any number of workers.",
     )
     parser.add_argument("sweep", nargs="+", help="name of an experiment, or overrides: method=lora,hs_lora seed=0,1")
     parser.add_argument("--root", type=Path, help="of all results (outputs)")
     parser.add_argument("--json", type=Path, help="also write everything as JSON")
+    force_option(parser)
     return parser.parse_args(arguments)
 
 
@@ -36,10 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with answered():
         cfg, jobs, folders = requests_of(CONF, overrides)
     root = options.root or Path(str(cfg.root))
-    status = survey(root, jobs, folders)
-    print(text(status, str(cfg.name)))
-    if options.json:
-        atomic.write_json(options.json, {"sweep": options.sweep, "root": str(root), **status.to_json()})
+    if root.exists() and not root.is_dir():
+        raise ConfigError(f"{root} is no folder; --root names the one of all results")
+    with writing(options.json, force=options.force):
+        status = survey(root, jobs, folders)
+        print(text(status, str(cfg.name)))
+        if options.json:
+            atomic.write_json(options.json, {"sweep": options.sweep, "root": str(root), **status.to_json()})
     return 1 if status.counts["failed"] else 0
 
 

@@ -99,7 +99,7 @@ def anchors(page: Path) -> set[str]:
 @pytest.mark.parametrize("page", LINKED, ids=lambda page: str(page.relative_to(REPO)))
 def test_links_lead_somewhere(page: Path, hooks: ModuleType) -> None:
     made = {DOCS / "reference" / "configuration.md"}
-    for _, target, anchor in re.findall(r"\[([^\]]*)\]\(([^)\s#]*)(#[^)\s]*)?\)", without_code(page.read_text("utf-8"))):
+    for _, target, anchor in re.findall(r"\[([^\]]*)\]\(([^)\s#]*)(#[^)\s]*)?\)", without_code(page.read_text())):
         if re.match(r"[a-z]+:", target):
             continue
         file = (page.parent / target).resolve() if target else page

@@ -1,4 +1,4 @@
-"""A method in a folder of the user's own, as docs/howto/own_method.md shows it: trains, merges, and passes every check."""
+"""A method in a folder of the user's own, as docs/howto/own_method.md shows it: trains, merges, passes every check."""
 
 from __future__ import annotations
 

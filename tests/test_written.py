@@ -29,11 +29,11 @@ ASKED = {
     "prepare_vtab": ["--status", "--json", "FILE"],
     "pretrain_nano": ["--out", "FILE"],
     "show_task": ["svhn", "--data", "synthetic", "--out", "FILE"],
+    "sweep_status": ["method=lora", "--json", "FILE"],
 }
 """How each script is asked to write a file; a run it needs does not exist, since the file is looked at first."""
 NOT_ASKED = {
     "keep_records": "a store of results, which refuses to replace a record of another configuration",
-    "sweep_status": "only prints",
 }
 
 

@@ -83,6 +83,11 @@ def _reason(error: OSError) -> str:
     return f"{error.strerror or error}{full if error.errno in (errno.ENOSPC, errno.EDQUOT) else ''}"
 
 
+def at_home(path: str | Path) -> Path:
+    """A path whose ``~`` is the home folder; ``~name`` of nobody stays as it is."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - pathlib's raises where there is no such user
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder and those above it, unless they are there.
 
@@ -102,9 +107,9 @@ def tidy(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text atomically."""
+    """Write UTF-8 text atomically; bytes of a file's name that are no text appear as ``\\udcff``."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -21,7 +21,7 @@ from headwise.nf4 import FourBit
 from headwise.qkv import SplitQKV
 from headwise.reading import load_weights
 from headwise.schema.check import check_fields
-from headwise.schema.kinds import Colour, Overrides, Seed, Spread, Text
+from headwise.schema.kinds import Colour, Count, Overrides, Seed, Spread, Text
 from headwise.sites import QKV, Site, select
 from headwise.weights import network_name, stated_weights, weights_file, weights_labels
 from headwise.wrapping import Wrapper
@@ -252,7 +252,7 @@ class BackboneSpec:
 
     name: Text
     timm_name: Text
-    img_size: int = 224
+    img_size: Count = 224
     weights: Text = "auto"
     overrides: Overrides = field(default_factory=dict)
     mean: Colour | None = None

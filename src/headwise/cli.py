@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import functools
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from headwise.errors import HeadwiseError, Interrupted
+from headwise.errors import ConfigError, HeadwiseError, Interrupted
 from headwise.tables.reading import Found, read
 
 REPO = Path(__file__).resolve().parents[2]
@@ -31,7 +32,12 @@ def script(main: Main) -> Callable[..., int]:
 
     @functools.wraps(main)
     def guarded(arguments: Sequence[str] | None = None) -> int:
+        if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may hold what the terminal cannot show
+            sys.stdout.reconfigure(errors="backslashreplace")
         try:
+            for word in sys.argv[1:] if arguments is None else arguments:
+                if "\0" in word:
+                    raise ConfigError(f"{word!r} holds a zero byte, which no name may hold")
             return main(arguments)
         except (KeyboardInterrupt, Interrupted) as error:
             print(f"\n{str(error) or 'stopped by the user'}", file=sys.stderr)

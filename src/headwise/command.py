@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -26,6 +27,8 @@ def launch(main: Callable[[], Any]) -> None:
     With ``HEADWISE_TRACEBACK=1`` in the environment the traceback is printed as well.
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a folder's name may hold what the terminal cannot show
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         sys.argv[1:] = readable(_in_order(sys.argv[1:]))
         refuse_secrets(None, sys.argv[1:])  # nothing prints them, hydra neither

@@ -46,9 +46,17 @@ class Interrupted(HeadwiseError):  # noqa: N818
     """The user stopped the run; everything finished so far is on disk."""
 
 
+def damage(error: BaseException) -> str:
+    """What a library says of a file that it cannot read, one line; never torch's advice to read it without care."""
+    text = " ".join(str(error).split())
+    if "weights_only" in text:
+        return "it holds more than tensors and plain data, or is no file of torch"
+    return text[:200] or f"{type(error).__name__}, the file is empty or cut off"
+
+
 def suggest(given: str, allowed: Iterable[str]) -> str:
     """List the allowed names and, where one is close, the nearest: ``(did you mean 'x'?) one of: a, b``."""
     names = sorted(str(name) for name in allowed)
     near = difflib.get_close_matches(str(given), names, n=1, cutoff=0.5)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
-    return f"{hint}; allowed: {', '.join(names)}"
+    return f"{hint}; allowed: {', '.join(names)}" if names else "; there is none"

@@ -18,7 +18,7 @@ from headwise.errors import ConfigError
 from headwise.fitting import rehearse
 from headwise.messages import instantiation
 from headwise.methods.base import Method
-from headwise.plan import DEVICES, Plan
+from headwise.plan import DEVICES, Plan, check_made
 from headwise.plots import learning_curves, score_map
 from headwise.portions import more_parts
 from headwise.presets import preset_labels
@@ -85,6 +85,7 @@ class Execution:
         say(f"device: {place}{' (trainer=auto)' if plan.auto else ''}")
         with instantiation():
             self.method = plan.build_method()
+            check_made("method", plan.config["method"], isinstance(self.method, Method))
             self.spec = BackboneSpec(**plan.config["backbone"])
         atomic.write_text(plan.folder / "config.yaml", plan.yaml)
         shutil.rmtree(plan.folder / AGAIN, ignore_errors=True)

@@ -16,13 +16,14 @@ from omegaconf.errors import (
 )
 
 from headwise.errors import ConfigError, HeadwiseError, suggest
-from headwise.overrides import explained, several
+from headwise.overrides import GROUPS, explained, several
 from headwise.schema.tree import unknown_key
 from headwise.sizes import WORDS
 
 AMBIGUOUS = re.compile(r"Ambiguous value for argument '(.*)'")
 SEE = re.compile(r"\s*(See https://hydra\.cc|Config search path:).*", re.DOTALL)
 """What hydra adds to its errors, to which ours have nothing to add."""
+MERGING = "Error merging override "
 INSTALL = "; launchers other than basic are optional: pip install -e '.[launchers]'"
 
 
@@ -38,6 +39,8 @@ def text_of(error: BaseException) -> str:
         return several(found[1])
     if isinstance(error, HydraException) and "Could not load 'hydra/launcher/" in str(error):
         return f"{str(error).splitlines()[0]}{INSTALL}"
+    if isinstance(error, HydraException) and (answer := _of_groups(str(error))):
+        return answer
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, HeadwiseError):
@@ -47,7 +50,31 @@ def text_of(error: BaseException) -> str:
         if isinstance(cause, ConfigKeyError | ConfigAttributeError) and key and isinstance(parent, DictConfig):
             return unknown_key(str(key), OmegaConf.to_container(parent))  # type: ignore[arg-type]
         cause = cause.__cause__ or cause.__context__
-    return SEE.sub("", str(error))
+    text, why = SEE.sub("", str(error)), error.__cause__ or error.__context__
+    if text.startswith(MERGING) and why is not None:  # hydra leaves the reason to the traceback
+        return f"{text.removeprefix(MERGING)} cannot be taken: {_first_line(why)}"
+    return _first_line(error) if isinstance(error, OmegaConfBaseException) else text
+
+
+def _first_line(error: BaseException) -> str:
+    """What omegaconf says, without the lines about its own objects."""
+    return str(error).partition("\n")[0]
+
+
+def _of_groups(text: str) -> str | None:
+    """What is said where hydra finds no option to replace or to remove, or a second one; None for its other errors."""
+    if found := re.match(r"Could not override '(.*)'\.\s+(?:No match|Did you mean)", text):
+        group = found[1].partition("@")[0]
+        known = "" if group in GROUPS else suggest(group, GROUPS)
+        return f"no option of {found[1]!r} is chosen here, so none can be replaced{known}"
+    if found := re.match(r"Could not delete '(.*)'\.\s+No match", text):
+        return f"{found[1]} is not chosen here, so it cannot be removed"
+    if found := re.match(r"(\S+) appears more than once|Multiple values for (\S+?)\. ", text):
+        group = found[1] or found[2]
+        return f"{group!r} is chosen already; without '+', {group}=OPTION replaces the choice"
+    if found := re.match(r"force-add of config groups is not supported: '\+\+(.*)'", text):
+        return f"++{found[1]}: an option is chosen without '++'; type {found[1]}"
+    return None
 
 
 def one_line(error: BaseException, limit: int | None = 500) -> str:

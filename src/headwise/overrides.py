@@ -9,21 +9,22 @@ import re
 import shlex
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 
+from headwise.atomic import at_home
+from headwise.errors import ConfigError
 from headwise.sizes import spelled
 
 PATHS = ("root", "data.root", "data.cache_dir", "backbone.weights", "*.checkpoint")
 """Keys whose value is a path whatever its characters are."""
-_KEY = re.compile(r"[+~]{0,2}[A-Za-z_][\w.$/@:-]*", re.ASCII)
+_KEY = re.compile(r"[+~]{0,2}[A-Za-z_][\w$/@:-]*(\.[\w$/@:-]+)*", re.ASCII)
 GROUPS = ("backbone", "rank", "ne", "method", "dataset", "data", "protocol", "trainer", "logger", "gate", "experiment")
 """Groups of conf/; what is chosen is the name of a file."""
-_NO_OPTION = r"[-+.\d][\d._]*(e[-+]?\d+)?|true|false|null"
+_NO_OPTION = r"[-+.\d][\d._]*(e[-+]?\d+)?|true|false|null|[-+]?(nan|inf)"
 _PAIRS = {"[": "]", "{": "}"}
 
 
@@ -36,6 +37,9 @@ def readable(arguments: Sequence[str], sweeps: bool = False) -> list[str]:
     Args:
         arguments: of the command line.
         sweeps: whether it is a sweep even if nothing among them says so.
+
+    Raises:
+        ConfigError: for a value without a key.
     """
     sweeps = sweeps or any(word in ("-m", "--multirun") or word.startswith("experiment=") for word in arguments)
     return [_readable(word, sweeps) for word in arguments]
@@ -44,6 +48,8 @@ def readable(arguments: Sequence[str], sweeps: bool = False) -> list[str]:
 def _readable(word: str, sweeps: bool) -> str:
     word = spelled(word)
     key, equals, value = word.partition("=")
+    if equals and not key.strip("+~ "):
+        raise ConfigError(explained(word))  # hydra would look for a group without a name
     group = key.lstrip("+").partition("@")[0]
     if group in GROUPS and re.fullmatch(_NO_OPTION, value, re.IGNORECASE) and (group, value) != ("experiment", "null"):
         return f"{key}={quoted(value)}"  # hydra wants the name of an option to be text
@@ -62,7 +68,7 @@ def _readable(word: str, sweeps: bool) -> str:
 
 def _path(text: str) -> str:
     text = text.strip()
-    return quoted(str(Path(text).expanduser()) if text.partition("/")[0] == "~" else text)
+    return quoted(str(at_home(text)) if text.partition("/")[0] == "~" else text)
 
 
 def quoted(text: str) -> str:

@@ -18,6 +18,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 
+from headwise.atomic import at_home
 from headwise.data.sources import Source, source_of
 from headwise.data.tasks import VTABTask, check_apart, task_of
 from headwise.errors import ConfigError
@@ -50,6 +51,10 @@ ACCELERATORS = {"auto": "auto", "cpu": "cpu", "gpu": "gpu", "cuda": "gpu"}
 """What trainer.accelerator may be, and what it means."""
 SMOKE = {"train_images": 8, "test_images": 32}
 """What protocol=smoke takes of a set, or all of it: its numbers mean nothing."""
+OF_SOURCES = ("fingerprint", "labels", "count", "load")
+"""What every source of images can be asked."""
+KINDS_MADE = {"data": "source of images", "dataset": "task", "method": "method"}
+"""What the classes of each group make."""
 PIXELS = {"channels": 3, "pixel_scale": 1}
 """What turns stored images into pixels, and its usual value, which a run's identity does not mention."""
 
@@ -126,6 +131,7 @@ def plan_run(cfg: DictConfig) -> Plan:
         root = root_of(config["root"])
         resume, wait = config.pop("resume", "auto"), config.pop("wait", True)
         source = instantiate(config["data"], _convert_="all")
+        check_made("data", config["data"], all(hasattr(source, name) for name in OF_SOURCES))
         protocol = Protocol(**config["protocol"])
     check_apart(protocol.train_split, protocol.eval_split)
     _check_subsets(task, source, protocol)
@@ -156,16 +162,32 @@ def plan_run(cfg: DictConfig) -> Plan:
     )
 
 
+def check_made(group: str, node: Mapping[str, Any], is_right: bool) -> None:
+    """Refuse a class that makes something else than its group is for.
+
+    Raises:
+        ConfigError: unless it `is_right`.
+    """
+    if not is_right:
+        raise ConfigError(f"{group}._target_={node['_target_']!r} makes something that is no {KINDS_MADE[group]}")
+
+
 def root_of(given: Any) -> Path:
     """The folder of all results.
 
     Raises:
-        ConfigError: if none is named, or none that could be: results do not go to wherever the command was given.
+        ConfigError: if none is named: results do not go to wherever the command was given. For what is no folder's
+            name on this machine.
     """
-    if given is None or not str(given).strip() or "\0" in str(given):
+    text = "" if given is None else str(given)
+    if not text.strip():
         raise ConfigError(f"root names the folder of all results, got {given!r}; leave it out for 'outputs'")
-    root = Path(str(given))
-    return root.expanduser() if root.parts[0] == "~" else root
+    if "://" in text or not text.isprintable():
+        raise ConfigError(
+            f"root names a folder of this machine, got {text[:300]!r}; allowed: a path, no URL, no control characters"
+        )
+    root = Path(text)
+    return at_home(root) if text.partition("/")[0] == "~" else root
 
 
 def _resolved(cfg: DictConfig, overrides: Sequence[str]) -> tuple[dict[str, Any], VTABTask]:
@@ -187,6 +209,7 @@ def _resolved(cfg: DictConfig, overrides: Sequence[str]) -> tuple[dict[str, Any]
         plain = trainer["accelerator"] == "cpu" and config["protocol"].get("precision") == "bf16"
         trainer["attention"] = "plain" if plain else "timm"
     task = instantiate(config["dataset"], _convert_="all")
+    check_made("dataset", config["dataset"], isinstance(task, VTABTask))
     given = _given(overrides)
     own = fill_protocol(config, given)
     if own != config["protocol"]:
@@ -212,9 +235,13 @@ def _plain(cfg: DictConfig) -> dict[str, Any]:
     except InterpolationResolutionError as error:
         plain = OmegaConf.to_container(cfg)
         check_nodes(plain)
-        why = str(error).splitlines()[0].rpartition("interpolation: ")[2]
-        raise ConfigError(f"{error.full_key or 'a value'} cannot be made from what was given: {why}") from error
+        raise _unmade(error.full_key or "a value", error) from error
     return dict(plain)
+
+
+def _unmade(key: str, error: Exception) -> ConfigError:
+    why = str(error).splitlines()[0].rpartition("interpolation: ")[2]
+    return ConfigError(f"{key} cannot be made from what was given: {why}")
 
 
 def _accelerator(given: str) -> str:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headwise.errors import CheckpointError, ConfigError
+from headwise.errors import CheckpointError, ConfigError, damage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +48,8 @@ class Layout:
         for name in ("blocks", "width", "rank"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.num_classes is not None and self.num_classes < 2:
+            raise ConfigError(f"classes must be at least 2, got {self.num_classes}")
         if self.bits not in (1, 2, 4, 8) or self.head_bits not in (1, 2, 4, 8, 32):
             raise ConfigError(f"bits must be 1, 2, 4 or 8 (32 for a plain head), got {self.bits} and {self.head_bits}")
         if self.width * self.rank * self.bits % 8:
@@ -186,9 +188,8 @@ def read_cara(file: Path) -> ReleasedCaRA:
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error.strerror or error}") from error
     except Exception as error:
-        text = str(error).partition("\n")[0]
         raise CheckpointError(
-            f"{file} cannot be read as tensors ({text}); is the download complete, and is it a state dict?"
+            f"{file} cannot be read as tensors ({damage(error)}); is the download complete, and is it a state dict?"
         ) from error
     if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise CheckpointError(f"{file} is no state dict: it must map names to tensors")

@@ -18,7 +18,7 @@ import torch
 from timm.models import vision_transformer
 from torch import Tensor, nn
 
-from headwise.errors import WeightsError
+from headwise.errors import WeightsError, damage
 from headwise.layouts import BUFFERS, HEADS, timm_names, unwrapped
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -64,8 +64,7 @@ def _content(file: Path) -> Any:
 
 
 def _unreadable(file: Path, error: Exception) -> WeightsError:
-    said = " ".join(str(error).split())[:200]
-    return WeightsError(f"{file.name} cannot be read as weights ({said}); is the download complete?")
+    return WeightsError(f"{file.name} cannot be read as weights ({damage(error)}); is the download complete?")
 
 
 def _google(file: Path, model: nn.Module) -> dict[str, Tensor]:

@@ -48,6 +48,8 @@ class SavedRun:
             ConfigError: if there is no finished run; lists those below. ResultError: if its record is damaged.
         """
         folder = Path(folder)
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(f"{folder} is no folder; give the one of a finished run, which holds result.json")
         try:
             return cls(folder, Result.read(folder / "result.json"), targets.prefixes(trust))
         except (FileNotFoundError, NotADirectoryError):

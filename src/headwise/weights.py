@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from headwise.atomic import at_home
 from headwise.errors import ConfigError, WeightsError
 from headwise.hashes import file_sha256
 
@@ -97,7 +98,7 @@ def weights_file(weights: str) -> Path:
         WeightsError: if it does not exist.
     """
     name = weights.removeprefix("package:")
-    file = ASSETS / Path(name).name if weights.startswith("package:") else Path(name).expanduser()
+    file = ASSETS / Path(name).name if weights.startswith("package:") else at_home(name)
     if not os.path.isfile(file):  # noqa: PTH113 - no path makes it raise
         raise WeightsError(
             f"weights file {weights[:300]!r} does not exist; give an existing file with backbone.weights=FILE"

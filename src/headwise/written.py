@@ -26,15 +26,21 @@ def writing(*files: Path | None, force: bool) -> Iterator[None]:
         force: replace them whatever they are.
 
     Raises:
-        ConfigError: for a file that is somebody else's, a folder, or one file given twice.
+        ConfigError: for a file that is somebody else's, a folder, a device, in a folder that nothing can be written to,
+            or one file given twice.
     """
     chosen = [file for file in files if file is not None]
-    places = [file.absolute() for file in chosen]  # a link is replaced, not what it leads to
+    places = [
+        Path(os.path.realpath(file.parent), file.name) for file in chosen
+    ]  # a link is replaced, not what it leads to
     for file, place in zip(chosen, places, strict=True):
         if places.count(place) > 1:
             raise ConfigError(f"{file} is to be written twice; give different files")
         if file.is_dir():
             raise ConfigError(f"{file} is a folder; name a file in it")
+        if file.exists() and not file.is_file():
+            raise ConfigError(f"{file} is a pipe or a device, not a file; nothing replaces it")
+        _check_folder(file)
         if not force and not _may_replace(place):
             raise ConfigError(f"{file} was not written by this tool, or changed since; --force replaces it")
     before = [_stamp(place) for place in places]
@@ -45,6 +51,19 @@ def writing(*files: Path | None, force: bool) -> Iterator[None]:
             if _stamp(place) not in (stamp, None):
                 with contextlib.suppress(OSError):  # the note is a convenience: without it, --force is asked for
                     atomic.write_text(_note(place), sha256_of(place))
+
+
+def _check_folder(file: Path) -> None:
+    """Refuse a file whose folder cannot be made or written to.
+
+    Raises:
+        ConfigError: naming what stands in the way.
+    """
+    above = next(folder for folder in (file.parent, *file.parent.parents) if os.path.lexists(folder))
+    if not above.is_dir():
+        raise ConfigError(f"{file} cannot be written: {above} is no folder")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise ConfigError(f"{file} cannot be written: nothing may be written to {above}")
 
 
 def _may_replace(place: Path) -> bool:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from headwise.atomic import at_home
 from headwise.data.decode import check_resize
 from headwise.data.pixels import FINAL_SPLITS, Pixels
 from headwise.data.splits import subset
@@ -208,7 +209,7 @@ class CacheSource:
     """
 
     def __init__(self, root: str | Path | None = None, kinds: Sequence[str] = KINDS) -> None:
-        self.root = default_root() if root is None else Path(root).expanduser()
+        self.root = default_root() if root is None else at_home(root)
         self.kinds = tuple(kinds)
         self._caches: dict[str, list[Cache]] = {}
 

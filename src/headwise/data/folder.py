@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from headwise.atomic import at_home
 from headwise.data import own
 from headwise.data.bulk import MEMORY, Bulk, check_memory
 from headwise.data.decode import decode_all
@@ -100,8 +101,8 @@ class FolderSource:
     """
 
     def __init__(self, root: str | Path, memory: float = MEMORY) -> None:
-        self.root, self.memory = Path(root).expanduser(), check_memory(memory)
-        if not os.path.isdir(self.root):  # noqa: PTH112 - no path makes it raise
+        self.root, self.memory = at_home(root), check_memory(memory)
+        if not str(root).strip() or not os.path.isdir(self.root):  # noqa: PTH112 - no path makes it raise
             raise DataError(
                 f"data.root={str(root)[:300]!r} is not a folder; give the one that holds the tasks' folders"
             )
@@ -195,7 +196,7 @@ class FolderSource:
         Raises:
             DataError: if none of the task's folder names exists, listing what does.
         """
-        root = self.root.resolve()
+        root = Path(os.path.realpath(self.root))
         for name in task.folders:
             if Path(name).is_absolute() or ".." in Path(name).parts:
                 raise DataError(f"task {task.name!r}: folder {name!r} leaves the data root {str(self.root)!r}")

@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from headwise.atomic import at_home
 from headwise.data import tfds_aircraft
 from headwise.data.cache import KINDS, Cache, candidates, default_root
 from headwise.data.cachebuild import build
@@ -55,12 +56,12 @@ class Place:
     @property
     def records(self) -> Path:
         """Folder of prepared sets."""
-        return cache_folder() / "records" if self.root is None else self.root.expanduser()
+        return cache_folder() / "records" if self.root is None else at_home(self.root)
 
     @property
     def caches(self) -> Path:
         """Folder of the caches."""
-        return default_root() if self.cache is None else self.cache.expanduser()
+        return default_root() if self.cache is None else at_home(self.cache)
 
     @property
     def manual(self) -> Path:
@@ -111,10 +112,11 @@ def choose(tasks: Sequence[VTABTask], names: Sequence[str]) -> list[VTABTask]:
     Raises:
         ConfigError: for an unknown name.
     """
-    if list(names) == ["all"]:
-        return list(tasks)
     chosen: list[VTABTask] = []
     for name in names:
+        if name == "all":
+            chosen += [task for task in tasks if task not in chosen]
+            continue
         by_name = [task for task in tasks if name == task.name]
         found = by_name or [task for task in tasks if name in (*task.aliases, *task.folders, task.builder)]
         if not found:

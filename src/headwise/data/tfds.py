@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from headwise.atomic import at_home
 from headwise.data.bulk import MEMORY, Bulk, check_memory
 from headwise.data.decode import decode_all
 from headwise.data.fewshot import drawing_few_shots
@@ -61,8 +62,8 @@ class TFDSSource:
     """
 
     def __init__(self, root: str | Path, official: bool = True, memory: float = MEMORY) -> None:
-        self.root, self.official, self.memory = Path(root).expanduser(), official, check_memory(memory)
-        if not os.path.isdir(self.root):  # noqa: PTH112 - no path makes it raise
+        self.root, self.official, self.memory = at_home(root), official, check_memory(memory)
+        if not str(root).strip() or not os.path.isdir(self.root):  # noqa: PTH112 - no path makes it raise
             raise DataError(f"data.root={str(root)[:300]!r} is not a folder; give the one that holds the prepared sets")
         self._found: dict[str, Prepared] = {}
 

@@ -22,7 +22,13 @@ from headwise.results.plain import Misfit, read_json
 from headwise.results.provenance import now
 
 FORMAT = shapes.FORMAT
-OWN_FOLDERS = {"phases": "the shared phases", "ledger": "what was asked for"}
+OWN_FOLDERS = {
+    "phases": "the shared phases",
+    "ledger": "what was asked for",
+    "tables": "tables of results",
+    "figures": "figures of results",
+    "multirun": "hydra's notes of sweeps",
+}
 """Folders of a root that are no runs'."""
 GROUP_SIZES = {"natural": 7, "specialized": 4, "structured": 8}
 """Tasks per group of VTAB-1k. Averages exist only over all of them."""

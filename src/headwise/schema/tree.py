@@ -160,7 +160,7 @@ def parts(config: Mapping[str, Any]) -> Iterator[Part]:
 def _nodes(path: str, node: Mapping[str, Any]) -> Iterator[Part]:
     """A node with ``_target_`` and those within it."""
     target = node.get("_target_")
-    if not isinstance(target, str) or not target.strip():
+    if not isinstance(target, str) or not all(part.isidentifier() for part in target.split(".")):
         raise ConfigError(f"{path}._target_ must be the dotted name of a class, got {shown(target)}")
     later = [name for name, value in node.items() if value == PUBLISHED and "label" in node]
     try:
@@ -233,7 +233,8 @@ def unknown_key(key: str, beside: Mapping[str, Any]) -> str:
     near = nearest(name, [*known, *(f"{parent}.{field}" for field in fields)], parent)
     hint = f" (did you mean {near!r}?)" if near else ""
     allowed = sorted(str(other) for other in beside if other != "hydra" and other not in HYDRA)
-    return f"unknown configuration key {key!r}{hint}; allowed: {', '.join(allowed)}"
+    answer = f"allowed: {', '.join(allowed)}" if allowed else "it has no keys"
+    return f"unknown configuration key {key!r}{hint}; {answer}"
 
 
 def _check_together(config: Mapping[str, Any]) -> None:

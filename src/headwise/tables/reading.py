@@ -13,7 +13,6 @@ from headwise.errors import ConfigError, suggest
 from headwise.results.records import OWN_FOLDERS, Result
 from headwise.results.store import ResultError, ResultStore
 
-NOT_RUNS = (*OWN_FOLDERS, "multirun", "tables", "figures")
 _CONF = Path("conf") / "experiment"
 
 
@@ -90,7 +89,7 @@ def others(root: Path, names: Iterable[str | None]) -> Callable[[], list[Result]
 def runs(root: Path) -> set[str]:
     """Names of runs below a root, finished or not."""
     folders = root.iterdir() if root.is_dir() else ()
-    return {folder.name for folder in folders if folder.is_dir() and folder.name not in NOT_RUNS}
+    return {folder.name for folder in folders if folder.is_dir() and folder.name not in OWN_FOLDERS}
 
 
 def _experiments(repo: Path | None) -> dict[str, str]:

@@ -1,0 +1,667 @@
+"""One table of hostile and odd inputs, grown by every new fault: each is refused in words, or means what is said here.
+
+A row says what is given and a fragment of the answer. Whatever happens, nobody sees a traceback, the status tells, and
+the files are those of before. What a loader does with hostile files is in `test_loaders`, every leaf of a configuration
+as every other kind of value in `test_schema`, records changed anywhere in `results/test_strange_records`.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+from PIL import Image
+from safetensors.torch import save_file
+
+from headwise.command import _in_order
+from headwise.data.folder import FolderSource
+from headwise.data.tasks import VTABTask
+from headwise.errors import HeadwiseError
+from headwise.overrides import readable
+from headwise.plan import one_line, plan_run
+from headwise.reading import load_weights
+from headwise.results.claims import standing
+from headwise.results.store import ResultStore
+from headwise.secret import refuse_secrets
+from made_networks import CONF, REPO, network
+from made_results import gated, run
+from test_written import loaded
+
+TINY = ("backbone=vit_tiny_random", "dataset=dsprites_loc", "data=synthetic", "protocol=smoke", "trainer=cpu")
+WEIRD = "\udcff"
+"""A byte of the command line that is no text, as Python passes it on."""
+
+
+def state(folder: Path) -> dict[str, Any]:
+    """What lies below a folder: files with their bytes, links with their goals."""
+    found: dict[str, Any] = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.is_symlink():
+            found[name] = path.readlink()
+        elif path.is_file():
+            found[name] = path.read_bytes()
+        else:
+            found[name] = path.stat().st_mode
+    return found
+
+
+def is_clear(text: str, fragment: str) -> bool:
+    """Whether an answer is one line in words of the project that holds a fragment."""
+    foreign = ("Traceback", "hydra.cc", "full_key", "object_type", "weights_only=False", "Error merging")
+    return fragment in text and "\n" not in text.strip() and not any(word in text for word in foreign)
+
+
+# ----------------------------------------------------------------------------------------------- the command line
+
+REFUSED: list[tuple[str, str]] = [
+    ("seed=", "seed must be a whole number in 0..4294967295, got ''"),
+    ("seed=one", "seed must be a whole number"),
+    ("seed='0'", "seed must be a whole number"),
+    ("seed=1e3", "got 1000.0"),
+    ("seed=0x10", "got '0x10'"),
+    ("seed=007", "got '007'"),
+    ("seed=99999999999999999999", "in 0..4294967295"),
+    ("seed=[0,1]", "got [0, 1]"),
+    ("seed=${seed}", "seed cannot be made from what was given: Recursive"),
+    ("seed=???", "seed must be given"),
+    ("seed={_target_:os.getcwd}", "seed must be a whole number"),
+    ("seed=choice(1,2)", "requires --multirun"),
+    ("seed =3", "'seed ' is no key"),
+    ("seed: 3", "choices are KEY=VALUE"),
+    ("--seed=3", "unknown flag '--seed=3'"),
+    ("-", "is no choice"),
+    ("=", "'' is no key"),
+    ("==", "'' is no key"),
+    ("+=3", "'+' is no key"),
+    ("a.=3", "'a.' is no key"),
+    ("method..rank=3", "'method..rank' is no key"),
+    ("method.rank.x=3", "unknown configuration key 'method.rank.x'; it has no keys"),
+    ("METHOD=lora", "unknown configuration key 'METHOD'"),
+    ("name=..", "name of a run names a folder"),
+    ("name=../../x", "name of a run names a folder"),
+    ("name=/etc", "name of a run names a folder"),
+    ("name='x\ny'", "no control character"),
+    ("name=tables", "may not be 'tables': that folder holds tables of results"),
+    ("name=multirun", "may not be 'multirun'"),
+    (f"name='{'x' * 201}'", "1 to 200 characters"),
+    (f"name='{WEIRD}'", "name must be text"),
+    ("name=${oc.env:HOME}", "name of a run names a folder"),
+    ("variant=a/b", "variant of a run names a folder"),
+    ("method.label=../x", "method of a run names a folder"),
+    ("root='a\x00b'", "root names a folder of this machine"),
+    ("root='a\nb'", "no control characters"),
+    ("root=s3://bucket/x", "no URL"),
+    ("root=file:///x", "no URL"),
+    ("root=[a]", "root must be text"),
+    ("root=${nothing}", "root cannot be made from what was given: Interpolation key 'nothing' not found"),
+    ("root=${oc.env:NOT_THERE}", "root cannot be made from what was given"),
+    ("root=${", "root='${' cannot be taken"),
+    ("~root", "root names the folder of all results, got None"),
+    ("rank=null", "unknown rank 'null'"),
+    ("ne=null", "unknown ne 'null'"),
+    ("ne=nan", "unknown ne 'nan'"),
+    ("ne=-inf", "unknown ne '-inf'"),
+    ("ne=1.5", "ne.ratio must be in [0, 1), got 1.5"),
+    ("rank=8x0", "rank.head must be a whole number of at least 1, got 0"),
+    ("rank=8x4x2", "unknown rank '8x4x2'"),
+    ("method=null", "unknown method 'null'"),
+    ("method=", "unknown method ''"),
+    ("data=null", "unknown data 'null'"),
+    ("backbone=null", "unknown backbone 'null'"),
+    ("trainer=nan", "unknown trainer 'nan'"),
+    ("+method=dora", "without '+', method=OPTION replaces the choice"),
+    ("++method=dora", "type method=dora"),
+    ("~method=dora", "method=dora is not chosen here, so it cannot be removed"),
+    ("~method", "method must be given"),
+    ("gate=front", "no option of 'gate' is chosen here, so none can be replaced"),
+    ("method@method.first=dora", "no option of 'method@method.first' is chosen here"),
+    ("hydra=x", "no option of 'hydra' is chosen here"),
+    ("backbone.overrides=[]", "backbone.overrides=[] cannot be taken"),
+    ("backbone.overrides={pretrained:true}", "unknown configuration key 'backbone.overrides.pretrained'"),
+    ("backbone.img_size=0", "backbone.img_size must be a whole number of at least 1, got 0"),
+    ("backbone.img_size=-224", "backbone.img_size must be a whole number of at least 1"),
+    ("backbone.weights=/dev/zero", "weights file '/dev/zero' does not exist"),
+    ("backbone.weights=https://x.invalid/y.npz", "does not exist; give an existing file"),
+    ("backbone.std=[1,1,-1]", "backbone.std must be a list of three numbers above 0"),
+    ("method.rank=${.rank}", "Recursive interpolation"),
+    ("method.scale=inf", "method.scale must be a finite number other than 0"),
+    ("method.targets=[Q]", "target 'Q' matches no projection"),
+    ("method.checkpoint=/etc", "cannot hash /etc: it is a folder or a device"),
+    ("method.gate={mode:heart,count:3,ratio:0.5}", "one of count, ratio and budget"),
+    ("method._target_=", "must be the dotted name of a class"),
+    ("method._target_=...", "must be the dotted name of a class"),
+    ("method._target_=headwise..methods.lora.LoRA", "must be the dotted name of a class"),
+    ("method._target_=headwise.methods.lora", "headwise.methods has no 'lora'; there is none"),
+    ("data._target_=builtins.dict", "data._target_='builtins.dict' makes something that is no source of images"),
+    ("dataset._target_=builtins.dict", "dataset._target_='builtins.dict' makes something that is no task"),
+    ("dataset.name=x/y", "a task's name may hold"),
+    ("dataset.folders=[]", "folders must name at least one folder"),
+    ("dataset.class_names=[a]", "1 class_names for num_classes=16"),
+    ("data=folder ;; data.root=", "data.root='' is not a folder"),
+    ("data=folder ;; data.root=/dev/null", "data.root='/dev/null' is not a folder"),
+    ("data=folder ;; data.root=~nobody_at_all/x", "data.root='~nobody_at_all/x' is not a folder"),
+    ("data=tfds ;; data.root=", "data.root='' is not a folder"),
+    ("protocol.lr=0,001", "protocol.lr=0,001 holds several values"),
+    ("protocol.lr=1e400", "got inf"),
+    ("protocol.epochs='5'", "got '5'"),
+    ("protocol.warmup=1.5", "protocol.warmup must be in [0, 1)"),
+    ("protocol.lr=${protocol}", "protocol.lr cannot be made from what was given"),
+    ("dataset=fewshot/pets ;; shots=3", "shots must be one of 1, 2, 4, 8, 16, got 3"),
+    ("+logger.api_key=abc", "logger.api_key is a secret"),
+    ("+_target_=os.system", "unknown key _target_='os.system'"),
+]
+ACCEPTED: list[tuple[str, str, Any]] = [
+    ("root=.", "root", Path()),
+    ("root=/", "root", Path("/")),
+    ("root=~nobody_at_all/x", "root", Path("~nobody_at_all/x")),
+    ("root=2024", "root", Path("2024")),
+    ("seed=1_000", "key.seed", 1000),
+    ("seed=-0", "key.seed", 0),
+    ("name='a b'", "key.name", "a b"),
+    ("variant='=1+1'", "key.variant", "=1+1"),
+    ("method=[lora]", "key.method", "lora"),
+    ("protocol.epochs=${mul:2,3}", "protocol.epochs", 6),
+    ("method.rank=${oc.decode:'3'}", "config.method.rank", 3),
+    ("~protocol.lr", "protocol.lr", 0.001),
+]
+"""What is given, and what of the plan it is then."""
+
+
+def planned(words: str) -> Any:
+    """The plan of a command line, or the text of its refusal, as `headwise.command` gives it."""
+    given = [*TINY, "method=lora", *words.split(" ;; ")]
+    try:
+        read = readable(_in_order(given))
+        refuse_secrets(None, read)
+        with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+            return plan_run(compose("config", overrides=read))
+    except (HeadwiseError, HydraException, OmegaConfBaseException) as error:
+        return one_line(error, limit=None)
+
+
+@pytest.mark.parametrize(("words", "answer"), REFUSED, ids=[repr(words)[:40] for words, _ in REFUSED])
+def test_a_choice_is_refused_in_words(words: str, answer: str) -> None:
+    text = planned(words)
+    assert isinstance(text, str), "accepted"
+    assert is_clear(text, answer), text
+
+
+@pytest.mark.parametrize(("words", "where", "meant"), ACCEPTED, ids=[words for words, _, _ in ACCEPTED])
+def test_an_odd_choice_means_what_it_says(words: str, where: str, meant: Any) -> None:
+    found = planned(words)
+    assert not isinstance(found, str), found
+    for name in where.split("."):
+        found = found[name] if isinstance(found, Mapping) else getattr(found, name)
+    assert found == meant
+
+
+# ------------------------------------------------------------------------------------------------------ scripts
+
+PLACES = [
+    ("--root file", "under file"),
+    ("--root loop", "under loop"),
+    ("--root dir", "under dir"),
+    ("--out dir.md", "dir.md is a folder"),
+    ("--out file.md", "file.md was not written by this tool"),
+    ("--out link.md", "link.md was not written by this tool"),
+    ("--out file/x.md", "file/x.md cannot be written: file is no folder"),
+    ("--out dangling/x.md", "dangling/x.md cannot be written: dangling is no folder"),
+    ("--out pipe.md --force", "pipe.md is a pipe or a device"),
+    ("--out \0.md", "holds a zero byte"),
+]
+RUNS = [
+    ("dir", "no finished run in dir"),
+    ("file", "file is no folder; give the one of a finished run"),
+    ("run/result.json", "run/result.json is no folder"),
+    ("pipe.md", "pipe.md is no folder"),
+    ("loop", "loop"),
+    ("run", "is not a usable record"),
+    ("{root}", "did you mean"),
+    ("\0", "holds a zero byte"),
+    ("{run} --trust ../x", "trust names modules of your own"),
+]
+SCRIPTS: list[tuple[str, str, str]] = [
+    *((f"{name} {{name}} --root {{root}}", *row) for name in ("make_tables", "compare_twins") for row in PLACES),
+    *((name, *row) for name in ("evaluate", "export_merged --out e.safetensors") for row in RUNS),
+    ("make_tables {name} --root {root}", "--out o", "has none of the suffixes .md, .tex, .csv, .json"),
+    ("make_tables {name} --root {root}", "--out o.md --json ./o.md", "written twice"),
+    ("make_tables {name} --root {root}", "--out o.md --json dir/../o.md", "written twice"),
+    ("make_tables {name} --root {root}", "--compare lora lora", "are the same runs"),
+    ("make_tables {name} --root {root}", "--compare lora:P9 bi_lora", "no tested phase 'P9'"),
+    ("make_tables {name} --root {root}", "--published sometimes", "invalid choice: 'sometimes'"),
+    ("make_tables --root {root}", "../../etc", "no finished run of '../../etc'"),
+    ("make_report --root {root}", "--out .", ". is a folder"),
+    ("make_report --root {root} --out r.html", "--name nothing", "no finished run of 'nothing'"),
+    ("make_methods_table {name} --root {root}", "--out .", "written twice"),
+    ("make_methods_table {name} --root {root}", "--out m.json", "m.json is to be written twice"),
+    ("make_methods_table {name} --root {root}", "--out file.md", "file.md was not written by this tool"),
+    ("keep_records {name} --root {root}", "--to {root}", "is the root itself"),
+    ("keep_records {name} --root {root}", "--to dir/../root", "is the root itself"),
+    ("keep_records {name} --root {root}", "--to file", "file cannot be written: a file lies where a folder should be"),
+    ("keep_records {name} --root {root}", "--to loop", "loop cannot be written"),
+    ("keep_records {name} --root {root}", "--to dangling", "a symbolic link lies there that leads to no folder"),
+    ("keep_records --root {root} --to k", "..", "no finished run of '..'"),
+    ("compare --root {root}", "lora nothing", "no finished run with dataset 'nothing'"),
+    ("compare --root {root}", "nothing", "no finished run with method 'nothing'"),
+    ("compare --root {root}", "lora --row nothing", "nothing"),
+    ("compare", "run", "result.json is not a usable record"),
+    ("compare", "dir", "no finished run in dir"),
+    ("compare --root {root} lora", "--json /dev/null --force", "/dev/null is a pipe or a device"),
+    ("export_merged {run}", "--out e.bin", "must end in .safetensors"),
+    ("export_merged {run}", "--out {run}/result.json", "was not written by this tool"),
+    ("import_bilora", "missing o.safetensors", "missing cannot be read"),
+    ("import_bilora", "dir o.safetensors", "dir cannot be read"),
+    ("import_bilora empty o.safetensors", "--rank 0", "rank must be at least 1, got 0"),
+    ("import_bilora empty o.safetensors", "--bits 0", "bits must be 1, 2, 4 or 8"),
+    ("import_bilora empty o.safetensors", "--classes -5", "classes must be at least 2, got -5"),
+    ("import_bilora empty o.safetensors", "--width -768", "width must be at least 1, got -768"),
+    ("import_bilora", "empty o.safetensors", "0 bytes are no checkpoint"),
+    ("import_cara", "file o.safetensors", "file cannot be read as tensors"),
+    ("import_cara", "empty o.safetensors", "the file is empty or cut off"),
+    ("import_cara", "/dev/zero o.safetensors", "/dev/zero cannot be read as tensors"),
+    ("import_cara file o.safetensors", "--task nothing", "no published 'scale' of task 'nothing'"),
+    ("import_cara file o.safetensors", "--backbone o.safetensors", "written twice"),
+    ("list_methods lora", "--classes 0", "--classes must be in 2..100000, got 0"),
+    ("list_methods lora", "--classes 99999999999", "--classes must be in 2..100000"),
+    ("list_methods lora", "--set method=hs_lora", "name the method without --set"),
+    ("list_methods lora", "--backbone nothing", "unknown backbone 'nothing'"),
+    ("list_methods", "../method/lora", "unknown method '../method/lora'"),
+    ("list_methods lora --backbone vit_tiny_random", "--set rank", "'rank' is no choice"),
+    ("list_methods lora --backbone vit_tiny_random", "--set method.rank=0", "method.rank must be a whole number"),
+    ("list_methods lora --backbone vit_tiny_random", "--set nothing=3", "unknown configuration key 'nothing'"),
+    ("list_methods lora --backbone vit_tiny_random", "--set name=dog's", "holds characters that need quotes"),
+    ("list_methods lora --backbone vit_tiny_random", "--set +logger.api_key=abc", "is a secret"),
+    ("show_task --data synthetic", "nothing", "unknown task 'nothing'"),
+    ("show_task --data synthetic", "/etc/passwd", "unknown task '/etc/passwd'"),
+    ("show_task --data synthetic svhn", "--side 100000", "more than 100 million pixels"),
+    ("show_task --data synthetic svhn", "--rows 99999999", "more than 100 million pixels"),
+    ("show_task --data synthetic svhn", "--rows 0", "must be at least 1"),
+    ("show_task --data synthetic svhn", "--split train", "unknown split 'train'"),
+    ("show_task --data synthetic svhn", "--out .", "--out names a PNG file, got '.'"),
+    ("show_task --data synthetic svhn", "--out x.jpg", "--out names a PNG file, got 'x.jpg'"),
+    ("show_task --data synthetic svhn", "--out dir", "dir is a folder"),
+    ("show_task --data synthetic svhn", "--num-classes 0", "num_classes must be a whole number of at least 2"),
+    ("show_task svhn --data folder", "--root file", "data.root='file' is not a folder"),
+    ("show_task svhn", "--lossy", "--lossy is for drawn images"),
+    ("prepare_vtab", "--tasks all nothing", "unknown task 'nothing'"),
+    ("prepare_vtab --status", "--size 0", "--size must be in 1..4096, got 0"),
+    ("prepare_vtab --status", "--size 999999999", "--size must be in 1..4096"),
+    ("prepare_vtab --status", "--root file", "--root file is no folder"),
+    ("prepare_vtab --status", "--cache file", "--cache file is no folder"),
+    ("prepare_vtab --status", "--resize nothing", "unknown resize 'nothing'"),
+    ("prepare_vtab", "--status --tasks svhn", "not allowed with argument"),
+    ("pretrain_nano", "--steps -1", "--steps must be at least 1"),
+    ("pretrain_nano", f"--seed {2**70}", "--seed is in 0..4294967295"),
+    ("pretrain_nano", "--lr nan", "--lr above 0"),
+    ("sweep_status", "nothing", "unknown experiment 'nothing'"),
+    ("sweep_status method=lora", "--root file", "file is no folder"),
+    ("sweep_status method=lora", "--json file.md", "file.md was not written by this tool"),
+    ("sweep_status method=lora", "--json dir", "dir is a folder"),
+    ("sweep_status", "method=glob(x*)", "matches nothing"),
+    ("sweep_status", "=3", "'' is no key"),
+    ("picture_report", "dir", "dir does not exist"),
+]
+"""A script with what is right, what is wrong, and the answer."""
+WRITE: list[tuple[str, str]] = [
+    (f"make_report --root {{root}} --out r.html --title a{WEIRD}b", "r.html"),
+    (f"make_tables {{name}} --root {{root}} --out t{WEIRD}.md", f"t{WEIRD}.md"),
+    ("compare_twins {name} --root {root} --out new/folder/t.md", "new/folder/t.md"),
+    ("keep_records {name} --root {root} --to kept", "kept"),
+    ("sweep_status method=lora --root missing --json s.json", "s.json"),
+]
+"""Odd, and right: what is written."""
+
+
+@pytest.fixture(scope="module")
+def scripts() -> Callable[[str], ModuleType]:
+    known: dict[str, ModuleType] = {}
+
+    def script(name: str) -> ModuleType:
+        if name not in known:
+            known[name] = loaded(name)
+        return known[name]
+
+    return script
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    store = ResultStore(tmp_path_factory.mktemp("records"))
+    for result in (run("bi_lora", recipe={"m": "bi"}), run("lora", dataset="dtd"), gated("heart_lora", 0, 90.5, 1)):
+        store.put(result.key, result)
+    list(store.all())
+    return store.root
+
+
+@pytest.fixture
+def place(records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of things that are not what a script wants, and of a root with finished runs."""
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("HEADWISE_CACHE", str(tmp_path / "cache"))
+    shutil.copytree(records, here / "root")
+    for name in ("dir", "dir.md", "run", "outputs"):
+        (here / name).mkdir()
+    for name in ("file", "file.md", "run/result.json"):
+        (here / name).write_text("somebody's own\n")
+    (here / "empty").touch()
+    (here / "loop").symlink_to("loop")
+    (here / "dangling").symlink_to("nowhere/x")
+    (here / "link.md").symlink_to("file")
+    os.mkfifo(here / "pipe.md")
+    return here
+
+
+def words_of(line: str, place: Path) -> list[str]:
+    (folder,) = {file.parent for file in (place / "root").glob("*/lora/**/result.json")}
+    values = {"root": "root", "name": folder.relative_to(place / "root").parts[0], "run": str(folder)}
+    return [word.format(**values) for word in line.split(" ")]
+
+
+def answer(script: ModuleType, words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """Status and the line that says why."""
+    try:
+        status = getattr(script, "command", script.main)(words)
+    except SystemExit as left:  # argparse's
+        status = int(left.code or 0)
+    lines = capsys.readouterr().err.splitlines()
+    return status, next((line for line in lines if "error: " in line), "")
+
+
+@pytest.mark.parametrize(("right", "wrong", "said"), SCRIPTS, ids=[f"{a.split()[0]} {b!r}" for a, b, _ in SCRIPTS])
+def test_a_script_refuses_and_leaves_everything(
+    right: str,
+    wrong: str,
+    said: str,
+    place: Path,
+    scripts: Callable[[str], ModuleType],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    name, *words = words_of(f"{right} {wrong}", place)
+    before = state(place)
+    status, line = answer(scripts(name), words, capsys)
+    assert status in (1, 2)
+    assert is_clear(line, said), line
+    assert state(place) == before
+
+
+@pytest.mark.parametrize(("line", "written"), WRITE, ids=range(len(WRITE)))
+def test_a_script_writes_under_odd_names(
+    line: str, written: str, place: Path, scripts: Callable[[str], ModuleType], capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, *words = words_of(line, place)
+    before = state(place)
+    status, error = answer(scripts(name), words, capsys)
+    assert (status, error) == (0, "")
+    assert (place / written).exists()
+    assert {key: value for key, value in state(place).items() if key in before} == before
+
+
+# ------------------------------------------------------------------------------------------- list files and images
+
+
+def picture(mode: str = "RGB", size: tuple[int, int] = (20, 12), form: str = "PNG", noise: bool = False) -> bytes:
+    out = io.BytesIO()
+    image = Image.effect_noise(size, 50) if noise else Image.new(mode, size, 1)
+    image.save(out, form)
+    return out.getvalue()
+
+
+def animated(form: str) -> bytes:
+    out = io.BytesIO()
+    first, *others = [Image.new("RGB", (20, 12), color) for color in ("red", "blue", "green")]
+    first.save(out, form, save_all=True, append_images=others)
+    return out.getvalue()
+
+
+SOUND = picture()
+NOISE = picture(noise=True)
+HUGE = SOUND[:16] + struct.pack(">II", 2**31 - 1, 2**31 - 1) + SOUND[24:]
+TOP = "test.txt, line 1"
+LISTS: list[tuple[str, bytes, str]] = [
+    ("empty", b"", "test.txt"),
+    ("blank lines only", b"\n \n\n", "test.txt"),
+    ("no label", b"a.png\n", TOP),
+    ("label only", b"1\n", TOP),
+    ("text for a label", b"a.png one\n", TOP),
+    ("negative", b"a.png -1\n", TOP),
+    ("too large", b"a.png 3\n", TOP),
+    ("a fraction", b"a.png 1.0\n", TOP),
+    ("an exponent", b"a.png 1e0\n", TOP),
+    ("underscores", b"a.png 1_0\n", TOP),
+    ("other digits", "a.png \u0661\n".encode(), TOP),
+    ("many digits", b"a.png " + b"9" * 5000 + b"\n", TOP),
+    ("a comma", b"a.png,1\n", TOP),
+    ("a tab", b"a.png\t1\n", TOP),
+    ("blanks around", b"  a.png   1  \n\n", TOP),
+    ("upward", b"../a.png 1\n", TOP),
+    ("far upward", b"images/../../../etc/passwd 1\n", TOP),
+    ("absolute", b"/etc/passwd 1\n", TOP),
+    ("device", b"/dev/zero 1\n", TOP),
+    ("home", b"~/a.png 1\n", TOP),
+    ("an address", b"https://x.invalid/a.png 1\n", TOP),
+    ("missing image", b"b.png 1\n", TOP),
+    ("a folder", b"images 1\n", TOP),
+    ("a pipe", b"pipe.png 1\n", TOP),
+    ("a link in a circle", b"loop.png 1\n", TOP),
+    ("a link to nowhere", b"gone.png 1\n", TOP),
+    ("a zero byte", b"a\0.png 1\n", "test.txt"),
+    ("a long name", b"x" * 5000 + b" 1\n", TOP),
+    ("not UTF-8", b"\xff\xfe 1\n", "test.txt"),
+    ("UTF-16", "a.png 1\n".encode("utf-16"), "test.txt"),
+    ("binary", SOUND, "test.txt"),
+    ("two labels", b"a.png 1\na.png 2\n", "with two labels"),
+]
+FINE: list[tuple[str, bytes, list[int]]] = [
+    ("Windows line ends", b"a.png 1\r\nc d.png 2\r\n", [1, 2]),
+    ("a mark of order", b"\xef\xbb\xbfa.png 1\n", [1]),
+    ("no last line end", b"a.png 2", [2]),
+    ("dots in a path", b"./images/../a.png 1\n", [1]),
+    ("umlauts", "\u00fc.png 0\n".encode(), [0]),
+]
+IMAGES: list[tuple[str, bytes, str]] = [
+    ("0 bytes", b"", "is empty (0 bytes)"),
+    ("cut off", NOISE[: len(NOISE) // 2], "cannot be decoded"),
+    ("text", b"not an image\n", "cannot be decoded"),
+    ("a page", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "cannot be decoded"),
+    ("zeros", bytes(1000), "cannot be decoded"),
+    ("huge", HUGE, "cannot be decoded"),
+    ("floats", picture("F", form="TIFF"), "no 8-bit equivalent"),
+    ("an archive", b"PK\x03\x04" + bytes(100), "cannot be decoded"),
+    ("program", b"\x7fELF" + bytes(100), "cannot be decoded"),
+    ("PostScript", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n/x {} def\nshowpage\n", "cannot be decoded"),
+    ("JPEG cut off", picture(form="JPEG")[:-40], "cannot be decoded"),
+]
+READ: list[tuple[str, bytes]] = [
+    ("one pixel", picture(size=(1, 1))),
+    ("thin", picture(size=(400, 1))),
+    ("CMYK", picture("CMYK", form="JPEG")),
+    ("grey", picture("L")),
+    ("one bit", picture("1")),
+    ("palette", picture("P")),
+    ("alpha", picture("RGBA")),
+    ("16 bits", picture("I;16")),
+    ("animated GIF", animated("GIF")),
+    ("animated PNG", animated("PNG")),
+    ("animated WebP", animated("WEBP")),
+    ("BMP in name of PNG", picture(form="BMP")),
+    ("bytes behind it", SOUND + b"<?php echo 1 ?>" * 100),
+]
+
+
+def own_images(folder: Path, listed: bytes, image: bytes = SOUND) -> list[int]:
+    """Labels of a user's own test images, read as a run reads them."""
+    (folder / "images").mkdir(parents=True)
+    for name, content in (("a.png", image), ("c d.png", picture("L")), ("\u00fc.png", picture(size=(9, 9)))):
+        (folder / name).write_bytes(content)
+    (folder / "t.png").write_bytes(picture(size=(30, 30)))
+    (folder / "loop.png").symlink_to("loop.png")
+    (folder / "gone.png").symlink_to("nowhere.png")
+    os.mkfifo(folder / "pipe.png")
+    (folder / "train.txt").write_bytes(b"t.png 0\n")
+    (folder / "test.txt").write_bytes(listed)
+    task = VTABTask(name="folder", group="own", num_classes=3, num_test=None, folders=["."])
+    source, before = FolderSource(folder), state(folder)
+    try:
+        source.fingerprint(task)
+        pixels = source.load(task, "test", 16)
+    finally:
+        assert state(folder) == before
+    assert pixels.images.shape[0] == len(pixels.labels)
+    return [int(label) for label in pixels.labels]
+
+
+@pytest.mark.parametrize(("listed", "said"), [row[1:] for row in LISTS], ids=[row[0] for row in LISTS])
+def test_a_list_is_refused_with_its_line(listed: bytes, said: str, tmp_path: Path) -> None:
+    with pytest.raises(HeadwiseError) as caught:
+        own_images(tmp_path / "own", listed)
+    assert is_clear(str(caught.value), said), caught.value
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(("listed", "labels"), [row[1:] for row in FINE], ids=[row[0] for row in FINE])
+def test_an_odd_list_means_what_it_says(listed: bytes, labels: list[int], tmp_path: Path) -> None:
+    assert own_images(tmp_path / "own", listed) == labels
+
+
+@pytest.mark.filterwarnings("ignore")  # PIL's, of the damage
+@pytest.mark.parametrize(("image", "said"), [row[1:] for row in IMAGES], ids=[row[0] for row in IMAGES])
+def test_an_image_is_refused_with_its_line(image: bytes, said: str, tmp_path: Path) -> None:
+    with pytest.raises(HeadwiseError) as caught:
+        own_images(tmp_path / "own", b"a.png 1\n", image)
+    assert is_clear(str(caught.value), said), caught.value
+    assert TOP in str(caught.value)
+
+
+@pytest.mark.parametrize("image", [row[1] for row in READ], ids=[row[0] for row in READ])
+def test_an_odd_image_is_read(image: bytes, tmp_path: Path) -> None:
+    assert own_images(tmp_path / "own", b"a.png 1\n", image) == [1]
+
+
+# ------------------------------------------------------------------------------------------------- weights and claims
+
+
+def odd_weights() -> dict[str, tuple[str, Callable[[Path], object]]]:
+    """Files of weights by what is odd, with their names and what writes them."""
+    sound = network("vit").timm_state_dict() if hasattr(network("vit"), "timm_state_dict") else {}
+    name, tensor = "blocks.0.norm1.weight", torch.ones(4)
+    return {
+        "empty": ("x.safetensors", lambda file: file.touch()),
+        "a folder": ("x.safetensors", lambda file: file.mkdir()),
+        "text": ("x.pth", lambda file: file.write_text("not weights")),
+        "npz of text": ("x.npz", lambda file: file.write_text("not weights")),
+        "no tensors": ("x.safetensors", lambda file: save_file({}, file)),
+        "one tensor": ("x.safetensors", lambda file: save_file({name: tensor}, file)),
+        "other names": ("x.safetensors", lambda file: save_file({"a": tensor}, file)),
+        "torch of a list": ("x.pth", lambda file: torch.save([1, 2], file)),
+        "torch of a number": ("x.pth", lambda file: torch.save(3, file)),
+        "torch of a tensor": ("x.pth", lambda file: torch.save(tensor, file)),
+        "torch of numbers": ("x.pth", lambda file: torch.save({name: 3, "x": "y"}, file)),
+        "torch of odd keys": ("x.pth", lambda file: torch.save({3: tensor, None: tensor}, file)),
+        "torch in itself": ("x.pth", lambda file: torch.save({"model": {"model": {"model": {}}}}, file)),
+        "npz of other names": ("x.npz", lambda file: np.savez(file, a=np.ones(3))),
+        "npz of objects": ("x.npz", lambda file: np.savez(file, a=np.array([{}], dtype=object))),
+        "no suffix": ("x", lambda file: file.write_bytes(bytes(100))),
+        "sound but for a shape": ("x.safetensors", lambda file: save_file({**sound, name: tensor}, file)),
+    }
+
+
+WEIGHTS = odd_weights()
+
+
+@pytest.mark.parametrize("what", WEIGHTS)
+def test_weights_are_refused_by_name(what: str, tmp_path: Path) -> None:
+    name, write = WEIGHTS[what]
+    write(tmp_path / name)
+    net = network("vit").model
+    before, files = {key: value.clone() for key, value in net.state_dict().items()}, state(tmp_path)
+    with pytest.raises(HeadwiseError) as caught:
+        load_weights(net, tmp_path / name)
+    assert is_clear(str(caught.value), name), caught.value
+    assert len(str(caught.value)) < 1000
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    assert state(tmp_path) == files
+
+
+CLAIMS = [
+    '{"expiry": "abc"}',
+    '{"expiry": -1}',
+    '{"expiry": 1e308}',
+    '{"expiry": null, "pid": "x", "host": []}',
+    '{"expiry": true, "pid": -5}',
+    '{"pid": 99999999999999999999, "host": "elsewhere"}',
+    '{"host": "\\u0000", "started": {}}',
+    "[]",
+    "",
+    "9" * 5000,
+    "[" * 100_000,
+    "\x00" * 100,
+]
+
+
+@pytest.mark.parametrize("content", CLAIMS, ids=range(len(CLAIMS)))
+def test_an_odd_claim_is_held_an_hour_at_most(content: str, tmp_path: Path) -> None:
+    file = tmp_path / "claim-1"
+    file.write_text(content)
+    assert standing(tmp_path)[0] in ("held", "stale")
+    for when in (time.time() - 4000, time.time() + 10**6):
+        os.utime(file, (when, when))
+        assert standing(tmp_path)[0] != "held"
+
+
+# -------------------------------------------------------------------------------------------- processes: make, train.py
+
+MAKE: list[tuple[str, str]] = [
+    ("reproduce-tables ROOT=", "ROOT names one folder, without blanks; got ''"),
+    ("reproduce-tables ROOT=a\\ b", "ROOT names one folder, without blanks; got 'a b'"),
+    ("reproduce-tables EXPERIMENTS=nothing ROOT={here}/new", "unknown experiment 'nothing'; there are: "),
+    ("reproduce-tables EXPERIMENTS=../x ROOT={here}/new", "unknown experiment '../x'"),
+    ("reproduce-tables EXPERIMENTS=lossy ROOT={here}/file", "file"),
+    ("nothing", "No rule to make target 'nothing'"),
+    ("setup BASE=/nowhere/python INSTALLED={here}/none", "is missing or older than Python 3.11"),
+]
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+@pytest.mark.parametrize(("given", "said"), MAKE, ids=[given for given, _ in MAKE])
+def test_make_refuses_before_anything_is_made(given: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "installed").touch()
+    words = [word.replace("\0", " ") for word in given.replace("\\ ", "\0").format(here=tmp_path).split(" ")]
+    before = state(tmp_path)
+    settings = [f"PYTHON={sys.executable}", f"VENV={tmp_path}/venv"]
+    settings += [] if "INSTALLED" in given else [f"INSTALLED={tmp_path}/installed"]
+    done = subprocess.run(
+        ["make", "--no-print-directory", *settings, *words], cwd=REPO, capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0
+    assert said in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert state(tmp_path) == before
+
+
+def test_a_name_that_no_terminal_shows_is_printed(tmp_path: Path) -> None:
+    """A folder whose name is no text of the terminal's, from the first line to the last."""
+    folder = os.fsencode(tmp_path) + b"/\xff"
+    command = [sys.executable, "scripts/make_tables.py", "--root", folder, "--out", folder + b"/t.md"]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, check=False, env={**os.environ, "LC_ALL": "C.UTF-8"})
+    assert done.returncode == 1
+    assert b"error: no finished run under" in done.stderr
+    assert b"Traceback" not in done.stderr
