@@ -3,14 +3,14 @@
 import hydra
 from omegaconf import DictConfig
 
-import headwise.experiment
+import headwise.runs.experiment
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> float | None:
     """Run what the configuration says."""
-    return headwise.experiment.job(cfg)
+    return headwise.runs.experiment.job(cfg)
 
 
 if __name__ == "__main__":
-    headwise.experiment.launch(main)
+    headwise.runs.experiment.launch(main)

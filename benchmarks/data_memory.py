@@ -52,7 +52,7 @@ def write_tree(root: Path, images: int, is_own: bool) -> None:
 
 def measure(root: Path, task: str, split: str, memory: float | None) -> dict[str, Any]:
     """Read all batches of a split in this process; the peak of memory, and a digest of what was read."""
-    from headwise.data.folder import FolderSource
+    from headwise.data.stores.folder import FolderSource
     from headwise.data.tasks import VTABTask
     from headwise.data.vtab import VTABDataModule
 

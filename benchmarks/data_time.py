@@ -25,13 +25,13 @@ import yaml
 from PIL import Image
 from torch.nn import functional as F
 
-from headwise import atomic
-from headwise.backbone import BackboneSpec
-from headwise.data.cachebuild import build
+from headwise.data.preparing.cachebuild import build
 from headwise.data.sources import CacheSource, FolderSource, Source
 from headwise.data.tasks import VTABTask
 from headwise.data.vtab import VTABDataModule
+from headwise.network.backbone import BackboneSpec
 from headwise.results import provenance
+from headwise.storage import atomic
 
 SIZE, BATCH, EVAL_BATCH = 224, 64, 256
 PHOTO = (375, 500)

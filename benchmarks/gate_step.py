@@ -21,13 +21,13 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from headwise import atomic
-from headwise.backbone import Backbone, BackboneSpec
 from headwise.methods.base import Method
 from headwise.methods.bi_lora import BiLoRA
 from headwise.methods.hs_lora import HeadLoRA
 from headwise.methods.lora import LoRA
+from headwise.network.backbone import Backbone, BackboneSpec
 from headwise.results import provenance
+from headwise.storage import atomic
 
 METHODS: dict[str, Callable[[], Method]] = {
     "lora": lambda: LoRA(label="lora", rank=8),

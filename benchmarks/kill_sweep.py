@@ -26,8 +26,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from headwise import atomic
-from headwise.results import claims, provenance
+from headwise.results import provenance
+from headwise.storage import atomic, claims
 
 REPO = Path(__file__).parents[1]
 SWEEP = [

@@ -22,7 +22,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
-import headwise.experiment  # noqa: F401  registers what conf/ interpolates with
+import headwise.runs.experiment  # noqa: F401  registers what conf/ interpolates with
 import stepping
 from headwise.methods.base import Installed, Method
 

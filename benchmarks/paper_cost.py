@@ -33,16 +33,16 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
-from headwise.backbone import Backbone, BackboneSpec
-from headwise.evolution import Evolution
-from headwise.gate import Gate, fill_gates
+from headwise.methods._evolution import Evolution
 from headwise.methods.base import Method
-from headwise.pertask import fill_protocol, fill_tasks
-from headwise.phases import chain
-from headwise.presets import fill_presets
-from headwise.protocol import Protocol
-from headwise.search import Space
-from headwise.sweeps.sweep import requests_of
+from headwise.network.backbone import Backbone, BackboneSpec
+from headwise.protocol.pertask import fill_protocol, fill_tasks
+from headwise.protocol.presets import fill_presets
+from headwise.protocol.recipe import Protocol
+from headwise.protocol.search import Space
+from headwise.runs.sweep import requests_of
+from headwise.training.address import chain
+from headwise.updates.gate import Gate, fill_gates
 from stepping import in_place_flops
 
 CONF = Path(__file__).resolve().parent.parent / "conf"

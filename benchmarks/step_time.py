@@ -20,7 +20,7 @@ import stepping
 from headwise.methods.base import Installed
 from headwise.methods.hs_lora import HeadLoRA
 from headwise.methods.lora import LoRA
-from headwise.sites import Site, select
+from headwise.updates.sites import Site, select
 from stepping import BACKBONES, Architecture, bound, network, require_input_grad, split
 
 HEAD_RANK = 3  # r' of HS-LoRA

@@ -30,8 +30,8 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from headwise.backbone import ATTENTION, Backbone
 from headwise.methods.base import Installed
+from headwise.network.backbone import ATTENTION, Backbone
 
 NUM_CLASSES = 100
 

@@ -24,10 +24,10 @@ from typing import Any
 
 import yaml
 
-from headwise import atomic
 from headwise.results import provenance
 from headwise.results.fingerprint import canonical, fingerprint
 from headwise.results.records import PhaseResult, Result, RunKey
+from headwise.storage import atomic
 
 REPO = Path(__file__).resolve().parent.parent
 MOST_SECONDS, MOST_MEGABYTES = 10.0, 500.0

@@ -12,12 +12,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from headwise import atomic
 from headwise.cli import of_results, results_of, script
+from headwise.commands.written import writing
+from headwise.comparison.gaps import comparisons, text
 from headwise.errors import ConfigError, suggest
 from headwise.results.records import Result
-from headwise.tables.compare import comparisons, text
-from headwise.written import writing
+from headwise.storage import atomic
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -6,11 +6,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from headwise import atomic
 from headwise.cli import of_results, results_of, script
+from headwise.commands.written import writing
+from headwise.comparison.twins import markdown, pairs
 from headwise.errors import ConfigError
-from headwise.tables.twins import markdown, pairs
-from headwise.written import writing
+from headwise.storage import atomic
 
 
 @script

@@ -6,16 +6,16 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 
-from headwise import atomic
 from headwise.cli import of_run, script
-from headwise.written import writing
+from headwise.commands.written import writing
+from headwise.storage import atomic
 
 
 @script
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     options = of_run(__doc__).parse_args(arguments)
-    from headwise.export import evaluate
+    from headwise.artifacts.export import evaluate
 
     with writing(options.json, force=options.force):
         retests = evaluate(options.run_dir, options.weights, options.data_root, options.trust)

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from headwise import atomic
 from headwise.cli import of_run, script
-from headwise.written import writing
+from headwise.commands.written import writing
+from headwise.storage import atomic
 
 EPILOG = "The README shows how to load the file and classify an image with timm alone."
 
@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = of_run(__doc__, EPILOG)
     parser.add_argument("--out", type=Path, required=True, help="file to write, ending in .safetensors")
     options = parser.parse_args(arguments)
-    from headwise.export import export_merged
+    from headwise.artifacts.export import export_merged
 
     with writing(options.out, options.json, force=options.force):
         export = export_merged(options.run_dir, options.out, options.weights, options.data_root, options.trust)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from headwise.cli import of_import, script
-from headwise.written import writing
+from headwise.commands.written import writing
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -39,8 +39,8 @@ def named(file: Path, key: str, default: int) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     options = parse(arguments)
-    from headwise.published import Layout, read_bi_lora
-    from headwise.training import write_tensors
+    from headwise.artifacts.released import Layout, read_bi_lora
+    from headwise.training.loop import write_tensors
 
     with writing(options.out, force=options.force):
         layout = Layout(

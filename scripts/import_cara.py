@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from headwise.cli import of_import, script
-from headwise.written import writing
+from headwise.commands.written import writing
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -30,10 +30,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     options = parse(arguments)
+    from headwise.artifacts.released import read_cara
     from headwise.errors import CheckpointError
-    from headwise.presets import published_value
-    from headwise.published import read_cara
-    from headwise.training import write_tensors
+    from headwise.protocol.presets import published_value
+    from headwise.training.loop import write_tensors
 
     with writing(options.out, options.backbone, force=options.force):
         scale = "S" if options.task is None else published_value("cara", options.task, "scale").value

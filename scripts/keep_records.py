@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from headwise.atomic import make_folder
 from headwise.cli import of_results, results_of, script
 from headwise.errors import ConfigError
 from headwise.results.store import ResultStore
+from headwise.storage.atomic import make_folder
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

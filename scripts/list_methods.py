@@ -21,20 +21,20 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-import headwise.experiment  # noqa: F401  registers what conf/ interpolates with
-from headwise import atomic
+import headwise.runs.experiment  # noqa: F401  registers what conf/ interpolates with
 from headwise.cli import of_results, results_of, script
+from headwise.commands.overrides import readable
+from headwise.commands.written import writing
+from headwise.comparison import lineup
 from headwise.errors import ConfigError, suggest
-from headwise.overrides import readable
-from headwise.plan import instantiation
+from headwise.protocol.plan import instantiation
+from headwise.runs.sweep import answered
+from headwise.schema.secret import refuse_secrets
 from headwise.schema.tree import check_config
-from headwise.secret import refuse_secrets
-from headwise.sweeps.sweep import answered
-from headwise.tables import lineup
-from headwise.written import writing
+from headwise.storage import atomic
 
 if TYPE_CHECKING:
-    from headwise.catalog import Entry
+    from headwise.methods._catalog import Entry
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 MOST_CLASSES = 100_000
@@ -106,8 +106,8 @@ def of_network(options: argparse.Namespace) -> tuple[str, Any]:
     if options.set:  # before a network is built
         config(f"method={(options.methods or known['method'])[0]}", *options.set)
 
-    from headwise.backbone import BackboneSpec
-    from headwise.catalog import markdown, measure, papers, printed_sizes
+    from headwise.methods._catalog import markdown, measure, papers, printed_sizes
+    from headwise.network.backbone import BackboneSpec
 
     spec = config(f"backbone={options.backbone}", "backbone.weights=none")["backbone"]
     net = BackboneSpec(**spec).build()

@@ -7,11 +7,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from headwise import atomic
 from headwise.cli import of_results, results_of, script
+from headwise.commands.written import writing
 from headwise.report.page import report
-from headwise.tables import reading
-from headwise.written import writing
+from headwise.results import reading
+from headwise.storage import atomic
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -10,14 +10,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from headwise import atomic
 from headwise.cli import of_results, results_of, script
+from headwise.commands.written import writing
+from headwise.comparison.beside import SHOW
+from headwise.comparison.tables import compare, tables
 from headwise.errors import ConfigError
-from headwise.tables import reading
-from headwise.tables.beside import SHOW
-from headwise.tables.build import compare, tables
-from headwise.tables.render import FORMATS, SUFFIXES, render
-from headwise.written import writing
+from headwise.report.formats import FORMATS, SUFFIXES, render
+from headwise.results import reading
+from headwise.storage import atomic
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

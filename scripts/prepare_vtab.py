@@ -12,9 +12,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from headwise import atomic
 from headwise.cli import force_option, script
-from headwise.written import writing
+from headwise.commands.written import writing
+from headwise.storage import atomic
 
 MOST_PIXELS = 4096
 CONF = Path(__file__).resolve().parent.parent / "conf" / "dataset"
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     options = parse(arguments)
     from headwise.data.decode import check_resize
-    from headwise.data.prepare import Place, as_json, choose, prepare, read_tasks, status, table
+    from headwise.data.preparing.prepare import Place, as_json, choose, prepare, read_tasks, status, table
     from headwise.errors import ConfigError
 
     check_resize(options.resize)

@@ -29,10 +29,10 @@ from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from headwise import atomic
 from headwise.cli import force_option, script
+from headwise.commands.written import writing
 from headwise.errors import ConfigError
-from headwise.written import writing
+from headwise.storage import atomic
 
 SIZE, PATCH, WIDTH = 64, 8, 192
 ARCHITECTURE = {"img_size": SIZE, "patch_size": PATCH, "embed_dim": WIDTH, "depth": 6, "num_heads": 6, "num_classes": 0}

@@ -82,10 +82,10 @@ def open_source(options: argparse.Namespace) -> Source:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     options = parse(arguments)
-    from headwise import atomic
+    from headwise.commands.written import writing
     from headwise.data.sheet import contact_sheet
     from headwise.errors import ConfigError
-    from headwise.written import writing
+    from headwise.storage import atomic
 
     if min(options.rows, options.columns, options.side) < 1:
         raise ConfigError("--rows, --columns and --side must be at least 1")

@@ -7,12 +7,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from headwise import atomic
 from headwise.cli import force_option, script
+from headwise.commands.written import writing
 from headwise.errors import ConfigError
-from headwise.sweeps.status import survey, text
-from headwise.sweeps.sweep import answered, requests_of
-from headwise.written import writing
+from headwise.runs.status import survey, text
+from headwise.runs.sweep import answered, requests_of
+from headwise.storage import atomic
 
 CONF = Path(__file__).parents[1] / "conf"
 

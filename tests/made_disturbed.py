@@ -25,10 +25,11 @@ import matplotlib.figure  # noqa: F401
 import timm  # noqa: F401
 import torch
 
-from headwise import atomic, training
 from headwise.errors import StorageError
-from headwise.experiment import run
-from headwise.phases import set_aside
+from headwise.runs.experiment import run
+from headwise.storage import atomic
+from headwise.training import loop
+from headwise.training.address import set_aside
 from made_networks import compose_config
 
 RUN = ("method=hs_lora", "+gate@method.heads.gate=heart", "ne=ne1", "rank=r4", "backbone=vit_tiny_random")
@@ -93,7 +94,7 @@ def once(root: Path, shim: Callable[[], Shim] = Shim, count: Path | None = None)
 
     sys.addaudithook(watch)
     os.environ["HEADWISE_CACHE"] = str(root.with_name(f"{root.name}-cache"))
-    training.hush()
+    loop.hush()
     torch.set_num_threads(1)
     counter = shim()
     run(compose_config(*RUN, f"root={root}"))
@@ -130,7 +131,7 @@ def broken(root: Path) -> list[str]:
             if file.suffix == ".json":
                 json.loads(file.read_text())
             elif file.suffix == ".safetensors" and ".tmp" not in file.name:
-                training.read_tensors(file)
+                loop.read_tensors(file)
             elif file.name == "last.ckpt" and (why := set_aside(file)):
                 bad.append(why)
         except ValueError as error:

@@ -17,7 +17,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from headwise.errors import ConfigError, HeadwiseError
-from headwise.plan import plan_run
+from headwise.protocol.plan import plan_run
 from headwise.schema.tree import check_config
 
 KINDS: dict[str, Any] = {"bool": True, "int": 3, "float": 0.5, "text": "fuzz", "null": None, "list": [], "mapping": {}}

@@ -16,12 +16,12 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from headwise.backbone import Backbone, BackboneSpec
 from headwise.data.sources import FINAL_SPLITS, Pixels
 from headwise.data.tasks import VTABTask
 from headwise.data.vtab import VTABDataModule
-from headwise.experiment import run  # noqa: F401  registers the resolvers that conf/ uses
-from headwise.gate import fill_gates
+from headwise.network.backbone import Backbone, BackboneSpec
+from headwise.runs.experiment import run  # noqa: F401  registers the resolvers that conf/ uses
+from headwise.updates.gate import fill_gates
 
 REPO = Path(__file__).parents[1]
 CONF = REPO / "conf"

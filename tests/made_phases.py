@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from headwise.backbone import Backbone
 from headwise.errors import ConfigError
 from headwise.methods.base import Installed, Method, Plan
-from headwise.protocol import Protocol
-from headwise.training import PhaseModule
+from headwise.network.backbone import Backbone
+from headwise.protocol.recipe import Protocol
+from headwise.training.loop import PhaseModule
 from made_networks import CLASSES, batches, composed_method, images, network, perturb
 
 RECIPE = Protocol(name="test", epochs=2, lr=1e-2, lr_start=1e-2, schedule="constant", warmup=0.0, drop_path=0.0)

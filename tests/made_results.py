@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from headwise.comparison.tables import GROUP_SIZES
 from headwise.results.store import PhaseResult, Result, RunKey
-from headwise.tables.build import GROUP_SIZES
 
 KEY = RunKey("runs", "lora", "svhn", "base", 0)
 

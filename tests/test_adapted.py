@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from headwise.adapted import AdaptedLinear, BesideLinear, Delta, Factors, adapted_linear
 from headwise.errors import CheckpointError, ConfigError
-from headwise.nf4 import NF4Linear
+from headwise.network.nf4 import NF4Linear
+from headwise.updates.adapted import AdaptedLinear, BesideLinear, Delta, Factors, adapted_linear
 
 X = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from headwise import atomic
 from headwise.errors import StorageError
-from headwise.phases import write_tensors
-from headwise.results.claims import Claim
+from headwise.storage import atomic
+from headwise.storage.claims import Claim
+from headwise.training.address import write_tensors
 
 
 def test_replacing_shows_the_new_file_only_when_complete(tmp_path):

@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from headwise.adapted import AdaptedLinear
-from headwise.backbone import Backbone, BackboneSpec
 from headwise.errors import CheckpointError, ConfigError, WeightsError
-from headwise.lowrank import LowRank
+from headwise.network.backbone import Backbone, BackboneSpec
+from headwise.updates.adapted import AdaptedLinear
+from headwise.updates.lowrank import LowRank
 from made_networks import CLASSES, images, logits, network, plain_timm, spec
 from made_weights import google_file, trunk
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from headwise.catalog import UNITS, Entry, markdown, measure, printed_sizes
+from headwise.methods._catalog import UNITS, Entry, markdown, measure, printed_sizes
 from made_networks import CONF, REPO, composed_method, network
 
 

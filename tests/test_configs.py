@@ -18,16 +18,16 @@ import yaml
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from headwise.backbone import BackboneSpec
+from headwise.comparison import printed
 from headwise.data.tasks import VTABTask
-from headwise.experiment import plan_run
-from headwise.gate import fill_gates
 from headwise.methods.base import Method
-from headwise.pertask import fill_protocol, fill_tasks
-from headwise.presets import fill_presets
-from headwise.protocol import Protocol
-from headwise.sweeps.sweep import requests_of
-from headwise.tables import printed
+from headwise.network.backbone import BackboneSpec
+from headwise.protocol.pertask import fill_protocol, fill_tasks
+from headwise.protocol.presets import fill_presets
+from headwise.protocol.recipe import Protocol
+from headwise.runs.experiment import plan_run
+from headwise.runs.sweep import requests_of
+from headwise.updates.gate import fill_gates
 from made_networks import CONF, REPO, compose_config
 
 FILES = sorted(file.relative_to(CONF).with_suffix("").as_posix() for file in CONF.rglob("*.yaml"))

@@ -12,17 +12,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from headwise.adapted import AdaptedLinear, BesideLinear, Delta
-from headwise.backbone import Backbone
 from headwise.errors import CheckpointError, ConfigError
-from headwise.lowrank import LowRank
 from headwise.methods.base import Installed, Method
 from headwise.methods.hs_lora import HeadLoRA
 from headwise.methods.lora import LoRA
 from headwise.methods.peft_bridge import PeftMethod
+from headwise.network.backbone import Backbone
 from headwise.results.store import PhaseStore
-from headwise.sites import Site
-from headwise.training import Machine, hush, read_tensors, run_phases, write_tensors
+from headwise.training.loop import Machine, hush, read_tensors, run_phases, write_tensors
+from headwise.updates.adapted import AdaptedLinear, BesideLinear, Delta
+from headwise.updates.lowrank import LowRank
+from headwise.updates.sites import Site
 from made_networks import (
     CONF,
     NETWORKS,

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from headwise.errors import CheckpointError
-from headwise.gate import Gate
 from headwise.methods.lora import LoRA
-from headwise.phases import CHECKPOINT, TENSORS, read_tensors, set_aside
 from headwise.results.records import PhaseResult, ResultError
 from headwise.results.store import PhaseStore
+from headwise.training.address import CHECKPOINT, TENSORS, read_tensors, set_aside
+from headwise.updates.gate import Gate
 from test_training import HEADS, LORA, RECIPE, after_epoch, folder_of, quiet, rows, run, timeless, whole  # noqa: F401
 
 

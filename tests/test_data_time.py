@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from headwise.data.cachebuild import build
+from headwise.data.preparing.cachebuild import build
 from headwise.data.sources import CacheSource, FolderSource
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "data_time.py"

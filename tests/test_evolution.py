@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from headwise.errors import ConfigError
-from headwise.evolution import Evolution, Subnet, evolve
+from headwise.methods._evolution import Evolution, Subnet, evolve
 
 KINDS = ("a", "b")
 SMALL = Evolution(sizes=[1, 5, 10], population=20, parents=4, crossover=8, mutation=8, generations=6, limit=90)

@@ -21,12 +21,13 @@ from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from headwise import experiment, plan, training
 from headwise.errors import ConfigError, Interrupted, ResultConflict, WeightsError
-from headwise.experiment import plan_run, run
+from headwise.protocol import plan, request
 from headwise.results.store import BusyError, PhaseStore, Result, ResultStore
-from headwise.sweeps import request
-from headwise.tracker import tracked
+from headwise.runs import experiment
+from headwise.runs.experiment import plan_run, run
+from headwise.runs.tracker import tracked
+from headwise.training import loop
 from made_networks import CONF, REPO, compose_config, plain_timm
 from made_results import gated, masked_suite, phase, result
 
@@ -265,14 +266,14 @@ def test_two_phases_are_not_a_first_phase(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    step = training.PhaseModule.training_step
+    step = loop.PhaseModule.training_step
 
     def interrupted(self: Any, batch: Any, batch_idx: int) -> Any:
         if self.installed.owners["s0.b0.q"].A.shape[0] > 1:  # the second phase
             raise KeyboardInterrupt
         return step(self, batch, batch_idx)
 
-    monkeypatch.setattr(training.PhaseModule, "training_step", interrupted)
+    monkeypatch.setattr(loop.PhaseModule, "training_step", interrupted)
     with pytest.raises(Interrupted):
         in_process(*HS_LORA, f"root={tmp_path}")
     assert not list(tmp_path.glob("**/failure.txt"))
@@ -321,7 +322,7 @@ def test_never_refuses_what_is_finished(folder: Path) -> None:
 def test_a_run_that_another_process_computes_is_left_to_it(tmp_path: Path) -> None:
     arguments = [*LORA, f"root={tmp_path}", "wait=false"]
     place = plan_run(compose_config(*arguments)).folder
-    code = "import sys, time; from pathlib import Path; from headwise.results.claims import Claim\n"
+    code = "import sys, time; from pathlib import Path; from headwise.storage.claims import Claim\n"
     code += "with Claim(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
     other = subprocess.Popen([sys.executable, "-c", code, str(place)], stdout=subprocess.PIPE, text=True)
     try:

@@ -19,10 +19,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import headwise
-from headwise.backbone import BackboneSpec
+from headwise.artifacts.export import Classifier, Guess, evaluate, export_merged
+from headwise.artifacts.saved import SavedRun
 from headwise.errors import CheckpointError, ConfigError, DataError, WeightsError
-from headwise.export import Classifier, Guess, evaluate, export_merged
-from headwise.saved import SavedRun
+from headwise.network.backbone import BackboneSpec
 from made_networks import REPO, compose_config, run
 
 AUTO = ["backbone=vit_tiny_random", "backbone.weights=auto", "rank=r4"]

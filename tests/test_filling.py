@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from headwise.evolution import Evolution
-from headwise.filling import fill_method, with_own_fields
-from headwise.gate import Gate
+from headwise.methods._evolution import Evolution
+from headwise.protocol.filling import fill_method, with_own_fields
 from headwise.schema.source import literal_of_target
+from headwise.updates.gate import Gate
 from made_networks import REPO
 
 NOAH = "headwise.methods.noah.NOAH"
@@ -53,7 +53,7 @@ def test_a_method_of_ones_own_inherits_or_names_its_readers(tmp_path: Path, monk
         "class Computed(NOAH):\n    written = dict(search='x')\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    assert literal_of_target("mine_written.Longer", "written") == {"search": "headwise.evolution.Evolution"}
+    assert literal_of_target("mine_written.Longer", "written") == {"search": "headwise.methods._evolution.Evolution"}
     assert literal_of_target("mine_written.Other", "written") == {}
     assert literal_of_target("mine_written.Computed", "written") is None
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from headwise.backbone import Backbone, BackboneSpec
-from headwise.catalog import measure
 from headwise.errors import ConfigError
-from headwise.fitting import dry_forward, fitted, fitting, rehearse
+from headwise.methods._catalog import measure
+from headwise.methods._fitting import dry_forward, fitted, fitting, rehearse
+from headwise.network.backbone import Backbone, BackboneSpec
 from made_networks import CLASSES, CONF, batches, composed_method, network
 
 SIZES = {"embed_dim": 48, "depth": 2, "num_heads": 4}
@@ -165,11 +165,11 @@ def test_a_lack_of_memory_is_no_refusal() -> None:
 def test_what_cannot_work_is_refused_before_weights_are_fetched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from headwise.experiment import run
+    from headwise.runs.experiment import run
     from made_networks import compose_config
 
     monkeypatch.setattr(BackboneSpec, "_fetch", lambda self, model: pytest.fail("weights were asked for"))
-    monkeypatch.setattr("headwise.backbone.kept", lambda name: None)
+    monkeypatch.setattr("headwise.network.backbone.kept", lambda name: None)
     options = ("backbone=vit_tiny_random", "backbone.weights=auto", "dataset=dsprites_loc", "protocol=smoke")
     for choices, message in (
         (("method=hs_lora", "rank.head=0"), "rank"),

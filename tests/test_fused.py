@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from headwise import fused
-from headwise.fused import Block, Dense, lowrank_linear
+from headwise.updates import fused
+from headwise.updates.fused import Block, Dense, lowrank_linear
 
 N, INPUTS, OUTPUTS = 5, 6, 12
 SHAPES = {  # (first row, G, O // G, R) of each block

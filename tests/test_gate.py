@@ -7,8 +7,8 @@ import pytest
 from hydra.utils import instantiate
 
 from headwise.errors import ConfigError
-from headwise.experiment import plan_run
-from headwise.gate import Gate, fill_gates
+from headwise.runs.experiment import plan_run
+from headwise.updates.gate import Gate, fill_gates
 from made_networks import compose_config
 
 NE3 = {"count": 3, "ratio": None}

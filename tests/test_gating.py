@@ -13,11 +13,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-from headwise.adapted import AdaptedLinear, Delta
 from headwise.errors import ConfigError
-from headwise.gate import Gate
-from headwise.gating import HeadMasking
-from headwise.heads import least_responsive, responsiveness
 from headwise.methods.base import Installed, Method
 from headwise.methods.bi_lora import BiLoRA
 from headwise.methods.cara import CaRA
@@ -26,10 +22,14 @@ from headwise.methods.hs_lora import HeadLoRA
 from headwise.methods.lora import LoRA
 from headwise.methods.peft_bridge import PeftMethod
 from headwise.methods.pissa import PiSSA
-from headwise.protocol import Protocol
+from headwise.protocol.recipe import Protocol
 from headwise.results.store import PhaseResult, PhaseStore
-from headwise.sites import Site
-from headwise.training import Machine, PhaseModule, hush, run_phases
+from headwise.training.loop import Machine, PhaseModule, hush, run_phases
+from headwise.updates.adapted import AdaptedLinear, Delta
+from headwise.updates.gate import Gate
+from headwise.updates.heads import least_responsive, responsiveness
+from headwise.updates.masking import HeadMasking
+from headwise.updates.sites import Site
 from made_networks import batches, distance, images, logits, network, perturb, toy_data
 
 ONE = {"count": 1}

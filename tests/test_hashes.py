@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from headwise import hashes
-from headwise.data import tfds
-from headwise.data.listfiles import digests, read_list
+from headwise.data.stores import tfds
+from headwise.data.stores.listfiles import digests, read_list
 from headwise.errors import ConfigError
-from headwise.hashes import Remembered, file_sha256, sha256_of, stamp_of
 from headwise.results import fingerprint
+from headwise.storage import hashes
+from headwise.storage.hashes import Remembered, file_sha256, sha256_of, stamp_of
 
 ABC, ABD = hashlib.sha256(b"abc").hexdigest(), hashlib.sha256(b"abd").hexdigest()
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from headwise.errors import ConfigError
-from headwise.gate import Gate
-from headwise.heads import Evidence, check, choose, fixed, head_norms, least_responsive, responsiveness
-from headwise.sites import Site
+from headwise.updates.gate import Gate
+from headwise.updates.heads import Evidence, check, choose, fixed, head_norms, least_responsive, responsiveness
+from headwise.updates.sites import Site
 
 
 def site(block: int, proj: str = "q", stage: int = 0, heads: int = 3) -> Site:

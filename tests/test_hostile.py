@@ -28,16 +28,16 @@ from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
 from safetensors.torch import save_file
 
-from headwise.command import _in_order
-from headwise.data.folder import FolderSource
+from headwise.commands.command import _in_order
+from headwise.commands.overrides import readable
+from headwise.data.stores.folder import FolderSource
 from headwise.data.tasks import VTABTask
 from headwise.errors import HeadwiseError
-from headwise.overrides import readable
-from headwise.plan import one_line, plan_run
-from headwise.reading import load_weights
-from headwise.results.claims import standing
+from headwise.network.reading import load_weights
+from headwise.protocol.plan import one_line, plan_run
 from headwise.results.store import ResultStore
-from headwise.secret import refuse_secrets
+from headwise.schema.secret import refuse_secrets
+from headwise.storage.claims import standing
 from made_networks import CONF, REPO, network
 from made_results import gated, run
 from test_written import loaded
@@ -184,7 +184,7 @@ ACCEPTED: list[tuple[str, str, Any]] = [
 
 
 def planned(words: str) -> Any:
-    """The plan of a command line, or the text of its refusal, as `headwise.command` gives it."""
+    """The plan of a command line, or the text of its refusal, as `headwise.commands.command` gives it."""
     given = [*TINY, "method=lora", *words.split(" ;; ")]
     try:
         read = readable(_in_order(given))

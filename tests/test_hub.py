@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import timm
 
-from headwise import hub
-from headwise.backbone import BackboneSpec
 from headwise.errors import WeightsError
+from headwise.network import hub
+from headwise.network.backbone import BackboneSpec
 
 NAME = "vit_tiny_patch16_224"
 SPEC = BackboneSpec(name="x", timm_name=NAME, img_size=32, overrides={"depth": 1, "embed_dim": 48, "num_heads": 4})
@@ -66,7 +66,7 @@ def serve(monkeypatch: pytest.MonkeyPatch, seed: int, **options: Any) -> None:
         torch.manual_seed(seed)
         return timm.create_model(name, num_classes=0, img_size=img_size, **{**SPEC.overrides, **options})
 
-    monkeypatch.setattr("headwise.backbone.fetched", fetched)
+    monkeypatch.setattr("headwise.network.backbone.fetched", fetched)
 
 
 def test_what_was_fetched_first_is_what_is_compared_from_then_on(

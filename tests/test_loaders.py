@@ -21,19 +21,24 @@ import pytest
 import torch
 from PIL import Image
 
-from headwise import hashes, hub, phases, plots, published, reading
-from headwise.data import bulk, own, prepared
-from headwise.data.cache import META, Cache, label_file
+from headwise.artifacts import released
+from headwise.artifacts.export import load
+from headwise.data import bulk, own
 from headwise.data.decode import decode
-from headwise.data.prepared import FEATURES, INFO, MARKER, check_features
 from headwise.data.stored import facts
+from headwise.data.stores import prepared
+from headwise.data.stores.cache import META, Cache, label_file
+from headwise.data.stores.prepared import FEATURES, INFO, MARKER, check_features
 from headwise.errors import HeadwiseError
-from headwise.export import load
-from headwise.results.claims import standing
+from headwise.network import hub, reading
+from headwise.report import pictures
+from headwise.results import reading as runs
 from headwise.results.records import Result
 from headwise.results.store import PhaseStore, ResultStore
-from headwise.sweeps.ledger import Ledger
-from headwise.tables import reading as runs
+from headwise.runs.ledger import Ledger
+from headwise.storage import hashes
+from headwise.storage.claims import standing
+from headwise.training import address
 from made_networks import REPO, network
 from made_results import result
 
@@ -225,7 +230,7 @@ def read_hub(folder: Path, content: bytes) -> None:
 
 
 def read_curves(folder: Path, content: bytes) -> None:
-    plots.learning_curves([put(folder, "a.csv", content)], ["a"], folder, draw=True)
+    pictures.learning_curves([put(folder, "a.csv", content)], ["a"], folder, draw=True)
 
 
 def read_experiments(folder: Path, content: bytes) -> None:
@@ -248,16 +253,16 @@ LOADERS: dict[str, Check | str] = {
     "sweeps/lifeline.py:json.loads": TEXT,
     "plan.py:json.loads": TEXT,
     "hub.py:read_json": read_hub,
-    "phases.py:load_file": lambda folder, content: phases.read_tensors(put(folder, "x.safetensors", content)),
-    "phases.py:load": lambda folder, content: phases.read_tensors(
+    "phases.py:load_file": lambda folder, content: address.read_tensors(put(folder, "x.safetensors", content)),
+    "phases.py:load": lambda folder, content: address.read_tensors(
         put(folder, "x.safetensors", content), sha256="0" * 64
     ),
     "phases.py:torch.load": lambda folder, content: _ckpt(folder, content),
     "phases.py:zipfile.ZipFile": lambda folder, content: _ckpt(folder, content),
-    "published.py:np.fromfile": lambda folder, content: published.read_bi_lora(
-        put(folder, "x.bin", content), published.Layout(rank=4, bits=1)
+    "published.py:np.fromfile": lambda folder, content: released.read_bi_lora(
+        put(folder, "x.bin", content), released.Layout(rank=4, bits=1)
     ),
-    "published.py:torch.load": lambda folder, content: published.read_cara(put(folder, "x.pt", content)),
+    "published.py:torch.load": lambda folder, content: released.read_cara(put(folder, "x.pt", content)),
     "reading.py:load_file": lambda folder, content: read_weights(folder, content, ".safetensors"),
     "reading.py:torch.load": lambda folder, content: read_weights(folder, content, ".pth"),
     "reading.py:zipfile.ZipFile": lambda folder, content: read_weights(folder, content, ".npz"),
@@ -287,7 +292,7 @@ LOADERS: dict[str, Check | str] = {
 
 
 def _ckpt(folder: Path, content: bytes) -> None:
-    said = phases.set_aside(put(folder, "last.ckpt", content))
+    said = address.set_aside(put(folder, "last.ckpt", content))
     assert said is not None
     assert (folder / "last.ckpt.damaged").is_file()
 

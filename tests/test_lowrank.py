@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from headwise.adapted import AdaptedLinear, BesideLinear
 from headwise.errors import ConfigError
-from headwise.lowrank import LowRank, runs_of
-from headwise.sites import Site
+from headwise.updates.adapted import AdaptedLinear, BesideLinear
+from headwise.updates.lowrank import LowRank, runs_of
+from headwise.updates.sites import Site
 
 SITE = Site(0, 0, "q", 4, 3)
 BASE = torch.zeros(12, 8)

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from headwise.memory import forget_peak, peak_memory
+from headwise.training.memory import forget_peak, peak_memory
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux forgets a peak")

@@ -14,12 +14,12 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf, open_dict
 from safetensors.torch import save_file
 
-from headwise import naming
-from headwise.plan import Plan, plan_run
+from headwise.comparison.comparable import ordered, places, shared_choices
+from headwise.protocol import naming
+from headwise.protocol.plan import Plan, plan_run
+from headwise.protocol.variants import beside_common
 from headwise.results.records import Result
 from headwise.results.store import ResultStore
-from headwise.tables.comparable import ordered, places, shared_choices
-from headwise.variants import beside_common
 from made_networks import CONF, plain_timm
 from made_results import phase
 

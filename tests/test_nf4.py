@@ -14,7 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headwise.errors import ConfigError
-from headwise.nf4 import BLOCK, VALUES, BitsAndBytesLinear, NF4Linear, dequantize, four_bit, magnitudes, quantize
+from headwise.network.nf4 import (
+    BLOCK,
+    VALUES,
+    BitsAndBytesLinear,
+    NF4Linear,
+    dequantize,
+    four_bit,
+    magnitudes,
+    quantize,
+)
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

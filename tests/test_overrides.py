@@ -13,9 +13,9 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+from headwise.commands.overrides import explained, readable
 from headwise.errors import ConfigError
-from headwise.overrides import explained, readable
-from headwise.plan import plan_run, root_of
+from headwise.protocol.plan import plan_run, root_of
 from made_networks import REPO, compose_config
 
 TINY = ("backbone=vit_tiny_random", "dataset=dsprites_loc", "data=synthetic", "protocol=smoke", "method=lora")

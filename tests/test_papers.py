@@ -15,11 +15,11 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from headwise.pertask import OTHERS, fill_protocol, fill_tasks
-from headwise.plan import plan_run
-from headwise.protocol import Protocol
-from headwise.search import Space
-from headwise.sweeps.sweep import requests_of
+from headwise.protocol.pertask import OTHERS, fill_protocol, fill_tasks
+from headwise.protocol.plan import plan_run
+from headwise.protocol.recipe import Protocol
+from headwise.protocol.search import Space
+from headwise.runs.sweep import requests_of
 from made_networks import CONF, REPO, compose_config
 
 PAPER = REPO / "src" / "headwise" / "paper"

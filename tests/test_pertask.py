@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from headwise.errors import ConfigError
-from headwise.pertask import fill_protocol, fill_tasks
+from headwise.protocol.pertask import fill_protocol, fill_tasks
 
 TABLE = {
     "default": {"lora": {"dropout": 0.1, "scale": 2}},

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from headwise.plots import learning_curves, score_map
+from headwise.report.pictures import learning_curves, score_map
 
 
 def history(file: Path, epochs: int, loss: float) -> Path:
@@ -49,7 +49,7 @@ def test_each_phase_needs_a_label(tmp_path: Path) -> None:
 
 
 def test_torch_is_not_needed() -> None:
-    code = "import sys, headwise.plots; sys.exit('torch' in sys.modules)"
+    code = "import sys, headwise.report.pictures; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from headwise import training
-from headwise.portions import is_out_of_memory, more_parts, split
+from headwise.network.portions import is_out_of_memory, more_parts, split
 from headwise.results.store import ResultStore
+from headwise.training import loop
 from made_networks import compose_config
 
 LORA = ["backbone=vit_tiny_random", "dataset=dsprites_loc", "data=synthetic", "protocol=smoke", "trainer=cpu"]
@@ -51,7 +51,7 @@ def test_every_image_is_in_one_part(size, parts, sizes):
 def losses(root, monkeypatch, most: int, kind: type[Exception] = torch.OutOfMemoryError):
     """Train where no more than `most` images fit; returns the record and the sizes that were tried."""
     tried = []
-    loss = training.PhaseModule._loss
+    loss = loop.PhaseModule._loss
 
     def limited(self, images, labels, share):
         tried.append(len(labels))
@@ -60,8 +60,8 @@ def losses(root, monkeypatch, most: int, kind: type[Exception] = torch.OutOfMemo
         return loss(self, images, labels, share)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.PhaseModule, "_loss", limited)
-        from headwise.experiment import run
+        patch.setattr(loop.PhaseModule, "_loss", limited)
+        from headwise.runs.experiment import run
 
         run(compose_config(*LORA, f"root={root}"))
     (result,) = ResultStore(root).all()
@@ -80,9 +80,7 @@ def test_a_run_that_is_out_of_memory_goes_on_with_half_the_images_at_a_time(tmp_
     assert parts.accuracy == whole.accuracy
     said = capsys.readouterr().out
     assert "out of memory: going on with at most 4 images at a time, 8 a step as before" in said
-    tensors = [
-        training.read_tensors(next((tmp_path / name).glob("phases/*/*.safetensors"))) for name in ("whole", "parts")
-    ]
+    tensors = [loop.read_tensors(next((tmp_path / name).glob("phases/*/*.safetensors"))) for name in ("whole", "parts")]
     for name, tensor in tensors[0].items():
         torch.testing.assert_close(tensors[1][name], tensor, rtol=1e-4, atol=1e-5)
 

@@ -9,10 +9,10 @@ import pytest
 import yaml
 
 from headwise.errors import ConfigError
-from headwise.experiment import run
-from headwise.plan import plan_run
-from headwise.presets import POSSIBLY_TUNED, fill_presets, presets, published_value
+from headwise.protocol.plan import plan_run
+from headwise.protocol.presets import POSSIBLY_TUNED, fill_presets, presets, published_value
 from headwise.results.store import ResultStore
+from headwise.runs.experiment import run
 from made_networks import CONF, compose_config
 
 TINY = ["backbone=vit_tiny_random", "data=synthetic", "protocol=smoke", "trainer=cpu", "trainer.threads=1"]

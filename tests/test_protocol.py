@@ -9,9 +9,9 @@ from typing import Any, get_args
 
 import pytest
 
-from headwise import protocol
 from headwise.errors import ConfigError
-from headwise.protocol import NORMALIZATIONS, Normalize, Protocol
+from headwise.protocol import recipe
+from headwise.protocol.recipe import NORMALIZATIONS, Normalize, Protocol
 
 R0 = Protocol(schedule="r0_legacy")
 STEPS = 15
@@ -35,16 +35,16 @@ def test_r0_legacy_never_reaches_its_peak() -> None:
 
 @pytest.mark.parametrize("epochs", [1, 2, 7, 100])
 def test_cosine_reaches_its_peak_and_falls(epochs: int) -> None:
-    protocol = Protocol()
-    schedule = protocol.learning_rate(epochs, STEPS)
+    recipe = Protocol()
+    schedule = recipe.learning_rate(epochs, STEPS)
     rates = [schedule(step) for step in range(epochs * STEPS)]
-    warm = protocol.warmup_count(epochs * STEPS)
-    assert rates[warm - 1] == pytest.approx(protocol.lr)
-    assert max(rates) == pytest.approx(protocol.lr)
+    warm = recipe.warmup_count(epochs * STEPS)
+    assert rates[warm - 1] == pytest.approx(recipe.lr)
+    assert max(rates) == pytest.approx(recipe.lr)
     assert all(a < b for a, b in itertools.pairwise(rates[:warm]))
     assert all(a > b for a, b in itertools.pairwise(rates[warm:]))
-    assert rates[-1] >= protocol.lr_min
-    assert schedule(epochs * STEPS) == pytest.approx(protocol.lr_min)
+    assert rates[-1] >= recipe.lr_min
+    assert schedule(epochs * STEPS) == pytest.approx(recipe.lr_min)
 
 
 def test_constant_stays() -> None:
@@ -108,7 +108,7 @@ def test_normalisation_is_a_choice() -> None:
 def test_a_normalisation_is_one_line_of_one_file() -> None:
     """Every place that knows their names or values takes them from the protocol's table."""
     assert (*get_args(Normalize),) == ("model", *NORMALIZATIONS)
-    source = Path(protocol.__file__).parent
+    source = Path(recipe.__file__).parent
     files = [file.name for file in source.rglob("*.py") if re.search(r"0\.485|[\"']inception[\"']", file.read_text())]
     assert files == ["protocol.py"]
 
@@ -129,10 +129,10 @@ def test_cara_legacy_is_stepped_by_batch_and_held_from_the_middle_on(step: int, 
 
 
 def test_a_part_of_the_training_images_is_said() -> None:
-    protocol = Protocol(train_images=8)
-    assert protocol.labels == ["subset"]
-    assert protocol.data_options((0.5,) * 3, (0.5,) * 3)["train_images"] == 8
-    assert protocol.for_search().train_images == 8
+    recipe = Protocol(train_images=8)
+    assert recipe.labels == ["subset"]
+    assert recipe.data_options((0.5,) * 3, (0.5,) * 3)["train_images"] == 8
+    assert recipe.for_search().train_images == 8
 
 
 @pytest.mark.parametrize("key", ["train_images", "eval_mode_after", "select_after"])

@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from headwise.artifacts.released import Layout, read_bi_lora
 from headwise.errors import CheckpointError, ConfigError
-from headwise.lowrank import LowRank
 from headwise.methods.bi_lora import BiLoRA
-from headwise.published import Layout, read_bi_lora
-from headwise.sites import Site
+from headwise.updates.lowrank import LowRank
+from headwise.updates.sites import Site
 from made_networks import CLASSES, REPO, distance, images, logits, network, perturb
 
 SHARED = Path(os.environ.get("HEADWISE_SHARED", REPO.parent / "shared")) / "data" / "bilora"

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from headwise.adapted import AdaptedLinear
-from headwise.lowrank import LowRank
-from headwise.qkv import SplitQKV
-from headwise.sites import Site
+from headwise.updates.adapted import AdaptedLinear
+from headwise.updates.lowrank import LowRank
+from headwise.updates.qkv import SplitQKV
+from headwise.updates.sites import Site
 
 X = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(0))
 SITE = Site(0, 0, "q", 2, 3)

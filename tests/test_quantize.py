@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from headwise.errors import CheckpointError, ConfigError
-from headwise.quantize import EPSILON, Codes, Quantizer, codebook, pack_codes, unpack_codes
+from headwise.updates.quantize import EPSILON, Codes, Quantizer, codebook, pack_codes, unpack_codes
 
 PUBLISHED = {
     1: [0.67449],

@@ -16,13 +16,13 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from torch import Tensor
 
-from headwise.backbone import BackboneSpec
+from headwise.artifacts.released import CARA_NAMES, read_cara
 from headwise.errors import CheckpointError, ConfigError
-from headwise.experiment import plan_run, run
-from headwise.hashes import file_sha256
 from headwise.methods.cara import CaRA
-from headwise.published import CARA_NAMES, read_cara
+from headwise.network.backbone import BackboneSpec
 from headwise.results.store import ResultStore
+from headwise.runs.experiment import plan_run, run
+from headwise.storage.hashes import file_sha256
 from made_networks import CLASSES, REPO, compose_config, distance, images, logits, network
 
 BLOCKS, WIDTH, HEADS, PARTS, RANK, SCALE = 2, 48, 4, 4, 3, 0.5

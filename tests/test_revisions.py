@@ -6,8 +6,8 @@ import importlib
 
 import pytest
 
-from headwise.plan import plan_run
-from headwise.revisions import CHANGES, fill_revisions
+from headwise.protocol.plan import plan_run
+from headwise.protocol.revisions import CHANGES, fill_revisions
 from made_networks import compose_config
 
 TINY = ("backbone=vit_tiny_random", "dataset=dsprites_loc", "data=synthetic", "trainer=cpu", "trainer.threads=1")

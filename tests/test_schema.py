@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 
 from headwise.data.tasks import check_apart
 from headwise.errors import ConfigError
-from headwise.plan import plan_run
+from headwise.protocol.plan import plan_run
 from headwise.schema.check import describe, fields_of_class
 from headwise.schema.source import fields_of_target
 from headwise.schema.tree import check_config
@@ -258,7 +258,7 @@ def test_every_class_of_ours_is_known_as_python_knows_it() -> None:
     targets = {
         line for file in CONF.rglob("*.yaml") for line in re.findall(r"^_target_: (\S+)", file.read_text(), re.M)
     }
-    targets |= {"headwise.protocol.Protocol", "headwise.backbone.BackboneSpec"}
+    targets |= {"headwise.protocol.recipe.Protocol", "headwise.network.backbone.BackboneSpec"}
     for target in targets:
         module, _, name = target.rpartition(".")
         kind = getattr(importlib.import_module(module), name)

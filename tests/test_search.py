@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 
 from headwise.errors import ConfigError
-from headwise.experiment import run
 from headwise.methods.base import Method
 from headwise.methods.baselines import Linear
 from headwise.methods.bi_lora import BiLoRA
 from headwise.methods.hs_lora import HeadLoRA
 from headwise.methods.lora import LoRA
 from headwise.methods.pissa import PiSSA
-from headwise.protocol import Protocol
+from headwise.protocol.recipe import Protocol
+from headwise.protocol.search import Space, search
 from headwise.results.records import PhaseResult
-from headwise.search import Space, search
+from headwise.runs.experiment import run
 from made_networks import compose_config
 
 HEART = BiLoRA(label="heart", gate={"count": 1})

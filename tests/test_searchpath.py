@@ -16,10 +16,10 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 import test_conformance as conformance
+from headwise.artifacts.export import export_merged
 from headwise.errors import ConfigError
-from headwise.experiment import run
-from headwise.export import export_merged
 from headwise.methods.base import build_method
+from headwise.runs.experiment import run
 from made_networks import NETWORKS, REPO, compose_config, network
 from made_phases import unfolded
 

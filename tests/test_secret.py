@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from headwise.errors import ConfigError
-from headwise.plan import plan_run
-from headwise.secret import hidden, is_secret, refuse_secrets
+from headwise.protocol.plan import plan_run
+from headwise.schema.secret import hidden, is_secret, refuse_secrets
 from made_networks import CONF, REPO, compose_config
 
 TINY = [

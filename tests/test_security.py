@@ -16,19 +16,19 @@ from typing import Any
 import pytest
 
 import headwise
-from headwise import targets
-from headwise.data.prepared import check_features
+from headwise.artifacts.export import evaluate, export_merged
 from headwise.data.sources import SOURCES, source_of
+from headwise.data.stores.prepared import check_features
 from headwise.data.tasks import task_of
 from headwise.errors import ConfigError, DataError, HeadwiseError
-from headwise.export import evaluate, export_merged
-from headwise.hashes import file_sha256
 from headwise.methods import base
 from headwise.methods.base import Method, build_method
-from headwise.plan import plan_run, still_holds
+from headwise.protocol.plan import plan_run, still_holds
 from headwise.results.records import Result
 from headwise.results.store import ResultStore
-from headwise.targets import prefixes
+from headwise.schema import targets
+from headwise.schema.targets import prefixes
+from headwise.storage.hashes import file_sha256
 from made_networks import CONF, compose_config, run
 
 TINY = ["backbone=vit_tiny_random", "dataset=dsprites_loc", "data=synthetic", "protocol=smoke", "rank=r4"]
@@ -101,12 +101,12 @@ def targets_of(marker: Path) -> list[Any]:
         {"_target_": "subprocess.check_call", "args": ["touch", victim]},
         {"_target_": "hydra.utils.instantiate", "config": {"_target_": "os.mkdir", "path": victim}},
         {"_target_": "functools.partial", "_args_": [{"_target_": "os.mkdir", "path": victim}]},
-        {"_target_": "headwise.atomic.write_text", "path": victim, "text": "x"},
+        {"_target_": "headwise.storage.atomic.write_text", "path": victim, "text": "x"},
         {"_target_": "headwise.data.sources.log.root.manager.os.mkdir", "path": victim},
         {"_target_": "headwise.methods.base.importlib.import_module", "name": "got.payload"},
         {"_target_": "headwise.methods.base.Path", "_args_": [victim]},
         {"_target_": "headwise.results.store.PhaseStore", "root": {"_target_": "os.mkdir", "path": victim}},
-        {"_target_": "headwise.targets.build", "spec": {"_target_": "os.mkdir", "path": victim}},
+        {"_target_": "headwise.schema.targets.build", "spec": {"_target_": "os.mkdir", "path": victim}},
         {"_target_": {"_target_": "os.mkdir", "path": victim}},
         {"_target_": ["os", "mkdir"], "path": victim},
         {"_target_": None, "path": victim},

@@ -12,19 +12,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from headwise.experiment import run
 from headwise.methods.base import Method
 from headwise.methods.bi_lora import BiLoRA
 from headwise.methods.dylora import DyLoRA
 from headwise.methods.lora import LoRA
 from headwise.methods.noah import Supernet
 from headwise.methods.peft_bridge import PeftMethod
-from headwise.plan import plan_run
-from headwise.protocol import Protocol
+from headwise.protocol.plan import plan_run
+from headwise.protocol.recipe import Protocol
 from headwise.results.records import PhaseResult, ResultError
 from headwise.results.store import PhaseStore
-from headwise.selection import TestSelection
-from headwise.training import TENSORS, Machine, Saver, hush, run_phases
+from headwise.runs.experiment import run
+from headwise.training.loop import TENSORS, Machine, Saver, hush, run_phases
+from headwise.training.selection import TestSelection
 from made_networks import compose_config, network, toy_data
 
 BEST = Protocol(epochs=4, batch_size=16, lr=1e-2, drop_path=0.1, select="best_test", select_every=1)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from headwise.errors import ConfigError
-from headwise.sites import Site, select
+from headwise.updates.sites import Site, select
 
 SITES = [Site(0, block, proj, 4, 12) for block in range(2) for proj in ("q", "k", "v")]
 

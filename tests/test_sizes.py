@@ -12,12 +12,12 @@ import pytest
 import yaml
 from hydra.errors import HydraException
 
+from headwise.commands.messages import text_of
+from headwise.commands.overrides import readable
+from headwise.commands.sizes import name_of, option, spelled
 from headwise.errors import ConfigError
-from headwise.messages import text_of
-from headwise.overrides import readable
-from headwise.plan import plan_run
-from headwise.sizes import name_of, option, spelled
-from headwise.sweeps.sweep import requests_of
+from headwise.protocol.plan import plan_run
+from headwise.runs.sweep import requests_of
 from made_networks import CONF, REPO, compose_config
 
 FILES = [file for group in ("rank", "ne") for file in sorted((CONF / group).glob("*.yaml"))]

@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from headwise.commands.messages import one_line
+from headwise.commands.overrides import PATHS, explained, quoted, readable, several
 from headwise.errors import ConfigError, HeadwiseError
-from headwise.messages import one_line
-from headwise.overrides import PATHS, explained, quoted, readable, several
-from headwise.plan import plan_run
+from headwise.protocol.plan import plan_run
 from made_networks import compose_config
 
 CHOICES = [

@@ -14,17 +14,17 @@ import pytest
 import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
-from headwise import training
-from headwise.backbone import Backbone
 from headwise.errors import CheckpointError, ConfigError, Interrupted, NonFiniteLoss
 from headwise.methods.base import Installed, Method
 from headwise.methods.hs_lora import HeadLoRA, TwoPhase
 from headwise.methods.lora import LoRA
-from headwise.protocol import Protocol
-from headwise.results.claims import BusyError, Claim
+from headwise.network.backbone import Backbone
+from headwise.protocol.recipe import Protocol
 from headwise.results.store import PhaseResult, PhaseStore
-from headwise.selection import TestSelection
-from headwise.training import CHECKPOINT, TENSORS, Machine, PhaseModule, chain, read_tensors, run_phases
+from headwise.storage.claims import BusyError, Claim
+from headwise.training import loop
+from headwise.training.loop import CHECKPOINT, TENSORS, Machine, PhaseModule, chain, read_tensors, run_phases
+from headwise.training.selection import TestSelection
 from made_networks import CLASSES, composed_method, images, logits, spec, toy_data
 
 RECIPE = Protocol(name="test", epochs=4, lr=1e-2, drop_path=0.2)
@@ -34,7 +34,7 @@ HEADS = HeadLoRA(label="heads", rank=2, dropout=0.1)
 
 @pytest.fixture(autouse=True)
 def quiet() -> None:
-    training.hush()
+    loop.hush()
 
 
 @pytest.fixture(autouse=True)
@@ -85,20 +85,20 @@ def rows(root: Path) -> list[dict[str, str]]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PhaseResult]:
     """A phase of four epochs that nothing interrupted, with dropout and drop-path."""
     root = tmp_path_factory.mktemp("whole")
-    training.hush()
+    loop.hush()
     return root, run(root)[1][0]
 
 
 def after_epoch(error: type[BaseException]) -> tuple[type, str, Callable[..., Any]]:
     """Fail once the second epoch is saved."""
-    saved = training.Saver.on_train_epoch_end
+    saved = loop.Saver.on_train_epoch_end
 
     def fail(self: Any, trainer: Any, module: Any) -> None:
         saved(self, trainer, module)
         if trainer.current_epoch == 1:
             raise error("power cut")
 
-    return training.Saver, "on_train_epoch_end", fail
+    return loop.Saver, "on_train_epoch_end", fail
 
 
 def within_epoch(error: type[BaseException]) -> tuple[type, str, Callable[..., Any]]:
@@ -369,10 +369,10 @@ def test_weights_are_left_where_they_were(tmp_path: Path) -> None:
 
 def test_written_tensors_are_whole_or_absent(tmp_path: Path) -> None:
     tensors = {"a": torch.arange(6.0).view(2, 3).T}
-    training.write_tensors(tmp_path / "deep" / "t.safetensors", tensors)
+    loop.write_tensors(tmp_path / "deep" / "t.safetensors", tensors)
     assert torch.equal(read_tensors(tmp_path / "deep" / "t.safetensors")["a"], tensors["a"])
     with pytest.raises(AttributeError):
-        training.write_tensors(tmp_path / "t.safetensors", {**tensors, "b": "no tensor"})  # type: ignore[dict-item]
+        loop.write_tensors(tmp_path / "t.safetensors", {**tensors, "b": "no tensor"})  # type: ignore[dict-item]
     assert [file.name for file in tmp_path.iterdir()] == ["deep"]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from headwise.variants import beside_common, choices_of, common_choices, variant_of
+from headwise.protocol.variants import beside_common, choices_of, common_choices, variant_of
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from headwise.backbone import Backbone, BackboneSpec
 from headwise.errors import WeightsError
+from headwise.network.backbone import Backbone, BackboneSpec
 from made_networks import images, logits, spec
 from made_weights import google_file, masked_autoencoder, microsoft, trunk
 

@@ -10,11 +10,11 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from headwise.backbone import BackboneSpec
+from headwise.comparison.printed import BACKBONES
 from headwise.errors import ConfigError, WeightsError
-from headwise.plan import plan_run
-from headwise.tables.printed import BACKBONES
-from headwise.weights import NETWORKS, PAPERS, network_name, weights_labels
+from headwise.network.backbone import BackboneSpec
+from headwise.protocol.plan import plan_run
+from headwise.storage.weights import NETWORKS, PAPERS, network_name, weights_labels
 from made_networks import CONF, compose_config
 
 OTHER = "backbone.timm_name=vit_base_patch16_224.augreg_in21k"

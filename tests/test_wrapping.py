@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from headwise.bottleneck import Bottleneck
 from headwise.errors import CheckpointError, ConfigError
-from headwise.wrapping import After, check_block, pretrained_modules, through, wrappers
+from headwise.wrappers.bottleneck import Bottleneck
+from headwise.wrappers.wrapping import After, check_block, pretrained_modules, through, wrappers
 from made_networks import images, logits, network
 
 X = images(2)

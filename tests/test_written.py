@@ -8,8 +8,8 @@ from types import ModuleType
 
 import pytest
 
+from headwise.commands.written import writing
 from headwise.errors import ConfigError
-from headwise.written import writing
 from made_networks import REPO
 
 SCRIPTS = REPO / "scripts"

@@ -11,7 +11,7 @@ __all__ = ["load"]
 def __getattr__(name: str) -> Any:
     """Import ``headwise.load`` on first use, so that ``import headwise`` costs nothing."""
     if name == "load":
-        from headwise.export import load
+        from headwise.artifacts.export import load
 
         return load
     raise AttributeError(f"module 'headwise' has no attribute {name!r}")

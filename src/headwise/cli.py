@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from headwise.errors import ConfigError, HeadwiseError, Interrupted
-from headwise.tables.reading import Found, read
+from headwise.results.reading import Found, read
 
 REPO = Path(__file__).resolve().parents[2]
 """The checkout whose ``conf`` says which experiments there are."""
@@ -57,7 +57,7 @@ def script(main: Main) -> Callable[..., int]:
 
 
 def force_option(parser: argparse.ArgumentParser) -> None:
-    """The option of every script that writes a file, see `headwise.written.writing`."""
+    """The option of every script that writes a file, see `headwise.commands.written.writing`."""
     parser.add_argument("--force", action="store_true", help="replace files, even those that this tool did not write")
 
 

@@ -1,4 +1,4 @@
-"""Hydra's way to numbers as options: ``rank=8`` and ``ne=3`` without a file for each; see `headwise.sizes`."""
+"""Hydra's way to numbers as options: ``rank=8`` and ``ne=3`` without a file for each; see `headwise.commands.sizes`."""
 
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.object_type import ObjectType
@@ -6,7 +6,7 @@ from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSou
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 
-from headwise.sizes import option
+from headwise.commands.sizes import option
 
 
 class SizesSource(ConfigSource):

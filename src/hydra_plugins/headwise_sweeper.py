@@ -1,6 +1,6 @@
 """Hydra's way to a sweep that knows what is finished: ``hydra/sweeper: resuming``, which conf/config.yaml chooses.
 
-Hydra looks for plugins in this package only; everything else is in `headwise.sweeps.sweep`.
+Hydra looks for plugins in this package only; everything else is in `headwise.runs.sweep`.
 """
 
 # No `from __future__ import annotations`: hydra executes this file before it is in sys.modules, where dataclasses look.
@@ -48,7 +48,7 @@ class ResumingSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run the sweep; returns the accuracy of every job."""
-        from headwise.sweeps.sweep import Sweep, jobs_of
+        from headwise.runs.sweep import Sweep, jobs_of
 
         if self.config is None or self.hydra_context is None:
             raise RuntimeError("setup() comes before sweep()")

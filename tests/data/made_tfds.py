@@ -14,7 +14,7 @@ import numpy as np
 from made_trees import REPO, load_task
 from PIL import Image
 
-from headwise.data.prepared import masked_crc32c
+from headwise.data.stores.prepared import masked_crc32c
 from headwise.data.tasks import VTABTask
 
 FEWSHOT = {"food101": ("2.*.*", {"train": 30, "validation": 12}), "cars196": ("2.*.*", {"train": 30, "test": 12})}

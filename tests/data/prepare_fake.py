@@ -19,7 +19,7 @@ from PIL import Image
 REPO = Path(__file__).parents[2]
 sys.path.insert(0, str(REPO / "src"))
 
-from headwise.data.prepare import Place, as_json, choose, prepare, read_tasks  # noqa: E402
+from headwise.data.preparing.prepare import Place, as_json, choose, prepare, read_tasks  # noqa: E402
 
 rng = np.random.default_rng(0)
 

@@ -15,11 +15,12 @@ import torch
 from made_trees import load_task, write_lines, write_tree
 from PIL import Image
 
-from headwise.data import bulk, folder, notices
+from headwise.data import bulk, notices
 from headwise.data.bulk import Bulk
-from headwise.data.folder import FolderSource
 from headwise.data.pixels import Pixels
 from headwise.data.sources import AutoSource
+from headwise.data.stores import folder
+from headwise.data.stores.folder import FolderSource
 from headwise.data.tasks import VTABTask
 from headwise.data.vtab import VTABDataModule
 from headwise.errors import ConfigError, DataError, HeadwiseError

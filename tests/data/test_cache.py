@@ -18,13 +18,13 @@ from made_tfds import write_set
 from made_trees import REPO, load_task, write_tree
 from PIL import Image
 
-from headwise.data import cachebuild
-from headwise.data.cache import META, Cache, CacheSource
-from headwise.data.cachebuild import build
+from headwise.data.preparing import cachebuild
+from headwise.data.preparing.cachebuild import build
 from headwise.data.sources import AutoSource, FolderSource, TFDSSource
+from headwise.data.stores.cache import META, Cache, CacheSource
 from headwise.data.tasks import VTABTask
 from headwise.errors import ConfigError, DataError
-from headwise.results.claims import BusyError, Claim
+from headwise.storage.claims import BusyError, Claim
 
 SPLITS = ("train800", "val200", "train800val200", "test")
 CLEVR = [load_task("clevr_count"), load_task("clevr_dist")]

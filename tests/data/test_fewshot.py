@@ -12,9 +12,9 @@ import pytest
 from made_trees import load_task, write_lines
 from PIL import Image
 
-from headwise.data import fewshot
 from headwise.data.sources import FolderSource, Pixels, SyntheticSource, TFDSSource
 from headwise.data.splits import subset
+from headwise.data.stores import fewshot
 from headwise.data.synthetic import records
 from headwise.data.synthetic.standin import StandIn
 from headwise.data.tasks import DRAWS, SHOTS, VTABTask

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from made_trees import write_lines
 
-from headwise import hashes
-from headwise.data import listfiles
-from headwise.data.listfiles import digests, locate, read_list
+from headwise.data.stores import listfiles
+from headwise.data.stores.listfiles import digests, locate, read_list
 from headwise.errors import DataError
+from headwise.storage import hashes
 
 
 def settle(*files: Path) -> None:

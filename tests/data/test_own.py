@@ -18,8 +18,8 @@ from PIL import Image, ImageOps
 
 from headwise.data import notices, own
 from headwise.data.decode import decode
-from headwise.data.folder import FolderSource
 from headwise.data.stored import Facts, Reading, facts
+from headwise.data.stores.folder import FolderSource
 from headwise.data.tasks import VTABTask
 from headwise.errors import ConfigError, DataError
 

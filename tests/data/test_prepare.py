@@ -14,12 +14,12 @@ import pytest
 from made_tfds import to_tfrecord, write_set
 from made_trees import REPO, load_task, write_tree
 
-from headwise.data import prepare as module
-from headwise.data.cache import CacheSource
-from headwise.data.prepare import Place, Status, choose, missing_by_hand, prepare, read_tasks, status, table
+from headwise.data.preparing import prepare as module
+from headwise.data.preparing.prepare import Place, Status, choose, missing_by_hand, prepare, read_tasks, status, table
 from headwise.data.sources import FolderSource, TFDSSource
+from headwise.data.stores.cache import CacheSource
 from headwise.errors import ConfigError
-from headwise.results.claims import Claim
+from headwise.storage.claims import Claim
 
 TASKS = read_tasks(REPO / "conf" / "dataset")
 SCRIPT = REPO / "scripts" / "prepare_vtab.py"
@@ -194,7 +194,7 @@ def test_command_line(
 
 def test_preparing_imports_neither_torch_nor_tensorflow() -> None:
     code = (
-        "import sys, headwise.data.prepare;"
+        "import sys, headwise.data.preparing.prepare;"
         "print(sorted({'torch', 'lightning', 'tensorflow', 'tensorflow_datasets', 'hydra'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPO)

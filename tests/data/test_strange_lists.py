@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from headwise.data import notices
-from headwise.data.folder import FolderSource
-from headwise.data.listfiles import locate, read_list
+from headwise.data.stores.folder import FolderSource
+from headwise.data.stores.listfiles import locate, read_list
 from headwise.data.tasks import VTABTask
 from headwise.errors import DataError, HeadwiseError
 

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 from made_trees import REPO, load_task
 
-from headwise.data import drawn
-from headwise.data.prepared import MARKER
 from headwise.data.sources import AutoSource, SyntheticSource, TFDSSource
-from headwise.data.synthetic import records
+from headwise.data.stores.prepared import MARKER
+from headwise.data.synthetic import drawn, records
 from headwise.data.synthetic.standin import StandIn
 from headwise.errors import DataError
 

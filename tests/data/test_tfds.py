@@ -17,8 +17,8 @@ from made_tfds import Written, encode, tasks_of_all_builders, to_tfrecord, write
 from made_trees import REPO, load_task
 from PIL import Image
 
-from headwise.data.prepared import MARKER, masked_crc32c, tfrecords
 from headwise.data.sources import AutoSource, TFDSSource
+from headwise.data.stores.prepared import MARKER, masked_crc32c, tfrecords
 from headwise.data.tasks import VTABTask
 from headwise.errors import DataError
 
@@ -364,7 +364,7 @@ def test_training_never_imports_tensorflow(prepared: tuple[Path, Any], tmp_path:
     code = f"""
 import sys
 sys.path[:0] = [{str(tmp_path)!r}, {str(REPO / "tests" / "data")!r}]
-import headwise.experiment, headwise.training
+import headwise.runs.experiment, headwise.training.loop
 from made_trees import load_task
 from headwise.data.sources import TFDSSource
 from headwise.data.vtab import VTABDataModule

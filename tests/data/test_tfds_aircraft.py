@@ -10,8 +10,8 @@ import pytest
 from made_trees import load_task, write_lines
 from PIL import Image
 
+from headwise.data.preparing.tfds_aircraft import prepare
 from headwise.data.sources import TFDSSource
-from headwise.data.tfds_aircraft import prepare
 from headwise.errors import DataError
 
 VARIANTS = ["F/A-18", *(f"variant {i}" for i in range(99))]

@@ -13,8 +13,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from headwise.backbone import Backbone, BackboneSpec
 from headwise.methods.base import Installed
+from headwise.network.backbone import Backbone, BackboneSpec
 from made_networks import CLASSES, compose_config, images
 
 X = images()

@@ -9,10 +9,10 @@ import torch
 from peft import inject_adapter_in_model
 from torch import Tensor, nn
 
-from headwise.adapted import AdaptedLinear, Delta
-from headwise.backbone import Backbone, BackboneSpec
 from headwise.methods.base import Method
-from headwise.sites import Site
+from headwise.network.backbone import Backbone, BackboneSpec
+from headwise.updates.adapted import AdaptedLinear, Delta
+from headwise.updates.sites import Site
 
 HEADS, WIDTH, INPUTS = 4, 48, 40
 SITE = Site(0, 0, "q", HEADS, WIDTH // HEADS)

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from headwise.backbone import Backbone
 from headwise.methods.base import Method
-from headwise.protocol import Protocol
+from headwise.network.backbone import Backbone
+from headwise.protocol.recipe import Protocol
 from headwise.results.store import PhaseResult, PhaseStore
-from headwise.training import Machine, hush, run_phases
+from headwise.training.loop import Machine, hush, run_phases
 from made_networks import toy_data
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from made_native import X, array, build, count, step
 
-from headwise.bottleneck import Bottleneck
 from headwise.errors import ConfigError
 from headwise.methods.hs_lora import HeadLoRA
+from headwise.wrappers.bottleneck import Bottleneck
 from made_networks import distance, logits, network, perturb
 
 ERF = np.vectorize(math.erf)

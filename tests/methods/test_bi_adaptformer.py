@@ -10,13 +10,13 @@ import pytest
 import torch
 from made_native import array
 
-from headwise.bottleneck import Bottleneck
 from headwise.errors import CheckpointError, ConfigError
 from headwise.methods.base import Installed, Method
 from headwise.methods.bi_adaptformer import BiAdaptFormer
 from headwise.methods.bi_lora import BiLoRA
-from headwise.quantize import Quantizer
-from headwise.quantized import QuantizedBottleneck, QuantizedLinear
+from headwise.updates.quantize import Quantizer
+from headwise.wrappers.bottleneck import Bottleneck
+from headwise.wrappers.quantized import QuantizedBottleneck, QuantizedLinear
 from made_networks import CLASSES, distance, images, logits, network, perturb
 
 METHODS: dict[str, Method] = {

@@ -12,13 +12,13 @@ import torch
 from made_native import array
 from torch import Tensor
 
-from headwise.adapted import AdaptedLinear
 from headwise.errors import CheckpointError, ConfigError
-from headwise.lowrank import LowRank
 from headwise.methods.base import Installed
 from headwise.methods.bi_lora import BiLoRA
 from headwise.methods.lora import LoRA
-from headwise.sites import Site
+from headwise.updates.adapted import AdaptedLinear
+from headwise.updates.lowrank import LowRank
+from headwise.updates.sites import Site
 from made_networks import distance, images, logits, network, perturb
 
 VIT_B = [Site(0, block, proj, 12, 64) for block in range(12) for proj in "qv"]

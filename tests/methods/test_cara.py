@@ -10,9 +10,9 @@ import tensorly as tl
 import torch
 from made_native import X, array, build, count, step
 
-from headwise.backbone import Backbone
 from headwise.errors import ConfigError
 from headwise.methods.base import Installed
+from headwise.network.backbone import Backbone
 from made_networks import distance, logits, network, perturb
 
 

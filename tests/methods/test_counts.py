@@ -12,9 +12,9 @@ import torch
 from made_native import build, count, vit_b16
 from torch import nn
 
-from headwise.backbone import Backbone
-from headwise.catalog import measure, printed_sizes
 from headwise.errors import ConfigError
+from headwise.methods._catalog import measure, printed_sizes
+from headwise.network.backbone import Backbone
 from made_networks import NETWORKS, network, plain_timm
 
 COUNTS = {

@@ -14,12 +14,12 @@ from omegaconf import OmegaConf
 from peft import LoraConfig
 from peft.tuners.lora.config import BdLoraConfig
 
-from headwise.adapted import AdaptedLinear, BesideLinear
 from headwise.errors import ConfigError
-from headwise.gate import fill_gates
-from headwise.lowrank import LowRank
 from headwise.methods.hs_lora import HeadLoRA, TwoPhase
-from headwise.wrapping import Wrapper
+from headwise.updates.adapted import AdaptedLinear, BesideLinear
+from headwise.updates.gate import fill_gates
+from headwise.updates.lowrank import LowRank
+from headwise.wrappers.wrapping import Wrapper
 from made_networks import CONF, SIZES, compose_config, composed_method, images, logits, network, perturb
 
 RANK = 3

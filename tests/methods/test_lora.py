@@ -10,11 +10,11 @@ from made_peft import SITE, count, distance, linear, ours, pass_through, peft_la
 from peft import LoraConfig
 
 from headwise.errors import ConfigError
-from headwise.lowrank import LowRank
 from headwise.methods.adaptformer import AdaptFormer
 from headwise.methods.fact import FacT
 from headwise.methods.lora import LoRA
 from headwise.methods.repadapter import RepAdapter
+from headwise.updates.lowrank import LowRank
 from made_networks import images, logits, network, perturb
 
 

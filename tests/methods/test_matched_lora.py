@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from headwise.methods.hs_lora import HeadLoRA, MatchedLoRA, matched_ranks
-from headwise.sites import Site
+from headwise.updates.sites import Site
 from made_networks import network
 
 

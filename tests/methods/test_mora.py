@@ -9,7 +9,7 @@ from made_native import array, build, count, step
 
 from headwise.errors import ConfigError
 from headwise.methods.mora import MoRADelta, side_of
-from headwise.sites import Site
+from headwise.updates.sites import Site
 from made_networks import network, perturb
 
 

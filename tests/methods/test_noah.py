@@ -14,16 +14,15 @@ from made_native import X, build, count, step
 from made_runs import train
 from torch import nn
 
-from headwise import supernet
 from headwise.errors import ConfigError
-from headwise.evolution import Evolution, Subnet
-from headwise.experiment import run
-from headwise.methods import noah
+from headwise.methods import _supernet, noah
+from headwise.methods._evolution import Evolution, Subnet
 from headwise.methods.base import build_method
 from headwise.methods.noah import KINDS, NOAH, Supernet, SupernetInstalled, num_parameters, published_subnets
-from headwise.prompting import Prompts
+from headwise.protocol.search import explore
 from headwise.results.store import PhaseResult, ResultStore
-from headwise.search import explore
+from headwise.runs.experiment import run
+from headwise.wrappers.prompting import Prompts
 from made_networks import CONF, compose_config, distance, logits, network, perturb
 
 
@@ -207,19 +206,19 @@ RECIPE = Evolution.of(SEARCH)
 
 def test_the_supernet_contains_every_subnet() -> None:
     whole = network("vit")
-    supernet: Any = Supernet(label="s", search=SEARCH).install(whole)
-    perturb(list(supernet.adapter().values()), 0.2)
+    _supernet: Any = Supernet(label="s", search=SEARCH).install(whole)
+    perturb(list(_supernet.adapter().values()), 0.2)
     for seed in range(4):
         subnet = RECIPE.draw(KINDS, 2, random.Random(seed))
         alone = network("vit")
         installed: Any = of(subnet).install(alone)
         for name, tensor in installed.adapter().items():
-            held = dict(supernet.adapter())[name]
+            held = dict(_supernet.adapter())[name]
             if held.shape == tensor.shape:
                 tensor.data.copy_(held)
             else:
                 tensor.data.copy_(held[tuple(slice(size) for size in tensor.shape)])
-        supernet.use(subnet)
+        _supernet.use(subnet)
         assert distance(logits(whole, X), logits(alone, X)) <= 1e-5, subnet
         assert sum(t.numel() for t in installed.adapter().values()) == num_parameters(subnet, 48)
 
@@ -286,7 +285,7 @@ def test_a_run_finds_its_subnet_and_retrains_it(tmp_path: Path, monkeypatch: pyt
         run(compose_config(*FIND, f"root={tmp_path}"))
     monkeypatch.undo()
     (scout,) = tmp_path.glob("phases/*/phase.json")
-    monkeypatch.setattr(supernet, "evolve", killed)  # the supernet and its evolution are not repeated
+    monkeypatch.setattr(_supernet, "evolve", killed)  # the supernet and its evolution are not repeated
     run(compose_config(*FIND, f"root={tmp_path}"))
     (result,) = ResultStore(tmp_path).all()
     (phase,) = result.phases

@@ -12,8 +12,8 @@ from made_runs import train
 from safetensors.torch import load_file
 
 from headwise.methods.base import Installed
-from headwise.protocol import Protocol
-from headwise.training import PhaseModule
+from headwise.protocol.recipe import Protocol
+from headwise.training.loop import PhaseModule
 from made_networks import CLASSES, batches, composed_method, network
 
 LR, DECAY = 1e-3, 1e-2

@@ -18,12 +18,12 @@ from made_runs import train
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from headwise import training
 from headwise.errors import CheckpointError, ConfigError
-from headwise.experiment import run
 from headwise.methods.base import build_method
 from headwise.methods.peft_bridge import PeftInstalled, PeftMethod
 from headwise.results.store import ResultStore
+from headwise.runs.experiment import run
+from headwise.training import loop
 from made_networks import batches, compose_config, composed_method, distance, images, logits, network, perturb
 
 BLOCKS = {"target_modules_bd_b": ["q", "v"], "nblocks": 4}
@@ -438,15 +438,15 @@ def test_adalora_rank_falls_step_by_step(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("killed_after", [1, 2, 3])
 def test_adalora_resumes_exactly(killed_after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, (whole,) = train(network("vit"), [adalora()], tmp_path / "whole", epochs=4)
-    save = training.Saver.on_train_epoch_end
+    save = loop.Saver.on_train_epoch_end
 
-    def save_and_die(self: training.Saver, trainer: Any, module: Any) -> None:
+    def save_and_die(self: loop.Saver, trainer: Any, module: Any) -> None:
         save(self, trainer, module)
         if trainer.current_epoch + 1 == killed_after:
             raise RuntimeError("killed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.Saver, "on_train_epoch_end", save_and_die)
+        patch.setattr(loop.Saver, "on_train_epoch_end", save_and_die)
         with pytest.raises(RuntimeError, match="killed"):
             train(network("vit"), [adalora()], tmp_path / "killed", epochs=4)
     _, (resumed,) = train(network("vit"), [adalora()], tmp_path / "killed", epochs=4)

@@ -15,15 +15,15 @@ from made_native import array
 from made_runs import train
 from torch import nn
 
-from headwise.adapted import AdaptedLinear, BesideLinear
 from headwise.errors import CheckpointError, ConfigError
 from headwise.methods.base import Method
 from headwise.methods.dylora import DyLoRA
 from headwise.methods.hs_lora import TwoPhase
 from headwise.methods.lora import LoRA
 from headwise.methods.qlora import QLoRA
-from headwise.nf4 import BLOCK, VALUES, FourBit, NF4Linear
-from headwise.qkv import SplitQKV
+from headwise.network.nf4 import BLOCK, VALUES, FourBit, NF4Linear
+from headwise.updates.adapted import AdaptedLinear, BesideLinear
+from headwise.updates.qkv import SplitQKV
 from made_networks import composed_method, distance, images, logits, network, perturb
 
 X = images()

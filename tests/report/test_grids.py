@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from headwise.comparison.tables import tables
 from headwise.report import grids
-from headwise.tables.build import tables
 from made_results import run, suite
 
 

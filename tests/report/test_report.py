@@ -19,14 +19,14 @@ from urllib.parse import unquote
 
 import pytest
 
+from headwise.comparison.comparable import places
+from headwise.comparison.controls import lacking, matches
+from headwise.comparison.verdicts import Judgement, judged
 from headwise.errors import ConfigError
 from headwise.report import figures
 from headwise.report.page import report
 from headwise.results.records import Result
 from headwise.results.store import ResultStore
-from headwise.tables.comparable import places
-from headwise.tables.controls import lacking, matches
-from headwise.tables.verdicts import Judgement, judged
 from made_results import FEWSHOT, TASKS, few, gated, masked_suite, run, write
 
 REPO = Path(__file__).parents[2]

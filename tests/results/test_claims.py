@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from headwise.errors import ConfigError
-from headwise.results.claims import BusyError, Claim, alive, describe, standing
+from headwise.storage.claims import BusyError, Claim, alive, describe, standing
 
 FAST = {"heartbeat": 0.1, "expiry": 1.0}
 

@@ -11,18 +11,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from headwise.gate import Gate
-from headwise.heads import choose, fixed
 from headwise.methods.base import Method
 from headwise.methods.bi_lora import BiLoRA
-from headwise.phases import chain
-from headwise.plan import plan_run
-from headwise.protocol import Protocol
-from headwise.results.effective import DEFAULTS, effective, effective_gate
+from headwise.protocol.plan import plan_run
+from headwise.protocol.recipe import Protocol
 from headwise.results.fingerprint import fingerprint
 from headwise.results.records import PhaseResult, Result
 from headwise.results.store import PhaseStore, ResultStore
-from headwise.training import TENSORS, Machine, hush, run_phases
+from headwise.schema.effective import DEFAULTS, effective, effective_gate
+from headwise.training.address import chain
+from headwise.training.loop import TENSORS, Machine, hush, run_phases
+from headwise.updates.gate import Gate
+from headwise.updates.heads import choose, fixed
 from made_networks import compose_config, network, toy_data
 
 NOTHING: list[dict[str, Any]] = [

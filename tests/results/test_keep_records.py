@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from headwise.comparison.tables import tables
+from headwise.report.formats import render
 from headwise.results.store import ResultStore
-from headwise.tables.build import tables
-from headwise.tables.render import render
 from made_results import run
 
 

@@ -73,7 +73,7 @@ def test_interrupted_put_leaves_no_result(tmp_path, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("headwise.atomic.flush", interrupt)
+    monkeypatch.setattr("headwise.storage.atomic.flush", interrupt)
     with pytest.raises(KeyboardInterrupt):
         ResultStore(tmp_path).put(KEY, result())
     assert not list(KEY.path(tmp_path).iterdir())
@@ -119,7 +119,7 @@ def test_an_index_that_may_not_be_written_is_no_error(tmp_path, monkeypatch):
     def refused(*arguments):
         raise PermissionError("not yours")
 
-    monkeypatch.setattr("headwise.atomic.write_text", refused)
+    monkeypatch.setattr("headwise.storage.atomic.write_text", refused)
     assert list(store.finished()) == [KEY]
 
 

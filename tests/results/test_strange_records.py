@@ -15,18 +15,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from headwise.comparison import gaps, lineup, twins
+from headwise.comparison.tables import tables
 from headwise.errors import HeadwiseError
-from headwise.experiment import summary
-from headwise.plan import still_holds
+from headwise.protocol.plan import still_holds
+from headwise.report.formats import FORMATS, render
 from headwise.report.page import report
-from headwise.results.plain import LIMIT
+from headwise.results import reading
 from headwise.results.records import Result, ResultError
 from headwise.results.store import PhaseStore, ResultStore
-from headwise.sweeps.ledger import Entry, Ledger, finished_requests
-from headwise.sweeps.status import survey, text
-from headwise.tables import compare, lineup, reading, twins
-from headwise.tables.build import tables
-from headwise.tables.render import FORMATS, render
+from headwise.runs.experiment import summary
+from headwise.runs.ledger import Entry, Ledger, finished_requests
+from headwise.runs.status import survey, text
+from headwise.storage.plain import LIMIT
 from made_results import few, full, gated, published_run, run
 
 EXAMPLES = int(os.environ.get("HEADWISE_EXAMPLES", "6"))
@@ -66,7 +67,7 @@ def use(root: Path, page: bool = True) -> reading.Found:
         json.dumps(result.to_json(), allow_nan=False)
         still_holds(result)
         try:
-            compare.text(compare.comparisons([result]))
+            gaps.text(gaps.comparisons([result]))
         except HeadwiseError:  # nothing to compare it with
             continue
     return found

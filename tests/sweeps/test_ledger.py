@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from headwise.results.claims import Claim
 from headwise.results.store import ResultStore
-from headwise.sweeps.ledger import Entry, Ledger, finished_requests, folder_of
+from headwise.runs.ledger import Entry, Ledger, finished_requests, folder_of
+from headwise.storage.claims import Claim
 from made_results import KEY, result
 
 ASKED = "0123456789abcdef"
@@ -55,7 +55,7 @@ def test_a_failure_is_remembered_until_the_next_attempt(tmp_path, ledger):
 
 def test_a_worker_that_died_is_a_failed_run(tmp_path, ledger):
     ledger.write(ASKED, Entry(overrides=("method=lora",), path=PATH))
-    lines = ["import os, sys", "from pathlib import Path", "from headwise.results.claims import Claim"]
+    lines = ["import os, sys", "from pathlib import Path", "from headwise.storage.claims import Claim"]
     code = "\n".join([*lines, "Claim(Path(sys.argv[1])).__enter__()", "os._exit(9)"])
     subprocess.run([sys.executable, "-c", code, str(KEY.path(tmp_path))], check=False)
     found = state(tmp_path)

@@ -7,8 +7,8 @@ import subprocess
 import sys
 import time
 
-from headwise.results import claims
-from headwise.sweeps import lifeline
+from headwise.runs import lifeline
+from headwise.storage import claims
 
 SWEEP = """
 import subprocess, sys, time

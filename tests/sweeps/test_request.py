@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from headwise.sweeps import request
-from headwise.sweeps.request import request_of
+from headwise.protocol import request
+from headwise.protocol.request import request_of
 
 
 @pytest.fixture

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from headwise.results.claims import Claim
+from headwise.protocol.request import request_of
 from headwise.results.records import RunKey
 from headwise.results.store import ResultStore
-from headwise.sweeps.ledger import Entry, Ledger
-from headwise.sweeps.request import request_of
-from headwise.sweeps.status import span, survey, text
+from headwise.runs.ledger import Entry, Ledger
+from headwise.runs.status import span, survey, text
+from headwise.storage.claims import Claim
 from made_networks import CONF, REPO
 from made_results import phase, result
 

@@ -10,14 +10,14 @@ import pytest
 from hydra.core.utils import JobStatus
 
 from headwise.errors import ConfigError, SweepError
-from headwise.plan import plan_run, still_holds
-from headwise.results import claims
-from headwise.results.claims import Claim
+from headwise.protocol.plan import plan_run, still_holds
 from headwise.results.records import Result, RunKey
 from headwise.results.store import ResultStore
-from headwise.sweeps import sweep
-from headwise.sweeps.ledger import Entry, Ledger
-from headwise.sweeps.sweep import Sweep, answered, requests_of
+from headwise.runs import sweep
+from headwise.runs.ledger import Entry, Ledger
+from headwise.runs.sweep import Sweep, answered, requests_of
+from headwise.storage import claims
+from headwise.storage.claims import Claim
 from made_networks import CONF, compose_config
 from made_results import phase
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from headwise.comparison.tables import Table, tables
 from headwise.errors import ConfigError
-from headwise.tables.build import Table, tables
-from headwise.tables.render import render
+from headwise.report.formats import render
 from made_results import published_run, run
 
 TASKS = [yaml.safe_load(f.read_text()) for f in sorted((Path(__file__).parents[2] / "conf" / "dataset").glob("*.yaml"))]

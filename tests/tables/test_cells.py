@@ -12,10 +12,10 @@ from urllib.parse import unquote
 
 import pytest
 
+from headwise.comparison import cells, lineup, twins
+from headwise.comparison.tables import tables
+from headwise.report.formats import render
 from headwise.report.page import report
-from headwise.tables import cells, lineup, twins
-from headwise.tables.build import tables
-from headwise.tables.render import render
 from made_results import masked_suite, run
 
 STRANGE = [

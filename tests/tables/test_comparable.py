@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from headwise.tables.build import tables
-from headwise.tables.comparable import natural, places, varied
+from headwise.comparison.comparable import natural, places, varied
+from headwise.comparison.tables import tables
 from made_results import TASKS, run
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
+from headwise.comparison.gaps import DIFFERS, SAME, UNKNOWN, Comparison, comparisons, text
 from headwise.errors import ConfigError
-from headwise.presets import POSSIBLY_TUNED
+from headwise.protocol.presets import POSSIBLY_TUNED
 from headwise.results.store import ResultStore
-from headwise.tables.compare import DIFFERS, SAME, UNKNOWN, Comparison, comparisons, text
 from made_results import published_run, run
 
 REPO = Path(__file__).parents[2]

@@ -8,8 +8,8 @@ from collections import Counter
 
 import pytest
 
+from headwise.protocol.revisions import changed_since
 from headwise.results.records import Result
-from headwise.revisions import changed_since
 from made_networks import REPO
 
 KEPT = REPO / "docs" / "results"

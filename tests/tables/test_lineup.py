@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from headwise.comparison.lineup import lineups, markdown, plain
 from headwise.results.records import Result
 from headwise.results.store import ResultStore
-from headwise.tables.lineup import lineups, markdown, plain
 from made_results import run
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "list_methods.py"

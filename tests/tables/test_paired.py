@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from headwise.comparison.paired import CONTRAST, LINE, against, bootstrap, contrast, contrasts
+from headwise.comparison.tables import compare
 from headwise.errors import ConfigError
-from headwise.tables.build import compare
-from headwise.tables.paired import CONTRAST, LINE, against, bootstrap, contrast, contrasts
 from made_results import PROTOCOL, run
 
 

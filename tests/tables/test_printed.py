@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from headwise.comparison import printed
+from headwise.comparison.gaps import comparisons
 from headwise.errors import ConfigError
 from headwise.results.records import GROUP_SIZES
-from headwise.tables import printed
-from headwise.tables.compare import comparisons
 from made_results import published_run, run
 
 REPO = Path(__file__).parents[2]

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from headwise.errors import ConfigError
+from headwise.results.reading import others, read, runs
 from headwise.results.store import ResultStore
-from headwise.tables.reading import others, read, runs
 from made_results import run, write
 
 

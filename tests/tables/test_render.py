@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from headwise.comparison.paired import bootstrap
+from headwise.comparison.tables import tables
 from headwise.errors import ConfigError
+from headwise.report.formats import FORMATS, render
 from headwise.results.store import ResultStore
-from headwise.tables.build import tables
-from headwise.tables.paired import bootstrap
-from headwise.tables.render import FORMATS, render
 from made_results import run, suite
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "make_tables.py"

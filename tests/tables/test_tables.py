@@ -10,10 +10,10 @@ import sys
 
 import pytest
 
-from headwise.experiment import summary
-from headwise.tables import lineup
-from headwise.tables.build import AVERAGES, Table, compare, recorded, tables
-from headwise.tables.render import render
+from headwise.comparison import lineup
+from headwise.comparison.tables import AVERAGES, Table, compare, recorded, tables
+from headwise.report.formats import render
+from headwise.runs.experiment import summary
 from made_results import FEWSHOT, LORA, PROTOCOL, few, gated, masked_suite, run, suite
 
 
@@ -437,7 +437,7 @@ def test_what_is_not_recorded_is_said():
 
 
 def test_no_torch():
-    code = "import sys, headwise.tables.build, headwise.tables.render; print('torch' in sys.modules)"
+    code = "import sys, headwise.comparison.tables, headwise.report.formats; print('torch' in sys.modules)"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "False"
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from headwise.comparison.twins import markdown, pairs, spread
 from headwise.results.records import PhaseResult, Result, RunKey
 from headwise.results.store import ResultStore
-from headwise.tables.twins import markdown, pairs, spread
 
 
 def result(

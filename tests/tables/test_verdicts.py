@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from headwise.comparison.controls import CONTROLS, EQUAL_SIZE, HEADS, PHASE
+from headwise.comparison.tables import tables
+from headwise.comparison.verdicts import Difference, Judgement, Pairs, Verdict
 from headwise.report.ending import around, summary
 from headwise.report.page import report
 from headwise.results.records import Result
 from headwise.results.store import ResultStore
-from headwise.tables.build import tables
-from headwise.tables.controls import CONTROLS, EQUAL_SIZE, HEADS, PHASE
-from headwise.tables.verdicts import Difference, Judgement, Pairs, Verdict
 from made_results import LORA, gated, run
 
 KINDS = tuple(CONTROLS[PHASE])

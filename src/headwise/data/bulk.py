@@ -23,14 +23,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headwise import atomic
 from headwise.data.decode import NATIVE_LIMIT, RESIZES, check_resize
 from headwise.data.notices import say_once
 from headwise.data.pixels import Pixels, decoder
 from headwise.errors import ConfigError, DataError
-from headwise.hashes import cache_folder, file_sha256, sha256_of
-from headwise.results.claims import Claim, describe
-from headwise.results.plain import STORES, read_json
+from headwise.storage import atomic
+from headwise.storage.claims import Claim, describe
+from headwise.storage.hashes import cache_folder, file_sha256, sha256_of
+from headwise.storage.plain import STORES, read_json
 
 MEMORY = 1.0
 """GiB of decoded images of one split that are held in memory unless told otherwise."""

@@ -14,15 +14,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-from headwise import atomic
 from headwise.data.decode import num_threads
-from headwise.data.listfiles import Contents, Digest, Entry
 from headwise.data.notices import say_once
 from headwise.data.stored import Facts, facts
+from headwise.data.stores.listfiles import Contents, Digest, Entry
 from headwise.data.tasks import VTABTask
 from headwise.errors import DataError
-from headwise.hashes import cache_folder
-from headwise.results.plain import STORES, read_json
+from headwise.storage import atomic
+from headwise.storage.hashes import cache_folder
+from headwise.storage.plain import STORES, read_json
 
 LEAK = "test images in train"
 

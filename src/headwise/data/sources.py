@@ -11,15 +11,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from headwise import targets
 from headwise.data.bulk import MEMORY
-from headwise.data.cache import CacheSource
-from headwise.data.drawn import SyntheticSource
-from headwise.data.folder import FolderSource
 from headwise.data.pixels import FINAL_SPLITS, Pixels, Source
+from headwise.data.stores.cache import CacheSource
+from headwise.data.stores.folder import FolderSource
+from headwise.data.stores.tfds import TFDSSource
+from headwise.data.synthetic.drawn import SyntheticSource
 from headwise.data.tasks import VTABTask
-from headwise.data.tfds import TFDSSource
 from headwise.errors import DataError
+from headwise.schema import targets
 
 __all__ = [
     "FINAL_SPLITS",

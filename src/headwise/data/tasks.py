@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from headwise import targets
 from headwise.errors import ConfigError, suggest
+from headwise.schema import targets
 from headwise.schema.check import check_fields
 from headwise.schema.kinds import DRAWS, SHOTS, AtLeast2, Channels, PixelScale, Slices, Split, Whole, Words
 
@@ -45,7 +45,7 @@ class VTABTask:
         aliases: other names of the task in papers and tables.
         class_names: names in upstream's label order; empty if unknown.
         shots: training images per class of a few-shot set, None for every other task. Its ``splits`` may join slices
-            with ``+``; see ``headwise.data.fewshot``.
+            with ``+``; see ``headwise.data.stores.fewshot``.
         draw: which of the three draws of these images.
     Raises:
         ConfigError: for a value outside of these ranges.

@@ -13,13 +13,13 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from headwise.backbone import Backbone
-from headwise.bottleneck import Bottleneck
 from headwise.errors import ConfigError, suggest
+from headwise.methods._structural import blocks, install_parts, per_block, place, refuse_targets, width_of
 from headwise.methods.base import Installed, Method, Plan
-from headwise.methods.structural import blocks, install_parts, per_block, place, refuse_targets, width_of
+from headwise.network.backbone import Backbone
 from headwise.schema.kinds import Count, Factor, Rate
-from headwise.wrapping import After, AfterBlock, unwrapped
+from headwise.wrappers.bottleneck import Bottleneck
+from headwise.wrappers.wrapping import After, AfterBlock, unwrapped
 
 PLACES = {"houlsby": ("attn", "mlp"), "pfeiffer": ("mlp",), "post": ("",)}
 """What an adapter stands behind, by its path within the block."""

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from headwise.backbone import Backbone
-from headwise.bottleneck import Bottleneck
+from headwise.methods._structural import beside_mlps, install_parts, per_block, refuse_targets
 from headwise.methods.base import Installed, Method, Plan
-from headwise.methods.structural import beside_mlps, install_parts, per_block, refuse_targets
+from headwise.network.backbone import Backbone
 from headwise.schema.kinds import Count, Factor, Rate
+from headwise.wrappers.bottleneck import Bottleneck
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,18 +12,18 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from headwise import targets
-from headwise.adapted import AdaptedLinear, BesideLinear, Delta
-from headwise.backbone import Backbone
 from headwise.errors import ConfigError
-from headwise.gate import Gate
-from headwise.gating import HeadMasking
-from headwise.installed import Installed as Installed
-from headwise.installed import Packs as Packs
-from headwise.results.effective import effective_method
+from headwise.methods._installed import Installed as Installed
+from headwise.methods._installed import Packs as Packs
+from headwise.network.backbone import Backbone
+from headwise.schema import targets
 from headwise.schema.check import check_fields
+from headwise.schema.effective import effective_method
 from headwise.schema.kinds import Count, Positive, Text
-from headwise.sites import Site
+from headwise.updates.adapted import AdaptedLinear, BesideLinear, Delta
+from headwise.updates.gate import Gate
+from headwise.updates.masking import HeadMasking
+from headwise.updates.sites import Site
 
 Plan = dict[str, Any]
 """What `Method.prepare` found out before installing: plain data that JSON can hold."""
@@ -46,7 +46,7 @@ class Method:
         epochs: of this phase; None takes the protocol's.
         lr: peak learning rate of this phase; None takes the protocol's.
         checkpoint: a saved phase to start from instead of training, or None.
-        gate: heads to switch off: a mode (``heart``), fields of `headwise.gate.Gate`, or None for no gate.
+        gate: heads to switch off: a mode (``heart``), fields of `headwise.updates.gate.Gate`, or None for no gate.
         revision: raised when the method's numbers change; part of the fingerprint.
     """
 
@@ -180,7 +180,7 @@ class Method:
     def spec(self) -> dict[str, Any]:
         """The recipe as plain data: ``_target_`` and every field but the label, which changes no number.
 
-        Of its gate only what can change one, see `headwise.results.effective`.
+        Of its gate only what can change one, see `headwise.schema.effective`.
         """
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "label"}
         gate = self.gating()

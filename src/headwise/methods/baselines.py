@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from headwise.backbone import Backbone
+from headwise.methods._named import copy_into
+from headwise.methods._structural import refuse_four_bits, refuse_targets
 from headwise.methods.base import Installed, Method, Plan
-from headwise.methods.structural import refuse_four_bits, refuse_targets
-from headwise.named import copy_into
+from headwise.network.backbone import Backbone
 from headwise.schema.kinds import Positive
-from headwise.wrapping import pretrained_parameters
+from headwise.wrappers.wrapping import pretrained_parameters
 
 
 class BaseTuning(Installed):

@@ -8,13 +8,13 @@ from typing import ClassVar
 
 from torch import nn
 
-from headwise.backbone import Backbone
-from headwise.bottleneck import Bottleneck
+from headwise.methods._structural import beside_mlps, install_parts, per_block, refuse_targets
 from headwise.methods.base import Installed, Method, Plan
-from headwise.methods.structural import beside_mlps, install_parts, per_block, refuse_targets
-from headwise.quantize import Quantizer
-from headwise.quantized import QuantizedBottleneck, QuantizedLinear
+from headwise.network.backbone import Backbone
 from headwise.schema.kinds import CodeBits, Count, Factor, Rate
+from headwise.updates.quantize import Quantizer
+from headwise.wrappers.bottleneck import Bottleneck
+from headwise.wrappers.quantized import QuantizedBottleneck, QuantizedLinear
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,14 +12,14 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from headwise.adapted import Delta
-from headwise.backbone import Backbone
-from headwise.lowrank import LowRank
 from headwise.methods.base import Installed, Method, Plan, per_projection
-from headwise.quantize import Quantizer
-from headwise.quantized import QuantizedLinear
+from headwise.network.backbone import Backbone
 from headwise.schema.kinds import Bits, CodeBits, Count, Factor, Rate
-from headwise.sites import Site
+from headwise.updates.adapted import Delta
+from headwise.updates.lowrank import LowRank
+from headwise.updates.quantize import Quantizer
+from headwise.updates.sites import Site
+from headwise.wrappers.quantized import QuantizedLinear
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,12 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from headwise.adapted import Delta
-from headwise.backbone import Backbone
 from headwise.errors import ConfigError
 from headwise.methods.base import Installed, Method, Plan
+from headwise.network.backbone import Backbone
 from headwise.schema.kinds import AtLeast0, Count, Factor, Rate
-from headwise.sites import PROJECTIONS, QKV, Site, by_stage, common_width
+from headwise.updates.adapted import Delta
+from headwise.updates.sites import PROJECTIONS, QKV, Site, by_stage, common_width
 
 
 class AttentionFactors(nn.Module):

@@ -18,12 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from headwise.backbone import Backbone
 from headwise.errors import ConfigError
+from headwise.methods._structural import blocks, install_parts, per_block, place, refuse_targets, width_of
 from headwise.methods.base import Installed, Method, Plan
-from headwise.methods.structural import blocks, install_parts, per_block, place, refuse_targets, width_of
+from headwise.network.backbone import Backbone
 from headwise.schema.kinds import Count, Positive, is_whole
-from headwise.wrapping import After
+from headwise.wrappers.wrapping import After
 
 
 class SharedRule(nn.Module):

@@ -12,13 +12,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from headwise.adapted import Delta, Factors
-from headwise.backbone import Backbone
-from headwise.lowrank import check_rank, kaiming_
 from headwise.methods.base import Method, per_projection
+from headwise.network.backbone import Backbone
 from headwise.schema.kinds import Count, Factor
-from headwise.sites import QKV, Site
-from headwise.wrapping import at_least_float32
+from headwise.updates.adapted import Delta, Factors
+from headwise.updates.lowrank import check_rank, kaiming_
+from headwise.updates.sites import QKV, Site
+from headwise.wrappers.wrapping import at_least_float32
 
 
 class DoRADelta(Delta):

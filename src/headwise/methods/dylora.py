@@ -16,13 +16,13 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from headwise.adapted import Delta, Factors
-from headwise.backbone import Backbone
 from headwise.errors import ConfigError
-from headwise.lowrank import kaiming_
 from headwise.methods.base import Installed, Method, Plan, per_projection
+from headwise.network.backbone import Backbone
 from headwise.schema.kinds import Count, Factor, Seed, is_whole
-from headwise.sites import Site
+from headwise.updates.adapted import Delta, Factors
+from headwise.updates.lowrank import kaiming_
+from headwise.updates.sites import Site
 
 
 @dataclass

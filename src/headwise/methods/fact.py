@@ -18,12 +18,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from headwise.adapted import Delta, Factors
-from headwise.backbone import Backbone
 from headwise.errors import ConfigError, suggest
 from headwise.methods.base import Method
+from headwise.network.backbone import Backbone
 from headwise.schema.kinds import Count, Factor, Rate, is_whole
-from headwise.sites import PROJECTIONS, Site, by_stage, common_width
+from headwise.updates.adapted import Delta, Factors
+from headwise.updates.sites import PROJECTIONS, Site, by_stage, common_width
 
 KINDS = ("tt", "tk")
 

@@ -8,13 +8,13 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from headwise.adapted import Delta
-from headwise.backbone import Backbone
 from headwise.errors import ConfigError
-from headwise.lowrank import LowRank
 from headwise.methods.base import Method, per_projection
+from headwise.network.backbone import Backbone
 from headwise.schema.kinds import Count, Factor, Rate, Text
-from headwise.sites import QKV, Site
+from headwise.updates.adapted import Delta
+from headwise.updates.lowrank import LowRank
+from headwise.updates.sites import QKV, Site
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from headwise.adapted import Delta
-from headwise.backbone import Backbone
 from headwise.errors import ConfigError
 from headwise.methods.base import Method, per_projection
+from headwise.network.backbone import Backbone
 from headwise.schema.kinds import Count, is_whole
-from headwise.sites import Site
+from headwise.updates.adapted import Delta
+from headwise.updates.sites import Site
 
 TYPES = (1, 6)
 

@@ -22,19 +22,19 @@ from typing import Any, ClassVar
 import lightning as L
 from torch import Tensor, nn
 
-from headwise.adapted import Delta
-from headwise.backbone import Backbone
-from headwise.bottleneck import Bottleneck
 from headwise.errors import ConfigError, suggest
-from headwise.evolution import Evolution, Subnet
-from headwise.lowrank import LowRank
+from headwise.methods._evolution import Evolution, Subnet
+from headwise.methods._structural import blocks, place, require_vit, width_of
+from headwise.methods._supernet import SlicedBottleneck, SlicedLowRank, SlicedPrompts, SubnetSearch
 from headwise.methods.base import Installed, Method, Plan
-from headwise.methods.structural import blocks, place, require_vit, width_of
-from headwise.prompting import Prompted, Prompts, chain
+from headwise.network.backbone import Backbone
 from headwise.schema.kinds import Count, Rate
-from headwise.sites import QKV, Site
-from headwise.supernet import SlicedBottleneck, SlicedLowRank, SlicedPrompts, SubnetSearch
-from headwise.wrapping import After, check_block
+from headwise.updates.adapted import Delta
+from headwise.updates.lowrank import LowRank
+from headwise.updates.sites import QKV, Site
+from headwise.wrappers.bottleneck import Bottleneck
+from headwise.wrappers.prompting import Prompted, Prompts, chain
+from headwise.wrappers.wrapping import After, check_block
 
 KINDS = ("prompt_tokens", "lora_rank", "adapter_width")
 INITS = ("default", "upstream")
@@ -92,7 +92,7 @@ class NOAH(Method):
         init: ``default`` or ``upstream``.
         super_prompts: prompts of a block of the authors' supernet; 100 in all of their configurations. Read with
             ``init=upstream`` only, and at least as many as any block has.
-        search: fields of `headwise.evolution.Evolution`, or the word ``evolution`` for its defaults: a run then finds
+        search: fields of `headwise.methods._evolution.Evolution`, or the word ``evolution`` for its defaults: a run then finds
             the subnet itself, before `subnet` and `task`; None does not.
 
     A published subnet has twelve blocks; a network of L takes the sizes of blocks floor(12 i / L). What was used is in
@@ -107,7 +107,7 @@ class NOAH(Method):
     init: str = "default"
     super_prompts: Count = SUPER_PROMPTS
     search: Mapping[str, Any] | str | None = None
-    written: ClassVar[Mapping[str, str]] = {"search": "headwise.evolution.Evolution"}
+    written: ClassVar[Mapping[str, str]] = {"search": "headwise.methods._evolution.Evolution"}
     merges: ClassVar[bool] = False
     identity_tolerance: ClassVar[float] = 10.0
     networks: ClassVar[tuple[str, ...]] = ("vit",)
@@ -180,7 +180,9 @@ class NOAH(Method):
         """
         require_vit(net, self)
         if self.search is not None:
-            raise ConfigError(f"method {self.label!r} has a search, which a run does first: headwise.search.explore")
+            raise ConfigError(
+                f"method {self.label!r} has a search, which a run does first: headwise.protocol.search.explore"
+            )
         subnet, source = self.sizes(len(list(blocks(net))))
         owners = dict(super().install(net, plan).owners)
         parts, _ = _insert(net, subnet, self.dropout, Prompts, Bottleneck)
@@ -242,7 +244,7 @@ class Supernet(Method):
     """Every part of NOAH at its largest; the network is thrown away once it has told the best subnet.
 
     Attributes:
-        search: fields of `headwise.evolution.Evolution`.
+        search: fields of `headwise.methods._evolution.Evolution`.
         dropout: of prompts and of both hiddens, in [0, 1).
         init, super_prompts: as of NOAH.
     """

@@ -20,12 +20,10 @@ from peft.tuners.lora.dora import DoraLinearLayer
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_target_module_exists
 from torch import Tensor, nn
 
-from headwise.adalora import ADAPTER, Allocator, schedule
-from headwise.backbone import Backbone
 from headwise.errors import ConfigError
-from headwise.methods.base import Batches, Installed, Method, Plan, per_projection
-from headwise.named import check_names, copy_into
-from headwise.peftconfig import (
+from headwise.methods._adalora import ADAPTER, Allocator, schedule
+from headwise.methods._named import check_names, copy_into
+from headwise.methods._peftconfig import (
     REFUSALS,
     build_config,
     config_class,
@@ -35,9 +33,11 @@ from headwise.peftconfig import (
     size_of,
     strict,
 )
-from headwise.qkv import SplitQKV
+from headwise.methods.base import Batches, Installed, Method, Plan, per_projection
+from headwise.network.backbone import Backbone
 from headwise.schema.kinds import Positive
-from headwise.sites import PROJECTIONS, Site, select
+from headwise.updates.qkv import SplitQKV
+from headwise.updates.sites import PROJECTIONS, Site, select
 
 NOMINAL_STEPS = 1000
 """Length of the run that an AdaLoRA is laid out for that is taken from a checkpoint, or installed without a plan."""
@@ -53,7 +53,7 @@ GRADIENT = "_peft_loraga_grad"
 class PeftMethod(Method):
     """A method of the peft library on our projections; its layers are called one by one, not fused.
 
-    Not gateable. Parameters: see `headwise.peftconfig.SIZES`; AdaLoRA 885,312 at r = 16 on q, k, v of ViT-B/16.
+    Not gateable. Parameters: see `headwise.methods._peftconfig.SIZES`; AdaLoRA 885,312 at r = 16 on q, k, v of ViT-B/16.
 
     Attributes:
         config: ``_target_`` (``peft.LoraConfig``) and the fields of that config, plain data. AdaLoRA's ``total_step``

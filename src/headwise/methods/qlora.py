@@ -7,14 +7,14 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from headwise.adapted import AdaptedLinear, BesideLinear, Delta
-from headwise.backbone import Backbone
 from headwise.errors import ConfigError
-from headwise.lowrank import LowRank
 from headwise.methods.base import Installed, Method, Plan, per_projection
-from headwise.nf4 import FourBit, four_bit
+from headwise.network.backbone import Backbone
+from headwise.network.nf4 import FourBit, four_bit
 from headwise.schema.kinds import Count, Factor, Rate
-from headwise.sites import Site
+from headwise.updates.adapted import AdaptedLinear, BesideLinear, Delta
+from headwise.updates.lowrank import LowRank
+from headwise.updates.sites import Site
 
 
 @dataclass(frozen=True, kw_only=True)

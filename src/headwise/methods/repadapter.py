@@ -16,15 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headwise.adapted import AdaptedLinear
-from headwise.backbone import Backbone
 from headwise.errors import ConfigError
+from headwise.methods._structural import blocks, install_parts, per_block, place, refuse_targets
 from headwise.methods.base import Installed, Method, Plan
-from headwise.methods.structural import blocks, install_parts, per_block, place, refuse_targets
-from headwise.qkv import SplitQKV
+from headwise.network.backbone import Backbone
 from headwise.schema.kinds import Count, Factor, Rate, is_whole
-from headwise.sites import QKV
-from headwise.wrapping import Wrapper, at_least_float32, unwrapped, with_affine
+from headwise.updates.adapted import AdaptedLinear
+from headwise.updates.qkv import SplitQKV
+from headwise.updates.sites import QKV
+from headwise.wrappers.wrapping import Wrapper, at_least_float32, unwrapped, with_affine
 
 
 class InputAdapter(nn.Module):

@@ -25,16 +25,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from headwise.adapted import AdaptedLinear, Delta, Factors
-from headwise.backbone import Backbone
 from headwise.errors import ConfigError, suggest
-from headwise.lowrank import LowRank
+from headwise.methods._structural import refuse_four_bits
 from headwise.methods.base import Batches, Installed, Method, Plan
-from headwise.methods.structural import refuse_four_bits
-from headwise.portions import more_parts, split
+from headwise.network.backbone import Backbone
+from headwise.network.portions import more_parts, split
 from headwise.schema.kinds import Count, Factor, Positive, Rate
-from headwise.sites import PROJECTIONS, Site
-from headwise.wrapping import at_least_float32, pretrained_parameters
+from headwise.updates.adapted import AdaptedLinear, Delta, Factors
+from headwise.updates.lowrank import LowRank
+from headwise.updates.sites import PROJECTIONS, Site
+from headwise.wrappers.wrapping import at_least_float32, pretrained_parameters
 
 INITS = ("default", "upstream")
 

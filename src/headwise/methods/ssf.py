@@ -16,15 +16,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from headwise.adapted import AdaptedLinear
-from headwise.backbone import Backbone
 from headwise.errors import ConfigError
+from headwise.methods._structural import install_parts, place, refuse_four_bits, refuse_targets
 from headwise.methods.base import Installed, Method, Plan
-from headwise.methods.structural import install_parts, place, refuse_four_bits, refuse_targets
-from headwise.qkv import SplitQKV
+from headwise.network.backbone import Backbone
 from headwise.schema.kinds import AtLeast0
-from headwise.sites import QKV
-from headwise.wrapping import Wrapper, pretrained_modules, with_affine
+from headwise.updates.adapted import AdaptedLinear
+from headwise.updates.qkv import SplitQKV
+from headwise.updates.sites import QKV
+from headwise.wrappers.wrapping import Wrapper, pretrained_modules, with_affine
 
 
 class ScaleShift(nn.Module):

@@ -18,13 +18,13 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from headwise.backbone import Backbone
 from headwise.errors import ConfigError
+from headwise.methods._structural import blocks, install_parts, is_vit, place, refuse_targets, require_vit, width_of
 from headwise.methods.base import Installed, Method, Plan
-from headwise.methods.structural import blocks, install_parts, is_vit, place, refuse_targets, require_vit, width_of
-from headwise.prompting import Prompted, Prompts, WindowPrompts, chain
+from headwise.network.backbone import Backbone
 from headwise.schema.kinds import NumPrompts, Rate
-from headwise.wrapping import unwrapped
+from headwise.wrappers.prompting import Prompted, Prompts, WindowPrompts, chain
+from headwise.wrappers.wrapping import unwrapped
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from headwise.comparison import cells
+from headwise.comparison.comparable import places
+from headwise.comparison.controls import HEADS, KINDS, PHASE, controls_of, lacking, matches
 from headwise.results.records import Result
 from headwise.results.store import ResultStore
-from headwise.tables import cells
-from headwise.tables.comparable import places
-from headwise.tables.controls import HEADS, KINDS, PHASE, controls_of, lacking, matches
 
 
 def around(result: Result, store: ResultStore) -> list[Result]:
@@ -83,7 +83,7 @@ def verdicts(result: Result, others: Iterable[Result]) -> list[str]:
     """The sentences of a table on this run's row, as far as its task goes."""
     if not controls_of(result):
         return []
-    from headwise.tables.verdicts import judged  # pandas takes longer to load than most runs to begin
+    from headwise.comparison.verdicts import judged  # pandas takes longer to load than most runs to begin
 
     others = list(others)
     same = [one for one in others if replace(one.key, seed=result.key.seed) == result.key and one.key != result.key]

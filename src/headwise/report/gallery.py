@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
+from headwise.comparison.comparable import Places, named
+from headwise.comparison.controls import ground
+from headwise.comparison.tables import AVERAGES, Table
+from headwise.comparison.verdicts import is_headwise
 from headwise.report import figures, grids
 from headwise.report.figures import Spot
 from headwise.report.grids import Grid
 from headwise.results.records import FEWSHOT_SETS, Result
-from headwise.tables.build import AVERAGES, Table
-from headwise.tables.comparable import Places, named
-from headwise.tables.controls import ground
-from headwise.tables.verdicts import is_headwise
 
 
 @dataclass(frozen=True)

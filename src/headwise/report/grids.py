@@ -13,10 +13,10 @@ from urllib.parse import quote
 
 import pandas as pd
 
+from headwise.comparison.cells import in_csv
+from headwise.comparison.comparable import Places, natural
+from headwise.comparison.tables import AVERAGES, Table
 from headwise.results.records import PhaseResult, Result
-from headwise.tables.build import AVERAGES, Table
-from headwise.tables.cells import in_csv
-from headwise.tables.comparable import Places, natural
 
 _SHORT = 12
 FIRST = (*AVERAGES[-2:], *AVERAGES[:-2])

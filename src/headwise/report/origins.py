@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from headwise.comparison.comparable import recorded
 from headwise.report.grids import Cell, Grid, cell_of, commit, shortened, to_csv
 from headwise.results.fingerprint import fingerprint
 from headwise.results.records import Result
-from headwise.tables.comparable import recorded
 
 _BESIDE = 4
 """Different values of one part that stand side by side."""

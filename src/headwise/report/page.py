@@ -14,16 +14,16 @@ from dataclasses import dataclass, replace
 import jinja2
 from markupsafe import Markup
 
+from headwise.comparison.comparable import Setting, ordered, places, settings
+from headwise.comparison.tables import Others, Table, tables
+from headwise.comparison.verdicts import Judgement, Verdict
 from headwise.errors import ConfigError
 from headwise.report import gallery, grids, origins
 from headwise.report.gallery import Figure, slugged
 from headwise.report.grids import Grid
 from headwise.report.summary import questions
 from headwise.results.records import FEWSHOT, Result
-from headwise.tables.build import Others, Table, tables
-from headwise.tables.comparable import Setting, ordered, places, settings
-from headwise.tables.verdicts import Judgement, Verdict
-from headwise.weights import ASSETS
+from headwise.storage.weights import ASSETS
 
 NUM_MAPS = 24
 """Head maps that are drawn of one table; the runs' own folders have the others."""

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from headwise.comparison.verdicts import QUESTIONS, Judgement, Pairs, Verdict
 from headwise.report import figures, grids
 from headwise.report.grids import Grid, signed
-from headwise.tables.verdicts import QUESTIONS, Judgement, Pairs, Verdict
 
 AGAINST = {
     "P1": "its own first phase",

@@ -14,8 +14,10 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from headwise.errors import ConfigError
-from headwise.hashes import cache_folder as cache_folder  # both had their place here, and methods of users name it
-from headwise.hashes import file_sha256 as file_sha256
+from headwise.storage.hashes import (
+    cache_folder as cache_folder,  # both had their place here, and methods of users name it
+)
+from headwise.storage.hashes import file_sha256 as file_sha256
 
 IGNORED: dict[str, str] = {
     "hydra": "how the job was launched",

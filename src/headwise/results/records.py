@@ -16,10 +16,10 @@ from typing import Any, Self
 
 from headwise.errors import ConfigError, HeadwiseError
 from headwise.results import shapes
-from headwise.results.effective import effective, effective_method
 from headwise.results.fingerprint import fingerprint
-from headwise.results.plain import Misfit, read_json
 from headwise.results.provenance import now
+from headwise.schema.effective import effective, effective_method
+from headwise.storage.plain import Misfit, read_json
 
 FORMAT = shapes.FORMAT
 OWN_FOLDERS = {

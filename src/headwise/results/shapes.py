@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from headwise.results.plain import (
+from headwise.storage.plain import (
     COUNTED,
     Misfit,
     anything,

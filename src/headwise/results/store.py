@@ -22,13 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from headwise import atomic
 from headwise.errors import CheckpointError, ConfigError, HeadwiseError, ResultConflict
-from headwise.hashes import sha256_of
-from headwise.results import plain
-from headwise.results.claims import BusyError, Claim
 from headwise.results.fingerprint import canonical, differences, fingerprint
 from headwise.results.records import OWN_FOLDERS, PhaseResult, Result, ResultError, RunKey, load_json
+from headwise.storage import atomic, plain
+from headwise.storage.claims import BusyError, Claim
+from headwise.storage.hashes import sha256_of
 
 __all__ = [
     "BusyError",

@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 from typing_extensions import TypedDict
 
 from headwise.errors import ConfigError, suggest
-from headwise.secret import HIDDEN, is_secret
+from headwise.schema.secret import HIDDEN, is_secret
 
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
 PLAIN = {bool: "true or false", int: "a whole number", float: "a number", str: "text", type(None): "null"}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
 from headwise.errors import ConfigError
-from headwise.presets import PUBLISHED
+from headwise.protocol.presets import PUBLISHED
 from headwise.schema.check import Fields, Key, named, nearest, refusal, shown
 from headwise.schema.kinds import Count, Draw, Rate, Seed, Shots, Targets, Text, Threads, Warmup, Whole
 from headwise.schema.source import Node, fields_of_target
@@ -66,7 +66,7 @@ WANDB = Fields(
 )
 """Fields of Lightning's WandbLogger and wandb.init that a run may set; name, folder and config are the run's own."""
 LOGGERS = {"csv": CSV, "wandb": WANDB}
-CLASSES = {"backbone": "headwise.backbone.BackboneSpec", "protocol": "headwise.protocol.Protocol"}
+CLASSES = {"backbone": "headwise.network.backbone.BackboneSpec", "protocol": "headwise.protocol.recipe.Protocol"}
 """Groups that are one class of ours."""
 HYDRA = {"_target_": Text, "_recursive_": bool, "_convert_": Literal["none", "partial", "object", "all"]}
 """What hydra reads of a node with a class."""

@@ -22,12 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from headwise import atomic
-from headwise.data.prepared import MARKER, versions_present
+from headwise.data.stores.prepared import MARKER, versions_present
 from headwise.data.tasks import VTABTask
 from headwise.errors import DataError
-from headwise.hashes import cache_folder
-from headwise.results.claims import Claim, describe
+from headwise.storage import atomic
+from headwise.storage.claims import Claim, describe
+from headwise.storage.hashes import cache_folder
 
 CHUNK = 64
 """Images that are drawn at a time."""

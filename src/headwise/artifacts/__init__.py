@@ -1,0 +1,1 @@
+"""A finished run used: read back, exported, published checkpoints imported."""

@@ -1,0 +1,358 @@
+"""A finished run as something to use: load it, export it as a plain timm network, test it again. Hydra is not needed.
+
+Legend: B batch, C channels of an image (3, or 1 for grey tasks), K classes, S side of the square that the network sees.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from headwise.artifacts.saved import SavedRun, own_randomness
+from headwise.data.decode import NATIVE_LIMIT, RESIZES, decode, to_channels
+from headwise.data.notices import say_once
+from headwise.data.own import notes
+from headwise.data.sources import SyntheticSource
+from headwise.data.stored import BROKEN, Reading, facts, read
+from headwise.data.vtab import VTABDataModule, to_tensor
+from headwise.errors import CheckpointError, ConfigError, DataError
+from headwise.methods.base import Installed
+from headwise.network.backbone import Backbone
+from headwise.protocol.recipe import PRECISIONS, Protocol
+from headwise.training.loop import Machine, PhaseModule, hush, write_tensors
+from headwise.training.machine import attended
+
+TOLERANCE = 1e-3
+"""Largest difference of a logit between the trained and the exported network that is taken for rounding."""
+NUM_COMPARED = 32
+
+Images = Image.Image | str | Path | Tensor | Sequence[Image.Image | str | Path]
+
+
+@dataclass(frozen=True)
+class Guess:
+    """What a network says an image is.
+
+    Attributes:
+        index: of the class.
+        name: of the class, its number where the task knows no names.
+        probability: softmax, 0..1.
+    """
+
+    index: int
+    name: str
+    probability: float
+
+
+class Classifier(nn.Module):
+    """A trained network with the preprocessing it was trained with.
+
+    Attributes:
+        net: the Backbone, in evaluation mode, frozen.
+        task: what it classifies; `VTABTask.class_names` may be empty.
+        result: the record of the run.
+    """
+
+    def __init__(self, net: Backbone, saved: SavedRun) -> None:
+        super().__init__()
+        self.net, self.task, self.result = net, saved.task, saved.result
+        # Only the module's preprocess is used; no image is ever read from this source.
+        self._data = saved.data(net, SyntheticSource())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits, (B, K), for normalised images (B, 3, S, S), such as `preprocess` gives."""
+        logits: Tensor = self.net(x)
+        return logits
+
+    def preprocess(self, images: Images) -> Tensor:
+        """Bring images to what the network takes, as the run did.
+
+        Args:
+            images: a PIL image, the path of one, a sequence of either, or a uint8 batch (B, C, H, W). Images are turned
+                upright by their EXIF orientation, and values of more than 8 bits scaled as the run did; of a colour
+                PIL keeps 8 bits, so give the path of such a file.
+
+        Returns:
+            (B, 3, S, S), normalised, on the network's device.
+
+        Raises:
+            DataError: if an image cannot be read.
+        """
+        device = self.net.head.weight.device
+        if isinstance(images, Tensor):
+            return self._data.preprocess(images.to(device))
+        several = [images] if isinstance(images, Image.Image | str | Path) else images
+        return torch.cat([self._one(image).to(device) for image in several])
+
+    def _one(self, image: Image.Image | str | Path) -> Tensor:
+        channels, reading = self.task.channels, Reading(self.task.depth)
+        file = image if isinstance(image, Image.Image) else Path(image)
+        for line in notes(facts(file), self.task.depth):
+            say_once(f"classify: {line}")
+        if isinstance(file, Image.Image):
+            try:
+                pixels = to_channels(read(file, None, reading), channels)
+            except BROKEN as error:
+                raise DataError(f"classify: the image cannot be used ({error})") from error
+        else:
+            pixels = decode(file, channels, "classify", reading)
+        if max(pixels.shape[:2]) > NATIVE_LIMIT:
+            pixels = RESIZES[self._data.resize](pixels, self._data.stored_size)
+        return self._data.preprocess(to_tensor(pixels[None]))
+
+    @torch.no_grad()
+    def probabilities(self, images: Images) -> Tensor:
+        """Softmax over the classes, (B, K)."""
+        return self(self.preprocess(images)).float().softmax(dim=-1)
+
+    def classify(self, images: Images) -> list[Guess]:
+        """The most probable class of each image."""
+        best = self.probabilities(images).max(dim=-1)
+        names = self.task.class_names or [str(index) for index in range(self.task.num_classes)]
+        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        return [Guess(index, names[index], probability) for index, probability in pairs]
+
+
+def load(
+    run_dir: str | Path, weights: str | Path | None = None, merged: bool = True, trust: str | Iterable[str] = ()
+) -> Classifier:
+    """Load a finished run for use. The folder may come from anybody: nothing in it is executed or imported.
+
+    ::
+
+        net = headwise.load("outputs/runs/hs_lora/dsprites_loc/base/seed-0")
+        net.classify("image.png")
+
+    Args:
+        run_dir: the folder that holds result.json.
+        weights: file of the pretrained weights, if it is not where the run found it.
+        merged: fold the updates into the weights; False leaves the last phase's beside them.
+        trust: modules of your own, such as ``my_methods``, whose methods the record may name; they are imported.
+
+    Raises:
+        HeadwiseError: what is missing, damaged, not allowed, or not what the run was made with.
+    """
+    saved = SavedRun.read(run_dir, trust)
+    with own_randomness():
+        net = saved.network(weights)
+        for _, last in saved.install(net):
+            installed = last
+        if merged:
+            installed.merge()
+    return Classifier(net.requires_grad_(False), saved).eval()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """What `export_merged` wrote, and how near it is to what was trained.
+
+    Attributes:
+        file: the timm state dict.
+        random_difference: largest difference of a logit on random input.
+        real_difference: the same on test images of the run; None where they cannot be read.
+        note: why not.
+        metadata: what stands in the file's header under ``timm``.
+    """
+
+    file: str
+    random_difference: float
+    real_difference: float | None
+    note: str
+    metadata: dict[str, Any]
+
+
+@torch.no_grad()
+def export_merged(
+    run_dir: str | Path,
+    out: str | Path,
+    weights: str | Path | None = None,
+    data_root: str | Path | None = None,
+    trust: str | Iterable[str] = (),
+) -> Export:
+    """Write a run as one file that timm alone can load: a state dict under timm's keys, head included.
+
+    The header's entry ``timm`` is JSON: ``model`` are the arguments of timm.create_model, ``transform`` those of
+    timm.data.create_transform, ``class_names`` the classes. Before anything is written the file's tensors are loaded
+    into timm's own network and its logits compared with those of the trained one, whose last phase is not merged.
+
+    Args:
+        run_dir: the folder that holds result.json.
+        out: the .safetensors file to write.
+        weights: file of the pretrained weights, if it has moved.
+        data_root: folder of the images, if it has moved.
+        trust: as for `load`.
+
+    Raises:
+        CheckpointError: if a phase stays beside the weights, or the two networks disagree.
+    """
+    saved, out = SavedRun.read(run_dir, trust), Path(out)
+    if out.suffix != ".safetensors":
+        raise ConfigError(f"the exported file must end in .safetensors, got {str(out)!r}")
+    with own_randomness():
+        net = saved.network(weights)
+        for _, last in saved.install(net):
+            installed = last
+    generator = torch.Generator().manual_seed(0)
+    random_batch = torch.randn(NUM_COMPARED, 3, net.img_size, net.img_size, generator=generator)
+    real_batch, note = _real_batch(saved, net, data_root)
+    batches = [random_batch] if real_batch is None else [random_batch, real_batch]
+    before = [net(batch) for batch in batches]
+    installed.merge()
+    state = net.export_state_dict()
+    plain = saved.spec.plain(saved.task.num_classes).eval()
+    try:
+        plain.load_state_dict(state)
+    except RuntimeError as error:
+        raise CheckpointError(f"the merged network does not fit timm's {saved.spec.timm_name}: {error}") from error
+    apart = [float((plain(batch) - logits).abs().max()) for batch, logits in zip(batches, before, strict=True)]
+    if not max(apart) <= TOLERANCE:
+        raise CheckpointError(
+            f"exported and trained network differ by {max(apart):.3g} in a logit; nothing was written"
+        )
+    metadata = _metadata(saved, net)
+    write_tensors(out, state, {"format": "pt", "timm": json.dumps(metadata)})
+    return Export(
+        file=str(out),
+        random_difference=apart[0],
+        real_difference=apart[1] if len(apart) > 1 else None,
+        note=note,
+        metadata=metadata,
+    )
+
+
+def _real_batch(saved: SavedRun, net: Backbone, data_root: str | Path | None) -> tuple[Tensor | None, str]:
+    """Some test images of the run, preprocessed, or None and why there are none."""
+    try:
+        data = saved.data(net, saved.source(data_root), NUM_COMPARED)
+        images, _ = next(iter(data.test_dataloader()))
+        return data.preprocess(images), ""
+    except DataError as error:
+        return None, f"test images of the run: {error}"
+
+
+def _metadata(saved: SavedRun, net: Backbone) -> dict[str, Any]:
+    mean, std = saved.protocol.normalization(net.mean, net.std)
+    return {
+        "model": saved.spec.arguments(saved.task.num_classes),
+        "transform": {
+            "input_size": [3, net.img_size, net.img_size],
+            "mean": list(mean),
+            "std": list(std),
+            "interpolation": saved.protocol.resize.partition("_")[2],
+            "crop_pct": 1.0,
+            "crop_mode": "squash",
+        },
+        "class_names": list(saved.task.class_names),
+        "grey": saved.task.channels == 1,
+        "run": {"fingerprint": saved.result.fingerprint, "labels": saved.result.labels},
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retest:
+    """A phase tested again.
+
+    Attributes:
+        label: of the phase.
+        recorded: accuracy in the run's record, percent.
+        measured: accuracy now, percent.
+    """
+
+    label: str
+    recorded: float | None
+    measured: float
+
+    @property
+    def is_same(self) -> bool:
+        """Whether the two are equal, to the last digit."""
+        return self.recorded == self.measured
+
+
+def evaluate(
+    run_dir: str | Path,
+    weights: str | Path | None = None,
+    data_root: str | Path | None = None,
+    trust: str | Iterable[str] = (),
+) -> list[Retest]:
+    """Test every phase of a finished run again: same images, batches, precision, device and threads.
+
+    Args:
+        run_dir: the folder that holds result.json.
+        weights: file of the pretrained weights, if it has moved.
+        data_root: folder of the images, if it has moved.
+        trust: as for `load`.
+
+    Raises:
+        DataError: if the images are not those of the run. ConfigError: if the run needs a GPU that is not there.
+    """
+    saved = SavedRun.read(run_dir, trust)
+    source = saved.source(data_root)
+    splits = (saved.protocol.train_split, saved.protocol.eval_split)
+    found, expected = source.fingerprint(saved.task, splits), saved.content("data", "fingerprint")
+    if found != expected:
+        raise DataError(f"the images of {saved.task.name} are not those of the run: content {found}, it had {expected}")
+    machine = saved.machine
+    if machine.accelerator == "gpu" and not torch.cuda.is_available():
+        raise ConfigError(
+            "the run was computed on a GPU and there is none here; its number cannot be repeated on a CPU"
+        )
+    with own_randomness(), _threads(machine.threads):
+        net = machine.place(saved.network(weights))
+        net.set_attention(machine.attention)
+        data = saved.data(net, source)
+        return [
+            Retest(
+                label=phase.label,
+                recorded=phase.accuracy,
+                measured=_retest(net, installed, data, saved.protocol, machine),
+            )
+            for phase, installed in saved.install(net)
+        ]
+
+
+def _retest(net: Backbone, installed: Installed, data: VTABDataModule, protocol: Protocol, machine: Machine) -> float:
+    """Accuracy of the network as it stands, percent, computed as at the end of a phase."""
+    hush()
+    module = PhaseModule(
+        net,
+        installed,
+        protocol,
+        data.preprocess,
+        num_classes=data.task.num_classes,
+        epochs=1,
+        steps_per_epoch=1,
+        seed_parts=(data.seed,),
+    )
+    trainer = L.Trainer(
+        accelerator=machine.accelerator,
+        devices=machine.devices,
+        precision=PRECISIONS[protocol.precision],  # type: ignore[arg-type]
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    with attended(trainer, net, "stopped by the user"):
+        (outcome,) = trainer.test(module, data.test_dataloader(), verbose=False)
+    return float(outcome["test_accuracy"])
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Compute with `count` CPU threads meanwhile."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,74 @@
+"""The command line: what is typed made readable, and every failure one line and a status."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from hydra._internal.utils import get_args_parser
+
+from headwise.commands.overrides import readable
+from headwise.errors import ConfigError, Interrupted, SweepError, suggest
+from headwise.protocol.plan import one_line, text_of
+from headwise.schema.secret import refuse_secrets
+
+
+class Failed(BaseException):
+    """Carries the error of a run past hydra."""
+
+
+def launch(main: Callable[[], Any]) -> None:
+    """Run a hydra main; whatever goes wrong becomes one line that begins with ``error:`` and a status that is not 0.
+
+    With ``HEADWISE_TRACEBACK=1`` in the environment the traceback is printed as well.
+    """
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a folder's name may hold what the terminal cannot show
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        sys.argv[1:] = readable(_in_order(sys.argv[1:]))
+        refuse_secrets(None, sys.argv[1:])  # nothing prints them, hydra neither
+        main()
+    except Failed as failed:
+        sys.exit(_told(failed.__cause__ or failed))
+    except (KeyboardInterrupt, Exception) as error:
+        sys.exit(_told(error))
+
+
+def _told(error: BaseException) -> int:
+    """Print an error; returns the status of the process."""
+    if os.environ.get("HEADWISE_TRACEBACK") == "1":
+        traceback.print_exception(error)
+    if isinstance(error, KeyboardInterrupt | Interrupted):
+        print(f"\n{text_of(error) or 'stopped by the user: run the same command to resume'}", file=sys.stderr)
+        return 130
+    notes = "".join(f"; {note}" for note in getattr(error, "__notes__", []))
+    text = text_of(error) if isinstance(error, SweepError) else one_line(error, limit=None)
+    print(f"error: {text}{notes}", file=sys.stderr)
+    return 1
+
+
+def _in_order(words: Sequence[str]) -> list[str]:
+    """Flags before choices, as hydra wants them; a user may type ``method=lora -m seed=0,1``.
+
+    Raises:
+        ConfigError: for a flag that hydra does not know, or one without its value.
+    """
+    parser = get_args_parser()
+
+    def refuse(message: str) -> NoReturn:
+        raise ConfigError(message)
+
+    parser.error = refuse  # type: ignore[method-assign]
+    if "--version" in words:
+        return list(words)
+    known, late = parser.parse_known_args(list(words))
+    if wrong := next((word for word in late if word.startswith("-")), None):
+        flags = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
+        raise ConfigError(f"unknown flag {wrong!r}{suggest(wrong, flags)}")
+    choices = [*known.overrides, *late]
+    return [*(word for word in words if word not in choices), *choices]

@@ -1,0 +1,102 @@
+"""The user's text of what goes wrong between a command line and a plan, whichever library says it first."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+
+from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
+
+from headwise.commands.overrides import GROUPS, explained, several
+from headwise.commands.sizes import WORDS
+from headwise.errors import ConfigError, HeadwiseError, suggest
+from headwise.schema.tree import unknown_key
+
+AMBIGUOUS = re.compile(r"Ambiguous value for argument '(.*)'")
+SEE = re.compile(r"\s*(See https://hydra\.cc|Config search path:).*", re.DOTALL)
+"""What hydra adds to its errors, to which ours have nothing to add."""
+MERGING = "Error merging override "
+INSTALL = "; launchers other than basic are optional: pip install -e '.[launchers]'"
+
+
+def text_of(error: BaseException) -> str:
+    """The user's text of an error, with the nearest right spelling where hydra only lists."""
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        hint = INSTALL if group == "hydra/launcher" else f", or {WORDS[group]}" if group in WORDS else ""
+        return f"unknown {group or 'configuration'} {name!r}{suggest(name, error.options)}{hint}"
+    if isinstance(error, OverrideParseException):
+        return explained(str(error.override))
+    if isinstance(error, HydraException) and (found := AMBIGUOUS.match(str(error))):
+        return several(found[1])
+    if isinstance(error, HydraException) and "Could not load 'hydra/launcher/" in str(error):
+        return f"{str(error).splitlines()[0]}{INSTALL}"
+    if isinstance(error, HydraException) and (answer := _of_groups(str(error))):
+        return answer
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, HeadwiseError):
+            return str(cause)
+        key = getattr(cause, "full_key", None)
+        parent = getattr(cause, "parent_node", None)
+        if isinstance(cause, ConfigKeyError | ConfigAttributeError) and key and isinstance(parent, DictConfig):
+            return unknown_key(str(key), OmegaConf.to_container(parent))  # type: ignore[arg-type]
+        cause = cause.__cause__ or cause.__context__
+    text, why = SEE.sub("", str(error)), error.__cause__ or error.__context__
+    if text.startswith(MERGING) and why is not None:  # hydra leaves the reason to the traceback
+        return f"{text.removeprefix(MERGING)} cannot be taken: {_first_line(why)}"
+    return _first_line(error) if isinstance(error, OmegaConfBaseException) else text
+
+
+def _first_line(error: BaseException) -> str:
+    """What omegaconf says, without the lines about its own objects."""
+    return str(error).partition("\n")[0]
+
+
+def _of_groups(text: str) -> str | None:
+    """What is said where hydra finds no option to replace or to remove, or a second one; None for its other errors."""
+    if found := re.match(r"Could not override '(.*)'\.\s+(?:No match|Did you mean)", text):
+        group = found[1].partition("@")[0]
+        known = "" if group in GROUPS else suggest(group, GROUPS)
+        return f"no option of {found[1]!r} is chosen here, so none can be replaced{known}"
+    if found := re.match(r"Could not delete '(.*)'\.\s+No match", text):
+        return f"{found[1]} is not chosen here, so it cannot be removed"
+    if found := re.match(r"(\S+) appears more than once|Multiple values for (\S+?)\. ", text):
+        group = found[1] or found[2]
+        return f"{group!r} is chosen already; without '+', {group}=OPTION replaces the choice"
+    if found := re.match(r"force-add of config groups is not supported: '\+\+(.*)'", text):
+        return f"++{found[1]}: an option is chosen without '++'; type {found[1]}"
+    return None
+
+
+def one_line(error: BaseException, limit: int | None = 500) -> str:
+    """The user's text of an error, its kind first where it was not meant for the user, at most `limit` characters."""
+    text = _joined(text_of(error))
+    known = isinstance(error, HeadwiseError | HydraException | OmegaConfBaseException)
+    return (text if known else f"{type(error).__name__}: {text}")[:limit]
+
+
+def _joined(text: str) -> str:
+    """Lines as one."""
+    return " ".join(text.split())
+
+
+@contextlib.contextmanager
+def instantiation() -> Iterator[None]:
+    """Turn hydra's instantiation errors into ConfigError with the user's part of the text."""
+    try:
+        yield
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{error.full_key} must be given: add {error.full_key}=VALUE to the command") from error
+    except InstantiationException as error:
+        raise ConfigError(_joined(text_of(error))) from error
+    except TypeError as error:
+        raise ConfigError(_joined(str(error))) from error

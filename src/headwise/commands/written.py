@@ -1,0 +1,91 @@
+"""Scripts replace what they wrote themselves, and no other file, unless told to. Standard library only.
+
+What a script has written is noted in the cache, as the file's place and the sha256 of its content. A file that is not
+noted, or that somebody has changed since, is not replaced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from headwise.errors import ConfigError
+from headwise.storage import atomic
+from headwise.storage.hashes import cache_folder, sha256_of
+
+
+@contextlib.contextmanager
+def writing(*files: Path | None, force: bool) -> Iterator[None]:
+    """Refuse, before any work, to replace a file that is not the script's own; note what is written inside.
+
+    Args:
+        files: that the block writes; None for those that were not asked for.
+        force: replace them whatever they are.
+
+    Raises:
+        ConfigError: for a file that is somebody else's, a folder, a device, in a folder that nothing can be written to,
+            or one file given twice.
+    """
+    chosen = [file for file in files if file is not None]
+    places = [
+        Path(os.path.realpath(file.parent), file.name) for file in chosen
+    ]  # a link is replaced, not what it leads to
+    for file, place in zip(chosen, places, strict=True):
+        if places.count(place) > 1:
+            raise ConfigError(f"{file} is to be written twice; give different files")
+        if file.is_dir():
+            raise ConfigError(f"{file} is a folder; name a file in it")
+        if file.exists() and not file.is_file():
+            raise ConfigError(f"{file} is a pipe or a device, not a file; nothing replaces it")
+        _check_folder(file)
+        if not force and not _may_replace(place):
+            raise ConfigError(f"{file} was not written by this tool, or changed since; --force replaces it")
+    before = [_stamp(place) for place in places]
+    try:
+        yield
+    finally:
+        for place, stamp in zip(places, before, strict=True):
+            if _stamp(place) not in (stamp, None):
+                with contextlib.suppress(OSError):  # the note is a convenience: without it, --force is asked for
+                    atomic.write_text(_note(place), sha256_of(place))
+
+
+def _check_folder(file: Path) -> None:
+    """Refuse a file whose folder cannot be made or written to.
+
+    Raises:
+        ConfigError: naming what stands in the way.
+    """
+    above = next(folder for folder in (file.parent, *file.parent.parents) if os.path.lexists(folder))
+    if not above.is_dir():
+        raise ConfigError(f"{file} cannot be written: {above} is no folder")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise ConfigError(f"{file} cannot be written: nothing may be written to {above}")
+
+
+def _may_replace(place: Path) -> bool:
+    """Whether nothing would be lost: no file, an empty one, or one that is as a script left it."""
+    if place.is_symlink():
+        return False
+    if not place.exists() or (place.is_file() and place.stat().st_size == 0):
+        return True
+    try:
+        return _note(place).read_text(encoding="ascii") == sha256_of(place)
+    except (OSError, ValueError):
+        return False
+
+
+def _note(place: Path) -> Path:
+    return cache_folder() / "written" / hashlib.sha256(os.fsencode(place)).hexdigest()[:32]
+
+
+def _stamp(place: Path) -> tuple[int, int, int] | None:
+    """What tells a file that was replaced from the one before; None where there is none."""
+    try:
+        status = place.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns

@@ -1,0 +1,300 @@
+"""Which runs a head-wise run must be measured by, and what it gains over them. Standard library only.
+
+Phase 2 of HS-LoRA brings parameters, training time, and updates of single heads; Heart-LoRA switches heads off by a
+score. Only runs that differ in one of these tell what the heads, or the scores, are worth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from headwise.comparison.comparable import Places, recorded
+from headwise.results.fingerprint import fingerprint
+from headwise.results.records import PhaseResult, Result, RunKey
+
+EQUAL_SIZE = "equal-size LoRA"
+NO_MASK = "no head off"
+MASKS = {"random": "random heads off", "front": "first heads off"}
+"""Modes of a gate that need no score: what runs with scored heads off are measured by."""
+KINDS = {
+    "P1": "its own first phase",
+    "longer P1": "the first method alone, trained for the epochs of both phases",
+    EQUAL_SIZE: "plain LoRA of equal size, after the same first phase if there is one",
+    "longer P2": "the second method alone, trained for the epochs of both phases",
+    NO_MASK: "the same run with no head off",
+    MASKS["random"]: "the same run with as many random heads off",
+    MASKS["front"]: "the same run with as many of the first heads off",
+}
+"""What a second phase, per-head updates alone, or heads switched off are compared with."""
+PHASE, HEADS, MASK = "phase", "heads", "mask"
+CONTROLS = {
+    PHASE: {
+        "longer P1": "method=hs_control_long",
+        EQUAL_SIZE: "method=hs_control_lora",
+        "longer P2": "method=hs_control_head",
+    },
+    HEADS: {EQUAL_SIZE: "method=matched_lora"},
+    MASK: {NO_MASK: "the same with ne=ne0", MASKS["random"]: "the same with mode=random in its gate"},
+}
+"""Of each claim, the kinds of run that it must beat, and how such a run is made."""
+WITHOUT = {
+    "longer P1": "its gain over P1 proves little",
+    EQUAL_SIZE: "its gain over P1 proves little",
+    "longer P2": "its gain over P1 proves little",
+    NO_MASK: "nothing says what switching heads off costs",
+    MASKS["random"]: "nothing says that the scores matter",
+}
+"""What a missing control leaves open."""
+SAME_SIZE = 0.005
+"""Share of parameters up to which a control counts as of equal size without a word."""
+Claims = Mapping[tuple[str, str], Mapping[str, Sequence[str]]]
+"""Of each claim and row, by the controls it needs, the tasks on which a run lacks one."""
+
+
+@dataclass(frozen=True)
+class Match:
+    """A head-wise run and another that it is measured by.
+
+    Attributes:
+        result: the head-wise run.
+        phase: its last tested one, ``P2``.
+        against: one of `KINDS`.
+        value: its accuracy minus the other's, percentage points.
+        other: key of the other; for ``P1`` the run's own.
+        size: by which share the control of equal size has more parameters than what it stands against; 0 of others.
+    """
+
+    result: Result
+    phase: str
+    against: str
+    value: float
+    other: RunKey
+    size: float = 0.0
+
+    @property
+    def size_note(self) -> str:
+        """How much larger or smaller a control of equal size is; empty within `SAME_SIZE`."""
+        return f"{100 * self.size:+.1f} % parameters" if abs(self.size) > SAME_SIZE else ""
+
+    @property
+    def claim(self) -> str:
+        """What the comparison speaks of: `PHASE`, `HEADS` or `MASK`."""
+        return claim_of(self.phase, self.against)
+
+
+def claim_of(phase: str, against: str) -> str:
+    """The claim that a comparison of this phase with this kind of run speaks of."""
+    if against in (NO_MASK, *MASKS.values()):
+        return MASK
+    return HEADS if phase == "P1" else PHASE
+
+
+def controls_of(result: Result) -> dict[str, dict[str, str]]:
+    """What a run claims, and of each claim the controls that it needs; see `CONTROLS`.
+
+    Per-head updates of which some are off have no plain LoRA of their size: they are measured by the run with none off,
+    and that one by plain LoRA. Heads that are off by a budget for the whole network have no random twin.
+    """
+    phases = result.tested
+    found = {}
+    last = result.phases[-1]
+    if len(phases) > 1 and not is_size_control(phases):
+        found[PHASE] = {kind: how for kind, how in CONTROLS[PHASE].items() if kind != EQUAL_SIZE or not last.is_masked}
+    if is_per_head(result) and not last.is_masked:
+        found[HEADS] = CONTROLS[HEADS]
+    if last.accuracy is not None and last.is_masked and last.gate.get("mode") not in MASKS:
+        is_budget = last.gate.get("budget") is not None
+        found[MASK] = {kind: how for kind, how in CONTROLS[MASK].items() if kind == NO_MASK or not is_budget}
+    return found
+
+
+def matches(results: Sequence[Result], every: Iterable[Result]) -> list[Match]:
+    """Return the differences of head-wise runs to their controls.
+
+    A two-phase run is compared with its own Phase 1; with each of its two methods alone (longer P1, longer P2): a
+    one-phase run of the same task, seed, weights, images and protocol, whose epochs are those of both phases together;
+    and with plain LoRA of as many parameters after the very same Phase 1, for as many epochs (equal-size LoRA).
+    A one-phase run of per-head updates is compared with plain LoRA of as many parameters, for as many epochs.
+    A run with heads off by score is compared with the same with none off, and with as many random or first ones off.
+
+    Args:
+        results: head-wise runs are sought here.
+        every: controls are sought here.
+    """
+    asked = [(result, controls_of(result)) for result in results]
+    asked = [(result, claims) for result, claims in asked if claims or len(result.tested) > 1]
+    wanted = {result.key.dataset for result, _ in asked}
+    masked = {result.key.dataset for result, claims in asked if MASK in claims}
+    alone: dict[str, Result] = {}
+    equal_size: dict[tuple[str, int, str], Result] = {}
+    twins: dict[tuple[str, str, str], Result] = {}
+    for result in every:
+        phases = result.tested
+        if result.key.dataset not in wanted or not phases:
+            continue
+        if len(phases) == 1:
+            _keep(alone, _matched(result, phases[0].method), result)
+        elif is_size_control(phases):
+            second = fingerprint(_recipe(phases[1].method))
+            _keep(equal_size, (phases[0].fingerprint, result.epochs, second), result)
+        if result.key.dataset in masked and (kind := _mask_kind(result.phases[-1])) is not None:
+            twins.setdefault((ground(result), kind, _amount(result.phases[-1], kind)), result)
+    made = []
+    for result, claims in asked:
+        phases = result.tested
+        first, last = phases[0], phases[-1]
+        others: dict[str, Result | None] = {}
+        if len(phases) > 1:
+            others = {"P1": result, "longer P1": alone.get(_matched(result, first.method))}
+            if PHASE in claims:
+                others["longer P2"] = alone.get(_matched(result, last.method))
+        if EQUAL_SIZE in claims.get(PHASE, {}):
+            second = fingerprint(_recipe(_shared_twin(last.method)))
+            others[EQUAL_SIZE] = equal_size.get((first.fingerprint, result.epochs, second))
+        if HEADS in claims:
+            others[EQUAL_SIZE] = alone.get(_matched(result, _shared_twin(last.method)))
+        if MASK in claims:
+            for kind in (NO_MASK, *MASKS.values()):
+                others[kind] = twins.get((ground(result), kind, _amount(last, kind)))
+        for kind, other in others.items():
+            if other is not None:
+                reached = first if kind == "P1" else other.tested[-1]
+                value = float(last.accuracy or 0.0) - float(reached.accuracy or 0.0)
+                size = reached.num_tunable / last.num_tunable - 1 if kind == EQUAL_SIZE and last.num_tunable else 0.0
+                made.append(Match(result, f"P{len(phases)}", kind, value, other.key, size))
+    return made
+
+
+def unequal(found: Iterable[Match], where: Places) -> list[str]:
+    """Say by how much the controls of equal size are not of equal size."""
+    rows: dict[tuple[str, str], dict[str, None]] = {}
+    for match in found:
+        if match.size_note:
+            row, column = where[match.result.key]
+            rows.setdefault((row, match.size_note), {})[column] = None
+    parts = [f"{row} {size} ({', '.join(columns)})" for (row, size), columns in sorted(rows.items())]
+    return [f"NOT OF EQUAL SIZE, the control called so has, of {'; of '.join(parts)}."] if parts else []
+
+
+def unmasked(results: Iterable[Result], every: Iterable[Result]) -> list[tuple[Result, Result]]:
+    """Return runs with heads off, by score or not, each with the same run with none off, where there is one.
+
+    Args:
+        results: runs with heads off are sought here.
+        every: the runs with none off are sought here.
+    """
+    plain: dict[str, Result] = {}
+    for result in every:
+        if result.tested and not result.phases[-1].is_masked:
+            plain.setdefault(ground(result), result)
+    masked = [result for result in results if result.phases[-1].is_masked and result.accuracy is not None]
+    return [(result, plain[place]) for result in masked if (place := ground(result)) in plain]
+
+
+def lacking(results: Sequence[Result], where: Places, found: Iterable[Match]) -> Claims:
+    """Return what the rows of a table claim, and the controls they lack.
+
+    Per-head updates alone are asked about where there is something to compare them with.
+
+    Args:
+        results: of one table.
+        where: their rows and columns.
+        found: their matches.
+    """
+    have = {(match.claim, match.against, match.result.key) for match in found}
+    missing: dict[tuple[str, str], dict[str, set[str]]] = {}
+    for result in results:
+        row, column = where[result.key]
+        for claim, controls in controls_of(result).items():
+            if claim != HEADS or (HEADS, EQUAL_SIZE, result.key) in have:
+                kinds = missing.setdefault((claim, row), {})
+                for kind in controls:
+                    kinds.setdefault(kind, set()).update([] if (claim, kind, result.key) in have else [column])
+    order = list(CONTROLS)
+    return {
+        key: {kind: sorted(columns) for kind, columns in missing[key].items()}
+        for key in sorted(missing, key=lambda key: (order.index(key[0]), key[1]))
+    }
+
+
+def ground(result: Result, without: Sequence[str] = ()) -> str:
+    """Hash of what a run with heads off and its twins share: everything but the gates.
+
+    Args:
+        result: the run.
+        without: parts of its identity to leave out as well.
+    """
+    methods = [{key: value for key, value in phase.method.items() if key != "gate"} for phase in result.phases]
+    rest = {key: value for key, value in result.identity.items() if key not in ("method", *without)}
+    return fingerprint({"methods": methods, "rest": rest})
+
+
+def _mask_kind(phase: PhaseResult) -> str | None:
+    """As which control of heads off by score a phase can serve."""
+    return MASKS.get(str(phase.gate.get("mode"))) if phase.is_masked else NO_MASK
+
+
+def _amount(phase: PhaseResult, kind: str) -> str:
+    """How many heads are off where; a run with none off is measured by whatever the number."""
+    return "" if kind == NO_MASK else str([(row["proj"], row["active"].count(0)) for row in phase.masks])
+
+
+def is_size_control(phases: Sequence[PhaseResult]) -> bool:
+    """Whether a run is Phase 1 followed by plain LoRA of the size that per-head updates would have."""
+    return len(phases) == 2 and _is_matched(phases[1].method)
+
+
+def is_per_head(result: Result) -> bool:
+    """Whether a run is one tested phase of per-head updates."""
+    phases = result.tested
+    return len(phases) == 1 and str(phases[0].method.get("_target_", "")).endswith(".HeadLoRA")
+
+
+def _shared_twin(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe of plain LoRA that has as many parameters as these per-head updates."""
+    kind = str(spec.get("_target_")).replace(".HeadLoRA", ".MatchedLoRA")
+    rest = {name: value for name, value in spec.items() if name not in ("rank", "gate")}
+    return {**rest, "_target_": kind, "head_rank": spec.get("rank")}
+
+
+def _recipe(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """A method without its name and its epochs; a control of equal size without its revision, since `Match` says it."""
+    apart = ("label", "epochs", "revision") if _is_matched(spec) else ("label", "epochs")
+    return {name: value for name, value in spec.items() if name not in apart}
+
+
+def _is_matched(spec: Mapping[str, Any]) -> bool:
+    """Whether a method is plain LoRA of the size of per-head updates."""
+    return str(spec.get("_target_", "")).endswith(".MatchedLoRA")
+
+
+def _keep(found: dict[Any, Result], place: Any, result: Result) -> None:
+    """Keep the first result of a place; of controls of equal size the one of the newest revision."""
+
+    def revision(result: Result) -> int:
+        spec = result.tested[-1].method
+        return int(spec.get("revision") or 1) if _is_matched(spec) else 0
+
+    if place not in found or revision(result) > revision(found[place]):
+        found[place] = result
+
+
+def _matched(result: Result, method: Mapping[str, Any]) -> str:
+    """Hash of what a run and a one-phase control of this method share; the epochs are those of all phases."""
+    protocol = recorded(result, "protocol")
+    if isinstance(protocol, Mapping):
+        protocol = {name: value for name, value in protocol.items() if name != "epochs"}
+    spec = _recipe(method)
+    return fingerprint(
+        {
+            "dataset": result.key.dataset,
+            "seed": result.key.seed,
+            "weights": recorded(result, "weights"),
+            "data": recorded(result, "data"),
+            "protocol": protocol,
+            "method": spec or result.fingerprint,  # without a recorded method nothing matches
+            "epochs": result.epochs,
+        }
+    )

@@ -1,0 +1,201 @@
+"""Methods side by side: what each run of an experiment cost and reached, against the linear probe. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from headwise.comparison.cells import in_markdown, pipes
+from headwise.comparison.comparable import distinct, made_by_older_code, natural, recorded, shared_choices
+from headwise.protocol.revisions import changed_since
+from headwise.protocol.variants import BASE, beside_common
+from headwise.results.fingerprint import fingerprint
+from headwise.results.records import Result
+
+PROBE = "headwise.methods.baselines.Linear"
+HEAD = ("method", "parameters", "head", "stored B", "epochs", "accuracy %", "train loss", "ms / step", "peak MiB")
+MARK, OLDER = "(below the linear probe)", "(older code)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One run.
+
+    Attributes:
+        method: its label.
+        variant: what was chosen beyond the experiment, without choices that all rows share; ``base`` if nothing.
+        seed: of the run.
+        parameters: of the backbone, trained, all tested phases together.
+        head: parameters of the classifier.
+        stored_bytes: payload without the classifier, all tested phases together.
+        epochs: of all phases.
+        accuracy: of the last phase on the test images, percent.
+        train_loss: mean cross-entropy of the last epoch, nats; None where nothing was trained.
+        ms_per_step: time of the training epochs over their steps, all phases together; None without steps.
+        peak_memory: largest of the phases, bytes; None where it was not measured.
+        below_probe: whether the linear probe of the same images, weights and seed reached more; None without one.
+        older_code: why its method has other numbers now; empty if it has the same.
+    """
+
+    method: str
+    variant: str
+    seed: int
+    parameters: int
+    head: int
+    stored_bytes: int
+    epochs: int
+    accuracy: float
+    train_loss: float | None
+    ms_per_step: float | None
+    peak_memory: int | None
+    below_probe: bool | None
+    older_code: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lineup:
+    """Runs on one task with the same images and weights, the most accurate first.
+
+    Attributes:
+        title: of the table.
+        notes: its caption, a sentence each.
+        lines: by accuracy.
+    """
+
+    title: str
+    notes: list[str]
+    lines: list[Line]
+
+
+def lineups(results: Iterable[Result]) -> list[Lineup]:
+    """One line-up per task, images and weights; runs that were not tested are left out."""
+    groups: dict[str, list[Result]] = {}
+    for result in distinct(results):
+        if result.accuracy is not None:
+            shared = {part: recorded(result, part) for part in ("weights", "data")}
+            groups.setdefault(fingerprint({**shared, "task": result.key.dataset}), []).append(result)
+    return [_lineup(members) for members in groups.values()]
+
+
+def _lineup(results: Sequence[Result]) -> Lineup:
+    common = shared_choices(results)
+    probes = {result.key.seed: result.accuracy for result in results if _is_probe(result, common)}
+    lines = [_line(result, probes.get(result.key.seed), common) for result in results]
+    first = results[0]
+    weights: Any = recorded(first, "weights")
+    name = weights.get("name", "backbone") if isinstance(weights, dict) else "backbone"
+    return Lineup(
+        title=f"{first.key.dataset}, {name}",
+        notes=_notes(results, probes, common),
+        lines=sorted(lines, key=lambda line: (-line.accuracy, line.parameters, line.method, line.variant)),
+    )
+
+
+def _is_probe(result: Result, common: Sequence[str]) -> bool:
+    alone = [phase.method.get("_target_") for phase in result.phases] == [PROBE]
+    return alone and beside_common(result.key.variant, common) == BASE
+
+
+def _line(result: Result, probe: float | None, common: Sequence[str]) -> Line:
+    key = result.key
+    steps = sum(phase.steps for phase in result.phases)
+    peaks = [phase.peak_memory for phase in result.phases if phase.peak_memory is not None]
+    accuracy = float(result.accuracy or 0.0)
+    return Line(
+        method=key.method,
+        variant=beside_common(key.variant, common),
+        seed=key.seed,
+        parameters=result.num_tunable,
+        head=result.tested[-1].num_head,
+        stored_bytes=result.stored_bytes,
+        epochs=result.epochs,
+        accuracy=accuracy,
+        train_loss=result.phases[-1].train_loss,
+        ms_per_step=1e3 * result.seconds / steps if steps else None,
+        peak_memory=max(peaks, default=None),
+        below_probe=None if probe is None else accuracy < probe,
+        older_code=changed_since(result.identity.get("method")),
+    )
+
+
+def _notes(results: Sequence[Result], probes: dict[int, float | None], common: Sequence[str]) -> list[str]:
+    seeds = sorted({result.key.seed for result in results})
+    images = sorted({f"{result.tested[-1].num_test} " for result in results if result.tested[-1].num_test})
+    notes = [
+        f"{len(results)} runs, seed {', '.join(map(str, seeds))}; accuracy in percent of {', '.join(images)}test "
+        "images after the last phase.",
+        "Parameters (without the head) and stored bytes are those of all tested phases together; the training loss is "
+        "the mean cross-entropy of the last epoch.",
+        "ms / step is the time of the training epochs over their steps; peak MiB is the highest memory during "
+        "training, of a CPU the resident set of the process (interpreter, libraries, network and images included).",
+    ]
+    if common:
+        notes.append(f"Every row: {', '.join(common)}.")
+    machines = {
+        f"{machine.get('accelerator') or 'cpu'}, {machine.get('cpu')}, {machine.get('threads')} thread(s)"
+        for machine in (result.machine for result in results)
+        if machine
+    }
+    notes += [f"Machine: {text}." for text in sorted(machines)]
+    labels = sorted({label for result in results for label in result.labels})
+    notes += [f"Label: {label}." for label in labels]
+    protocols = {fingerprint({"p": recorded(result, "protocol")}) for result in results}
+    if len(protocols) > 1:
+        notes.append(f"{len(protocols)} protocols are mixed: a row in brackets says what it changed.")
+    notes += made_by_older_code(results, lambda result: result.key.method)
+    if not probes:
+        notes.append("No linear probe is among the runs, so no row is marked.")
+    return notes
+
+
+def markdown(found: Sequence[Lineup]) -> str:
+    """A heading, the caption and a table each."""
+    parts = []
+    for lineup in found:
+        several = len({line.seed for line in lineup.lines}) > 1
+        rows = [_cells(line, several) for line in lineup.lines]
+        notes = "\n".join(f"- {in_markdown(note)}" for note in lineup.notes)
+        title, table = in_markdown(lineup.title), "\n".join(pipes(HEAD, rows))
+        parts.append(f"## {title}\n\n{notes}\n\n{table}\n")
+        if others := _varied(lineup.lines):
+            said = "Methods that were run with other options: accuracy in percent, training loss in brackets."
+            table = "\n".join(pipes(others[0], others[1:]))
+            parts.append(f"### {title}: other options\n\n{said}\n\n{table}\n")
+    return "\n".join(parts)
+
+
+def _varied(lines: Sequence[Line]) -> list[list[str]]:
+    """A row per method and seed that has several variants, a column per variant; empty if none has."""
+    rows: dict[tuple[str, int], dict[str, str]] = {}
+    for line in lines:
+        loss = "" if line.train_loss is None else f" ({line.train_loss:.2f})"
+        rows.setdefault((line.method, line.seed), {})[line.variant] = f"{line.accuracy:.2f}{loss}"
+    rows = {key: cells for key, cells in rows.items() if len(cells) > 1}
+    columns = sorted({variant for cells in rows.values() for variant in cells}, key=lambda v: (v != BASE, natural(v)))
+    several = len({seed for _, seed in rows}) > 1
+    names = {(method, seed): f"{method}, seed {seed}" if several else method for method, seed in rows}
+    body = [[names[key], *(cells.get(column, "") for column in columns)] for key, cells in rows.items()]
+    return [["method", *columns], *body] if body else []
+
+
+def _cells(line: Line, with_seed: bool) -> list[str]:
+    name = line.method if line.variant == BASE else f"{line.method} ({line.variant})"
+    name = f"{name}, seed {line.seed}" if with_seed else name
+    marks = [MARK] * bool(line.below_probe) + [OLDER] * bool(line.older_code)
+    return [
+        " ".join([name, *marks]),
+        f"{line.parameters:,}",
+        f"{line.head:,}",
+        f"{line.stored_bytes:,}",
+        str(line.epochs),
+        f"{line.accuracy:.2f}",
+        "" if line.train_loss is None else f"{line.train_loss:.4f}",
+        "" if line.ms_per_step is None else f"{line.ms_per_step:.0f}",
+        "" if line.peak_memory is None else f"{line.peak_memory / 2**20:,.0f}",
+    ]
+
+
+def plain(found: Sequence[Lineup]) -> list[dict[str, Any]]:
+    """The same, unrounded, as data that JSON can hold."""
+    return [asdict(lineup) for lineup in found]

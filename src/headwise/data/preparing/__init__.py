@@ -1,0 +1,1 @@
+"""Making caches of upstream's sets, in a process of its own."""

@@ -1,0 +1,1 @@
+"""Where images lie: caches, list-file trees, prepared upstream sets, few-shot draws."""

@@ -1,0 +1,246 @@
+"""TFDSSource: prepared upstream directories, read without TensorFlow and decoded by PIL.
+
+The data library is imported when the first record is read, not before. Images are never decoded by it: it keeps the
+fourth channel of an RGBA image and the indices of a palette.
+
+Legend: N images, S the side of the square that the network sees.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headwise.data.bulk import MEMORY, Bulk, check_memory
+from headwise.data.decode import decode_all
+from headwise.data.labels import label_of
+from headwise.data.pixels import CHUNK, FINAL_SPLITS, Pixels, decoder
+from headwise.data.splits import Indices, parse_slice, split_ranges, subset
+from headwise.data.stores.fewshot import drawing_few_shots
+from headwise.data.stores.listfiles import JPEG_MAGIC
+from headwise.data.stores.membership import Membership, key_of, wrong_sizes
+from headwise.data.stores.prepared import FEATURES, Prepared, check_features, find, tfrecords, versions_present
+from headwise.data.tasks import VTABTask
+from headwise.errors import DataError
+from headwise.storage.atomic import at_home
+from headwise.storage.hashes import Remembered
+
+BATCH = 64
+"""Records that are asked for at a time."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One example: the encoded image, its class, its key (None if not stored), and where it lies, for errors."""
+
+    image: bytes
+    label: int
+    key: str | None
+    where: str
+
+
+@drawing_few_shots("fingerprint", "labels", "count", "load")
+class TFDSSource:
+    """Prepared directories ``<root>/<builder>[/<config>]/<version>`` in array_record or tfrecord files.
+
+    Args:
+        root: folder that holds the builders' folders.
+        official: whether other counts than the official ones are an error; False labels them ``unofficial split``.
+            Directories that a generator wrote say so themselves and are labelled ``synthetic``.
+        memory: as for FolderSource.
+    Raises:
+        DataError: if ``root`` is no folder.
+    """
+
+    def __init__(self, root: str | Path, official: bool = True, memory: float = MEMORY) -> None:
+        self.root, self.official, self.memory = at_home(root), official, check_memory(memory)
+        if not str(root).strip() or not os.path.isdir(self.root):  # noqa: PTH112 - no path makes it raise
+            raise DataError(f"data.root={str(root)[:300]!r} is not a folder; give the one that holds the prepared sets")
+        self._found: dict[str, Prepared] = {}
+
+    def has(self, task: VTABTask) -> bool:
+        """Whether the task's builder is prepared here, in whatever version."""
+        return task.builder is not None and bool(versions_present(self.root, task.builder, task.config))
+
+    def prepared(self, task: VTABTask) -> Prepared:
+        """The directory that is read.
+
+        Raises:
+            DataError: if there is none, or it is damaged, of another version, or of other counts than it claims.
+        """
+        if task.name not in self._found:
+            if task.builder is None:
+                raise DataError(f"task {task.name!r} has no upstream set; use data=folder data.root=PATH")
+            found = find(self.root, task.builder, task.config, task.versions, task.name)
+            wrong = self._wrong_sizes(task, found)
+            if wrong and self.official and found.synthetic is None:
+                raise DataError(
+                    f"{found.path}: is not the official set: {'; '.join(wrong)}; prepare it again, or use "
+                    "data=tfds data.official=false, which labels results 'unofficial split'"
+                )
+            self._found[task.name] = found
+        return self._found[task.name]
+
+    def fingerprint(self, task: VTABTask, splits: Sequence[str] = FINAL_SPLITS) -> str:
+        """Hash of every class and every encoded image; the same for both kinds of record files."""
+        sha = hashlib.sha256(b"tfds/1\n")
+        for split in splits:
+            sha.update(f"{split} {' '.join(self._scan(task, part)[0] for part in _parts(split))}\n".encode())
+        return sha.hexdigest()
+
+    def labels(self, task: VTABTask) -> list[str]:
+        """``synthetic``, ``unofficial split``, ``lossy``, ``own draw``, as far as they apply."""
+        is_lossy = any(self._scan(task, part)[1] for part in ("train800", "val200", "test"))
+        return [*self.slice_labels(task), *(["lossy"] if is_lossy else [])]
+
+    def slice_labels(self, task: VTABTask) -> list[str]:
+        """Those that need no image."""
+        prepared = self.prepared(task)
+        return (
+            ["synthetic"] if prepared.synthetic else ["unofficial split"] if self._wrong_sizes(task, prepared) else []
+        )
+
+    def count(self, task: VTABTask, split: str) -> int:
+        """Number of images of the split, from the builder's own counts."""
+        return sum(last - first for _, first, last in self._runs(task, split))
+
+    def load(
+        self, task: VTABTask, split: str, size: int, resize: str = "pil_bicubic", limit: int | None = None
+    ) -> Pixels:
+        """Read and decode a split, in the order of its records."""
+        positions = subset(self.count(task, split), limit)
+        return Bulk(
+            title=f"task {task.name!r}, {split}",
+            count=len(positions),
+            size=size,
+            resize=resize,
+            channels=task.channels,
+            chunks=lambda: self.chunks(task, split, size, resize, positions),
+            content=lambda: f"{self.fingerprint(task, (split,))} {task.pixel_scale} {limit}",
+            memory=self.memory,
+        ).load()
+
+    def chunks(
+        self, task: VTABTask, split: str, size: int, resize: str, positions: Indices | None = None
+    ) -> Iterator[Pixels]:
+        """The images of a split in its order, or those at ascending positions of it, some hundred at a time."""
+        batch: list[Record] = []
+        for record in self.records(task, split, positions):
+            batch.append(record)
+            if len(batch) == CHUNK:
+                yield self._decode(task, batch, size, resize)
+                batch = []
+        if batch:
+            yield self._decode(task, batch, size, resize)
+
+    def all_labels(self, task: VTABTask, split: str) -> NDArray[np.int64]:
+        """(N,) classes of a split; decodes no image."""
+        return np.array([record.label for record in self.records(task, split)], dtype=np.int64)
+
+    def origin(self, task: VTABTask) -> dict[str, str]:
+        """Plain facts that a cache records."""
+        found = self.prepared(task)
+        name = found.builder if task.config is None else f"{found.builder}.{task.config}"
+        kind = "tfds" if found.synthetic is None else "synthetic"
+        return {"kind": kind, "name": name, "version": found.version, "format": found.format}
+
+    def records(self, task: VTABTask, split: str, positions: Indices | None = None) -> Iterator[Record]:
+        """The records of a split, or those at ascending positions of it, checked to be the ones that belong there.
+
+        Raises:
+            DataError: for a damaged file, a record that does not belong there, or a class that is out of range.
+        """
+        found, start = self.prepared(task), 0
+        is_official = found.synthetic is None and not self._wrong_sizes(task, found)
+        for part, (name, first, last) in zip(_parts(split), self._runs(task, split), strict=True):
+            chosen = np.arange(first, last)
+            if positions is not None:
+                chosen = positions[(positions >= start) & (positions < start + last - first)] - start + first
+            start += last - first
+            where = str(found.path)
+            check = Membership(found.builder, name, part, first, found.sizes[name], is_official, where)
+            for position, example in _examples(found, name, chosen):
+                place = f"{where}, record {position} of {name!r}"
+                try:
+                    label = label_of(example, task.label_key, task.label_rule)
+                    image = bytes(example[task.image_key])
+                except (KeyError, TypeError, ValueError) as error:
+                    raise DataError(f"{place}: {type(error).__name__}: {error}") from error
+                if not 0 <= label < task.num_classes:
+                    raise DataError(f"{place}: label {label} is outside of 0..{task.num_classes - 1}")
+                key = key_of(found.builder, example, task.class_names)
+                check.see(position, example, key)
+                yield Record(image, label, key, place)
+
+    def _decode(self, task: VTABTask, records: Sequence[Record], size: int, resize: str) -> Pixels:
+        found = self.prepared(task)
+        files = [(record.image, record.where) for record in records]
+        images, native = decode_all(files, task.channels, size, resize, task.pixel_scale)
+        keys = tuple(record.key or f"{record.where.rpartition('record ')[2]}" for record in records)
+        source = "tfds" if found.synthetic is None else f"synthetic:{found.synthetic}"
+        facts = {"source": source, "decoder": decoder(), "resize": "native" if native else resize}
+        facts |= {"builder": f"{found.builder}:{found.version}", "format": found.format}
+        return Pixels(images, np.array([record.label for record in records], dtype=np.int64), keys, facts)
+
+    def _runs(self, task: VTABTask, split: str) -> list[tuple[str, int, int]]:
+        found = self.prepared(task)
+        return split_ranges(task, split, found.sizes, clip=bool(self._wrong_sizes(task, found)))
+
+    def _wrong_sizes(self, task: VTABTask, found: Prepared) -> list[str]:
+        slices = [part.strip() for text in task.splits.values() for part in text.split("+")]
+        used = list(dict.fromkeys(parse_slice(text, found.sizes)[0] for text in slices))
+        return wrong_sizes(found.builder, found.sizes, used)
+
+    def _scan(self, task: VTABTask, part: str) -> tuple[str, bool]:
+        """Hash of one of train800, val200 and test, and whether it is lossy; remembered until a file changes."""
+        prepared = self.prepared(task)
+        rules = [task.splits, task.image_key, task.label_key, task.label_rule, task.num_classes, task.encoding]
+        owner = json.dumps([str(prepared.path.resolve()), [*rules, part, self._runs(task, part)]])
+        remembered, stamp = Remembered("tfds", owner), prepared.stamp()
+        if known := remembered.get(part, stamp):
+            return known
+        sha, lossy = hashlib.sha256(), False
+        for record in self.records(task, part):
+            sha.update(f"{record.label} {hashlib.sha256(record.image).hexdigest()}\n".encode())
+            lossy = lossy or (task.encoding == "lossless" and record.image.startswith(JPEG_MAGIC))
+        remembered.keep(part, stamp, sha.hexdigest(), lossy)
+        remembered.save()
+        return sha.hexdigest(), lossy
+
+
+def _parts(split: str) -> tuple[str, ...]:
+    return ("train800", "val200") if split == "train800val200" else (split,)
+
+
+def _examples(found: Prepared, name: str, positions: Indices) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Deserialised examples at ascending positions of an upstream split; images stay encoded."""
+    import tensorflow_datasets as tfds
+
+    logging.getLogger("absl").setLevel(logging.WARNING)  # it tells of every directory it opens
+    try:
+        check_features(found.path / FEATURES)
+        builder = tfds.builder_from_directory(found.path)
+        features = builder.info.features
+        skip = {key: tfds.decode.SkipDecoding() for key, f in features.items() if isinstance(f, tfds.features.Image)}
+        if found.format == "tfrecord":
+            for position, record in tfrecords(found.shards[name], positions.tolist()):
+                yield position, features.deserialize_example_np(record, decoders=skip)
+            return
+        source = builder.as_data_source(name, decoders=skip)
+        for start in range(0, len(positions), BATCH):
+            batch = positions[start : start + BATCH].tolist()
+            yield from zip(batch, source.__getitems__(batch), strict=True)
+    except DataError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0][:200]
+        raise DataError(f"{found.path}: split {name!r} cannot be read ({type(error).__name__}: {reason})") from error

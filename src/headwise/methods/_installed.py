@@ -1,0 +1,218 @@
+"""Installed: what a method became in one network, as training, storing and merging see it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import lightning as L
+from torch import Tensor, nn
+
+from headwise.errors import CheckpointError
+from headwise.methods._named import check_names, copy_into
+from headwise.network.backbone import Backbone
+from headwise.updates.adapted import AdaptedLinear, BesideLinear, Delta
+from headwise.updates.masking import HeadMasking
+from headwise.wrappers.quantized import QuantizedLinear
+from headwise.wrappers.wrapping import wrappers
+
+
+@runtime_checkable
+class Packs(Protocol):
+    """A module that is stored in another form than its tensors: deltas, quantised layers."""
+
+    optional: tuple[str, ...]
+
+    def pack(self) -> dict[str, Tensor]:
+        """What is stored."""
+
+    def unpack(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restore it."""
+
+
+@runtime_checkable
+class Reshapes(Protocol):
+    """A callback that changes in training what the network is: switches heads off, takes ranks away."""
+
+    def final_from(self, epochs: int, steps_per_epoch: int) -> int:
+        """First epoch, counted from 1, at whose end it has done so for the last time."""
+
+
+class Installed:
+    """A method at work in one network: everything training needs to know, asked by name of nothing.
+
+    What a tensor is follows from the module that owns it. `owners` are the modules the method brought: deltas, or the
+    wrappers' own parts. Their parameters and the head's train; everything else is frozen.
+    """
+
+    def __init__(self, net: Backbone, owners: Mapping[str, nn.Module]) -> None:
+        self.net = net
+        self.owners = dict(owners)
+        self.masking: HeadMasking | None = None
+
+    def freeze_rest(self) -> None:
+        """Set every requires_grad of the network from `trainable`."""
+        owned = {id(tensor) for tensor in self.trainable().values()}
+        for parameter in self.net.parameters():
+            parameter.requires_grad_(id(parameter) in owned)
+
+    def head(self) -> dict[str, Tensor]:
+        """The classifier's parameters under ``head.*``; they always train."""
+        return {f"head.{name}": tensor for name, tensor in self.net.head.named_parameters()}
+
+    def adapter(self) -> dict[str, Tensor]:
+        """The method's own parameters by owner, ``s0.b3.q.A``; tied tensors once, under their first name."""
+        named: dict[str, Tensor] = {}
+        seen: set[int] = set()
+        for owner, module in self.owners.items():
+            for name, tensor in module.named_parameters():
+                if id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    named[f"{owner}.{name}"] = tensor
+        return named
+
+    def trainable(self) -> dict[str, Tensor]:
+        """What the optimiser gets."""
+        return {**self.adapter(), **self.head()}
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint needs for exact resume: `trainable` and the owners' buffers (masks, allocator state)."""
+        buffers = {
+            f"{owner}.{name}": tensor
+            for owner, module in self.owners.items()
+            for name, tensor in module.state_dict().items()
+            if name not in dict(module.named_parameters())
+        }
+        tied = {id(tensor) for tensor in self.trainable().values()}
+        return {**self.trainable(), **{name: b for name, b in buffers.items() if id(b) not in tied}}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy a saved `state` into the network.
+
+        Raises:
+            CheckpointError: naming what is missing, unexpected, or of another shape.
+        """
+        copy_into(self.state(), tensors)
+        for module in self.owners.values():
+            if isinstance(module, Delta):
+                module.refresh()
+
+    def packed(self) -> dict[str, Tensor]:
+        """What is kept when the phase is over: the owners' tensors (a delta's `pack`), tied ones once, and the head."""
+        stored: dict[str, Tensor] = {}
+        seen: set[int] = set()
+        for owner, module in self.owners.items():
+            own = module.pack() if isinstance(module, Packs) else module.state_dict()
+            for name, tensor in own.items():
+                if not tensor.numel() or tensor.data_ptr() not in seen:
+                    seen.add(tensor.data_ptr())
+                    stored[f"{owner}.{name}"] = tensor
+        return {name: t.detach().cpu().contiguous() for name, t in {**stored, **self._stored_head()}.items()}
+
+    def _stored_head(self) -> dict[str, Tensor]:
+        """What is kept of the classifier under ``head.*``: its parameters, or the codes of a quantised one."""
+        head = self.net.head
+        return {f"head.{name}": t for name, t in head.pack().items()} if isinstance(head, Packs) else self.head()
+
+    def unpack(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restore what `packed` kept.
+
+        Raises:
+            CheckpointError: naming what is missing, unexpected, or of another shape.
+        """
+        expected = self.packed()
+        optional = {
+            f"{owner}.{name}"
+            for owner, module in self.owners.items()
+            if isinstance(module, Packs)
+            for name in module.optional
+        }
+        check_names(set(expected) - optional, set(tensors) - optional)
+        head = {name: t for name, t in tensors.items() if name in self._stored_head()}
+        if isinstance(self.net.head, Packs):
+            self.net.head.unpack({name.removeprefix("head."): t for name, t in head.items()})
+        else:
+            copy_into(self.head(), head)
+        for owner, module in self.owners.items():
+            prefix = f"{owner}."
+            own = {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}
+            if isinstance(module, Packs):
+                try:
+                    module.unpack(own)
+                except CheckpointError as error:
+                    raise CheckpointError(f"{owner}: {error}") from error
+            else:
+                target = {n: t for n, t in module.state_dict(keep_vars=True).items() if n in own}
+                copy_into(target, own)
+
+    def stored_bytes(self) -> int:
+        """Payload bytes of the stored adapter, without the classifier and the file's header."""
+        names = set(self._stored_head())
+        return sum(tensor.nbytes for name, tensor in self.packed().items() if name not in names)
+
+    def param_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Optimiser groups; parameters that their owner lists in ``undecayed`` get no weight decay."""
+        undecayed = {
+            id(tensor)
+            for module in self.owners.values()
+            for child in module.modules()
+            for name, tensor in child.named_parameters(recurse=False)
+            if name in getattr(child, "undecayed", ())
+        }
+        parameters = list(self.trainable().values())
+        decayed = [p for p in parameters if id(p) not in undecayed]
+        groups = [{"params": decayed, "weight_decay": weight_decay}]
+        rest = [p for p in parameters if id(p) in undecayed]
+        return [*groups, {"params": rest, "weight_decay": 0.0}] if rest else groups
+
+    def penalty(self) -> Tensor | None:
+        """A term to add to the loss (AdaLoRA's orthogonality), or None."""
+        return None
+
+    def final_from(self, epochs: int, steps_per_epoch: int) -> int:
+        """First epoch, counted from 1, at whose end nothing but the weights will change any more.
+
+        What is measured before is not yet the network of this method: heads that are to go off are still on (Heart), or
+        ranks that are to go are still there (AdaLoRA). No earlier epoch may be chosen.
+
+        Args:
+            epochs: of the phase.
+            steps_per_epoch: optimiser steps.
+        """
+        declared = (callback.final_from for callback in self.callbacks() if isinstance(callback, Reshapes))
+        return max((first(epochs, steps_per_epoch) for first in declared), default=1)
+
+    def callbacks(self) -> list[L.Callback]:
+        """Lightning callbacks of the method (Heart's mask, AdaLoRA's allocator)."""
+        return [] if self.masking is None else [self.masking]
+
+    def set_mode(self) -> None:
+        """Put the network into training mode; a probe of a frozen network keeps it in evaluation mode."""
+        self.net.train()
+
+    def merge(self) -> None:
+        """Fold the update into the base weights; what cannot be folded stays in place, frozen."""
+        for site in self.net.sites:
+            module = self.net.linear(site)
+            if isinstance(module, AdaptedLinear):
+                self.net.replace(site, module.merged())
+            elif isinstance(module, BesideLinear):
+                module.settle()
+        for path, wrapper in wrappers(self.net.model):
+            plain = wrapper.merged()
+            if plain is None:
+                wrapper.settle()
+            else:
+                self.net.wrap(path, functools.partial(_instead, plain))
+        if isinstance(self.net.head, QuantizedLinear):
+            self.net.set_head(self.net.head.plain())
+        self.net.requires_grad_(False)
+
+    def report(self) -> dict[str, Any]:
+        """Facts for the record of the phase, plain data (active heads, chosen ranks)."""
+        return {} if self.masking is None else self.masking.report()
+
+
+def _instead(plain: nn.Module, wrapper: nn.Module) -> nn.Module:
+    return plain

@@ -1,0 +1,111 @@
+"""What the methods that insert modules share: wrapping by pretrained path, and one Installed over the new parts."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from torch import nn
+
+from headwise.errors import ConfigError
+from headwise.methods.base import Installed, Method
+from headwise.network.backbone import Backbone
+from headwise.network.nf4 import FourBit
+from headwise.wrappers.wrapping import Beside, Wrapper, at_least_float32, check_block, through
+
+
+def place(net: Backbone, path: str, factory: Callable[[nn.Module], Wrapper]) -> Wrapper:
+    """Wrap the module that the pretrained network has at `path`, on the network's device, of its type and in its mode.
+
+    Parts are of at least float32.
+    """
+    wrapper: Any = net.wrap(through(net.model, path), factory)
+    like = next(net.parameters())
+    for name, child in wrapper.named_children():
+        if name != wrapper.theirs:
+            child.to(like.device, at_least_float32(like))
+    wrapper.train(net.training)
+    return wrapper
+
+
+def blocks(net: Backbone) -> Iterator[tuple[str, str, nn.Module]]:
+    """(key, pretrained path, block now there) of every block: ``("s0.b3", "blocks.3", ...)``."""
+    for stage, block, path in net.blocks:
+        yield f"s{stage}.b{block}", path, net.model.get_submodule(path)
+
+
+def install_parts(net: Backbone, parts: Mapping[str, nn.Module]) -> Installed:
+    """Let `parts` and the head train, freeze everything else."""
+    installed = Installed(net, parts)
+    installed.freeze_rest()
+    return installed
+
+
+def beside_mlps(net: Backbone, key: str, make: Callable[[int], nn.Module]) -> dict[str, nn.Module]:
+    """Put ``make(C)`` beside the MLP of every block, outside drop-path; the parts by owner, ``s0.b3.<key>``.
+
+    Raises:
+        ConfigError: for blocks whose halves are unknown.
+    """
+    parts = {}
+    for block_key, path, block in blocks(net):
+        check_block(block)
+        part = make(width_of(net, block_key))
+        parts[f"{block_key}.{key}"] = part
+        place(net, path, functools.partial(Beside, part=part))
+    return parts
+
+
+def width_of(net: Backbone, stage_key: str) -> int:
+    """Channels of a block, read from its output projection."""
+    return next(site.num_rows for site in net.sites if site.proj == "o" and site.key.startswith(f"{stage_key}."))
+
+
+def per_block(net: Backbone, cost: Callable[[int], int]) -> int:
+    """Sum of ``cost(C)`` over the blocks, C the channels of each."""
+    return sum(cost(width_of(net, key)) for key, _, _ in blocks(net))
+
+
+def is_vit(net: Backbone) -> bool:
+    """Whether tokens are one sequence (B, T, C) of prefix and patches, as in timm's ViT."""
+    return hasattr(net.model, "num_prefix_tokens") and hasattr(net.model, "blocks")
+
+
+def require_vit(net: Backbone, method: Method) -> None:
+    """Refuse other networks.
+
+    Raises:
+        ConfigError: naming the network's class.
+    """
+    if not is_vit(net):
+        raise ConfigError(
+            f"method {method.label!r} is defined for networks with one token sequence (ViT), "
+            f"got {type(net.model).__name__}; allowed: backbones of the ViT family"
+        )
+
+
+def refuse_four_bits(net: Backbone, method: Method) -> None:
+    """Refuse a network that an earlier phase holds in 4 bits, for a method that trains or rescales its weights.
+
+    Raises:
+        ConfigError: naming the first such layer.
+    """
+    for path, module in net.model.named_modules():
+        if isinstance(module, FourBit):
+            raise ConfigError(
+                f"method {method.label!r} needs the network's own weights, and {path} is held in 4 bits; allowed "
+                "is what stands beside them: head_lora, lora, adapters, prompts"
+            )
+
+
+def refuse_targets(method: Method) -> None:
+    """Refuse a choice of projections where a method fixes its own places.
+
+    Raises:
+        ConfigError: if targets were given.
+    """
+    if method.targets:
+        raise ConfigError(
+            f"method {method.label!r} does not choose projections, got targets={list(method.targets)}; allowed: []"
+        )

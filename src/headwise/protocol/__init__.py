@@ -1,0 +1,1 @@
+"""What makes a number: recipes, the plan of a run and its identity, searches, published settings."""

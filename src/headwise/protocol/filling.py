@@ -1,0 +1,57 @@
+"""Filling: a method's configuration with nothing left to be looked up, so that equal runs have equal configurations.
+
+What is shared by methods is filled for all: gates, published values. A method fills fields of its own by naming in
+``written`` who reads them; that is read from its source, so its class, and torch, need not be imported.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from headwise.protocol.presets import with_published
+from headwise.schema.nodes import Node, each_node
+from headwise.schema.source import literal_of_target
+from headwise.updates.gate import with_gate
+
+WRITTEN = "written"
+"""Attribute of a method's class: by field, the dotted name of what reads it, see `headwise.methods.base.Method`."""
+
+
+def fill_method(
+    method: Mapping[str, Any], task: str, ne: Mapping[str, Any] | None
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A method's configuration, and every one in it, written out.
+
+    Args:
+        method: resolved, with the values of the experiment's table.
+        task: name of the task, whose published values are taken.
+        ne: heads off, as in conf/ne, of gates that say no amount.
+
+    Returns:
+        The configuration, and for each published value its ``key`` and where it comes from.
+
+    Raises:
+        ConfigError: for a gate, a field or a published value that there is not.
+    """
+    published: list[dict[str, Any]] = []
+
+    def fill(key: str, node: Node) -> Node:
+        node, taken = with_published(with_own_fields(with_gate(node, ne)), task, key)
+        published.extend(taken)
+        return node
+
+    return each_node(method, fill), published
+
+
+def with_own_fields(node: Mapping[str, Any]) -> Node:
+    """One method's configuration with the fields written out that its class names in ``written``; null stays null."""
+    readers = literal_of_target(str(node.get("_target_", "")), WRITTEN) or {}
+    own = {name: reader for name, reader in readers.items() if node.get(name) is not None}
+    return {**node, **{name: _named(reader).of(node[name]).spec() for name, reader in own.items()}}
+
+
+def _named(reader: str) -> Any:
+    module, _, name = reader.rpartition(".")
+    return getattr(importlib.import_module(module), name)

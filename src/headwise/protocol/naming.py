@@ -1,0 +1,139 @@
+"""The variant of a run, from the choices that count: those without which it would be another run.
+
+A choice that is the default anyway, or that nothing reads, does not count; to find out, the configuration is composed
+again without it. Hydra composes what groups choose, once for all runs of a process; single values are set on a copy.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
+from hydra.conf import HydraConf
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, InstantiationException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from headwise.errors import HeadwiseError
+from headwise.protocol.variants import telling, variant_of
+from headwise.results.fingerprint import LOCATIONS, leaves
+
+Folders = tuple[tuple[str, str], ...]
+Identify = Callable[[DictConfig, Sequence[str]], Mapping[str, Any]]
+
+
+def variant(hydra: HydraConf, overrides: Sequence[str], own: Mapping[str, Any], identify: Identify) -> str:
+    """The variant of a job of hydra's.
+
+    Args:
+        hydra: its own configuration of the job: where YAML files lie, and the name of the first one.
+        overrides: of the job.
+        own: identity of the run.
+        identify: the identity that a configuration composed of other overrides has.
+    """
+    sources = tuple((source.provider, f"{source.schema}://{source.path}") for source in hydra.runtime.config_sources)
+    composer = _composer(sources, str(hydra.job.config_name))
+
+    def alike(some: Sequence[str]) -> bool:
+        try:
+            return identify(composer.compose(some), some) == own
+        except (HeadwiseError, HydraException, InstantiationException, OmegaConfBaseException):
+            return False  # nothing stands without that choice
+        except (KeyError, TypeError, ValueError, OSError):
+            return False
+
+    told = composer.spelled(telling(overrides, alike, composer.is_group), overrides)
+    return variant_of(told, contents=_contents(own))
+
+
+class Composer:
+    """Composes configurations from folders of YAML files.
+
+    Args:
+        sources: provider and address of each, as hydra lists them.
+        name: of the configuration that the others are chosen in.
+    """
+
+    def __init__(self, sources: Folders, name: str) -> None:
+        path = ConfigSearchPathImpl()
+        for provider, address in sources:
+            path.append(provider, address)
+        self.name, self.loader = name, ConfigLoaderImpl(path)
+        self.parser = OverridesParser.create(config_loader=self.loader)
+        self._composed = functools.lru_cache(maxsize=256)(self._compose)
+
+    def compose(self, overrides: Sequence[str]) -> DictConfig:
+        """What hydra composes of the overrides, without its own node."""
+        parsed = self.parser.parse_overrides(list(overrides))
+        groups = [override for override in parsed if self._is_group(override)]
+        cfg = copy.deepcopy(self._composed(tuple(str(override.input_line) for override in groups)))
+        ConfigLoaderImpl._apply_overrides_to_config([override for override in parsed if override not in groups], cfg)
+        return cfg
+
+    def _compose(self, groups: tuple[str, ...]) -> DictConfig:
+        cfg = self.loader.load_configuration(self.name, list(groups), RunMode.RUN)
+        OmegaConf.set_struct(cfg, False)
+        del cfg["hydra"]
+        OmegaConf.set_struct(cfg, True)
+        return cfg
+
+    def spelled(self, told: Sequence[str], overrides: Sequence[str]) -> list[str]:
+        """Choices within a group, or by its content, as the option that says the same: ``rank.global=8`` is r8.
+
+        Args:
+            told: to be written so, of the `overrides`.
+            overrides: of the job.
+        """
+        values: dict[str, list[str]] = {}
+        for word in told:
+            name, _, value = word.lstrip("+").partition("=")
+            group = name.partition(".")[0]
+            if self.loader.repository.group_exists(group) and (name != group or not value[:1].isalpha()):
+                values.setdefault(group, []).append(word)
+        spelled = list(told)
+        for group, words in values.items():
+            node = self.compose(overrides)[group]
+            if option := self._option(group, OmegaConf.to_container(node)):
+                first = spelled.index(words[0])
+                spelled = [word for word in spelled if word not in words and not word.startswith(f"{group}=")]
+                spelled.insert(first, f"{group}={option}")
+        return spelled
+
+    def _option(self, group: str, content: Any) -> str:
+        """The shortest name, of those that begin with a letter, of an option with that content; empty if none has."""
+        names = sorted(filter(lambda name: name[:1].isalpha(), self.loader.get_group_options(group)), key=len)
+        return next((name for name in names if self._content(f"{group}/{name}") == content), "")
+
+    def _content(self, path: str) -> Any:
+        loaded = self.loader.repository.load_config(path)
+        return None if loaded is None else OmegaConf.to_container(loaded.config)
+
+    def is_group(self, override: str) -> bool:
+        """Whether it chooses an option of a group."""
+        return self._is_group(self.parser.parse_override(override))
+
+    def _is_group(self, override: Override) -> bool:
+        return not isinstance(override.value(), dict) and self.loader.repository.group_exists(override.key_or_group)
+
+
+@functools.cache
+def _composer(sources: Folders, name: str) -> Composer:
+    return Composer(sources, name)
+
+
+def _contents(own: Mapping[str, Any]) -> dict[str, str]:
+    """Dotted key -> hash of the file that the key leads to."""
+    found = leaves(own, "")
+    return {
+        key: value
+        for key, value in found.items()
+        if isinstance(value, str) and any(fnmatchcase(key, pattern) for pattern in LOCATIONS)
+    }

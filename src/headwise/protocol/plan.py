@@ -1,0 +1,404 @@
+"""From a composed configuration to a plan: which run it is, where it lies, and what can change its numbers.
+
+Nothing heavy is imported: an unknown option and a finished run answer without torch.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationResolutionError
+
+from headwise.commands.messages import instantiation as instantiation
+from headwise.commands.messages import one_line as one_line
+from headwise.commands.messages import text_of as text_of
+from headwise.data.sources import Source, source_of
+from headwise.data.tasks import VTABTask, check_apart, task_of
+from headwise.errors import ConfigError
+from headwise.protocol.filling import fill_method
+from headwise.protocol.naming import variant
+from headwise.protocol.pertask import OTHERS, fill_protocol, fill_tasks
+from headwise.protocol.presets import PUBLISHED
+from headwise.protocol.recipe import Protocol
+from headwise.protocol.request import request_of
+from headwise.protocol.revisions import fill_revisions
+from headwise.protocol.variants import BASE
+from headwise.results.fingerprint import fingerprint, identity
+from headwise.results.store import Result, RunKey
+from headwise.schema.effective import effective
+from headwise.schema.secret import hidden, refuse_secrets
+from headwise.schema.tree import check_config, check_method, check_nodes
+from headwise.storage.atomic import at_home
+from headwise.storage.hashes import file_sha256
+from headwise.storage.weights import network_name, weights_content
+
+OmegaConf.register_new_resolver("mul", lambda a, b: a * b, replace=True)
+
+DEVICES = Path("/dev")
+"""Where the system shows its GPUs."""
+CHOICE = 2
+"""Raised when the epoch that ``protocol.select=best_test`` takes, or what is kept of it, changes."""
+ACCELERATORS = {"auto": "auto", "cpu": "cpu", "gpu": "gpu", "cuda": "gpu"}
+"""What trainer.accelerator may be, and what it means."""
+SMOKE = {"train_images": 8, "test_images": 32}
+"""What protocol=smoke takes of a set, or all of it: its numbers mean nothing."""
+OF_SOURCES = ("fingerprint", "labels", "count", "load")
+"""What every source of images can be asked."""
+KINDS_MADE = {"data": "source of images", "dataset": "task", "method": "method"}
+"""What the classes of each group make."""
+PIXELS = {"channels": 3, "pixel_scale": 1}
+"""What turns stored images into pixels, and its usual value, which a run's identity does not mention."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One run before anything heavy is imported.
+
+    Attributes:
+        key: its folder.
+        config: resolved, plain.
+        identity: what can change a number, files by their content.
+        task, source, protocol: built from their groups.
+        root: of all results.
+        resume: ``auto`` takes what is finished and continues what is not; ``force`` trains again and replaces the
+            result at the end; ``never`` refuses if there is a result.
+        wait: for another process that computes the same run; False is an error instead.
+        auto: whether the device was left to us (trainer=auto).
+        request: see `headwise.protocol.request`; empty outside of hydra's command line.
+        overrides: what was asked on the command line or by a sweep.
+        turn: of this job among those that run at the same time on this machine; they take its GPUs in turn.
+    """
+
+    key: RunKey
+    config: dict[str, Any]
+    identity: dict[str, Any]
+    task: VTABTask
+    source: Source
+    protocol: Protocol
+    root: Path
+    resume: str = "auto"
+    wait: bool = True
+    auto: bool = False
+    request: str = ""
+    overrides: tuple[str, ...] = ()
+    turn: int = 0
+
+    @property
+    def folder(self) -> Path:
+        """Of the run."""
+        return self.key.path(self.root)
+
+    @property
+    def yaml(self) -> str:
+        """The configuration as a file."""
+        return OmegaConf.to_yaml(OmegaConf.create(self.config))
+
+    def build_method(self) -> Any:
+        """The method that the configuration describes; its class needs torch."""
+        return instantiate(self.config["method"], _convert_="all")
+
+    def ground(self, protocol: Protocol) -> dict[str, Any]:
+        """What every phase measured by `protocol` stands on; a search leaves no trace but in what it chose."""
+        ground = {key: value for key, value in self.identity.items() if key != "method"}
+        apart = ("search",) if protocol.select == "best_test" else ("search", "choice")
+        recipe = {key: value for key, value in ground["protocol"].items() if key not in apart}
+        ground["data"] = {"fingerprint": ground["data"]["fingerprint"]}
+        splits = {"train_split": protocol.train_split, "eval_split": protocol.eval_split}
+        if any(recipe[key] != split for key, split in splits.items()):
+            images = self.source.fingerprint(self.task, tuple(splits.values()))
+            ground["data"] = {"fingerprint": images}
+            recipe |= {**splits, "test_images": protocol.test_images, "select": protocol.select}
+        return {**ground, "protocol": recipe}
+
+
+def plan_run(cfg: DictConfig) -> Plan:
+    """Resolve a configuration and name its run.
+
+    Raises:
+        ConfigError: for a missing value or one out of range.
+    """
+    with instantiation():
+        config, task = _resolved(cfg, overrides_of())
+        root = root_of(config["root"])
+        resume, wait = config.pop("resume", "auto"), config.pop("wait", True)
+        source = instantiate(config["data"], _convert_="all")
+        check_made("data", config["data"], all(hasattr(source, name) for name in OF_SOURCES))
+        protocol = Protocol(**config["protocol"])
+    check_apart(protocol.train_split, protocol.eval_split)
+    _check_subsets(task, source, protocol)
+    identity = _identity(config, task, source, protocol)
+    key = RunKey(
+        name=str(config["name"]),
+        method=str(config["method"]["label"]),
+        dataset=task.name,
+        variant=config.get("variant") or _variant(config, identity),
+        seed=config["seed"],
+    )
+    if task.is_own and (depth := getattr(source, "depth", lambda task: None)(task)) is not None:
+        config["dataset"]["depth"] = depth
+    return Plan(
+        key=key,
+        config=config,
+        identity=identity,
+        task=task,
+        source=source,
+        protocol=protocol,
+        root=root,
+        resume=resume,
+        wait=wait,
+        auto=cfg.trainer.accelerator == "auto",
+        request=asked(),
+        overrides=overrides_of(),
+        turn=_turn(),
+    )
+
+
+def check_made(group: str, node: Mapping[str, Any], is_right: bool) -> None:
+    """Refuse a class that makes something else than its group is for.
+
+    Raises:
+        ConfigError: unless it `is_right`.
+    """
+    if not is_right:
+        raise ConfigError(f"{group}._target_={node['_target_']!r} makes something that is no {KINDS_MADE[group]}")
+
+
+def root_of(given: Any) -> Path:
+    """The folder of all results.
+
+    Raises:
+        ConfigError: if none is named: results do not go to wherever the command was given. For what is no folder's
+            name on this machine.
+    """
+    text = "" if given is None else str(given)
+    if not text.strip():
+        raise ConfigError(f"root names the folder of all results, got {given!r}; leave it out for 'outputs'")
+    if "://" in text or not text.isprintable():
+        raise ConfigError(
+            f"root names a folder of this machine, got {text[:300]!r}; allowed: a path, no URL, no control characters"
+        )
+    root = Path(text)
+    return at_home(root) if text.partition("/")[0] == "~" else root
+
+
+def _resolved(cfg: DictConfig, overrides: Sequence[str]) -> tuple[dict[str, Any], VTABTask]:
+    """A configuration as plain values with nothing left open, and the task it names.
+
+    Args:
+        cfg: composed; stays as it is.
+        overrides: that it was composed of.
+    """
+    config = _plain(cfg)
+    refuse_secrets(config)
+    root_of(config.get("root"))
+    check_config(config)
+    trainer = config["trainer"]
+    trainer["accelerator"] = _accelerator(trainer["accelerator"])
+    if trainer["accelerator"] == "auto":
+        trainer["accelerator"] = "gpu" if _has_gpu() else "cpu"
+    if trainer["attention"] == "auto":
+        plain = trainer["accelerator"] == "cpu" and config["protocol"].get("precision") == "bf16"
+        trainer["attention"] = "plain" if plain else "timm"
+    task = instantiate(config["dataset"], _convert_="all")
+    check_made("dataset", config["dataset"], isinstance(task, VTABTask))
+    given = _given(overrides)
+    own = fill_protocol(config, given)
+    if own != config["protocol"]:
+        config[OTHERS], config["protocol"] = config["protocol"], own
+    config["method"], published = fill_method(fill_tasks(config, given), task.name, config.get("ne"))
+    check_method(config["method"])
+    config["method"] = fill_revisions(config["method"])
+    if published:
+        config[PUBLISHED] = published
+    config["backbone"]["name"] = network_name(config["backbone"])
+    return config, task
+
+
+def _plain(cfg: DictConfig) -> dict[str, Any]:
+    """A configuration as plain values, every interpolation replaced.
+
+    Raises:
+        ConfigError: for an interpolation that leads nowhere.
+    """
+    plain: Any
+    try:
+        plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except InterpolationResolutionError as error:
+        plain = OmegaConf.to_container(cfg)
+        check_nodes(plain)
+        raise _unmade(error.full_key or "a value", error) from error
+    return dict(plain)
+
+
+def _unmade(key: str, error: Exception) -> ConfigError:
+    why = str(error).splitlines()[0].rpartition("interpolation: ")[2]
+    return ConfigError(f"{key} cannot be made from what was given: {why}")
+
+
+def _accelerator(given: str) -> str:
+    """What trainer.accelerator means: auto, cpu or gpu.
+
+    Raises:
+        ConfigError: for a device that is not supported.
+    """
+    if given == "mps":
+        raise ConfigError(
+            "trainer.accelerator=mps: Apple's GPUs have no float64, which methods here need; use trainer=cpu"
+        )
+    return ACCELERATORS[given]
+
+
+def _has_gpu() -> bool:
+    """Whether this process may use an NVIDIA GPU; torch is not asked, it would take seconds.
+
+    What it says is part of a run's identity, so torch's own answer, which a trained run hears, can only contradict it.
+    """
+    return os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1") and any(DEVICES.glob("nvidia[0-9]*"))
+
+
+def _check_subsets(task: VTABTask, source: Source, protocol: Protocol) -> None:
+    """Refuse a subset that is none. The limits of protocol=smoke are upper bounds.
+
+    Raises:
+        ConfigError: saying how many images there are.
+    """
+    for key, split in (("train_images", protocol.train_split), ("test_images", protocol.eval_split)):
+        limit = getattr(protocol, key)
+        if limit is None or (protocol.name == "smoke" and limit <= SMOKE[key]):
+            continue
+        total = source.count(task, split) if task.is_own else task.official_count(split)
+        if total is not None and limit >= total:
+            kind = "test" if split == "test" else "training" if split.startswith("train") else "validation"
+            raise ConfigError(
+                f"protocol.{key}={limit} is not a subset of the {total} {kind} images of {task.name}; use null for all"
+            )
+
+
+def asked() -> str:
+    """The request of the job that hydra runs in this process; empty outside of hydra's command line."""
+    if not HydraConfig.initialized():
+        return ""
+    return request_of(overrides_of(), folders(HydraConfig.get().runtime.config_sources))
+
+
+def folders(sources: Any) -> list[str]:
+    """Configuration folders among hydra's ``runtime.config_sources``."""
+    return [source.path for source in sources if source.schema == "file"]
+
+
+def overrides_of() -> tuple[str, ...]:
+    """What was asked for on the command line, or by a sweep for this job; values of secrets are hidden."""
+    return tuple(hidden(str(given)) for given in HydraConfig.get().overrides.task) if HydraConfig.initialized() else ()
+
+
+def _turn() -> int:
+    """The number of this job among joblib's processes, which run at the same time; any other job is alone."""
+    if not HydraConfig.initialized() or "joblib" not in str(HydraConfig.get().launcher.get("_target_", "")):
+        return 0
+    return int(HydraConfig.get().job.num)
+
+
+def _given(overrides: Sequence[str]) -> set[str]:
+    """Keys that the command line or a sweep sets."""
+    return {override.lstrip("+~").partition("=")[0] for override in overrides}
+
+
+def _variant(config: Mapping[str, Any], own: Mapping[str, Any]) -> str:
+    """The variant of the job that hydra runs in this process; outside of hydra's command line nothing was chosen.
+
+    Args:
+        config: of the run, resolved.
+        own: its identity.
+    """
+    if not HydraConfig.initialized():
+        return BASE
+    images = [own["data"]["fingerprint"], *own["data"].get("searched", [])]
+
+    def identify(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
+        other, task = _resolved(cfg, overrides)
+        looked_at, parts = (_looked_at(c, Protocol(**c["protocol"])) for c in (other, config)), ("dataset", "data")
+        pairs, own_pairs = looked_at
+        if pairs == own_pairs and all(other[part] == config[part] for part in parts):
+            return _reduced(other, task, images)  # its images need not be looked at again
+        told = [json.dumps(other[part], sort_keys=True) for part in parts]
+        return _reduced(other, task, [_images(*told, *pair)[1] for pair in pairs])
+
+    return variant(HydraConfig.get(), overrides_of(), own, identify)
+
+
+def _identity(config: Mapping[str, Any], task: VTABTask, source: Source, protocol: Protocol) -> dict[str, Any]:
+    images = [source.fingerprint(task, splits) for splits in _looked_at(config, protocol)]
+    return _reduced(config, task, images)
+
+
+def _looked_at(config: Mapping[str, Any], protocol: Protocol) -> list[tuple[str, str]]:
+    """Pairs of splits that decide a number: those of training and test, and those on which a search chooses."""
+    parts = [config["method"], config["method"].get("first", {})]
+    searches = protocol.search is not None or any(isinstance(part, Mapping) and part.get("search") for part in parts)
+    trial = protocol.for_search()
+    pairs = [(protocol.train_split, protocol.eval_split), (trial.train_split, trial.eval_split)]
+    return list(dict.fromkeys(pairs if searches else pairs[:1]))
+
+
+def _reduced(config: Mapping[str, Any], task: VTABTask, images: Sequence[str]) -> dict[str, Any]:
+    pixels = {name: value for name, usual in PIXELS.items() if (value := getattr(task, name)) != usual}
+    reduced = {
+        "method": fill_revisions(config["method"]),
+        "backbone": config["backbone"],
+        "dataset": {"name": task.name, "num_classes": task.num_classes, **pixels},
+        "data": {"fingerprint": images[0], **({"searched": list(images[1:])} if images[1:] else {})},
+        "protocol": config["protocol"],
+        "trainer": {key: config["trainer"][key] for key in ("accelerator", "threads", "attention")},
+        "seed": config["seed"],
+    }
+    if _chooses_anew(config):
+        reduced["protocol"] = {**config["protocol"], "choice": CHOICE}
+    contents = {"backbone.weights": weights_content(config["backbone"])}
+    for path, node in (("method", config["method"]), ("method.first", config["method"].get("first", {}))):
+        if isinstance(node, Mapping) and node.get("checkpoint"):
+            contents[f"{path}.checkpoint"] = file_sha256(node["checkpoint"])
+    return effective(identity(reduced, contents))
+
+
+def _chooses_anew(config: Mapping[str, Any]) -> bool:
+    """Whether the epoch chosen on the test set is another one than code before `CHOICE` 2 stored.
+
+    On a CPU it kept the last epoch's tensors in place of the chosen one's. AdaLoRA could be taken from before its last
+    pruning; heads that were to go off as well, but then the record says that none is (see `PhaseResult`).
+    """
+    if config["protocol"].get("select") != "best_test":
+        return False
+    return config["trainer"]["accelerator"] == "cpu" or "peft.AdaLoraConfig" in json.dumps(config["method"])
+
+
+def still_holds(result: Result) -> bool:
+    """Whether a stored result is what its own configuration would give now: same images, weights, checkpoints.
+
+    Nothing is composed, and nothing that a record names is called: its task and its source of images are of our own
+    classes, or it does not hold. Images are looked at once for all runs of a task in this process.
+    """
+    config = result.config
+    try:
+        protocol = Protocol(**config["protocol"])
+        parts = [json.dumps(config[name], sort_keys=True) for name in ("dataset", "data")]
+        found = [_images(*parts, *splits) for splits in _looked_at(config, protocol)]
+        task, images = found[0][0], [content for _, content in found]
+        return fingerprint(_reduced(config, task, images)) == result.fingerprint
+    except Exception:  # a record is a stranger's: whatever it leads to says that it does not hold
+        return False
+
+
+@functools.cache
+def _images(dataset: str, data: str, *splits: str) -> tuple[VTABTask, str]:
+    """A task and the fingerprint of its images, from their configurations as JSON."""
+    task, source = task_of(json.loads(dataset)), source_of(json.loads(data))
+    return task, source.fingerprint(task, splits)

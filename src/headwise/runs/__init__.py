@@ -1,0 +1,1 @@
+"""One run and many: from a configuration to a record, sweeps, their ledger and status."""

@@ -1,0 +1,216 @@
+"""Execution: a claimed run at work. Search, train, record: the only part of a run that needs torch."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from headwise.commands.messages import instantiation
+from headwise.data.vtab import VTABDataModule
+from headwise.errors import ConfigError
+from headwise.methods._fitting import rehearse
+from headwise.methods.base import Method
+from headwise.network.backbone import Backbone, BackboneSpec
+from headwise.network.portions import more_parts
+from headwise.protocol.plan import DEVICES, Plan, check_made
+from headwise.protocol.presets import preset_labels
+from headwise.protocol.recipe import Protocol
+from headwise.protocol.search import Space, explore, search
+from headwise.report.pictures import learning_curves, score_map
+from headwise.results import provenance
+from headwise.results.store import PhaseResult, PhaseStore, Result, ResultStore
+from headwise.runs.tracker import tracked
+from headwise.storage import atomic
+from headwise.training.loop import TENSORS, Machine, chain, hush, run_phases
+
+AGAIN = "again"
+"""Folder of a run in which resume=force trains; it is taken over when it is complete."""
+Facts = Mapping[int, Mapping[str, Any]]
+"""By phase, what a search adds to its record."""
+
+
+class Trained(NamedTuple):
+    """What training has made of a run's phases."""
+
+    net: Backbone
+    data: VTABDataModule
+    phases: list[PhaseResult]
+
+
+def execute(plan: Plan) -> Result:
+    """Train all phases and record the result; the tracker's run ends when that is done, or fails with it."""
+    with tracked(plan.config, plan.key) as logger:
+        hush()
+        execution = Execution(plan)
+        methods, facts = execution.search(execution.method.phases())
+        trained = execution.train(methods, plan.protocol, logger)
+        return execution.record(trained, facts)
+
+
+class Execution:
+    """One run at work.
+
+    Attributes:
+        plan: what to do.
+        method: built, before any search.
+        spec: of the network.
+        shared: finished phases of all runs.
+        store: where this run's phases go: the shared store, or one of its own until all of them are trained again.
+        machine: where it computes.
+        made_with: versions, git and machine, as the record has them; of the moment at which it began.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        """Find the device, say what runs where, and prepare the run's folder.
+
+        Raises:
+            ConfigError: for a device that contradicts trainer=auto; whatever the method or the network refuses.
+        """
+        self.plan = plan
+        gpu, device = _device(plan)
+        trainer = plan.config["trainer"]
+        machine = provenance.machine(device or trainer["accelerator"], trainer["threads"])
+        git = provenance.git_state(Path(__file__).parent)
+        self.made_with: dict[str, Any] = {"versions": provenance.versions(), "git": git, "machine": machine}
+        made = {"git": git, "torch": self.made_with["versions"]["torch"], "device": device or machine["cpu"]}
+        self.machine = Machine(**trainer, gpu=gpu, made=made)
+        say(f"run: {plan.folder}")
+        place = device or f"CPU, {machine['cpu'] or 'of unknown kind'}"
+        say(f"device: {place}{' (trainer=auto)' if plan.auto else ''}")
+        with instantiation():
+            self.method = plan.build_method()
+            check_made("method", plan.config["method"], isinstance(self.method, Method))
+            self.spec = BackboneSpec(**plan.config["backbone"])
+        atomic.write_text(plan.folder / "config.yaml", plan.yaml)
+        shutil.rmtree(plan.folder / AGAIN, ignore_errors=True)
+        self.shared = PhaseStore(plan.root)
+        self.store = PhaseStore(plan.folder / AGAIN) if plan.resume == "force" else self.shared
+        self._noted: set[str] = set()
+
+    def search(self, methods: Sequence[Method]) -> tuple[Sequence[Method], Facts]:
+        """Choose on the validation images what the configuration leaves open.
+
+        Returns:
+            The phases with what was chosen, and what their records say of it.
+        """
+        chosen, facts = explore(methods, self._trial, say)
+        recipe = self.plan.protocol.search
+        space = None if recipe is None else Space.of(recipe).within(chosen[-1])
+        if space is None:
+            return chosen, facts
+        found = search(chosen, space, self._trial, say)
+        last = len(chosen) - 1
+        return found.methods, {**facts, last: {**facts.get(last, {}), "search": found.report()}}
+
+    def _trial(self, methods: Sequence[Method]) -> PhaseResult:
+        """The last of these phases, measured on the validation images; trained only if the store lacks it."""
+        trial = self.plan.protocol.for_search()
+        address = chain(methods, self.plan.ground(trial), trial.epochs)[-1].phase
+        return self.store.finished(address) or self.train(methods, trial, None).phases[-1]
+
+    def train(self, methods: Sequence[Method], protocol: Protocol, logger: Any) -> Trained:
+        """Train phases in turn; a batch that finds no room goes in twice as many parts, until it does."""
+        parts = 1
+        while True:
+            try:
+                return self._train(methods, protocol, replace(self.machine, logger=logger, parts=parts))
+            except Exception as error:
+                parts = more_parts(error, parts, protocol.batch_size)
+            size = -(-protocol.batch_size // parts)
+            say(f"out of memory: going on with at most {size} images at a time, {protocol.batch_size} a step as before")
+
+    def _train(self, methods: Sequence[Method], protocol: Protocol, machine: Machine) -> Trained:
+        plan, seed = self.plan, self.plan.config["seed"]
+        net = self._network(methods, protocol)
+        options = protocol.data_options(net.mean, net.std)
+        options["eval_batch_size"] = -(-options["eval_batch_size"] // machine.parts)
+        data = VTABDataModule(plan.task, plan.source, net.img_size, seed=seed, **options)
+        ground = plan.ground(protocol)
+        phases = run_phases(net, methods, data, protocol, self.store, ground, seed=seed, machine=machine, say=say)
+        return Trained(net, data, phases)
+
+    def _network(self, methods: Sequence[Method], protocol: Protocol) -> Backbone:
+        """The pretrained network, without head; what is to be noted of its weights is said once."""
+        if self.spec.must_fetch:  # what cannot work is refused before hundreds of megabytes are asked for
+            rehearsal = self.spec.random().build()
+            rehearsal.new_head(self.plan.task.num_classes)
+            rehearse(rehearsal, methods)
+        net = self.spec.build(protocol.drop_path)
+        for note in net.notes:
+            if note not in self._noted:
+                say(f"{Path(self.spec.weights).name}: {note}")
+        self._noted.update(net.notes)
+        return net
+
+    def record(self, trained: Trained, facts: Facts) -> Result:
+        """Write down what was reached; the result is the last file, and what makes the run a finished one."""
+        plan, config = self.plan, self.plan.config
+        extras = [{**phase.extra, **facts.get(index, {})} for index, phase in enumerate(trained.phases)]
+        phases = [replace(phase, extra=extra) for phase, extra in zip(trained.phases, extras, strict=True)]
+        if self.store is not self.shared:
+            self.shared.adopt(self.store)
+        self._illustrate(phases)
+        in_parts = ["batches in parts"] if any(phase.extra.get("batch_parts") for phase in phases) else []
+        data_labels = plan.source.labels(plan.task)
+        labels = [*self.spec.labels, *data_labels, *plan.protocol.labels, *preset_labels(config), *in_parts]
+        weights = {**trained.net.provenance, "content": plan.identity["backbone"]["weights"]}
+        sources = {"weights": weights, "data": trained.data.provenance(), "protocol": config["protocol"]}
+        result = Result(
+            key=plan.key,
+            identity=plan.identity,
+            phases=phases,
+            config=config,
+            labels=list(dict.fromkeys(labels)),
+            provenance=sources,
+            request=plan.request,
+            **self.made_with,
+        )
+        ResultStore(plan.root).put(plan.key, result)
+        return result
+
+    def _illustrate(self, phases: Sequence[PhaseResult]) -> None:
+        """Put tensors, curves and head maps of the phases into the run's folder."""
+        folder, draw = self.plan.folder, self.plan.config["logger"].get("pictures", True)
+        stored = [self.shared.path(phase.fingerprint) for phase in phases]
+        for index, source in enumerate(stored, start=1):
+            _link(source / TENSORS, folder / f"phase-{index}.safetensors")
+        labels = [phase.label for phase in phases]
+        learning_curves([source / "metrics.csv" for source in stored], labels, folder, draw)
+        score_map([phase.extra.get("heads") for phase in phases], labels, folder, draw)
+
+
+def _device(plan: Plan) -> tuple[int, str | None]:
+    """Which GPU the run takes, and what that is called; the latter is None on a CPU.
+
+    Raises:
+        ConfigError: where trainer=auto chose the CPU and torch can use a GPU all the same.
+    """
+    is_gpu = plan.config["trainer"]["accelerator"] == "gpu"
+    gpu = plan.turn % max(torch.cuda.device_count(), 1) if is_gpu else 0
+    seen = torch.cuda.get_device_name(gpu) if torch.cuda.is_available() else None
+    if plan.auto and not is_gpu and seen is not None:
+        raise ConfigError(
+            f"trainer=auto: this system shows no NVIDIA GPU in {DEVICES}, but torch can use one ({seen}); "
+            "say which it is to be: trainer=gpu or trainer=cpu"
+        )
+    return gpu, seen if is_gpu else None
+
+
+def _link(source: Path, target: Path) -> None:
+    """Put a phase's tensors into the run's folder, sharing the disk blocks where the file system can."""
+    with atomic.replacing(target) as part:
+        try:
+            os.link(source, part)
+        except OSError:
+            shutil.copyfile(source, part)
+
+
+def say(line: str) -> None:
+    """Tell the user, at once even where the output is a file."""
+    print(line, flush=True)

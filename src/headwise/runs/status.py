@@ -1,0 +1,274 @@
+"""How far a sweep is: done, running, failed, missing, and an estimate of what is left. Standard library only."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from headwise.protocol.request import NOT_ASKED, request_of
+from headwise.results.records import Result, ResultError
+from headwise.results.store import ResultStore
+from headwise.runs.ledger import STATES, Entry, Ledger, folder_of
+
+SHOWN = 20
+"""Runs of a state that are listed one by one."""
+_FIRST = {name: place for place, name in enumerate(STATES)}
+
+
+@dataclass(kw_only=True)
+class Run:
+    """One job of a sweep.
+
+    Attributes:
+        state: done, running, failed or missing.
+        asked: its overrides that differ within the sweep.
+        overrides: all of them.
+        path: of its folder; None if nothing has begun it.
+        accuracy: of a run that is done, percent.
+        seconds: that a run took which is done, without what it shared with earlier ones; since its beginning of one
+            that is running.
+        host, pid: of who computes it, or died over it.
+        why: it failed.
+    """
+
+    state: str
+    asked: str = ""
+    overrides: list[str] = field(default_factory=list)
+    path: str | None = None
+    accuracy: float | None = None
+    seconds: float | None = None
+    host: str | None = None
+    pid: int | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """Of a sweep, at one moment.
+
+    Attributes:
+        runs: in the order of the sweep.
+        elapsed: seconds from the first run's beginning until now, or until the last result if nothing is running.
+        damaged: records below the root that cannot be read; these runs count as missing.
+    """
+
+    runs: list[Run]
+    elapsed: float | None
+    damaged: list[str] = field(default_factory=list)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Runs by state."""
+        return dict.fromkeys(STATES, 0) | Counter(run.state for run in self.runs)
+
+    @property
+    def spent(self) -> float:
+        """Seconds that all runs took which are done."""
+        return sum(run.seconds or 0.0 for run in self.runs if run.state == "done")
+
+    @property
+    def left(self) -> float | None:
+        """Seconds of computing until every run is done; None: unknown.
+
+        By the mean of the runs of the same method and task, else of the same method, else of all.
+        """
+        known: defaultdict[tuple[str, ...], list[float]] = defaultdict(list)
+        for run in self.runs:
+            if run.state == "done" and run.seconds is not None:
+                for kind in _kinds(run):
+                    known[kind].append(run.seconds)
+        if not known:
+            return None
+        means = {kind: sum(values) / len(values) for kind, values in known.items()}
+        total = 0.0
+        for run in self.runs:
+            if run.state != "done":
+                spent = (run.seconds or 0.0) if run.state == "running" else 0.0
+                total += max(0.0, next(means[kind] for kind in _kinds(run) if kind in means) - spent)
+        return total
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "counts": self.counts,
+            "elapsed_seconds": self.elapsed,
+            "spent_seconds": self.spent,
+            "left_seconds": self.left,
+            "workers": max(1, self.counts["running"]),
+            "damaged": self.damaged,
+            "runs": [dataclasses.asdict(run) for run in self.runs],
+        }
+
+
+def survey(root: Path, jobs: Mapping[str, Sequence[str]], folders: Sequence[str]) -> Status:
+    """Look at every run of a sweep.
+
+    A run counts if it was asked for with all overrides of its job, and perhaps more (``data.root=...``), under the
+    configuration as it is now.
+
+    Args:
+        root: of all results.
+        jobs: overrides by request.
+        folders: of the configuration, see `request_of`.
+    """
+    ledger = Ledger(root)
+    entries = {r: e for r, e in ledger.entries().items() if r in jobs or request_of(e.overrides, folders) == r}
+    bad: list[ResultError] = []
+    store = ResultStore(root, on_bad=bad.append)
+    done = {folder_of(root, line.key): line for line in store.finished().values()}
+    common = set.intersection(*(set(job) for job in jobs.values())) if len(jobs) > 1 else set()
+    noted = _noted(jobs, entries, {line.request: path for path, line in done.items() if line.request}, common)
+    runs: list[Run] = []
+    for request, job in jobs.items():
+        candidates = [_look(ledger, root, entry, done) for entry in noted[request]]
+        run = min(candidates, key=lambda run: _FIRST[run.state]) if candidates else Run(state="missing")
+        run.asked = " ".join(override for override in job if override not in common) or " ".join(job)
+        run.overrides = list(job)
+        runs.append(run)
+    times = _timed(_results(runs))
+    for run in runs:
+        if run.state == "running" and run.seconds is not None:
+            times += [time.time() - run.seconds, time.time()]
+    damaged = sorted({_below(error.path, root) for error in bad})
+    return Status(runs=runs, elapsed=max(times) - min(times) if times else None, damaged=damaged)
+
+
+def _noted(
+    jobs: Mapping[str, Sequence[str]], entries: Mapping[str, Entry], finished: Mapping[str, str], common: set[str]
+) -> dict[str, list[Entry]]:
+    """What is noted of every job, by request: its own note or finished run, else those of runs that asked for more.
+
+    Args:
+        jobs: overrides by request.
+        entries: of the ledger, by request.
+        finished: folders of finished runs, by request.
+        common: overrides of every job.
+    """
+    # a job is compared only with notes that agree in what the jobs differ by: one look-up instead of jobs x notes
+    keys = {override.partition("=")[0] for job in jobs.values() for override in job if override not in common}
+    similar: defaultdict[frozenset[str], list[Entry]] = defaultdict(list)
+    for entry in entries.values():
+        similar[_chosen(entry.overrides, keys)].append(entry)
+    noted = {}
+    for request, job in jobs.items():
+        wanted = {override for override in job if override.partition("=")[0] not in NOT_ASKED}
+        if request in entries:
+            noted[request] = [entries[request]]
+        elif request in finished:
+            noted[request] = [Entry(overrides=tuple(job), path=finished[request])]
+        else:
+            noted[request] = [e for e in similar[_chosen(job, keys)] if wanted <= set(e.overrides)]
+    return noted
+
+
+def _results(runs: Sequence[Run]) -> list[tuple[float, Result, Run]]:
+    """Results of the runs that are done and when they ended; a run whose result cannot be read becomes missing."""
+    results = []
+    for run in runs:
+        if run.state == "done":
+            try:
+                result = Result.read(Path(str(run.path)) / "result.json")
+                results.append((_moment(result), result, run))
+            except (FileNotFoundError, ResultError, ValueError) as error:  # gone since a moment ago, or without a time
+                run.state, run.why = "missing", str(error)
+    return results
+
+
+def _chosen(overrides: Sequence[str], keys: set[str]) -> frozenset[str]:
+    return frozenset(override for override in overrides if override.partition("=")[0] in keys)
+
+
+def _look(ledger: Ledger, root: Path, entry: Entry, done: Mapping[str, Any]) -> Run:
+    """The state of a run from what is noted of it."""
+    state = ledger.state_of(entry)
+    if entry.path in done and entry.failure is None and state.name != "running":  # running again: resume=force
+        return Run(state="done", path=str(root / str(entry.path)))
+    since = state.holder.get("since")
+    return Run(
+        state=state.name,
+        path=None if entry.path is None else str(root / entry.path),
+        seconds=time.time() - since if state.name == "running" and since else None,
+        host=state.holder.get("host"),
+        pid=state.holder.get("pid"),
+        why=state.why,
+    )
+
+
+def _timed(results: Sequence[tuple[float, Result, Run]]) -> list[float]:
+    """Fill in accuracy and seconds of runs that are done; returns when they began and ended, seconds since 1970.
+
+    A run takes as long as the phases that no earlier one had trained, or, with its tests and trials, from its
+    configuration to its result, whichever is more: the first forgets trials, the second what came before an
+    interruption.
+    """
+    times, seen = [], set[str]()
+    for ended, result, run in sorted(results, key=lambda found: found[0]):
+        own = [phase for phase in result.phases if not (phase.fingerprint and phase.fingerprint in seen)]
+        seen |= {phase.fingerprint for phase in result.phases}
+        begun = ended
+        with contextlib.suppress(OSError):
+            begun = (Path(str(run.path)) / "config.yaml").stat().st_mtime
+        run.accuracy = result.accuracy
+        run.seconds = max(sum(phase.seconds for phase in own), ended - begun)
+        times += [ended - run.seconds, ended]
+    return times
+
+
+def _moment(result: Result) -> float:
+    """When a run ended, seconds since 1970."""
+    return datetime.fromisoformat(result.created).timestamp()
+
+
+def _kinds(run: Run) -> list[tuple[str, ...]]:
+    """What an estimate may rest on, the nearest first: runs of its method and task, of its method, all."""
+    method = tuple(override for override in run.overrides if override.startswith("method"))
+    task = tuple(override for override in run.overrides if override.startswith("dataset="))
+    return [(*method, *task), method, ()]
+
+
+def _below(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
+
+
+def text(status: Status, name: str) -> str:
+    """The status for a person."""
+    counts = status.counts
+    head = ", ".join(f"{counts[state]} {state}" for state in STATES[1:])
+    lines = [f"{name}: {counts['done']} of {len(status.runs)} runs done, {head}"]
+    if status.elapsed is not None:
+        lines.append(f"elapsed {span(status.elapsed)}, finished runs took {span(status.spent)}")
+    if counts["done"] < len(status.runs):
+        left, workers = status.left, max(1, counts["running"])
+        known = "unknown until one run is finished" if left is None else f"about {span(left / workers)}"
+        lines.append(
+            f"left {known}" + ("" if left is None else f" with {workers} worker(s), {span(left)} of computing")
+        )
+    for state in STATES[1:]:
+        runs = [run for run in status.runs if run.state == state]
+        lines += [f"{state}:"] if runs else []
+        for run in runs[:SHOWN]:
+            where = f" by process {run.pid} on {run.host}" if run.pid else ""
+            since = f" for {span(run.seconds)}" if state == "running" and run.seconds is not None else ""
+            lines.append(f"  {run.asked}{where}{since}{f': {run.why}' if run.why else ''}")
+            if state == "failed" and run.path and (Path(run.path) / "failure.txt").is_file():
+                lines.append(f"    traceback: {Path(run.path) / 'failure.txt'}")
+        lines += [f"  and {len(runs) - SHOWN} more"] if len(runs) > SHOWN else []
+    if status.damaged:
+        shown = ", ".join(status.damaged[:5]) + (" and more" if len(status.damaged) > 5 else "")
+        lines.append(f"{len(status.damaged)} damaged record(s) count as missing: {shown}")
+    return "\n".join(lines)
+
+
+def span(seconds: float) -> str:
+    """A time as a person says it: ``45 s``, ``12 min``, ``3 h 05 min``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,1 @@
+"""Bytes and locks: whole files, hashes, claims, weights files. Standard library only."""

@@ -1,0 +1,124 @@
+"""What a network and its weights are called, and where files of weights lie. Nothing heavy is imported here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from headwise.errors import ConfigError, WeightsError
+from headwise.storage.atomic import at_home
+from headwise.storage.hashes import file_sha256
+
+ASSETS = Path(__file__).parent / "assets"
+NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
+    "vit_b16_in21k": ("vit_base_patch16_224.orig_in21k", {}),
+    "swin_b_in22k": ("swin_base_patch4_window7_224.ms_in22k", {}),
+    "vit_s14_dinov2": ("vit_small_patch14_dinov2", {}),
+    "vit_nano": ("vit_tiny_patch16_224", {"patch_size": 8, "embed_dim": 192, "depth": 6, "num_heads": 6}),
+    "vit_tiny_random": ("vit_tiny_patch16_224", {"patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 4}),
+    "swin_tiny_random": (
+        "swin_tiny_patch4_window7_224",
+        {"embed_dim": 32, "depths": [1, 2], "num_heads": [4, 8], "window_size": 4},
+    ),
+}
+"""What our names of networks stand for: timm's name, and what is changed of it."""
+PAPERS = ("vit_base_patch16_224.orig_in21k", "swin_base_patch4_window7_224.ms_in22k")
+"""timm's names of the weights that the papers start from."""
+OFFICIAL = "official"
+"""Value of ``backbone.weights_are``: the file holds what timm has under this name."""
+
+
+def network_name(backbone: Mapping[str, Any]) -> str:
+    """The name of a network: the configured one, unless it is one of `NETWORKS` and this is another network.
+
+    Args:
+        backbone: the fields of `headwise.network.backbone.BackboneSpec`.
+    """
+    name, timm_name, overrides = str(backbone["name"]), str(backbone["timm_name"]), _overrides(backbone)
+    if name not in NETWORKS or NETWORKS[name] == (timm_name, overrides):
+        return name
+    return f"{timm_name} with {_listed(overrides)}" if overrides else timm_name
+
+
+def stated_weights(backbone: Mapping[str, Any]) -> str | None:
+    """What the user says that a weights file is; None where nothing is said.
+
+    Raises:
+        ConfigError: if it is said of anything but a file, or is no text.
+    """
+    stated, weights = backbone.get("weights_are"), str(backbone["weights"])
+    if stated is None:
+        return None
+    if not isinstance(stated, str) or not stated.strip():
+        raise ConfigError(f"backbone.weights_are is {OFFICIAL} or a name for the file's weights, got {stated!r}")
+    if weights in ("auto", "none"):
+        raise ConfigError(f"backbone.weights_are={stated} says what a file holds, but backbone.weights is {weights}")
+    return stated.strip()
+
+
+def weights_labels(backbone: Mapping[str, Any]) -> list[str]:
+    """What must be said beside every number made with a network.
+
+    Args:
+        backbone: the fields of `headwise.network.backbone.BackboneSpec`.
+    """
+    weights, stated = str(backbone["weights"]), stated_weights(backbone)
+    found = []
+    if backbone.get("stand_in"):
+        return ["stand-in weights"]
+    if weights == "none":
+        found.append("random weights")
+    elif weights != "auto" and stated is None:
+        found.append("unverified weights")
+    elif stated is not None and stated != OFFICIAL:
+        found.append(f"weights {stated}")
+    if backbone["timm_name"] not in PAPERS:
+        found.append(f"network {backbone['timm_name']}")
+    if overrides := _overrides(backbone):
+        found.append(f"changed network ({_listed(overrides)})")
+    return found
+
+
+def _overrides(backbone: Mapping[str, Any]) -> dict[str, Any]:
+    """Changes of the architecture, tuples as lists."""
+    given = backbone.get("overrides") or {}
+    return {str(key): list(value) if isinstance(value, tuple) else value for key, value in given.items()}
+
+
+def _listed(overrides: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in sorted(overrides.items()))
+
+
+def weights_file(weights: str) -> Path:
+    """The file named by ``package:FILE`` or a path.
+
+    Raises:
+        WeightsError: if it does not exist.
+    """
+    name = weights.removeprefix("package:")
+    file = ASSETS / Path(name).name if weights.startswith("package:") else at_home(name)
+    if not os.path.isfile(file):  # noqa: PTH113 - no path makes it raise
+        raise WeightsError(
+            f"weights file {weights[:300]!r} does not exist; give an existing file with backbone.weights=FILE"
+        )
+    return file
+
+
+def weights_content(backbone: Mapping[str, Any]) -> str:
+    """What the weights are: the hash of their file, or the name under which timm's hub has them.
+
+    Args:
+        backbone: the fields of `headwise.network.backbone.BackboneSpec`.
+
+    Raises:
+        WeightsError: if a file is named that does not exist. ConfigError: what `stated_weights` says.
+    """
+    weights = str(backbone["weights"])
+    stated_weights(backbone)
+    if weights == "auto":
+        return f"hub:{backbone['timm_name']}"
+    if weights == "none":
+        return f"random:{backbone.get('seed', 0)}"
+    return file_sha256(weights_file(weights))

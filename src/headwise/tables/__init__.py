@@ -1,1 +1,0 @@
-"""Finished runs as tables: what may be compared, statistics, layout, and the papers' printed rows. Never torch."""

@@ -1,0 +1,1 @@
+"""The loop over phases: train, score, mask, fit, test, store."""

@@ -1,0 +1,248 @@
+"""A phase on paper and on disk: what it stands on, its content address, its files. No training happens here."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning as L
+import torch
+from safetensors.torch import load, load_file, save
+from torch import Tensor
+
+from headwise.errors import CheckpointError, ConfigError
+from headwise.methods.base import Installed, Method
+from headwise.network.backbone import Backbone
+from headwise.results.fingerprint import fingerprint
+from headwise.results.store import PhaseResult
+from headwise.storage import atomic
+from headwise.storage.claims import BusyError, Claim
+from headwise.storage.hashes import file_sha256
+from headwise.training.progress import History
+
+CHECKPOINT = "last.ckpt"
+TENSORS = "phase.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """Where a phase is computed.
+
+    Attributes:
+        accelerator: cpu or gpu.
+        threads: CPU threads; part of a number's identity, since sums depend on their order.
+        attention: how it is computed, see `Backbone.set_attention`; part of a number's identity like the threads.
+        progress: whether a bar or lines tell how far it is.
+        logger: a Lightning logger, or None.
+        parts: in which a batch is computed where it does not fit the memory whole.
+        gpu: number of the GPU, of those that this process sees.
+        made: with what code and on what a phase is trained, plain data for its record.
+    """
+
+    accelerator: str = "cpu"
+    threads: int = 2
+    attention: str = "timm"
+    progress: bool = True
+    logger: Any = None
+    parts: int = 1
+    gpu: int = 0
+    made: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def device(self) -> torch.device:
+        """Where tensors lie.
+
+        Raises:
+            ConfigError: for a gpu that torch cannot use.
+        """
+        if self.accelerator == "gpu" and not torch.cuda.is_available():
+            raise ConfigError(
+                f"trainer.accelerator=gpu, but torch {torch.__version__} finds no GPU it can use (driver, "
+                "CUDA_VISIBLE_DEVICES, a torch built without CUDA?); trainer.accelerator=cpu computes without one"
+            )
+        return torch.device("cuda", self.gpu) if self.accelerator == "gpu" else torch.device("cpu")
+
+    def place(self, net: Backbone) -> Backbone:
+        """Bring a network here; fp32 is then computed as fp32, convolutions on a GPU included."""
+        torch.backends.cudnn.allow_tf32 = False
+        return net.to(self.device)
+
+    @property
+    def devices(self) -> int | list[int]:
+        """The same for Lightning."""
+        return [self.gpu] if self.accelerator == "gpu" else 1
+
+    def caution(self, precision: str) -> str | None:
+        """What to say of a precision that this machine computes slowly; None where there is nothing to say."""
+        if precision != "bf16" or self.accelerator != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            return None
+        return (
+            "note: this processor has no bf16 arithmetic and imitates it; protocol.precision=fp32 is many times faster"
+        )
+
+
+@dataclass(kw_only=True)
+class PhaseRun:
+    """One phase of one run: what it stands on, and where its files go."""
+
+    index: int
+    num_phases: int
+    method: Method
+    fingerprint: str
+    folder: Path
+    seed: int
+    trunk: str | None = None
+
+    @property
+    def seed_parts(self) -> tuple[int | str, ...]:
+        """Root of every random number of the phase."""
+        return (self.seed, "phase", self.index)
+
+    @property
+    def title(self) -> str:
+        """How the phase is called in what is said of it."""
+        return f"phase {self.index + 1}/{self.num_phases} {self.method.label}"
+
+
+class Address(NamedTuple):
+    """Where a phase is stored, and where the first part of it that it shares with others (`Method.trunk`)."""
+
+    phase: str
+    trunk: str | None
+
+
+def chain(methods: Sequence[Method], ground: Mapping[str, Any], protocol_epochs: int) -> list[Address]:
+    """Content addresses of the phases: each covers the phase before it, its method, and the common ground.
+
+    Args:
+        methods: the phases' methods in order.
+        ground: network, weights, data, protocol, seed, threads, as plain data.
+        protocol_epochs: what a method without epochs of its own takes.
+    """
+    previous = ""
+    addresses = []
+    for index, method in enumerate(methods):
+        epochs = method.epochs or protocol_epochs
+        spec = method.spec()
+        if method.checkpoint:
+            spec["checkpoint"] = file_sha256(method.checkpoint)
+        link = {"previous": previous, "index": index, "ground": dict(ground)}
+        trunk = method.trunk(epochs)
+        shared = None
+        if trunk is not None:
+            trunk_spec, warmup = trunk
+            shared = fingerprint({**link, "method": {**trunk_spec, "epochs": epochs}, "trunk": warmup})
+        previous = fingerprint({**link, "method": {**spec, "epochs": epochs}})
+        addresses.append(Address(previous, shared))
+    return addresses
+
+
+def warmup_record(
+    run: PhaseRun, installed: Installed, history: History, spec: Mapping[str, Any], epochs: int, steps: int
+) -> PhaseResult:
+    """The record of a warm-up that several phases continue; it is not tested."""
+    return PhaseResult(
+        label=f"{run.method.label} warm-up",
+        accuracy=None,
+        epochs=epochs,
+        steps=steps,
+        method=dict(spec),
+        **costs(installed, history),
+    )
+
+
+def costs(installed: Installed, history: History) -> dict[str, Any]:
+    """What the record of a phase and of a warm-up say alike: sizes, time, the last epoch's loss."""
+    return {
+        "num_tunable": sum(tensor.numel() for tensor in installed.adapter().values()),
+        "num_head": sum(tensor.numel() for tensor in installed.head().values()),
+        "stored_bytes": installed.stored_bytes(),
+        "seconds": history.seconds,
+        "train_loss": history.rows[-1]["train_loss"] if history.rows else None,
+    }
+
+
+def read_tensors(
+    file: Path, hint: str = "delete its folder and run again", sha256: str | None = None
+) -> dict[str, Tensor]:
+    """Tensors of a safetensors file; `hint` says what to do where it cannot be read.
+
+    Args:
+        file: as `write_tensors` wrote it.
+        hint: ends the text of an error.
+        sha256: of its content, as its record says; None where there is no such record.
+
+    Raises:
+        CheckpointError: if it is missing, damaged, or another file than its record speaks of.
+    """
+    try:
+        if sha256 is None:
+            return load_file(str(file))
+        content = file.read_bytes()  # read once: what is compared is what is used
+        tensors, found = load(content), hashlib.sha256(content).hexdigest()
+    except Exception as error:
+        raise CheckpointError(f"{file} cannot be read ({error}); {hint}") from error
+    if found == sha256:
+        return tensors
+    raise CheckpointError(
+        f"{file} is not the file that its record speaks of, or damaged: sha256 {found[:16]}, recorded {sha256[:16]}; "
+        f"{hint}"
+    )
+
+
+def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
+    """Write a safetensors file atomically; `metadata` stands in its header.
+
+    Returns:
+        sha256 of the file's content.
+    """
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    content = save(whole, None if metadata is None else dict(metadata))
+    with atomic.replacing(file) as part:
+        part.write_bytes(content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def set_aside(file: Path) -> str | None:
+    """Rename a checkpoint that cannot be resumed from to ``<name>.damaged``, and say why; None where it is sound.
+
+    The archive's own checksums are compared, since torch does not look at them, so one flipped bit is found as well.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            broken = archive.testzip()
+        if broken is not None:
+            raise zipfile.BadZipFile(f"checksum of {broken} differs")
+        torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # whatever zip, zlib, struct, pickle and torch raise for bytes that are not theirs
+        aside = file.with_name(f"{file.name}.damaged")
+        file.replace(aside)
+        why = next(iter(str(error).splitlines()), type(error).__name__)
+        return f"{file} is damaged ({why}), now {aside.name}"
+    return None
+
+
+class Saver(L.Callback):
+    """Writes the checkpoint of each finished epoch, in place of the one before, atomically."""
+
+    def __init__(self, file: Path, claim: Claim) -> None:
+        self.file, self.claim = file, claim
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save; a crash meanwhile leaves the previous epoch's file.
+
+        Raises:
+            BusyError: if this process stood still for so long that another one took the phase over.
+        """
+        if self.claim.lost:
+            raise BusyError(
+                f"{self.file.parent} was taken over by another process while this one stood still; it goes on there"
+            )
+        with atomic.replacing(self.file) as part:
+            trainer.save_checkpoint(part)

@@ -1,0 +1,138 @@
+"""PhaseModule: the one LightningModule, and where its random numbers come from."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics.classification import MulticlassAccuracy
+
+from headwise.errors import NonFiniteLoss
+from headwise.methods.base import Batches, Installed
+from headwise.network.backbone import Backbone
+from headwise.network.portions import split
+from headwise.protocol.recipe import Protocol
+from headwise.results.fingerprint import fingerprint
+
+
+def reseed(*parts: int | str) -> None:
+    """Set every random state (python, numpy, torch) from `parts`: what is drawn next depends on nothing else."""
+    number = int(fingerprint({"seed": [str(part) for part in parts]}), 16) % 2**32
+    random.seed(number)
+    np.random.seed(number)
+    torch.manual_seed(number)
+
+
+class PhaseModule(L.LightningModule):
+    """Trains the tunable tensors of a network with cross-entropy. Knows no method by name."""
+
+    strict_loading = False  # checkpoints hold only the method's tensors; on_load_checkpoint checks the names itself
+
+    def __init__(
+        self,
+        net: Backbone,
+        installed: Installed,
+        protocol: Protocol,
+        preprocess: Callable[[Tensor], Tensor],
+        *,
+        num_classes: int,
+        epochs: int,
+        steps_per_epoch: int,
+        seed_parts: Sequence[int | str],
+        lr: float | None = None,
+        batches: Batches | None = None,
+        parts: int = 1,
+    ) -> None:
+        """Hold what one phase needs.
+
+        Args:
+            net: with the method installed.
+            installed: the method at work in it.
+            protocol: optimiser, schedule.
+            preprocess: uint8 images (B, C, H, W) to what the network takes, (B, 3, S, S).
+            num_classes: of the task.
+            epochs: of this phase.
+            steps_per_epoch: optimiser steps.
+            seed_parts: with the epoch, the source of every random number of the phase.
+            lr: peak learning rate; None takes the protocol's.
+            batches: the training set in a fixed order, for methods that measure something over all of it.
+            parts: in which a batch is computed; their gradients add up to the batch's.
+        """
+        super().__init__()
+        self.net, self.installed, self.protocol, self.preprocess = net, installed, protocol, preprocess
+        self.epochs, self.steps_per_epoch, self.peak = epochs, steps_per_epoch, lr
+        self.seed_parts, self.batches, self.parts = tuple(seed_parts), batches, parts
+        self.accuracy = MulticlassAccuracy(num_classes, average="micro")
+
+    def on_train_epoch_start(self) -> None:
+        """Draw this epoch's randomness from the epoch alone, so that a resumed run repeats it."""
+        reseed(*self.seed_parts, "epoch", self.current_epoch)
+        self.installed.set_mode()
+        if self.protocol.eval_mode_after is not None and self.current_epoch >= self.protocol.eval_mode_after:
+            self.net.eval()
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Cross-entropy of one batch plus the method's penalty."""
+        *earlier, last = split(batch, self.parts)
+        value = 0.0
+        if earlier:
+            self.trainer.optimizers[0].zero_grad()
+        for part in earlier:
+            loss = self._loss(*part)
+            value += float(loss.detach())
+            self.trainer.strategy.backward(loss, None)
+        loss = self._loss(*last)
+        value += float(loss.detach())
+        if not np.isfinite(value):
+            raise NonFiniteLoss(
+                f"the loss became {value} at epoch {self.current_epoch + 1}, step {self.global_step}; "
+                "the last finished epoch is kept: lower protocol.lr or the method's scale and run again"
+            )
+        self.log("train_loss", value, on_step=False, on_epoch=True, batch_size=len(batch[1]))
+        penalty = self.installed.penalty()
+        return loss if penalty is None else loss + penalty
+
+    def _loss(self, images: Tensor, labels: Tensor, share: float) -> Tensor:
+        """What a part of a batch with this `share` of its images adds to the batch's mean cross-entropy."""
+        loss = F.cross_entropy(self.net(self.preprocess(images)).float(), labels)
+        return loss if share == 1.0 else loss * share
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
+        """Keep what the earlier parts of the batch have added; `training_step` has cleared what was before them."""
+        if self.parts == 1:
+            super().optimizer_zero_grad(epoch, batch_idx, optimizer)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Count correct predictions."""
+        images, labels = batch
+        self.accuracy.update(self.net(self.preprocess(images)).float(), labels)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the accuracy in percent."""
+        self.log("test_accuracy", 100.0 * self.accuracy.compute())
+
+    def configure_optimizers(self) -> Any:
+        """The protocol's optimiser over the method's parameter groups, and its schedule by step."""
+        groups = self.installed.param_groups(self.protocol.weight_decay)
+        peak = self.protocol.lr if self.peak is None else self.peak
+        if self.protocol.optimizer == "sgd":
+            optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, lr=peak, momentum=0.9)
+        else:
+            optimizer = torch.optim.AdamW(groups, lr=peak)
+        rate = self.protocol.learning_rate(self.epochs, self.steps_per_epoch, peak)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step) / peak)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the method's tensors only."""
+        checkpoint["state_dict"] = {name: tensor.detach() for name, tensor in self.installed.state().items()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore them; a checkpoint of another method or network is refused by name."""
+        self.installed.load(checkpoint["state_dict"])

@@ -1,0 +1,152 @@
+"""What a person sees while a phase trains, and the curve that stays behind."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+from headwise.storage import atomic
+from headwise.training.memory import forget_peak, peak_memory
+
+COLUMNS = ("epoch", "step", "train_loss", "lr", "seconds")
+
+
+def hush() -> None:
+    """Keep lightning from telling what its user did not ask: devices found, hints about workers and trackers."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="lightning")
+
+
+class History(L.Callback):
+    """One row per finished epoch, in ``metrics.csv`` of the phase's folder; survives a resume with the checkpoint.
+
+    Attributes:
+        rows: epoch (1-based), step (optimiser steps so far), train_loss (epoch's mean, nats), lr (last), seconds.
+        images: training images seen.
+        peak_memory: of training, see `headwise.training.memory.peak_memory`; the largest where the phase was resumed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.rows: list[dict[str, Any]] = []
+        self.images = 0
+        self.peak_memory: int | None = None
+        self._start = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Time spent in finished epochs."""
+        return sum(row["seconds"] for row in self.rows)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Measure memory from here."""
+        forget_peak(pl_module.device)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        self._start = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count images."""
+        self.images += len(batch[1])
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Add the row and write the file anew."""
+        peak = peak_memory(pl_module.device)
+        self.peak_memory = peak if self.peak_memory is None else max(self.peak_memory, peak or 0)
+        self.rows.append(
+            {
+                "epoch": trainer.current_epoch + 1,
+                "step": trainer.global_step,
+                "train_loss": float(trainer.callback_metrics["train_loss"]),
+                "lr": float(trainer.optimizers[0].param_groups[0]["lr"]),
+                "seconds": time.perf_counter() - self._start,
+            }
+        )
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        atomic.write_text(self.folder / "metrics.csv", text.getvalue())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Rows so far."""
+        return {"rows": [dict(row) for row in self.rows], "images": self.images, "peak_memory": self.peak_memory}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Continue them."""
+        self.rows, self.images = [dict(row) for row in state_dict["rows"]], state_dict["images"]
+        self.peak_memory = state_dict.get("peak_memory")
+
+
+class Progress(L.Callback):
+    """A bar on a terminal; elsewhere a line about every tenth of the run.
+
+    Args:
+        title: what is being trained.
+        epochs: of the phase.
+        say: where lines go.
+    """
+
+    def __init__(self, title: str, epochs: int, say: Callable[[str], None]) -> None:
+        self.title, self.epochs, self.say = title, epochs, say
+        self._bar: RichProgress | None = None
+        self._start = 0.0
+        self._first = 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Open the bar."""
+        self._start, self._first = time.perf_counter(), trainer.current_epoch
+        console = Console()
+        if console.is_terminal:
+            times = (TimeElapsedColumn(), TimeRemainingColumn())
+            columns = (BarColumn(), MofNCompleteColumn(), *times, TextColumn("{task.fields[note]}"))
+            self._bar = RichProgress(TextColumn("{task.description}"), *columns, console=console)
+            total = self.epochs * int(trainer.num_training_batches)
+            self._bar.add_task(self.title, total=total, completed=trainer.global_step, note="")
+            self._bar.start()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Advance."""
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=trainer.global_step)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Show the epoch's loss."""
+        epoch = trainer.current_epoch + 1
+        loss = float(trainer.callback_metrics["train_loss"])
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], note=f"loss {loss:.4f}")
+        elif epoch == self.epochs or epoch % max(1, self.epochs // 10) == 0:
+            spent = time.perf_counter() - self._start
+            left = spent / max(1, epoch - self._first) * (self.epochs - epoch)
+            self.say(f"{self.title}: epoch {epoch}/{self.epochs}, loss {loss:.4f}, {left:.0f} s left")
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Close the bar."""
+        self._close()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Close the bar."""
+        self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

@@ -1,0 +1,91 @@
+"""SplitQKV: timm's fused qkv projection as three linears over one storage, still one GEMM."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from headwise.updates.adapted import AdaptedLinear, adapted_linear
+from headwise.updates.sites import QKV
+
+_PLAIN = (nn.Linear, AdaptedLinear)
+
+
+class SplitQKV(nn.Module):
+    """Stands where timm's ``attn.qkv`` was; children q, k and v are ordinary linears.
+
+    The three weights are row views of one (3 d, d) storage, so the projection stays one GEMM. Children that a library
+    has replaced by modules of its own are called one by one and their outputs concatenated.
+    """
+
+    def __init__(self, qkv: nn.Linear) -> None:
+        super().__init__()
+        width = qkv.out_features // 3
+        for index, name in enumerate(QKV):
+            rows = slice(index * width, (index + 1) * width)
+            child = nn.Linear(qkv.in_features, width, qkv.bias is not None, device="meta")
+            child.weight = nn.Parameter(qkv.weight.detach()[rows].clone())
+            if qkv.bias is not None:
+                child.bias = nn.Parameter(qkv.bias.detach()[rows].clone())
+            self.add_module(name, child)
+        self._weight: Tensor
+        self._bias: Tensor | None
+        self.join()
+        self.register_load_state_dict_post_hook(lambda module, _: module.join())
+
+    @property
+    def parts(self) -> tuple[nn.Module, ...]:
+        """The children in row order."""
+        return tuple(getattr(self, name) for name in QKV)
+
+    @torch.no_grad()
+    def join(self) -> None:
+        """Lay the children's weights and biases out in one storage again, after any of them was replaced."""
+        parts = self._linears()
+        if parts is None:
+            self._weight, self._bias = torch.empty(0, 0), None  # it would keep alive what a 4-bit projection replaced
+            return
+        self._weight = torch.cat([part.weight for part in parts])
+        self._bias = None if parts[0].bias is None else torch.cat([part.bias for part in parts])
+        for storage, name in ((self._weight, "weight"), (self._bias, "bias")):
+            if storage is not None:
+                for part, rows in zip(parts, storage.chunk(3), strict=True):
+                    getattr(part, name).data = rows
+
+    def _linears(self) -> tuple[nn.Linear, ...] | None:
+        """The children if all are of this project's kinds, None where a library has replaced one."""
+        parts = self.parts
+        return parts if all(type(part) in _PLAIN for part in parts) else None  # type: ignore[return-value]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        self.join()
+        return self
+
+    def _is_joined(self) -> bool:
+        # copying and moving a network may give the three storages of their own; then the one GEMM would read stale rows
+        row_bytes = self._weight.element_size() * self._weight.shape[1]
+        start = self._weight.data_ptr()
+        for part in self.parts:
+            weight: Any = part.weight
+            if weight.data_ptr() != start:
+                return False
+            start += weight.shape[0] * row_bytes
+        return True
+
+    def forward(self, x: Tensor) -> Tensor:
+        """q, k and v side by side, (..., 3 d), for x (..., d)."""
+        parts = self._linears()
+        if parts is None:
+            return torch.cat([part(x) for part in self.parts], dim=-1)
+        if not torch.compiler.is_compiling() and not self._is_joined():
+            self.join()
+        weight, bias = self._weight, self._bias  # (3 d, d) and (3 d,); autograd does not see the parts behind them
+        if any(part.weight.requires_grad for part in parts):
+            weight = torch.cat([part.weight for part in parts])
+        if bias is not None and any(part.bias.requires_grad for part in parts):
+            bias = torch.cat([part.bias for part in parts])
+        return adapted_linear(x, weight, bias, parts)

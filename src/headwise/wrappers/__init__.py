@@ -1,0 +1,1 @@
+"""Inserted parts: what is not an update of one weight."""
