@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ast
 import functools
+import importlib
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from headwise import moved
 
 PACKAGE = Path(__file__).parents[1] / "src" / "headwise"
 TRAIN = PACKAGE.parents[1] / "train.py"
@@ -76,149 +79,153 @@ def reached(name: str) -> set[str]:
     return libraries - {"headwise"}
 
 
+ROOMS = {
+    "storage": set(),
+    "schema": set(),
+    "updates": {"schema"},
+    "wrappers": {"updates"},
+    "network": {"wrappers", "storage"},
+    "methods": {"network"},
+    "results": {"storage", "schema"},
+    "data": {"storage", "schema"},
+    "commands": {"storage", "schema"},
+    "protocol": {"results", "data", "commands"},
+    "training": {"protocol", "methods"},
+    "comparison": {"protocol", "results"},
+    "report": {"comparison"},
+    "artifacts": {"training"},
+    "runs": {"training", "report"},
+}
+"""By room those that it stands on; what these stand on, it may import as well."""
+BESIDE = {("protocol", "updates/gate")}
+ANYONE = {"errors", "moved", "__init__"}
+"""Modules that every room may import."""
+
+
+def room_of(name: str) -> str:
+    return name.partition("/")[0] if "/" in name else ""
+
+
+def below(room: str) -> set[str]:
+    """The rooms that a room may import from."""
+    return {room}.union(*(below(other) for other in ROOMS[room]))
+
+
+def test_every_module_has_a_room() -> None:
+    assert {room_of(name) for name in FILES} - {""} == set(ROOMS)
+    top = {name for name in FILES if "/" not in name} - {"train", "plugin", "sizes plugin"}
+    assert top == ANYONE | {"cli"}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_what_it_stands_on(room: str) -> None:
+    upward = {
+        f"{name} imports {other}"
+        for name in FILES
+        if room_of(name) == room
+        for other in internal(name)
+        if room_of(other) not in below(room) and other not in ANYONE and (room, other) not in BESIDE
+    }
+    assert upward == set()
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    above: dict[str, set[str]] = {}
+
+    def follow(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, " -> ".join((*path, name))
+        if name not in above:
+            above[name] = internal(name, top_level_only=True)
+            for other in sorted(above[name]):
+                follow(other, (*path, name))
+
+    for name in FILES:
+        follow(name, ())
+
+
 def test_only_the_network_imports_timm() -> None:
-    assert importers("timm") == {"backbone", "reading", "hub"}
+    assert {room_of(name) for name in importers("timm")} == {"network"}
 
 
 def test_only_what_starts_runs_imports_hydra() -> None:
-    assert importers("hydra") | importers("omegaconf") == {
-        *(
-            "plan",
-            "messages",
-            "naming",
-            "overrides",
-            "command",
-            "experiment",
-            "sweeps/sweep",
-            "plugin",
-            "sizes plugin",
-            "train",
-        )
+    allowed = {"protocol/plan", "protocol/naming", "train", "plugin", "sizes plugin"}
+    found = importers("hydra") | importers("omegaconf")
+    assert {name for name in found if room_of(name) not in ("runs", "commands")} == allowed
+
+
+def test_only_training_and_callbacks_of_methods_import_lightning() -> None:
+    others = {name for name in importers("lightning") if room_of(name) not in ("training", "methods")}
+    assert others == {
+        "updates/masking",  # the callback of the gates
+        "network/portions",
+        "data/vtab",
+        "artifacts/export",
+        "runs/tracker",
     }
 
 
 def test_only_prepare_imports_tensorflow() -> None:
-    assert importers("tensorflow") <= {"data/prepare"}
+    assert importers("tensorflow") <= {"data/preparing/prepare"}
 
 
 def test_only_sources_and_generators_import_tensorflow_datasets() -> None:
-    allowed = {
-        name for name in FILES if name.startswith(("data/synthetic/", "data/sources", "data/tfds", "data/prepare"))
-    }
-    assert importers("tensorflow_datasets") <= allowed
+    allowed = ("data/synthetic/", "data/stores/tfds", "data/preparing/prepare", "data/preparing/tfds")
+    assert all(name.startswith(allowed) for name in importers("tensorflow_datasets"))
 
 
 def test_only_the_bridge_imports_peft() -> None:
-    assert importers("peft") <= {"methods/peft_bridge", "adalora", "peftconfig"}
+    assert importers("peft") <= {"methods/peft_bridge", "methods/_adalora", "methods/_peftconfig"}
 
 
 def test_only_nf4_imports_bitsandbytes() -> None:
-    assert importers("bitsandbytes") == {"nf4"}
-    assert "bitsandbytes" not in reached("nf4")  # optional: imported where it is asked for
+    assert importers("bitsandbytes") == {"network/nf4"}
+    assert "bitsandbytes" not in reached("network/nf4")  # optional: imported where it is asked for
 
 
-METHODS = sorted(name for name in FILES if name.startswith("methods/") and not name.endswith("__init__"))
+@pytest.mark.parametrize("room", ["storage", "results", "protocol", "comparison", "report", "commands", "schema"])
+def test_a_room_of_words_and_numbers_never_imports_torch(room: str) -> None:
+    heavy = {"torch", "lightning", "timm", "tensorflow", "peft"}
+    assert {name: reached(name) & heavy for name in FILES if room_of(name) == room and reached(name) & heavy} == {}
+
+
+def test_storage_needs_the_standard_library_only() -> None:
+    names = [name for name in FILES if room_of(name) == "storage"]
+    assert {name for name in names if not reached(name) <= set(sys.stdlib_module_names)} == set()
+
+
+METHODS = sorted(name for name in FILES if name.startswith("methods/") and not name.rpartition("/")[2].startswith("_"))
 COMPOSITES = {"methods/hs_lora"}
-SHARED_PARTS = {"methods/base", "methods/structural"}
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_methods_know_no_runner(name: str) -> None:
-    above = {"phasesteps", "training", "execution", "experiment", "results/store", "cli", "saved", "export"}
-    assert {other for other in internal(name) if other in above or other.startswith("data/")} == set()
 
 
 @pytest.mark.parametrize("name", sorted(set(METHODS) - COMPOSITES))
 def test_methods_do_not_import_each_other(name: str) -> None:
-    assert {other for other in internal(name) if other.startswith("methods/")} <= SHARED_PARTS
+    others = {other for other in internal(name) if other.startswith("methods/")}
+    assert {other for other in others if not other.rpartition("/")[2].startswith("_")} <= {"methods/base"}
 
 
-CORE = (
-    "errors",
-    "sites",
-    "fused",
-    "adapted",
-    "lowrank",
-    "qkv",
-    "nf4",
-    "backbone",
-    "methods/base",
-    "phasesteps",
-    "training",
-    "execution",
-    "experiment",
-)
-
-
-@pytest.mark.parametrize("name", CORE)
-def test_the_core_is_a_chain(name: str) -> None:
-    assert internal(name) & set(CORE[CORE.index(name) :]) == set()
-
-
-STDLIB_ONLY = (
-    "errors",
-    "atomic",
-    "results/fingerprint",
-    "results/provenance",
-    "results/claims",
-    "results/records",
-    "results/store",
-    "sizes",
-    "variants",
-    "sweeps/request",
-    "sweeps/ledger",
-    "sweeps/lifeline",
-    "sweeps/status",
-    "presets",
-    "tables/comparable",
-    "tables/controls",
-    "tables/printed",
-    "tables/twins",
-)
-
-
-@pytest.mark.parametrize("name", STDLIB_ONLY)
-def test_results_need_the_standard_library_only(name: str) -> None:
-    assert reached(name) <= set(sys.stdlib_module_names)
-
-
-@pytest.mark.parametrize("name", ["gate", "evolution", "protocol", "data/tasks", "schema/tree", "tables/compare"])
+@pytest.mark.parametrize("name", ["updates/gate", "methods/_evolution", "protocol/recipe", "data/tasks", "schema/tree"])
 def test_what_a_configuration_means_needs_pydantic_and_no_more(name: str) -> None:
     assert reached(name) <= {*sys.stdlib_module_names, "pydantic", "typing_extensions"}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "tables/build",
-        "tables/beside",
-        "tables/paired",
-        "tables/layout",
-        "tables/render",
-        "tables/reading",
-        "plots",
-        "report/page",
-        "data/sources",
-        "data/labels",
-        "experiment",
-        "sweeps/sweep",
-        "plugin",
-        "sizes plugin",
-        "train",
-    ],
-)
+@pytest.mark.parametrize("name", ["data/sources", "data/labels", "runs/experiment", "runs/sweep", "plugin", "train"])
 def test_torch_is_not_loaded(name: str) -> None:
     assert reached(name) & {"torch", "lightning", "timm", "tensorflow", "tensorflow_datasets"} == set()
 
 
-@pytest.mark.parametrize("name", sorted(name for name in FILES if name.startswith("data/")))
-def test_data_knows_no_network(name: str) -> None:
-    above = {"backbone", "adapted", "lowrank", "phasesteps", "training", "execution", "experiment"}
-    assert {other for other in internal(name) if other in above or other.startswith("methods/")} == set()
-
-
 def test_nothing_imports_the_runner() -> None:
-    assert {name for name in FILES if "experiment" in internal(name)} <= {"train", "cli"}
+    assert {name for name in FILES if "runs/experiment" in internal(name)} <= {"train", "cli"}
+
+
+@pytest.mark.parametrize("old", sorted(moved.MOVED))
+def test_old_names_still_lead_to_what_moved(old: str) -> None:
+    for new in moved.MOVED[old]:
+        assert new.removeprefix("headwise.").replace(".", "/") in FILES
+    public = importlib.import_module(moved.MOVED[old][0])
+    stand = importlib.import_module(old)
+    for name, value in vars(public).items():
+        if not name.startswith("_") and getattr(value, "__module__", "") == public.__name__:
+            assert getattr(stand, name) is value
 
 
 def test_train_is_short() -> None:

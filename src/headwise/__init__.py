@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from headwise.moved import install
+
 __version__ = "0.1.0"
 __all__ = ["load"]
+install()
 
 
 def __getattr__(name: str) -> Any:

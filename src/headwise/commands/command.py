@@ -11,9 +11,9 @@ from typing import Any, NoReturn
 
 from hydra._internal.utils import get_args_parser
 
+from headwise.commands.messages import one_line, text_of
 from headwise.commands.overrides import readable
 from headwise.errors import ConfigError, Interrupted, SweepError, suggest
-from headwise.protocol.plan import one_line, text_of
 from headwise.schema.secret import refuse_secrets
 
 

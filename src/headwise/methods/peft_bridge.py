@@ -53,7 +53,7 @@ GRADIENT = "_peft_loraga_grad"
 class PeftMethod(Method):
     """A method of the peft library on our projections; its layers are called one by one, not fused.
 
-    Not gateable. Parameters: see `headwise.methods._peftconfig.SIZES`; AdaLoRA 885,312 at r = 16 on q, k, v of ViT-B/16.
+    Not gateable. Parameters: see `headwise.methods._peftconfig.SIZES`.
 
     Attributes:
         config: ``_target_`` (``peft.LoraConfig``) and the fields of that config, plain data. AdaLoRA's ``total_step``

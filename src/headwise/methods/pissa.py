@@ -18,8 +18,8 @@ from headwise.network.backbone import Backbone
 from headwise.schema.kinds import Count, Factor
 from headwise.updates.adapted import Delta, Factors
 from headwise.updates.lowrank import check_rank
+from headwise.updates.settling import at_least_float32
 from headwise.updates.sites import QKV, Site
-from headwise.wrappers.wrapping import at_least_float32
 
 
 class PiSSADelta(Delta):

@@ -33,8 +33,9 @@ from headwise.network.portions import more_parts, split
 from headwise.schema.kinds import Count, Factor, Positive, Rate
 from headwise.updates.adapted import AdaptedLinear, Delta, Factors
 from headwise.updates.lowrank import LowRank
+from headwise.updates.settling import at_least_float32
 from headwise.updates.sites import PROJECTIONS, Site
-from headwise.wrappers.wrapping import at_least_float32, pretrained_parameters
+from headwise.wrappers.wrapping import pretrained_parameters
 
 INITS = ("default", "upstream")
 

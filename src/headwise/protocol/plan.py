@@ -27,7 +27,6 @@ from headwise.errors import ConfigError
 from headwise.protocol.filling import fill_method
 from headwise.protocol.naming import variant
 from headwise.protocol.pertask import OTHERS, fill_protocol, fill_tasks
-from headwise.protocol.presets import PUBLISHED
 from headwise.protocol.recipe import Protocol
 from headwise.protocol.request import request_of
 from headwise.protocol.revisions import fill_revisions
@@ -35,6 +34,7 @@ from headwise.protocol.variants import BASE
 from headwise.results.fingerprint import fingerprint, identity
 from headwise.results.store import Result, RunKey
 from headwise.schema.effective import effective
+from headwise.schema.kinds import PUBLISHED
 from headwise.schema.secret import hidden, refuse_secrets
 from headwise.schema.tree import check_config, check_method, check_nodes
 from headwise.storage.atomic import at_home

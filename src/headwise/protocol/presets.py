@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from headwise.errors import ConfigError, suggest
+from headwise.schema.kinds import PUBLISHED
 from headwise.schema.nodes import Node, each_node
 
-PUBLISHED = "published"
 POSSIBLY_TUNED = "possibly test-tuned settings"
 
 

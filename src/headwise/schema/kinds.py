@@ -13,6 +13,8 @@ from pydantic import AfterValidator, Field
 from headwise.errors import ConfigError, suggest
 from headwise.schema.check import shown
 
+PUBLISHED = "published"
+"""In place of a value: what the method's authors published for the task."""
 PROJECTIONS = ("q", "k", "v", "o", "fc1", "fc2")
 """What updates of projections may reach, in the order of a block."""
 

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
 from headwise.errors import ConfigError
-from headwise.protocol.presets import PUBLISHED
 from headwise.schema.check import Fields, Key, named, nearest, refusal, shown
-from headwise.schema.kinds import Count, Draw, Rate, Seed, Shots, Targets, Text, Threads, Warmup, Whole
+from headwise.schema.kinds import PUBLISHED, Count, Draw, Rate, Seed, Shots, Targets, Text, Threads, Warmup, Whole
 from headwise.schema.source import Node, fields_of_target
 
 Group = Mapping[str, Any]

@@ -11,7 +11,7 @@ from headwise.errors import ConfigError, WeightsError
 from headwise.storage.atomic import at_home
 from headwise.storage.hashes import file_sha256
 
-ASSETS = Path(__file__).parent / "assets"
+ASSETS = Path(__file__).parents[1] / "assets"
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "vit_b16_in21k": ("vit_base_patch16_224.orig_in21k", {}),
     "swin_b_in22k": ("swin_base_patch4_window7_224.ms_in22k", {}),

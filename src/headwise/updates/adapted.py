@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from headwise.errors import CheckpointError, ConfigError
 from headwise.updates.fused import Block, Dense, lowrank_linear
 from headwise.updates.quantize import pack_codes, unpack_codes
+from headwise.updates.settling import Settling, at_least_float32
 from headwise.updates.sites import Site
-from headwise.wrappers.wrapping import Settling, at_least_float32
 
 
 class Factors(NamedTuple):

@@ -11,41 +11,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import Any, ClassVar, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from headwise.errors import ConfigError
+from headwise.updates.settling import Settling
 
 BLOCKS = ("Block", "SwinTransformerBlock")
 """Classes of timm's blocks whose two halves are known: attention first, then the MLP, each on a pre-norm residual."""
-
-
-class Settling(nn.Module):
-    """A module that stays in place, frozen, when the phase that brought it is over.
-
-    Attributes:
-        settled: whether that phase is over: its parts then stay in evaluation mode.
-    """
-
-    settled = False
-    theirs: ClassVar[str]
-    """Name of the child that is the network's own; the other children are parts."""
-
-    def settle(self) -> None:
-        """End of the phase: stay in place without dropout."""
-        self.settled = True
-        self.train(self.training)
-
-    def train(self, mode: bool = True) -> Self:
-        """Set the mode; the parts of a settled module keep to evaluation."""
-        super().train(mode)
-        if self.settled:
-            for name, child in self.named_children():
-                if name != self.theirs:
-                    child.eval()
-        return self
 
 
 class Wrapper(Settling):
@@ -132,11 +107,6 @@ def feed(block: nn.Module, x: Tensor) -> Tensor:
         return own.feed(x)
     scale = getattr(own, "ls2", nn.Identity())
     return own.drop_path2(scale(own.mlp(own.norm2(x))))
-
-
-def at_least_float32(tensor: Tensor) -> torch.dtype:
-    """The type that what a method adds has beside a tensor of the network: the same, in narrow types float32."""
-    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def unwrapped(module: nn.Module) -> nn.Module:

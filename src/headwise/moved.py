@@ -1,0 +1,170 @@
+"""Names that modules had before they moved into rooms: records and users' own methods still say them.
+
+``import headwise.lowrank`` gives a module that hands out what `headwise.updates.lowrank` has. Standard library only.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+MOVED: dict[str, tuple[str, ...]] = {
+    "headwise.adalora": ("headwise.methods._adalora",),
+    "headwise.adapted": ("headwise.updates.adapted",),
+    "headwise.atomic": ("headwise.storage.atomic",),
+    "headwise.backbone": ("headwise.network.backbone",),
+    "headwise.bottleneck": ("headwise.wrappers.bottleneck",),
+    "headwise.catalog": ("headwise.methods._catalog",),
+    "headwise.command": ("headwise.commands.command",),
+    "headwise.data.cache": ("headwise.data.stores.cache",),
+    "headwise.data.cachebuild": ("headwise.data.preparing.cachebuild",),
+    "headwise.data.drawn": ("headwise.data.synthetic.drawn",),
+    "headwise.data.fewshot": ("headwise.data.stores.fewshot",),
+    "headwise.data.folder": ("headwise.data.stores.folder",),
+    "headwise.data.listfiles": ("headwise.data.stores.listfiles",),
+    "headwise.data.membership": ("headwise.data.stores.membership",),
+    "headwise.data.prepare": ("headwise.data.preparing.prepare",),
+    "headwise.data.prepared": ("headwise.data.stores.prepared",),
+    "headwise.data.tfds": ("headwise.data.stores.tfds",),
+    "headwise.data.tfds_aircraft": ("headwise.data.preparing.tfds_aircraft",),
+    "headwise.data.upstream": ("headwise.data.preparing.upstream",),
+    "headwise.evolution": ("headwise.methods._evolution",),
+    "headwise.experiment": (
+        "headwise.runs.experiment",
+        "headwise.report.ending",
+    ),
+    "headwise.export": ("headwise.artifacts.export",),
+    "headwise.fitting": ("headwise.methods._fitting",),
+    "headwise.fused": ("headwise.updates.fused",),
+    "headwise.gate": (
+        "headwise.updates.gate",
+        "headwise.protocol.filling",
+    ),
+    "headwise.gating": ("headwise.updates.masking",),
+    "headwise.heads": ("headwise.updates.heads",),
+    "headwise.hub": ("headwise.network.hub",),
+    "headwise.installed": ("headwise.methods._installed",),
+    "headwise.layouts": ("headwise.network.layouts",),
+    "headwise.loops": ("headwise.training.machine",),
+    "headwise.lowrank": ("headwise.updates.lowrank",),
+    "headwise.memory": ("headwise.training.memory",),
+    "headwise.messages": ("headwise.commands.messages",),
+    "headwise.methods.structural": ("headwise.methods._structural",),
+    "headwise.named": ("headwise.methods._named",),
+    "headwise.naming": ("headwise.protocol.naming",),
+    "headwise.nf4": ("headwise.network.nf4",),
+    "headwise.overrides": ("headwise.commands.overrides",),
+    "headwise.peftconfig": ("headwise.methods._peftconfig",),
+    "headwise.pertask": ("headwise.protocol.pertask",),
+    "headwise.phasemodule": ("headwise.training.module",),
+    "headwise.phases": ("headwise.training.address",),
+    "headwise.plan": ("headwise.protocol.plan",),
+    "headwise.plots": ("headwise.report.pictures",),
+    "headwise.portions": ("headwise.network.portions",),
+    "headwise.presets": ("headwise.protocol.presets",),
+    "headwise.progress": ("headwise.training.progress",),
+    "headwise.prompting": ("headwise.wrappers.prompting",),
+    "headwise.protocol": ("headwise.protocol.recipe",),
+    "headwise.published": ("headwise.artifacts.released",),
+    "headwise.qkv": ("headwise.updates.qkv",),
+    "headwise.quantize": ("headwise.updates.quantize",),
+    "headwise.quantized": ("headwise.wrappers.quantized",),
+    "headwise.reading": ("headwise.network.reading",),
+    "headwise.report.gains": ("headwise.comparison.verdicts",),
+    "headwise.results.claims": ("headwise.storage.claims",),
+    "headwise.results.effective": ("headwise.schema.effective",),
+    "headwise.results.plain": ("headwise.storage.plain",),
+    "headwise.revisions": ("headwise.protocol.revisions",),
+    "headwise.saved": ("headwise.artifacts.saved",),
+    "headwise.search": ("headwise.protocol.search",),
+    "headwise.secret": ("headwise.schema.secret",),
+    "headwise.selection": ("headwise.training.selection",),
+    "headwise.sites": ("headwise.updates.sites",),
+    "headwise.sizes": ("headwise.commands.sizes",),
+    "headwise.supernet": ("headwise.methods._supernet",),
+    "headwise.sweeps.ledger": ("headwise.runs.ledger",),
+    "headwise.sweeps.lifeline": ("headwise.runs.lifeline",),
+    "headwise.sweeps.request": ("headwise.protocol.request",),
+    "headwise.sweeps.status": ("headwise.runs.status",),
+    "headwise.sweeps.sweep": ("headwise.runs.sweep",),
+    "headwise.tables.beside": ("headwise.comparison.beside",),
+    "headwise.tables.build": ("headwise.comparison.tables",),
+    "headwise.tables.cells": ("headwise.comparison.cells",),
+    "headwise.tables.comparable": ("headwise.comparison.comparable",),
+    "headwise.tables.compare": ("headwise.comparison.gaps",),
+    "headwise.tables.controls": ("headwise.comparison.controls",),
+    "headwise.tables.layout": ("headwise.report.layout",),
+    "headwise.tables.lineup": ("headwise.comparison.lineup",),
+    "headwise.tables.paired": (
+        "headwise.comparison.paired",
+        "headwise.comparison.verdicts",
+    ),
+    "headwise.tables.printed": ("headwise.comparison.printed",),
+    "headwise.tables.reading": ("headwise.results.reading",),
+    "headwise.tables.render": ("headwise.report.formats",),
+    "headwise.tables.twins": ("headwise.comparison.twins",),
+    "headwise.targets": ("headwise.schema.targets",),
+    "headwise.tracker": ("headwise.runs.tracker",),
+    "headwise.training": (
+        "headwise.training.loop",
+        "headwise.training.phase",
+    ),
+    "headwise.variants": ("headwise.protocol.variants",),
+    "headwise.weights": ("headwise.storage.weights",),
+    "headwise.wrapping": (
+        "headwise.wrappers.wrapping",
+        "headwise.updates.settling",
+    ),
+    "headwise.written": ("headwise.commands.written",),
+}
+"""By its old name, the modules in which a name of it is sought, in order."""
+
+
+def sought_in(old: str) -> Callable[[str], Any]:
+    """``__getattr__`` of a module that stands for one that moved.
+
+    Args:
+        old: a key of `MOVED`.
+    """
+
+    def attribute(name: str) -> Any:
+        if not name.startswith("__"):
+            for new in MOVED[old]:
+                module = importlib.import_module(new)
+                if hasattr(module, name):
+                    return getattr(module, name)
+        raise AttributeError(f"module {old!r} has no attribute {name!r}; it is {' and '.join(MOVED[old])} now")
+
+    return attribute
+
+
+class _Stand(Loader):
+    """Makes a module that stands for one that moved."""
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        """Let Python make it."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Let it hand out what the new modules have."""
+        module.__getattr__ = sought_in(module.__name__)  # type: ignore[method-assign]
+
+
+class _Finder(MetaPathFinder):
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        """Answer for modules that moved, after Python has looked everywhere else."""
+        return ModuleSpec(name, _Stand(), is_package=name in PACKAGES) if name in MOVED or name in PACKAGES else None
+
+
+PACKAGES = frozenset({"headwise.tables", "headwise.sweeps"})
+"""Packages of which every module has moved."""
+
+
+def install() -> None:
+    """Let old names be imported, once."""
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.append(_Finder())
