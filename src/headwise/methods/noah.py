@@ -92,8 +92,8 @@ class NOAH(Method):
         init: ``default`` or ``upstream``.
         super_prompts: prompts of a block of the authors' supernet; 100 in all of their configurations. Read with
             ``init=upstream`` only, and at least as many as any block has.
-        search: fields of `headwise.methods._evolution.Evolution`, or the word ``evolution`` for its defaults: a run then
-            finds the subnet itself, before `subnet` and `task`; None does not.
+        search: fields of `headwise.methods._evolution.Evolution`, or the word ``evolution`` for its defaults: a run
+            then finds the subnet itself, before `subnet` and `task`; None does not.
 
     A published subnet has twelve blocks; a network of L takes the sizes of blocks floor(12 i / L). What was used is in
     the record of the phase.

@@ -51,9 +51,7 @@ GRADIENT = "_peft_loraga_grad"
 
 @dataclass(frozen=True, kw_only=True)
 class PeftMethod(Method):
-    """A method of the peft library on our projections; its layers are called one by one, not fused.
-
-    Not gateable. Parameters: see `headwise.methods._peftconfig.SIZES`.
+    """A method of the peft library on our projections; its layers are called one by one, not fused. Not gateable.
 
     Attributes:
         config: ``_target_`` (``peft.LoraConfig``) and the fields of that config, plain data. AdaLoRA's ``total_step``
