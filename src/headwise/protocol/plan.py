@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,7 +183,7 @@ def root_of(given: Any) -> Path:
     text = "" if given is None else str(given)
     if not text.strip():
         raise ConfigError(f"root names the folder of all results, got {given!r}; leave it out for 'outputs'")
-    if "://" in text or not text.isprintable():
+    if "://" in text or re.search(r"[\x00-\x1f\x7f]", text):
         raise ConfigError(
             f"root names a folder of this machine, got {text[:300]!r}; allowed: a path, no URL, no control characters"
         )
