@@ -49,7 +49,7 @@ SWEEP = [
 MAX_STARTS = 40
 TABLE = """
 import runpy, sys, time
-from headwise import atomic
+from headwise.storage import atomic
 
 def flush(path):
     print("writing", flush=True)

@@ -23,11 +23,11 @@ from omegaconf import OmegaConf
 
 import headwise.runs.experiment  # noqa: F401  registers what conf/ interpolates with
 from headwise.cli import of_results, results_of, script
+from headwise.commands.messages import instantiation
 from headwise.commands.overrides import readable
 from headwise.commands.written import writing
 from headwise.comparison import lineup
 from headwise.errors import ConfigError, suggest
-from headwise.protocol.plan import instantiation
 from headwise.runs.sweep import answered
 from headwise.schema.secret import refuse_secrets
 from headwise.schema.tree import check_config

@@ -156,7 +156,6 @@ def tiny(timm_name: str, img_size: int = 32, **overrides: Any) -> BackboneSpec:
             r"unknown timm network 'vit_tiny_patch16_225' \(did you mean 'vit_tiny_patch16_",
         ),
         (tiny("vit_tiny_patch16_224", 40), "backbone.img_size must be a positive multiple of 16, got 40"),
-        (tiny("vit_tiny_patch16_224", 0), "backbone.img_size must be a positive multiple of 16, got 0"),
         (tiny("vit_tiny_patch16_224", 36, patch_size=8), "multiple of 8, got 36"),
         (tiny("vit_tiny_patch16_224", embed_dims=3), "timm cannot build 'vit_tiny_patch16_224' with .*embed_dims"),
     ],

@@ -29,12 +29,13 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from headwise.commands.command import _in_order
+from headwise.commands.messages import one_line
 from headwise.commands.overrides import readable
 from headwise.data.stores.folder import FolderSource
 from headwise.data.tasks import VTABTask
 from headwise.errors import HeadwiseError
 from headwise.network.reading import load_weights
-from headwise.protocol.plan import one_line, plan_run
+from headwise.protocol.plan import plan_run
 from headwise.results.store import ResultStore
 from headwise.schema.secret import refuse_secrets
 from headwise.storage.claims import standing
@@ -148,8 +149,8 @@ REFUSED: list[tuple[str, str]] = [
     ("method._target_=...", "must be the dotted name of a class"),
     ("method._target_=headwise..methods.lora.LoRA", "must be the dotted name of a class"),
     ("method._target_=headwise.methods.lora", "headwise.methods has no 'lora'; there is none"),
-    ("data._target_=builtins.dict", "data._target_='builtins.dict' makes something that is no source of images"),
-    ("dataset._target_=builtins.dict", "dataset._target_='builtins.dict' makes something that is no task"),
+    ("data._target_=builtins.dict", "data._target_='builtins.dict' makes nothing that data may be"),
+    ("dataset._target_=builtins.dict", "dataset._target_='builtins.dict' makes nothing that dataset may be"),
     ("dataset.name=x/y", "a task's name may hold"),
     ("dataset.folders=[]", "folders must name at least one folder"),
     ("dataset.class_names=[a]", "1 class_names for num_classes=16"),
@@ -248,9 +249,9 @@ SCRIPTS: list[tuple[str, str, str]] = [
     ("make_tables --root {root}", "../../etc", "no finished run of '../../etc'"),
     ("make_report --root {root}", "--out .", ". is a folder"),
     ("make_report --root {root} --out r.html", "--name nothing", "no finished run of 'nothing'"),
-    ("make_methods_table {name} --root {root}", "--out .", "written twice"),
-    ("make_methods_table {name} --root {root}", "--out m.json", "m.json is to be written twice"),
-    ("make_methods_table {name} --root {root}", "--out file.md", "file.md was not written by this tool"),
+    ("list_methods --runs {name} --root {root}", "--out .", ". is a folder"),
+    ("list_methods --runs {name} --root {root}", "--out m.json --json ./m.json", "m.json is to be written twice"),
+    ("list_methods --runs {name} --root {root}", "--out file.md", "file.md was not written by this tool"),
     ("keep_records {name} --root {root}", "--to {root}", "is the root itself"),
     ("keep_records {name} --root {root}", "--to dir/../root", "is the root itself"),
     ("keep_records {name} --root {root}", "--to file", "file cannot be written: a file lies where a folder should be"),
@@ -315,7 +316,6 @@ SCRIPTS: list[tuple[str, str, str]] = [
     ("sweep_status method=lora", "--json dir", "dir is a folder"),
     ("sweep_status", "method=glob(x*)", "matches nothing"),
     ("sweep_status", "=3", "'' is no key"),
-    ("picture_report", "dir", "dir does not exist"),
 ]
 """A script with what is right, what is wrong, and the answer."""
 WRITE: list[tuple[str, str]] = [

@@ -243,49 +243,53 @@ Check = Callable[[Path, bytes], object]
 OURS = "a file of the package or of the project's own configuration"
 TEXT = "no file: text that this process holds"
 LOADERS: dict[str, Check | str] = {
-    "results/plain.py:json.loads": lambda folder, content: Result.read(put(folder, "result.json", content)),
+    "storage/plain.py:json.loads": lambda folder, content: Result.read(put(folder, "result.json", content)),
     "results/records.py:read_json": read_record,
     "results/store.py:plain.parse": read_store,
     "results/store.py:load_json": read_phase,
-    "results/claims.py:read_json": read_claim,
-    "hashes.py:read_json": read_hash,
-    "sweeps/ledger.py:load_json": read_ledger,
-    "sweeps/lifeline.py:json.loads": TEXT,
-    "plan.py:json.loads": TEXT,
-    "hub.py:read_json": read_hub,
-    "phases.py:load_file": lambda folder, content: address.read_tensors(put(folder, "x.safetensors", content)),
-    "phases.py:load": lambda folder, content: address.read_tensors(
+    "storage/claims.py:read_json": read_claim,
+    "storage/hashes.py:read_json": read_hash,
+    "runs/ledger.py:load_json": read_ledger,
+    "runs/lifeline.py:json.loads": TEXT,
+    "protocol/plan.py:json.loads": TEXT,
+    "network/hub.py:read_json": read_hub,
+    "training/address.py:load_file": lambda folder, content: address.read_tensors(
+        put(folder, "x.safetensors", content)
+    ),
+    "training/address.py:load": lambda folder, content: address.read_tensors(
         put(folder, "x.safetensors", content), sha256="0" * 64
     ),
-    "phases.py:torch.load": lambda folder, content: _ckpt(folder, content),
-    "phases.py:zipfile.ZipFile": lambda folder, content: _ckpt(folder, content),
-    "published.py:np.fromfile": lambda folder, content: released.read_bi_lora(
+    "training/address.py:torch.load": lambda folder, content: _ckpt(folder, content),
+    "training/address.py:zipfile.ZipFile": lambda folder, content: _ckpt(folder, content),
+    "artifacts/released.py:np.fromfile": lambda folder, content: released.read_bi_lora(
         put(folder, "x.bin", content), released.Layout(rank=4, bits=1)
     ),
-    "published.py:torch.load": lambda folder, content: released.read_cara(put(folder, "x.pt", content)),
-    "reading.py:load_file": lambda folder, content: read_weights(folder, content, ".safetensors"),
-    "reading.py:torch.load": lambda folder, content: read_weights(folder, content, ".pth"),
-    "reading.py:zipfile.ZipFile": lambda folder, content: read_weights(folder, content, ".npz"),
-    "data/cache.py:plain.read_json": read_cache,
-    "data/cache.py:np.load": read_array,
+    "artifacts/released.py:torch.load": lambda folder, content: released.read_cara(put(folder, "x.pt", content)),
+    "network/reading.py:load_file": lambda folder, content: read_weights(folder, content, ".safetensors"),
+    "network/reading.py:torch.load": lambda folder, content: read_weights(folder, content, ".pth"),
+    "network/reading.py:zipfile.ZipFile": lambda folder, content: read_weights(folder, content, ".npz"),
+    "data/stores/cache.py:plain.read_json": read_cache,
+    "data/stores/cache.py:np.load": read_array,
     "data/bulk.py:read_json": lambda folder, content: bulk._read(put(folder, "meta.json", content).parent),
     "data/bulk.py:np.load": lambda folder, content: read_planes(folder, content),
-    "data/prepared.py:read_json": lambda folder, content: [
+    "data/stores/prepared.py:read_json": lambda folder, content: [
         _refused(read_prepared, folder / name, content, name) for name in (INFO, FEATURES, MARKER)
     ],
-    "data/tfds.py:tfrecords": read_shard,
-    "data/tfds.py:tfds.builder_from_directory": lambda folder, content: check_features(put(folder, FEATURES, content)),
+    "data/stores/tfds.py:tfrecords": read_shard,
+    "data/stores/tfds.py:tfds.builder_from_directory": lambda folder, content: check_features(
+        put(folder, FEATURES, content)
+    ),
     "data/own.py:read_json": read_facts,
     "data/decode.py:Image.open": lambda folder, content: decode(put(folder, "x.png", content), 3, "here"),
     "data/stored.py:Image.open": lambda folder, content: facts(put(folder, "x.png", content)),
     "data/synthetic/records.py:Image.open": TEXT,
-    "data/prepare.py:yaml.safe_load": OURS,
-    "tables/reading.py:yaml.safe_load": read_experiments,
-    "tables/printed.py:csv.DictReader": OURS,
-    "presets.py:csv.DictReader": OURS,
-    "catalog.py:csv.DictReader": OURS,
+    "data/preparing/prepare.py:yaml.safe_load": OURS,
+    "results/reading.py:yaml.safe_load": read_experiments,
+    "comparison/printed.py:csv.DictReader": OURS,
+    "protocol/presets.py:csv.DictReader": OURS,
+    "methods/_catalog.py:csv.DictReader": OURS,
     "methods/noah.py:csv.DictReader": OURS,
-    "plots.py:csv.DictReader": read_curves,
+    "report/pictures.py:csv.DictReader": read_curves,
     "scripts/show_task.py:yaml.safe_load": OURS,
 }
 """Every place that reads a file: how to give it one, or why nobody else can."""

@@ -153,7 +153,7 @@ def test_weights_name_a_run_by_what_they_are(files: dict[str, str]) -> None:
 
 
 def test_the_weights_that_are_default_name_nothing() -> None:
-    place = Path(naming.__file__).parent / "assets" / "vit_nano.safetensors"
+    place = Path(naming.__file__).parents[1] / "assets" / "vit_nano.safetensors"
     names = {
         given: variant("dataset=dsprites_loc", "method=lora", "backbone=vit_nano", *given)
         for given in [(), ("backbone.weights=package:vit_nano.safetensors",), (f"backbone.weights={place}",)]

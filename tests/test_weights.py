@@ -134,5 +134,5 @@ def test_overrides_change_the_architecture_only(key: str, instead: str) -> None:
 
 @pytest.mark.parametrize("size", [[32, 64], "32", 32.5, True, None])
 def test_the_image_size_is_one_whole_number(size: Any) -> None:
-    with pytest.raises(ConfigError, match=r"backbone.img_size must be a whole number, got"):
+    with pytest.raises(ConfigError, match=r"backbone.img_size must be a whole number of at least 1, got"):
         BackboneSpec(name="x", timm_name="vit_tiny_patch16_224", weights="none", img_size=size).build()

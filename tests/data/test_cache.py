@@ -230,7 +230,7 @@ import os, sys
 sys.path.insert(0, {str(REPO / "tests" / "data")!r})
 from pathlib import Path
 from made_trees import load_task
-from headwise.data import cachebuild
+from headwise.data.preparing import cachebuild
 from headwise.data.sources import TFDSSource
 cachebuild.label_file = lambda *args: os._exit(9)
 source = TFDSSource({str(source.root)!r}, official=False)

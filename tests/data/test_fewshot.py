@@ -156,8 +156,8 @@ def test_few_shots_are_drawn_around_any_source_that_reads_slices() -> None:
 
 def test_sources_do_not_ask_for_shots_themselves() -> None:
     """Whether a set is few-shot is asked where a source is decorated, and where the kind of list files is chosen."""
-    folder = Path(fewshot.__file__).parent
-    doors = {file.name: file.read_text().count(".shots is") for file in folder.glob("*.py")}
+    folder = Path(fewshot.__file__).parents[1]
+    doors = {file.name: file.read_text().count(".shots is") for file in folder.rglob("*.py")}
     assert {name for name, number in doors.items() if number} == {"fewshot.py", "folder.py", "prepare.py", "tasks.py"}
     assert sum(doors[name] for name in ("fewshot.py", "folder.py")) == 2
 

@@ -157,7 +157,7 @@ def test_two_preparations_at_once(sprites: Path, place: Place) -> None:
 import sys, time
 sys.path.insert(0, {str(REPO / "src")!r})
 from pathlib import Path
-from headwise.results.claims import Claim
+from headwise.storage.claims import Claim
 with Claim(Path({str(place.records / ".claims" / "dsprites")!r})):
     print("held", flush=True)
     time.sleep(60)

@@ -127,7 +127,7 @@ def test_houlsbys_start_is_cut_at_two_deviations(name: str) -> None:
     weights = [t for n, t in build(name).install(network("vit")).adapter().items() if n.endswith(".weight")]
     values = torch.cat([t.detach().flatten() for t in weights])
     assert 0.0195 < float(values.abs().max()) <= 0.02
-    assert float(values.std()) == pytest.approx(0.0088, abs=2e-4)
+    assert float(values.std()) == pytest.approx(0.0088, abs=4e-4)
 
 
 def test_parts_that_an_adapter_lacks_are_not_in_its_identity() -> None:

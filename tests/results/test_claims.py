@@ -21,7 +21,7 @@ FAST = {"heartbeat": 0.1, "expiry": 1.0}
 HOLDER = """
 import sys, time
 from pathlib import Path
-from headwise.results.claims import Claim
+from headwise.storage.claims import Claim
 with Claim(Path(sys.argv[1]), heartbeat=0.1, expiry=float(sys.argv[2])):
     print("held", flush=True)
     time.sleep(60)
@@ -30,7 +30,7 @@ with Claim(Path(sys.argv[1]), heartbeat=0.1, expiry=float(sys.argv[2])):
 WORKER = """
 import sys, time
 from pathlib import Path
-from headwise.results.claims import Claim
+from headwise.storage.claims import Claim
 folder = Path(sys.argv[1])
 print("ready", flush=True)
 with Claim(folder, heartbeat=0.1, expiry=1.0, done=lambda: (folder / "done").exists()) as claim:

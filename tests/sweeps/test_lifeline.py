@@ -12,7 +12,7 @@ from headwise.storage import claims
 
 SWEEP = """
 import subprocess, sys, time
-from headwise.sweeps import lifeline
+from headwise.runs import lifeline
 with lifeline.thrown():
     worker = subprocess.Popen([sys.executable, "-c", sys.argv[1]], stdout=subprocess.PIPE, text=True)
 print(worker.pid, worker.stdout.readline(), flush=True)
@@ -20,7 +20,7 @@ time.sleep(60)
 """
 WORKER = """
 import time
-from headwise.sweeps import lifeline
+from headwise.runs import lifeline
 print(lifeline.hold(), lifeline.hold(), flush=True)
 time.sleep(60)
 """

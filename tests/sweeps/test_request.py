@@ -88,13 +88,13 @@ def package(tmp_path):
 @pytest.mark.parametrize(
     ("module", "line", "same"),
     [
-        ("plan", "x = 1", False),
-        ("revisions", "x = 1", False),  # imported by the plan
+        ("protocol/plan", "x = 1", False),
+        ("protocol/revisions", "x = 1", False),  # imported by the plan
         ("schema/kinds", "x = 1", False),  # imported by what it imports
-        ("evolution", "x = 1", False),  # reads a field of a method's own
-        ("revisions", "# a comment", True),
-        ("revisions", 'def f() -> None:\n    """What it does."""\n    return', False),
-        ("data/tfds", "x = 1", True),
+        ("methods/_evolution", "x = 1", False),  # reads a field of a method's own
+        ("protocol/revisions", "# a comment", True),
+        ("protocol/revisions", 'def f() -> None:\n    """What it does."""\n    return', False),
+        ("data/stores/tfds", "x = 1", True),
         ("results/store", "x = 1", True),
         ("methods/lora", "x = 1", True),  # a method that computes something else raises its revision
         ("report/page", "x = 1", True),
@@ -116,7 +116,7 @@ def test_a_new_module_counts_as_soon_as_it_is_imported(package):
     first, new = code(), package / "headwise" / "new.py"
     new.write_text("x = 1\n")
     assert code() == first
-    plan = package / "headwise" / "plan.py"
+    plan = package / "headwise" / "protocol" / "plan.py"
     plan.write_text(f"{plan.read_text()}\nfrom headwise import new\n")
     imported = code()
     new.write_text("x = 2\n")

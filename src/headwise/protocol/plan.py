@@ -19,9 +19,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 
-from headwise.commands.messages import instantiation as instantiation
-from headwise.commands.messages import one_line as one_line
-from headwise.commands.messages import text_of as text_of
+from headwise.commands.messages import instantiation
 from headwise.data.sources import Source, source_of
 from headwise.data.tasks import VTABTask, check_apart, task_of
 from headwise.errors import ConfigError
@@ -52,10 +50,6 @@ ACCELERATORS = {"auto": "auto", "cpu": "cpu", "gpu": "gpu", "cuda": "gpu"}
 """What trainer.accelerator may be, and what it means."""
 SMOKE = {"train_images": 8, "test_images": 32}
 """What protocol=smoke takes of a set, or all of it: its numbers mean nothing."""
-OF_SOURCES = ("fingerprint", "labels", "count", "load")
-"""What every source of images can be asked."""
-KINDS_MADE = {"data": "source of images", "dataset": "task", "method": "method"}
-"""What the classes of each group make."""
 PIXELS = {"channels": 3, "pixel_scale": 1}
 """What turns stored images into pixels, and its usual value, which a run's identity does not mention."""
 
@@ -132,7 +126,9 @@ def plan_run(cfg: DictConfig) -> Plan:
         root = root_of(config["root"])
         resume, wait = config.pop("resume", "auto"), config.pop("wait", True)
         source = instantiate(config["data"], _convert_="all")
-        check_made("data", config["data"], all(hasattr(source, name) for name in OF_SOURCES))
+        check_made(
+            "data", config["data"], all(hasattr(source, name) for name in ("fingerprint", "labels", "count", "load"))
+        )
         protocol = Protocol(**config["protocol"])
     check_apart(protocol.train_split, protocol.eval_split)
     _check_subsets(task, source, protocol)
@@ -164,13 +160,13 @@ def plan_run(cfg: DictConfig) -> Plan:
 
 
 def check_made(group: str, node: Mapping[str, Any], is_right: bool) -> None:
-    """Refuse a class that makes something else than its group is for.
+    """Refuse a class that makes nothing its group is for.
 
     Raises:
         ConfigError: unless it `is_right`.
     """
     if not is_right:
-        raise ConfigError(f"{group}._target_={node['_target_']!r} makes something that is no {KINDS_MADE[group]}")
+        raise ConfigError(f"{group}._target_={node['_target_']!r} makes nothing that {group} may be")
 
 
 def root_of(given: Any) -> Path:

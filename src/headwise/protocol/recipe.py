@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from headwise.errors import ConfigError
 from headwise.protocol.search import EVAL_SPLIT, TRAIN_SPLIT, Space
@@ -20,10 +20,7 @@ NORMALIZATIONS = {
     "none": ((0.0,) * 3, (1.0,) * 3),
 }
 """(mean, deviation) per channel of inputs in [0, 1], by name; `Protocol.normalize` may be any, or ``model``."""
-if TYPE_CHECKING:
-    Normalize = str
-else:
-    Normalize = Literal["model", *NORMALIZATIONS]
+Normalize = Literal["model", "imagenet", "inception", "none"]
 Augment = Literal["none", "fewshot"]
 Resize = Literal["pil_bicubic", "pil_bilinear", "tf_bilinear"]
 Precision = Literal["fp32", "bf16", "fp16"]

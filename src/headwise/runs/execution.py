@@ -85,7 +85,7 @@ class Execution:
         say(f"device: {place}{' (trainer=auto)' if plan.auto else ''}")
         with instantiation():
             self.method = plan.build_method()
-            check_made("method", plan.config["method"], isinstance(self.method, Method))
+            check_made("method", plan.config["method"], hasattr(self.method, "phases"))
             self.spec = BackboneSpec(**plan.config["backbone"])
         atomic.write_text(plan.folder / "config.yaml", plan.yaml)
         shutil.rmtree(plan.folder / AGAIN, ignore_errors=True)

@@ -29,10 +29,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from headwise.commands.messages import one_line, text_of
 from headwise.commands.overrides import readable
 from headwise.commands.sizes import spelled
 from headwise.errors import ConfigError, SweepError, suggest
-from headwise.protocol.plan import folders, one_line, root_of, still_holds, text_of
+from headwise.protocol.plan import folders, root_of, still_holds
 from headwise.protocol.request import request_of
 from headwise.results.store import Finished, Result, ResultError
 from headwise.runs import lifeline
