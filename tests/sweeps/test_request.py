@@ -125,7 +125,7 @@ def test_a_new_module_counts_as_soon_as_it_is_imported(package):
 
 def test_docstrings_do_not_count(package):
     before = request._code(package)
-    file = package / "headwise" / "revisions.py"
+    file = package / "headwise" / "protocol" / "revisions.py"
     file.write_text(file.read_text().replace('"""One change of numbers.', '"""Another text.'))
     request._code.cache_clear()
     assert request._code(package) == before

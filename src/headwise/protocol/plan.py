@@ -160,11 +160,7 @@ def plan_run(cfg: DictConfig) -> Plan:
 
 
 def check_made(group: str, node: Mapping[str, Any], is_right: bool) -> None:
-    """Refuse a class that makes nothing its group is for.
-
-    Raises:
-        ConfigError: unless it `is_right`.
-    """
+    """Raise a ConfigError for a class that makes nothing its group is for."""
     if not is_right:
         raise ConfigError(f"{group}._target_={node['_target_']!r} makes nothing that {group} may be")
 
