@@ -1,6 +1,6 @@
-"""What the site holds and no page does: the configuration reference, sources that pages link to, names found in them.
+"""What the site holds and no page does: the configuration reference, and the sources that pages link to.
 
-`mkdocs.yml` names this file, and mkdocs calls its functions `on_...`. Run alone, ``python docs/hooks.py`` points the
+`mkdocs.yml` names this file, and mkdocs calls its functions ``on_...``. Run alone, ``python docs/hooks.py`` points the
 links of the pages to where their classes and functions are now; use it after a module has moved.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 REPO = Path(__file__).resolve().parent.parent
 CONF = REPO / "conf"
 SOURCES = REPO / "src" / "headwise"
-LINK = re.compile(r"(?<!!)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s#]*)(?P<anchor>#[^)\s]*)?\)")
+LINK = re.compile(r"\[(?P<text>[^\]]*)\]\((?P<target>[^)\s#]*)(?P<anchor>#[^)\s]*)?\)")
 API = re.compile(r"^::: (?P<name>\w+)(?: beside (?P<beside>\w+))?$", re.MULTILINE)
 LARGEST = 200_000
 """Bytes of a file that gets a page of its own."""
@@ -29,9 +29,6 @@ LOADED = re.compile(
     r"|<link[^>]*\srel=[\"']?(?:stylesheet|icon|preconnect|preload)[^>]*\shref=[\"']?https?:"
 )
 IMPORTED = re.compile(r"@import\s+(?:url\()?[\"']?https?:|url\([\"']?https?:")
-
-
-# ---- names in the sources
 
 
 @functools.cache
@@ -89,9 +86,6 @@ def with_modules(markdown: str) -> str:
     return API.sub(lambda match: f"::: {dotted(match['name'], match['beside'])}", markdown)
 
 
-# ---- the configuration reference
-
-
 def _split(line: str) -> tuple[str, str]:
     """A line of YAML and the comment at its end."""
     found = re.match(r"^(?P<code>(?:[^#\"']|\"[^\"]*\"|'[^']*'|(?<!\s)#)*?)\s*(?:\s#\s?(?P<comment>.*))?$", line)
@@ -143,8 +137,9 @@ def configuration() -> str:
         "| field | |\n| --- | --- |",
     ]
     _, _, fields = option(CONF / "config.yaml")
-    named = [(code, comment) for code, comment in fields if re.match(r"\w+:", code)]
-    top = [(code, comment) for code, comment in named if code not in ("defaults:", "hydra:")]
+    top = [
+        (code, comment) for code, comment in fields if re.match(r"\w+:", code) and code not in ("defaults:", "hydra:")
+    ]
     parts[-1] += "".join(f"\n| `{_cell(code)}` | {_cell(comment)} |" for code, comment in top)
     for group in GROUPS:
         parts += [f"## {group}", "| option | | fields |\n| --- | --- | --- |"]
@@ -153,9 +148,6 @@ def configuration() -> str:
             run = f"<br>`{_cell(command)}`" if command else ""
             parts[-1] += f"\n| `{name}` | {_cell(comment)}{run} | {_fields(fields)} |"
     return "\n\n".join(parts) + "\n"
-
-
-# ---- links out of docs/
 
 
 def target_of(target: str, folder: str) -> str | None:
@@ -235,9 +227,6 @@ def shown_sources() -> list[str]:
     return list(shown)
 
 
-# ---- what mkdocs calls
-
-
 def on_files(files: Any, *, config: Any) -> Any:
     """Add the pages that are made from conf/ and from sources."""
     from mkdocs.structure.files import File
@@ -266,9 +255,6 @@ def on_post_build(*, config: Any) -> None:
         raise RuntimeError(f"the site would load from elsewhere: {[str(file) for file in loading]}")
 
 
-# ---- after a module has moved
-
-
 def mended(markdown: str, folder: str) -> str:
     """The page with every link of a name to a module led to where the name is defined now."""
 
@@ -278,7 +264,12 @@ def mended(markdown: str, folder: str) -> str:
             return match[0]
         if (REPO / path).is_file() and name in names_in(REPO / path):
             return match[0]
-        return f"[{match['text']}]({os.path.relpath(home(name), REPO / folder)})"
+        try:
+            found = home(name)
+        except LookupError as error:
+            print(f"{folder}: {error}")
+            return match[0]
+        return f"[{match['text']}]({os.path.relpath(found, REPO / folder)})"
 
     return LINK.sub(replace, markdown)
 

@@ -11,8 +11,7 @@ from types import ModuleType
 
 import pytest
 
-from made_networks import REPO
-
+REPO = Path(__file__).parent.parent
 DOCS = REPO / "docs"
 KEPT = DOCS / "results"
 """Records of runs: made by commands, not measured as prose."""
@@ -97,9 +96,11 @@ def anchors(page: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("page", LINKED, ids=lambda page: str(page.relative_to(REPO)))
-def test_links_lead_somewhere(page: Path, hooks: ModuleType) -> None:
+def test_links_lead_somewhere(page: Path) -> None:
     made = {DOCS / "reference" / "configuration.md"}
-    for _, target, anchor in re.findall(r"\[([^\]]*)\]\(([^)\s#]*)(#[^)\s]*)?\)", without_code(page.read_text())):
+    for _, target, anchor in re.findall(
+        r"\[([^\]]*)\]\(([^)\s#]*)(#[^)\s]*)?\)", without_code(page.read_text("utf-8"))
+    ):
         if re.match(r"[a-z]+:", target):
             continue
         file = (page.parent / target).resolve() if target else page
