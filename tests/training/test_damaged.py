@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_loop import HEADS, LORA, RECIPE, after_epoch, folder_of, quiet, rows, run, timeless, whole  # noqa: F401
 
 from headwise.errors import CheckpointError
 from headwise.methods.lora import LoRA
@@ -18,7 +19,6 @@ from headwise.results.records import PhaseResult, ResultError
 from headwise.results.store import PhaseStore
 from headwise.training.address import CHECKPOINT, TENSORS, read_tensors, set_aside
 from headwise.updates.gate import Gate
-from test_training import HEADS, LORA, RECIPE, after_epoch, folder_of, quiet, rows, run, timeless, whole  # noqa: F401
 
 
 def flipped(data: bytes, place: float) -> bytes:

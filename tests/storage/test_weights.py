@@ -103,7 +103,7 @@ def test_whatever_changes_the_network_changes_the_identity(field: str) -> None:
 
 
 def test_what_is_said_of_weights_is_recorded_and_changes_no_identity(tmp_path: Path) -> None:
-    nano = Path(__file__).parents[1] / "src/headwise/assets/vit_nano.safetensors"
+    nano = Path(__file__).parents[2] / "src/headwise/assets/vit_nano.safetensors"
     options = ("backbone=vit_nano", f"backbone.weights={nano}")
     stated = plan(*options, "backbone.weights_are=official")
     assert stated.identity == plan(*options).identity
