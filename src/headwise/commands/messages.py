@@ -85,8 +85,8 @@ def one_line(error: BaseException, limit: int | None = 500) -> str:
 
 
 def _joined(text: str) -> str:
-    """Lines as one."""
-    return " ".join(text.split())
+    """Lines as one that a terminal can show: what is typed and read may hold any character."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in " ".join(text.split()))
 
 
 @contextlib.contextmanager
@@ -95,7 +95,8 @@ def instantiation() -> Iterator[None]:
     try:
         yield
     except MissingMandatoryValue as error:
-        raise ConfigError(f"{error.full_key} must be given: add {error.full_key}=VALUE to the command") from error
+        key = _joined(str(error.full_key))
+        raise ConfigError(f"{key} must be given: add {key}=VALUE to the command") from error
     except InstantiationException as error:
         raise ConfigError(_joined(text_of(error))) from error
     except TypeError as error:

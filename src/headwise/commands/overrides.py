@@ -63,7 +63,7 @@ def _readable(word: str, sweeps: bool) -> str:
     found = read.value()
     if isinstance(found, str):
         return f"{key}={_path(found)}" if found.partition("/")[0] == "~" else word
-    return f"{key}={quoted(value)}" if isinstance(found, bool | int | float) else word
+    return f"{key}={quoted(value.strip())}" if isinstance(found, bool | int | float) else word
 
 
 def _path(text: str) -> str:

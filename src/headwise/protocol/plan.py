@@ -32,6 +32,7 @@ from headwise.protocol.revisions import fill_revisions
 from headwise.protocol.variants import BASE
 from headwise.results.fingerprint import fingerprint, identity
 from headwise.results.store import Result, RunKey
+from headwise.schema.check import named
 from headwise.schema.effective import effective
 from headwise.schema.kinds import PUBLISHED
 from headwise.schema.secret import hidden, refuse_secrets
@@ -228,7 +229,7 @@ def _plain(cfg: DictConfig) -> dict[str, Any]:
     except InterpolationResolutionError as error:
         plain = OmegaConf.to_container(cfg)
         check_nodes(plain)
-        raise _unmade(error.full_key or "a value", error) from error
+        raise _unmade(named(error.full_key or "a value"), error) from error
     return dict(plain)
 
 
