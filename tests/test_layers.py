@@ -217,6 +217,11 @@ def test_nothing_imports_the_runner() -> None:
     assert {name for name in FILES if "runs/experiment" in internal(name)} <= {"train", "cli"}
 
 
+@pytest.mark.parametrize("package", sorted(moved.PACKAGES))
+def test_a_package_that_is_gone_has_nothing_of_its_own(package: str) -> None:
+    assert not hasattr(importlib.import_module(package), "x")
+
+
 @pytest.mark.parametrize("old", sorted(moved.MOVED))
 def test_old_names_still_lead_to_what_moved(old: str) -> None:
     for new in moved.MOVED[old]:

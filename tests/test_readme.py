@@ -77,7 +77,13 @@ def python(place: Path, *arguments: str) -> str:
     return done.stdout
 
 
-ASKING = ("test_conformance.py", "test_catalog.py", "test_configs.py", "test_fitting.py", "test_layers.py")
+ASKING = (
+    "test_conformance.py",
+    "methods/test_catalog.py",
+    "test_configs.py",
+    "methods/test_fitting.py",
+    "test_layers.py",
+)
 """Tests that take every method there is."""
 
 

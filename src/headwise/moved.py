@@ -129,16 +129,19 @@ def sought_in(old: str) -> Callable[[str], Any]:
     """``__getattr__`` of a module that stands for one that moved.
 
     Args:
-        old: a key of `MOVED`.
+        old: a key of `MOVED`, or one of `PACKAGES`.
     """
 
     def attribute(name: str) -> Any:
+        places = MOVED.get(old, ())  # of a package of which every module has moved, none
         if not name.startswith("__"):
-            for new in MOVED[old]:
+            for new in places:
                 module = importlib.import_module(new)
                 if hasattr(module, name):
                     return getattr(module, name)
-        raise AttributeError(f"module {old!r} has no attribute {name!r}; it is {' and '.join(MOVED[old])} now")
+        raise AttributeError(
+            f"module {old!r} has no attribute {name!r}; it is {' and '.join(places) or 'elsewhere'} now"
+        )
 
     return attribute
 
