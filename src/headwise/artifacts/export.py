@@ -127,8 +127,6 @@ def load(
 ) -> Classifier:
     """Load a finished run for use. The folder may come from anybody: nothing in it is executed or imported.
 
-    ::
-
         net = headwise.load("outputs/runs/hs_lora/dsprites_loc/base/seed-0")
         net.classify("image.png")
 
