@@ -41,7 +41,7 @@ from headwise.schema.secret import refuse_secrets
 from headwise.storage.claims import standing
 from made_networks import CONF, REPO, network
 from made_results import gated, run
-from test_written import loaded
+from made_scripts import loaded
 
 TINY = ("backbone=vit_tiny_random", "dataset=dsprites_loc", "data=synthetic", "protocol=smoke", "trainer=cpu")
 WEIRD = "\udcff"

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from types import ModuleType
-
 import pytest
 
 from headwise.commands.written import writing
 from headwise.errors import ConfigError
 from made_networks import REPO
+from made_scripts import SCRIPTS, loaded
 
-SCRIPTS = REPO / "scripts"
 RECORDS = str(REPO / "docs" / "results" / "records")
 MINE = "somebody's own\n"
 ASKED = {
@@ -35,14 +31,6 @@ ASKED = {
 NOT_ASKED = {
     "keep_records": "a store of results, which refuses to replace a record of another configuration",
 }
-
-
-def loaded(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"script_{name}", SCRIPTS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_every_script_is_known():
