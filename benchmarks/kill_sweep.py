@@ -1,15 +1,19 @@
-"""Kill a sweep of two workers with SIGKILL at ten seeded moments, run it again each time, and compare its tables.
+"""Kill a sweep of two workers with SIGKILL at ten seeded moments, run it again each time, and compare all it leaves.
 
 python benchmarks/kill_sweep.py --json docs/results/kill.json
-The tables, and every stored tensor, must be byte-identical to those of a sweep that nobody disturbed. With
---launcher pair the workers are two commands that share a folder; any other is one of conf/hydra/launcher.
+Tables and stored tensors must be byte-identical to those of a sweep that nobody disturbed, and results the same but
+for times: tensors right after each kill, as far as they are there, and everything at the end. Each launcher has its ten
+kills, the last one while a table is written. With pair the workers are two commands that share a folder; any other is
+one of conf/hydra/launcher.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib.util
 import io
+import json
 import os
 import queue
 import random
@@ -21,8 +25,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +45,19 @@ SWEEP = [
     "protocol=smoke",
     "protocol.epochs=5",
     "protocol.train_images=128",
-    "protocol.test_images=256",
+    "protocol.test_images=64",
     "rank=r4",
     "ne=ne1",
     "trainer=cpu",
     "trainer.threads=1",
 ]
 MAX_STARTS = 40
+LAUNCHERS = {"pair": None, "processes": "hydra_joblib_launcher", "ray_local": "hydra_ray_launcher"}
+"""Those that are tried, and what has to be installed."""
+PATIENCE = 120.0
+"""Seconds within which every process of a killed command must be gone: ours go at once, agents of Ray need a minute."""
+TIMES = ("seconds", "images_per_second", "peak_memory", "created", "scoring_seconds", "machine")
+"""What a result says of the machine and the clock."""
 TABLE = """
 import runpy, sys, time
 from headwise.storage import atomic
@@ -71,6 +82,7 @@ class Moment:
         whole: every process of the sweep, or only the worker of that run.
         delay: seconds after the line.
         hit: what the killed processes held, and when.
+        tensors: stored ones right after the kill, by file; hashes.
     """
 
     kind: str
@@ -79,6 +91,31 @@ class Moment:
     whole: bool
     delay: float = 0.0
     hit: dict[str, Any] = field(default_factory=dict)
+    tensors: dict[str, str] = field(default_factory=dict)
+
+    def record(self, launcher: str, before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, Any]:
+        """What is told of the kill.
+
+        Args:
+            launcher: of the sweep.
+            before: hashes of every file of the sweep that nobody disturbed.
+            after: those of the killed one at its end.
+        """
+        folders = sorted(folder for held in self.hit["held"].values() for folder in held)
+        concerned = [name for name in before if not folders or any(name.startswith(f"{f}/") for f in folders)]
+        return {
+            "launcher": launcher,
+            "phase": self.kind,
+            "second": self.hit["second"],
+            "after_line": self.hit["after"],
+            "processes_killed": self.hit["killed"],
+            "seconds_until_all_are_gone": self.hit.get("gone_after"),
+            "held": folders,
+            "tensor_files_then": len(self.tensors),
+            "tensors_byte_equal": all(before.get(name) == sha for name, sha in self.tensors.items()),
+            "files_of_what_was_hit": len(concerned),
+            "rerun_equal": all(after.get(name) == before[name] for name in concerned),
+        }
 
 
 MOMENTS = [
@@ -163,6 +200,13 @@ class Commands:
         return held
 
     def orphans(self) -> list[int]:
+        """Processes of commands that are gone which still live when patience is over."""
+        until = time.monotonic() + PATIENCE
+        while (found := self._others()) and time.monotonic() < until:
+            time.sleep(0.1)
+        return found
+
+    def _others(self) -> list[int]:
         """Living processes that work below the root and were not started here."""
         found = []
         for entry in Path("/proc").iterdir():
@@ -181,6 +225,7 @@ class Commands:
 def run(command: Sequence[str], root: Path) -> subprocess.Popen[str]:
     """A Python process of the repository whose output can be read; the environment marks it and what it starts."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HEADWISE_CACHE": f"{root}-cache", "KILL_SWEEP": str(root)}
+    environment |= {"RAY_DEDUP_LOGS": "0", "NO_COLOR": "1"}  # every line is seen, at once
     return subprocess.Popen(
         [sys.executable, *command],
         cwd=REPO,
@@ -217,12 +262,15 @@ def sweep(root: Path, launcher: str, moments: Sequence[Moment] = ()) -> dict[str
             commands.kill(victims)
             waiting.remove(moment)
             place = {str(pid): held.get(pid, []) for pid in {*victims, *mine}}
-            moment.hit = {"seconds": round(time.monotonic() - began, 1), "killed": len(victims), "held": place}
+            moment.hit = {"second": round(time.monotonic() - began, 1), "killed": len(victims), "held": place}
             moment.hit["after"] = line
+            moment.tensors = tensors(root)
             hit.append(moment)
-            print(f"{len(hit)}: {moment.kind}: killed {victims} after {line!r}, {place}", flush=True)
-            time.sleep(2.0 if moment.whole else 0.0)
-            orphans += commands.orphans() if moment.whole else []
+            print(f"{launcher} {len(hit)}: {moment.kind}: killed {victims} after {line!r}, {place}", flush=True)
+            if moment.whole:
+                killed = time.monotonic()
+                orphans += commands.orphans()
+                moment.hit["gone_after"] = round(time.monotonic() - killed, 1)
             commands.start()
         statuses = commands.ended()
         if any(statuses):  # a launcher gave up, because one of its workers was killed
@@ -233,14 +281,13 @@ def sweep(root: Path, launcher: str, moments: Sequence[Moment] = ()) -> dict[str
     if moments:
         hit.append(table_moment(root, began))
         print(f"{len(hit)}: {hit[-1].kind}: {hit[-1].hit}", flush=True)
-    time.sleep(2.0)
     orphans += commands.orphans()
     return {
         "seconds": round(time.monotonic() - began, 1),
         "starts": commands.starts,
         "failed_statuses": failed,
-        "moments": [asdict(moment) for moment in hit],
         "orphans": orphans,
+        "moments": hit,
     }
 
 
@@ -258,8 +305,8 @@ def table_moment(root: Path, began: float) -> Moment:
         process.kill()
     if out.read_bytes() != before or not parts:
         raise SystemExit(f"the table was not whole after a kill, or none was being written: {parts}")
-    hit = {"seconds": round(time.monotonic() - began, 1), "killed": 1, "held": parts, "after": "writing"}
-    return Moment(kind="a table is written", line="writing", method="", whole=False, hit=hit)
+    hit = {"second": round(time.monotonic() - began, 1), "killed": 1, "held": {}, "after": "writing"}
+    return Moment("a table is written", line="writing", method="", whole=False, hit=hit, tensors=tensors(root))
 
 
 def wait_for(process: subprocess.Popen[str]) -> None:
@@ -269,51 +316,117 @@ def wait_for(process: subprocess.Popen[str]) -> None:
         raise SystemExit(output)
 
 
+def tensors(root: Path) -> dict[str, str]:
+    """Hashes of the stored tensors of every run and phase, by place below the root."""
+    files = sorted(path for path in root.glob("*/**/*.safetensors") if not path.name.startswith("."))
+    return {path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
 def sums(root: Path) -> dict[str, str]:
-    """Hashes of the tables and of every stored tensor file."""
+    """Hashes of the tables, of every stored tensor file, and of every result without its times."""
     wait_for(
         run(["scripts/make_tables.py", "--root", str(root), "--out", f"{root}.md", "--json", f"{root}.json"], root)
     )
-    files = {path.relative_to(root).as_posix(): path for path in root.glob("runs/**/*.safetensors")}
-    files |= {"table.md": Path(f"{root}.md"), "table.json": Path(f"{root}.json")}
-    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in sorted(files.items())}
+    found = tensors(root)
+    for name in ("result.json", "phase.json"):
+        for path in root.glob(f"*/**/{name}"):
+            record = timeless(json.loads(path.read_text().replace(str(root), "ROOT")))
+            text = json.dumps(record, sort_keys=True).encode()
+            found[path.relative_to(root).as_posix()] = hashlib.sha256(text).hexdigest()
+    for name, path in (("table.md", Path(f"{root}.md")), ("table.json", Path(f"{root}.json"))):
+        found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return dict(sorted(found.items()))
+
+
+def timeless(value: Any) -> Any:
+    """Plain data without what the clock and the machine say."""
+    if isinstance(value, dict):
+        return {name: timeless(child) for name, child in value.items() if name not in TIMES}
+    return [timeless(child) for child in value] if isinstance(value, list) else value
+
+
+def tried(launcher: str, work: Path, draw: random.Random, count: int, whole: Mapping[str, str]) -> dict[str, Any]:
+    """One sweep that is killed again and again: what happened, and whether it differs from the undisturbed one.
+
+    Args:
+        launcher: of the sweep.
+        work: folder to work in.
+        draw: of the delays.
+        count: the first so many moments, and the table.
+        whole: hashes of all that the undisturbed sweep left.
+    """
+    moments = [Moment(*fields, delay=round(draw.uniform(0.0, 0.3), 3)) for fields in MOMENTS[:count]]
+    record = sweep(work / launcher, launcher, moments)
+    killed = sums(work / launcher)
+    return {
+        "launcher": launcher,
+        "version": None if (needed := LAUNCHERS[launcher]) is None else metadata.version(needed),
+        **record,
+        "moments": [moment.record(launcher, whole, killed) for moment in record["moments"]],
+        "files_compared": len(whole),
+        "files_that_differ": sorted(n for n in whole.keys() | killed.keys() if whole.get(n) != killed.get(n)),
+        "table_sha256": killed["table.md"],
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; exit status 1 if anything differs or is left over."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0, help="of the delays")
-    parser.add_argument("--launcher", default="pair", help="pair, or a launcher of hydra such as processes")
+    parser.add_argument("--launcher", action="append", choices=[*LAUNCHERS], help="all of them if left out")
     parser.add_argument("--moments", type=int, default=len(MOMENTS), help="the first so many, and the table")
     parser.add_argument("--work", type=Path, help="folder to work in, kept; a temporary one if left out")
-    parser.add_argument("--json", type=Path, help="write what happened")
+    parser.add_argument("--json", type=Path, help="write what happened; the file's other launchers stay as they are")
     options = parser.parse_args(arguments)
+    launchers = options.launcher or [*LAUNCHERS]
+    for launcher in launchers:
+        needed = LAUNCHERS[launcher]
+        if needed is not None and importlib.util.find_spec(f"hydra_plugins.{needed}") is None:
+            parser.error(f"--launcher {launcher} needs {needed}: pip install -e '.[launchers]'")
     work = options.work or Path(tempfile.mkdtemp(prefix="kill-sweep-"))
     work.mkdir(parents=True, exist_ok=True)
     draw = random.Random(options.seed)
-    moments = [Moment(*fields, delay=round(draw.uniform(0.0, 0.3), 3)) for fields in MOMENTS[: options.moments]]
-    calm = sweep(work / "calm", options.launcher)
-    record = sweep(work / "killed", options.launcher, moments)
-    whole, killed = sums(work / "calm"), sums(work / "killed")
-    differ = sorted(name for name in whole.keys() | killed.keys() if whole.get(name) != killed.get(name))
-    record = {
+    calm = sweep(work / "calm", "pair")
+    whole = sums(work / "calm")
+    found = [tried(launcher, work, draw, options.moments, whole) for launcher in launchers]
+    if options.json:
+        kept = json.loads(options.json.read_text()) if options.json.is_file() else {}
+        atomic.write_json(options.json, told(options.seed, calm["seconds"], found, kept))
+    for one in found:
+        differ = f"{len(one['files_that_differ'])} of {len(whole)} files differ"
+        print(f"{one['launcher']}: {len(one['moments'])} kills, {differ}, orphans: {one['orphans']}")
+    bad = [one for one in found if one["files_that_differ"] or one["orphans"]]
+    bad += [kill for one in found for kill in one["moments"] if not kill["tensors_byte_equal"]]
+    if options.work is None and not bad:
+        shutil.rmtree(work)
+    return 1 if bad else 0
+
+
+def told(seed: int, calm_seconds: float, found: Sequence[Mapping[str, Any]], kept: Mapping[str, Any]) -> dict[str, Any]:
+    """The record: every kill, then what each launcher's sweep came to.
+
+    Args:
+        seed: of the delays.
+        calm_seconds: of the undisturbed sweep.
+        found: what `tried` says of each launcher.
+        kept: a record of the same sweep, whose launchers stay where they were not tried again.
+    """
+    kills = {one["launcher"]: one["moments"] for one in found}
+    whole = {one["launcher"]: {name: value for name, value in one.items() if name != "moments"} for one in found}
+    if kept and kept["sweep"] == SWEEP:
+        for one in kept["launchers"]:
+            if whole.setdefault(one["launcher"], one) is one:
+                kills[one["launcher"]] = [kill for kill in kept["kills"] if kill["launcher"] == one["launcher"]]
+    launchers = [launcher for launcher in LAUNCHERS if launcher in whole]
+    return {
         "sweep": SWEEP,
-        "launcher": options.launcher,
-        "seed": options.seed,
-        "calm_seconds": calm["seconds"],
-        **record,
-        "files_compared": len(whole),
-        "files_that_differ": differ,
-        "table_sha256": killed["table.md"],
+        "seed": seed,
+        "calm_seconds": calm_seconds,
+        "kills": [kill for launcher in launchers for kill in kills[launcher]],
+        "launchers": [whole[launcher] for launcher in launchers],
         "machine": provenance.machine(None, 1),
         "versions": provenance.versions(),
     }
-    if options.json:
-        atomic.write_json(options.json, record)
-    print(f"{len(record['moments'])} kills, {len(differ)} of {len(whole)} files differ, orphans: {record['orphans']}")
-    if options.work is None and not differ:
-        shutil.rmtree(work)
-    return 1 if differ or record["orphans"] else 0
 
 
 if __name__ == "__main__":
