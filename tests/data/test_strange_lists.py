@@ -142,7 +142,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return inside
 
 
-@bounded(250)
+@bounded(400)
 @given(CONTENTS)
 @example(b"a.png 0 \nb c.png 1\n")
 @example(b"a.png 0\xc2\xa0\n")
@@ -214,7 +214,7 @@ FINE = (GOOD | GOOD.map(lambda rows: ["./a.png 0\n", "in/../a.png 0\r\n", *rows]
 RIGHT_LISTS = st.fixed_dictionaries({"train.txt": FINE, "test.txt": FINE, "val.txt": st.none() | FINE})
 
 
-@bounded(40)
+@bounded(60)
 @given(LISTS | RIGHT_LISTS | RIGHT_LISTS)
 def test_what_is_made_of_a_users_lists(folder: Path, contents: dict[str, bytes | None]) -> None:
     check_use(folder, contents)

@@ -204,7 +204,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@bounded(30)
+@bounded(40)
 @given(changes())
 @example((CHOICES[0], [(("root",), "${mul:a,b}")]))
 @example((CHOICES[0], [(("protocol", "\n"), 3)]))
