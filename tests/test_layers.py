@@ -95,6 +95,7 @@ ROOMS = {
     "report": {"comparison"},
     "artifacts": {"training"},
     "runs": {"training", "report"},
+    "analysis": {"artifacts", "report"},
 }
 """By room those that it stands on; what these stand on, it may import as well."""
 BESIDE = {("protocol", "updates/gate")}

@@ -105,10 +105,8 @@ def of_import(description: str | None, epilog: str, source: str) -> argparse.Arg
     return parser
 
 
-def of_run(description: str | None, epilog: str | None = None) -> argparse.ArgumentParser:
-    """The options of a script that opens a finished run."""
-    parser = argparse.ArgumentParser(description=description, epilog=epilog)
-    parser.add_argument("run_dir", type=Path, help="folder of a finished run, the one that holds result.json")
+def opening_options(parser: argparse.ArgumentParser) -> None:
+    """The options of every script that opens finished runs."""
     parser.add_argument("--weights", type=Path, help="the pretrained weights, if they are not where the run found them")
     parser.add_argument("--data-root", type=Path, help="the images, if they are not where the run found them")
     parser.add_argument(
@@ -118,6 +116,13 @@ def of_run(description: str | None, epilog: str | None = None) -> argparse.Argum
         metavar="MODULE",
         help="a module of your own that the record may name (a method in your folder); it is imported",
     )
+
+
+def of_run(description: str | None, epilog: str | None = None) -> argparse.ArgumentParser:
+    """The options of a script that opens a finished run."""
+    parser = argparse.ArgumentParser(description=description, epilog=epilog)
+    parser.add_argument("run_dir", type=Path, help="folder of a finished run, the one that holds result.json")
+    opening_options(parser)
     parser.add_argument("--json", type=Path, help="also write what is printed, unrounded, as JSON")
     force_option(parser)
     return parser

@@ -1,0 +1,41 @@
+"""Finished runs of a small network on drawn images, each trained once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from made_networks import compose_config, run
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Give the folder of a finished run: one epoch of vit_nano on drawn images, of the method and overrides named."""
+    root = tmp_path_factory.mktemp("analysed")
+    known: dict[tuple[str, ...], Path] = {}
+
+    def trained(*overrides: str) -> Path:
+        if overrides not in known:
+            place = root / str(len(known))
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("HEADWISE_CACHE", str(root / "cache"))
+                run(
+                    compose_config(
+                        "dataset=dsprites_loc",
+                        "data=synthetic",
+                        "protocol=smoke",
+                        "backbone=vit_nano",
+                        "trainer=cpu",
+                        "trainer.threads=1",
+                        "trainer.progress=false",
+                        "logger.pictures=false",
+                        f"root={place}",
+                        *overrides,
+                    )
+                )
+            (known[overrides],) = (file.parent for file in place.glob("runs/**/result.json"))
+        return known[overrides]
+
+    return trained

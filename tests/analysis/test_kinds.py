@@ -1,0 +1,140 @@
+"""The command and the functions: what they write, and how mistakes are answered."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib.figure
+import pandas as pd
+import pytest
+
+from headwise import analysis
+from headwise.analysis.kinds import KINDS, Options, analyse
+from headwise.analysis.made import Analysis
+from headwise.errors import CheckpointError, ConfigError, WeightsError
+from made_networks import REPO
+from made_scripts import loaded
+
+Finished = Callable[..., Path]
+
+
+def a_figure() -> matplotlib.figure.Figure:
+    figure = matplotlib.figure.Figure()
+    figure.subplots().plot([1, 2], label="a line")
+    return figure
+
+
+def made(**changed: object) -> Analysis:
+    plain = {"tables": {"numbers": pd.DataFrame({"x": [1 / 3]})}, "figures": {"lines": a_figure()}}
+    return Analysis(**{"kind": "subspaces", "title": "A title", "sentences": ["It is so."], **plain, **changed})
+
+
+def test_the_package_is_light() -> None:
+    code = (
+        "import sys, headwise.analysis; sys.exit(any(name in sys.modules for name in ('torch', 'matplotlib', 'scipy')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kind_has_a_function_that_no_module_hides(kind: str) -> None:
+    assert callable(getattr(analysis, kind))
+    assert not (REPO / "src" / "headwise" / "analysis" / f"{kind}.py").exists()
+    assert "\n" not in KINDS[kind][1]
+
+
+def test_everything_is_written_and_the_same_again(tmp_path: Path) -> None:
+    files = made().write(tmp_path / "a")
+    assert {file.name for file in files} == {"README.md", "numbers.csv", "lines.png", "lines.svg"}
+    assert (tmp_path / "a" / "numbers.csv").read_text() == f"x\n{1 / 3!r}\n", "unrounded"
+    made().write(tmp_path / "b")
+    for file in files:
+        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
+    made(title="Another").write(tmp_path / "a")
+    assert (tmp_path / "a" / "README.md").read_text().startswith("# Another\n")
+
+
+def test_nothing_of_somebody_else_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "lines.svg").write_text("mine")
+    with pytest.raises(ConfigError, match=r"lines\.svg was not written by this tool.*--force"):
+        made().write(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["lines.svg"]
+    made().write(tmp_path, force=True)
+    assert (tmp_path / "lines.svg").read_text() != "mine"
+
+
+@pytest.mark.parametrize("name", ["../x", "X", "", "a b", ".a"])
+def test_names_are_those_of_files(name: str) -> None:
+    with pytest.raises(ConfigError, match="named by small letters"):
+        made(tables={name: pd.DataFrame()})
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ({"seed": -1}, "seed of an analysis must be a whole number from 0, got -1"),
+        ({"draws": 1}, "draws of an analysis must be a whole number from 2, got 1"),
+        ({"images": True}, "images of an analysis must be"),
+        ({"batch_size": 0}, "batch_size of an analysis must be"),
+        ({"split": "tset"}, "unknown split 'tset' of an analysis (did you mean 'test'?)"),
+    ],
+)
+def test_options_are_checked(options: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Options(**options)
+    assert said in str(caught.value)
+
+
+def test_mistakes_are_answered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script = loaded("analyse")
+    assert script.main(["subspace", str(tmp_path)]) == 1
+    assert "unknown kind of analysis 'subspace' (did you mean 'subspaces'?)" in capsys.readouterr().err
+    assert script.main(["subspaces", str(tmp_path)]) == 1
+    assert "no finished run in" in capsys.readouterr().err
+    (tmp_path / "README.md").write_text("mine")
+    assert script.main(["subspaces", str(tmp_path), "--out", str(tmp_path)]) == 1
+    assert "was not written by this tool" in capsys.readouterr().err
+    assert script.main(["subspaces", str(tmp_path), "--out", str(tmp_path / "README.md")]) == 1
+    assert "is no folder" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="needs at least one run"):
+        analyse("subspaces", [])
+    with pytest.raises(ConfigError, match=r"unknown option 'sed' of an analysis \(did you mean 'seed'\?\)"):
+        analysis.subspaces(tmp_path, sed=3)
+
+
+def test_runs_that_cannot_be_analysed(finished: Finished, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="changed no weight of q, k or v"):
+        analysis.subspaces(finished("method=linear"))
+    run = finished("method=lora")
+    with pytest.raises(ConfigError, match="is given twice"):
+        analyse("subspaces", [run, run])
+    broken = Path(shutil.copytree(run, tmp_path / "run"))
+    (broken / "phase-1.safetensors").unlink()
+    with pytest.raises(CheckpointError):
+        analysis.subspaces(broken)
+    record = json.loads((run / "result.json").read_text())
+    record["config"]["backbone"]["weights"] = str(tmp_path / "gone.safetensors")
+    (broken / "result.json").write_text(json.dumps(record))
+    with pytest.raises(WeightsError, match="name the file with weights=FILE"):
+        analysis.subspaces(broken)
+
+
+def test_the_command_writes_what_the_function_gives(
+    finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = finished("method=lora")
+    assert loaded("analyse").main(["subspaces", str(run), "--out", str(tmp_path / "made"), "--draws", "2"]) == 0
+    given = analysis.subspaces(str(run), draws=2)
+    for name, table in given.tables.items():
+        pd.testing.assert_frame_equal(
+            pd.read_csv(tmp_path / "made" / f"{name}.csv", dtype=table.dtypes.to_dict()), table
+        )
+    page = (tmp_path / "made" / "README.md").read_text()
+    assert page.startswith(f"# {given.title}\n")
+    assert "seed 0, 2 random draws a null" in page and "synthetic" in page
+    assert "written:" in capsys.readouterr().out
