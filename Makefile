@@ -132,6 +132,7 @@ prepare: setup ## Get images: make prepare TASKS="svhn cifar100" (or all); witho
 ifeq ($(strip $(TASKS)),)
 	@$(PYTHON) scripts/prepare_vtab.py --status $(ARGS)
 else
+	@$(PYTHON) scripts/prepare_vtab.py --dry-run --tasks $(TASKS) $(ARGS)
 	@$(PYTHON) -c 'import importlib.util as u, sys; sys.exit(u.find_spec("tensorflow") is None)' || \
 		$(PYTHON) -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[prepare]'
 	@$(PYTHON) scripts/prepare_vtab.py --tasks $(TASKS) $(ARGS)

@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from headwise.artifacts.released import Layout, read_bi_lora
     from headwise.training.loop import write_tensors
 
-    with writing(options.out, force=options.force):
+    with writing(options.out, force=options.force, reads=[options.file]):
         layout = Layout(
             blocks=options.blocks,
             width=options.width,

@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from headwise.protocol.presets import published_value
     from headwise.training.loop import write_tensors
 
-    with writing(options.out, options.backbone, force=options.force):
+    with writing(options.out, options.backbone, force=options.force, reads=[options.file]):
         scale = "S" if options.task is None else published_value("cara", options.task, "scale").value
         found = read_cara(options.file)
         if options.backbone is not None and not found.backbone:

@@ -27,6 +27,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     what.add_argument("--tasks", nargs="+", metavar="TASK", help="names of tasks or sets, or all")
     what.add_argument("--status", action="store_true", help="say what is ready, missing, damaged or to do by hand")
     parser.add_argument("--verify", action="store_true", help="with --status: read every byte of the caches again")
+    parser.add_argument("--dry-run", action="store_true", help="with --tasks: check what was given, do nothing")
     parser.add_argument("--root", type=Path, help="prepared sets or a list-file tree ($HEADWISE_CACHE/records)")
     parser.add_argument("--cache", type=Path, help="folder of the caches ($HEADWISE_CACHE/vtab)")
     parser.add_argument("--size", type=int, default=224, help="pixels of the network's input (224)")
@@ -48,16 +49,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check_resize(options.resize)
     if not 1 <= options.size <= MOST_PIXELS:
         raise ConfigError(f"--size must be in 1..{MOST_PIXELS}, got {options.size}")
+    if options.status and options.dry_run:
+        raise ConfigError("--dry-run is for --tasks; --status changes nothing anyway")
     for flag, folder in (("--root", options.root), ("--cache", options.cache)):
         if folder is not None and folder.exists() and not folder.is_dir():
             raise ConfigError(f"{flag} {folder} is no folder")
     with writing(options.json, force=options.force):
         place = Place(options.root, options.cache, options.size, options.resize, not options.unofficial)
         tasks = read_tasks(CONF)
+        chosen = tasks if options.status else choose(tasks, options.tasks)
+        if options.dry_run:
+            return 0
         if options.status:
-            states = [status(task, place, options.verify) for task in tasks]
+            states = [status(task, place, options.verify) for task in chosen]
         else:
-            states = prepare(choose(tasks, options.tasks), place, lambda line: print(line, flush=True))
+            states = prepare(chosen, place, lambda line: print(line, flush=True))
             print()
         print(table(states))
         if options.json:

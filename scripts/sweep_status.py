@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     overrides = [word if "=" in word else f"experiment={word}" for word in options.sweep]
     with answered():
-        cfg, jobs, folders = requests_of(CONF, overrides)
+        cfg, jobs, folders = requests_of(CONF, overrides, check=True)
     root = options.root or Path(str(cfg.root))
     if root.exists() and not root.is_dir():
         raise ConfigError(f"{root} is no folder; --root names the one of all results")

@@ -127,6 +127,7 @@ REFUSED: list[tuple[str, str]] = [
     ("data._target_=builtins.dict", "data._target_='builtins.dict' makes nothing that data may be"),
     ("dataset._target_=builtins.dict", "dataset._target_='builtins.dict' makes nothing that dataset may be"),
     ("dataset.name=x/y", "a task's name may hold"),
+    ("dataset.label_rule=clevr_cuont", "unknown label_rule 'clevr_cuont' (did you mean 'clevr_count'?)"),
     ("dataset.folders=[]", "folders must name at least one folder"),
     ("data=folder ;; data.root=", "data.root='' is not a folder"),
     ("data=folder ;; data.root=/dev/null", "data.root='/dev/null' is not a folder"),
@@ -248,6 +249,9 @@ SCRIPTS: list[tuple[str, str, str]] = [
     ("import_cara", "/dev/zero o.safetensors", "/dev/zero cannot be read as tensors"),
     ("import_cara file o.safetensors", "--task nothing", "no published 'scale' of task 'nothing'"),
     ("import_cara file o.safetensors", "--backbone o.safetensors", "written twice"),
+    ("import_cara file", "file --force", "file is read here"),
+    ("import_cara file o.safetensors", "--backbone dir/../file --force", "dir/../file is read here"),
+    ("import_bilora empty", "empty --force", "empty is read here"),
     ("list_methods lora", "--classes 0", "--classes must be in 2..100000, got 0"),
     ("list_methods lora", "--classes 99999999999", "--classes must be in 2..100000"),
     ("list_methods lora", "--set method=hs_lora", "name the method without --set"),
@@ -277,6 +281,8 @@ SCRIPTS: list[tuple[str, str, str]] = [
     ("prepare_vtab --status", "--cache file", "--cache file is no folder"),
     ("prepare_vtab --status", "--resize nothing", "unknown resize 'nothing'"),
     ("prepare_vtab", "--status --tasks svhn", "not allowed with argument"),
+    ("prepare_vtab", "--status --dry-run", "--dry-run is for --tasks"),
+    ("prepare_vtab --dry-run", "--tasks svnh", "unknown task 'svnh' (did you mean 'svhn'?)"),
     ("pretrain_nano", "--steps -1", "--steps must be at least 1"),
     ("pretrain_nano", f"--seed {2**70}", "--seed is in 0..4294967295"),
     ("pretrain_nano", "--lr nan", "--lr above 0"),
@@ -285,6 +291,8 @@ SCRIPTS: list[tuple[str, str, str]] = [
     ("sweep_status method=lora", "--json file.md", "file.md was not written by this tool"),
     ("sweep_status method=lora", "--json dir", "dir is a folder"),
     ("sweep_status", "method=glob(x*)", "matches nothing"),
+    ("sweep_status method=lora", "seed=a", "seed must be a whole number"),
+    ("sweep_status method=lora,dora dataset=svhn", "method.rank=8,0", "method.rank must be a whole number"),
     ("sweep_status", "=3", "'' is no key"),
 ]
 """A script with what is right, what is wrong, and the answer."""
@@ -604,6 +612,7 @@ MAKE: list[tuple[str, str]] = [
     ("reproduce-tables EXPERIMENTS=nothing ROOT={here}/new", "unknown experiment 'nothing'; there are: "),
     ("reproduce-tables EXPERIMENTS=../x ROOT={here}/new", "unknown experiment '../x'"),
     ("reproduce-tables EXPERIMENTS=lossy ROOT={here}/file", "file"),
+    ("prepare TASKS=nothing", "unknown task 'nothing'"),
     ("nothing", "No rule to make target 'nothing'"),
     ("setup BASE=/nowhere/python INSTALLED={here}/none", "is missing or older than Python 3.11"),
 ]

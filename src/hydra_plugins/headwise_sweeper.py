@@ -48,9 +48,11 @@ class ResumingSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run the sweep; returns the accuracy of every job."""
+        from headwise.protocol.naming import keep
         from headwise.runs.sweep import Sweep, jobs_of
 
         if self.config is None or self.hydra_context is None:
             raise RuntimeError("setup() comes before sweep()")
+        keep(self.hydra_context.config_loader)
         jobs = jobs_of(self.params, arguments, self.hydra_context.config_loader)
         return Sweep(self.config, jobs, self.launcher.launch, self.validate_batch_is_legal).run()

@@ -10,11 +10,15 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf, open_dict
 from safetensors.torch import save_file
 
 from headwise.comparison.comparable import ordered, places, shared_choices
+from headwise.errors import ConfigError
 from headwise.protocol import naming
 from headwise.protocol.plan import Plan, plan_run
 from headwise.protocol.variants import beside_common
@@ -122,6 +126,65 @@ def test_a_sweep_composes_its_defaults_once(monkeypatch: pytest.MonkeyPatch) -> 
             planned("method=lora", "dataset=dsprites_loc", f"method.scale={scale}", f"seed={seed}")
     assert len(made) == 1
     naming._composer.cache_clear()
+
+
+def test_a_row_per_task_that_no_task_reads_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"per_task.svnh: unknown task 'svnh' \(did you mean 'svhn'\?\)"):
+        planned(*TINY, "method=lora", "+per_task.svnh.lora.scale=3")
+    assert planned(*TINY, "method=lora", "+per_task.svhn.lora.scale=3").config["method"]["scale"] == 1
+    assert planned(*TINY, "method=lora", "+per_task.fewshot_pets.lora.scale=3")
+
+
+def test_files_that_are_read_once_compose_the_same() -> None:
+    sources = (("hydra", "pkg://hydra.conf"), ("main", CONF.as_uri()), ("schema", "structured://"))
+    kept, plain = naming.Composer(sources, "config"), naming.Composer(sources, "config")
+    plain.loader = ConfigLoaderImpl(plain.loader.config_search_path)
+    wordings = [
+        (f"experiment={file.stem}", f"method={method}", "dataset=dtd", "rank=r8")
+        for file in sorted((CONF / "experiment").glob("*.yaml"))
+        for method in ("hs_lora", "noah")
+    ]
+    for words in [*wordings, *wordings]:
+        assert kept.compose(words) == plain.compose(words)
+        kept._composed.cache_clear()
+    before = {
+        path: None if read is None else OmegaConf.to_yaml(read.config) for path, read in kept_by(kept).read.items()
+    }
+    kept_by(kept).read.clear()
+    for path, content in before.items():
+        again = kept_by(kept).load_config(path)
+        assert content == (None if again is None else OmegaConf.to_yaml(again.config)), path
+
+
+def test_files_of_other_folders_are_read_again(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(f"value: {name}\n")
+    repository = naming.Kept(_search(tmp_path / "a"))
+    assert repository.load_config("config").config.value == "a"  # type: ignore[union-attr]
+    (tmp_path / "a" / "config.yaml").write_text("value: c\n")
+    repository.initialize_sources(_search(tmp_path / "a"))
+    assert repository.load_config("config").config.value == "a"  # type: ignore[union-attr]
+    repository.initialize_sources(_search(tmp_path / "b"))
+    assert repository.load_config("config").config.value == "b"  # type: ignore[union-attr]
+
+
+@pytest.fixture(autouse=True)
+def plugins() -> None:
+    """Hydra knows where files may lie only once its plugins are loaded."""
+    Plugins.instance()
+
+
+def _search(folder: Path) -> ConfigSearchPathImpl:
+    path = ConfigSearchPathImpl()
+    path.append("main", folder.as_uri())
+    path.append("schema", "structured://")
+    return path
+
+
+def kept_by(composer: naming.Composer) -> naming.Kept:
+    assert isinstance(composer.loader.repository, naming.Kept)
+    return composer.loader.repository
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from headwise.errors import ConfigError
@@ -18,16 +18,17 @@ from headwise.storage.hashes import cache_folder, sha256_of
 
 
 @contextlib.contextmanager
-def writing(*files: Path | None, force: bool) -> Iterator[None]:
+def writing(*files: Path | None, force: bool, reads: Sequence[Path] = ()) -> Iterator[None]:
     """Refuse, before any work, to replace a file that is not the script's own; note what is written inside.
 
     Args:
         files: that the block writes; None for those that were not asked for.
         force: replace them whatever they are.
+        reads: files that the block reads; not even `force` replaces one of them.
 
     Raises:
         ConfigError: for a file that is somebody else's, a folder, a device, in a folder that nothing can be written to,
-            or one file given twice.
+            one file given twice, or one that is read.
     """
     chosen = [file for file in files if file is not None]
     places = [
@@ -36,6 +37,8 @@ def writing(*files: Path | None, force: bool) -> Iterator[None]:
     for file, place in zip(chosen, places, strict=True):
         if places.count(place) > 1:
             raise ConfigError(f"{file} is to be written twice; give different files")
+        if any(os.path.realpath(read) == os.path.realpath(place) for read in reads):
+            raise ConfigError(f"{file} is read here; name another file to write")
         if file.is_dir():
             raise ConfigError(f"{file} is a folder; name a file in it")
         if file.exists() and not file.is_file():

@@ -13,11 +13,14 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra.conf import HydraConf
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, InstantiationException
+from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -54,6 +57,41 @@ def variant(hydra: HydraConf, overrides: Sequence[str], own: Mapping[str, Any], 
     return variant_of(told, contents=_contents(own))
 
 
+class Kept(ConfigRepository):
+    """Hydra's repository of YAML files, which reads each of them once: a sweep composes hundreds of configurations.
+
+    Hydra copies a repository for everything it composes; the copy of this one is itself.
+    """
+
+    def __init__(self, path: ConfigSearchPath) -> None:
+        self.path: list[tuple[str | None, str | None]] = []
+        self.read: dict[str, ConfigResult | None] = {}
+        super().__init__(path)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Kept:
+        return self
+
+    def initialize_sources(self, config_search_path: ConfigSearchPath) -> None:
+        """Take the files from other folders; from the same ones, what was read stays."""
+        path = [(element.provider, element.path) for element in config_search_path.get_path()]
+        if path != self.path:
+            self.path = path
+            self.read.clear()
+            super().initialize_sources(config_search_path)
+
+    def load_config(self, config_path: str) -> ConfigResult | None:
+        """The content of a file, None if there is none; a copy, since hydra merges files into one another."""
+        if config_path not in self.read:
+            self.read[config_path] = super().load_config(config_path)
+        return copy.deepcopy(self.read[config_path])
+
+
+def keep(loader: ConfigLoaderImpl) -> ConfigLoaderImpl:
+    """Let a loader of hydra's read each file once; returns it."""
+    loader.repository = Kept(loader.config_search_path)
+    return loader
+
+
 class Composer:
     """Composes configurations from folders of YAML files.
 
@@ -66,7 +104,7 @@ class Composer:
         path = ConfigSearchPathImpl()
         for provider, address in sources:
             path.append(provider, address)
-        self.name, self.loader = name, ConfigLoaderImpl(path)
+        self.name, self.loader = name, keep(ConfigLoaderImpl(path))
         self.parser = OverridesParser.create(config_loader=self.loader)
         self._composed = functools.lru_cache(maxsize=256)(self._compose)
 

@@ -58,6 +58,24 @@ def fill_tasks(config: Mapping[str, Any], given: Collection[str] = ()) -> dict[s
     return method
 
 
+def check_tasks(table: Any, known: Collection[str]) -> None:
+    """Refuse a table of values per task with a row that no task reads.
+
+    Args:
+        table: ``per_task`` of a configuration; None and what is no mapping are left to `fill_tasks`.
+        known: names of all tasks there are.
+
+    Raises:
+        ConfigError: naming the row.
+    """
+    rows = table if isinstance(table, Mapping) else {}
+    for row in rows:
+        if row not in (DEFAULT, *known):
+            raise ConfigError(
+                f"per_task.{row}: unknown task {str(row)!r}{suggest(str(row), [*sorted(known), DEFAULT])}"
+            )
+
+
 def fill_protocol(config: Mapping[str, Any], given: Collection[str] = ()) -> dict[str, Any]:
     """A configuration's protocol with the values that its ``per_task`` table has for the method, as ``protocol.FIELD``.
 

@@ -25,7 +25,7 @@ from headwise.data.tasks import VTABTask, check_apart, task_of
 from headwise.errors import ConfigError
 from headwise.protocol.filling import fill_method
 from headwise.protocol.naming import variant
-from headwise.protocol.pertask import OTHERS, fill_protocol, fill_tasks
+from headwise.protocol.pertask import OTHERS, check_tasks, fill_protocol, fill_tasks
 from headwise.protocol.recipe import Protocol
 from headwise.protocol.request import request_of
 from headwise.protocol.revisions import fill_revisions
@@ -123,7 +123,7 @@ def plan_run(cfg: DictConfig) -> Plan:
         ConfigError: for a missing value or one out of range.
     """
     with instantiation():
-        config, task = _resolved(cfg, overrides_of())
+        config, task = resolved(cfg, overrides_of())
         root = root_of(config["root"])
         resume, wait = config.pop("resume", "auto"), config.pop("wait", True)
         source = instantiate(config["data"], _convert_="all")
@@ -184,12 +184,15 @@ def root_of(given: Any) -> Path:
     return at_home(root) if text.partition("/")[0] == "~" else root
 
 
-def _resolved(cfg: DictConfig, overrides: Sequence[str]) -> tuple[dict[str, Any], VTABTask]:
+def resolved(cfg: DictConfig, overrides: Sequence[str]) -> tuple[dict[str, Any], VTABTask]:
     """A configuration as plain values with nothing left open, and the task it names.
 
     Args:
         cfg: composed; stays as it is.
         overrides: that it was composed of.
+
+    Raises:
+        ConfigError: for a field or a value that no run can have.
     """
     config = _plain(cfg)
     refuse_secrets(config)
@@ -204,6 +207,8 @@ def _resolved(cfg: DictConfig, overrides: Sequence[str]) -> tuple[dict[str, Any]
         trainer["attention"] = "plain" if plain else "timm"
     task = instantiate(config["dataset"], _convert_="all")
     check_made("dataset", config["dataset"], isinstance(task, VTABTask))
+    if not task.is_own and (known := _known_tasks()):
+        check_tasks(config.get("per_task"), known)
     given = _given(overrides)
     own = fill_protocol(config, given)
     if own != config["protocol"]:
@@ -289,6 +294,19 @@ def folders(sources: Any) -> list[str]:
     return [source.path for source in sources if source.schema == "file"]
 
 
+def _known_tasks() -> frozenset[str]:
+    """The names of all tasks in the configuration folders of hydra's job; empty outside of hydra's command line."""
+    if not HydraConfig.initialized():
+        return frozenset()
+    return _names_of_tasks(tuple(folders(HydraConfig.get().runtime.config_sources)))
+
+
+@functools.cache
+def _names_of_tasks(sources: tuple[str, ...]) -> frozenset[str]:
+    files = (file for source in sources for file in Path(source, "dataset").rglob("*.yaml"))
+    return frozenset(name for file in files for name in re.findall(r"(?m)^name: *(\S+)", file.read_text("utf-8")))
+
+
 def overrides_of() -> tuple[str, ...]:
     """What was asked for on the command line, or by a sweep for this job; values of secrets are hidden."""
     return tuple(hidden(str(given)) for given in HydraConfig.get().overrides.task) if HydraConfig.initialized() else ()
@@ -318,7 +336,7 @@ def _variant(config: Mapping[str, Any], own: Mapping[str, Any]) -> str:
     images = [own["data"]["fingerprint"], *own["data"].get("searched", [])]
 
     def identify(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
-        other, task = _resolved(cfg, overrides)
+        other, task = resolved(cfg, overrides)
         looked_at, parts = (_looked_at(c, Protocol(**c["protocol"])) for c in (other, config)), ("dataset", "data")
         pairs, own_pairs = looked_at
         if pairs == own_pairs and all(other[part] == config[part] for part in parts):

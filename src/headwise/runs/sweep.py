@@ -26,14 +26,14 @@ from hydra.core.override_parser.types import Glob, Override
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from headwise.commands.messages import one_line, text_of
 from headwise.commands.overrides import readable
 from headwise.commands.sizes import spelled
 from headwise.errors import ConfigError, SweepError, suggest
-from headwise.protocol.plan import folders, root_of, still_holds
+from headwise.protocol.plan import folders, resolved, root_of, still_holds
 from headwise.protocol.request import request_of
 from headwise.results.store import Finished, Result, ResultError
 from headwise.runs import lifeline
@@ -91,16 +91,22 @@ def answered() -> Iterator[None]:
         raise ConfigError(text_of(error)) from error
 
 
-def requests_of(conf: Path, arguments: Sequence[str]) -> tuple[DictConfig, dict[str, list[str]], list[str]]:
+def requests_of(
+    conf: Path, arguments: Sequence[str], check: bool = False
+) -> tuple[DictConfig, dict[str, list[str]], list[str]]:
     """What ``train.py -m`` with these arguments would run, without running it.
 
     Args:
         conf: the configuration folder.
         arguments: as on the command line.
+        check: compose for every choice one job that has it, as a run would.
 
     Returns:
         The configuration that all jobs share, the overrides of every job by its request, and the folders of the
         configuration.
+
+    Raises:
+        ConfigError: for choices that match nothing; with `check`, for one that no run can have.
     """
     with initialize_config_dir(version_base="1.3", config_dir=str(conf.resolve())):
         loader = GlobalHydra.instance().config_loader()
@@ -108,7 +114,21 @@ def requests_of(conf: Path, arguments: Sequence[str]) -> tuple[DictConfig, dict[
         params: Any = OmegaConf.to_container(cfg.hydra.sweeper.params or OmegaConf.create({}))
         jobs = jobs_of(params, list(cfg.hydra.overrides.task), loader)
         sources = folders(cfg.hydra.runtime.config_sources)
+        if check:
+            _check_jobs(jobs, loader)
     return cfg, {request_of(job, sources): job for job in jobs}, sources
+
+
+def _check_jobs(jobs: Sequence[Sequence[str]], loader: Any) -> None:
+    """Refuse a choice that no run can have. A sweep's jobs share most of their choices: each is looked at once."""
+    seen: set[str] = set()
+    for job in jobs:
+        if not seen.issuperset(job):
+            seen.update(job)
+            cfg = loader.load_configuration("config", readable(job), RunMode.RUN)
+            with open_dict(cfg):
+                del cfg["hydra"]
+            resolved(cfg, job)
 
 
 class Sweep:
