@@ -6,7 +6,6 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from headwise.data import labels
 from headwise.errors import ConfigError, suggest
 from headwise.schema import targets
 from headwise.schema.check import check_fields
@@ -90,7 +89,9 @@ class VTABTask:
         if self.group == "fewshot" and self.draw not in DRAWS:
             raise ConfigError(f"{where}: draw must be one of {', '.join(map(str, DRAWS))}, got {self.draw}")
         if self.label_rule is not None:
-            labels.rule(self.label_rule)
+            from headwise.data.labels import rule  # which needs numpy; a task without a rule does not
+
+            rule(self.label_rule)
         if not self.folders:
             raise ConfigError(f"{where}: folders must name at least one folder")
         if self.class_names and len(self.class_names) != self.num_classes:

@@ -16,6 +16,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra.conf import HydraConf
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -64,7 +65,7 @@ class Kept(ConfigRepository):
     """
 
     def __init__(self, path: ConfigSearchPath) -> None:
-        self.path: list[tuple[str | None, str | None]] = []
+        self.path: list[tuple[Any, Any]] = []
         self.read: dict[str, ConfigResult | None] = {}
         super().__init__(path)
 
@@ -73,7 +74,7 @@ class Kept(ConfigRepository):
 
     def initialize_sources(self, config_search_path: ConfigSearchPath) -> None:
         """Take the files from other folders; from the same ones, what was read stays."""
-        path = [(element.provider, element.path) for element in config_search_path.get_path()]
+        path: list[tuple[Any, Any]] = [(element.provider, element.path) for element in config_search_path.get_path()]
         if path != self.path:
             self.path = path
             self.read.clear()
@@ -86,10 +87,10 @@ class Kept(ConfigRepository):
         return copy.deepcopy(self.read[config_path])
 
 
-def keep(loader: ConfigLoaderImpl) -> ConfigLoaderImpl:
-    """Let a loader of hydra's read each file once; returns it."""
-    loader.repository = Kept(loader.config_search_path)
-    return loader
+def keep(loader: ConfigLoader) -> None:
+    """Let hydra's loader of configurations read each file once."""
+    if isinstance(loader, ConfigLoaderImpl):
+        loader.repository = Kept(loader.config_search_path)
 
 
 class Composer:
@@ -104,7 +105,8 @@ class Composer:
         path = ConfigSearchPathImpl()
         for provider, address in sources:
             path.append(provider, address)
-        self.name, self.loader = name, keep(ConfigLoaderImpl(path))
+        self.name, self.loader = name, ConfigLoaderImpl(path)
+        keep(self.loader)
         self.parser = OverridesParser.create(config_loader=self.loader)
         self._composed = functools.lru_cache(maxsize=256)(self._compose)
 

@@ -200,15 +200,13 @@ def resolved(cfg: DictConfig, overrides: Sequence[str]) -> tuple[dict[str, Any],
     check_config(config)
     trainer = config["trainer"]
     trainer["accelerator"] = _accelerator(trainer["accelerator"])
-    if trainer["accelerator"] == "auto":
-        trainer["accelerator"] = "gpu" if _has_gpu() else "cpu"
     if trainer["attention"] == "auto":
         plain = trainer["accelerator"] == "cpu" and config["protocol"].get("precision") == "bf16"
         trainer["attention"] = "plain" if plain else "timm"
     task = instantiate(config["dataset"], _convert_="all")
     check_made("dataset", config["dataset"], isinstance(task, VTABTask))
-    if not task.is_own and (known := _known_tasks()):
-        check_tasks(config.get("per_task"), known)
+    if not task.is_own and HydraConfig.initialized():
+        check_tasks(config.get("per_task"), tuple(folders(HydraConfig.get().runtime.config_sources)))
     given = _given(overrides)
     own = fill_protocol(config, given)
     if own != config["protocol"]:
@@ -244,16 +242,15 @@ def _unmade(key: str, error: Exception) -> ConfigError:
 
 
 def _accelerator(given: str) -> str:
-    """What trainer.accelerator means: auto, cpu or gpu.
+    """What trainer.accelerator means here: cpu or gpu.
 
     Raises:
         ConfigError: for a device that is not supported.
     """
     if given == "mps":
-        raise ConfigError(
-            "trainer.accelerator=mps: Apple's GPUs have no float64, which methods here need; use trainer=cpu"
-        )
-    return ACCELERATORS[given]
+        raise ConfigError("trainer.accelerator=mps: Apple's GPUs have no float64, which methods need; use trainer=cpu")
+    at_hand = "gpu" if _has_gpu() else "cpu"
+    return at_hand if ACCELERATORS[given] == "auto" else ACCELERATORS[given]
 
 
 def _has_gpu() -> bool:
@@ -292,19 +289,6 @@ def asked() -> str:
 def folders(sources: Any) -> list[str]:
     """Configuration folders among hydra's ``runtime.config_sources``."""
     return [source.path for source in sources if source.schema == "file"]
-
-
-def _known_tasks() -> frozenset[str]:
-    """The names of all tasks in the configuration folders of hydra's job; empty outside of hydra's command line."""
-    if not HydraConfig.initialized():
-        return frozenset()
-    return _names_of_tasks(tuple(folders(HydraConfig.get().runtime.config_sources)))
-
-
-@functools.cache
-def _names_of_tasks(sources: tuple[str, ...]) -> frozenset[str]:
-    files = (file for source in sources for file in Path(source, "dataset").rglob("*.yaml"))
-    return frozenset(name for file in files for name in re.findall(r"(?m)^name: *(\S+)", file.read_text("utf-8")))
 
 
 def overrides_of() -> tuple[str, ...]:
