@@ -107,16 +107,20 @@ class Composer:
             path.append(provider, address)
         self.name, self.loader = name, ConfigLoaderImpl(path)
         keep(self.loader)
-        self.parser = OverridesParser.create(config_loader=self.loader)
+        self.parsed = functools.lru_cache(maxsize=4096)(self._parsed)
         self._composed = functools.lru_cache(maxsize=256)(self._compose)
 
     def compose(self, overrides: Sequence[str]) -> DictConfig:
         """What hydra composes of the overrides, without its own node."""
-        parsed = self.parser.parse_overrides(list(overrides))
+        parsed = [self.parsed(override) for override in overrides]
         groups = [override for override in parsed if self._is_group(override)]
         cfg = copy.deepcopy(self._composed(tuple(str(override.input_line) for override in groups)))
         ConfigLoaderImpl._apply_overrides_to_config([override for override in parsed if override not in groups], cfg)
         return cfg
+
+    def _parsed(self, override: str) -> Override:
+        (parsed,) = OverridesParser.create(config_loader=self.loader).parse_overrides([override])
+        return parsed
 
     def _compose(self, groups: tuple[str, ...]) -> DictConfig:
         cfg = self.loader.load_configuration(self.name, list(groups), RunMode.RUN)
@@ -158,7 +162,7 @@ class Composer:
 
     def is_group(self, override: str) -> bool:
         """Whether it chooses an option of a group."""
-        return self._is_group(self.parser.parse_override(override))
+        return self._is_group(self.parsed(override))
 
     def _is_group(self, override: Override) -> bool:
         return not isinstance(override.value(), dict) and self.loader.repository.group_exists(override.key_or_group)
