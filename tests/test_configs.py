@@ -27,8 +27,7 @@ from headwise.protocol.presets import fill_presets
 from headwise.protocol.recipe import Protocol
 from headwise.runs.experiment import plan_run
 from headwise.runs.sweep import requests_of
-from headwise.updates.gate import fill_gates
-from made_networks import CONF, REPO, compose_config
+from made_networks import CONF, REPO, compose_config, fill_gates
 
 FILES = sorted(file.relative_to(CONF).with_suffix("").as_posix() for file in CONF.rglob("*.yaml"))
 OPTIONS = [name for name in FILES if name != "config"]

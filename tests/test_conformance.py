@@ -20,9 +20,10 @@ from headwise.methods.peft_bridge import PeftMethod
 from headwise.network.backbone import Backbone
 from headwise.results.store import PhaseStore
 from headwise.training.loop import Machine, hush, read_tensors, run_phases, write_tensors
-from headwise.updates.adapted import AdaptedLinear, BesideLinear, Delta
+from headwise.updates.adapted import AdaptedLinear, Delta
 from headwise.updates.lowrank import LowRank
 from headwise.updates.sites import Site
+from headwise.wrappers.settling import BesideLinear
 from made_networks import (
     CONF,
     NETWORKS,

@@ -114,15 +114,25 @@ MOVED: dict[str, tuple[str, ...]] = {
         "headwise.training.loop",
         "headwise.training.phase",
     ),
+    "headwise.updates.adapted": ("headwise.wrappers.settling",),
+    "headwise.updates.gate": ("headwise.protocol.filling",),
+    "headwise.updates.settling": (
+        "headwise.wrappers.settling",
+        "headwise.updates.fused",
+    ),
+    "headwise.updates.sites": ("headwise.methods._stages",),
     "headwise.variants": ("headwise.protocol.variants",),
     "headwise.weights": ("headwise.storage.weights",),
     "headwise.wrapping": (
         "headwise.wrappers.wrapping",
-        "headwise.updates.settling",
+        "headwise.updates.fused",
     ),
     "headwise.written": ("headwise.commands.written",),
 }
-"""By its old name, the modules in which a name of it is sought, in order."""
+"""By its old name, the modules in which a name of it is sought, in order.
+
+A module that still stands, but of which something moved, is named here too; it has `sought_in` as its ``__getattr__``.
+"""
 
 
 def sought_in(old: str) -> Callable[[str], Any]:

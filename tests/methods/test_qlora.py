@@ -22,8 +22,9 @@ from headwise.methods.hs_lora import TwoPhase
 from headwise.methods.lora import LoRA
 from headwise.methods.qlora import QLoRA
 from headwise.network.nf4 import BLOCK, VALUES, FourBit, NF4Linear
-from headwise.updates.adapted import AdaptedLinear, BesideLinear
+from headwise.updates.adapted import AdaptedLinear
 from headwise.updates.qkv import SplitQKV
+from headwise.wrappers.settling import BesideLinear
 from made_networks import composed_method, distance, images, logits, network, perturb
 
 X = images()

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from headwise.errors import CheckpointError, ConfigError
 from headwise.network.nf4 import NF4Linear
-from headwise.updates.adapted import AdaptedLinear, BesideLinear, Delta, Factors, adapted_linear
+from headwise.updates.adapted import AdaptedLinear, Delta, Factors, adapted_linear
+from headwise.wrappers.settling import BesideLinear
 
 X = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
 

@@ -8,8 +8,8 @@ from hydra.utils import instantiate
 
 from headwise.errors import ConfigError
 from headwise.runs.experiment import plan_run
-from headwise.updates.gate import Gate, fill_gates
-from made_networks import compose_config
+from headwise.updates.gate import Gate
+from made_networks import compose_config, fill_gates
 
 NE3 = {"count": 3, "ratio": None}
 

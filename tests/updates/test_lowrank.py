@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from headwise.errors import ConfigError
-from headwise.updates.adapted import AdaptedLinear, BesideLinear
+from headwise.updates.adapted import AdaptedLinear
 from headwise.updates.lowrank import LowRank, runs_of
 from headwise.updates.sites import Site
+from headwise.wrappers.settling import BesideLinear
 
 SITE = Site(0, 0, "q", 4, 3)
 BASE = torch.zeros(12, 8)

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from headwise.errors import CheckpointError
 from headwise.methods._named import check_names, copy_into
 from headwise.network.backbone import Backbone
-from headwise.updates.adapted import AdaptedLinear, BesideLinear, Delta
+from headwise.updates.adapted import AdaptedLinear, Delta
 from headwise.updates.masking import HeadMasking
 from headwise.wrappers.quantized import QuantizedLinear
+from headwise.wrappers.settling import BesideLinear
 from headwise.wrappers.wrapping import wrappers
 
 

@@ -12,7 +12,7 @@ from headwise.errors import ConfigError
 from headwise.methods.base import Installed, Method
 from headwise.network.backbone import Backbone
 from headwise.network.nf4 import FourBit
-from headwise.updates.settling import at_least_float32
+from headwise.updates.fused import at_least_float32
 from headwise.wrappers.wrapping import Beside, Wrapper, check_block, through
 
 

@@ -20,10 +20,11 @@ from headwise.schema import targets
 from headwise.schema.check import check_fields
 from headwise.schema.effective import effective_method
 from headwise.schema.kinds import Count, Positive, Text
-from headwise.updates.adapted import AdaptedLinear, BesideLinear, Delta
+from headwise.updates.adapted import AdaptedLinear, Delta
 from headwise.updates.gate import Gate
 from headwise.updates.masking import HeadMasking
 from headwise.updates.sites import Site
+from headwise.wrappers.settling import BesideLinear
 
 Plan = dict[str, Any]
 """What `Method.prepare` found out before installing: plain data that JSON can hold."""

@@ -22,11 +22,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headwise.errors import ConfigError
+from headwise.methods._stages import by_stage, common_width
 from headwise.methods.base import Installed, Method, Plan
 from headwise.network.backbone import Backbone
 from headwise.schema.kinds import AtLeast0, Count, Factor, Rate
 from headwise.updates.adapted import Delta
-from headwise.updates.sites import PROJECTIONS, QKV, Site, by_stage, common_width
+from headwise.updates.sites import PROJECTIONS, QKV, Site
 
 
 class AttentionFactors(nn.Module):

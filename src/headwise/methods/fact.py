@@ -19,11 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from headwise.errors import ConfigError, suggest
+from headwise.methods._stages import by_stage, common_width
 from headwise.methods.base import Method
 from headwise.network.backbone import Backbone
 from headwise.schema.kinds import Count, Factor, Rate, is_whole
 from headwise.updates.adapted import Delta, Factors
-from headwise.updates.sites import PROJECTIONS, Site, by_stage, common_width
+from headwise.updates.sites import PROJECTIONS, Site
 
 KINDS = ("tt", "tk")
 

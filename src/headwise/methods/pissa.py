@@ -17,8 +17,8 @@ from headwise.methods.base import Method, per_projection
 from headwise.network.backbone import Backbone
 from headwise.schema.kinds import Count, Factor
 from headwise.updates.adapted import Delta, Factors
+from headwise.updates.fused import at_least_float32
 from headwise.updates.lowrank import check_rank
-from headwise.updates.settling import at_least_float32
 from headwise.updates.sites import QKV, Site
 
 

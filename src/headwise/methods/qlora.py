@@ -12,9 +12,10 @@ from headwise.methods.base import Installed, Method, Plan, per_projection
 from headwise.network.backbone import Backbone
 from headwise.network.nf4 import FourBit, four_bit
 from headwise.schema.kinds import Count, Factor, Rate
-from headwise.updates.adapted import AdaptedLinear, BesideLinear, Delta
+from headwise.updates.adapted import AdaptedLinear, Delta
 from headwise.updates.lowrank import LowRank
 from headwise.updates.sites import Site
+from headwise.wrappers.settling import BesideLinear
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,8 +22,8 @@ from headwise.methods.base import Installed, Method, Plan
 from headwise.network.backbone import Backbone
 from headwise.schema.kinds import Count, Factor, Rate, is_whole
 from headwise.updates.adapted import AdaptedLinear
+from headwise.updates.fused import at_least_float32
 from headwise.updates.qkv import SplitQKV
-from headwise.updates.settling import at_least_float32
 from headwise.updates.sites import QKV
 from headwise.wrappers.wrapping import Wrapper, unwrapped, with_affine
 

@@ -32,8 +32,8 @@ from headwise.network.backbone import Backbone
 from headwise.network.portions import more_parts, split
 from headwise.schema.kinds import Count, Factor, Positive, Rate
 from headwise.updates.adapted import AdaptedLinear, Delta, Factors
+from headwise.updates.fused import at_least_float32
 from headwise.updates.lowrank import LowRank
-from headwise.updates.settling import at_least_float32
 from headwise.updates.sites import PROJECTIONS, Site
 from headwise.wrappers.wrapping import pretrained_parameters
 

@@ -21,9 +21,10 @@ from headwise.network.reading import load_weights
 from headwise.schema.check import check_fields
 from headwise.schema.kinds import Colour, Count, Overrides, Seed, Spread, Text
 from headwise.storage.weights import network_name, stated_weights, weights_file, weights_labels
-from headwise.updates.adapted import AdaptedLinear, BesideLinear
+from headwise.updates.adapted import AdaptedLinear
 from headwise.updates.qkv import SplitQKV
 from headwise.updates.sites import QKV, Site, select
+from headwise.wrappers.settling import BesideLinear
 from headwise.wrappers.wrapping import Wrapper
 
 ATTENTION = ("timm", "plain")

@@ -13,7 +13,7 @@ from typing import Any
 from headwise.protocol.presets import with_published
 from headwise.schema.nodes import Node, each_node
 from headwise.schema.source import literal_of_target
-from headwise.updates.gate import with_gate
+from headwise.updates.gate import Gate
 
 WRITTEN = "written"
 """Attribute of a method's class: by field, the dotted name of what reads it, see `headwise.methods.base.Method`."""
@@ -43,6 +43,16 @@ def fill_method(
         return node
 
     return each_node(method, fill), published
+
+
+def with_gate(node: Mapping[str, Any], ne: Mapping[str, Any] | None) -> Node:
+    """One method's configuration with its ``gate`` written out: all fields, the amount taken from `ne`.
+
+    A gate that is null is left out, since it is no gate.
+    """
+    gate = Gate.of(node.get("gate"), ne)
+    spec = None if gate is None else gate.spec()
+    return {name: spec if name == "gate" else value for name, value in node.items() if name != "gate" or spec}
 
 
 def with_own_fields(node: Mapping[str, Any]) -> Node:

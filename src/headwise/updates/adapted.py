@@ -13,10 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headwise.errors import CheckpointError, ConfigError
-from headwise.updates.fused import Block, Dense, lowrank_linear
+from headwise.moved import sought_in
+from headwise.updates.fused import Block, Dense, at_least_float32, lowrank_linear
 from headwise.updates.quantize import pack_codes, unpack_codes
-from headwise.updates.settling import Settling, at_least_float32
 from headwise.updates.sites import Site
+
+__getattr__ = sought_in("headwise.updates.adapted")  # `BesideLinear` had its place here
 
 
 class Factors(NamedTuple):
@@ -198,39 +200,6 @@ class AdaptedLinear(nn.Linear):
             bias = self.adapted_bias()
             linear.bias = nn.Parameter(self.bias if bias is None else bias.clone(), requires_grad=False)
         return linear.train(self.training)
-
-
-class BesideLinear(Settling):
-    """y = module(x) + delta(x), for bases without a dense weight (a 4-bit linear, a library's own layer)."""
-
-    theirs = "module"
-
-    def __init__(self, module: nn.Module, delta: Delta) -> None:
-        super().__init__()
-        if delta.reads_base:
-            raise ConfigError(f"{type(delta).__name__} reads the dense base weight; this projection has none")
-        if delta.updates_bias:
-            raise ConfigError(f"{type(delta).__name__} updates the bias too, which needs a dense projection")
-        self.module, self.delta = module, delta
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Output (..., O) for x (..., I)."""
-        return self.onto(x, None)
-
-    def onto(self, x: Tensor, start: Tensor | None) -> Tensor:
-        """The output added to `start`, (..., O), if that is given.
-
-        A module that has such a method itself is called by it: in narrow types it adds its product last, so that small
-        updates do not round away.
-        """
-        update = self.delta(x, x.new_empty(0))
-        update = update if start is None else start + update
-        onto = getattr(self.module, "onto", None)
-        if onto is not None:
-            whole: Tensor = onto(x, update)
-            return whole
-        y = self.module(x)
-        return y + update.to(y.dtype)
 
 
 def adapted_linear(x: Tensor, weight: Tensor, bias: Tensor | None, parts: Sequence[nn.Linear]) -> Tensor:

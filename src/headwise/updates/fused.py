@@ -25,6 +25,11 @@ from torch import Tensor
 _WIDE = (torch.float32, torch.float64)
 
 
+def at_least_float32(tensor: Tensor) -> torch.dtype:
+    """The type that what a method adds has beside a tensor of the network: the same, in narrow types float32."""
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
 class Block(NamedTuple):
     """Low-rank update of the output rows ``first_row .. first_row + O``.
 

@@ -8,15 +8,17 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self, get_args
 
 from headwise.errors import ConfigError, suggest
+from headwise.moved import sought_in
 from headwise.schema.check import check_fields
 from headwise.schema.effective import effective_gate
 from headwise.schema.kinds import Count, Rate, Warmup, Whole
-from headwise.schema.nodes import Node, each_node
 
 Mode = Literal["heart", "front", "random"]
 Score = Literal["taylor_pos", "taylor_neg", "taylor_abs", "weight_l2", "grad_l2"]
 Scope = Literal["global", "layer", "stage"]
 ScoreData = Literal["full_pass", "last_batch"]
+__getattr__ = sought_in("headwise.updates.gate")  # `with_gate` was here; a configuration is filled in `protocol`
+
 MODES, SCORES, SCOPES, SCORE_DATA = map(get_args, (Mode, Score, Scope, ScoreData))
 
 
@@ -135,18 +137,3 @@ class Gate:
                 "lower gate.warmup or raise the epochs"
             )
         return count
-
-
-def with_gate(node: Mapping[str, Any], ne: Mapping[str, Any] | None) -> Node:
-    """One method's configuration with its ``gate`` written out: all fields, the amount taken from `ne`.
-
-    A gate that is null is left out, since it is no gate.
-    """
-    gate = Gate.of(node.get("gate"), ne)
-    spec = None if gate is None else gate.spec()
-    return {name: spec if name == "gate" else value for name, value in node.items() if name != "gate" or spec}
-
-
-def fill_gates(method: Mapping[str, Any], ne: Mapping[str, Any] | None) -> Node:
-    """As `with_gate`, for a method and every one in it."""
-    return each_node(method, lambda key, node: with_gate(node, ne))

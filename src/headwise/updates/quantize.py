@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from headwise.errors import CheckpointError, ConfigError, suggest
-from headwise.updates.settling import at_least_float32
+from headwise.updates.fused import at_least_float32
 
 BITS = (1, 2, 4, 8, 32)
 CODEBOOKS = ("kmedians", "kmeans")

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from headwise.errors import ConfigError, suggest
+from headwise.moved import sought_in
 from headwise.schema.kinds import PROJECTIONS
 
-__all__ = ["PROJECTIONS", "QKV", "Site", "by_stage", "common_width", "select"]
+__all__ = ["PROJECTIONS", "QKV", "Site", "select"]
+__getattr__ = sought_in("headwise.updates.sites")  # `by_stage` and `common_width` had their place here
 
 QKV = ("q", "k", "v")
 
@@ -63,30 +64,3 @@ def select(sites: Iterable[Site], targets: Sequence[str]) -> tuple[Site, ...]:
         if target not in available:
             raise ConfigError(f"target {target!r} matches no projection of this backbone{suggest(target, available)}")
     return tuple(site for site in sites if site.proj in targets)
-
-
-def by_stage(sites: Iterable[Site]) -> list[list[Site]]:
-    """Sites in network order, one list per stage."""
-    return [list(members) for _, members in itertools.groupby(sites, key=lambda site: site.stage)]
-
-
-def common_width(name: str, sites: Sequence[Site], bases: Mapping[Site, Tensor]) -> int:
-    """d of one stage, for a method that cuts every weight into squares of d.
-
-    Args:
-        name: of the method.
-        sites: of the stage, at least one.
-        bases: their weights, (O, I).
-
-    Raises:
-        ConfigError: if a projection's sides are not d by a multiple of d.
-    """
-    width = min(bases[sites[0]].shape)
-    for site in sites:
-        short, long = sorted(bases[site].shape)
-        if short != width or long % width:
-            raise ConfigError(
-                f"{name} cuts {site.key} {tuple(bases[site].shape)} into squares of {width}; "
-                "both sides must be multiples of it"
-            )
-    return width

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from headwise.errors import ConfigError
-from headwise.updates.settling import Settling
+from headwise.wrappers.settling import Settling
 
 BLOCKS = ("Block", "SwinTransformerBlock")
 """Classes of timm's blocks whose two halves are known: attention first, then the MLP, each on a pre-norm residual."""
