@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from headwise.methods._catalog import UNITS, Entry, markdown, measure, printed_sizes
-from made_networks import CONF, REPO, composed_method, network
-
-
-def script() -> Any:
-    spec = importlib.util.spec_from_file_location("list_methods", REPO / "scripts" / "list_methods.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from made_networks import CONF, composed_method, network
+from made_scripts import loaded
 
 
 def cells(out: str, name: str) -> list[str]:
@@ -52,7 +42,7 @@ def test_a_method_that_is_not_defined_says_why() -> None:
 
 @pytest.mark.parametrize("file", sorted((CONF / "method").glob("*.yaml")), ids=lambda file: file.stem)
 def test_every_method_names_its_paper(file: Path) -> None:
-    about = script().about(file.stem)
+    about = loaded("list_methods").about(file.stem)
     is_own = about.startswith(("Baseline", "Control"))
     assert bool(Entry(name=file.stem, about=about, phase=file.stem).paper) != is_own, about
 
@@ -79,7 +69,7 @@ def test_printed_sizes_belong_to_methods() -> None:
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "methods.json"
-    main = script().main
+    main = loaded("list_methods").main
     assert main(["ssf", "lora", "--backbone", "vit_tiny_random", "--json", str(file), "--set", "rank=r4"]) == 0
     out = capsys.readouterr().out
     assert cells(out, "ssf")[1:4] == [
@@ -101,7 +91,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 def test_the_papers_sizes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "sizes.json"
-    main = script().main
+    main = loaded("list_methods").main
     assert main(["bitfit", "adaptformer", "--papers", "--backbone", "vit_tiny_random", "--json", str(file)]) == 0
     lines = [re.sub(r" +", " ", line) for line in capsys.readouterr().out.splitlines()]
     assert "| Heart-LoRA | BitFit | 0.39 MiB | 0.004 | 1,152 | 4,608 | method=bitfit | agrees |" in lines

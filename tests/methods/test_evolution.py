@@ -110,5 +110,5 @@ def test_bad_recipes(given: Any, message: str) -> None:
 
 
 def test_nothing_within_the_limit() -> None:
-    with pytest.raises(ConfigError, match=r"no subnet of sizes \[1, 5, 10\] was found within search.limit=1"):
+    with pytest.raises(ConfigError, match=r"no subnet of sizes \[1, 5, 10\] keeps within search.limit=1"):
         evolve(Evolution(limit=1), KINDS, 12, cost, lambda _: 0.0, random.Random(0))

@@ -165,6 +165,12 @@ def test_networks_that_cannot_be_used(recipe: BackboneSpec, message: str) -> Non
         recipe.build()
 
 
+@pytest.mark.parametrize("side", [0, -16, True, 32.5])
+def test_a_side_without_whole_pixels_is_refused_before_anything_is_built(side: Any) -> None:
+    with pytest.raises(ConfigError, match=f"^backbone.img_size must be a whole number of at least 1, got {side}"):
+        tiny("vit_tiny_patch16_224", side)
+
+
 @pytest.mark.parametrize("family", ["vit", "swin"])
 @pytest.mark.parametrize("kind", ["safetensors", "pth", "wrapped", "half"])
 def test_weights_are_read(family: str, kind: str, tmp_path: Path) -> None:

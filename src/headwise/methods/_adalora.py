@@ -68,6 +68,7 @@ class Allocator(L.Callback):
             self._diagonals[names[id(diagonal)]] = site
             self._kept[site] = torch.ones(diagonal.shape[0], dtype=torch.uint8, device=diagonal.device)
         self._parameters = dict(tuner.model.named_parameters())
+        # peft scores inside its own step, so the guard against overflow stands in the place of its scorer
         self._score, self.ranking.update_ipt = self.ranking.update_ipt, self._score_if_finite
         for averages in (self.ranking.ipt, self.ranking.exp_avg_ipt, self.ranking.exp_avg_unc):
             averages.update({name: torch.zeros_like(self._parameters[name]) for name in self._scored.values()})
@@ -102,6 +103,7 @@ class Allocator(L.Callback):
         norms = []
         for shape, matrices in by_shape.items():
             stack = torch.stack(matrices)
+            # Gram matrices (n, R, R) near the identity: in bf16 their distance from it would be rounding alone
             with torch.autocast(stack.device.type, enabled=False):
                 gram = stack @ stack.mT
             norms.append(torch.linalg.matrix_norm(gram - torch.eye(shape[0], device=gram.device)))
@@ -120,7 +122,7 @@ class Allocator(L.Callback):
         }
 
     def ranks(self) -> dict[str, int]:
-        """Kept entries of E by site."""
+        """How many entries of E are kept, by site."""
         return {site.key: int(mask.sum()) for site, mask in self._kept.items()}
 
     def state(self) -> dict[str, Tensor]:
@@ -150,6 +152,7 @@ class Allocator(L.Callback):
         full = dict(tensors)
         for site, mask in self._kept.items():
             copy_into({f"{site.key}.kept": mask}, {f"{site.key}.kept": full.pop(f"{site.key}.kept")})
+            # the file has R' of R triplets; they go back to their places along the axis of R, zeros elsewhere
             index = mask.nonzero().flatten()
             for name, axis in self._axes(site).items():
                 part = live[name].detach().index_select(axis, index).clone()

@@ -35,7 +35,7 @@ def _key(name: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Evolution:
-    """How a subnet is found. The defaults are the authors' for VTAB-1k.
+    """How a subnet is sought. The defaults are the authors' for VTAB-1k.
 
     Attributes:
         sizes: of a part where it is present, at least 1.
@@ -121,7 +121,7 @@ class Evolution:
 
 @dataclass
 class Evolved:
-    """What an evolution found.
+    """What an evolution chose.
 
     Attributes:
         subnet: the best.
@@ -152,12 +152,13 @@ class _Pool:
         self.parents: list[Subnet] = []
 
     def add(self, make: Callable[[], Subnet], wanted: int) -> int:
-        """Score up to `wanted` new subnets within the limit; how many were found before the draws ran out."""
+        """Score up to `wanted` new subnets within the limit; how many there were before the draws ran out."""
         before = len(self.seen)
         for _ in range(wanted * TRIES):
             if len(self.seen) == before + wanted:
                 break
             subnet = make()
+            # a subnet is known by its sizes, however it came about: mutants and children often repeat one
             key, size = repr(sorted(subnet.items())), self.cost(subnet)
             if key not in self.seen and size <= self.recipe.limit:
                 self.seen[key] = (-self.score(subnet), size, len(self.seen), subnet)
@@ -171,9 +172,10 @@ class _Pool:
         """
         if not self.seen:
             raise ConfigError(
-                f"no subnet of sizes {list(self.recipe.sizes)} was found within search.limit={self.recipe.limit} "
+                f"no subnet of sizes {list(self.recipe.sizes)} keeps within search.limit={self.recipe.limit} "
                 "parameters; raise it"
             )
+        # by score, then size, then order of trial, so that equal scores have one order
         ranked = sorted(self.seen.values(), key=lambda entry: entry[:3])[: self.recipe.parents]
         self.parents = [subnet for *_, subnet in ranked]
         loss, size, _, subnet = ranked[0]

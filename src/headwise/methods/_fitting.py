@@ -1,4 +1,4 @@
-"""Whether methods work in a network: found out with two blank images before anything is fetched or trained."""
+"""Whether methods work in a network: tried with two blank images before anything is fetched or trained."""
 
 from __future__ import annotations
 
@@ -62,6 +62,7 @@ def dry_forward(net: Backbone, method: Method | None = None) -> None:
     modes = [(module, module.training) for module in net.modules()]
     try:
         for module, _ in modes:
+            # flags are set one by one: eval() would also call train() of the modules that override it
             module.training = False
         with fitting(net, method), own_randomness(), torch.no_grad():
             images = torch.zeros(2, 3, net.img_size, net.img_size, device=next(net.parameters()).device)

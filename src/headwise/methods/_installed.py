@@ -26,10 +26,10 @@ class Packs(Protocol):
     optional: tuple[str, ...]
 
     def pack(self) -> dict[str, Tensor]:
-        """What is stored."""
+        """The tensors that are stored, by name."""
 
     def unpack(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restore it."""
+        """Restore what `pack` gave."""
 
 
 @runtime_checkable
@@ -74,7 +74,7 @@ class Installed:
         return named
 
     def trainable(self) -> dict[str, Tensor]:
-        """What the optimiser gets."""
+        """The parameters that the optimiser gets: the method's own and the head's."""
         return {**self.adapter(), **self.head()}
 
     def state(self) -> dict[str, Tensor]:
@@ -106,6 +106,7 @@ class Installed:
         for owner, module in self.owners.items():
             own = module.pack() if isinstance(module, Packs) else module.state_dict()
             for name, tensor in own.items():
+                # tied tensors share storage; an empty one has the address 0, as every other empty one
                 if not tensor.numel() or tensor.data_ptr() not in seen:
                     seen.add(tensor.data_ptr())
                     stored[f"{owner}.{name}"] = tensor
@@ -154,6 +155,7 @@ class Installed:
 
     def param_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Optimiser groups; parameters that their owner lists in ``undecayed`` get no weight decay."""
+        # asked of every child: a part may hold the module that declares it, as a quantised bottleneck does
         undecayed = {
             id(tensor)
             for module in self.owners.values()
@@ -200,6 +202,7 @@ class Installed:
                 self.net.replace(site, module.merged())
             elif isinstance(module, BesideLinear):
                 module.settle()
+        # inner wrappers first: what stands around one may fold into the plain module that it becomes
         for path, wrapper in wrappers(self.net.model):
             plain = wrapper.merged()
             if plain is None:

@@ -89,7 +89,7 @@ def strict() -> Iterator[None]:
 
 
 def is_adalora(config: Mapping[str, Any]) -> bool:
-    """Whether it is AdaLoRA's."""
+    """Whether a config is AdaLoRA's."""
     return config_class(config) is peft.AdaLoraConfig
 
 

@@ -27,6 +27,7 @@ def common_width(name: str, sites: Sequence[Site], bases: Mapping[Site, Tensor])
     Raises:
         ConfigError: if a projection's sides are not d by a multiple of d.
     """
+    # q, k, v and o are (d, d), fc1 (m d, d) and fc2 (d, m d): the shorter side is d
     width = min(bases[sites[0]].shape)
     for site in sites:
         short, long = sorted(bases[site].shape)

@@ -21,6 +21,7 @@ def place(net: Backbone, path: str, factory: Callable[[nn.Module], Wrapper]) -> 
 
     Parts are of at least float32.
     """
+    # the path is that of the pretrained network; wrappers of earlier phases stand in between
     wrapper: Any = net.wrap(through(net.model, path), factory)
     like = next(net.parameters())
     for name, child in wrapper.named_children():
@@ -54,6 +55,7 @@ def beside_mlps(net: Backbone, key: str, make: Callable[[int], nn.Module]) -> di
         check_block(block)
         part = make(width_of(net, block_key))
         parts[f"{block_key}.{key}"] = part
+        # around whole blocks: beside the MLP alone the part would see LayerNorm's output and drop-path
         place(net, path, functools.partial(Beside, part=part))
     return parts
 

@@ -38,6 +38,7 @@ class SlicedLowRank(Delta):
     def factors(self) -> Factors:
         """A (1, r, I) and B (1, O, r); at r = 0 one rank of zeros."""
         rank = max(self.used, 1)
+        # rank 0 is a rank-1 update times 0: shapes stay, and the parameters get a gradient of 0 instead of none
         up = self.B[..., :rank] * float(self.used > 0)
         return Factors(self.A[:, :rank], up, self.dropout)
 
@@ -82,7 +83,7 @@ class SubnetSearch(L.Callback):
     Each step's subnet follows from its number and the phase's seed alone, so a resumed run draws the same ones.
 
     Attributes:
-        found: what the evolution chose; None before.
+        evolved: what the evolution chose; None before.
     """
 
     def __init__(
@@ -103,12 +104,12 @@ class SubnetSearch(L.Callback):
             use: puts a subnet to work in the network.
         """
         self.recipe, self.kinds, self.num_blocks, self.cost, self.use = recipe, kinds, num_blocks, cost, use
-        self.found: Evolved | None = None
+        self.evolved: Evolved | None = None
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Draw this step's subnet."""
+        """Draw this step's subnet and put it to work."""
         module: Any = pl_module
         rng = random.Random(f"{module.seed_parts} subnet {trainer.global_step}")
         self.use(self.recipe.draw(self.kinds, self.num_blocks, rng))
@@ -126,6 +127,7 @@ class SubnetSearch(L.Callback):
         module: Any = pl_module
         if module.protocol.eval_split == "test":
             raise ConfigError("a supernet chooses its subnet on validation images; it cannot be tested on the test set")
+        # subnets are compared without dropout, on the same images
         module.net.eval()
         batches: Any = trainer.test_dataloaders
 
@@ -135,8 +137,8 @@ class SubnetSearch(L.Callback):
                 return accuracy(module, batches)
 
         rng = random.Random(f"{module.seed_parts} evolution")
-        self.found = evolve(self.recipe, self.kinds, self.num_blocks, self.cost, score, rng, trainer.print)
-        self.use(self.found.subnet)
+        self.evolved = evolve(self.recipe, self.kinds, self.num_blocks, self.cost, score, rng, trainer.print)
+        self.use(self.evolved.subnet)
 
 
 @torch.no_grad()

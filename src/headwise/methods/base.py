@@ -27,7 +27,7 @@ from headwise.updates.sites import Site
 from headwise.wrappers.settling import BesideLinear
 
 Plan = dict[str, Any]
-"""What `Method.prepare` found out before installing: plain data that JSON can hold."""
+"""What `Method.prepare` learned before installing: plain data that JSON can hold."""
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 """Gives normalised images (B, 3, S, S) and labels (B,) of the training set in a fixed order, every image once."""
 
@@ -142,6 +142,7 @@ class Method:
         installed.freeze_rest()
         gate = self.gating()
         if gate is not None:
+            # with every head on: the paper's formula takes its share of this size
             whole = installed.stored_bytes()
             installed.masking = HeadMasking(gate, deltas, lambda site: net.bases([site.proj])[site], whole)
         return installed
@@ -163,6 +164,7 @@ class Method:
         gate = None if asked is None else asked.effective()
         if gate is None or not gate.is_scored or self.checkpoint:
             return None
+        # the choice comes after the warm-up, but what is kept of its last batch is part of its checkpoint
         observed = gate.score_data if gate.score_data == "last_batch" else None
         return {**self.spec(), "gate": observed}, gate.warmup_epochs(epochs)
 
@@ -191,7 +193,7 @@ class Method:
 
 
 def _gateable() -> list[str]:
-    """Classes of this package that declare gates, found by reading: importing every method would load peft as well."""
+    """Classes of this package that declare gates, read from their source: importing them all would load peft as well."""
     names = []
     for file in sorted(Path(__file__).parent.glob("*.py")):
         for node in ast.parse(file.read_text(encoding="utf-8")).body:

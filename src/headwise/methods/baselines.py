@@ -64,7 +64,7 @@ class Linear(Method):
         refuse_targets(self)
 
     def count(self, net: Backbone) -> int:
-        """None beside the head."""
+        """No parameter is tuned beside the head's."""
         return 0
 
     def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
@@ -84,7 +84,7 @@ class Full(Method):
         refuse_targets(self)
 
     def count(self, net: Backbone) -> int:
-        """All of the network's."""
+        """All parameters of the network are tuned."""
         return sum(_own_sizes(net).values())
 
     def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
@@ -116,7 +116,7 @@ class BitFit(Method):
         return sum(size for name, size in _own_sizes(net).items() if name.endswith(".bias"))
 
     def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
-        """Free the biases."""
+        """Let the biases train, and freeze everything else but the head."""
         own = pretrained_parameters(net.model)
         return BaseTuning(net, {name: bias for name, bias in own.items() if name.endswith(".bias")})
 

@@ -61,7 +61,7 @@ class BiLoRA(Method):
         return Method.identity_tolerance if self.bits == 32 and self.head_bits is None else 1e-1
 
     def quantizer(self) -> Quantizer | None:
-        """Of both factors; None at 32 bits."""
+        """The quantiser of both factors; None at 32 bits."""
         if self.bits == 32:
             return None
         return Quantizer(self.bits, self.codebook, self.stats)
@@ -73,6 +73,7 @@ class BiLoRA(Method):
     def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
         """As any method of deltas; with `head_bits`, over a quantised classifier that becomes plain when merged."""
         if self.head_bits is not None:
+            # the head first: what trains is settled when the deltas are in place, the head's latent weight included
             net.set_head(QuantizedLinear(net.head, Quantizer(self.head_bits, self.codebook)))
         return super().install(net, plan)
 

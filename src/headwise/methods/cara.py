@@ -96,7 +96,9 @@ class CaRADelta(Delta):
             dense = self.shared.rows(self.first) * self.site.rows(self.get_buffer("active")).unsqueeze(1)
         else:
             dense = self.shared.blocks(self.first, self.count)
+            # fc2 reads m d inputs: its m blocks, (m d, d) below each other, lie side by side as (d, m d)
             dense = dense.T if self.site.proj == "fc2" else dense
+        # the authors drop entries of the (O, I) update itself; a merge forms it without gradients and must keep all
         if self.training and self.dropout and torch.is_grad_enabled():
             dense = F.dropout(dense, self.dropout)
         return (self.constant * dense).to(base.dtype)
@@ -173,6 +175,7 @@ class CaRA(Method):
 
     def _stage(self, bases: Mapping[Site, Tensor]) -> dict[Site, Delta]:
         deltas: dict[Site, Delta] = {}
+        # q, k and v have heads as an axis of their tensor, (3 L, d, H, e); the others have blocks of (d, d)
         heads = [site for site in bases if site.proj in QKV]
         rest = [site for site in bases if site.proj not in QKV]
         if heads:

@@ -53,6 +53,7 @@ class TruncatedLowRank(Delta):
         """A (1, b, I) and the scaled B (1, O, b); with `frozen`, only their last row and column carry gradient."""
         down, up = self.A[:, :rank], self.B[..., :rank]
         if frozen:
+            # rows before the last took their turn in steps of a smaller rank; here they are held
             down = torch.cat([down[:, :-1].detach(), down[:, -1:]], dim=1)
             up = torch.cat([up[..., :-1].detach(), up[..., -1:]], dim=2)
         return down, up * (self.alpha / rank)
@@ -87,11 +88,11 @@ class RankSampling(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Set it."""
+        """Let all deltas work at the rank of this step."""
         self.drawn.rank = self.draw(trainer.global_step)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Back to no rank in particular."""
+        """Leave no drawn rank behind: the deltas go back to the chosen one."""
         self.drawn.rank = None
 
 
@@ -103,7 +104,7 @@ class DyLoRAInstalled(Installed):
         self.sampling, self.infer = sampling, infer
 
     def callbacks(self) -> list[L.Callback]:
-        """The sampling."""
+        """The callbacks of every method, and the one that draws ranks."""
         return [*super().callbacks(), self.sampling]
 
     def report(self) -> dict[str, Any]:

@@ -69,6 +69,7 @@ class FacTDelta(Delta):
 
     def factors(self) -> Factors:
         """A (outputs / d, r, I) and B (outputs / d, d, r)."""
+        # S U of every part, (outputs / d, r, inputs / d, d); parts of one input side by side make A (outputs / d, r, I)
         down = torch.einsum("gjab,bd->gajd", self.middle(), self.shared.U).flatten(2)
         up = (self.constant * self.shared.V).expand(self.num_outs, -1, -1)
         return Factors(down, up, self.dropout)
@@ -90,7 +91,7 @@ class TTDelta(FacTDelta):
         self.S = nn.Parameter(torch.empty(shape, device=base.device).uniform_(-bound, bound))
 
     def middle(self) -> Tensor:
-        """S cut into parts."""
+        """The parts of S, cut from the one parameter, (outputs / d, inputs / d, r, r)."""
         rank = self.shared.U.shape[0]
         return self.S.view(self.num_outs, rank, self.num_ins, rank).transpose(1, 2)
 
@@ -108,7 +109,7 @@ class TKDelta(FacTDelta):
         self.core, self.first = core, first
 
     def middle(self) -> Tensor:
-        """S of every part."""
+        """The parts of S, contracted from the core, (outputs / d, inputs / d, r, r)."""
         num_slots = self.num_outs * self.num_ins
         mixed = self.core.core @ self.core.slots[:, self.first : self.first + num_slots]
         rank = mixed.shape[0]
@@ -167,6 +168,7 @@ class FacT(Method):
             if self.kind == "tt":
                 deltas |= {site: TTDelta(bases[site], shared, self.scale, self.dropout) for site in sites}
                 continue
+            # slots of the Tucker core in network order: one, or m for fc1 and fc2; `offset` is a projection's first
             slots = [max(bases[site].shape) // width for site in sites]
             core = Core(first, self.rank, sum(slots))
             for site, offset in zip(sites, itertools.accumulate(slots, initial=0), strict=False):

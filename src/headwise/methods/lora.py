@@ -57,6 +57,7 @@ class LoRA(Method):
         if self.fused:
             if set(self.targets) != set(QKV):
                 raise ConfigError(f"fused LoRA adapts q, k and v together, got targets={list(self.targets)}")
+            # a library that adapts timm's fused qkv has one A (r, d) and B (3 d, r): B's thirds are those of q, k and v
             first: dict[tuple[int, int], LowRank] = {}
             for site, delta in deltas.items():
                 if isinstance(delta, LowRank):

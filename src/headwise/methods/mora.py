@@ -123,5 +123,5 @@ class MoRA(Method):
         )
 
     def build(self, site: Site, base: Tensor) -> Delta:
-        """One square matrix."""
+        """The delta with the square matrix of one projection."""
         return MoRADelta(site, base, self.rank, self.type)

@@ -2,7 +2,7 @@
 
 Block l has p_l prompts (at the end of the sequence, in place of earlier ones), LoRA of rank r_l on q, k and v with one
 A, and an adapter of width w_l on the MLP's output: m + U drop(quick_gelu(D m)), outside drop-path; 0 leaves a part out,
-and the prompts of the block before stay. A subnet is found in two stages, a supernet trained with a random subnet each
+and the prompts of the block before stay. A subnet is sought in two stages, a supernet trained with a random subnet each
 step on train800 and an evolution on val200, and then retrained from the pretrained weights. The nineteen subnets that
 were published are part of the package (paper/noah_subnets.csv, from the authors' configuration files).
 
@@ -120,7 +120,7 @@ class NOAH(Method):
             object.__setattr__(self, "search", Evolution.of(self.search).spec())
 
     def scout(self) -> Method | None:
-        """The supernet, if the subnet is to be found."""
+        """The supernet, if a search is to choose the subnet."""
         if self.search is None:
             return None
         recipe = Evolution.of(self.search)
@@ -213,7 +213,7 @@ class SupernetInstalled(Installed):
         self.freeze_rest()
 
     def use(self, subnet: Subnet) -> None:
-        """Work at these sizes."""
+        """Let every part of the network work at the sizes of this subnet."""
         live = 0
         for index, key in enumerate(self.keys):
             prompts, rank, width = (subnet[kind][index] for kind in KINDS)
@@ -221,17 +221,18 @@ class SupernetInstalled(Installed):
             owners[f"{key}.prompts"].used, owners[f"{key}.adapter"].used = prompts, width
             for proj in QKV:
                 owners[f"{key}.{proj}"].used = rank
+            # where a block has none of its own, those before pass on; the next block that has some replaces them
             self.wrappers[index].replaced = live if prompts else 0
             live = prompts or live
         self.wrappers[-1].replaced = live
 
     def callbacks(self) -> list[L.Callback]:
-        """The search."""
+        """The callbacks of every method, and the search."""
         return [*super().callbacks(), self.searching]
 
     def report(self) -> dict[str, Any]:
-        """The subnet that was found, and how; nothing before."""
-        best = self.searching.found
+        """The subnet that the search chose, and how; nothing before."""
+        best = self.searching.evolved
         if best is None:
             return super().report()
         recipe = self.searching.recipe.spec()
@@ -307,6 +308,7 @@ def _one_a(bases: Mapping[Site, Tensor], build: Callable[[Site, Tensor], Any]) -
     first: dict[int, Any] = {}
     for site, base in bases.items():
         delta = build(site, base)
+        # q, k and v read the same x, so one A (1, r, d) stands for the fused projection's
         delta.A = first.setdefault(site.block, delta).A
         deltas[site] = delta
     return deltas
@@ -319,6 +321,7 @@ def _insert(
     members = list(blocks(net))
     owners: dict[str, nn.Module] = {}
     wrappers: list[Prompted] = []
+    # prompts that an earlier phase left at the end of each block's sequence; the new ones stand before them
     live = [sum(w.count for w in chain(block) if w.at_end) for _, _, block in members]
     previous = 0
     for index, (key, path, block) in enumerate(members):
@@ -367,6 +370,7 @@ def _upstream(modules: Iterable[nn.Module], super_prompts: int) -> None:
             count, width = module.tokens.shape
             if count > super_prompts:
                 raise ConfigError(f"super_prompts={super_prompts} is less than the {count} prompts of a block")
+            # Xavier of a (1, p, C) tensor counts p C as its inputs and C as its outputs
             bound = math.sqrt(6.0 / (width * super_prompts + width))
             nn.init.uniform_(module.tokens, -bound, bound)
         elif isinstance(module, Delta | Bottleneck):

@@ -111,8 +111,10 @@ class PeftMethod(Method):
         paths = {module: name for name, module in net.model.named_modules()}
         sites = {paths[net.linear(site)]: site for site in net.sites}
         config = self._configure(net, sites, plan)
+        # some starts (PiSSA, LoRA-GA) subtract themselves from the weight; the difference tells which projections
         before = {site: weight.clone() for site, weight in _reached(config, net, sites).items()}
         try:
+            # peft warns and goes on where it ignores an option; here that is an error
             with strict():
                 tuner = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type](net.model, config, adapter_name=ADAPTER)
         except KeyError as error:
@@ -222,6 +224,7 @@ def _check_merges(target: str, layers: Iterable[nn.Module]) -> None:
         ConfigError: if peft cannot.
     """
     for layer in itertools.islice(layers, 1):
+        # the trial folds a copy, since peft's merge changes the base weight in place
         trial: Any = copy.deepcopy(layer)
         try:
             trial.merge()
@@ -360,7 +363,7 @@ class PeftInstalled(Installed):
         return [group for group in groups if group["params"]]
 
     def penalty(self) -> Tensor | None:
-        """AdaLoRA's orthogonality term."""
+        """AdaLoRA's orthogonality term; None for every other config."""
         return self.allocator.penalty() if self.allocator else None
 
     def callbacks(self) -> list[L.Callback]:
@@ -378,6 +381,7 @@ class PeftInstalled(Installed):
     def merge(self) -> None:
         """Let peft fold its updates in and leave, then lay q, k and v out in one storage again."""
         self.tuner.merge_and_unload()
+        # peft leaves three weights, (d, d), each in storage of its own: joined they are one GEMM again
         for module in self.net.model.modules():
             if isinstance(module, SplitQKV):
                 module.join()

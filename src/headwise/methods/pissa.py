@@ -51,6 +51,7 @@ class PiSSADelta(Delta):
         self.have_heads(site, base)
         self.constant = float(scale)
         left, values, right = torch.linalg.svd(base.detach().to(at_least_float32(base)), full_matrices=False)
+        # (R,): the singular values are shared out evenly, so that A and B start with equal norms
         root = (values[:rank] / self.constant).sqrt()
         self.register_buffer("A0", (root.unsqueeze(1) * right[:rank]).unsqueeze(0))
         self.register_buffer("B0", (left[:, :rank] * root).unsqueeze(0).contiguous())

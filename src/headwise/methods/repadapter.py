@@ -57,6 +57,7 @@ class InputAdapter(nn.Module):
         up = torch.block_diag(*self.up)
         weight, dtype = linear.weight, at_least_float32(linear.weight)
         wide = weight.to(dtype)
+        # W (z + s U D z) = (W + s W U D) z: with U block-diagonal, (C, h), the fold is two products
         update = self.scale * ((wide @ up.to(dtype)) @ self.down.weight.to(dtype))
         shift = self.scale * (wide @ (up @ self.down.bias + self.bias).to(dtype))
         return with_affine(linear, wide + update, linear.bias + shift)

@@ -54,6 +54,7 @@ class SparseDelta(Delta):
 
     def weight(self, base: Tensor) -> Tensor:
         """Dense update, (O, I)."""
+        # (O I,): entries are positions in the flattened weight
         flat = self.values.new_zeros(self.shape[0] * self.shape[1])
         return flat.index_put((self.entries.long(),), self.values).view(self.shape).to(base.dtype)
 
@@ -161,6 +162,7 @@ class SPTLoRA(Method):
             for parameter in wanted.values():
                 parameter.requires_grad_(True)
             net.train()
+            # a batch that does not fit the memory is computed in parts; what was needed once is kept for the next
             parts = 1
             for batch in itertools.islice(batches(), self.num_batches):
                 grads = None
@@ -201,7 +203,9 @@ class SPTLoRA(Method):
         sizes = [sensitivities[name].numel() for name in names]
         flat = torch.cat([sensitivities[name].flatten() for name in names])
         taus = self.taus(len(flat))
+        # sorted once, for the largest tau: every smaller choice is a prefix of it
         order = torch.topk(flat, taus[-1]).indices
+        # entries of all tensors in one row: `member` tells by their ends which tensor each selected one is of
         ends = torch.tensor(sizes, device=order.device).cumsum(0)
         member = torch.bucketize(order, ends, right=True)
         lowrank = {site.key: self.rank * sum(base.shape) for site, base in net.bases(self.targets).items()}

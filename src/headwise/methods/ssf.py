@@ -69,6 +69,7 @@ class Rescaled(Wrapper):
 
 
 def _folded(module: Any, scale: Tensor, shift: Tensor | None) -> nn.Module:
+    # gamma scales output channels, the first axis of linear, norm and convolution weights alike
     weight = module.weight * scale.view(-1, *[1] * (module.weight.ndim - 1))
     return with_affine(module, weight, None if shift is None else module.bias * scale + shift)
 
@@ -117,6 +118,7 @@ class SSF(Method):
             if isinstance(module, AdaptedLinear):
                 raise ConfigError(f"{path} already carries a delta; merge it before installing another")
             kinds = (nn.Linear, nn.LayerNorm, nn.Conv2d, SplitQKV)
+            # q, k and v are one operation: the fused projection's scale, (3 d,), stands behind all three
             in_qkv = path.rpartition(".")[0].endswith(".qkv")
             if isinstance(module, kinds) and id(module) not in heads and not in_qkv:
                 operations.append((path, module))

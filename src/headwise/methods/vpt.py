@@ -106,6 +106,7 @@ def insert(net: Backbone, count: int, dropout: float, *, deep: bool) -> Installe
         width = width_of(net, key)
         part = Prompts(count, width, bound(net, width), dropout)
         parts[f"{key}.prompts"] = part
+        # deep: from the second block on, p tokens at this place are the block's before and give way
         offset, replaced = (prefix + earlier, count) if index else (prefix, 0)
         place(net, path, functools.partial(Prompted, prompts=part, offset=offset, replaced=replaced))
     place(net, "norm", lambda inner: Prompted(inner, None, prefix + earlier, count))

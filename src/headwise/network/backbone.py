@@ -74,6 +74,7 @@ class Backbone(nn.Module):
         name = type(attention).__name__
         if not isinstance(getattr(attention, "qkv", None), nn.Linear):
             raise ConfigError(f"attention {name} has no fused qkv projection to split; allowed: timm's ViT and Swin-V1")
+        # such code multiplies by the weight and never calls the module, so that an adapted linear would not be seen
         if "qkv.weight" in inspect.getsource(type(attention)):
             raise ConfigError(
                 f"attention {name} reads .qkv.weight itself, so an adapted projection would be ignored; "
@@ -83,6 +84,7 @@ class Backbone(nn.Module):
         if not isinstance(heads, int) or attention.qkv.out_features % (3 * heads):
             raise ConfigError(f"attention {name} does not divide its rows into heads; allowed: timm's ViT and Swin-V1")
         width = attention.qkv.out_features // 3
+        # from here on each projection is a module of its own that can be replaced, (d, d) instead of (3 d, d)
         attention.qkv = SplitQKV(attention.qkv)
         for proj in QKV:
             self._owners[Site(stage, index, proj, heads, width // heads)] = (attention.qkv, proj)
@@ -136,7 +138,7 @@ class Backbone(nn.Module):
                     setattr(module, "fused_attn", False)  # noqa: B010  a plain flag that mypy takes for a module
 
     def linear(self, site: Site) -> nn.Module:
-        """The module now at `site`."""
+        """The module that stands at `site` now."""
         owner, attribute = self._owners[site]
         return getattr(owner, attribute)
 
@@ -156,6 +158,7 @@ class Backbone(nn.Module):
         weights = {}
         for site in select(self.sites, targets):
             module = self.linear(site)
+            # an update that a former phase left beside a layer hides it; phases may have stacked several
             while isinstance(module, BesideLinear):
                 module = module.module
             if isinstance(module, FourBit):
@@ -177,6 +180,7 @@ class Backbone(nn.Module):
     @property
     def blocks(self) -> list[tuple[int, int, str]]:
         """(stage, block, module path below `model`) of every block, in network order."""
+        # the stages hold modules; `wrap` needs their paths, which differ by family
         names = {id(module): name for name, module in self.model.named_modules()}
         return [
             (stage, index, names[id(block)])
@@ -226,6 +230,7 @@ class Backbone(nn.Module):
         state: dict[str, Tensor] = {}
         for key, tensor in self.model.state_dict().items():
             head, dot, tail = key.rpartition(".qkv.q.")
+            # q, k and v, (d, d) each, become timm's one (3 d, d) again, in this order
             if dot:
                 rows = [self.model.state_dict()[f"{head}.qkv.{proj}.{tail}"] for proj in QKV]
                 state[f"{head}.qkv.{tail}"] = torch.cat(rows)
@@ -328,8 +333,9 @@ class BackboneSpec:
             raise ConfigError(f"unknown timm network {self.timm_name!r}{_nearest(self.timm_name)}")
         patch, size = options.get("patch_size", _patch_of(self.timm_name)), self.img_size
         patch = patch if isinstance(patch, int) else 1
-        if size <= 0 or size % patch:
+        if size % patch:
             raise ConfigError(f"backbone.img_size must be a positive multiple of {patch}, got {size}")
+        # random weights of a spec follow from its own seed and leave the run's random state alone
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             try:
@@ -376,6 +382,7 @@ def _stages(model: nn.Module) -> list[list[nn.Module]]:
         return [list(network.blocks)]
     if isinstance(model, swin_transformer.SwinTransformer):
         return [list(layer.blocks) for layer in network.layers]
+    # other families that are built alike are tried too: `_add_block` refuses what does not fit
     if hasattr(network, "blocks"):
         return [list(network.blocks)]
     if hasattr(network, "layers") and all(hasattr(layer, "blocks") for layer in network.layers):

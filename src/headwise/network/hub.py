@@ -56,10 +56,10 @@ def kept(timm_name: str) -> Path | None:
     repository, _, revision = config.hf_hub_id.partition("@")
     name = config.hf_hub_filename or FILES[0]
     try:
-        found = huggingface_hub.try_to_load_from_cache(repository, name, revision=revision or None)
+        cached = huggingface_hub.try_to_load_from_cache(repository, name, revision=revision or None)
     except ValueError:  # a name that the hub would not accept
         return None
-    return Path(found) if isinstance(found, str) and found.endswith(".safetensors") else None
+    return Path(cached) if isinstance(cached, str) and cached.endswith(".safetensors") else None
 
 
 def compare(timm_name: str, img_size: int, content: str) -> None:

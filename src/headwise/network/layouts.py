@@ -66,10 +66,10 @@ def unwrapped(content: Any, name: str) -> tuple[dict[str, Tensor], list[str]]:
         WeightsError: if it holds none.
     """
     notes = []
-    while isinstance(content, Mapping) and (found := [k for k in WRAPPERS if isinstance(content.get(k), Mapping)]):
-        if len(found) > 1:
-            notes.append(f"took {found[0]!r}, left {', '.join(found[1:])}")
-        content = content[found[0]]
+    while isinstance(content, Mapping) and (wrapping := [k for k in WRAPPERS if isinstance(content.get(k), Mapping)]):
+        if len(wrapping) > 1:
+            notes.append(f"took {wrapping[0]!r}, left {', '.join(wrapping[1:])}")
+        content = content[wrapping[0]]
     entries = content if isinstance(content, Mapping) else {}
     tensors = {key: value for key, value in entries.items() if isinstance(key, str) and isinstance(value, Tensor)}
     if not tensors:
@@ -116,16 +116,16 @@ def timm_names(tensors: Mapping[str, Tensor], name: str) -> tuple[dict[str, Tens
 
 def _prefix(tensors: Mapping[str, Tensor], name: str) -> str:
     """What stands before the name of the first layer; empty where nothing does."""
-    found = {
+    prefixes = {
         key.removesuffix(first)
         for key in tensors
         for first in FIRST
         if (key == first or key.endswith(f".{first}")) and _kind(key, EXTRAS) is None
     }
-    if len(found) > 1:
-        places = _few(sorted(map(repr, found)))
+    if len(prefixes) > 1:
+        places = _few(sorted(map(repr, prefixes)))
         raise WeightsError(f"{name} holds several networks, under {places}; give a file with one")
-    prefix = next(iter(found), "")
+    prefix = next(iter(prefixes), "")
     if any(word not in PREFIXES for word in prefix.split(".")[:-1]):
         raise WeightsError(
             f"{name} is of another architecture: its names begin with {prefix!r}; allowed: no prefix, or one made of "
@@ -147,6 +147,7 @@ def _kind(key: str, kinds: tuple[str, ...]) -> str | None:
 
 def _from_hugging_face(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Names of ``ViTModel`` and ``Dinov2Model``, of hub files and of version 5, as timm's; q, k and v fused."""
+    # query, key and value, (d, d) each, stand apart in these files; timm has them as one (3 d, d)
     named = {_renamed(key): value for key, value in state.items()}
     fused: dict[str, Tensor] = {}
     for key, value in named.items():

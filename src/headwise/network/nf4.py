@@ -61,16 +61,19 @@ class Stored(NamedTuple):
 def quantize(weight: Tensor, double: bool = True) -> Stored:
     """A weight, of any shape, as NF4; `double` quantises the blocks' magnitudes as well."""
     flat = weight.detach().float().flatten()
+    # (K, 64): the last block is filled up with zeros, which have a code of their own
     blocks = F.pad(flat, (0, -len(flat) % BLOCK)).view(-1, BLOCK)
     scales = blocks.abs().amax(1)
     values = torch.tensor(VALUES, device=weight.device)
     thresholds = (values[1:] + values[:-1]) / 2
+    # a block of zeros has no magnitude to divide by; its codes are those of 0 whatever the unit
     unit = torch.where(scales > 0, scales, torch.ones_like(scales))
     codes = torch.bucketize(blocks / unit[:, None], thresholds)
     packed = pack_codes(codes.flatten(), 4)
     if not double:
         return Stored(packed, scales, scales.new_empty(0))
     mean = scales.mean()
+    # magnitudes are all positive: less their mean, (S, 256), they use the sign of the 8-bit float too
     rest = F.pad(scales - mean, (0, -len(scales) % SCALE_BLOCK)).view(-1, SCALE_BLOCK)
     units = rest.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny)
     small = (rest / units[:, None] * _LARGEST).clamp(-_LARGEST, _LARGEST).to(torch.float8_e4m3fn)
@@ -95,6 +98,7 @@ def dequantize(stored: Stored, shape: torch.Size | tuple[int, ...], pairs: Tenso
         pairs: `value_pairs` on the same device, if they are at hand.
     """
     pairs = value_pairs().to(stored.codes.device) if pairs is None else pairs
+    # a byte looks both of its values up at once, (bytes, 2): one gather instead of two and a shift
     entries = pairs.index_select(0, stored.codes.int()).view(-1, BLOCK)
     flat = (entries * magnitudes(stored)[:, None]).flatten()
     return flat[: torch.Size(shape).numel()].view(shape)
@@ -182,6 +186,7 @@ class _Product(torch.autograd.Function):
         pairs: Tensor,
         num_rows: int,
     ) -> Tensor:
+        # codes take an eighth of the dense weight, which is therefore made again in backward
         ctx.save_for_backward(codes, scales, spread, pairs)
         ctx.shape = (num_rows, x.shape[-1])
         weight = dequantize(Stored(codes, scales, spread), ctx.shape, pairs).to(x.dtype)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a tensor found no room, on a GPU or on a CPU."""
+    """Whether an error says that there was no room for a tensor, on a GPU or on a CPU."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or is_oom_error(error)
 
 
@@ -20,6 +20,7 @@ def more_parts(error: Exception, parts: int, batch_size: int) -> int:
     """
     if not is_out_of_memory(error) or parts >= batch_size:
         raise error
+    # the failed attempt's activations are still cached; without this the smaller parts may fail as well
     garbage_collection_cuda()
     return min(2 * parts, batch_size)
 

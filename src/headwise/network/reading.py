@@ -76,6 +76,7 @@ def _google(file: Path, model: nn.Module) -> dict[str, Tensor]:
         held = _arrays(file)
     except Exception as error:
         raise _unreadable(file, error) from error
+    # shapes are compared first: timm's reader resamples and broadcasts where they differ, without a word
     _check_google(held, model, file.name)
     try:
         model.load_pretrained(str(file))
@@ -106,12 +107,12 @@ def _check_google(held: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]], mod
     for key, (_, dtype) in sorted(held.items()):
         if dtype.kind not in "fV":  # V: bfloat16 as Big Vision stores it
             raise WeightsError(f"{name}: {key} holds {dtype} values; weights are floating point numbers")
-    blocks = sorted({int(found[1]) for key in held if (found := re.search(r"encoderblock_(\d+)/", key))})
+    blocks = sorted({int(number[1]) for key in held if (number := re.search(r"encoderblock_(\d+)/", key))})
     stacked = next((shape[0] for key, (shape, _) in held.items() if "/encoderblock/" in key), None)
     network: Any = model
     depth = len(network.blocks)
-    if (found_depth := len(blocks) if stacked is None else stacked) != depth:
-        raise WeightsError(f"{name} is of another architecture: it has {found_depth} blocks, the backbone has {depth}")
+    if (num_blocks := len(blocks) if stacked is None else stacked) != depth:
+        raise WeightsError(f"{name} is of another architecture: it has {num_blocks} blocks, the backbone has {depth}")
     for key, wanted in _google_shapes(model).items():
         there = [(other, shape) for other, (shape, _) in sorted(held.items()) if re.fullmatch(prefix + key, other)]
         if not there:
@@ -199,13 +200,13 @@ def _check_values(key: str, tensor: Tensor, name: str) -> None:
 
 def _resampled(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors as the file has them that timm's filter would make fit although they are of another architecture."""
-    found = {}
+    resampled = {}
     for key, tensor in state.items():
         patches = key == "patch_embed.proj.weight" and tensor.ndim == 4
         heads = key.endswith("relative_position_bias_table") and key in own and tensor.shape[-1] != own[key].shape[-1]
         if patches or heads:
-            found[key] = tensor
-    return found
+            resampled[key] = tensor
+    return resampled
 
 
 def _converted(state: dict[str, Tensor], model: nn.Module, own: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:

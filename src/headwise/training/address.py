@@ -73,7 +73,7 @@ class Machine:
 
     @property
     def devices(self) -> int | list[int]:
-        """The same for Lightning."""
+        """The device as Lightning wants it: GPU numbers, or one CPU."""
         return [self.gpu] if self.accelerator == "gpu" else 1
 
     def caution(self, precision: str) -> str | None:
@@ -128,6 +128,7 @@ def chain(methods: Sequence[Method], ground: Mapping[str, Any], protocol_epochs:
     for index, method in enumerate(methods):
         epochs = method.epochs or protocol_epochs
         spec = method.spec()
+        # the path says nothing of what it holds: the file's content is what makes the phase another one
         if method.checkpoint:
             spec["checkpoint"] = file_sha256(method.checkpoint)
         link = {"previous": previous, "index": index, "ground": dict(ground)}
@@ -183,13 +184,13 @@ def read_tensors(
         if sha256 is None:
             return load_file(str(file))
         content = file.read_bytes()  # read once: what is compared is what is used
-        tensors, found = load(content), hashlib.sha256(content).hexdigest()
+        tensors, actual = load(content), hashlib.sha256(content).hexdigest()
     except Exception as error:
         raise CheckpointError(f"{file} cannot be read ({error}); {hint}") from error
-    if found == sha256:
+    if actual == sha256:
         return tensors
     raise CheckpointError(
-        f"{file} is not the file that its record speaks of, or damaged: sha256 {found[:16]}, recorded {sha256[:16]}; "
+        f"{file} is not the file that its record speaks of, or damaged: sha256 {actual[:16]}, recorded {sha256[:16]}; "
         f"{hint}"
     )
 
@@ -210,13 +211,14 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 def set_aside(file: Path) -> str | None:
     """Rename a checkpoint that cannot be resumed from to ``<name>.damaged``, and say why; None where it is sound.
 
-    The archive's own checksums are compared, since torch does not look at them, so one flipped bit is found as well.
+    The archive's own checksums are compared, since torch does not look at them, so one flipped bit is noticed as well.
     """
     try:
         with zipfile.ZipFile(file) as archive:
             broken = archive.testzip()
         if broken is not None:
             raise zipfile.BadZipFile(f"checksum of {broken} differs")
+        # a sound archive may still be none that torch can read
         torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         return None
@@ -240,6 +242,7 @@ class Saver(L.Callback):
         Raises:
             BusyError: if this process stood still for so long that another one took the phase over.
         """
+        # two processes that write one checkpoint by turns would mix their epochs
         if self.claim.lost:
             raise BusyError(
                 f"{self.file.parent} was taken over by another process while this one stood still; it goes on there"

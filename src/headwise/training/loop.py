@@ -65,9 +65,11 @@ def run_phases(
         say(caution)
     torch.set_num_threads(machine.threads)
     net.set_attention(machine.attention)
+    # the head of a seed is the same for every method: comparisons by seed are then paired
     reseed(seed, "head")
     net.new_head(data.task.num_classes)
     machine.place(net)
+    # a second phase that does not fit is refused now, not after the hours that the first one trains
     rehearse(net, methods, first=False)
     work = Work(net=net, data=data, protocol=protocol, store=store, machine=machine, say=say)
     runs = [

@@ -52,6 +52,7 @@ def attended(trainer: L.Trainer, net: Backbone, stopped: str = STOPPED) -> Itera
             yield
     except SystemExit as stop:
         raise Interrupted(stopped) from stop
+    # a signal after Lightning's last look at it raises nothing, it only sets this flag
     if trainer.received_sigterm:
         raise Interrupted(stopped)
     net.to(device)

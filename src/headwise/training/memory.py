@@ -30,8 +30,8 @@ def peak_memory(device: torch.device) -> int | None:
     if device.type != "cpu":
         return None
     with contextlib.suppress(OSError):
-        found = re.search(r"^VmHWM:\s*(\d+) kB", (_PROCESS / "status").read_text(), re.MULTILINE)
-        if found is not None:
-            _seen[0] = max(_seen[0], int(found[1]) * 1024)
+        peak = re.search(r"^VmHWM:\s*(\d+) kB", (_PROCESS / "status").read_text(), re.MULTILINE)
+        if peak is not None:
+            _seen[0] = max(_seen[0], int(peak[1]) * 1024)
             return _seen[0]
     return None

@@ -23,6 +23,7 @@ from headwise.results.fingerprint import fingerprint
 
 def reseed(*parts: int | str) -> None:
     """Set every random state (python, numpy, torch) from `parts`: what is drawn next depends on nothing else."""
+    # a hash of the parts, since sums or products of seeds would let (seed 1, phase 2) meet (seed 2, phase 1)
     number = int(fingerprint({"seed": [str(part) for part in parts]}), 16) % 2**32
     random.seed(number)
     np.random.seed(number)
@@ -79,6 +80,7 @@ class PhaseModule(L.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Cross-entropy of one batch plus the method's penalty."""
+        # gradients of all parts but the last are added up here; Lightning's own backward takes the last one
         *earlier, last = split(batch, self.parts)
         value = 0.0
         if earlier:
@@ -89,6 +91,7 @@ class PhaseModule(L.LightningModule):
             self.trainer.strategy.backward(loss, None)
         loss = self._loss(*last)
         value += float(loss.detach())
+        # stop before the optimiser steps: the epoch's checkpoint then holds the last finite weights
         if not np.isfinite(value):
             raise NonFiniteLoss(
                 f"the loss became {value} at epoch {self.current_epoch + 1}, step {self.global_step}; "
@@ -100,6 +103,7 @@ class PhaseModule(L.LightningModule):
 
     def _loss(self, images: Tensor, labels: Tensor, share: float) -> Tensor:
         """What a part of a batch with this `share` of its images adds to the batch's mean cross-entropy."""
+        # logits (B, K) in float32, whatever the network computes in: in bf16 the loss would keep three digits
         loss = F.cross_entropy(self.net(self.preprocess(images)).float(), labels)
         return loss if share == 1.0 else loss * share
 

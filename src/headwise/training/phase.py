@@ -68,7 +68,7 @@ class Prepared:
     """A phase whose method is installed in the network.
 
     Attributes:
-        plan: what the method found out before.
+        plan: what the method learned before.
         installed: the method at work.
         module: that trains it.
         selection: of an epoch on the test set.
@@ -85,6 +85,7 @@ def train_phase(work: Work, run: PhaseRun, claim: Claim) -> PhaseResult:
     phase = _prepare(work, run)
     _warm_up(work, run, phase)
     trainer, history = _fit(work, phase, run.folder, phase.module.epochs, run.title, claim)
+    # what is tested is what is stored and merged: the tensors are taken once, before the test
     tensors = _final_tensors(work, run, phase)
     accuracy = _test(work, phase, trainer, tensors)
     result = _store(work, run, phase, history, tensors, accuracy)
@@ -96,6 +97,7 @@ def _prepare(work: Work, run: PhaseRun) -> Prepared:
     """Let the method look at network and data, install it, and set up what trains it."""
     method, protocol, data = run.method, work.protocol, work.data
     epochs = 0 if method.checkpoint else method.epochs or protocol.epochs
+    # the order of images and their augmentation follow from seed and phase, not from what trained before
     data.start_phase(run.index)
     steps_per_epoch = len(data.train_dataloader())
     # each step draws from a seed of its own, so that a method which looks at the data starts like one that does not
@@ -139,6 +141,7 @@ def _warm_up(work: Work, run: PhaseRun, phase: Prepared) -> None:
             work.say(f"{run.title}: its warm-up is already trained, taken from {run.trunk}")
     if (why := set_aside(source)) is not None:
         work.say(f"{run.title}: {why}; the warm-up is trained again")
+    # each phase resumes from a copy of its own: several phases may go on from one warm-up at the same time
     if source.is_file():
         run.folder.mkdir(parents=True, exist_ok=True)
         with atomic.replacing(checkpoint) as part:
@@ -223,6 +226,7 @@ def _store(
         },
     )
     work.store.finish(run.fingerprint, result)
+    # the record is written: from here on the phase counts as finished, and nothing resumes from its checkpoint
     (run.folder / CHECKPOINT).unlink(missing_ok=True)
     images = "test images" if work.data.eval_split == "test" else f"images of {work.data.eval_split}"
     taken = f" (epoch {selection.epoch} of {epochs})" if selection.epoch else ""

@@ -23,7 +23,7 @@ COLUMNS = ("epoch", "step", "train_loss", "lr", "seconds")
 
 
 def hush() -> None:
-    """Keep lightning from telling what its user did not ask: devices found, hints about workers and trackers."""
+    """Keep lightning from telling what its user did not ask: devices that it sees, hints about workers and trackers."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning")
@@ -61,7 +61,7 @@ class History(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count images."""
+        """Count the images of the batch."""
         self.images += len(batch[1])
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -77,6 +77,7 @@ class History(L.Callback):
                 "seconds": time.perf_counter() - self._start,
             }
         )
+        # the whole file anew, since a resumed phase may have rows of epochs that are trained again
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -84,11 +85,11 @@ class History(L.Callback):
         atomic.write_text(self.folder / "metrics.csv", text.getvalue())
 
     def state_dict(self) -> dict[str, Any]:
-        """Rows so far."""
+        """What a resumed run goes on from: the rows, images and peak so far."""
         return {"rows": [dict(row) for row in self.rows], "images": self.images, "peak_memory": self.peak_memory}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Continue them."""
+        """Go on from what `state_dict` gave."""
         self.rows, self.images = [dict(row) for row in state_dict["rows"]], state_dict["images"]
         self.peak_memory = state_dict.get("peak_memory")
 
@@ -98,7 +99,7 @@ class Progress(L.Callback):
 
     Args:
         title: what is being trained.
-        epochs: of the phase.
+        epochs: how many the phase has.
         say: where lines go.
     """
 
@@ -123,12 +124,12 @@ class Progress(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Advance."""
+        """Move the bar on to the present step."""
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=trainer.global_step)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Show the epoch's loss."""
+        """Show the epoch's loss, on the bar or on a line of its own."""
         epoch = trainer.current_epoch + 1
         loss = float(trainer.callback_metrics["train_loss"])
         if self._bar is not None:

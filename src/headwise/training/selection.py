@@ -18,8 +18,8 @@ class TestSelection(L.Callback):
     Attributes:
         first: the first epoch, counted from 1, that may be chosen: see `headwise.methods.base.Installed.final_from`.
         best: tensors of the best epoch so far, as stored; None where nothing is selected.
-        epoch: theirs, counted from 1.
-        accuracy: theirs, a fraction.
+        epoch: the epoch of these tensors, counted from 1.
+        accuracy: what that epoch reached, a fraction.
     """
 
     __test__ = False  # not a test case, whatever its name
@@ -39,6 +39,7 @@ class TestSelection(L.Callback):
         module: Any = pl_module
         if not self.every or (not self._due(epoch) and epoch != module.epochs):
             return
+        # parts of the network may stay in evaluation while it trains, so `set_mode` restores the mode and not train()
         training = module.net.training
         module.net.eval()
         correct = total = 0
@@ -69,7 +70,7 @@ class TestSelection(L.Callback):
         return {"selected": {"epoch": self.epoch, "accuracy": 100.0 * self.accuracy, "first": self.first}}
 
     def state_dict(self) -> dict[str, Any]:
-        """The best so far."""
+        """The best epoch so far: its tensors, its number, its accuracy."""
         return {"best": self.best, "epoch": self.epoch, "accuracy": self.accuracy}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -35,12 +35,12 @@ class Evidence:
     grad: Tensor | None = None
 
     def to_lists(self) -> dict[str, list[float] | None]:
-        """The same as data that JSON can hold."""
+        """What was measured as data that JSON can hold."""
         return {name: None if values is None else values.tolist() for name, values in vars(self).items()}
 
     @classmethod
     def from_lists(cls, lists: Mapping[str, list[float] | None]) -> Self:
-        """What `to_lists` gave."""
+        """The evidence that `to_lists` gave."""
         values: Any = {name: None if entries is None else torch.tensor(entries) for name, entries in lists.items()}
         return cls(**values)
 

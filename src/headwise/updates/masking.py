@@ -67,7 +67,7 @@ class HeadMasking(L.Callback):
             self._switch(heads.fixed(gate, self.deltas))
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Find the end of the warm-up."""
+        """Count the epochs of the warm-up, after whose last one the heads are chosen."""
         module: Any = pl_module
         self.warmup = self.gate.warmup_epochs(module.epochs) if self.gate.is_scored else 0
 
@@ -183,7 +183,7 @@ class HeadMasking(L.Callback):
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Continue; a checkpoint of the warm-up alone serves every gate."""
+        """Go on from what `state_dict` gave; a checkpoint of the warm-up alone serves every gate."""
         self.is_done = self.is_done or bool(state_dict["is_done"])
         self.seconds = float(state_dict["seconds"])
         by_key = {site.key: site for site in self.deltas}

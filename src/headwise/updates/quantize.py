@@ -168,6 +168,7 @@ class Quantizer:
         Raises:
             CheckpointError: if the number of codes does not fit the shape.
         """
+        # rows of heads that are off are not in the file: `shape` is that of the rows which are
         codes = unpack_codes(stored.codes, self.bits, torch.Size(shape).numel()).view(shape)
         mean, deviation = stored.stats
         return _look_up(codes, self._tables(stored.stats)[0]) * deviation + mean
@@ -177,7 +178,7 @@ class Coded:
     """One latent matrix of a module, as it is used and stored: while it trains, it is quantised at every use.
 
     Attributes:
-        quantizer: of the matrix.
+        quantizer: what replaces the matrix by its values.
         stored: codes that were read from a file; the matrix then holds their values and is not quantised again.
     """
 

@@ -100,6 +100,7 @@ class Bottleneck(nn.Module):
         if self.channel_scale is not None:
             y = y * self.channel_scale
         if self.drop_path and self.training:
+            # one draw per sample, (B, 1, ..., 1), divided by its probability so that the expectation stays
             kept = torch.full((len(y), *[1] * (y.ndim - 1)), 1.0 - self.drop_path, device=y.device, dtype=y.dtype)
             y = y * kept.bernoulli() / (1.0 - self.drop_path)
         return y

@@ -113,6 +113,7 @@ def window_attention(module: nn.Module, x: Tensor, mask: Tensor | None, extra: i
     bias = own._get_rel_pos_bias()
     if mask is not None:
         bias = bias + mask.repeat(windows // mask.shape[0], 1, 1).unsqueeze(1)
+    # bias (1 or W, H, N, N) gets rows and columns of zeros for the prompts, which stand first in each window
     bias = F.pad(bias, (extra, 0, extra, 0))
     dropout = own.attn_drop.p if own.training else 0.0
     y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), dropout_p=dropout)

@@ -29,12 +29,13 @@ class QuantizedLinear(nn.Linear):
         self.coded = Coded(quantizer)
         with torch.no_grad():
             self.weight.copy_(linear.weight)
+            # with a deviation of 0 every entry takes the same code, so the layer would stay constant
             if bool((self.weight == self.weight[0, 0]).all()):
                 nn.init.trunc_normal_(self.weight, std=0.001, a=-0.002, b=0.002)
 
     @property
     def quantizer(self) -> Quantizer:
-        """Of the weight."""
+        """The quantiser of the weight."""
         return self.coded.quantizer
 
     def value(self) -> Tensor:
@@ -88,10 +89,10 @@ class QuantizedBottleneck(nn.Module):
         return {name: layer for name, layer in named.items() if isinstance(layer, QuantizedLinear)}
 
     def pack(self) -> dict[str, Tensor]:
-        """Both layers' codes."""
+        """The codes of both layers, under ``down.*`` and ``up.*``."""
         return {f"{name}.{key}": t for name, layer in self.layers().items() for key, t in layer.pack().items()}
 
     def unpack(self, tensors: Mapping[str, Tensor]) -> None:
-        """Use stored codes from now on."""
+        """Use stored codes of both layers from now on."""
         for name, layer in self.layers().items():
             layer.unpack({key: tensors[f"{name}.{key}"] for key in ("codes", "stats")})

@@ -65,5 +65,6 @@ class BesideLinear(Settling):
         if onto is not None:
             whole: Tensor = onto(x, update)
             return whole
+        # a library's layer gives its own type, which the update, at least float32, must not widen
         y = self.module(x)
         return y + update.to(y.dtype)

@@ -95,6 +95,7 @@ def attend(block: nn.Module, x: Tensor) -> Tensor:
     own: Any = block
     if isinstance(block, Wrapper):
         return own.attend(x)
+    # Swin's block cuts its windows in `_attn`, (B, H, W, C); a ViT's attention takes the sequence (B, T, C)
     attention = own._attn if hasattr(own, "_attn") else own.attn
     scale = getattr(own, "ls1", nn.Identity())
     return x + own.drop_path1(scale(attention(own.norm1(x))))
@@ -141,6 +142,7 @@ def through(model: nn.Module, path: str) -> str:
 
 def wrappers(model: nn.Module) -> list[tuple[str, Wrapper]]:
     """(path, wrapper), inner ones before those around them."""
+    # inner ones first, so that folding one leaves a plain module for the one around it
     outer_first = [(path, module) for path, module in model.named_modules() if isinstance(module, Wrapper)]
     return outer_first[::-1]
 
@@ -169,6 +171,7 @@ def pretrained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 @torch.no_grad()
 def with_affine(module: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
     """A copy of a linear, convolution or norm with other values, frozen."""
+    # a copy keeps what else the module holds, such as the stride of a convolution or the eps of a norm
     plain: Any = copy.deepcopy(module)
     plain.weight = nn.Parameter(weight.detach().to(plain.weight.dtype).clone(), requires_grad=False)
     if bias is not None:
