@@ -193,7 +193,7 @@ class Method:
 
 
 def _gateable() -> list[str]:
-    """Classes of this package that declare gates, read from their source: importing them all would load peft as well."""
+    """Classes of this package that declare gates, read from their source: importing all would load peft as well."""
     names = []
     for file in sorted(Path(__file__).parent.glob("*.py")):
         for node in ast.parse(file.read_text(encoding="utf-8")).body:
