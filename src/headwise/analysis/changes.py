@@ -16,8 +16,8 @@ from headwise.artifacts.saved import SavedRun
 from headwise.errors import ConfigError
 from headwise.network.backbone import Backbone
 from headwise.network.nf4 import FourBit
-from headwise.updates.adapted import BesideLinear
 from headwise.updates.sites import Site
+from headwise.wrappers.settling import BesideLinear
 
 LEAST = 1e-6
 """A change below this share of the weight is rounding."""
