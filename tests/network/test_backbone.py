@@ -165,9 +165,9 @@ def test_networks_that_cannot_be_used(recipe: BackboneSpec, message: str) -> Non
         recipe.build()
 
 
-@pytest.mark.parametrize("side", [0, -16, True, 32.5])
-def test_a_side_without_whole_pixels_is_refused_before_anything_is_built(side: Any) -> None:
-    with pytest.raises(ConfigError, match=f"^backbone.img_size must be a whole number of at least 1, got {side}"):
+@pytest.mark.parametrize(("side", "shown"), [(0, "0"), (-16, "-16"), (True, "true"), (32.5, "32.5")])
+def test_a_side_without_whole_pixels_is_refused_before_anything_is_built(side: Any, shown: str) -> None:
+    with pytest.raises(ConfigError, match=f"^backbone.img_size must be a whole number of at least 1, got {shown}"):
         tiny("vit_tiny_patch16_224", side)
 
 

@@ -114,7 +114,6 @@ class PeftMethod(Method):
         # some starts (PiSSA, LoRA-GA) subtract themselves from the weight; the difference tells which projections
         before = {site: weight.clone() for site, weight in _reached(config, net, sites).items()}
         try:
-            # peft warns and goes on where it ignores an option; here that is an error
             with strict():
                 tuner = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type](net.model, config, adapter_name=ADAPTER)
         except KeyError as error:
@@ -224,7 +223,6 @@ def _check_merges(target: str, layers: Iterable[nn.Module]) -> None:
         ConfigError: if peft cannot.
     """
     for layer in itertools.islice(layers, 1):
-        # the trial folds a copy, since peft's merge changes the base weight in place
         trial: Any = copy.deepcopy(layer)
         try:
             trial.merge()
