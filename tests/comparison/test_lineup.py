@@ -47,7 +47,7 @@ def test_rows_are_sorted_and_those_below_the_probe_are_marked() -> None:
         ("mora", "base", 79.9, True),
     ]
     first = lineup.lines[0]
-    assert (first.parameters, first.stored_bytes, first.epochs) == (300, 20, 10)
+    assert first.costs == {"parameters": 300, "head": 7690, "stored_bytes": 20, "epochs": 10}
     assert (first.train_loss, first.peak_memory) == (0.4, 3 * 2**20)
     assert first.ms_per_step == pytest.approx(200.0)
     text = markdown([lineup])

@@ -40,6 +40,11 @@ def in_pipes(text: str) -> str:
     return in_markdown(text).replace("\\|", "&#92;|").replace("|", "\\|")
 
 
+def bullets(sentences: Iterable[str]) -> str:
+    """A Markdown list of sentences, whatever they hold."""
+    return "\n".join(f"- {in_markdown(sentence)}" for sentence in sentences)
+
+
 def pipes(head: Sequence[str], body: Iterable[Sequence[str]], num_left: int = 1) -> list[str]:
     """Lines of a Markdown table, whatever its cells hold.
 

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from headwise.comparison import printed
+from headwise.comparison.averages import averages
 from headwise.comparison.cells import in_markdown, pipes
 from headwise.comparison.comparable import ordered, places, settings
 from headwise.comparison.printed import MEANS, Row
 from headwise.errors import ConfigError
 from headwise.protocol.presets import POSSIBLY_TUNED
 from headwise.protocol.recipe import NORMALIZATIONS
-from headwise.results.records import GROUP_SIZES, PhaseResult, Result
+from headwise.results.records import PhaseResult, Result
 
 SAME, DIFFERS, UNKNOWN = "same", "differs", "not known"
 _CLOSE = 1e-3
@@ -176,19 +177,10 @@ def _cells(runs: Sequence[tuple[Result, PhaseResult]], row: Row) -> list[Cell]:
             by_seed.setdefault(result.key.seed, {})[column] = phase.accuracy
     values: dict[str, list[float]] = {}
     for seed in sorted(by_seed):
-        for column, value in (by_seed[seed] | _averages(by_seed[seed])).items():
+        for column, value in (by_seed[seed] | averages(printed.grouped(by_seed[seed]))).items():
             values.setdefault(column, []).append(value)
     order = [*printed.tasks(), *MEANS]
     return [_cell(column, values[column], row) for column in order if column in values]
-
-
-def _averages(tasks: Mapping[str, float]) -> dict[str, float]:
-    """The group means that a seed has all tasks of, and both means over all where it has all 19."""
-    groups = {name: [tasks[task] for task in tasks if printed.tasks()[task] == name] for name in GROUP_SIZES}
-    whole = {f"mean_{name}": statistics.fmean(v) for name, v in groups.items() if len(v) == GROUP_SIZES[name]}
-    if len(whole) == len(GROUP_SIZES):
-        whole |= {"mean_groups": statistics.fmean(whole.values()), "mean_19": statistics.fmean(tasks.values())}
-    return whole
 
 
 def _cell(column: str, values: Sequence[float], row: Row) -> Cell:

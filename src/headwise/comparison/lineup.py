@@ -6,30 +6,28 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from headwise.comparison.cells import in_markdown, pipes
+from headwise.comparison.cells import bullets, in_markdown, pipes
 from headwise.comparison.comparable import distinct, made_by_older_code, natural, recorded, shared_choices
+from headwise.comparison.costs import COSTS
 from headwise.protocol.revisions import changed_since
 from headwise.protocol.variants import BASE, beside_common
 from headwise.results.fingerprint import fingerprint
 from headwise.results.records import Result
 
 PROBE = "headwise.methods.baselines.Linear"
-HEAD = ("method", "parameters", "head", "stored B", "epochs", "accuracy %", "train loss", "ms / step", "peak MiB")
+MEASURED = ("accuracy %", "train loss", "ms / step", "peak MiB")
 MARK, OLDER = "(below the linear probe)", "(older code)"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
+class Entry:
     """One run.
 
     Attributes:
         method: its label.
         variant: what was chosen beyond the experiment, without choices that all rows share; ``base`` if nothing.
         seed: of the run.
-        parameters: of the backbone, trained, all tested phases together.
-        head: parameters of the classifier.
-        stored_bytes: payload without the classifier, all tested phases together.
-        epochs: of all phases.
+        costs: by the names of `headwise.comparison.costs.COSTS`.
         accuracy: of the last phase on the test images, percent.
         train_loss: mean cross-entropy of the last epoch, nats; None where nothing was trained.
         ms_per_step: time of the training epochs over their steps, all phases together; None without steps.
@@ -41,10 +39,7 @@ class Line:
     method: str
     variant: str
     seed: int
-    parameters: int
-    head: int
-    stored_bytes: int
-    epochs: int
+    costs: dict[str, int]
     accuracy: float
     train_loss: float | None
     ms_per_step: float | None
@@ -65,7 +60,7 @@ class Lineup:
 
     title: str
     notes: list[str]
-    lines: list[Line]
+    lines: list[Entry]
 
 
 def lineups(results: Iterable[Result]) -> list[Lineup]:
@@ -88,7 +83,7 @@ def _lineup(results: Sequence[Result]) -> Lineup:
     return Lineup(
         title=f"{first.key.dataset}, {name}",
         notes=_notes(results, probes, common),
-        lines=sorted(lines, key=lambda line: (-line.accuracy, line.parameters, line.method, line.variant)),
+        lines=sorted(lines, key=lambda line: (-line.accuracy, line.costs["parameters"], line.method, line.variant)),
     )
 
 
@@ -97,19 +92,16 @@ def _is_probe(result: Result, common: Sequence[str]) -> bool:
     return alone and beside_common(result.key.variant, common) == BASE
 
 
-def _line(result: Result, probe: float | None, common: Sequence[str]) -> Line:
+def _line(result: Result, probe: float | None, common: Sequence[str]) -> Entry:
     key = result.key
     steps = sum(phase.steps for phase in result.phases)
     peaks = [phase.peak_memory for phase in result.phases if phase.peak_memory is not None]
     accuracy = float(result.accuracy or 0.0)
-    return Line(
+    return Entry(
         method=key.method,
         variant=beside_common(key.variant, common),
         seed=key.seed,
-        parameters=result.num_tunable,
-        head=result.tested[-1].num_head,
-        stored_bytes=result.stored_bytes,
-        epochs=result.epochs,
+        costs={name: cost.of(result) for name, cost in COSTS.items()},
         accuracy=accuracy,
         train_loss=result.phases[-1].train_loss,
         ms_per_step=1e3 * result.seconds / steps if steps else None,
@@ -149,15 +141,15 @@ def _notes(results: Sequence[Result], probes: dict[int, float | None], common: S
     return notes
 
 
-def markdown(found: Sequence[Lineup]) -> str:
+def markdown(made: Sequence[Lineup]) -> str:
     """A heading, the caption and a table each."""
     parts = []
-    for lineup in found:
+    costs = [cost.title.replace(" bytes", " B") for cost in COSTS.values()]
+    for lineup in made:
         several = len({line.seed for line in lineup.lines}) > 1
         rows = [_cells(line, several) for line in lineup.lines]
-        notes = "\n".join(f"- {in_markdown(note)}" for note in lineup.notes)
-        title, table = in_markdown(lineup.title), "\n".join(pipes(HEAD, rows))
-        parts.append(f"## {title}\n\n{notes}\n\n{table}\n")
+        title, table = in_markdown(lineup.title), "\n".join(pipes(["method", *costs, *MEASURED], rows))
+        parts.append(f"## {title}\n\n{bullets(lineup.notes)}\n\n{table}\n")
         if others := _varied(lineup.lines):
             said = "Methods that were run with other options: accuracy in percent, training loss in brackets."
             table = "\n".join(pipes(others[0], others[1:]))
@@ -165,7 +157,7 @@ def markdown(found: Sequence[Lineup]) -> str:
     return "\n".join(parts)
 
 
-def _varied(lines: Sequence[Line]) -> list[list[str]]:
+def _varied(lines: Sequence[Entry]) -> list[list[str]]:
     """A row per method and seed that has several variants, a column per variant; empty if none has."""
     rows: dict[tuple[str, int], dict[str, str]] = {}
     for line in lines:
@@ -179,16 +171,13 @@ def _varied(lines: Sequence[Line]) -> list[list[str]]:
     return [["method", *columns], *body] if body else []
 
 
-def _cells(line: Line, with_seed: bool) -> list[str]:
+def _cells(line: Entry, with_seed: bool) -> list[str]:
     name = line.method if line.variant == BASE else f"{line.method} ({line.variant})"
     name = f"{name}, seed {line.seed}" if with_seed else name
     marks = [MARK] * bool(line.below_probe) + [OLDER] * bool(line.older_code)
     return [
         " ".join([name, *marks]),
-        f"{line.parameters:,}",
-        f"{line.head:,}",
-        f"{line.stored_bytes:,}",
-        str(line.epochs),
+        *(f"{number:,}" for number in line.costs.values()),
         f"{line.accuracy:.2f}",
         "" if line.train_loss is None else f"{line.train_loss:.4f}",
         "" if line.ms_per_step is None else f"{line.ms_per_step:.0f}",
@@ -196,6 +185,13 @@ def _cells(line: Line, with_seed: bool) -> list[str]:
     ]
 
 
-def plain(found: Sequence[Lineup]) -> list[dict[str, Any]]:
+def plain(made: Sequence[Lineup]) -> list[dict[str, Any]]:
     """The same, unrounded, as data that JSON can hold."""
-    return [asdict(lineup) for lineup in found]
+    return [{**asdict(lineup), "lines": [_flat(line) for line in lineup.lines]} for lineup in made]
+
+
+def _flat(line: Entry) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for name, value in vars(line).items():
+        fields |= value if name == "costs" else {name: value}
+    return fields

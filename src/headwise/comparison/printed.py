@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
+from headwise.comparison.averages import averages
 from headwise.errors import ConfigError, suggest
 from headwise.protocol.presets import POSSIBLY_TUNED
 from headwise.results.records import GROUP_SIZES, PhaseResult, Result
@@ -116,6 +117,15 @@ def tasks() -> dict[str, str]:
     return dict(zip(header[start : start + len(groups)], groups, strict=True))
 
 
+def grouped(values: Mapping[str, float]) -> dict[str, list[float]]:
+    """Return the values of the papers' tasks by group, in the papers' order."""
+    groups: dict[str, list[float]] = {}
+    for task, group in tasks().items():
+        if task in values:
+            groups.setdefault(group, []).append(values[task])
+    return groups
+
+
 def obstacles(result: Result, row: Row, phase: PhaseResult) -> list[str]:
     """Say what forbids to set a phase's number beside a published row; empty if nothing does.
 
@@ -202,7 +212,9 @@ def _results() -> list[dict[str, str]]:
 def _row(line: Mapping[str, str], known: Mapping[str, str] | None) -> Row:
     cells = {task: line[task] for task in tasks() if line[task]}
     printed = {mean: line[_PRINTED_MEANS.get(mean, mean)] for mean in MEANS}
-    computed = {mean: value for mean, value in _computed(cells).items() if not printed[mean]}
+    # Numbers as printed, so that a mean of ours rests on nothing that a reader cannot see in the paper.
+    means = averages(grouped({task: float(text) for task, text in cells.items()}))
+    computed = {mean: f"{value:.2f}" for mean, value in means.items() if not printed[mean]}
     cells |= {mean: text for mean in MEANS if (text := printed[mean] or computed.get(mean, ""))}
     unit = line["params_unit"].partition(" ")[0]
     ours = [place.rpartition(":") for place in (known or {}).get("ours", "").split()]
@@ -221,19 +233,6 @@ def _row(line: Mapping[str, str], known: Mapping[str, str] | None) -> Row:
         ours=tuple((label, phase) for label, _, phase in ours),
         where={key: tuple(values.split("|")) for key, _, values in where},
     )
-
-
-def _computed(cells: Mapping[str, str]) -> dict[str, str]:
-    """Every mean that the printed tasks suffice for, two decimals."""
-    means: dict[str, float] = {}
-    for name, size in GROUP_SIZES.items():
-        values = [float(cells[task]) for task, belongs in tasks().items() if belongs == name and task in cells]
-        if len(values) == size:
-            means[f"mean_{name}"] = sum(values) / size
-    if len(means) == len(GROUP_SIZES):
-        means["mean_groups"] = sum(means.values()) / len(means)
-        means["mean_19"] = sum(float(cells[task]) for task in tasks()) / len(tasks())
-    return {name: f"{value:.2f}" for name, value in means.items()}
 
 
 def _get(method: Mapping[str, Any], key: str) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from headwise.comparison import printed
+from headwise.comparison.averages import SIZES, averages
 from headwise.comparison.beside import PUBLISHED, SHOW, beside
 from headwise.comparison.comparable import (
     Places,
@@ -29,6 +30,7 @@ from headwise.comparison.comparable import (
     varied,
 )
 from headwise.comparison.controls import Claims, Match, lacking, matches, unequal, unmasked
+from headwise.comparison.costs import COSTS, spans
 from headwise.comparison.paired import CONTRAST, LINE, against, chosen, contrasts, line, pair, ratios
 from headwise.comparison.verdicts import Judgement, judged, uncontrolled
 from headwise.errors import ConfigError, suggest
@@ -51,10 +53,8 @@ __all__ = [
     "tables",
 ]
 
-SIZES = {FEWSHOT: FEWSHOT_SETS, **GROUP_SIZES}
 AVERAGES = (*(f"mean_{name}" for name in SIZES), "mean_19", "mean_groups")
 """Columns of averages: each over all tasks of a group, then over all of VTAB-1k, or absent."""
-COSTS = ["row", "parameters", "head", "stored_bytes", "epochs"]
 Others = Callable[[], Sequence[Result]]
 CELLS = (
     "Test accuracy in percent after each tested phase (P1, P2): mean \u00b1 sample standard deviation (n - 1) over "
@@ -73,7 +73,7 @@ class Table:
     cells: pd.DataFrame
     """One line per row, column and phase: ``row, phase, column, group, mean, std, n`` (percent; std with n - 1)."""
     costs: pd.DataFrame
-    """One line per row: ``row, parameters, head, stored_bytes, epochs``, each ``(smallest, largest)``."""
+    """One line per row: ``row`` and the columns of `COSTS`, each ``(smallest, largest)``."""
     paired: pd.DataFrame
     """As ``cells``, of differences between runs of one seed; ``phase`` says which difference."""
     contrasts: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=CONTRAST))
@@ -225,21 +225,17 @@ def _averages(lines: pd.DataFrame) -> pd.DataFrame:
     made: list[tuple[Any, ...]] = []
     if lines["column"].str.endswith("]").any():  # a task on more than one set of images: no average is comparable
         return pd.DataFrame(made, columns=LINE)
-    tasks = lines[lines["group"].isin(list(SIZES))]
+    # Pooled results may give one task twice for a seed: such a group has no mean, whatever the number of its lines.
+    tasks = lines[lines["group"].isin(list(SIZES))].dropna(subset="value")
     parts = tasks.groupby(["row", "phase", "repeat", "group"]).agg(
-        total=("value", "sum"), values=("value", "count"), columns=("column", "nunique")
+        values=("value", list), num_columns=("column", "nunique")
     )
-    sums: dict[tuple[Any, ...], dict[str, float]] = {}
+    groups: dict[tuple[Any, ...], dict[str, list[float]]] = {}
     for part in parts.reset_index().itertuples():
-        if part.values == part.columns == SIZES[part.group]:
-            sums.setdefault((part.row, part.phase, part.repeat), {})[part.group] = part.total
-    for key, found in sums.items():
-        means = {f"mean_{name}": total / SIZES[name] for name, total in found.items()}
-        if all(name in found for name in GROUP_SIZES):
-            means["mean_groups"] = sum(means[f"mean_{name}"] for name in GROUP_SIZES) / len(GROUP_SIZES)
-            means["mean_19"] = sum(found[name] for name in GROUP_SIZES) / sum(GROUP_SIZES.values())
-        row, phase, one = key
-        made += [(row, phase, column, "average", one, value) for column, value in means.items()]
+        if part.num_columns == len(part.values):
+            groups.setdefault((part.row, part.phase, part.repeat), {})[part.group] = part.values
+    for (row, phase, repeat), values in groups.items():
+        made += [(row, phase, column, "average", repeat, value) for column, value in averages(values).items()]
     return pd.DataFrame(made, columns=LINE)
 
 
@@ -368,12 +364,8 @@ def _average_notes(cells: pd.DataFrame) -> list[str]:
 
 
 def _costs(results: Sequence[Result], where: Places) -> pd.DataFrame:
-    spans: dict[str, list[tuple[int, int]]] = {}
+    rows: dict[str, list[Result]] = {}
     for result in results:
-        if not result.tested:
-            continue
-        numbers = (result.num_tunable, result.tested[-1].num_head, result.stored_bytes, result.epochs)
-        row = where[result.key][0]
-        old = spans.get(row, [(number, number) for number in numbers])
-        spans[row] = [(min(low, n), max(high, n)) for (low, high), n in zip(old, numbers, strict=True)]
-    return pd.DataFrame([(row, *spans[row]) for row in sorted(spans)], columns=COSTS)
+        if result.tested:
+            rows.setdefault(where[result.key][0], []).append(result)
+    return pd.DataFrame([{"row": row, **spans(rows[row])} for row in sorted(rows)], columns=["row", *COSTS])

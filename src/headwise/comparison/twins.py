@@ -6,10 +6,13 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from headwise.comparison.cells import in_markdown, in_pipes
+from headwise.comparison.cells import bullets, pipes
 from headwise.comparison.comparable import places, shared_choices
 from headwise.comparison.controls import ground
 from headwise.results.records import Result
+
+HEAD = ("dataset", "run", "seeds", "masked %", "without mask %", "paired difference", "stored B")
+HEAD += ("paper's formula B", "without mask B", "scoring (epochs)")
 
 
 @dataclass(frozen=True)
@@ -76,12 +79,7 @@ def markdown(found: Iterable[Pair], notes: Sequence[str] = ()) -> str:
     groups: dict[tuple[str, str], list[Pair]] = {}
     for pair in found:
         groups.setdefault((pair.dataset, pair.row), []).append(pair)
-    lines = [*(f"- {in_markdown(note)}" for note in notes), *([""] if notes else [])]
-    lines += [
-        "| dataset | run | seeds | masked % | without mask % | paired difference | stored B | paper's formula B "
-        "| without mask B | scoring (epochs) |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    body = []
     for (dataset, row), members in groups.items():
         both = [(pair.gated, pair.plain) for pair in members if pair.plain is not None]
         gaps = [gated - plain for gated, plain in both]
@@ -99,8 +97,9 @@ def markdown(found: Iterable[Pair], notes: Sequence[str] = ()) -> str:
             f"{sizes[0]:,}" if sizes else "",
             f"{max(scoring):.2f}" if scoring else "",
         ]
-        lines.append(f"| {' | '.join(map(in_pipes, cells))} |")
-    return "\n".join(lines) + "\n"
+        body.append(cells)
+    above = f"{bullets(notes)}\n\n" if notes else ""
+    return above + "\n".join(pipes(HEAD, body, num_left=2)) + "\n"
 
 
 def spread(values: list[float], sign: bool = False) -> str:

@@ -12,7 +12,7 @@ from enum import Enum
 from functools import cached_property
 
 from headwise.comparison.comparable import Places
-from headwise.comparison.controls import CONTROLS, HEADS, KINDS, MASK, PHASE, WITHOUT, Claims, Match, is_size_control
+from headwise.comparison.controls import CONTROLS, HEADS, KINDS, MASK, PHASE, Claims, Match, is_size_control
 from headwise.comparison.paired import Contrast, contrast
 from headwise.results.records import Result
 
@@ -199,7 +199,7 @@ def uncontrolled(claims: Claims) -> list[str]:
             lack = {row: of[kind] for (asked, row), of in claims.items() if asked == claim and of.get(kind)}
             if lack:
                 rows = "; ".join(f"{row} on {_named(columns)}" for row, columns in lack.items())
-                notes.append(f"NO CONTROL ({kind}) for {rows}: {WITHOUT[kind]}; run {how} as well.")
+                notes.append(f"NO CONTROL ({kind}) for {rows}: {KINDS[kind].open}; run {how} as well.")
     return notes
 
 

@@ -70,9 +70,9 @@ def _measured(result: Result, others: Iterable[Result]) -> list[str]:
         for kind, how in controls.items():
             if kind in known:
                 size = f"; {known[kind].size_note}" if known[kind].size_note else ""
-                lines.append(f"{known[kind].value:>+8.2f}  {kind} ({KINDS[kind]}{size})")
+                lines.append(f"{known[kind].value:>+8.2f}  {kind} ({KINDS[kind].full}{size})")
             elif claim != HEADS:
-                lines.append(f"{'?':>8}  {kind} ({KINDS[kind]}; not run with these options: {how})")
+                lines.append(f"{'?':>8}  {kind} ({KINDS[kind].full}; not run with these options: {how})")
     if not lines:
         return []
     more = "The second phase also brings training and parameters. " if PHASE in claims else ""

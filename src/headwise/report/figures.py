@@ -12,6 +12,8 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
+from headwise.report.headmap import HeadMap, Rows, head_maps
+
 WIDTH, HEIGHT = 352, 236
 LEFT, RIGHT, TOP, BOTTOM = 40, 12, 22, 36
 LETTER, LINE = 5.8, 12.0
@@ -169,7 +171,7 @@ def _interval(low: float | None, high: float | None, axis: Axis) -> list[Markup]
     return [tag("path", class_="interval", d=f"M{start:.1f} 5v12m0 -6H{end:.1f}m0 -6v12")]
 
 
-def score_map(rows: Sequence[Mapping[str, Any]], title: str) -> Markup:
+def score_map(rows: Rows, title: str) -> Markup:
     """One panel per projection: a row per layer, a column per head, a cross on every head that is off.
 
     Colour is the score, over the largest of its panel; a panel without scores has one tint for heads that are on.
@@ -178,50 +180,47 @@ def score_map(rows: Sequence[Mapping[str, Any]], title: str) -> Markup:
         rows: of each projection ``stage, block, proj, active, score``.
         title: said to who cannot see it.
     """
-    names = list(dict.fromkeys(str(row["proj"]) for row in rows))
-    num_heads = max(len(row["active"]) for row in rows)
+    panels = head_maps(rows)
+    num_heads = max(panel.num_heads for panel in panels)
     room, gap = 26, 18
-    beside = 1 if (WIDTH - room) / len(names) - gap < 8 * num_heads else len(names)
+    # Panels stand side by side as long as a head keeps the 8 pixels that a pointer can hit, else below each other.
+    beside = 1 if (WIDTH - room) / len(panels) - gap < 8 * num_heads else len(panels)
     cell = min(22.0, ((WIDTH - room) / beside - gap * (beside > 1)) / num_heads)
     parts, top, bottom = [], 0.0, 0.0
-    for number, name in enumerate(names):
-        panel = [row for row in rows if str(row["proj"]) == name]
+    for number, panel in enumerate(panels):
         column = number % beside
         if column == 0:
             top = bottom
         left = room + column * (num_heads * cell + gap)
-        parts.append(_panel(panel, name, left, top + 18, cell, column == 0))
-        bottom = max(bottom, top + 18 + cell * len(panel) + 24)
+        parts.append(_panel(panel, left, top + 18, cell, column == 0))
+        bottom = max(bottom, top + 18 + cell * len(panel.layers) + 24)
     return _svg(title, Markup().join(parts), WIDTH, round(bottom))
 
 
-def _panel(rows: Sequence[Mapping[str, Any]], name: str, left: float, top: float, cell: float, named: bool) -> Markup:
-    largest = max((abs(float(value)) for row in rows for value in row["score"] or ()), default=0.0) or 1.0
-    single = len({row["stage"] for row in rows}) == 1
-    every = max(1, math.ceil(10 / cell))
-    parts, crosses = [tag("text", name, class_="head", x=left, y=top - 6)], []
-    for number, row in enumerate(rows):
+def _panel(panel: HeadMap, left: float, top: float, cell: float, named: bool) -> Markup:
+    every = max(1, math.ceil(10 / cell))  # names of layers that would lie over each other are left out
+    parts, crosses = [tag("text", panel.name, class_="head", x=left, y=top - 6)], []
+    for number, (layer, scores, on) in enumerate(zip(panel.layers, panel.scores, panel.active, strict=True)):
         y = top + number * cell
-        where = str(row["block"]) if single else f"{row['stage']}.{row['block']}"
         if named and number % every == 0:
-            parts.append(tag("text", where, x=left - 5, y=y + cell / 2 + 3.5, text_anchor="end"))
-        for head, active in enumerate(row["active"]):
-            score = None if row["score"] is None else float(row["score"][head])
+            parts.append(tag("text", layer, x=left - 5, y=y + cell / 2 + 3.5, text_anchor="end"))
+        for head, active in enumerate(on):
+            score = None if scores is None else scores[head]
             said = "" if score is None else f", score {score:.3g}"
             tint = "flat" if score is None else "high" if score > 0 else "low"
-            opacity = 1 if score is None else round(abs(score) / largest, 3)
-            tip = tag("title", f"{name}, layer {where}, head {head}{said}{'' if active else ', off'}")
+            opacity = 1 if score is None else round(abs(score) / panel.largest, 3)
+            tip = tag("title", f"{panel.name}, layer {layer}, head {head}{said}{'' if active else ', off'}")
             x = left + head * cell
             parts.append(tag("rect", tip, class_=tint, x=x, y=y, width=cell - 1, height=cell - 1, fill_opacity=opacity))
             if not active:
                 reach = cell * 0.5 - 1
                 corner = f"M{x + reach / 2:.1f} {y + reach / 2:.1f}"
                 crosses.append(f"{corner}l{reach:.1f} {reach:.1f}m0 {-reach:.1f}l{-reach:.1f} {reach:.1f}")
-    num_heads = max(len(row["active"]) for row in rows)
-    foot = top + len(rows) * cell + 12
+    foot = top + len(panel.layers) * cell + 12
+    # The halo below each cross keeps it visible on the darkest tint, in both colour schemes.
     if crosses:
         parts += [tag("path", class_=kind, d="".join(crosses)) for kind in ("cross halo", "cross")]
-    for head in range(0, num_heads, every if cell >= 14 else 2 * every):
+    for head in range(0, panel.num_heads, every if cell >= 14 else 2 * every):
         parts.append(tag("text", head, x=left + (head + 0.5) * cell - 0.5, y=foot, text_anchor="middle"))
     return tag("g", *parts)
 

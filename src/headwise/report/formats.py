@@ -11,26 +11,13 @@ from typing import Any
 
 import pandas as pd
 
-from headwise.comparison.cells import in_csv, in_markdown, one_line, pipes
+from headwise.comparison.cells import bullets, in_csv, in_markdown, one_line, pipes
+from headwise.comparison.costs import COSTS
 from headwise.comparison.tables import Table
 from headwise.errors import ConfigError, suggest
-from headwise.report.layout import (
-    COSTS,
-    RATIO_NOTE,
-    WIDE,
-    Layout,
-    Line,
-    Lines,
-    accuracies,
-    apart,
-    layout,
-    paired,
-    paired_note,
-    ratios,
-)
-from headwise.results.records import FEWSHOT, GROUP_SIZES
+from headwise.report.grid import BEST, SECOND, Cell, Grid
+from headwise.report.layout import WIDE, parts
 
-BEST, SECOND = 1, 2
 TIDY = ["table", "kind", "method", "phase", "column", "group", "mean", "std", "n"]
 TIDY += ["low", "high", "wins", "ties", "losses", "text"]
 
@@ -48,21 +35,13 @@ def render(tables: Sequence[Table], form: str) -> str:
 
 def markdown(tables: Sequence[Table]) -> str:
     """One heading, caption and table each; then paired differences, ratios, and published rows kept apart."""
-    parts = []
+    sections = []
     for table in tables:
-        title = in_markdown(table.title)
-        parts += [f"## {title}\n", f"{_bullets(table.notes)}\n", _pipes(*accuracies(table), num_left=1)]
-        if len(table.paired):
-            notes = [paired_note(table), *table.answers]
-            parts += [f"### {title}: paired differences\n", f"{_bullets(notes)}\n"]
-            parts.append(_pipes(*paired(table), num_left=2))
-        if len(table.ratios):
-            parts += [f"### {title}: ratios to no head off\n", f"{_bullets([RATIO_NOTE])}\n"]
-            parts.append(_pipes(*ratios(table), num_left=1))
-        if table.apart:
-            parts += [f"### {title}: published rows, apart\n", f"{_bullets(table.apart)}\n"]
-            parts.append(_pipes(*apart(table), num_left=2))
-    return "\n".join(parts)
+        for grid, notes in parts(table):
+            heading = f"### {table.title}: {grid.name}" if grid.name else f"## {table.title}"
+            lines = pipes(grid.head, [list(map(str, line)) for line in grid.body], grid.num_left)
+            sections.append("\n".join([in_markdown(heading), "", bullets(notes), "", *lines, ""]))
+    return "\n".join(sections)
 
 
 def latex(tables: Sequence[Table]) -> str:
@@ -70,20 +49,13 @@ def latex(tables: Sequence[Table]) -> str:
 
     Needs the packages booktabs and graphicx (wide tables are shrunk to the page).
     """
-    parts = [r"% \usepackage{booktabs,graphicx}"]
+    sections = [r"% \usepackage{booktabs,graphicx}"]
     for table in tables:
-        caption = f"{table.title}. {' '.join(table.notes)} Best of ours bold, second underlined."
-        parts.append(_tabular(caption, *_decorated(layout(table)), num_left=1))
-        if len(table.paired):
-            caption = f"{table.title}: paired differences. {' '.join([paired_note(table), *table.answers])}"
-            parts.append(_tabular(caption, *_escaped(paired(table)), num_left=2))
-        if len(table.ratios):
-            caption = f"{table.title}: ratios to no head off. {RATIO_NOTE}"
-            parts.append(_tabular(caption, *_escaped(ratios(table)), num_left=1))
-        if table.apart:
-            caption = f"{table.title}: published rows, apart. {' '.join(table.apart)}"
-            parts.append(_tabular(caption, *_escaped(apart(table)), num_left=2))
-    return "\n".join(parts)
+        for grid, notes in parts(table):
+            title = f"{table.title}: {grid.name}" if grid.name else table.title
+            marked = "" if grid.name else " Best of ours bold, second underlined."
+            sections.append(_tabular(f"{title}. {' '.join(notes)}{marked}", grid))
+    return "\n".join(sections)
 
 
 def tidy_csv(tables: Sequence[Table]) -> str:
@@ -152,59 +124,35 @@ def _records(cells: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
-def _bullets(notes: Sequence[str]) -> str:
-    return "\n".join(f"- {in_markdown(note)}" for note in notes)
-
-
-def _pipes(head: Sequence[str], body: Sequence[Sequence[str]], num_left: int) -> str:
-    return "\n".join(pipes(head, body, num_left)) + "\n"
-
-
-def _decorated(found: Layout) -> tuple[list[str], list[list[str]], str]:
-    """Head and body in LaTeX, best and second marked, and the line over the head that names the groups."""
-    body = [
-        [_escape(n.label), *map(_escape, n.costs), *(_mark(n, place) for place in found.columns)] for n in found.lines
-    ]
-    names = {**{name: name for name in GROUP_SIZES}, FEWSHOT: "few-shot", "average": "means"}
-    spans: list[list[Any]] = []
-    for place in found.columns:
-        group = names.get(found.groups[place], "")
-        if spans and spans[-1][0] == group:
-            spans[-1][1] += 1
-        else:
-            spans.append([group, 1])
-    start, rules, cells = len(COSTS) + 2, [], [""] * (len(COSTS) + 1)
-    for group, width in spans:
-        cells.append(rf"\multicolumn{{{width}}}{{c}}{{{group}}}")
-        rules += [rf"\cmidrule(lr){{{start}-{start + width - 1}}}"] if group else []
-        start += width
-    over = f"{' & '.join(cells)} \\\\ {''.join(rules)}" if rules else ""
-    return [_escape(name) for name in found.head], body, over
-
-
-def _mark(line: Line, place: tuple[str, str]) -> str:
-    text = _escape(line.cells.get(place, ""))
-    wrap = {BEST: r"\textbf", SECOND: r"\underline"}.get(line.ranks.get(place, 0))
-    return f"{wrap}{{{text}}}" if wrap else text
-
-
-def _escaped(lines: Lines) -> tuple[list[str], list[list[str]], str]:
-    head, body = lines
-    return [_escape(name) for name in head], [[_escape(cell) for cell in line] for line in body], ""
-
-
-def _tabular(caption: str, head: Sequence[str], body: Sequence[Sequence[str]], over: str, num_left: int) -> str:
-    lines = [" & ".join(line) + r" \\" for line in (head, *body)]
-    align = "l" * num_left + "r" * (len(head) - num_left)
+def _tabular(caption: str, grid: Grid) -> str:
+    head = [_escape(name) for name in grid.head]
+    lines = [" & ".join(line) + r" \\" for line in (head, *([_in_latex(cell) for cell in line] for line in grid.body))]
+    align = "l" * grid.num_left + "r" * (len(head) - grid.num_left)
     wide = len(head) > WIDE
     opening = [
         r"\begin{table}",
         rf"\caption{{{_escape(caption)}}}",
         *([r"\resizebox{\textwidth}{!}{%"] if wide else []),
     ]
-    opening += [rf"\begin{{tabular}}{{{align}}}", r"\toprule", *([over] if over else [])]
+    opening += [rf"\begin{{tabular}}{{{align}}}", r"\toprule", *_over(grid.spans)]
     closing = [r"\bottomrule", r"\end{tabular}" + ("}" if wide else ""), r"\end{table}", ""]
     return "\n".join([*opening, lines[0], r"\midrule", *lines[1:], *closing])
+
+
+def _over(spans: Sequence[tuple[str, int]]) -> list[str]:
+    """The line over the head that names groups of columns, with a rule below each; none without a group."""
+    start, cells, rules = 1, [], []
+    for place, (group, width) in enumerate(spans):
+        # The columns before the first group have no cell in common: booktabs would centre an empty one over them.
+        cells += [rf"\multicolumn{{{width}}}{{c}}{{{group}}}"] if place else [""] * width
+        rules += [rf"\cmidrule(lr){{{start}-{start + width - 1}}}"] if group else []
+        start += width
+    return [f"{' & '.join(cells)} \\\\ {''.join(rules)}"] if rules else []
+
+
+def _in_latex(cell: Cell) -> str:
+    wrap = {BEST: r"\textbf", SECOND: r"\underline"}.get(cell.mark)
+    return f"{wrap}{{{_escape(str(cell))}}}" if wrap else _escape(str(cell))
 
 
 _LATEX = {"\\": r"\textbackslash{}", "\u00b1": r"$\pm$", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {

@@ -19,7 +19,7 @@ from headwise.comparison.tables import AVERAGES, Table
 from headwise.comparison.verdicts import is_headwise
 from headwise.report import figures, grids
 from headwise.report.figures import Spot
-from headwise.report.grids import Grid
+from headwise.report.grid import Grid, plain
 from headwise.results.records import FEWSHOT_SETS, Result
 
 
@@ -53,7 +53,7 @@ def scatters(table: Table, results: Sequence[Result], where: Places, slug: str) 
             lines.append([row, cell.phase, number, cell.mean, cell.std, cell.n])
         svg = figures.scatter(spots, f"Accuracy against parameters, {name}", "parameters without head", "accuracy, %")
         head = ["method", "phase", "parameters", "mean", "std", "n"]
-        made.append(Figure(name, svg, grids.plain(f"{slug}-parameters-{slugged(name)}", head, lines, 2)))
+        made.append(Figure(name, svg, plain(f"{slug}-parameters-{slugged(name)}", head, lines, 2)))
     return made
 
 
@@ -203,7 +203,7 @@ def _lines(
         table.append([label, 0.0, height, _std(values), len(values)])
         legend.append((figures.swatch(None), f"{label}: {height:.2f} %, n = {len(values)}"))
     svg = figures.curves(drawn, height, f"Accuracy over {over}, {title}", written, "accuracy, %")
-    return Figure(title, svg, grids.plain(name, [kind, over, "mean", "std", "n"], table), "", legend)
+    return Figure(title, svg, plain(name, [kind, over, "mean", "std", "n"], table), "", legend)
 
 
 def _std(values: Sequence[float]) -> float | None:

@@ -1,61 +1,50 @@
-"""What stands where in a table: lines, columns, and the text of each cell; no format yet. Never imports torch."""
+"""The tables of a paper: their lines and columns, and what each cell says; no format yet. Never imports torch."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from dataclasses import dataclass, field
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
 from headwise.comparison.comparable import natural
 from headwise.comparison.controls import KINDS
+from headwise.comparison.costs import COSTS, said
 from headwise.comparison.tables import Table
+from headwise.report.grid import BEST, SECOND, Cell, Grid, measured
+from headwise.results.records import FEWSHOT, GROUP_SIZES
 
-Lines = tuple[list[str], list[list[str]]]
-"""Head and body."""
-COSTS = {"parameters": "parameters", "head": "head", "stored_bytes": "stored bytes", "epochs": "epochs"}
 WIDE = 8
 """Tasks and averages beyond which phases are lines of a table, not columns."""
+Place = tuple[str, str]
+"""A column: a task or average, and a phase, which is empty where phases are lines."""
+_GROUPS = {**{name: name for name in GROUP_SIZES}, FEWSHOT: "few-shot", "average": "means"}
+RATIO_NOTE = (
+    "Accuracy with heads off over that of the same run with none off, formed task by task and seed by seed; 1 is no "
+    "change. Mean \u00b1 sample standard deviation over seeds, n in brackets."
+)
 
 
-@dataclass
-class Line:
-    """One line of a table: its label, its costs, its cells by column, and which are best (1) and second (2)."""
-
-    label: str
-    costs: list[str]
-    cells: dict[tuple[str, str], str]
-    ranks: dict[tuple[str, str], int] = field(default_factory=dict)
-
-
-@dataclass
-class Layout:
-    """The main part of a table. A column is a task or average and a phase, empty where phases are lines."""
-
-    columns: list[tuple[str, str]]
-    groups: dict[tuple[str, str], str]
-    lines: list[Line]
-
-    @property
-    def head(self) -> list[str]:
-        """Titles of all columns."""
-        single = {phase for _, phase in self.columns} <= {"P1", ""}
-        return ["method", *COSTS.values(), *(name if single else f"{name} {phase}" for name, phase in self.columns)]
-
-    def body(self) -> list[list[str]]:
-        """Text of all lines; an empty cell is a run that is missing, or lost from a paper."""
-        return [[n.label, *n.costs, *(n.cells.get(place, "") for place in self.columns)] for n in self.lines]
+def parts(table: Table) -> list[tuple[Grid, Sequence[str]]]:
+    """Return the grids of a table with the sentences over each; the first, the main one, has no name."""
+    made: list[tuple[Grid, Sequence[str]]] = [(accuracies(table), table.notes)]
+    if len(table.paired):
+        made.append((paired(table), [paired_note(table), *table.answers]))
+    if len(table.ratios):
+        made.append((ratios(table), [RATIO_NOTE]))
+    if table.apart:
+        made.append((apart(table), table.apart))
+    return made
 
 
-def layout(table: Table) -> Layout:
-    """Arrange the main part: a line per row of ours, below it the published rows that may stand beside it."""
+def accuracies(table: Table) -> Grid:
+    """A line per row of ours (and phase, where there are many columns), below it the published rows beside it."""
     cells, shown = table.cells, table.published[table.published["comparable"].astype(bool)]
     phases = sorted(set(cells["phase"]))
     tall = len(phases) > 1 and cells["column"].nunique() > WIDE
-    columns = _columns(cells, tall)
-    ranks = _ranks(cells, tall)
-    lines: list[Line] = []
+    columns, marks = _columns(cells, tall), _marks(cells, tall)
+    body: list[list[Cell]] = []
     seen: set[str] = set()
     costs = table.costs.set_index("row")
     for row in sorted(set(cells["row"]), key=natural):
@@ -63,18 +52,27 @@ def layout(table: Table) -> Layout:
         own = sorted(set(mine["phase"]))
         for phase in own if tall else [""]:
             part = mine[mine["phase"] == phase] if tall else mine
-            spent = [_range(costs.loc[row, name]) if phase in ("", own[-1]) else "" for name in COSTS]
-            texts = {(c.column, "" if tall else c.phase): _cell(c) for c in part.itertuples()}
-            lines.append(Line(row if phase == "" or len(own) == 1 else f"{row} {phase}", spent, texts))
-            lines[-1].ranks = {place: rank for name in own if phase in ("", name) for place, rank in ranks[row, name]}
+            # Costs are those of all phases together, so they stand in the line of the last one.
+            spent = [Cell(said(costs.loc[row, name]) if phase in ("", own[-1]) else "") for name in COSTS]
+            known = {
+                (c.column, "" if tall else c.phase): measured(c, mark=marks.get((row, c.phase, c.column), ""))
+                for c in part.itertuples()
+            }
+            label = row if phase == "" or len(own) == 1 else f"{row} {phase}"
+            body.append([Cell(label), *spent, *(known.get(place, Cell()) for place in columns)])
+            # A paper's row belongs to every variant of its method here; it is printed once, below the first.
             beside = shown[(shown["row"] == row) & (shown["phase"].isin([phase] if tall else phases))]
-            lines += _printed(beside[~beside["row_id"].isin(list(seen))], tall)
+            body += _printed(beside[~beside["row_id"].isin(list(seen))], columns)
             seen |= set(beside["row_id"])
+    single = {phase for _, phase in columns} <= {"P1", ""}
+    names = [name if single else f"{name} {phase}" for name, phase in columns]
     groups = dict(zip(cells["column"], cells["group"], strict=True))
-    return Layout(columns, {place: groups[place[0]] for place in columns}, lines)
+    runs = itertools.groupby(_GROUPS.get(groups[name], "") for name, _ in columns)
+    spans = [("", 1 + len(COSTS)), *((group, len(list(run))) for group, run in runs)]
+    return Grid("", ["method", *(cost.title for cost in COSTS.values()), *names], body, spans=spans)
 
 
-def _columns(cells: pd.DataFrame, tall: bool) -> list[tuple[str, str]]:
+def _columns(cells: pd.DataFrame, tall: bool) -> list[Place]:
     names = list(dict.fromkeys(cells["column"]))
     if tall:
         return [(name, "") for name in names]
@@ -82,52 +80,50 @@ def _columns(cells: pd.DataFrame, tall: bool) -> list[tuple[str, str]]:
     return sorted(pairs, key=lambda pair: (names.index(pair[0]), pair[1]))
 
 
-def _printed(published: pd.DataFrame, tall: bool) -> list[Line]:
+def _printed(published: pd.DataFrame, columns: Sequence[Place]) -> list[list[Cell]]:
     """A line per published row; its size stands where ours has parameters."""
     lines = []
     for _, part in published.groupby("row_id", sort=False):
         first = part.iloc[0]
-        texts = {(c.column, "" if tall else c.phase): c.text for c in part.itertuples()}
-        lines.append(Line(f"published: {first['title']}", [first["size"], *[""] * (len(COSTS) - 1)], texts))
+        known = {place: c.text for c in part.itertuples() for place in ((c.column, c.phase), (c.column, ""))}
+        spent = [first["size"], *[""] * (len(COSTS) - 1)]
+        lines.append([Cell(f"published: {first['title']}"), *map(Cell, spent)])
+        lines[-1] += [Cell(known.get(place, "")) for place in columns]
     return lines
 
 
-def _ranks(cells: pd.DataFrame, tall: bool) -> dict[tuple[str, str], list[tuple[tuple[str, str], int]]]:
-    """By row and phase: the columns where it is best (1) or second (2) of several of ours, by what is printed."""
-    values: dict[tuple[str, str], dict[tuple[str, str], float]] = {}
+def _marks(cells: pd.DataFrame, tall: bool) -> dict[tuple[str, str, str], str]:
+    """By row, phase and column: which is best or second of several of ours, by what is printed."""
+    values: dict[Place, dict[tuple[str, str], float]] = {}
     for c in cells.itertuples():
         values.setdefault((c.column, "" if tall else c.phase), {})[c.row, c.phase] = round(c.mean, 2)
-    ranks: dict[tuple[str, str], list[tuple[tuple[str, str], int]]] = defaultdict(list)
-    for place, found in values.items():
-        top = sorted(set(found.values()), reverse=True)[:2] if len(found) > 1 else []
-        for key, value in found.items():
-            if value in top:
-                ranks[key].append((place, top.index(value) + 1))
-    return ranks
+    marks = {}
+    for (column, _), means in values.items():
+        top = sorted(set(means.values()), reverse=True)[:2] if len(means) > 1 else []
+        for (row, phase), mean in means.items():
+            if mean in top:
+                marks[row, phase, column] = (BEST, SECOND)[top.index(mean)]
+    return marks
 
 
-def accuracies(table: Table) -> Lines:
-    """Head and body of the main part: a line per row (and phase, where there are many columns), costs, cells."""
-    found = layout(table)
-    return found.head, found.body()
-
-
-def paired(table: Table) -> Lines:
-    """Head and body of the paired differences: a line per row and kind, all tasks together, then each task.
+def paired(table: Table) -> Grid:
+    """The paired differences: a line per row and kind, all tasks together, then each task.
 
     The interval and the wins, ties and losses are over all tasks and seeds.
     """
     cells = table.paired
     names = list(dict.fromkeys(cells["column"]))
-    text = {(c.row, c.phase, c.column): _cell(c) for c in cells.itertuples()}
+    known = {(c.row, c.phase, c.column): measured(c, "{:+.2f}".format) for c in cells.itertuples()}
     together = {(c.row, c.phase): c for c in table.contrasts.itertuples()}
     kinds = sorted(set(cells["phase"]), key=_kind)
     body = []
     for row in sorted(set(cells["row"]), key=natural):
         for kind in kinds:
-            if (found := together.get((row, kind))) is not None:
-                body.append([row, kind, *_summary(found), *(text.get((row, kind, name), "") for name in names)])
-    return ["method", "difference", "mean", "95 % interval", "wins / ties / losses", "tasks, pairs", *names], body
+            if total := together.get((row, kind)):
+                tasks = (known.get((row, kind, name), Cell()) for name in names)
+                body.append([*map(Cell, (row, kind, *_summary(total))), *tasks])
+    head = ["method", "difference", "mean", "95 % interval", "wins / ties / losses", "tasks, pairs", *names]
+    return Grid("paired differences", head, body, num_left=2)
 
 
 def _kind(phase: str) -> tuple[int, str]:
@@ -135,36 +131,26 @@ def _kind(phase: str) -> tuple[int, str]:
     return (list(KINDS).index(other) if other in KINDS else len(KINDS), phase)
 
 
-def _summary(found: Any) -> list[str]:
-    interval = "" if pd.isna(found.low) else f"{found.low:+.2f} to {found.high:+.2f}"
-    counts = f"{found.wins} / {found.ties} / {found.losses}"
-    return [f"{found.mean:+.2f}", interval, counts, f"{found.tasks}, {found.pairs}"]
+def _summary(total: Any) -> list[str]:
+    interval = "" if pd.isna(total.low) else f"{total.low:+.2f} to {total.high:+.2f}"
+    counts = f"{total.wins} / {total.ties} / {total.losses}"
+    return [f"{total.mean:+.2f}", interval, counts, f"{total.tasks}, {total.pairs}"]
 
 
-RATIO_NOTE = (
-    "Accuracy with heads off over that of the same run with none off, formed task by task and seed by seed; 1 is no "
-    "change. Mean \u00b1 sample standard deviation over seeds, n in brackets."
-)
-
-
-def ratios(table: Table) -> Lines:
-    """Head and body of the ratios to the run with no head off: a line per row, a column per task."""
+def ratios(table: Table) -> Grid:
+    """The ratios to the run with no head off: a line per row, a column per task."""
     cells = table.ratios
     names = list(dict.fromkeys(cells["column"]))
-    text = {(c.row, c.column): _ratio(c) for c in cells.itertuples()}
+    known = {(c.row, c.column): measured(c, "{:.4f}".format, digits=4) for c in cells.itertuples()}
     rows = sorted(set(cells["row"]), key=natural)
-    return ["method", *names], [[row, *(text.get((row, name), "") for name in names)] for row in rows]
-
-
-def _ratio(cell: Any) -> str:
-    deviation = "" if cell.n < 2 else f" \u00b1 {cell.std:.4f}"
-    return f"{cell.mean:.4f}{deviation} ({cell.n})"
+    body = [[Cell(row), *(known.get((row, name), Cell()) for name in names)] for row in rows]
+    return Grid("ratios to no head off", ["method", *names], body)
 
 
 def paired_note(table: Table) -> str:
     """What the paired differences of a table are."""
     kinds = {phase.partition(" - ")[2] for phase in table.paired["phase"]}
-    named = [f"minus {text} ({name})" for name, text in KINDS.items() if name in kinds]
+    named = [f"minus {kind.full} ({name})" for name, kind in KINDS.items() if name in kinds]
     what = f": the last phase {', '.join(named)}" if named else ""
     return (
         f"Percentage points, formed task by task and seed by seed{what}. The mean is over the tasks, of each task's "
@@ -176,24 +162,14 @@ def paired_note(table: Table) -> str:
     )
 
 
-def apart(table: Table) -> Lines:
-    """Head and body of the published rows that may not be set beside ours: a line each, a column per task."""
+def apart(table: Table) -> Grid:
+    """The published rows that may not be set beside ours: a line each, a column per task."""
     rest = table.published[~table.published["comparable"].astype(bool)]
     order = list(dict.fromkeys(table.cells["column"]))
     names = sorted(set(rest["column"]), key=order.index)
     body = []
     for _, part in rest.groupby("row_id", sort=False):
         first, texts = part.iloc[0], dict(zip(part["column"], part["text"], strict=True))
-        body.append([first["title"], first["phase"], first["size"], *(texts.get(name, "") for name in names)])
-    return ["published row", "phase", "size", *names], body
-
-
-def _cell(cell: Any) -> str:
-    sign = "+" if " - " in cell.phase else ""
-    deviation = "" if cell.n < 2 else f" \u00b1 {cell.std:.2f}"
-    return f"{cell.mean:{sign}.2f}{deviation} ({cell.n})"
-
-
-def _range(ends: tuple[int, int]) -> str:
-    low, high = ends
-    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+        line = (first["title"], first["phase"], first["size"], *(texts.get(name, "") for name in names))
+        body.append(list(map(Cell, line)))
+    return Grid("published rows, apart", ["published row", "phase", "size", *names], body, num_left=2)

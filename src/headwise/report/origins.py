@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from headwise.comparison.comparable import recorded
-from headwise.report.grids import Cell, Grid, cell_of, commit, shortened, to_csv
+from headwise.report.grid import Cell, Grid, cell_of, to_csv
+from headwise.report.grids import commit, shortened
 from headwise.results.fingerprint import fingerprint
 from headwise.results.records import Result
 

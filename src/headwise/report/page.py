@@ -20,7 +20,7 @@ from headwise.comparison.verdicts import Judgement, Verdict
 from headwise.errors import ConfigError
 from headwise.report import gallery, grids, origins
 from headwise.report.gallery import Figure, slugged
-from headwise.report.grids import Grid
+from headwise.report.grid import Grid
 from headwise.report.summary import questions
 from headwise.results.records import FEWSHOT, Result
 from headwise.storage.weights import ASSETS

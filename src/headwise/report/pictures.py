@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,9 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from headwise.comparison.cells import in_csv
+from headwise.report import headmap
+from headwise.report.grid import to_csv
+from headwise.report.headmap import HeadMap
 from headwise.storage import atomic
 
 matplotlib.use("Agg")
@@ -51,10 +52,7 @@ def learning_curves(histories: Sequence[Path], labels: Sequence[str], folder: Pa
     if not rows:
         return
     columns = list(rows[0])
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerows([columns, *([in_csv(row[name]) for name in columns] for row in rows)])
-    atomic.write_text(folder / "metrics.csv", out.getvalue())
+    atomic.write_text(folder / "metrics.csv", to_csv(columns, [[row[name] for name in columns] for row in rows]))
     if not draw:
         return
 
@@ -93,47 +91,38 @@ def score_map(
         folder: of the run.
         draw: the picture as well.
     """
-    gated = [
-        (f"{index} {label}", proj, [row for row in rows if row["proj"] == proj])
-        for index, (rows, label) in enumerate(zip(phases, labels, strict=True), start=1)
-        if rows
-        for proj in dict.fromkeys(row["proj"] for row in rows)
-    ]
+    gated = [(number, label, rows) for number, (rows, label) in enumerate(zip(phases, labels, strict=True), 1) if rows]
     if not gated:
         return
-    lines = ["phase,stage,block,proj,head,score,active"]
-    for label, proj, rows in gated:
-        for row in rows:
-            scores = row["score"] or [None] * len(row["active"])
-            for head, (score, active) in enumerate(zip(scores, row["active"], strict=True)):
-                value = "" if score is None else repr(float(score))
-                lines.append(f"{label.partition(' ')[0]},{row['stage']},{row['block']},{proj},{head},{value},{active}")
-    atomic.write_text(folder / "heads.csv", "\n".join(lines) + "\n")
+    head = ["phase", *("proj" if name == "projection" else name for name in headmap.COLUMNS)]
+    lines = [[number, *line] for number, _, rows in gated for line in headmap.lines(rows)]
+    atomic.write_text(folder / "heads.csv", to_csv(head, lines))
     if not draw:
         return
 
-    num_layers = max(len(rows) for *_, rows in gated)
-    num_heads = max(len(row["active"]) for *_, rows in gated for row in rows)
-    size = (1.6 + len(gated) * (0.9 + 0.3 * num_heads), 1.6 + 0.3 * num_layers)
+    panels = [(f"{number} {label}", panel) for number, label, rows in gated for panel in headmap.head_maps(rows)]
+    num_layers = max(len(panel.layers) for _, panel in panels)
+    num_heads = max(panel.num_heads for _, panel in panels)
+    size = (1.6 + len(panels) * (0.9 + 0.3 * num_heads), 1.6 + 0.3 * num_layers)
     figure = Figure(figsize=size, layout="constrained")
-    for axis, (label, proj, rows) in zip(figure.subplots(1, len(gated), squeeze=False)[0], gated, strict=True):
-        _draw_scores(figure, axis, rows, num_heads)
-        axis.set_title(f"{label}: {proj}")
+    for axis, (label, panel) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        _draw_scores(figure, axis, panel, num_heads)
+        axis.set_title(f"{label}: {panel.name}")
     with atomic.replacing(folder / "heads.png") as part:
         figure.savefig(part, dpi=120)
 
 
-def _draw_scores(figure: Figure, axis: Any, rows: Sequence[Mapping[str, Any]], num_heads: int) -> None:
+def _draw_scores(figure: Figure, axis: Any, panel: HeadMap, num_heads: int) -> None:
     """One panel; layers with fewer heads leave the rest of their row empty."""
+    # NaN is drawn as nothing; zero, the middle of the colours, stands for heads that were not scored.
     empty = [float("nan")] * num_heads
-    table = [[*(row["score"] or [0.0] * len(row["active"])), *empty][:num_heads] for row in rows]
-    largest = max((abs(value) for row in table for value in row if value == value), default=0.0) or 1.0
-    image = axis.imshow(table, cmap="RdBu_r", vmin=-largest, vmax=largest, aspect="auto")
-    off = [(head, layer) for layer, row in enumerate(rows) for head, on in enumerate(row["active"]) if not on]
+    layers = zip(panel.scores, panel.active, strict=True)
+    table = [[*(scores or [0.0] * len(on)), *empty][:num_heads] for scores, on in layers]
+    image = axis.imshow(table, cmap="RdBu_r", vmin=-panel.largest, vmax=panel.largest, aspect="auto")
+    off = [(head, layer) for layer, on in enumerate(panel.active) for head, active in enumerate(on) if not active]
     axis.plot([head for head, _ in off], [layer for _, layer in off], "kx", markersize=7, linestyle="none")
-    single = len({row["stage"] for row in rows}) == 1
-    axis.set_yticks(range(len(rows)), [str(r["block"]) if single else f"{r['stage']}.{r['block']}" for r in rows])
+    axis.set_yticks(range(len(panel.layers)), panel.layers)
     axis.set_xticks(range(num_heads))
-    axis.set(xlabel="head", ylabel="layer" if single else "stage.layer")
-    if any(row["score"] for row in rows):
+    axis.set(xlabel="head", ylabel="stage.layer" if "." in panel.layers[0] else "layer")
+    if any(panel.scores):
         figure.colorbar(image, ax=axis, label="score")

@@ -7,19 +7,10 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from headwise.comparison.controls import KINDS
 from headwise.comparison.verdicts import QUESTIONS, Judgement, Pairs, Verdict
-from headwise.report import figures, grids
-from headwise.report.grids import Grid, signed
-
-AGAINST = {
-    "P1": "its own first phase",
-    "longer P1": "the first method, trained as long",
-    "equal-size LoRA": "LoRA of equal size instead",
-    "longer P2": "the second method alone, trained as long",
-    "no head off": "the same run, no head off",
-    "random heads off": "as many random heads off",
-    "first heads off": "as many first heads off",
-}
+from headwise.report import figures
+from headwise.report.grid import Grid, plain, sign, signed
 
 
 @dataclass(frozen=True)
@@ -82,7 +73,7 @@ def _question(claim: str, titled: Sequence[tuple[str, Judgement]]) -> Question:
         for pair in pairs.differences
     ]
     head = ["table", "method", "against", "task", "seed", "draw", "difference"]
-    data = grids.plain(f"pairs-{claim}", head, lines, 4)
+    data = plain(f"pairs-{claim}", head, lines, 4)
     ends = (f"\u2212{largest:g}", f"+{largest:g}")
     sentence = _sentence(rows[0]) if len(rows) == 1 else _tally(rows)
     return Question(QUESTIONS[claim], _headline([one.verdict for one in rows]), sentence, answers, ends, data)
@@ -103,7 +94,7 @@ def _tally(rows: Sequence[Judgement]) -> str:
     means: dict[str, list[float]] = {}
     for one in rows:
         for pairs in one.pairs:
-            means.setdefault(AGAINST.get(pairs.against, pairs.against), []).append(pairs.mean)
+            means.setdefault(KINDS[pairs.against].short, []).append(pairs.mean)
     parts = [
         f"against {name} {sum(value > 0 for value in values)} of {len(values)} ({_span(values)})"
         for name, values in means.items()
@@ -123,14 +114,14 @@ def _sentence(one: Judgement) -> str:
     for pairs in one.pairs:
         verb = "gains" if pairs.mean > 0 else "loses" if pairs.mean < 0 else "makes no difference"
         amount = f" {abs(pairs.mean):.2f}" if pairs.mean else ""
-        parts.append(f"{verb}{amount} against {AGAINST.get(pairs.against, pairs.against)}")
+        parts.append(f"{verb}{amount} against {KINDS[pairs.against].short}")
     return f"{one.row} {'; '.join(parts)} (percentage points, mean over tasks)."
 
 
 def _drawn(row: str, pairs: Pairs, largest: float) -> Drawn:
     total, repeats = pairs.sum, pairs.num_repeats
     low, high = total.low, total.high
-    against = AGAINST.get(pairs.against, pairs.against)
+    against = KINDS[pairs.against].short
     said = f"{row} against {against}: mean {total.mean:+.2f} points over {total.pairs} pair{'s' * (total.pairs > 1)}"
     if low is not None and high is not None:
         said = f"{said}, 95 % interval {low:+.2f} to {high:+.2f}"
@@ -138,7 +129,7 @@ def _drawn(row: str, pairs: Pairs, largest: float) -> Drawn:
         against=against,
         strip=figures.strip([pair.value for pair in pairs.differences], total.mean, (low, high), largest, said),
         mean=signed(total.mean),
-        mark="gain" if total.mean > 0 else "loss" if total.mean < 0 else "",
+        mark=sign(total.mean),
         interval="" if low is None or high is None else f"{signed(low)} to {signed(high)}",
         counts=f"{total.wins} won, {f'{total.ties} tied, ' if total.ties else ''}{total.losses} lost",
         extent=f"n = {total.pairs}: {total.tasks} task{'s' * (total.tasks > 1)}, {repeats} seed{'s' * (repeats > 1)}",
