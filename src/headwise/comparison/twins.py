@@ -11,8 +11,10 @@ from headwise.comparison.comparable import places, shared_choices
 from headwise.comparison.controls import ground
 from headwise.results.records import Result
 
-HEAD = ("dataset", "run", "seeds", "masked %", "without mask %", "paired difference", "stored B")
-HEAD += ("paper's formula B", "without mask B", "scoring (epochs)")
+HEAD = (
+    *("dataset", "run", "seeds", "masked %", "without mask %", "paired difference"),
+    *("stored B", "paper's formula B", "without mask B", "scoring (epochs)"),
+)
 
 
 @dataclass(frozen=True)
