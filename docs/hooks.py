@@ -276,7 +276,7 @@ def mended(markdown: str, folder: str) -> str:
 
 def main() -> None:
     """Mend every page."""
-    for file in sorted((REPO / "docs").rglob("*.md")):
+    for file in [REPO / "CONTRIBUTING.md", *sorted((REPO / "docs").rglob("*.md"))]:
         old = file.read_text(encoding="utf-8")
         new = mended(old, file.parent.relative_to(REPO).as_posix())
         if new != old:

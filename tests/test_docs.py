@@ -111,7 +111,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def test_names_stand_in_the_modules_that_pages_link(hooks: ModuleType) -> None:
     linked = 0
-    for page in PAGES:
+    for page in (*PAGES, REPO / "CONTRIBUTING.md"):
         for match in hooks.LINK.finditer(page.read_text(encoding="utf-8")):
             path = hooks.target_of(match["target"], page.parent.relative_to(REPO).as_posix())
             if path is not None and path.startswith("src/") and re.fullmatch(r"`[A-Za-z_][\w.]*`", match["text"]):
@@ -187,3 +187,20 @@ def test_paths_that_pages_name_exist() -> None:
         for path in re.findall(r"`((?:src|conf|scripts|tests|benchmarks|docs)/[\w./-]+)`", page.read_text("utf-8")):
             if "fourier" not in path and "mine" not in path:
                 assert (REPO / path).exists(), f"{page.name}: {path}"
+
+
+def test_modules_that_pages_name_exist() -> None:
+    """``updates/gate.py`` is a path below the package, or below the repository."""
+    package = REPO / "src" / "headwise"
+    for page in (*PAGES, REPO / "CONTRIBUTING.md"):
+        for path in re.findall(r"`([a-z_]+/[a-z_/]+\.py)`", page.read_text("utf-8")):
+            stands = any((root / path).exists() for root in (package, REPO))
+            assert stands or "fourier" in path or path.startswith("own/"), f"{page.name}: {path}"
+
+
+def test_headings_of_the_walk_name_the_rooms_that_their_steps_pass() -> None:
+    _, *sections = re.split(r"^## ", (DOCS / "walk.md").read_text("utf-8"), flags=re.MULTILINE)
+    for section in sections:
+        head, _, steps = section.partition("\n")
+        passed = set(re.findall(r"\(\.\./src/headwise/(\w+)/", steps))
+        assert passed == set(re.findall(r"\w+", head[head.rindex("(") :])), head

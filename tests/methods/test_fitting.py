@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ import torch
 from headwise.errors import ConfigError
 from headwise.methods._catalog import measure
 from headwise.methods._fitting import dry_forward, fitted, fitting, rehearse
+from headwise.methods.base import Method
 from headwise.network.backbone import Backbone, BackboneSpec
 from made_networks import CLASSES, CONF, batches, composed_method, network
 
@@ -178,3 +179,28 @@ def test_what_cannot_work_is_refused_before_weights_are_fetched(
     ):
         with pytest.raises(ConfigError, match=message):
             run(compose_config(*options, *choices, "data.synthetic=true", f"root={tmp_path}"))
+
+
+UNGATED = sorted(name for name in ALL_METHODS if not any(phase.gateable for phase in composed_method(name).phases()))
+
+
+@pytest.mark.parametrize("name", UNGATED)
+def test_a_gate_is_never_left_out_in_silence(name: str) -> None:
+    """Declaring a gate is not having one: an update without heads, or an install of its own, may not drop it."""
+    (phase,) = composed_method(name).phases()
+
+    class Declared(type(phase)):  # type: ignore[misc]
+        gateable: ClassVar[bool] = True
+
+    fields = {key: value for key, value in vars(phase).items() if key != "gate"}
+    gated: Method = Declared(**fields, gate={"mode": "heart", "count": 1})
+    try:
+        installed = fitted(gated, network("vit"))
+    except ConfigError as error:
+        assert "\n" not in str(error)
+        if "leaves the gate out" in str(error):  # else it was refused for another reason, as SPT is without a plan
+            with pytest.raises(ConfigError, match="leaves the gate out"):
+                rehearse(network("vit"), [composed_method("linear"), gated])
+    else:
+        assert installed.masking is not None
+        assert installed.masking in installed.callbacks()

@@ -1,7 +1,7 @@
 """Results to tables: the statistics, the costs, the captions. Never imports torch.
 
 What is compared with what is decided in `comparable`, differences are formed in `paired`, published rows are joined in
-`beside`, rendering is in `render`.
+`beside`, the text is written in `headwise.report.formats`.
 """
 
 from __future__ import annotations

@@ -66,7 +66,8 @@ class Method:
     networks: ClassVar[tuple[str, ...]] = ("vit", "swin")
     """Families of networks it is defined for; `install` raises ConfigError on any other."""
     gateable: ClassVar[bool] = False
-    """Whether heads of its update can be switched off: its deltas multiply it by a buffer ``active``."""
+    """Whether heads of its update can be switched off: its deltas call `Delta.have_heads` and multiply by `Delta.gate`.
+    Inserted parts (a `Wrapper`) have no heads."""
     written: ClassVar[Mapping[str, str]] = {}
     """Fields that a run writes out in full before it is named, each with the dotted name of the class that reads it: by
     ``of(value)`` and ``spec()``, and without torch. A plain dictionary: it is read from the source."""
@@ -113,7 +114,7 @@ class Method:
         Raises:
             ConfigError: what `install` would raise.
         """
-        self.install(net)
+        with_its_gate(self, self.install(net))
 
     def prepare(self, net: Backbone, batches: Batches, num_steps: int) -> Plan | None:
         """Look at the network and the training data before installing (SPT's sensitivities); None needs nothing.
@@ -190,6 +191,20 @@ class Method:
         if gate is None:
             del values["gate"]
         return {"_target_": f"{type(self).__module__}.{type(self).__qualname__}", **effective_method(_plain(values))}
+
+
+def with_its_gate(method: Method, installed: Installed) -> Installed:
+    """What a method installed, once it is known that a gate which was asked for is at work in it.
+
+    Raises:
+        ConfigError: if an `install` of the method's own has left it out: the run would train with every head on.
+    """
+    if method.gating() is not None and installed.masking is None:
+        raise ConfigError(
+            f"method {method.label} ({type(method).__name__}) sets gateable = True, and its own install leaves the "
+            "gate out; allowed: the Installed that Method.install gives, or one that takes over its masking"
+        )
+    return installed
 
 
 def _gateable() -> list[str]:

@@ -33,7 +33,7 @@ from headwise.methods._peftconfig import (
     size_of,
     strict,
 )
-from headwise.methods.base import Batches, Installed, Method, Plan, per_projection
+from headwise.methods.base import Batches, Installed, Method, Plan, per_projection, with_its_gate
 from headwise.network.backbone import Backbone
 from headwise.schema.kinds import Positive
 from headwise.updates.qkv import SplitQKV
@@ -83,7 +83,7 @@ class PeftMethod(Method):
 
     def rehearse(self, net: Backbone) -> None:
         """There are no gradients yet for LoRA-GA to start from; everything else is as it will be."""
-        self.install(net, LORA_GA if is_lora_ga(self.config) else None)
+        with_its_gate(self, self.install(net, LORA_GA if is_lora_ga(self.config) else None))
 
     def prepare(self, net: Backbone, batches: Batches, num_steps: int) -> Plan | None:
         """The number of steps for AdaLoRA, whose budget falls over the whole run; gradients for LoRA-GA's start.

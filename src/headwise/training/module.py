@@ -31,7 +31,10 @@ def reseed(*parts: int | str) -> None:
 
 
 class PhaseModule(L.LightningModule):
-    """Trains the tunable tensors of a network with cross-entropy. Knows no method by name."""
+    """Trains the tunable tensors of a network with cross-entropy. Knows no method by name.
+
+    A batch passes timm's network as it is, but for the projections: there stands `headwise.updates.qkv.SplitQKV`.
+    """
 
     strict_loading = False  # checkpoints hold only the method's tensors; on_load_checkpoint checks the names itself
 

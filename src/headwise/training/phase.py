@@ -125,7 +125,10 @@ def _prepare(work: Work, run: PhaseRun) -> Prepared:
 
 
 def _warm_up(work: Work, run: PhaseRun, phase: Prepared) -> None:
-    """Put the checkpoint of the warm-up that the phase shares with others into its folder, trained here if need be."""
+    """Put the checkpoint of the warm-up that the phase shares with others into its folder, trained here if need be.
+
+    This is the warm-up before heads are scored, `headwise.updates.gate.Gate.warmup_epochs`, not that of the rate.
+    """
     checkpoint, epochs = run.folder / CHECKPOINT, phase.module.epochs
     trunk = None if run.method.checkpoint else run.method.trunk(epochs)
     if trunk is None or run.trunk is None or checkpoint.is_file():

@@ -125,7 +125,10 @@ class Gate:
         return off
 
     def warmup_epochs(self, epochs: int) -> int:
-        """Whole epochs before the choice, of a run of `epochs`.
+        """Whole epochs before the choice, of a run of `epochs`; the warm-up of the rate is the protocol's.
+
+        Another rule gives other numbers under the same ``warmup``: results of before are told apart by an entry in
+        `headwise.protocol.revisions`.
 
         Raises:
             ConfigError: if no epoch would be left after it.
