@@ -25,6 +25,7 @@ from headwise.network.backbone import BackboneSpec
 from headwise.protocol.pertask import fill_protocol, fill_tasks
 from headwise.protocol.presets import fill_presets
 from headwise.protocol.recipe import Protocol
+from headwise.protocol.search import Space, _check_choices
 from headwise.runs.experiment import plan_run
 from headwise.runs.sweep import requests_of
 from made_networks import CONF, REPO, compose_config, fill_gates
@@ -219,6 +220,18 @@ def test_first_last_and_one_random_job_of_an_experiment_build(name: str) -> None
     chosen = random.Random(name).randrange(len(jobs))
     for job in dict.fromkeys(map(tuple, (jobs[0], jobs[chosen], jobs[-1]))):
         build_all(compose_config(*job))
+
+
+@pytest.mark.parametrize("protocol", [(), ("protocol=smoke",)], ids=["own", "smoke"])
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_what_an_experiment_searches_fits_each_of_its_methods(name: str, protocol: tuple[str, ...]) -> None:
+    of_method = {word: job for job in jobs_of(name) for word in job if word.startswith("method=")}
+    for job in of_method.values():
+        kept = [word for word in job if not (protocol and word.startswith("protocol="))]
+        built = build_all(compose_config(*kept, *protocol))
+        last = built["method"].phases()[-1]
+        if (given := built["protocol"].search) and (space := Space.of(given).within(last)) is not None:
+            _check_choices(space, last)
 
 
 @pytest.mark.parametrize("name", PAPERS)
