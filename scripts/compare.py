@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from headwise.cli import of_results, results_of, script
+from headwise.cli import exclusive, of_results, results_of, script
 from headwise.commands.written import writing
 from headwise.comparison.gaps import comparisons, text
 from headwise.errors import ConfigError, suggest
@@ -50,7 +50,10 @@ def _chosen(options: argparse.Namespace) -> list[Result]:
     if (folder / "result.json").is_file():
         if options.dataset:
             raise ConfigError(f"{folder} is one run; give a method to name a dataset ({options.dataset!r})")
+        exclusive({"--name": options.name, "--variant": options.variant}, f"beside {folder}, which is one run")
         return [Result.read(folder / "result.json")]
+    if folder.is_file():
+        raise ConfigError(f"{folder} is no folder; give the one of a finished run, or a method")
     if folder.is_dir() or len(folder.parts) > 1:
         raise ConfigError(f"no finished run in {folder}: it holds no result.json")
     results = results_of(options.root, options.name).results

@@ -16,6 +16,7 @@ from typing import Any
 
 from headwise.cli import of_results, results_of, script
 from headwise.errors import ConfigError
+from headwise.results.reading import runs
 from headwise.results.store import ResultStore
 from headwise.storage.atomic import make_folder
 
@@ -41,14 +42,16 @@ def placeless(value: Any) -> Any:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     options = parse(arguments)
-    if os.path.realpath(options.to) == os.path.realpath(options.root):
+    root, kept_in = Path(os.path.realpath(options.root)), Path(os.path.realpath(options.to))
+    if kept_in == root:
         raise ConfigError(f"--to {options.to} is the root itself, whose records would lose their paths: name another")
+    if root in kept_in.parents and kept_in.relative_to(root).parts[0] in runs(root):
+        raise ConfigError(f"--to {options.to} lies among the runs of {options.root}: name a folder apart from them")
     found = results_of(options.root, options.name, otherwise="it is not kept")
     make_folder(options.to)
-    kept = ResultStore(options.to)
+    kept = ResultStore(options.to, indexed=False)  # found again from the records
     for result in found.results:
         kept.put(result.key, dataclasses.replace(result, config=placeless(result.config)))
-    (options.to / "index.jsonl").unlink(missing_ok=True)  # found again from the records
     print(f"kept: {len(found.results)} records of {found.name} in {options.to}")
     return 0
 

@@ -22,7 +22,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 import headwise.runs.experiment  # noqa: F401  registers what conf/ interpolates with
-from headwise.cli import of_results, results_of, script
+from headwise.cli import exclusive, of_results, results_of, script
 from headwise.commands.messages import instantiation
 from headwise.commands.overrides import readable
 from headwise.commands.written import writing
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from headwise.methods._catalog import Entry
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
+BACKBONE = "vit_b16_in21k"
 MOST_CLASSES = 100_000
 
 
@@ -44,8 +45,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = of_results(__doc__)
     parser.add_argument("methods", nargs="*", help="names; all if left out")
-    parser.add_argument("--backbone", default="vit_b16_in21k", help="of conf/backbone (vit_b16_in21k)")
-    parser.add_argument("--classes", type=int, default=10, help="of the head (10)")
+    parser.add_argument("--backbone", help="of conf/backbone (vit_b16_in21k)")
+    parser.add_argument("--classes", type=int, help="of the head (10)")
     parser.add_argument("--json", type=Path, help="also write everything as JSON")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides, such as rank=r8")
     parser.add_argument("--papers", action="store_true", help="list what papers print, at the settings it needs")
@@ -81,6 +82,9 @@ def of_runs(options: argparse.Namespace) -> tuple[str, Any]:
     """What finished runs cost and reached: the table, and the same as data."""
     if options.methods or options.papers or options.set:
         raise ConfigError("--runs lists every method of these runs as it was run: give no methods, --papers or --set")
+    exclusive(
+        {"--backbone": options.backbone, "--classes": options.classes}, "beside --runs, which lists runs as they were"
+    )
     runs = results_of(options.root, options.runs)
     found = lineup.lineups(runs.results)
     if not found:
@@ -91,6 +95,7 @@ def of_runs(options: argparse.Namespace) -> tuple[str, Any]:
 
 def of_network(options: argparse.Namespace) -> tuple[str, Any]:
     """What methods cost in a network of that shape: the table, and the same as data."""
+    options.backbone, options.classes = options.backbone or BACKBONE, 10 if options.classes is None else options.classes
     known = {group: sorted(file.stem for file in (CONF / group).glob("*.yaml")) for group in ("method", "backbone")}
     for group, given in (("method", options.methods), ("backbone", [options.backbone])):
         for name in given:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from headwise.cli import of_results, results_of, script
+from headwise.cli import exclusive, of_results, results_of, script
 from headwise.commands.written import writing
 from headwise.comparison.beside import SHOW
 from headwise.comparison.tables import compare, tables
@@ -38,7 +38,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--published",
         choices=SHOW,
-        default="auto",
         help="published rows: beside comparable results (auto), the others as well but apart (always), none (never)",
     )
     return parser.parse_args(arguments)
@@ -48,15 +47,18 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     options = parse(arguments)
-    form = options.format or _form(options.out)
+    if options.experiment and options.name not in (None, options.experiment):
+        raise ConfigError(f"{options.experiment} and --name {options.name} are two names; give one")
+    form = _form(options.out, options.format)
     with writing(options.out, options.json, force=options.force):
         found = results_of(options.root, options.name or options.experiment)
         title = found.name or "Results"
         if options.compare:
+            exclusive({"--published": options.published}, "beside --compare")
             made = compare(found.results, *options.compare, title=title, pool=options.pool)
         else:
             others = reading.others(options.root, [found.name])
-            made = tables(found.results, title, options.pool, options.published, others)
+            made = tables(found.results, title, options.pool, options.published or "auto", others)
         made[0].notes += found.notes
         text = render(made, form)
         if options.out:
@@ -68,12 +70,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
 
 
-def _form(out: Path | None) -> str:
-    if out is None:
-        return "md"
-    if out.suffix not in SUFFIXES:
+def _form(out: Path | None, given: str | None) -> str:
+    by_suffix = SUFFIXES.get(out.suffix) if out else "md"
+    if by_suffix is None and given is None:
         raise ConfigError(f"--out {out} has none of the suffixes {', '.join(SUFFIXES)}; choose one, or give --format")
-    return SUFFIXES[out.suffix]
+    if out and given and by_suffix not in (None, given):
+        raise ConfigError(f"--out {out} and --format {given} exclude each other; give one of them, or another suffix")
+    return str(given or by_suffix)
 
 
 if __name__ == "__main__":

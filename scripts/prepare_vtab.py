@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from headwise.cli import force_option, script
+from headwise.cli import exclusive, force_option, script
 from headwise.commands.written import writing
 from headwise.storage import atomic
 
@@ -46,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from headwise.data.preparing.prepare import Place, as_json, choose, prepare, read_tasks, status, table
     from headwise.errors import ConfigError
 
+    exclusive({"--verify": options.verify and not options.status}, "without --status")
     check_resize(options.resize)
     if not 1 <= options.size <= MOST_PIXELS:
         raise ConfigError(f"--size must be in 1..{MOST_PIXELS}, got {options.size}")

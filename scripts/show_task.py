@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from headwise.cli import force_option, script
+from headwise.cli import exclusive, force_option, script
 
 if TYPE_CHECKING:
     from headwise.data.sources import Source
@@ -33,8 +33,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=4, help="rows of images (4)")
     parser.add_argument("--columns", type=int, default=8, help="images in a row (8)")
     parser.add_argument("--side", type=int, default=96, help="pixels of an image on the sheet (96)")
-    parser.add_argument("--shots", type=int, default=4, help="of a few-shot set (4)")
-    parser.add_argument("--draw", type=int, default=0, help="of a few-shot set (0)")
+    parser.add_argument("--shots", type=int, help="of a few-shot set (4)")
+    parser.add_argument("--draw", type=int, help="of a few-shot set (0)")
     parser.add_argument("--lossy", action="store_true", help="drawn images as they come back from JPEG")
     parser.add_argument("--num-classes", type=int, help="of your own images (own/folder)")
     parser.add_argument("--out", type=Path, help="PNG to write (TASK.png)")
@@ -56,8 +56,15 @@ def read_task(name: str, options: argparse.Namespace) -> VTABTask:
     plain = yaml.safe_load(file.read_text(encoding="utf-8"))
     del plain["_target_"]
     if "shots" in plain:
-        plain |= {"shots": options.shots, "draw": options.draw}
+        usual = {"shots": 4, "draw": 0}
+        plain |= {key: usual[key] if (given := getattr(options, key)) is None else given for key in usual}
+    else:
+        exclusive({"--shots": options.shots, "--draw": options.draw}, f"to task {name}, which is no few-shot set")
     if options.num_classes is not None:
+        if plain["num_classes"] != "???":
+            exclusive(
+                {"--num-classes": options.num_classes}, f"to task {name}, which has {plain['num_classes']} classes"
+            )
         plain["num_classes"] = options.num_classes
     if plain["num_classes"] == "???":
         raise ConfigError(f"{name} needs --num-classes")
@@ -72,6 +79,7 @@ def open_source(options: argparse.Namespace) -> Source:
     if options.data == "auto":
         return AutoSource(options.root)
     if options.data == "synthetic":
+        exclusive({"--root": options.root}, "to drawn images (--data synthetic)")
         return SyntheticSource(lossy=options.lossy)
     if options.root is None:
         raise ConfigError(f"--data {options.data} needs --root PATH")

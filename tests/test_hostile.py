@@ -137,6 +137,26 @@ REFUSED: list[tuple[str, str]] = [
     ("protocol.lr=${protocol}", "protocol.lr cannot be made from what was given"),
     ("+logger.api_key=abc", "logger.api_key is a secret"),
     ("+_target_=os.system", "unknown key _target_='os.system'"),
+    ("dataset=svhn,dtd", "add -m for a sweep over them: -m dataset=svhn,dtd"),
+    *(
+        (f"{group}=[a,b]", f"holds several options: choose one, or add -m for a sweep over them: -m {group}=a,b")
+        for group in ("dataset", "method", "protocol", "experiment", "rank", "+gate@method.gate")
+    ),
+    ("method.targets=[q,v,q]", "target 'q' stands there twice"),
+    ("dataset.config=../../x", "config may hold letters"),
+    ("dataset.builder=/etc", "builder may hold letters"),
+    ("dataset.num_test=0", "dataset.num_test must be a whole number of at least 1, got 0"),
+    *(
+        (f"{flag} ;; /dev/null", "--experimental-rerun is not offered: it reads a pickle")
+        for flag in ("--experimental-rerun", "--experimental-r")
+    ),
+    ("-m ;; --cfg ;; job", "-m and --cfg exclude each other"),
+    ("-r ;; -m", "--run and -m exclude each other"),
+    ("--resolve", "--resolve belongs to --cfg or --help"),
+    *(
+        (words, "--shell-completion takes one of install, uninstall and query")
+        for words in ("--shell-completion", "-sc ;; install=nothing")
+    ),
 ]
 ACCEPTED: list[tuple[str, str, Any]] = [
     ("root=.", "root", Path()),
@@ -157,7 +177,8 @@ ACCEPTED: list[tuple[str, str, Any]] = [
 
 def planned(words: str) -> Any:
     """The plan of a command line, or the text of its refusal, as `headwise.commands.command` gives it."""
-    given = [*TINY, "method=lora", *words.split(" ;; ")]
+    given = [] if words.startswith("-") else [*TINY, "method=lora"]
+    given += words.split(" ;; ")
     try:
         read = readable(_in_order(given))
         refuse_secrets(None, read)
@@ -229,6 +250,32 @@ SCRIPTS: list[tuple[str, str, str]] = [
     ("keep_records {name} --root {root}", "--to loop", "loop cannot be written"),
     ("keep_records {name} --root {root}", "--to dangling", "a symbolic link lies there that leads to no folder"),
     ("keep_records --root {root} --to k", "..", "no finished run of '..'"),
+    ("keep_records {name} --root {root}", "--to {root}/{name}", "lies among the runs of root"),
+    ("keep_records {name} --root {root}", "--to {root}/{name}/new/x", "lies among the runs of root"),
+    *(
+        (line, option, f"{option.rstrip('= ')} is empty")
+        for option in ("--root ", "--root=", "--out ", "--out=", "--json ")
+        for line in ("make_tables {name} --root {root}",)
+    ),
+    ("keep_records {name} --root {root}", "--to ", "--to is empty"),
+    ("make_report --root {root}", "--name ", "--name is empty"),
+    ("evaluate", "", "an argument is empty"),
+    ("compare", "", "an argument is empty"),
+    ("sweep_status", "", "an argument is empty"),
+    ("list_methods --root {root}", "--runs ", "--runs is empty"),
+    ("list_methods --root {root} --runs {name}", "--backbone vit_nano", "--backbone vit_nano means nothing beside"),
+    ("list_methods --root {root} --runs {name}", "--classes 3", "--classes 3 means nothing beside --runs"),
+    ("make_tables {name} --root {root}", "--name other", "are two names; give one"),
+    ("make_tables {name} --root {root}", "--out o.md --format json", "exclude each other"),
+    ("make_tables {name} --root {root} --compare lora bi_lora", "--published never", "means nothing beside --compare"),
+    ("compare {run}", "--name x", "--name x means nothing beside"),
+    ("compare {run}", "--variant x", "--variant x means nothing beside"),
+    ("compare", "{run}/result.json", "is no folder; give the one of a finished run"),
+    ("show_task --data synthetic svhn", "--shots 4", "--shots 4 means nothing to task svhn"),
+    ("show_task --data synthetic svhn", "--draw 0", "--draw 0 means nothing to task svhn"),
+    ("show_task --data synthetic svhn", "--num-classes 3", "--num-classes 3 means nothing to task svhn"),
+    ("show_task --data synthetic svhn", "--root dir", "--root dir means nothing to drawn images"),
+    ("prepare_vtab --tasks svhn", "--verify", "--verify means nothing without --status"),
     ("compare --root {root}", "lora nothing", "no finished run with dataset 'nothing'"),
     ("compare --root {root}", "nothing", "no finished run with method 'nothing'"),
     ("compare --root {root}", "lora --row nothing", "nothing"),
@@ -271,7 +318,7 @@ SCRIPTS: list[tuple[str, str, str]] = [
     ("show_task --data synthetic svhn", "--out .", "--out names a PNG file, got '.'"),
     ("show_task --data synthetic svhn", "--out x.jpg", "--out names a PNG file, got 'x.jpg'"),
     ("show_task --data synthetic svhn", "--out dir", "dir is a folder"),
-    ("show_task --data synthetic svhn", "--num-classes 0", "num_classes must be a whole number of at least 2"),
+    ("show_task --data synthetic own/folder", "--num-classes 0", "num_classes must be a whole number of at least 2"),
     ("show_task svhn --data folder", "--root file", "data.root='file' is not a folder"),
     ("show_task svhn", "--lossy", "--lossy is for drawn images"),
     ("prepare_vtab", "--tasks all nothing", "unknown task 'nothing'"),
@@ -302,6 +349,7 @@ WRITE: list[tuple[str, str]] = [
     ("compare_twins {name} --root {root} --out new/folder/t.md", "new/folder/t.md"),
     ("keep_records {name} --root {root} --to kept", "kept"),
     ("sweep_status method=lora --root missing --json s.json", "s.json"),
+    ("keep_records {name} --root {root} --to notes", "notes/runs"),
 ]
 """Odd, and right: what is written."""
 
@@ -343,6 +391,8 @@ def place(records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     (here / "loop").symlink_to("loop")
     (here / "dangling").symlink_to("nowhere/x")
     (here / "link.md").symlink_to("file")
+    (here / "notes").mkdir()
+    (here / "notes/index.jsonl").write_text("somebody's own\n")
     os.mkfifo(here / "pipe.md")
     return here
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import functools
 import io
+import itertools
 import os
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from headwise.errors import ConfigError, HeadwiseError, Interrupted
@@ -35,9 +37,7 @@ def script(main: Main) -> Callable[..., int]:
         if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may hold what the terminal cannot show
             sys.stdout.reconfigure(errors="backslashreplace")
         try:
-            for word in sys.argv[1:] if arguments is None else arguments:
-                if "\0" in word:
-                    raise ConfigError(f"{word!r} holds a zero byte, which no name may hold")
+            _check_words(sys.argv[1:] if arguments is None else arguments)
             return main(arguments)
         except (KeyboardInterrupt, Interrupted) as error:
             print(f"\n{str(error) or 'stopped by the user'}", file=sys.stderr)
@@ -54,6 +54,35 @@ def script(main: Main) -> Callable[..., int]:
             return 1
 
     return guarded
+
+
+def _check_words(words: Sequence[str]) -> None:
+    """Refuse what no file and no run may be called; an empty path would be the working folder.
+
+    Raises:
+        ConfigError: naming the option before an empty word.
+    """
+    for before, word in itertools.pairwise(["", *words]):
+        if "\0" in word:
+            raise ConfigError(f"{word!r} holds a zero byte, which no name may hold")
+        if not word.strip() or re.fullmatch(r"--[a-z-]+=\s*", word):
+            option = word.strip() or (before if before.startswith("--") else "an argument")
+            raise ConfigError(f"{option.rstrip('=')} is empty; leave it out, or give it a value")
+
+
+def exclusive(given: Mapping[str, object], why: str) -> None:
+    """Refuse options that would mean nothing.
+
+    Args:
+        given: values by option; None and False for those that were not given.
+        why: they mean nothing.
+
+    Raises:
+        ConfigError: naming the first that was given.
+    """
+    for name, value in given.items():
+        if value is not None and value is not False:
+            raise ConfigError(f"{name}{'' if value is True else f' {value}'} means nothing {why}; leave it out")
 
 
 def force_option(parser: argparse.ArgumentParser) -> None:

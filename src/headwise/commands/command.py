@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 import traceback
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -15,6 +17,10 @@ from headwise.commands.messages import one_line, text_of
 from headwise.commands.overrides import readable
 from headwise.errors import ConfigError, Interrupted, SweepError, suggest
 from headwise.schema.secret import refuse_secrets
+
+WORKS = {"run": "--run", "multirun": "-m", "cfg": "--cfg", "info": "--info", "shell_completion": "--shell-completion"}
+"""What hydra does in place of each other, by the names of its flags."""
+COMPLETION = r"(install|uninstall|query)=(bash|fish|zsh)"
 
 
 class Failed(BaseException):
@@ -56,7 +62,7 @@ def _in_order(words: Sequence[str]) -> list[str]:
     """Flags before choices, as hydra wants them; a user may type ``method=lora -m seed=0,1``.
 
     Raises:
-        ConfigError: for a flag that hydra does not know, or one without its value.
+        ConfigError: for a flag that hydra does not know, one without its value, or one beside which it cannot stand.
     """
     parser = get_args_parser()
 
@@ -71,4 +77,24 @@ def _in_order(words: Sequence[str]) -> list[str]:
         flags = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
         raise ConfigError(f"unknown flag {wrong!r}{suggest(wrong, flags)}")
     choices = [*known.overrides, *late]
+    _check_flags(known, choices)
     return [*(word for word in words if word not in choices), *choices]
+
+
+def _check_flags(given: Namespace, choices: Sequence[str]) -> None:
+    """Refuse what hydra would answer with an error of Python, and the flag with which it unpickles a file.
+
+    Raises:
+        ConfigError: says what to type in place of it.
+    """
+    if given.experimental_rerun is not None:
+        raise ConfigError(
+            "--experimental-rerun is not offered: it reads a pickle, which may run any code; give the command again"
+        )
+    chosen = [flag for name, flag in WORKS.items() if getattr(given, name)]
+    if len(chosen) > 1:
+        raise ConfigError(f"{' and '.join(chosen)} exclude each other; give one of them")
+    if given.resolve and not (given.cfg or given.help):
+        raise ConfigError("--resolve belongs to --cfg or --help: --cfg job --resolve")
+    if given.shell_completion and not (len(choices) == 1 and re.fullmatch(COMPLETION, choices[0])):
+        raise ConfigError("--shell-completion takes one of install, uninstall and query, with a shell: install=bash")

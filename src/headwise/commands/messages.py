@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Iterator
 
@@ -80,6 +81,8 @@ def _of_groups(text: str) -> str | None:
 def one_line(error: BaseException, limit: int | None = 500) -> str:
     """The user's text of an error, its kind first where it was not meant for the user, at most `limit` characters."""
     text = _joined(text_of(error))
+    if isinstance(error, OSError) and error.strerror:
+        return f"{'' if error.filename is None else f'{os.fsdecode(error.filename)}: '}{error.strerror}"[:limit]
     known = isinstance(error, HeadwiseError | HydraException | OmegaConfBaseException)
     return (text if known else f"{type(error).__name__}: {text}")[:limit]
 

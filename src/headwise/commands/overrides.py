@@ -39,7 +39,7 @@ def readable(arguments: Sequence[str], sweeps: bool = False) -> list[str]:
         sweeps: whether it is a sweep even if nothing among them says so.
 
     Raises:
-        ConfigError: for a value without a key.
+        ConfigError: for a value without a key, or several options of a group as a list.
     """
     sweeps = sweeps or any(word in ("-m", "--multirun") or word.startswith("experiment=") for word in arguments)
     return [_readable(word, sweeps) for word in arguments]
@@ -51,6 +51,8 @@ def _readable(word: str, sweeps: bool) -> str:
     if equals and not key.strip("+~ "):
         raise ConfigError(explained(word))  # hydra would look for a group without a name
     group = key.lstrip("+").partition("@")[0]
+    if group in GROUPS and value.startswith("[") and "," in value:  # hydra would merge them into one
+        raise ConfigError(several(word))
     if group in GROUPS and re.fullmatch(_NO_OPTION, value, re.IGNORECASE) and (group, value) != ("experiment", "null"):
         return f"{key}={quoted(value)}"  # hydra wants the name of an option to be text
     if not (equals and value) or not any(fnmatchcase(key.lstrip("+"), pattern) for pattern in PATHS):
@@ -96,6 +98,9 @@ def explained(word: str) -> str:
 def several(word: str) -> str:
     """What to type in place of a choice of several values where one is wanted, one line."""
     key, _, value = word.partition("=")
+    if key.lstrip("+").partition("@")[0] in GROUPS:
+        choices = shlex.quote(f"{key}={value.strip('[] ')}")
+        return f"{word} holds several options: choose one, or add -m for a sweep over them: -m {choices}"
     text = shlex.quote(f"{key}={quoted(value)}")
     return f"{word} holds several values: add -m for a sweep over them; a list is {key}=[{value}], a text {text}"
 

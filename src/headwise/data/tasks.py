@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from headwise.errors import ConfigError, suggest
 from headwise.schema import targets
 from headwise.schema.check import check_fields
-from headwise.schema.kinds import DRAWS, SHOTS, AtLeast2, Channels, PixelScale, Slices, Split, Whole, Words
+from headwise.schema.kinds import DRAWS, SHOTS, AtLeast2, Channels, Count, PixelScale, Slices, Split, Words
 
 Group = Literal["natural", "specialized", "structured", "fewshot", "own"]
 Encoding = Literal["lossless", "jpeg"]
@@ -55,7 +55,7 @@ class VTABTask:
     group: Group
     num_classes: AtLeast2
     folders: Words
-    num_test: Whole | None = None
+    num_test: Count | None = None
     builder: str | None = None
     config: str | None = None
     versions: Words = ()
@@ -92,6 +92,9 @@ class VTABTask:
             from headwise.data.labels import rule  # which needs numpy; a task without a rule does not
 
             rule(self.label_rule)
+        for key in ("builder", "config"):
+            if (name := getattr(self, key)) is not None and not re.fullmatch(NAME, name):
+                raise ConfigError(f"{where}: {key} may hold letters, digits, '_', '-' and '.', got {name!r}")
         if not self.folders:
             raise ConfigError(f"{where}: folders must name at least one folder")
         if self.class_names and len(self.class_names) != self.num_classes:

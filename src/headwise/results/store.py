@@ -68,10 +68,13 @@ class ResultStore:
     Args:
         root: need not exist.
         on_bad: told of each record that cannot be read, which then counts as missing; logs a warning by default.
+        indexed: whether the index is written; without it a file of its name is left as it is.
     """
 
-    def __init__(self, root: str | Path, on_bad: Callable[[ResultError], None] = _report) -> None:
-        self.root, self.on_bad = Path(root), on_bad
+    def __init__(
+        self, root: str | Path, on_bad: Callable[[ResultError], None] = _report, *, indexed: bool = True
+    ) -> None:
+        self.root, self.on_bad, self.indexed = Path(root), on_bad, indexed
 
     def get(self, key: RunKey, identity: Mapping[str, Any]) -> Result | None:
         """Return the finished run of this configuration, None if there is none.
@@ -218,6 +221,8 @@ class ResultStore:
 
     def _append(self, path: Path, result: Result, request: str) -> None:
         """Add one line by one O_APPEND write; a blank line before it ends any line that another writer left torn."""
+        if not self.indexed:
+            return
         with contextlib.suppress(OSError):
             descriptor = os.open(self.root / "index.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
             try:

@@ -50,7 +50,9 @@ def different(values: Any) -> Any:
 
 
 def _projections(names: Any) -> Any:
-    for name in names:
+    for place, name in enumerate(names):
+        if name in names[:place]:
+            raise ConfigError(f"target {shown(name)} stands there twice")
         if name not in PROJECTIONS:
             raise ConfigError(
                 f"target {shown(name)} matches no projection of this backbone{suggest(name, PROJECTIONS)}"
