@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 KINDS: dict[str, tuple[str, str]] = {
     "subspaces": ("headwise.analysis.singular", "singular vectors before and after tuning, whole and per head"),
+    "overlap": (
+        "headwise.analysis.overlapping",
+        "what heads share, and whether a second phase is orthogonal to the first",
+    ),
 }
 """By kind the module whose function ``analyse`` makes it, and what it shows.
 

@@ -1,53 +1,240 @@
-"""Kind ``subspaces``: which heads an update moved, and in how many directions."""
+"""Kind ``subspaces`` (HS-LoRA, Figures 2 and 3): which singular directions an update turned, whole and per head.
+
+Everything is set beside random updates. Of directions the random update of a matrix has that matrix's own singular
+values; of sizes and ranks of heads it has those of the whole projection, which it spreads over all heads alike.
+
+Legend: L layers, O/I features, H heads, e rows of a head, K leading vectors, R ranks, N draws.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor
 
-from headwise.analysis import style
 from headwise.analysis.changes import Change, by_head, changes, layer_of
+from headwise.analysis.directions import Band, Singular, band, effective_rank, kept, random_like, ranks, singular
+from headwise.analysis.drawing import draw
 from headwise.analysis.kinds import Options
 from headwise.analysis.made import Analysis
 from headwise.artifacts.saved import SavedRun
 from headwise.errors import ConfigError
 
+WHOLE_DRAWS = 3
+"""Random updates of whole matrices: their measures hardly vary, and decomposing one takes as long as all its heads."""
+SIDES = ("left", "right")
 
-def effective_rank(values: Tensor) -> Tensor:
-    """exp of the entropy of the shares of energy, (...,) of singular values (..., R): between 1 and R; 0 of nothing."""
-    energy = values.double().square()
-    total = energy.sum(-1, keepdim=True)
-    shares = energy / total.clamp(min=torch.finfo(torch.float64).tiny)
-    entropy = -(shares * shares.clamp(min=torch.finfo(torch.float64).tiny).log()).sum(-1)
-    return torch.where(total[..., 0] > 0, entropy.exp(), torch.zeros_like(entropy))
+
+@dataclass(frozen=True)
+class Measured:
+    """A measure of matrices and the same of random updates: value (...), draws (N, ...)."""
+
+    value: Tensor
+    draws: Tensor
+
+    @property
+    def null(self) -> Band:
+        """The band of each matrix."""
+        return band(self.draws)
+
+    def mean(self) -> Measured:
+        """Over all matrices, draw by draw."""
+        return Measured(self.value.mean(), self.draws.flatten(1).mean(1))
+
+
+@dataclass(frozen=True)
+class Part:
+    """One projection of all layers that changed, whole (L,) or by head (L, H).
+
+    Attributes:
+        proj: q, k or v.
+        is_whole: or by head.
+        layers: their names.
+        ranks: of ``overlap``.
+        measures: by name: ``size`` (Frobenius norm), ``relative`` (to the weight), ``effective_rank``, and of each side
+            ``<side>_match`` (...), ``<side>_overlap`` and ``<side>_angle`` (..., R), see `Kept`.
+        first, tuned, random: decompositions of the layer that changed most: before, after, after a random update.
+    """
+
+    proj: str
+    is_whole: bool
+    layers: list[str]
+    ranks: list[int]
+    measures: dict[str, Measured]
+    shown: str
+    first: Singular
+    tuned: Singular
+    random: Singular
 
 
 def analyse(runs: Sequence[SavedRun], options: Options) -> Analysis:
     """Make the analysis of one run."""
     if len(runs) != 1:
-        raise ConfigError(f"subspaces analyses one run, got {len(runs)}; give one folder")
+        raise ConfigError(f"subspaces looks at one run, got {len(runs)}; give one folder")
     change = changes(runs[0], options.weights)[-1]
-    table = _heads(change)
-    with style.styled():
-        groups = change.groups()
-        figure, axes = style.figure(1, len(groups), size=(1.2 + 3.2 * len(groups), 3.4))
-        for axis, (proj, sites) in zip(axes[0], groups, strict=True):
-            values = torch.stack([by_head(change.update(site), site.num_heads).norm(dim=(-2, -1)) for site in sites])
-            image = style.head_map(axis, values, layers=[layer_of(site) for site in sites])
-            axis.set(title=proj, xlabel="head", ylabel="layer")
-            figure.colorbar(image, ax=axis, label="size of the update")
-    return Analysis("subspaces", f"Update of {runs[0].result.key.method}", {"heads": table}, {"heads": figure}, [])
+    found = list(parts(change, options.draws, options.seed))
+    key = runs[0].result.key
+    return Analysis(
+        "subspaces",
+        f"Singular directions before and after {key.method} on {key.dataset} ({change.label})",
+        {"matrices": _matrices(found), "overlap_by_rank": _by_rank(found)},
+        draw(found),
+        [sentence for part in found for sentence in _sentences(part)] + [_explained(found)],
+    )
 
 
-def _heads(change: Change) -> pd.DataFrame:
-    rows = []
+def parts(change: Change, draws: int, seed: int) -> Iterator[Part]:
+    """Measure every changed projection, whole and by head."""
     for proj, sites in change.groups():
-        for site in sites:
-            values = torch.linalg.svdvals(by_head(change.update(site), site.num_heads))
-            for head, rank in enumerate(effective_rank(values).tolist()):
-                size = float(values[head].norm())
-                rows.append({"projection": proj, "layer": layer_of(site), "head": head, "size": size, "rank": rank})
-    return pd.DataFrame(rows)
+        before = torch.stack([change.before[site] for site in sites])
+        update = torch.stack([change.update(site) for site in sites])
+        layers, num_heads = [layer_of(site) for site in sites], sites[0].num_heads
+        shown = int((update.flatten(1).norm(dim=1) / before.flatten(1).norm(dim=1)).argmax())
+        for is_whole in (True, False):
+            generator = torch.Generator().manual_seed(seed)
+            yield _part(proj, is_whole, layers, before, update, num_heads, draws, generator, shown)
+
+
+def _part(
+    proj: str,
+    is_whole: bool,
+    layers: list[str],
+    before: Tensor,
+    update: Tensor,
+    num_heads: int,
+    draws: int,
+    generator: torch.Generator,
+    shown: int,
+) -> Part:
+    cut: Callable[[Tensor], Tensor] = (lambda x: x) if is_whole else (lambda x: by_head(x, num_heads))
+    leading = before.shape[-2] // num_heads
+    whole_values = torch.linalg.svdvals(update)  # (L, K)
+    values = whole_values if is_whole else torch.linalg.svdvals(cut(update))
+    first = singular(cut(before))
+    tuned = singular(cut(before + update))
+    found = {**_sizes(cut(update), values, cut(before)), **_sides(first, tuned, leading)}
+    collected: dict[str, list[Tensor]] = {name: [] for name in found}
+    example = None
+    for _ in range(min(draws, WHOLE_DRAWS) if is_whole else draws):
+        turned = singular(cut(before) + random_like(values, cut(update).shape[-2:], generator))
+        spread = cut(random_like(whole_values, update.shape[-2:], generator))
+        drawn = {
+            **_sizes(spread, whole_values if is_whole else torch.linalg.svdvals(spread), cut(before)),
+            **_sides(first, turned, leading),
+        }
+        for name, value in drawn.items():
+            collected[name].append(value)
+        example = example or _one(turned, shown)
+    measures = {name: Measured(value, torch.stack(collected[name])) for name, value in found.items()}
+    return Part(
+        proj, is_whole, layers, ranks(leading), measures, layers[shown], _one(first, shown), _one(tuned, shown), example
+    )
+
+
+def _one(found: Singular, layer: int) -> Singular:
+    return Singular(*(tensor[layer] for tensor in found))
+
+
+def _sizes(update: Tensor, values: Tensor, before: Tensor) -> dict[str, Tensor]:
+    size = update.norm(dim=(-2, -1))
+    return {"size": size, "relative": size / before.norm(dim=(-2, -1)), "effective_rank": effective_rank(values)}
+
+
+def _sides(first: Singular, after: Singular, leading: int) -> dict[str, Tensor]:
+    measures = {}
+    for side in SIDES:
+        one = kept(getattr(first, side), getattr(after, side), leading)
+        measures |= {f"{side}_match": one.match, f"{side}_overlap": one.overlap, f"{side}_angle": one.angle}
+    return measures
+
+
+def _rows(part: Part) -> Iterator[tuple[dict[str, Any], tuple[int, ...]]]:
+    """What names each matrix, and its place in the measures."""
+    for number, layer in enumerate(part.layers):
+        if part.is_whole:
+            yield {"projection": part.proj, "layer": layer, "head": "whole"}, (number,)
+        else:
+            for head in range(part.measures["size"].value.shape[1]):
+                yield {"projection": part.proj, "layer": layer, "head": str(head)}, (number, head)
+
+
+def _matrices(found: Sequence[Part]) -> pd.DataFrame:
+    """A line per matrix: each measure of it, and its null."""
+    names = ("size", "relative", "effective_rank", "left_match", "right_match")
+    lines = []
+    for part in found:
+        nulls = {name: part.measures[name].null for name in names}
+        for named, place in _rows(part):
+            line = {**named, "draws": len(part.measures["size"].draws)}
+            for name, null in nulls.items():
+                line[name] = float(part.measures[name].value[place])
+                line |= {f"{name}_random_{end}": float(getattr(null, end)[place]) for end in Band._fields}
+            lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def _by_rank(found: Sequence[Part]) -> pd.DataFrame:
+    """A line per matrix, side and rank."""
+    lines = []
+    for part in found:
+        nulls = {side: part.measures[f"{side}_overlap"].null for side in SIDES}
+        wide = {side: part.measures[f"{side}_angle"].null for side in SIDES}
+        for named, place in _rows(part):
+            for side in SIDES:
+                overlap, angle = (part.measures[f"{side}_{name}"].value[place] for name in ("overlap", "angle"))
+                for at, rank in enumerate(part.ranks):
+                    line = {**named, "side": side, "rank": rank, "overlap": float(overlap[at])}
+                    line |= {f"overlap_random_{e}": float(getattr(nulls[side], e)[place][at]) for e in Band._fields}
+                    line |= {"largest_angle": float(angle[at])}
+                    line |= {
+                        f"largest_angle_random_{e}": float(getattr(wide[side], e)[place][at]) for e in Band._fields
+                    }
+                    lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def verdict(value: float, null: Band, digits: int = 2) -> str:
+    """A number beside its band: ``0.93, as a random update's 0.92 (0.90 to 0.94)``."""
+    place = "as" if bool(null.holds(torch.tensor(value))) else "above" if value > float(null.high) else "below"
+    mean, low, high = (f"{float(end):.{digits}f}" for end in null)
+    return f"{value:.{digits}f}, {place} a random update's {mean} ({low} to {high})"
+
+
+def _sentences(part: Part) -> list[str]:
+    what = f"{part.proj}, {'whole matrices' if part.is_whole else 'each head'}"
+    said = []
+    for side in SIDES:
+        measured = part.measures[f"{side}_match"]
+        inside = int(measured.null.holds(measured.value).sum())
+        mean = measured.mean()
+        said.append(
+            f"{what}: matching {side} singular vectors have a mean absolute cosine of "
+            f"{verdict(float(mean.value), mean.null)}; {inside} of {measured.value.numel()} lie in their own bands."
+        )
+    mean = part.measures["effective_rank"].mean()
+    size = part.measures["size"]
+    if part.is_whole:
+        return [*said, f"{what}: the update has an effective rank of {float(mean.value):.1f} on average."]
+    largest = size.value.flatten().argmax()
+    layer, head = divmod(int(largest), size.value.shape[1])
+    above = int((size.value > size.null.high).sum())
+    said.append(f"{what}: the update has an effective rank of {verdict(float(mean.value), mean.null, 1)}.")
+    said.append(
+        f"{what}: the largest update is that of layer {part.layers[layer]}, head {head}; {above} of "
+        f"{size.value.numel()} heads have a larger one than the same energy spread at random."
+    )
+    return said
+
+
+def _explained(found: Sequence[Part]) -> str:
+    draws = " and ".join(str(number) for number in sorted({len(part.measures["size"].draws) for part in found}))
+    leading = ", ".join(str(number) for number in sorted({part.ranks[-1] for part in found}))
+    return (
+        f"Leading vectors are as many as a head has rows ({leading}). Bands hold 95 % of further random updates of the "
+        f"same size and spectrum (n = {draws} draws of whole matrices and of heads): one number in twenty lies outside "
+        "by chance."
+    )

@@ -117,3 +117,23 @@ def head_map(
         for color, width in (("white", 2.6), ("black", 1.1)):  # seen on every colour
             axis.plot(columns, rows, "x", color=color, markersize=6, markeredgewidth=width, linestyle="none")
     return image
+
+
+def banded(axis: Axes, x: Sequence[Any], value: Any, null: Any, number: int, label: str) -> None:
+    """Draw a line, a band, or a line over the band of random updates in the same colour.
+
+    Args:
+        axis: of the panel.
+        x: places of the points.
+        value: of each; None for a band alone.
+        null: with ``mean``, ``low`` and ``high`` of each; None for a line alone.
+        number: of colour and marker.
+        label: for the legend, of the line if there is one.
+    """
+    color = COLORS[number]
+    if null is not None:
+        ends = [np.asarray(end, dtype=float) for end in (null.low, null.high)]
+        axis.fill_between(x, *ends, color=color, alpha=0.22, linewidth=0, label=label if value is None else None)
+        axis.plot(x, np.asarray(null.mean, dtype=float), color=color, linewidth=0.9, linestyle=(0, (3, 2)))
+    if value is not None:
+        axis.plot(x, np.asarray(value, dtype=float), color=color, marker=MARKERS[number], label=label)

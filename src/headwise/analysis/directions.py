@@ -1,0 +1,142 @@
+"""Singular directions of weights before and after an update, and random updates to set beside. Pure functions.
+
+A singular vector has no sign, and of equal singular values no vectors of its own: what survives both is the space that
+the leading vectors span. Everything here takes a batch of matrices, (..., O, I).
+
+Legend: O/I features, K min(O, I), R rank, N draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from scipy import stats
+from torch import Tensor
+
+COVERAGE = 0.95
+"""Share of further random draws that fall into a band."""
+NOISE = 1e-3
+"""A singular value below this share of the largest is rounding: a millionth of the energy."""
+ANGLES_TO = 16
+"""Largest rank whose principal angles are formed."""
+_TINY = 1e-30
+
+
+class Singular(NamedTuple):
+    """Leading singular vectors, largest first: left (..., O, K), values (..., K), right (..., I, K)."""
+
+    left: Tensor
+    values: Tensor
+    right: Tensor
+
+
+def singular(weights: Tensor) -> Singular:
+    """The singular value decomposition of a batch of matrices."""
+    left, values, right = torch.linalg.svd(weights, full_matrices=False)
+    return Singular(left, values, right.mT)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """How much of the singular directions an update leaves where they were, of one side, (...) each.
+
+    Attributes:
+        match: mean over the leading vectors of the absolute cosine between the i-th before and the i-th after.
+        overlap: by rank, (..., R): the mean squared cosine of the principal angles between the two spaces of that many
+            leading vectors. 1 is the same space; random spaces of rank r in n dimensions have r / n.
+        angle: by rank, (..., R): the largest principal angle, degrees; NaN beyond `ANGLES_TO`.
+    """
+
+    match: Tensor
+    overlap: Tensor
+    angle: Tensor
+
+
+def ranks(leading: int) -> list[int]:
+    """Powers of two up to the number of leading vectors, and that number."""
+    return sorted({*(2**power for power in range(leading.bit_length()) if 2**power <= leading), leading})
+
+
+def cosines(before: Tensor, after: Tensor, leading: int) -> Tensor:
+    """Between leading vectors before (rows) and after (columns), (..., leading, leading), for vectors (..., n, K)."""
+    return before[..., :leading].mT @ after[..., :leading]
+
+
+def kept(before: Tensor, after: Tensor, leading: int) -> Kept:
+    """Compare the leading vectors of one side, (..., n, K) both.
+
+    Args:
+        before, after: orthonormal columns, by falling singular value.
+        leading: how many to look at.
+    """
+    table = cosines(before, after, leading)
+    energy = table.square().cumsum(-1).cumsum(-2)
+    overlap = torch.stack([energy[..., rank - 1, rank - 1] / rank for rank in ranks(leading)], dim=-1)
+    angles = [
+        torch.linalg.svdvals(table[..., :rank, :rank])[..., -1].clamp(max=1.0).acos().rad2deg()
+        if rank <= ANGLES_TO
+        else torch.full_like(overlap[..., 0], torch.nan)
+        for rank in ranks(leading)
+    ]
+    return Kept(table.diagonal(dim1=-2, dim2=-1).abs().mean(-1), overlap, torch.stack(angles, dim=-1))
+
+
+def effective_rank(values: Tensor) -> Tensor:
+    """exp of the entropy of the shares of energy, (...) of singular values (..., K): from 1 to K; 0 of no update."""
+    energy = values.double().square()
+    shares = energy / energy.sum(-1, keepdim=True).clamp(min=_TINY)
+    entropy = torch.special.entr(shares).sum(-1)
+    return torch.where(energy.sum(-1) > _TINY, entropy.exp(), torch.zeros_like(entropy)).to(values.dtype)
+
+
+def spaces(weights: Tensor) -> Tensor:
+    """Orthonormal bases of row spaces, (..., I, R), R the largest rank; columns beyond a matrix's own rank are zero.
+
+    Args:
+        weights: (..., O, I); directions below `NOISE` of a matrix's largest are left out.
+    """
+    _, values, right = singular(weights)
+    is_there = values > NOISE * values[..., :1].clamp(min=_TINY)
+    rank = max(1, int(is_there.sum(-1).max()))
+    return right[..., :rank] * is_there[..., None, :rank]
+
+
+def random_like(values: Tensor, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Random matrices with given singular values, so of given size: both sides uniform over all directions.
+
+    Args:
+        values: (..., K), at most as many as the shorter side.
+        shape: (O, I) of each.
+        generator: of the draw.
+    """
+    rank = max(1, int((values > NOISE * values[..., :1].clamp(min=_TINY)).sum(-1).max()))
+    sides = []
+    for length in shape:
+        # the orthogonal factor of a normal matrix is uniform once its signs are fixed by the other factor's diagonal
+        q, r = torch.linalg.qr(torch.randn(*values.shape[:-1], length, rank, generator=generator))
+        sides.append(q * r.diagonal(dim1=-2, dim2=-1).sign()[..., None, :])
+    return (sides[0] * values[..., None, :rank]) @ sides[1].mT
+
+
+class Band(NamedTuple):
+    """What random draws give: their mean, and the ends between which a further draw falls with `COVERAGE`."""
+
+    mean: Tensor
+    low: Tensor
+    high: Tensor
+
+    def holds(self, value: Tensor) -> Tensor:
+        """Whether values are as a random draw could be; rounding is forgiven."""
+        slack = 1e-5 * (1.0 + self.mean.abs())
+        return (value >= self.low - slack) & (value <= self.high + slack)
+
+
+def band(draws: Tensor) -> Band:
+    """The prediction interval of one more draw, from (N, ...) of them: mean +- t s sqrt(1 + 1 / N)."""
+    number = len(draws)
+    mean, deviation = draws.mean(0), draws.std(0)
+    reach = float(stats.t.ppf((1 + COVERAGE) / 2, number - 1)) * (1 + 1 / number) ** 0.5 * deviation
+    return Band(mean, mean - reach, mean + reach)

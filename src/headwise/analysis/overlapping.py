@@ -1,0 +1,295 @@
+"""Kind ``overlap``: do the heads of an update share their directions, and is a second phase orthogonal to the first?
+
+Two kinds of random updates stand beside the heads of one update: ``apart`` draws each head by itself, with its own
+singular values; ``joint`` draws the whole projection with its singular values, so that heads share a low-rank factor
+as those of plain LoRA do by construction. Beside a second phase stands a random update with its singular values.
+
+Legend: L layers, O/I features, H heads, N draws.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from headwise.analysis import style
+from headwise.analysis.changes import Change, by_head, changes, layer_of
+from headwise.analysis.directions import Band, band, random_like
+from headwise.analysis.kinds import Options
+from headwise.analysis.made import Analysis
+from headwise.analysis.shares import Between, Heads, between, between_heads, spanned
+from headwise.artifacts.saved import SavedRun
+
+BESIDE = ("apart", "joint")
+SHARES = {"shared": "in another head's row space", "own": "outside all other heads'"}
+AGAINST = {"cosine": "cosine", "rows": "in the first's row space", "columns": "in the first's column space"}
+
+
+@dataclass(frozen=True)
+class Within:
+    """The heads of one update.
+
+    Attributes:
+        label: of the phase. proj: q, k or v. layers: their names.
+        heads: what was measured, (L, H, ...).
+        random: the same of random updates, (N, L, H, ...), by kind.
+    """
+
+    label: str
+    proj: str
+    layers: list[str]
+    heads: Heads
+    random: dict[str, Heads]
+
+    def null(self, name: str, kind: str) -> Band:
+        """The band of a measure."""
+        return band(getattr(self.random[kind], name))
+
+
+@dataclass(frozen=True)
+class Across:
+    """Two updates of one projection: whole (L, 1), or by head (L, H).
+
+    Attributes:
+        labels: of the two phases. proj: q, k or v. is_whole: or by head. layers: their names.
+        found: what was measured.
+        random: the same with a random second update, (N, L, ...).
+    """
+
+    labels: tuple[str, str]
+    proj: str
+    is_whole: bool
+    layers: list[str]
+    found: Between
+    random: Between
+
+
+def analyse(runs: Sequence[SavedRun], options: Options) -> Analysis:
+    """Make the analysis of one run or several."""
+    within: list[tuple[str, Within]] = []
+    across: list[tuple[str, Across]] = []
+    for run in runs:
+        phases = [change for change in changes(run, options.weights) if change.label != "all phases"]
+        key = run.result.key
+        name = f"{key.method}, {key.dataset}, seed {key.seed}"
+        for change in phases:
+            within += [(name, one) for one in heads_of(change, options)]
+        for first, second in itertools.pairwise(phases):
+            across += [(name, one) for one in between_phases(first, second, options)]
+    tables = {"heads": _heads_table(within), "pairs": _pairs_table(within)}
+    figures: dict[str, Figure] = {}
+    with style.styled():
+        for number, name in enumerate(dict.fromkeys(name for name, _ in within), start=1):
+            end = f"_{number}" if len(runs) > 1 else ""
+            mine, two = ([one for of, one in found if of == name] for found in (within, across))
+            figures |= {f"pairs{end}": _pairs(name, mine), f"shares{end}": _shares(name, mine)}
+            if two:
+                figures[f"phases{end}"] = _phases(name, two)
+    if across:
+        tables["phases"] = _phases_table(across)
+    said = [_said_within(name, one, len(runs) > 1) for name, one in within]
+    said += [_said_across(name, one, len(runs) > 1) for name, one in across]
+    said.append(
+        f"Bands hold 95 % of further random updates (n = {options.draws} draws each): {'; '.join(_NULLS)}. "
+        "In them one number in twenty lies outside by chance."
+    )
+    title = "What heads share, and what a second phase adds" if across else "What the heads of an update share"
+    return Analysis("overlap", title, tables, figures, said)
+
+
+_NULLS = (
+    "apart, every head drawn by itself with its own singular values",
+    "joint, the whole projection drawn with its singular values, whose rows the heads divide",
+    "between phases, the second drawn with its singular values",
+)
+
+
+def heads_of(change: Change, options: Options) -> Iterator[Within]:
+    """Measure the heads of every changed projection."""
+    for proj, sites in change.groups():
+        update = torch.stack([change.update(site) for site in sites])
+        num_heads = sites[0].num_heads
+        cut = by_head(update, num_heads)
+        values = {"apart": torch.linalg.svdvals(cut), "joint": torch.linalg.svdvals(update)}
+        drawn: dict[str, Heads] = {}
+        for kind in BESIDE:
+            generator = torch.Generator().manual_seed(options.seed)
+            shape = cut.shape[-2:] if kind == "apart" else update.shape[-2:]
+            found = []
+            for _ in range(options.draws):
+                one = random_like(values[kind], shape, generator)
+                found.append(between_heads(one if kind == "apart" else by_head(one, num_heads)))
+            drawn[kind] = Heads(*(torch.stack(parts) for parts in zip(*found, strict=True)))
+        yield Within(change.label, proj, [layer_of(site) for site in sites], between_heads(cut), drawn)
+
+
+def between_phases(first: Change, second: Change, options: Options) -> Iterator[Across]:
+    """Compare what two phases did to every projection that both changed."""
+    for proj, sites in second.groups():
+        both = [site for site in sites if site in set(first.changed)]
+        if not both:
+            continue
+        one, two = (torch.stack([change.update(site) for site in both]) for change in (first, second))
+        layers, num_heads = [layer_of(site) for site in both], both[0].num_heads
+        for is_whole in (True, False):
+            before, after = (x[:, None] if is_whole else by_head(x, num_heads) for x in (one, two))
+            start, values = spanned(before), torch.linalg.svdvals(after)
+            generator = torch.Generator().manual_seed(options.seed)
+            drawn = [between(start, random_like(values, after.shape[-2:], generator)) for _ in range(options.draws)]
+            random = Between(*(torch.stack(parts) for parts in zip(*drawn, strict=True)))
+            labels = (first.label, second.label)
+            yield Across(labels, proj, is_whole, layers, between(start, after), random)
+
+
+def _ends(name: str, null: Band, place: tuple[int, ...]) -> dict[str, float]:
+    return {f"{name}_random_{end}": float(getattr(null, end)[place]) for end in Band._fields}
+
+
+def _heads_table(found: Sequence[tuple[str, Within]]) -> pd.DataFrame:
+    lines: list[dict[str, Any]] = []
+    for run, one in found:
+        nulls = {(name, kind): one.null(name, kind) for name in SHARES for kind in BESIDE}
+        for place in np.ndindex(tuple(one.heads.shared.shape)):
+            line: dict[str, Any] = {"run": run, "phase": one.label, "projection": one.proj}
+            line |= {"layer": one.layers[place[0]], "head": place[1]}
+            for name in SHARES:
+                line[name] = float(getattr(one.heads, name)[place])
+                for kind in BESIDE:
+                    line |= _ends(f"{name}_{kind}", nulls[name, kind], place)
+            lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def _pairs_table(found: Sequence[tuple[str, Within]]) -> pd.DataFrame:
+    lines: list[dict[str, Any]] = []
+    for run, one in found:
+        nulls = {kind: one.null("overlap", kind) for kind in BESIDE}
+        for layer, head, other in np.ndindex(tuple(one.heads.overlap.shape)):
+            if head < other:
+                line: dict[str, Any] = {"run": run, "phase": one.label, "projection": one.proj}
+                line |= {"layer": one.layers[layer], "head": head, "other": other}
+                line["overlap"] = float(one.heads.overlap[layer, head, other])
+                for kind in BESIDE:
+                    line |= _ends(f"overlap_{kind}", nulls[kind], (layer, head, other))
+                lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def _phases_table(found: Sequence[tuple[str, Across]]) -> pd.DataFrame:
+    lines: list[dict[str, Any]] = []
+    for run, one in found:
+        nulls = {name: band(getattr(one.random, name)) for name in AGAINST}
+        for place in np.ndindex(tuple(one.found.cosine.shape)):
+            line: dict[str, Any] = {"run": run, "first": one.labels[0], "second": one.labels[1], "projection": one.proj}
+            line |= {"layer": one.layers[place[0]], "head": "whole" if one.is_whole else str(place[1])}
+            for name, null in nulls.items():
+                line[name] = float(getattr(one.found, name)[place])
+                line |= _ends(name, null, place)
+            lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def _mean(values: Tensor, dims: int) -> Tensor:
+    """Mean over all but the first `dims` dimensions, of what is there."""
+    return values.flatten(dims).nanmean(-1) if values.ndim > dims else values
+
+
+def _said(value: Tensor, null: Band) -> str:
+    low, high = float(null.low), float(null.high)
+    place = "within" if bool(null.holds(value)) else "above" if float(value) > high else "below"
+    return f"{float(null.mean):.3f} ({low:.3f} to {high:.3f}), {place} it"
+
+
+def _said_within(run: str, one: Within, with_run: bool) -> str:
+    shared, own = _mean(one.heads.shared, 0), _mean(one.heads.own, 0)
+    beside = [f"{kind} random heads {_said(shared, band(_mean(one.random[kind].shared, 1)))}" for kind in BESIDE]
+    return (
+        f"{f'{run}: ' if with_run else ''}{one.label}, {one.proj}: {float(shared):.3f} of a head's energy lies in "
+        f"another head's row space ({'; '.join(beside)}), {float(own):.3f} outside all others' ({BESIDE[0]} "
+        f"{_said(own, band(_mean(one.random['apart'].own, 1)))})."
+    )
+
+
+def _said_across(run: str, one: Across, with_run: bool) -> str:
+    parts = [
+        f"{said} {float(value):.3f}, random {_said(value, band(_mean(getattr(one.random, name), 1)))}"
+        for name, said in AGAINST.items()
+        for value in [_mean(getattr(one.found, name), 0)]
+    ]
+    what = "whole matrices" if one.is_whole else "each head"
+    return (
+        f"{f'{run}: ' if with_run else ''}{one.labels[1]} after {one.labels[0]}, {one.proj}, {what}, energy "
+        f"of the second: {'; '.join(parts)}."
+    )
+
+
+def _pairs(run: str, found: Sequence[Within]) -> Figure:
+    """Overlap of each pair of heads, mean of the layers: measured, and both kinds of random."""
+    figure, axes = style.figure(len(found), 3, size=(9.6, 0.9 + 2.7 * len(found)))
+    image = None
+    for row, one in zip(axes, found, strict=True):
+        shown = [("measured", one.heads.overlap.nanmean(0))]
+        shown += [(f"random, {kind}", one.random[kind].overlap.flatten(0, 1).nanmean(0)) for kind in BESIDE]
+        for axis, (said, values) in zip(row, shown, strict=True):
+            image = axis.imshow(values.numpy(), cmap=style.SEQUENTIAL, vmin=0, vmax=1)
+            axis.set_title(f"{one.label}, {one.proj}: {said}")
+            axis.tick_params(length=0)
+            axis.spines[:].set_visible(False)
+            axis.set(xlabel="head")
+        row[0].set_ylabel("head")
+    figure.colorbar(image, ax=axes, label="overlap", shrink=0.7)
+    figure.suptitle(f"Overlap of the heads' updates, mean of the layers ({run})")
+    return figure
+
+
+def _shares(run: str, found: Sequence[Within]) -> Figure:
+    """Energy that heads share, and that is each one's own, layer by layer."""
+    figure, axes = style.figure(len(found), 2, size=(9.6, 1.1 + 2.4 * len(found)), sharey=True)
+    for row, one in zip(axes, found, strict=True):
+        for axis, (name, said) in zip(row, SHARES.items(), strict=True):
+            x = range(len(one.layers))
+            for number, kind in enumerate(BESIDE, start=1):
+                style.banded(axis, x, None, band(_mean(getattr(one.random[kind], name), 2)), number, f"random, {kind}")
+            style.banded(axis, x, _mean(getattr(one.heads, name), 1), None, 0, "measured")
+            axis.set_xticks(x, one.layers)
+            axis.set(ylim=(-0.03, 1.03), xlabel="layer")
+            axis.set_title(f"{one.label}, {one.proj}: {said}")
+            axis.grid(axis="y")
+        row[0].set_ylabel("share of a head's energy")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    figure.suptitle(f"What heads share, mean of the heads ({run})")
+    return figure
+
+
+def _phases(run: str, found: Sequence[Across]) -> Figure:
+    """How much of the second phase lies where the first did, layer by layer."""
+    figure, axes = style.figure(len(found), 3, size=(11.0, 1.1 + 2.3 * len(found)))
+    for row, one in zip(axes, found, strict=True):
+        for axis, (name, said) in zip(row, AGAINST.items(), strict=True):
+            x = range(len(one.layers))
+            style.banded(axis, x, None, band(_mean(getattr(one.random, name), 2)), 1, "random second phase (95 %)")
+            style.banded(axis, x, _mean(getattr(one.found, name), 1), None, 0, "measured")
+            axis.set_xticks(x, one.layers)
+            axis.set_title(f"{one.proj}, {'whole' if one.is_whole else 'heads'}: {said}")
+            axis.set_xlabel("layer")
+            axis.grid(axis="y")
+            if name == "cosine":
+                largest = max(0.1, *(abs(end) for end in axis.get_ylim()))
+                axis.set_ylim(-largest, largest)
+            else:
+                axis.set_ylim(-0.03, 1.03)
+        row[0].set_ylabel("cosine")
+        row[1].set_ylabel("share of energy")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2)
+    figure.suptitle(f"{found[0].labels[1]} after {found[0].labels[0]}: is the second orthogonal? ({run})")
+    return figure

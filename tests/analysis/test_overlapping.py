@@ -1,0 +1,93 @@
+"""Kind overlap: planted answers through to tables, and runs of one and two phases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from headwise import analysis
+from headwise.analysis.changes import Change
+from headwise.analysis.directions import band, random_like
+from headwise.analysis.kinds import Options
+from headwise.analysis.overlapping import between_phases, heads_of
+from headwise.updates.sites import Site
+
+Finished = Callable[..., Path]
+LAYERS, HEADS, ROWS = 6, 4, 4
+WIDTH = HEADS * ROWS
+OPTIONS = Options(draws=20, seed=3)
+
+
+def change(label: str, update: Callable[[Site], Tensor]) -> Change:
+    sites = [Site(0, block, "v", HEADS, ROWS) for block in range(LAYERS)]
+    return Change(label, {s: torch.eye(WIDTH) for s in sites}, {s: torch.eye(WIDTH) + update(s) for s in sites})
+
+
+def drawn(seed: int) -> Callable[[Site], Tensor]:
+    values = torch.tensor([0.3, 0.2])
+    return lambda site: random_like(values, (WIDTH, WIDTH), torch.Generator().manual_seed(50 * seed + site.block))
+
+
+def test_two_phases_built_orthogonal_read_as_orthogonal() -> None:
+    keep = torch.eye(WIDTH)
+    keep[:, : WIDTH // 2] = 0
+    first = change("one", lambda site: drawn(0)(site) @ (torch.eye(WIDTH) - keep))
+    second = change("two", lambda site: drawn(1)(site) @ keep)
+    for found in between_phases(first, second, OPTIONS):
+        for name in ("cosine", "rows"):
+            value = getattr(found.found, name)
+            assert torch.allclose(value, torch.zeros_like(value), atol=1e-5), name
+        assert bool((band(found.random.rows).mean > 0.05).all()), "a random one is not"
+
+
+def test_a_second_phase_along_the_first_reads_so() -> None:
+    for found in between_phases(change("one", drawn(0)), change("two", lambda s: 0.5 * drawn(0)(s)), OPTIONS):
+        assert torch.allclose(found.found.cosine, torch.ones_like(found.found.cosine), atol=1e-4)
+        assert not band(found.random.rows).holds(found.found.rows).any()
+
+
+def test_random_phases_and_heads_fall_in_their_bands() -> None:
+    for found in between_phases(change("one", drawn(0)), change("two", drawn(1)), OPTIONS):
+        for name in ("cosine", "rows", "columns"):
+            inside = band(getattr(found.random, name)).holds(getattr(found.found, name)).float()
+            assert float(inside.mean()) > 0.8, name
+    (within,) = heads_of(change("one", drawn(2)), OPTIONS)
+    assert float(within.null("shared", "joint").holds(within.heads.shared).float().mean()) > 0.8
+    assert not within.null("shared", "apart").holds(within.heads.shared).any(), (
+        "heads of a low rank share by construction"
+    )
+
+
+def test_an_update_of_two_heads_of_one_layer_lights_up_there_and_nowhere_else() -> None:
+    mask = torch.tensor([0.0, 1.0, 0.0, 1.0])
+
+    def two_heads(site: Site) -> Tensor:
+        return drawn(0)(site) * site.rows(mask)[:, None] * (site.block == 5)
+
+    (within,) = heads_of(change("one", two_heads), OPTIONS)
+    assert within.layers == ["5"]
+    assert torch.equal(~within.heads.shared.isnan(), mask.bool()[None])
+    assert torch.allclose(within.heads.shared[0, [1, 3]], torch.ones(2, dtype=torch.double), atol=1e-4)
+
+
+@pytest.mark.parametrize("method, phases", [("lora", 1), ("hs_lora", 2), ("head_lora", 1)])
+def test_the_analysis_of_a_run(finished: Finished, method: str, phases: int) -> None:
+    made = analysis.overlap(finished(f"method={method}"), draws=3)
+    table = made.tables["heads"]
+    assert len(table) == phases * 2 * 6 * 6
+    assert set(made.figures) == {"pairs", "shares", *(["phases"] if phases > 1 else [])}
+    assert ("phases" in made.tables) == (phases > 1)
+    lora = table[table["phase"] == "lora"]
+    assert (lora["shared"] > 0.999).all() and (lora["own"] < 0.001).all(), "all heads stand on one A"
+    assert (table[table["phase"] == "head_lora"]["shared"] < 0.5).all()
+
+
+def test_runs_stand_side_by_side(finished: Finished) -> None:
+    made = analysis.overlap([finished("method=hs_lora"), finished("method=lora")], draws=2)
+    assert set(made.figures) == {"pairs_1", "shares_1", "phases_1", "pairs_2", "shares_2"}
+    assert made.tables["heads"]["run"].nunique() == 2
+    assert sum(sentence.startswith("lora, dsprites_loc") for sentence in made.sentences) == 2

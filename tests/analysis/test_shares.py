@@ -1,0 +1,91 @@
+"""What updates share: orthogonal ones share nothing, equal ones everything, random ones what chance gives."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from headwise.analysis.directions import random_like
+from headwise.analysis.shares import between, between_heads, spanned
+
+HEADS, ROWS, WIDTH, RANK = 4, 6, 24, 2
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def axes(*columns: int) -> Tensor:
+    return torch.eye(WIDTH)[list(columns)]
+
+
+def test_heads_of_one_shared_factor_share_all() -> None:
+    found = between_heads(normal(HEADS, ROWS, RANK) @ normal(RANK, WIDTH, seed=1))
+    assert torch.allclose(found.shared, torch.ones(HEADS, dtype=torch.double), atol=1e-5)
+    assert torch.allclose(found.own, torch.zeros(HEADS, dtype=torch.double), atol=1e-5)
+    assert torch.allclose(found.overlap.diagonal(), torch.ones(HEADS, dtype=torch.double))
+
+
+def test_orthogonal_heads_share_nothing() -> None:
+    update = torch.stack([normal(ROWS, RANK, seed=h) @ axes(2 * h, 2 * h + 1) for h in range(HEADS)])
+    found = between_heads(update)
+    assert torch.allclose(found.shared, torch.zeros(HEADS, dtype=torch.double), atol=1e-6)
+    assert torch.allclose(found.own, torch.ones(HEADS, dtype=torch.double), atol=1e-5)
+    assert torch.allclose(found.overlap, torch.eye(HEADS, dtype=torch.double), atol=1e-6)
+
+
+def test_shares_are_shares_of_energy() -> None:
+    """Heads 0 and 1 have one direction in common, with 9/10 of head 0's energy and 1/2 of head 1's; 2 is apart."""
+    column = torch.eye(ROWS)[:, :1]
+    other = torch.eye(ROWS)[:, 1:2]
+    heads = [column @ axes(0) * 3 + other @ axes(1), column @ axes(0) + other @ axes(2), column @ axes(3)]
+    found = between_heads(torch.stack([*heads, torch.zeros(ROWS, WIDTH)]))
+    assert found.shared[:3].tolist() == pytest.approx([0.45, 0.25, 0.0], abs=1e-5)
+    assert found.own[:3].tolist() == pytest.approx([0.1, 0.5, 1.0], abs=1e-5)
+    assert float(found.overlap[0, 1]) == pytest.approx(9 / (82 * 2) ** 0.5, abs=1e-5)
+    assert bool(found.shared[3].isnan() & found.own[3].isnan() & found.overlap[3].isnan().all()), (
+        "a head without update"
+    )
+    assert torch.equal(found.overlap[:3, :3].isnan(), torch.zeros(3, 3, dtype=torch.bool))
+
+
+def test_what_is_outside_the_others_is_what_a_projection_leaves() -> None:
+    update = normal(3, HEADS, ROWS, RANK, seed=3) @ normal(3, HEADS, RANK, WIDTH, seed=4)
+    found = between_heads(update)
+    for layer in range(3):
+        for head in range(HEADS):
+            rest = torch.cat([update[layer, other] for other in range(HEADS) if other != head])
+            basis = torch.linalg.svd(rest.double(), full_matrices=False)[2][: RANK * (HEADS - 1)]
+            mine = update[layer, head].double()
+            left = (mine - mine @ basis.T @ basis).square().sum() / mine.square().sum()
+            assert float(found.own[layer, head]) == pytest.approx(float(left), abs=1e-4)
+
+
+def test_random_heads_share_what_chance_gives() -> None:
+    values = torch.tensor([1.0, 1.0]).expand(200, HEADS, RANK)
+    found = between_heads(random_like(values, (ROWS, WIDTH), torch.Generator().manual_seed(0)))
+    assert float(found.shared.mean()) == pytest.approx(RANK / WIDTH, abs=0.01)
+    assert float(found.own.mean()) == pytest.approx(1 - (HEADS - 1) * RANK / WIDTH, abs=0.01)
+
+
+def test_signs_and_scale_do_not_matter() -> None:
+    update = normal(HEADS, ROWS, WIDTH)
+    changed = update * torch.tensor([1.0, -3.0, 1e-2, 1.0])[:, None, None]
+    for one, other in zip(between_heads(update), between_heads(changed), strict=True):
+        assert torch.allclose(one, other, atol=1e-6)
+
+
+def test_orthogonal_updates_read_as_orthogonal_and_equal_ones_as_equal() -> None:
+    first = normal(ROWS, RANK) @ axes(0, 1)
+    apart = normal(ROWS, RANK, seed=1) @ axes(2, 3)
+    found = between(spanned(first), apart)
+    assert (float(found.cosine), float(found.rows)) == pytest.approx((0, 0), abs=1e-6)
+    same = between(spanned(first), -2 * first)
+    assert (float(same.cosine), float(same.rows), float(same.columns)) == pytest.approx((-1, 1, 1), abs=1e-6)
+    turned = between(spanned(first), first @ axes(*range(2, WIDTH), 0, 1))
+    assert (float(turned.rows), float(turned.columns)) == pytest.approx((0, 1), abs=1e-6)
+    assert (
+        between(spanned(torch.zeros(ROWS, WIDTH)), first).rows.isnan()
+        and between(spanned(first), first * 0).rows.isnan()
+    )
