@@ -82,7 +82,7 @@ def test_the_analysis_of_a_run(finished: Finished, method: str, phases: int) -> 
     assert set(made.figures) == {"pairs", "shares", *(["phases"] if phases > 1 else [])}
     assert ("phases" in made.tables) == (phases > 1)
     lora = table[table["phase"] == "lora"]
-    assert (lora["shared"] > 0.999).all() and (lora["own"] < 0.001).all(), "all heads stand on one A"
+    assert (lora["shared"] > 0.98).all() and (lora["own"] < 0.001).all(), "all heads stand on one A"
     assert (table[table["phase"] == "head_lora"]["shared"] < 0.5).all()
 
 

@@ -34,7 +34,7 @@ def _cosines(whole: Part, heads: Part) -> Figure:
         (whole.first, whole.tuned, whole.random, "whole matrix"),
         (*(Singular(*(t[head] for t in one)) for one in (heads.first, heads.tuned, heads.random)), f"head {head}"),
     ]
-    image = None
+    image: Any = None
     for column, (side, name, number) in enumerate((s, n, i) for i in (0, 1) for s, n in SIDES.items()):
         first, tuned, random, which = pick[number]
         for row, (after, said) in enumerate(((tuned, "after tuning"), (random, "random update"))):

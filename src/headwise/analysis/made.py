@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 SUMMARY = "README.md"
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
-_PICTURES = {"png": {"dpi": DPI, "metadata": {"Software": None}}, "svg": {"metadata": {"Date": None, "Creator": None}}}
+_PICTURES: dict[str, dict[str, Any]] = {
+    "png": {"dpi": DPI, "metadata": {"Software": None}},
+    "svg": {"metadata": {"Date": None, "Creator": None}},
+}
 
 
 @dataclass(frozen=True)

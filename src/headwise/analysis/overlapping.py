@@ -89,7 +89,7 @@ def analyse(runs: Sequence[SavedRun], options: Options) -> Analysis:
     with style.styled():
         for number, name in enumerate(dict.fromkeys(name for name, _ in within), start=1):
             end = f"_{number}" if len(runs) > 1 else ""
-            mine, two = ([one for of, one in found if of == name] for found in (within, across))
+            mine, two = [one for of, one in within if of == name], [one for of, one in across if of == name]
             figures |= {f"pairs{end}": _pairs(name, mine), f"shares{end}": _shares(name, mine)}
             if two:
                 figures[f"phases{end}"] = _phases(name, two)
@@ -234,7 +234,7 @@ def _said_across(run: str, one: Across, with_run: bool) -> str:
 def _pairs(run: str, found: Sequence[Within]) -> Figure:
     """Overlap of each pair of heads, mean of the layers: measured, and both kinds of random."""
     figure, axes = style.figure(len(found), 3, size=(9.6, 0.9 + 2.7 * len(found)))
-    image = None
+    image: Any = None
     for row, one in zip(axes, found, strict=True):
         shown = [("measured", one.heads.overlap.nanmean(0))]
         shown += [(f"random, {kind}", one.random[kind].overlap.flatten(0, 1).nanmean(0)) for kind in BESIDE]

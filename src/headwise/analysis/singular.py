@@ -118,7 +118,7 @@ def _part(
     tuned = singular(cut(before + update))
     found = {**_sizes(cut(update), values, cut(before)), **_sides(first, tuned, leading)}
     collected: dict[str, list[Tensor]] = {name: [] for name in found}
-    example = None
+    examples: list[Singular] = []
     for _ in range(min(draws, WHOLE_DRAWS) if is_whole else draws):
         turned = singular(cut(before) + random_like(values, cut(update).shape[-2:], generator))
         spread = cut(random_like(whole_values, update.shape[-2:], generator))
@@ -128,10 +128,18 @@ def _part(
         }
         for name, value in drawn.items():
             collected[name].append(value)
-        example = example or _one(turned, shown)
+        examples += [] if examples else [_one(turned, shown)]
     measures = {name: Measured(value, torch.stack(collected[name])) for name, value in found.items()}
     return Part(
-        proj, is_whole, layers, ranks(leading), measures, layers[shown], _one(first, shown), _one(tuned, shown), example
+        proj,
+        is_whole,
+        layers,
+        ranks(leading),
+        measures,
+        layers[shown],
+        _one(first, shown),
+        _one(tuned, shown),
+        *examples,
     )
 
 
@@ -145,7 +153,7 @@ def _sizes(update: Tensor, values: Tensor, before: Tensor) -> dict[str, Tensor]:
 
 
 def _sides(first: Singular, after: Singular, leading: int) -> dict[str, Tensor]:
-    measures = {}
+    measures: dict[str, Tensor] = {}
     for side in SIDES:
         one = kept(getattr(first, side), getattr(after, side), leading)
         measures |= {f"{side}_match": one.match, f"{side}_overlap": one.overlap, f"{side}_angle": one.angle}

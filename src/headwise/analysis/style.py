@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import matplotlib
 import numpy as np
+from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -23,7 +24,7 @@ NULL = "#8b9098"
 DIVERGING, SEQUENTIAL = "RdBu_r", "viridis"
 """Maps of colours: of values about zero, and of values from zero."""
 INK, SOFT, RULE = "#1b1d20", "#5a606a", "#dedfd9"
-_RC: Mapping[str, Any] = {
+_RC: Any = {
     "font.family": ["DejaVu Sans"],
     "font.size": 9,
     "axes.titlesize": 9.5,
@@ -35,7 +36,7 @@ _RC: Mapping[str, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": False,
-    "axes.prop_cycle": matplotlib.cycler(color=COLORS),
+    "axes.prop_cycle": cycler(color=COLORS),
     "grid.color": RULE,
     "grid.linewidth": 0.7,
     "text.color": INK,
@@ -61,7 +62,7 @@ DPI = 130
 @contextlib.contextmanager
 def styled() -> Iterator[None]:
     """Draw in the style of this project inside the block; every drawing and every saving stands in one."""
-    with matplotlib.rc_context({**_RC}):
+    with matplotlib.rc_context(_RC):
         yield
 
 
@@ -132,8 +133,8 @@ def banded(axis: Axes, x: Sequence[Any], value: Any, null: Any, number: int, lab
     """
     color = COLORS[number]
     if null is not None:
-        ends = [np.asarray(end, dtype=float) for end in (null.low, null.high)]
-        axis.fill_between(x, *ends, color=color, alpha=0.22, linewidth=0, label=label if value is None else None)
+        low, high = (np.asarray(end, dtype=float) for end in (null.low, null.high))
+        axis.fill_between(x, low, high, color=color, alpha=0.22, linewidth=0, label=label if value is None else None)
         axis.plot(x, np.asarray(null.mean, dtype=float), color=color, linewidth=0.9, linestyle=(0, (3, 2)))
     if value is not None:
         axis.plot(x, np.asarray(value, dtype=float), color=color, marker=MARKERS[number], label=label)
