@@ -26,6 +26,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=Options.images, help=f"how many ({Options.images}); 0 for all")
     parser.add_argument("--split", choices=SPLITS, default=Options.split, help=f"of the images ({Options.split})")
     parser.add_argument("--batch-size", type=int, default=Options.batch_size, help=f"({Options.batch_size})")
+    parser.add_argument("--greedy", type=int, default=Options.greedy, help="responsiveness: also heads off in turn (0)")
     parser.add_argument("--seed", type=int, default=Options.seed, help=f"of everything drawn ({Options.seed})")
     parser.add_argument("--draws", type=int, default=Options.draws, help=f"random updates a null ({Options.draws})")
     opening_options(parser)
@@ -46,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         split=options.split,
         images=options.images or None,
         batch_size=options.batch_size,
+        greedy=options.greedy,
         trust=tuple(options.trust),
     )
     from headwise.analysis.made import check_place

@@ -29,6 +29,7 @@ ASKED = {
 }
 """How each script is asked to write a file; a run it needs does not exist, since the file is looked at first."""
 NOT_ASKED = {
+    "analyse": "a folder; tests/analysis/test_kinds.py shows that nothing of somebody else in it is replaced",
     "keep_records": "a store of results, which refuses to replace a record of another configuration",
 }
 

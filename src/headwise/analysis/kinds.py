@@ -21,6 +21,9 @@ KINDS: dict[str, tuple[str, str]] = {
         "headwise.analysis.overlapping",
         "what heads share, and whether a second phase is orthogonal to the first",
     ),
+    "responsiveness": ("headwise.analysis.ground", "what each head's update is worth, and which score knows it"),
+    "heads": ("headwise.analysis.lorenz", "accuracy that a head's update carries alone, and the best of them together"),
+    "attention": ("headwise.analysis.looking", "where the class token looks, and rollout, runs side by side"),
 }
 """By kind the module whose function ``analyse`` makes it, and what it shows.
 
@@ -42,6 +45,8 @@ class Options:
         split: of the images, one of `SPLITS`; ``val`` is VTAB's val200.
         images: how many of them; None for all.
         batch_size: of the forward passes; changes no number beyond rounding.
+        greedy: heads' updates that ``responsiveness`` also switches off one after the other; each costs as much as all
+            that are left one at a time.
         trust: modules of the user's own whose methods the records may name.
     """
 
@@ -52,10 +57,11 @@ class Options:
     split: str = "test"
     images: int | None = 200
     batch_size: int = 50
+    greedy: int = 0
     trust: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        for name, least in (("seed", 0), ("draws", 2), ("images", 1), ("batch_size", 1)):
+        for name, least in (("seed", 0), ("draws", 2), ("images", 1), ("batch_size", 1), ("greedy", 0)):
             value = getattr(self, name)
             if value is None and name == "images":
                 continue

@@ -1,0 +1,355 @@
+"""Responsiveness of heads and its ground truth: what really happens when a head's update is switched off.
+
+Legend: U updates of heads, N images.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from headwise.analysis.agreement import agreement, overlap_of_masks, spearman
+from headwise.analysis.changes import same_network
+from headwise.analysis.made import Analysis
+from headwise.analysis.opened import SCORE_NAMES, Opened, images_of, opened, trained_on
+from headwise.analysis.responsive_pictures import agreements, maps, matrix
+from headwise.analysis.switches import HeadUpdate, Outcome, greedy, toggled
+from headwise.artifacts.saved import SavedRun
+from headwise.updates import heads
+from headwise.updates.gate import Gate
+from headwise.updates.sites import Site
+
+if TYPE_CHECKING:
+    from headwise.analysis.kinds import Options
+
+TRUTHS = {"loss_rise": "loss", "accuracy_drop": "accuracy"}
+"""Columns of what is true, larger where a head matters more, and their words."""
+NULLS = 1000
+"""Random orders behind a band: they cost nothing beside a forward pass."""
+NO_CHANGE = 2.0
+"""Standard errors within which a head's effect is not told from none."""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What switching each head's update off did, (U,) each, on N images.
+
+    Attributes:
+        loss_rise, loss_error: mean change of the loss, and its standard error over the images.
+        accuracy_drop: percent points.
+        loss, accuracy: of the network with every update on.
+        num_images: N.
+    """
+
+    loss_rise: Tensor
+    loss_error: Tensor
+    accuracy_drop: Tensor
+    loss: float
+    accuracy: float
+    num_images: int
+
+    @classmethod
+    def of(cls, base: Outcome, without: Outcome) -> Truth:
+        """The differences, image by image, of `toggled`."""
+        rise = without.loss - base.loss
+        count = rise.shape[-1]
+        return cls(
+            loss_rise=rise.mean(-1),
+            loss_error=rise.std(-1) / count**0.5 if count > 1 else torch.zeros(len(rise)),
+            accuracy_drop=base.accuracy - without.accuracy,
+            loss=float(base.mean_loss),
+            accuracy=float(base.accuracy),
+            num_images=count,
+        )
+
+
+@dataclass(frozen=True)
+class Found:
+    """One run: its name in the tables, its scores, and what is true."""
+
+    name: str
+    opened: Opened
+    truth: Truth
+    split: str
+    steps: Sequence[tuple[HeadUpdate, float, float]] = ()
+
+    @property
+    def updates(self) -> tuple[HeadUpdate, ...]:
+        """Of all heads, in network order."""
+        return self.opened.switches.updates
+
+    def columns(self) -> dict[str, NDArray[np.float64]]:
+        """Truths and scores, (U,), by name."""
+        truths = {name: getattr(self.truth, name) for name in TRUTHS}
+        return {name: values.double().numpy() for name, values in {**truths, **self.opened.scores}.items()}
+
+
+def analyse(runs: Sequence[SavedRun], options: Options) -> Analysis:
+    """Measure every run, and compare scores, runs and what is true."""
+    if len(runs) > 1:
+        same_network(runs, "responsiveness")
+    found = [_measure(run, name, options) for run, name in zip(runs, names_of(runs), strict=True)]
+    table = pd.concat([heads_table(one) for one in found], ignore_index=True)
+    tables = {
+        "heads": table,
+        "agreement": pd.DataFrame([row for one in found for row in against_truth(one, options.seed)]),
+        "between_scores": pd.DataFrame([row for one in found for row in between_scores(one)]),
+        "masks": pd.DataFrame([row for one in found for row in masks(one)]),
+    }
+    batches = [row for one in found for row in by_batches(one)]
+    between = [row for pair in itertools.combinations(found, 2) for row in between_runs(*pair, options.seed)]
+    steps = [
+        {"run": one.name, "step": step, "head": update.key, "loss": loss, "accuracy": accuracy}
+        for one in found
+        for step, (update, loss, accuracy) in enumerate(one.steps, 1)
+    ]
+    tables |= {
+        name: pd.DataFrame(rows)
+        for name, rows in {"batches": batches, "between_runs": between, "greedy": steps}.items()
+        if rows
+    }
+    figures = {
+        "truth": maps(table, ["loss_rise"], "Rise of the loss when a head's update is switched off"),
+        "responsiveness": maps(table, ["taylor_neg"], "Responsiveness: Taylor score, larger where the head helps"),
+        "agreement": agreements(tables["agreement"]),
+        "scores": matrix(tables["between_scores"]),
+    }
+    for index, one in enumerate(found, 1):
+        name = "patterns" if len(found) == 1 else f"patterns-{index}"
+        columns = [*TRUTHS, *one.opened.scores]
+        figures[name] = maps(table[table["run"] == one.name], columns, f"The same heads by every score: {one.name}")
+    title = "Which heads' updates matter, and which score knows"
+    return Analysis("responsiveness", title, tables, figures, sentences(found, tables))
+
+
+def names_of(runs: Sequence[SavedRun]) -> list[str]:
+    """The shortest names that tell runs apart: method, dataset, variant and seed, without what all share."""
+    keys = [
+        (run.result.key.method, run.result.key.dataset, run.result.key.variant, f"seed {run.result.key.seed}")
+        for run in runs
+    ]
+    shown = [len({key[part] for key in keys}) > 1 or part < 2 for part in range(4)]
+    names = [", ".join(word for word, wanted in zip(key, shown, strict=True) if wanted) for key in keys]
+    return [f"{name} ({index})" if names.count(name) > 1 else name for index, name in enumerate(names, 1)]
+
+
+def _measure(run: SavedRun, name: str, options: Options) -> Found:
+    one = opened(run, options)
+    images = images_of(run, one.switches.net, options)
+    one.switches.suffix.check(next(iter(images))[0])
+    base, without = toggled(one.switches, images, one.switches.updates, one.switches.updates)
+    steps = greedy(one.switches, list(images), options.greedy) if options.greedy else []
+    return Found(name, one, Truth.of(base, without), images.split, steps)
+
+
+def heads_table(found: Found) -> pd.DataFrame:
+    """A line per head's update."""
+    run = found.opened.run
+    masked = recorded_masks(run)
+    updates = found.updates
+    lines: dict[str, Any] = {
+        "run": [found.name] * len(updates),
+        "dataset": run.result.key.dataset,
+        "group": run.task.group,
+        "seed": run.result.key.seed,
+        "stage": [update.site.stage for update in updates],
+        "block": [update.site.block for update in updates],
+        "projection": [update.site.proj for update in updates],
+        "head": [update.head for update in updates],
+        "heads": [update.site.num_heads for update in updates],
+        "gate": [masked.get((update.site.key, update.head), 1) for update in updates],
+        "loss_error": found.truth.loss_error.tolist(),
+        **found.columns(),
+        "split": found.split,
+        "images": found.truth.num_images,
+    }
+    return pd.DataFrame(lines)
+
+
+def recorded_masks(run: SavedRun) -> dict[tuple[str, int], int]:
+    """What the gate of the last phase left on, by key of the projection and head; empty without a gate."""
+    rows = run.result.phases[-1].masks
+    return {
+        (f"s{row['stage']}.b{row['block']}.{row['proj']}", head): int(active)
+        for row in rows
+        for head, active in enumerate(row["active"])
+    }
+
+
+def against_truth(found: Found, seed: int) -> list[dict[str, Any]]:
+    """Every score against both truths, over all heads and within each projection, each beside its null."""
+    columns, projections = found.columns(), np.array([update.site.proj for update in found.updates])
+    sets = {"all": np.ones(len(projections), dtype=bool), **{p: projections == p for p in dict.fromkeys(projections)}}
+    rows = []
+    for (part, chosen), truth, score in itertools.product(sets.items(), TRUTHS, found.opened.scores):
+        count = int(chosen.sum())
+        if count < 3 or (len(sets) == 2 and part != "all"):
+            continue
+        seen = agreement(columns[score][chosen], columns[truth][chosen], max(1, count // 10), NULLS, seed)
+        named = {"run": found.name, "truth": TRUTHS[truth], "projections": part, "score": score}
+        rows.append({**named, **vars(seen), "is_chance": seen.is_chance, "draws": NULLS})
+    return rows
+
+
+def between_scores(found: Found) -> list[dict[str, Any]]:
+    """Rank correlation of every pair of scores and truths over all heads."""
+    columns = found.columns()
+    return [
+        {"run": found.name, "one": one, "other": other, "n": len(found.updates), "spearman": spearman(a, b)}
+        for (one, a), (other, b) in itertools.product(columns.items(), repeat=2)
+    ]
+
+
+def by_batches(found: Found) -> list[dict[str, Any]]:
+    """Rank correlation of a score of the first batches with that of all."""
+    return [
+        {
+            "run": found.name,
+            "score": score,
+            "batches": count,
+            "all_images": found.opened.scored_on,
+            "n": len(found.updates),
+            "spearman": spearman(values, found.opened.scores[score]),
+        }
+        for count, scores in found.opened.by_batches.items()
+        for score, values in scores.items()
+    ]
+
+
+def masks(found: Found) -> list[dict[str, Any]]:
+    """Which heads a gate would switch off by each score, against those the truth would: half of every layer's."""
+    by_site = _by_site(found, found.truth.loss_rise)
+    rows = []
+    for score, scope in itertools.product(found.opened.scores, ("layer", "global")):
+        gate = Gate(ratio=0.5, scope=scope)  # type: ignore[arg-type]
+        chosen = heads.choose(gate, _by_site(found, found.opened.scores[score]))
+        right = heads.choose(gate, by_site)
+        one, other = (torch.cat([masks[site] for site in by_site]).numpy() for masks in (chosen, right))
+        jaccard, null = overlap_of_masks(one, other)
+        off = int((one == 0).sum())
+        rows.append(
+            {"run": found.name, "scope": scope, "score": score, "off": off, "heads": len(one), "jaccard": jaccard}
+            | {"jaccard_by_chance": null}
+        )
+    return rows
+
+
+def _by_site(found: Found, values: Tensor) -> dict[Site, Tensor]:
+    """Values of heads, (U,), by projection, (H,); a head without an update has none, 0."""
+    known = dict(zip(found.updates, values.float(), strict=True))
+    sites = list(dict.fromkeys(update.site for update in found.updates))
+    zero = torch.zeros(())
+    return {s: torch.stack([known.get(HeadUpdate(s, head), zero) for head in range(s.num_heads)]) for s in sites}
+
+
+def between_runs(one: Found, other: Found, seed: int) -> list[dict[str, Any]]:
+    """Whether two runs agree on which heads matter, by every score and by what is true, and on the heads they gate."""
+    updates = [update for update in one.updates if update in set(other.updates)]
+    if len(updates) < 3:
+        return []
+    places = [[found.updates.index(update) for update in updates] for found in (one, other)]
+    a, b = one.columns(), other.columns()
+    named: dict[str, Any] = {
+        "one": one.name,
+        "other": other.name,
+        "differ_in": differing(one.opened.run, other.opened.run),
+    }
+    named["same_group"] = one.opened.run.task.group == other.opened.run.task.group
+    gates = [recorded_masks(found.opened.run) for found in (one, other)]
+    jaccard, chance = float("nan"), float("nan")
+    if all(gates):
+        keys = [(update.site.key, update.head) for update in updates]
+        jaccard, chance = overlap_of_masks(*([gate.get(key, 1) for key in keys] for gate in gates))
+    rows = []
+    for what in (name for name in a if name in b):
+        k = max(1, len(updates) // 10)
+        seen = agreement(a[what][places[0]], b[what][places[1]], k, NULLS, seed)
+        rows.append({**named, "by": what, **vars(seen), "is_chance": seen.is_chance})
+    return [{**row, "gates_jaccard": jaccard, "gates_by_chance": chance} for row in rows]
+
+
+def differing(one: SavedRun, other: SavedRun) -> str:
+    """What two runs differ in: dataset, seed, method, and fields of the method of the last phase."""
+    parts = [
+        part
+        for part in ("method", "dataset", "seed")
+        if getattr(one.result.key, part) != getattr(other.result.key, part)
+    ]
+    specs = [_flat(run.result.phases[-1].method) for run in (one, other)]
+    fields = sorted(name for name in {*specs[0], *specs[1]} if specs[0].get(name) != specs[1].get(name))
+    return ", ".join([*parts, *fields]) or "nothing"
+
+
+def _flat(spec: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in spec.items():
+        flat |= _flat(value, f"{before}{name}.") if isinstance(value, Mapping) else {f"{before}{name}": value}
+    return flat
+
+
+def sentences(found: Sequence[Found], tables: Mapping[str, pd.DataFrame]) -> list[str]:
+    """What is to be seen, the answer first."""
+    lines = []
+    rows = tables["agreement"]
+    for one in found:
+        own = rows[(rows["run"] == one.name) & (rows["projections"] == "all") & (rows["truth"] == "loss")]
+        lines.append(f"{one.name}: {_verdict(own, one)}")
+        lines.append(f"{one.name}: {_effect(one)}")
+    if "between_runs" in tables:
+        lines += _across(tables["between_runs"])
+    lines.append(
+        f"A band is what {NULLS} random orders of the same heads give, 2.5 to 97.5 percent. The truth is the change of "
+        "the mean loss with one update off and every other on; interactions of several heads are not in it."
+    )
+    return lines
+
+
+def _verdict(rows: pd.DataFrame, found: Found) -> str:
+    best = rows.loc[rows["spearman"].fillna(-2).idxmax()]
+    signs = {row.score: row.spearman for row in rows.itertuples()}
+    taylor = rows[rows["score"] == "taylor_neg"].iloc[0]
+    sign = "the opposite of the printed one" if signs["taylor_neg"] > 0 else "the printed one"
+    right = "not to be told from chance here" if taylor["is_chance"] else sign
+    n, low, high = int(best["n"]), best["low"], best["high"]
+    return (
+        f"over {n} heads' updates the best score of the true rise of the loss is {SCORE_NAMES[best['score']]!r} "
+        f"(Spearman {best['spearman']:.2f}, random orders {low:.2f} to {high:.2f}; {best['top']:.0%} of the top "
+        f"{int(best['k'])} shared, random {best['top_low']:.0%} to {best['top_high']:.0%}). Taylor's sign that orders "
+        f"by use is {right} (Spearman {signs['taylor_neg']:+.2f}); its size alone gives {signs['taylor_abs']:+.2f}. "
+        f"Scores are of {found.opened.scored_on} training images."
+    )
+
+
+def _effect(found: Found) -> str:
+    truth = found.truth
+    sure = truth.loss_rise.abs() > NO_CHANGE * truth.loss_error
+    worse, better = int((sure & (truth.loss_rise > 0)).sum()), int((sure & (truth.loss_rise < 0)).sum())
+    learned = " (images the run was trained on)" if trained_on(found.opened.run, found.split) else ""
+    most = found.updates[int(truth.loss_rise.argmax())]
+    where = f"head {most.head} of {most.site.proj} in layer {most.site.block}"
+    return (
+        f"on {truth.num_images} images of {found.split}{learned} (loss {truth.loss:.4f}, accuracy "
+        f"{truth.accuracy:.1f} %) switching one update off raises the loss beyond {NO_CHANGE:g} standard errors for "
+        f"{worse} of {len(found.updates)} and lowers it for {better}; the most needed is {where} "
+        f"({float(truth.loss_rise.max()):+.4f})."
+    )
+
+
+def _across(rows: pd.DataFrame) -> list[str]:
+    lines = []
+    for by, words in (("loss_rise", "what is true"), ("taylor_neg", "the Taylor score")):
+        for same, group in rows[rows["by"] == by].groupby("same_group"):
+            kind = "of one task group" if same else "of different task groups"
+            lines.append(
+                f"By {words}, two runs {kind} correlate by {group['spearman'].mean():.2f} on average "
+                f"({len(group)} pairs, random orders {group['low'].mean():.2f} to {group['high'].mean():.2f})."
+            )
+    return lines

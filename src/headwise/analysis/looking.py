@@ -1,0 +1,216 @@
+"""Where runs look: attention of the class token and rollout, side by side on the same images.
+
+Legend: B images, T tokens, g side of the grid of patches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor
+
+from headwise.analysis.agreement import BAND, spearman
+from headwise.analysis.changes import same_network
+from headwise.analysis.ground import names_of
+from headwise.analysis.made import Analysis
+from headwise.analysis.opened import images_of
+from headwise.analysis.style import SEQUENTIAL, figure, styled
+from headwise.artifacts.saved import SavedRun
+from headwise.errors import ConfigError
+from headwise.network.attending import Attention, attentions, rollout
+from headwise.network.backbone import Backbone
+
+if TYPE_CHECKING:
+    from headwise.analysis.kinds import Options
+
+SHOWN = 4
+"""Images in the picture."""
+PRETRAINED = "before tuning"
+
+
+@dataclass(frozen=True)
+class Looked:
+    """Where one network looks.
+
+    Attributes:
+        name: of the run.
+        maps: by kind, (B, g, g), each adding up to 1.
+        correct: whether the class was found, (B,).
+    """
+
+    name: str
+    maps: dict[str, Tensor]
+    correct: Tensor
+
+
+def analyse(runs: Sequence[SavedRun], options: Options) -> Analysis:
+    """Look at the same images with every run and with the network before tuning."""
+    same_network(runs, "attention")
+    for run in runs[1:]:
+        if run.task.name != runs[0].task.name:
+            raise ConfigError(
+                f"attention shows runs on the same images: {runs[0].folder} is of {runs[0].task.name}, {run.folder} of "
+                f"{run.task.name}; give runs of one task"
+            )
+    found: list[Looked] = []
+    pixels, labels = torch.empty(0), torch.empty(0)
+    tokens: dict[str, int] = {}
+    names = names_of(runs)
+    for run, name in zip(runs, names, strict=True):
+        net = run.network(options.weights)
+        if not found:
+            pixels, labels = _images(run, net, options)
+            found.append(looked(PRETRAINED, net.eval(), pixels, None, tokens))
+        for _, installed in run.install(net):
+            last = installed
+        last.merge()
+        found.append(looked(name, net.eval(), pixels, labels, tokens))
+    table = _compare(found)
+    shown = min(SHOWN, len(pixels))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (net.mean, net.std))
+    pictures = (pixels[:shown] * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    figures = {kind.replace(" ", "_"): compared(found, kind, pictures, labels[:shown]) for kind in found[0].maps}
+    title = "Where the network looks, before and after tuning"
+    return Analysis("attention", title, {"similarity": table}, figures, _sentences(table, options))
+
+
+def _images(run: SavedRun, net: Backbone, options: Options) -> tuple[Tensor, Tensor]:
+    """Random images of the split, chosen by the seed."""
+    batches = list(images_of(run, net, options))
+    images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(options.seed))
+    return images[order], labels[order]
+
+
+def looked(name: str, net: Backbone, images: Tensor, labels: Tensor | None, tokens: dict[str, int]) -> Looked:
+    """Maps of one network.
+
+    Args:
+        name: of it.
+        net: in evaluation mode.
+        images: normalised.
+        labels: of the images; None for a network that was not trained.
+        tokens: of networks seen before, by name; this one's is added.
+
+    Raises:
+        ConfigError: if the number of tokens is another than theirs.
+    """
+    pieces: dict[str, list[Tensor]] = {}
+    correct = []
+    classes = torch.zeros(len(images)) if labels is None else labels
+    for part, own in zip(images.split(32), classes.split(32), strict=True):
+        blocks, logits = attentions(net, part)
+        tokens[name] = blocks[-1].num_tokens
+        for other, count in tokens.items():
+            if count != tokens[name]:
+                raise ConfigError(
+                    f"{name} has {tokens[name]} tokens, {other} has {count}: prompts change the token count, so their "
+                    "maps cannot be laid side by side; allowed: methods without prompts"
+                )
+        prefix = int(getattr(net.model, "num_prefix_tokens", 0)) if blocks[0].windows is None else 0
+        for kind, values in maps_of(blocks, prefix).items():
+            pieces.setdefault(kind, []).append(values)
+        correct.append(logits.argmax(-1) == own)
+    return Looked(name, {kind: torch.cat(parts) for kind, parts in pieces.items()}, torch.cat(correct))
+
+
+def maps_of(blocks: list[Attention], prefix: int) -> dict[str, Tensor]:
+    """Maps over the patches, (B, g, g) each, adding up to 1.
+
+    Args:
+        blocks: of every block in order.
+        prefix: tokens before those of the patches, the class token first; 0 where there is none, and all tokens' mean
+            is taken for its attention.
+    """
+    shares = rollout(blocks)
+    last = blocks[-1]
+    if prefix:
+        found = {"class token": last.weights.mean(1)[:, 0, prefix:], "rollout": shares[:, 0, prefix:]}
+    else:
+        found = {"attention received": last.received(), "rollout": shares.mean(1)}
+    return {kind: _square(values, blocks, kind) for kind, values in found.items()}
+
+
+def _square(values: Tensor, blocks: list[Attention], kind: str) -> Tensor:
+    windows = blocks[0 if kind == "rollout" else -1].windows
+    side = int(values.shape[1] ** 0.5)
+    height, width = windows.grid if windows is not None else (side, values.shape[1] // max(side, 1))
+    if height * width != values.shape[1]:
+        raise ConfigError(f"{values.shape[1]} tokens of patches are no square grid, so they have no place in a map")
+    whole = values / values.sum(1, keepdim=True)
+    return whole.view(-1, height, width)
+
+
+def _compare(found: Sequence[Looked]) -> pd.DataFrame:
+    """How alike two networks' maps of an image are, beside maps of two different images (the null)."""
+    rows = []
+    for kind in found[0].maps:
+        for index, one in enumerate(found):
+            for other in found[index + 1 :]:
+                a, b = (seen.maps[kind].flatten(1).numpy() for seen in (one, other))
+                same = [spearman(x, y) for x, y in zip(a, b, strict=True)]
+                apart = [spearman(x, y) for x, y in zip(a, np.roll(b, 1, axis=0), strict=True)] if len(a) > 1 else []
+                low, high = np.nanpercentile(apart, BAND) if apart else (float("nan"),) * 2
+                rows.append(
+                    {
+                        "map": kind,
+                        "one": one.name,
+                        "other": other.name,
+                        "images": len(a),
+                        "spearman": float(np.nanmean(same)),
+                        "other_images": float(np.nanmean(apart)) if apart else float("nan"),
+                        "other_images_low": float(low),
+                        "other_images_high": float(high),
+                        "total_variation": float(np.abs(a - b).sum(1).mean() / 2),
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def compared(found: Sequence[Looked], kind: str, pictures: NDArray[Any], labels: Tensor) -> Figure:
+    """A row per image: the image, then every network's map over it, on one scale per image."""
+    count = len(pictures)
+    with styled():
+        made, axes = figure(count, len(found) + 1, size=(1.75 * (len(found) + 1) + 0.4, 1.72 * count + 0.7))
+        for row in range(count):
+            maps = [seen.maps[kind][row].numpy() for seen in found]
+            high = max(float(values.max()) for values in maps)
+            axes[row, 0].imshow(pictures[row])
+            axes[row, 0].set_ylabel(f"class {int(labels[row])}")
+            for axis, seen, values in zip(axes[row, 1:], found, maps, strict=True):
+                axis.imshow(pictures[row].mean(-1), cmap="gray", vmin=0, vmax=1)
+                side = pictures.shape[1] - 0.5
+                extent = (-0.5, side, side, -0.5)
+                axis.imshow(values, cmap=SEQUENTIAL, alpha=0.65, vmin=0, vmax=high, extent=extent)
+                if seen.name != PRETRAINED:
+                    axis.set_xlabel("right" if seen.correct[row] else "wrong", fontsize=8)
+                if row == 0:
+                    axis.set_title(seen.name.replace(", ", "\n"), fontsize=8.5)
+        axes[0, 0].set_title("image", fontsize=8.5)
+        for axis in axes.flat:
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.spines[:].set_visible(False)
+        words = {"class token": "Attention of the class token in the last block", "rollout": "Attention rollout"}
+        made.suptitle(words.get(kind, "Attention that each token receives in the last block"))
+    return made
+
+
+def _sentences(table: pd.DataFrame, options: Options) -> list[str]:
+    lines = []
+    for row in table.itertuples():
+        moved = f"{row.total_variation:.0%} of it moved"
+        apart = f"{row.other_images:.2f} ({row.other_images_low:.2f} to {row.other_images_high:.2f})"
+        lines.append(
+            f"{row.map}, {row.one} against {row.other}: maps of the same image correlate by {row.spearman:.2f} "
+            f"(Spearman, mean of {row.images} images of {options.split}), of different images by {apart}; {moved}."
+        )
+    lines.append("A high correlation of different images means that the place in the image decides, not what is there.")
+    return lines

@@ -1,0 +1,248 @@
+"""A finished run opened for measuring: its network with every head's update switchable, its images, its scores.
+
+Legend: U updates of heads, B batch, S side of the network's input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from headwise.analysis.switches import Batch, HeadUpdate, Rows, Switches, rows_of, with_heads
+from headwise.artifacts.saved import SavedRun
+from headwise.data.tasks import PARTS, SPLITS
+from headwise.data.vtab import VTABDataModule
+from headwise.errors import ConfigError
+from headwise.methods.base import Installed
+from headwise.network.backbone import Backbone
+from headwise.updates import heads
+from headwise.updates.adapted import Delta
+from headwise.updates.gate import SCORES, Gate
+from headwise.updates.heads import Evidence
+from headwise.updates.masking import HeadMasking
+from headwise.updates.sites import Site
+
+if TYPE_CHECKING:
+    from headwise.analysis.kinds import Options
+
+UPDATE = "update_l2"
+"""The score that needs no gradient and no factor: the norm of what the head's rows gained."""
+SCORE_NAMES = {
+    "taylor_pos": "Taylor, as printed",
+    "taylor_neg": "Taylor, opposite sign",
+    "taylor_abs": "Taylor, its size",
+    "weight_l2": "norm of B",
+    "grad_l2": "norm of B's gradient",
+    UPDATE: "norm of the update",
+}
+"""Every score in words."""
+
+
+Scores = dict[HeadUpdate, dict[str, float]]
+"""By head, its scores by name."""
+
+
+class Images:
+    """Normalised batches of some images of a run, read again at each pass.
+
+    Attributes:
+        split: its name.
+        data: what the pixels lie in.
+    """
+
+    def __init__(self, data: VTABDataModule) -> None:
+        self.data, self.split = data, data.eval_split
+
+    def __len__(self) -> int:
+        return self.data.num_test
+
+    def __iter__(self) -> Iterator[Batch]:
+        for images, labels in self.data.test_dataloader():
+            yield self.data.preprocess(images), labels
+
+
+def images_of(run: SavedRun, net: Backbone, options: Options, split: str | None = None) -> Images:
+    """Images of a run.
+
+    Args:
+        run: decides how they are resized and normalised.
+        net: what takes them.
+        options: says how many and where they lie.
+        split: ``train``, ``val`` or ``test``; None for that of the options.
+
+    Raises:
+        DataError: if they are not there.
+    """
+    protocol = run.protocol
+    name = {"train": protocol.train_split, "val": "val200", "test": "test"}[split or options.split]
+    apart = next(other for other in SPLITS if not PARTS[other] & PARTS[name])
+    recipe = protocol.data_options(net.mean, net.std)
+    changed = {"train_split": apart, "eval_split": name, "test_images": options.images}
+    changed["eval_batch_size"] = options.batch_size
+    source = run.source(options.data_root)
+    return Images(VTABDataModule(run.task, source, net.img_size, seed=run.result.key.seed, **{**recipe, **changed}))
+
+
+def trained_on(run: SavedRun, split: str) -> bool:
+    """Whether the run learned from images of a split."""
+    return bool(PARTS[run.protocol.train_split] & PARTS[split])
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A run whose heads can be switched, and what the scores say of them.
+
+    Attributes:
+        run: it.
+        switches: of its network.
+        scores: (U,) each, by name, in the order of `Switches.updates`.
+        by_batches: the same from the first 1, 2, 4 ... batches only, by their number; empty for one batch.
+        scored_on: images behind the scores.
+    """
+
+    run: SavedRun
+    switches: Switches
+    scores: Mapping[str, Tensor]
+    by_batches: Mapping[int, Mapping[str, Tensor]]
+    scored_on: int
+
+
+def opened(run: SavedRun, options: Options) -> Opened:
+    """Build a run's network again, score its heads on its training images, and make them switchable.
+
+    The scores are what a gate would see at the end of the run. Of a run of one phase whose update has gates they are
+    the gate's own; of any other, those of the whole update's dense form.
+
+    Raises:
+        HeadwiseError: what is missing: weights, tensors, images; and a run that changed no head.
+    """
+    net, before, last = _installed(run, options)
+    images = images_of(run, net, options, "train")
+    batches = list(images)
+    counts = [1 << power for power in range(len(batches).bit_length()) if 1 << power < len(batches)]
+    gated = _gated(run, net, last)
+    found = {count: _of_gates(gated, net, batches[:count]) for count in (*counts, len(batches))} if gated else {}
+    last.merge()
+    switches = Switches(net, before)
+    if not gated:
+        found = {count: of_weights(switches, batches[:count]) for count in (*counts, len(batches))}
+    sizes = torch.stack([switches.difference(*update).norm() for update in switches.updates])
+    known = {count: {**_in_order(scores, switches.updates), UPDATE: sizes} for count, scores in found.items()}
+    whole = known.pop(len(batches))
+    return Opened(run, switches, whole, known, len(images))
+
+
+def unscored(run: SavedRun, options: Options) -> Switches:
+    """A run's network with its heads switchable.
+
+    Raises:
+        HeadwiseError: as `opened`.
+    """
+    net, before, last = _installed(run, options)
+    last.merge()
+    return Switches(net, before)
+
+
+def _installed(run: SavedRun, options: Options) -> tuple[Backbone, dict[Site, Rows], Installed]:
+    """The network with the last phase unmerged, and the rows of its projections before any phase."""
+    net = run.network(options.weights)
+    sites = with_heads(net)
+    if not sites:
+        raise ConfigError(f"{run.folder}: {run.spec.name} has no projection of several heads to switch off")
+    before = {site: rows_of(net, site) for site in sites}
+    for _, installed in run.install(net):
+        last = installed
+    return net, before, last
+
+
+def _gated(run: SavedRun, net: Backbone, installed: Installed) -> dict[Site, Delta]:
+    """The deltas whose own gates say how much a head matters; none where another phase changed the heads as well."""
+    if len(run.result.phases) > 1:
+        return {}
+    by_key = {site.key: site for site in net.sites}
+    return {
+        by_key[key]: delta
+        for key, delta in installed.owners.items()
+        if key in by_key and by_key[key].num_heads > 1 and isinstance(delta, Delta) and "active" in delta._buffers
+    }
+
+
+def _of_gates(deltas: Mapping[Site, Delta], net: Backbone, batches: Sequence[Batch]) -> Scores:
+    """Scores from gradients of the gates, as `HeadMasking` takes them."""
+    owns = all("B" in delta._parameters for delta in deltas.values())
+    gate = Gate(count=1, score="grad_l2" if owns else "taylor_neg")
+    masking = HeadMasking(gate, deltas, lambda site: net.bases([site.proj])[site])
+    gates = [delta.get_buffer("active") for delta in deltas.values()]
+    for active in gates:
+        active.requires_grad_(True)
+    try:
+        evidence = masking.score(net, batches)
+    finally:
+        for active in gates:
+            active.requires_grad_(False)
+    return _scores(evidence)
+
+
+def of_weights(switches: Switches, batches: Iterable[Batch]) -> Scores:
+    """Scores from the gradient of the merged weights, for any update.
+
+    The gate g of a head multiplies its update dW, so dL/dg at 1 is the sum over the head's rows of dW * dL/dW.
+    """
+    sites = list(dict.fromkeys(update.site for update in switches.updates))
+    weights = [part for site in sites for part in _parameters(switches.net, site)]
+    before = [(parameter, parameter.requires_grad) for parameter in switches.net.parameters()]
+    switches.net.requires_grad_(False)
+    for weight in weights:
+        weight.requires_grad_(True)
+    sums = [torch.zeros_like(weight) for weight in weights]
+    count = 0
+    try:
+        with torch.enable_grad():
+            for images, labels in batches:
+                loss = F.cross_entropy(switches.net(images).float(), labels, reduction="sum")
+                for total, grad in zip(sums, torch.autograd.grad(loss, weights), strict=True):
+                    total += grad
+                count += len(labels)
+    finally:
+        for parameter, wanted in before:
+            parameter.requires_grad_(wanted)
+    grads = iter(total / count for total in sums)
+    evidence = {}
+    for site in sites:
+        # (O, I) and, with a bias, (O,) as a last column, as in `Switches.difference`
+        parts = [next(grads) for _ in _parameters(switches.net, site)]
+        grad = torch.cat([parts[0], *(part.unsqueeze(-1) for part in parts[1:])], dim=-1)
+        change = torch.cat([switches.difference(site, head) for head in range(site.num_heads)])
+        evidence[site] = Evidence(
+            gate=(grad * change).reshape(site.num_heads, -1).sum(1),
+            weight=heads.head_norms(change, site.num_heads),
+            grad=heads.head_norms(grad, site.num_heads),
+        )
+    return _scores(evidence)
+
+
+def _parameters(net: Backbone, site: Site) -> list[Tensor]:
+    module = net.linear(site)
+    return [module.get_parameter(name) for name, found in module.named_parameters(recurse=False) if found is not None]
+
+
+def _scores(evidence: Mapping[Site, Evidence]) -> Scores:
+    found: dict[HeadUpdate, dict[str, float]] = {}
+    for site, seen in evidence.items():
+        names = [name for name in SCORES if name != "grad_l2" or seen.grad is not None]
+        rows = {name: heads.responsiveness(seen, name).tolist() for name in names}
+        for head in range(site.num_heads):
+            found[HeadUpdate(site, head)] = {name: values[head] for name, values in rows.items()}
+    return found
+
+
+def _in_order(scores: Mapping[HeadUpdate, Mapping[str, float]], updates: Sequence[HeadUpdate]) -> dict[str, Tensor]:
+    """By name, (U,); a head that has no score has zero."""
+    names = list(next(iter(scores.values())))
+    none = dict.fromkeys(names, 0.0)
+    return {name: torch.tensor([scores.get(update, none)[name] for update in updates]) for name in names}

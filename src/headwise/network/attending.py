@@ -1,0 +1,183 @@
+"""What every head of every block attends to, read off a network without changing what it computes.
+
+torch's fused attention gives no weights, so they are computed beside it, from the same input, in a hook.
+
+Legend: B batch, T tokens, H heads, W windows of an image, N tokens of a window, F fields.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from headwise.errors import ConfigError
+from headwise.network.backbone import Backbone
+from headwise.wrappers.prompting import WindowPrompts
+from headwise.wrappers.wrapping import Wrapper
+
+
+@dataclass(frozen=True)
+class Windows:
+    """How a Swin block cuts its tokens into windows: (height, width) each.
+
+    Attributes:
+        grid: of the tokens.
+        size: of a window.
+        shift: of the cut.
+    """
+
+    grid: tuple[int, int]
+    size: tuple[int, int]
+    shift: tuple[int, int]
+
+    def split(self, field: Tensor) -> Tensor:
+        """A field over the tokens, (B, T, F), as windows, (B, W, N, F), padded with zeros."""
+        (height, width), (high, wide) = self.grid, self.size
+        x = field.reshape(field.shape[0], height, width, -1)
+        x = torch.roll(x, (-self.shift[0], -self.shift[1]), (1, 2))
+        x = F.pad(x, (0, 0, 0, -width % wide, 0, -height % high))
+        x = x.unflatten(2, (-1, wide)).unflatten(1, (-1, high))  # (B, rows, high, columns, wide, F)
+        return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+    def join(self, windows: Tensor) -> Tensor:
+        """The opposite of `split`: windows, (B, W, N, F), stitched, (B, T, F)."""
+        (height, width), (high, wide) = self.grid, self.size
+        x = windows.unflatten(1, (-1, -(-width // wide))).unflatten(3, (high, wide)).transpose(2, 3)
+        x = x.flatten(1, 2).flatten(2, 3)[:, :height, :width]
+        return torch.roll(x, self.shift, (1, 2)).flatten(1, 2)
+
+
+@dataclass(frozen=True)
+class Attention:
+    """The attention of one block on some images.
+
+    Attributes:
+        stage, block: of it.
+        weights: (B, H, T, T), or of windows (B, W, H, N, N): every query's row adds up to one, prompts left aside.
+        windows: how the tokens are cut; None where they all see each other.
+    """
+
+    stage: int
+    block: int
+    weights: Tensor
+    windows: Windows | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """T, of the whole image."""
+        return self.weights.shape[-1] if self.windows is None else self.windows.grid[0] * self.windows.grid[1]
+
+    def mix(self, field: Tensor) -> Tensor:
+        """What attention makes of a field over the tokens, (B, T, F), the mean over the heads: (B, T, F)."""
+        if self.windows is None:
+            return self.weights.mean(1) @ field
+        return self.windows.join(self.weights.mean(2) @ self.windows.split(field))
+
+    def received(self) -> Tensor:
+        """How much each token is attended to by all that see it, the mean over the heads: (B, T)."""
+        if self.windows is None:
+            return self.weights.mean((1, 2))
+        return self.windows.join(self.weights.mean((2, 3)).unsqueeze(-1)).squeeze(-1)
+
+
+@torch.no_grad()
+def attentions(net: Backbone, images: Tensor) -> tuple[list[Attention], Tensor]:
+    """The attention of every block, and the logits.
+
+    Args:
+        net: a ViT or a Swin, with whatever updates it carries.
+        images: normalised, (B, 3, S, S).
+
+    Raises:
+        ConfigError: for attention of another kind.
+    """
+    found: list[Attention] = []
+    hooks = []
+    try:
+        for stage, index, path in net.blocks:
+            block = _inside(net.model.get_submodule(path))
+            attention = _inside(block.attn)
+            keep = functools.partial(_keep, found, stage, index, block, images.shape[0])
+            hooks.append(attention.register_forward_pre_hook(keep, with_kwargs=True))
+            if isinstance(block.attn, WindowPrompts):
+                raise ConfigError(
+                    f"block {index} of stage {stage} has prompts in its windows, which change the token count: they "
+                    "have no place in a map; allowed: methods without prompts"
+                )
+        logits = net(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found, logits
+
+
+def _inside(module: nn.Module) -> Any:
+    while isinstance(module, Wrapper):
+        module = module.inner
+    return module
+
+
+def _keep(
+    found: list[Attention],
+    stage: int,
+    index: int,
+    block: Any,
+    num_images: int,
+    module: nn.Module,
+    arguments: tuple[Any, ...],
+    options: dict[str, Any],
+) -> None:
+    """Compute what the module is about to compute inside its fused kernel, and keep it."""
+    own: Any = module
+    x: Tensor = arguments[0]
+    mask = arguments[1] if len(arguments) > 1 else options.get("mask", options.get("attn_mask"))
+    q, k, _ = own.qkv(x).reshape(*x.shape[:2], 3, own.num_heads, -1).permute(2, 0, 3, 1, 4)
+    if not hasattr(own, "_get_rel_pos_bias"):
+        if mask is not None:
+            raise ConfigError(f"attention of block {index} is masked, which no ViT or Swin-V1 of timm needs")
+        q, k = own.q_norm(q), own.k_norm(k)
+        weights = ((q * own.scale) @ k.transpose(-2, -1)).softmax(-1)
+        found.append(Attention(stage, index, weights))
+        return
+    scores = (q * own.scale) @ k.transpose(-2, -1) + own._get_rel_pos_bias()
+    if mask is not None:
+        scores = scores + mask.repeat(len(scores) // len(mask), 1, 1).unsqueeze(1)
+    weights = scores.softmax(-1).unflatten(0, (num_images, -1))
+    windows = Windows(tuple(block.input_resolution), tuple(block.window_size), tuple(block.shift_size))
+    found.append(Attention(stage, index, weights, windows))
+
+
+def rollout(blocks: list[Attention]) -> Tensor:
+    """How much of each first token reaches each last one through attention and the skips around it.
+
+    Abnar and Zuidema (2020): R = (A + 1) R / 2 block after block, A the mean over the heads. Where a Swin merges
+    patches, four tokens' shares are averaged.
+
+    Returns:
+        (B, T, T0): rows are the last block's tokens and add up to one, columns the first block's.
+    """
+    first = blocks[0]
+    num_images = first.weights.shape[0]
+    field = torch.eye(first.num_tokens).expand(num_images, -1, -1).to(first.weights)
+    before = first
+    for at in blocks:
+        if at.num_tokens != before.num_tokens:
+            field = _merged(field, before, at)
+        field = (at.mix(field) + field) / 2
+        before = at
+    return field
+
+
+def _merged(field: Tensor, before: Attention, at: Attention) -> Tensor:
+    """Shares of four neighbours averaged, where patches are merged: (B, T, F) to (B, T / 4, F)."""
+    if before.windows is None or at.windows is None:
+        raise ConfigError(f"tokens change from {before.num_tokens} to {at.num_tokens} between blocks; prompts do that")
+    height, width = before.windows.grid
+    # on an odd side the last patch has fewer neighbours, which timm pads with zeros
+    x = field.transpose(1, 2).unflatten(2, (height, width))
+    return F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False).flatten(2).transpose(1, 2)

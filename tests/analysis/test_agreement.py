@@ -1,0 +1,57 @@
+"""Planted answers: equal orders, opposite ones, random ones, and masks."""
+
+import numpy as np
+import pytest
+
+from headwise.analysis.agreement import agreement, overlap_of_masks, shared, spearman
+from headwise.errors import ConfigError
+
+TRUTH = np.random.default_rng(0).normal(size=144)
+
+
+@pytest.mark.parametrize("score, expected", [(TRUTH, 1.0), (TRUTH**3, 1.0), (-TRUTH, -1.0)])
+def test_an_order_agrees_with_itself_and_not_with_its_opposite(score, expected):
+    found = agreement(score, TRUTH, k=14, draws=50, seed=0)
+    assert found.spearman == pytest.approx(expected)
+    assert found.top == (1.0 if expected > 0 else 0.0)
+    assert not found.is_chance
+    assert found.n == 144
+
+
+def test_a_random_score_falls_into_its_band():
+    inside = 0
+    for seed in range(200):
+        score = np.random.default_rng(5000 + seed).normal(size=144)
+        found = agreement(score, TRUTH, k=14, draws=400, seed=seed)
+        inside += found.is_chance
+        assert -0.25 < found.low < -0.1 and 0.1 < found.high < 0.25  # 1.96 / sqrt(143) = 0.164
+        assert found.top_low <= 14 / 144 <= found.top_high
+    assert 180 <= inside < 200  # 95 % of 200 are 190, give or take 3
+
+
+def test_a_score_that_does_not_vary_says_nothing():
+    found = agreement(np.ones(20), TRUTH[:20], k=3, draws=10, seed=0)
+    assert np.isnan(found.spearman)
+    assert found.is_chance
+
+
+def test_the_largest():
+    assert shared([1, 5, 3, 4], [0, 9, 1, 8], 2) == 1.0
+    assert shared([1, 5, 3, 4], [9, 0, 8, 1], 2) == 0.0
+    assert spearman([1, 2, 3, 4], [1, 3, 2, 4]) == pytest.approx(0.8)
+
+
+def test_masks_and_their_null():
+    mask = np.array([0, 0, 1, 1])
+    assert overlap_of_masks(mask, mask)[0] == 1.0
+    both, null = overlap_of_masks(mask, 1 - mask)
+    assert both == 0.0
+    # of C(4, 2) = 6 choices 1 shares none, 4 share one of three, 1 shares both
+    assert null == pytest.approx((4 * (1 / 3) + 1) / 6)
+    assert np.isnan(overlap_of_masks(np.ones(4), np.ones(4))[0])
+
+
+@pytest.mark.parametrize("score, k", [([1.0, 2.0], 1), ([1.0, 2.0, 3.0, 4.0], 2), ([1.0, 2.0, 3.0], 4)])
+def test_what_cannot_be_compared(score, k):
+    with pytest.raises(ConfigError):
+        agreement(score, [1.0, 2.0, 3.0], k, draws=2, seed=0)

@@ -1,0 +1,152 @@
+"""Scores, truth and pictures of heads on small runs, and on a loss whose answer is known."""
+
+import dataclasses
+import itertools
+
+import pytest
+import torch
+from test_switches import BATCHES, everywhere, trained
+
+from headwise import analysis
+from headwise.analysis.ground import Truth, differing
+from headwise.analysis.kinds import Options
+from headwise.analysis.lorenz import carried, counted
+from headwise.analysis.opened import images_of, of_weights, opened
+from headwise.analysis.switches import HeadUpdate, Switches, toggled
+from headwise.artifacts.saved import SavedRun
+from headwise.errors import CheckpointError, ConfigError, WeightsError
+
+FEW = {"images": 24, "batch_size": 8}
+
+
+@pytest.fixture(scope="module")
+def lora(finished):
+    return finished("method=lora", "rank=r4")
+
+
+def test_scores_of_the_weights_are_those_of_the_gates(lora):
+    run = SavedRun.read(lora)
+    options = Options(**FEW)
+    one = opened(run, options)
+    again = of_weights(one.switches, images_of(run, one.switches.net, options, "train"))
+    for name in ("taylor_pos", "taylor_neg", "taylor_abs"):
+        other = torch.tensor([again[update][name] for update in one.switches.updates])
+        assert torch.allclose(one.scores[name], other, atol=1e-6, rtol=1e-3), name
+    assert torch.equal(one.scores["taylor_neg"], -one.scores["taylor_pos"])
+    assert list(one.by_batches) == [1, 2]
+
+
+def test_the_taylor_score_foretells_a_small_update():
+    """With a small update the loss is linear in the gates: switching one off raises it by -dL/dgate."""
+    net, before = trained("vit", everywhere("vit"), size=1e-3)
+    switches = Switches(net, before)
+    base, without = toggled(switches, BATCHES, switches.updates, switches.updates)
+    scores = of_weights(switches, BATCHES)
+    rise = Truth.of(base, without).loss_rise
+    said = torch.tensor([scores[update]["taylor_neg"] for update in switches.updates]).double()
+    assert torch.corrcoef(torch.stack([rise, said]))[0, 1] > 0.99
+
+
+def test_the_score_is_zero_where_nothing_changed():
+    net, before = trained("vit", [(0, 1, "v", 2)])
+    switches = Switches(net, before)
+    scores = of_weights(switches, BATCHES)
+    planted = HeadUpdate(switches.updates[0].site, 2)
+    for update, values in scores.items():
+        assert (values["taylor_abs"] > 0) == (update == planted)
+        assert (values["weight_l2"] > 0) == (update == planted)
+
+
+def test_everything_of_one_run(lora, tmp_path):
+    made = analysis.responsiveness(lora, **FEW, greedy=1)
+    assert set(made.tables) == {"heads", "agreement", "between_scores", "masks", "batches", "greedy"}
+    heads = made.tables["heads"]
+    assert len(heads) == heads["heads"].iloc[0] * len(heads[["block", "projection"]].drop_duplicates())
+    step = made.tables["greedy"].iloc[0]
+    assert step["loss"] < 1e9
+    agreed = made.tables["agreement"]
+    assert (agreed["low"] < agreed["high"]).all()
+    files = made.write(tmp_path / "out")
+    assert (tmp_path / "out" / "patterns.png") in files
+
+
+def test_runs_side_by_side(lora, finished):
+    other = finished("method=heart_lora", "ne=quarter", "seed=1")
+    made = analysis.responsiveness([lora, other], **FEW)
+    between = made.tables["between_runs"]
+    assert between["one"].nunique() == 1
+    assert "method" in between["differ_in"].iloc[0] and "seed" in between["differ_in"].iloc[0]
+    gated = made.tables["heads"].query("gate == 0")
+    assert len(gated) == 0 or (gated["loss_rise"] == 0).all()
+
+
+def test_two_phases(finished):
+    made = analysis.responsiveness(finished("method=hs_lora", "rank=r4"), **FEW)
+    assert made.tables["heads"]["taylor_abs"].gt(0).any()
+
+
+def test_what_heads_carry(lora, tmp_path):
+    made = analysis.heads(lora, **FEW, draws=3)
+    assert made.tables["curves"]["orders"].eq(3).all()
+    assert made.tables["curves"]["best_first"].iloc[-1] == made.tables["curves"]["worst_first"].iloc[-1]
+    made.write(tmp_path / "out")
+
+
+def test_a_planted_head_carries_all():
+    net, before = trained("vit", [(0, 0, "v", 1)], size=1.0)
+    switches = Switches(net, before)
+    labels = [net(x).argmax(-1) for x, _ in BATCHES]  # what the trained network says is taken for the truth
+    found = carried(switches, [(x, y) for (x, _), y in zip(BATCHES, labels, strict=True)], "toy", 2, 0)
+    assert found.counts == [0, 1]
+    assert float(found.alone.accuracy[0]) == 100.0
+    assert found.best[-1] == 100.0
+    assert found.needed(found.best) == 1
+
+
+@pytest.mark.parametrize("total", [1, 2, 13, 144])
+def test_numbers_of_heads_on_a_curve(total):
+    counts = counted(total)
+    assert counts[0] == 0 and counts[-1] == total
+    assert all(a < b for a, b in itertools.pairwise(counts))
+
+
+def test_looking(lora, finished, tmp_path):
+    made = analysis.attention([lora, finished("method=lora", "rank=r4", "seed=1")], **FEW)
+    assert set(made.figures) == {"class_token", "rollout"}
+    assert made.tables["similarity"]["spearman"].notna().all()
+    made.write(tmp_path / "out")
+
+
+def test_prompts_have_other_tokens(lora, finished):
+    prompted = finished("method=vpt_shallow", "method.prompts=2")
+    with pytest.raises(ConfigError, match="prompts change the token count"):
+        analysis.attention([lora, prompted], **FEW)
+
+
+@pytest.mark.parametrize("kind", ["responsiveness", "heads"])
+@pytest.mark.parametrize("method", ["linear", "vpt_shallow"])
+def test_a_run_without_heads(finished, kind, method):
+    more = ["method.prompts=2"] if method == "vpt_shallow" else []
+    with pytest.raises(ConfigError, match="changed no weight of q, k or v"):
+        getattr(analysis, kind)(finished(f"method={method}", *more), **FEW)
+
+
+@pytest.mark.parametrize("kind", ["responsiveness", "heads", "attention"])
+def test_other_networks_and_missing_files(lora, kind, tmp_path):
+    run = SavedRun.read(lora)
+    config = {**run.result.config, "backbone": {**run.result.config["backbone"], "name": "another"}}
+    other = SavedRun(tmp_path, dataclasses.replace(run.result, config=config))
+    with pytest.raises(ConfigError, match=rf"{kind} compares runs of one network"):
+        getattr(analysis, kind)([run, other], **FEW)
+    with pytest.raises(WeightsError):
+        getattr(analysis, kind)(lora, **FEW, weights=tmp_path / "none.safetensors")
+    with pytest.raises(CheckpointError):
+        getattr(analysis, kind)(SavedRun(tmp_path, run.result), **FEW)
+
+
+def test_what_runs_differ_in(lora):
+    run = SavedRun.read(lora)
+    assert differing(run, run) == "nothing"
+    phase = run.result.phases[-1]
+    changed = dataclasses.replace(phase, method={**phase.method, "gate": {"warmup": 0.2}})
+    assert differing(run, SavedRun(lora, dataclasses.replace(run.result, phases=[changed]))) == "gate.warmup"
