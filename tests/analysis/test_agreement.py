@@ -30,9 +30,10 @@ def test_a_random_score_falls_into_its_band():
 
 
 def test_a_score_that_does_not_vary_says_nothing():
-    found = agreement(np.ones(20), TRUTH[:20], k=3, draws=10, seed=0)
-    assert np.isnan(found.spearman)
-    assert found.is_chance
+    for score, truth in ((np.ones(20), TRUTH[:20]), (TRUTH[:20], np.ones(20))):
+        found = agreement(score, truth, k=3, draws=10, seed=0)
+        assert np.isnan(found.spearman)
+        assert found.is_chance
 
 
 def test_the_largest():

@@ -27,7 +27,7 @@ class Agreement:
     Attributes:
         n: things that are ordered.
         spearman: rank correlation; NaN where one of the two does not vary.
-        low, high: ends of the band of a random order's.
+        low, high: ends of the band of a random order's; NaN where the truth does not vary.
         top: share of the k largest of one that are among the k largest of the other.
         top_low, top_high: ends of the band of a random order's.
         k: how many are taken for the largest.
@@ -68,7 +68,7 @@ def agreement(score: Any, truth: Any, k: int, draws: int, seed: int) -> Agreemen
         raise ConfigError(f"the k largest of {n} are asked for, got k={k}")
     noise = np.random.default_rng(seed).permuted(np.tile(np.arange(float(n)), (draws, 1)), axis=1)
     # Spearman's is Pearson's of the ranks, for all draws at once
-    ranks = stats.zscore(stats.rankdata(other)) if np.ptp(other) else np.zeros(n)
+    ranks = stats.zscore(stats.rankdata(other)) if np.ptp(other) else np.full(n, np.nan)
     low, high = np.percentile(stats.zscore(noise, axis=1) @ ranks / n, BAND)
     members = np.isin(np.argsort(-noise, axis=1)[:, :k], largest(other, k))
     top_low, top_high = np.percentile(members.mean(axis=1), BAND)

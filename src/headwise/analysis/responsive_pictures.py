@@ -92,8 +92,15 @@ def agreements(rows: pd.DataFrame) -> Figure:
         made, axes = figure(1, len(truths), size=(7.4, 0.36 * len(scores) + 1.5 + 0.1 * len(runs)), sharey=True)
         for axis, truth in zip(axes[0], truths, strict=True):
             own = rows[rows["truth"] == truth]
-            low, high = own["low"].min(), own["high"].max()
-            axis.axvspan(low, high, color=NULL, alpha=0.25, linewidth=0, label="random orders, 95 %")
+            if own["low"].notna().any():
+                axis.axvspan(
+                    own["low"].min(),
+                    own["high"].max(),
+                    color=NULL,
+                    alpha=0.25,
+                    linewidth=0,
+                    label="random orders, 95 %",
+                )
             axis.axvline(0, color=NULL, linewidth=0.8)
             for index, run in enumerate(runs):
                 points = own[own["run"] == run].set_index("score").reindex(scores)
