@@ -84,6 +84,7 @@ class LowRank(Delta):
             raise ConfigError(f"dropout must be in [0, 1) for {site.key}, got {dropout}")
         self.have_heads(site, base)
         self.constant, self.dropout = float(scale), float(dropout)
+        self.quantizer = quantizer
         self.coded = {} if quantizer is None else {"A": Coded(quantizer), "B": Coded(quantizer)}
         self.A = nn.Parameter(torch.empty(groups, rank, num_inputs, device=base.device))
         self.B = nn.Parameter(torch.zeros(groups, num_rows // groups, rank, device=base.device))
