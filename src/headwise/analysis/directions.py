@@ -22,6 +22,8 @@ NOISE = 1e-3
 """A singular value below this share of the largest is rounding: a millionth of the energy."""
 ANGLES_TO = 16
 """Largest rank whose principal angles are formed."""
+WIDE = 4
+"""Inputs for one row, from which on a matrix is decomposed through the products of its rows."""
 _TINY = 1e-30
 
 
@@ -34,9 +36,27 @@ class Singular(NamedTuple):
 
 
 def singular(weights: Tensor) -> Singular:
-    """The singular value decomposition of a batch of matrices."""
-    left, values, right = torch.linalg.svd(weights, full_matrices=False)
-    return Singular(left, values, right.mT)
+    """The singular value decomposition of a batch of matrices.
+
+    Of heads, whose rows are few, through the products of their rows: in float64 as exact as what they are taken of, and
+    several times as fast.
+    """
+    num_rows, num_inputs = weights.shape[-2:]
+    if WIDE * num_rows > num_inputs:
+        left, values, right = torch.linalg.svd(weights, full_matrices=False)
+        return Singular(left, values, right.mT)
+    double = weights.double()
+    energies, vectors = torch.linalg.eigh(double @ double.mT)
+    left, values = vectors.flip(-1), energies.clamp(min=0.0).sqrt().flip(-1)
+    right = double.mT @ left / values[..., None, :].clamp(min=_TINY)
+    return Singular(*(tensor.to(weights.dtype) for tensor in (left, values, right)))
+
+
+def spectrum(weights: Tensor) -> Tensor:
+    """Singular values, largest first, (..., K)."""
+    shorter = weights.double() if weights.shape[-2] <= weights.shape[-1] else weights.double().mT
+    energies: Tensor = torch.linalg.eigvalsh(shorter @ shorter.mT)
+    return energies.clamp(min=0.0).sqrt().flip(-1).to(weights.dtype)
 
 
 @dataclass(frozen=True)
@@ -101,16 +121,20 @@ def spaces(weights: Tensor) -> Tensor:
     _, values, right = singular(weights)
     is_there = values > NOISE * values[..., :1].clamp(min=_TINY)
     rank = max(1, int(is_there.sum(-1).max()))
-    return right[..., :rank] * is_there[..., None, :rank]
+    return torch.where(is_there[..., None, :rank], right[..., :rank], torch.zeros((), dtype=right.dtype))
 
 
-def random_like(values: Tensor, shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    """Random matrices with given singular values, so of given size: both sides uniform over all directions.
+def random_factors(values: Tensor, shape: Sequence[int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Factors of random matrices with given singular values, so of given size: both sides uniform over all directions.
 
     Args:
         values: (..., K), at most as many as the shorter side.
         shape: (O, I) of each.
         generator: of the draw.
+
+    Returns:
+        (..., O, R) with the singular values in it, and (..., I, R), orthonormal: the matrix is the first times the
+        second turned.
     """
     rank = max(1, int((values > NOISE * values[..., :1].clamp(min=_TINY)).sum(-1).max()))
     sides = []
@@ -118,7 +142,13 @@ def random_like(values: Tensor, shape: Sequence[int], generator: torch.Generator
         # the orthogonal factor of a normal matrix is uniform once its signs are fixed by the other factor's diagonal
         q, r = torch.linalg.qr(torch.randn(*values.shape[:-1], length, rank, generator=generator))
         sides.append(q * r.diagonal(dim1=-2, dim2=-1).sign()[..., None, :])
-    return (sides[0] * values[..., None, :rank]) @ sides[1].mT
+    return sides[0] * values[..., None, :rank], sides[1]
+
+
+def random_like(values: Tensor, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """The matrices of `random_factors`, (..., O, I)."""
+    left, right = random_factors(values, shape, generator)
+    return left @ right.mT
 
 
 class Band(NamedTuple):

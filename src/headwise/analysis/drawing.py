@@ -37,12 +37,12 @@ def _cosines(whole: Part, heads: Part) -> Figure:
     image: Any = None
     for column, (side, name, number) in enumerate((s, n, i) for i in (0, 1) for s, n in SIDES.items()):
         first, tuned, random, which = pick[number]
-        for row, (after, said) in enumerate(((tuned, "after tuning"), (random, "random update"))):
+        for row, (after, said) in enumerate(((tuned, "tuned"), (random, "random update"))):
             table = cosines(getattr(first, side), getattr(after, side), leading).abs()
             axis = axes[row, column]
             image = axis.imshow(table.numpy(), cmap=style.SEQUENTIAL, vmin=0, vmax=1)
             diagonal = float(table.diagonal().mean())
-            axis.set_title(f"{which}, {name}\n{said}: {diagonal:.2f} on the diagonal", fontweight="normal")
+            axis.set_title(f"{which}, {name}\n{said}: diagonal {diagonal:.3f}", fontweight="normal")
             axis.tick_params(length=0)
             axis.spines[:].set_visible(False)
     figure.colorbar(image, ax=axes, label="absolute cosine", shrink=0.6)
@@ -63,7 +63,7 @@ def _layers(wholes: Sequence[Part], heads: Sequence[Part]) -> Figure:
                 value, draws = measured.value, measured.draws
                 if not part.is_whole:
                     value, draws = value.mean(1), draws.mean(2)
-                style.banded(axis, x, value, type(measured)(value, draws).null, number, SIDES[side])
+                style.banded(axis, x, value, type(measured)(value, draws).null, number, SIDES[side], 1.0)
             axis.set_xticks(x, part.layers)
             axis.set_title(f"{part.proj}, {'whole matrix' if part.is_whole else 'mean of the heads'}")
             axis.grid(axis="y")
@@ -85,7 +85,7 @@ def _ranks(wholes: Sequence[Part], heads: Sequence[Part]) -> Figure:
                 measured = part.measures[f"{side}_overlap"]
                 value = measured.value.flatten(0, -2).mean(0)
                 draws = measured.draws.flatten(1, -2).mean(1)
-                style.banded(axis, part.ranks, value, type(measured)(value, draws).null, number, SIDES[side])
+                style.banded(axis, part.ranks, value, type(measured)(value, draws).null, number, SIDES[side], 1.0)
             axis.set_xscale("log", base=2)
             axis.set_xticks(part.ranks, [str(rank) for rank in part.ranks])
             axis.minorticks_off()

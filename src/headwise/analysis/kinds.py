@@ -51,7 +51,7 @@ class Options:
     """
 
     seed: int = 0
-    draws: int = 20
+    draws: int = 12
     weights: Path | str | None = None
     data_root: Path | str | None = None
     split: str = "test"

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from headwise.analysis import style
 from headwise.analysis.changes import Change, by_head, changes, layer_of
-from headwise.analysis.directions import Band, band, random_like
+from headwise.analysis.directions import Band, band, random_factors, random_like, spectrum
 from headwise.analysis.kinds import Options
 from headwise.analysis.made import Analysis
 from headwise.analysis.shares import Between, Heads, between, between_heads, spanned
@@ -118,17 +118,29 @@ def heads_of(change: Change, options: Options) -> Iterator[Within]:
         update = torch.stack([change.update(site) for site in sites])
         num_heads = sites[0].num_heads
         cut = by_head(update, num_heads)
-        values = {"apart": torch.linalg.svdvals(cut), "joint": torch.linalg.svdvals(update)}
+        values = {"apart": spectrum(cut), "joint": spectrum(update)}
         drawn: dict[str, Heads] = {}
         for kind in BESIDE:
             generator = torch.Generator().manual_seed(options.seed)
             shape = cut.shape[-2:] if kind == "apart" else update.shape[-2:]
             found = []
             for _ in range(options.draws):
-                one = random_like(values[kind], shape, generator)
-                found.append(between_heads(one if kind == "apart" else by_head(one, num_heads)))
+                left, right = random_factors(values[kind], shape, generator)
+                found.append(between_heads(_turned(left, right) if kind == "apart" else by_head(left, num_heads)))
             drawn[kind] = Heads(*(torch.stack(parts) for parts in zip(*found, strict=True)))
         yield Within(change.label, proj, [layer_of(site) for site in sites], between_heads(cut), drawn)
+
+
+def _turned(left: Tensor, right: Tensor) -> Tensor:
+    """Random heads, (..., H, e, R) times (..., H, I, R) turned, in coordinates of what all reach together.
+
+    Angles and sizes are the same in fewer inputs, which a decomposition is quick in.
+    """
+    num_heads, rank = right.shape[-3], right.shape[-1]
+    if num_heads * rank >= right.shape[-2]:
+        return left @ right.mT
+    together = torch.linalg.qr(right.movedim(-3, -2).flatten(-2), mode="r")[1]  # (..., H R, H R)
+    return left @ together.unflatten(-1, (num_heads, rank)).movedim(-2, -3).mT
 
 
 def between_phases(first: Change, second: Change, options: Options) -> Iterator[Across]:
@@ -141,7 +153,7 @@ def between_phases(first: Change, second: Change, options: Options) -> Iterator[
         layers, num_heads = [layer_of(site) for site in both], both[0].num_heads
         for is_whole in (True, False):
             before, after = (x[:, None] if is_whole else by_head(x, num_heads) for x in (one, two))
-            start, values = spanned(before), torch.linalg.svdvals(after)
+            start, values = spanned(before), spectrum(after)
             generator = torch.Generator().manual_seed(options.seed)
             drawn = [between(start, random_like(values, after.shape[-2:], generator)) for _ in range(options.draws)]
             random = Between(*(torch.stack(parts) for parts in zip(*drawn, strict=True)))

@@ -60,10 +60,15 @@ def _own(unit: Tensor, bases: Tensor) -> Tensor:
     num_heads, rank = bases.shape[-3], bases.shape[-1]
     every = bases.movedim(-3, -2).flatten(-2)  # (..., I, H R)
     gram = every.mT @ every + _RIDGE * torch.eye(num_heads * rank, dtype=every.dtype)
-    blocks = torch.linalg.inv(gram).unflatten(-1, (num_heads, rank)).unflatten(-3, (num_heads, rank))
-    rest = torch.linalg.inv(torch.einsum("...hrhs->...hrs", blocks)) - _RIDGE * torch.eye(rank, dtype=every.dtype)
+    blocks = _inverse(gram).unflatten(-1, (num_heads, rank)).unflatten(-3, (num_heads, rank))
+    rest = _inverse(torch.einsum("...hrhs->...hrs", blocks)) - _RIDGE * torch.eye(rank, dtype=every.dtype)
     along = unit @ bases  # (..., H, e, R)
     return torch.einsum("...her,...hrs,...hes->...h", along, rest, along).clamp(0.0, 1.0)
+
+
+def _inverse(products: Tensor) -> Tensor:
+    """Of positive definite matrices."""
+    return torch.cholesky_inverse(torch.linalg.cholesky(products))
 
 
 class Between(NamedTuple):

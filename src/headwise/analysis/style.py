@@ -120,7 +120,9 @@ def head_map(
     return image
 
 
-def banded(axis: Axes, x: Sequence[Any], value: Any, null: Any, number: int, label: str) -> None:
+def banded(
+    axis: Axes, x: Sequence[Any], value: Any, null: Any, number: int, label: str, highest: float = math.inf
+) -> None:
     """Draw a line, a band, or a line over the band of random updates in the same colour.
 
     Args:
@@ -130,11 +132,22 @@ def banded(axis: Axes, x: Sequence[Any], value: Any, null: Any, number: int, lab
         null: with ``mean``, ``low`` and ``high`` of each; None for a line alone.
         number: of colour and marker.
         label: for the legend, of the line if there is one.
+        highest: that can be; a band ends there.
     """
     color = COLORS[number]
     if null is not None:
         low, high = (np.asarray(end, dtype=float) for end in (null.low, null.high))
+        high = np.minimum(high, highest)
         axis.fill_between(x, low, high, color=color, alpha=0.22, linewidth=0, label=label if value is None else None)
         axis.plot(x, np.asarray(null.mean, dtype=float), color=color, linewidth=0.9, linestyle=(0, (3, 2)))
     if value is not None:
-        axis.plot(x, np.asarray(value, dtype=float), color=color, marker=MARKERS[number], label=label)
+        # a line of a lower number is wider, so that it is seen where another lies on it
+        axis.plot(
+            x,
+            np.asarray(value, dtype=float),
+            color=color,
+            marker=MARKERS[number],
+            label=label,
+            linewidth=max(1.4, 3.2 - 1.6 * number),
+            markersize=max(4.0, 7.0 - 3.0 * number),
+        )

@@ -1,0 +1,69 @@
+"""How long the singular value analyses of one ViT-B/16 run take: python benchmarks/analysis_time.py.
+
+The run is made up: random weights of every q, k and v, LoRA of rank 8 as first phase, per-head updates of
+rank 3 as second. Reading of the run's files is not in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+
+import torch
+
+from headwise.analysis.changes import Change
+from headwise.analysis.drawing import draw
+from headwise.analysis.kinds import Options
+from headwise.analysis.overlapping import between_phases, heads_of
+from headwise.analysis.singular import parts
+from headwise.updates.sites import Site
+
+
+def made_up(blocks: int, width: int, heads: int, targets: str) -> list[Change]:
+    """Two phases, then both together."""
+    torch.manual_seed(0)
+    sites = [Site(0, block, proj, heads, width // heads) for block in range(blocks) for proj in targets]
+    before = {site: torch.randn(width, width) / width**0.5 for site in sites}
+    middle = {site: w + 0.02 * torch.randn(width, 8) @ torch.randn(8, width) / width**0.5 for site, w in before.items()}
+    after = {}
+    for site, weight in middle.items():
+        update = torch.randn(heads, width // heads, 3) @ torch.randn(heads, 3, width)
+        after[site] = weight + 0.02 * update.flatten(0, 1) / width**0.5
+    return [Change("lora", before, middle), Change("head_lora", middle, after), Change("all phases", before, after)]
+
+
+@contextlib.contextmanager
+def timed(what: str) -> Iterator[None]:
+    """Print how long the block takes, on the clock and of all cores together."""
+    clock, cores = time.perf_counter(), time.process_time()
+    yield
+    print(f"{what}: {time.perf_counter() - clock:.1f} s, {time.process_time() - cores:.1f} s of cores", flush=True)
+
+
+def main() -> int:
+    """Time each kind; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2, help="compute threads (2)")
+    parser.add_argument("--targets", default="qkv", help="projections that were updated (qkv)")
+    parser.add_argument("--draws", type=int, default=Options.draws, help=f"random updates a null ({Options.draws})")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    first, second, both = made_up(12, 768, 12, options.targets)
+    told = Options(draws=options.draws)
+    with timed("subspaces, numbers"):
+        found = list(parts(both, options.draws, 0))
+    with timed("subspaces, pictures"):
+        draw(found)
+    with timed("overlap, heads"):
+        for change in (first, second):
+            list(heads_of(change, told))
+    with timed("overlap, phases"):
+        list(between_phases(first, second, told))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
