@@ -24,6 +24,10 @@ KINDS: dict[str, tuple[str, str]] = {
     "responsiveness": ("headwise.analysis.ground", "what each head's update is worth, and which score knows it"),
     "heads": ("headwise.analysis.lorenz", "accuracy that a head's update carries alone, and the best of them together"),
     "attention": ("headwise.analysis.looking", "where the class token looks, and rollout, runs side by side"),
+    "curves": (
+        "headwise.analysis.accuracies",
+        "accuracy over shots, heads off and parameters; by seed; needs no weights",
+    ),
 }
 """By kind the module whose function ``analyse`` makes it, and what it shows.
 

@@ -1,0 +1,277 @@
+"""Kind ``curves``: accuracy over what was varied (Heart-LoRA, Figures 2, 3, 4 and 8), over parameters, and by seed.
+
+The numbers are those of the tables and of the report. Beside them stands what chance does: the pooled deviation of runs
+that differ in their seed alone.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+from scipy import stats
+
+from headwise.analysis import style
+from headwise.analysis.kinds import Options
+from headwise.analysis.made import Analysis
+from headwise.artifacts.saved import SavedRun
+from headwise.comparison.comparable import Places, Setting, natural, ordered, places, settings
+from headwise.comparison.tables import AVERAGES, Table, frame, tables
+from headwise.errors import ConfigError
+from headwise.report import gallery
+
+COLUMNS = 4
+"""Panels beside each other."""
+MOST_PANELS = 24
+MOST_LINES = len(style.COLORS)
+MIB_PARAMETERS = 2**20 / 4
+"""Parameters of 4 bytes in a MiB, by which Heart-LoRA's table counts."""
+
+
+def analyse(runs: Sequence[SavedRun], options: Options) -> Analysis:
+    """Make the analysis of any number of runs, each combination of weights and protocol by itself."""
+    results = ordered(run.result for run in runs)
+    if not any(result.tested for result in results):
+        raise ConfigError(f"curves draw test accuracies, and none of the {len(results)} runs has one")
+    split = settings(results)
+    made = tables(results, "curves", published="always")
+    found: dict[str, pd.DataFrame] = {}
+    figures: dict[str, Figure] = {}
+    said: list[str] = []
+    for number, (table, setting) in enumerate(zip(made, split, strict=True), start=1):
+        tested = replace(setting, results=[result for result in setting.results if result.tested])
+        if not tested.results:
+            continue
+        end = f"_{number}" if len(split) > 1 else ""
+        with style.styled():
+            for name, data, figure in _pictures(table, tested):
+                found[f"{name}{end}"], figures[f"{name}{end}"] = data, figure
+        said += _sentences(table, tested, f"Setting {number}: " if end else "")
+    return Analysis("curves", "Accuracy over what was varied", found, figures, said)
+
+
+def _pictures(table: Table, setting: Setting) -> Iterator[tuple[str, pd.DataFrame, Figure]]:
+    """What these results have something to show of: name, numbers, picture."""
+    results, common = setting.results, setting.common
+    where, _ = places(results, common=common)
+    for name, kind, over, drawn in (
+        ("shots", "method", "shots", gallery.over_shots(results, where, common, "x")),
+        ("heads_off", "gate", "heads off", gallery.curves(results, where, "x")),
+    ):
+        if drawn:
+            data = pd.concat([_numbers(one).assign(task=one.title) for one in drawn], ignore_index=True)
+            yield name, data, _lines(data, kind, over)
+    if len(table.ratios):
+        yield "ratios", table.ratios, _ratios(table.ratios)
+    scatters = gallery.scatters(table, results, where, "x")
+    if scatters:
+        shown = [one for one in scatters if one.title in AVERAGES] or scatters
+        data = pd.concat([_numbers(one).assign(task=one.title) for one in shown], ignore_index=True)
+        yield "parameters", *_parameters(data, table.published)
+    lines = frame(results, where)
+    if lines.groupby(["row", "phase", "column"]).size().max() > 1:
+        yield "seeds", lines, _seeds(lines)
+
+
+def _numbers(drawn: gallery.Figure) -> pd.DataFrame:
+    """The numbers of a picture of the report."""
+    return pd.read_csv(io.StringIO(drawn.data.csv))
+
+
+def _panels(names: Sequence[str], height: float = 2.6) -> tuple[Figure, list[Any]]:
+    """A figure with a panel per name."""
+    across = min(COLUMNS, len(names))
+    down = math.ceil(len(names) / across)
+    figure, axes = style.figure(down, across, size=(max(5.0, 3.1 * across), 0.9 + height * down))
+    flat = list(axes.flat)
+    for axis in flat[len(names) :]:
+        axis.set_axis_off()
+    for axis, name in zip(flat, names, strict=False):
+        axis.set_title(name)
+        axis.grid(axis="y")
+    return figure, flat[: len(names)]
+
+
+def _legend(figure: Figure, axes: Sequence[Any]) -> None:
+    """One legend of all panels, below them."""
+    known: dict[str, Any] = {}
+    for axis in axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            known.setdefault(label, handle)
+    if known:
+        columns = 1 if max(map(len, known)) > 50 else 2 if max(map(len, known)) > 24 else 4
+        figure.legend(list(known.values()), list(known), loc="outside lower center", ncols=columns)
+
+
+def _look(number: int) -> dict[str, Any]:
+    """Colour and shape of a line; beyond the colours hollow and dashed, in another shape."""
+    turn = number // MOST_LINES
+    return {
+        "color": style.COLORS[number % MOST_LINES],
+        "marker": style.MARKERS[(number + turn) % len(style.MARKERS)],
+        "markerfacecolor": "white" if turn % 2 else None,
+        "linestyle": "--" if turn else "-",
+    }
+
+
+def _lines(data: pd.DataFrame, kind: str, over: str) -> Figure:
+    """A panel per task: a line per kind with its deviation over seeds; a single value at 0 heads off is a level."""
+    tasks = list(dict.fromkeys(data["task"]))[:MOST_PANELS]
+    labels = [label for label in dict.fromkeys(data[kind]) if label != "no head off"]
+    figure, axes = _panels(tasks)
+    for axis, task in zip(axes, tasks, strict=True):
+        for label, part in data[data["task"] == task].groupby(kind, sort=False):
+            if label == "no head off":
+                axis.axhline(part["mean"].iloc[0], color=style.NULL, linestyle="--", label=label)
+                continue
+            errors = part["std"].fillna(0.0)
+            axis.errorbar(part[over], part["mean"], errors, capsize=2, label=label, **_look(labels.index(label)))
+        axis.set_xlabel("images per class" if over == "shots" else "heads off per layer")
+        axis.set_xticks(sorted(data[over].unique()) if len(data[over].unique()) < 9 else axis.get_xticks())
+    for axis in axes[::COLUMNS]:
+        axis.set_ylabel("test accuracy, %")
+    _legend(figure, axes)
+    return figure
+
+
+def _ratios(ratios: pd.DataFrame) -> Figure:
+    """Accuracy with heads off over that with none, task by task (Heart-LoRA, Figure 3)."""
+    tasks = list(dict.fromkeys(ratios["column"]))
+    rows = sorted(set(ratios["row"]), key=natural)
+    figure, grid = style.figure(size=(max(6.0, 1.6 + 0.42 * len(tasks) * max(1, len(rows) / 3)), 3.6))
+    axis = grid[0, 0]
+    axis.axhline(1.0, color=style.NULL, linestyle="--", label="no head off")
+    for number, row in enumerate(rows):
+        part = ratios[ratios["row"] == row].set_index("column").reindex(tasks)
+        x = [place + (number - (len(rows) - 1) / 2) * min(0.14, 0.7 / len(rows)) for place in range(len(tasks))]
+        look = {**_look(number), "linestyle": "none"}
+        axis.errorbar(x, part["mean"], part["std"].fillna(0.0), capsize=2, label=row, **look)
+    axis.set_xticks(range(len(tasks)), tasks, rotation=40, ha="right", rotation_mode="anchor")
+    axis.set_ylabel("accuracy over that with no head off")
+    axis.grid(axis="y")
+    _legend(figure, [axis])
+    return figure
+
+
+def _parameters(data: pd.DataFrame, published: pd.DataFrame) -> tuple[pd.DataFrame, Figure]:
+    """Accuracy against trained parameters, and published points: filled where they may be compared with ours."""
+    theirs = published.assign(parameters=published["size"].map(size_of)).dropna(subset=["parameters"])
+    theirs = theirs[theirs["column"].isin(set(data["task"]))].drop_duplicates(["row_id", "column"])
+    tasks = list(dict.fromkeys(data["task"]))[:MOST_PANELS]
+    rows = sorted(set(data["method"]), key=natural)
+    figure, axes = _panels(tasks, 3.0)
+    for axis, task in zip(axes, tasks, strict=True):
+        for number, row in enumerate(rows):
+            part = data[(data["task"] == task) & (data["method"] == row)]
+            look = {**_look(number), "linestyle": "none"}
+            label = row if len(rows) <= 2 * MOST_LINES else None
+            axis.errorbar(part["parameters"], part["mean"], part["std"].fillna(0.0), capsize=2, label=label, **look)
+        for is_near, said in ((True, "published"), (False, "published, measured otherwise")):
+            part = theirs[(theirs["column"] == task) & (theirs["comparable"].astype(bool) == is_near)]
+            if len(part):
+                face = style.NULL if is_near else "none"
+                axis.plot(
+                    part["parameters"], part["value"].astype(float), "D", color=style.NULL, mfc=face, ms=5, label=said
+                )
+        _by_size(axis, [*data["parameters"], *theirs["parameters"]])
+        axis.set_xlabel("trained parameters, head apart")
+    for axis in axes[::COLUMNS]:
+        axis.set_ylabel("test accuracy, %")
+    _legend(figure, axes)
+    mine = data.assign(source="run")
+    lines = theirs.assign(
+        method=theirs["title"], mean=theirs["value"], task=theirs["column"], source="published", std=None, n=None
+    )
+    kept = ["source", "task", "method", "phase", "parameters", "mean", "std", "n", "comparable"]
+    return pd.concat([mine, lines[lines.columns.intersection(kept)]])[kept] if len(lines) else mine, figure
+
+
+def _by_size(axis: Any, sizes: Sequence[float]) -> None:
+    """A logarithmic axis of numbers of parameters, with a place for 0 if there is one."""
+    positive = [size for size in sizes if size > 0] or [1.0]
+    low, high = min(positive), max(positive)
+    if min(sizes) > 0:
+        axis.set_xscale("log")
+        axis.set_xlim(low / 1.6, high * 1.6)
+    else:
+        axis.set_xscale("symlog", linthresh=low)
+    steps = (1, 2, 5) if high / low < 200 else (1,)
+    ticks = [step * 10.0**power for power in range(math.floor(math.log10(low)), 10) for step in steps]
+    shown = [tick for tick in ticks if low / 1.6 <= tick <= high * 1.6]
+    axis.set_xticks([*([0.0] if min(sizes) <= 0 else []), *shown])
+    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axis.minorticks_off()
+
+
+def size_of(printed: str) -> float | None:
+    """Parameters of a size as papers print it: ``0.29 M parameters``, ``0.14 MiB fp32-equivalent storage``."""
+    number, _, unit = str(printed).partition(" ")
+    try:
+        value = float(number)
+    except ValueError:
+        return None
+    return value * (MIB_PARAMETERS if unit.startswith("MiB") else 1e6)
+
+
+def _seeds(lines: pd.DataFrame) -> Figure:
+    """Every seed of every row, less the row's mean, by task: what chance alone does."""
+    lines = lines.assign(apart=lines["value"] - lines.groupby(["row", "phase", "column"])["value"].transform("mean"))
+    tasks = sorted(set(lines["column"]), key=natural)
+    figure, grid = style.figure(size=(max(6.0, 1.6 + 0.4 * len(tasks)), 3.4))
+    axis = grid[0, 0]
+    spread = pooled(lines)
+    axis.axhspan(-spread, spread, color=style.NULL, alpha=0.22, linewidth=0, label=f"pooled deviation, {spread:.2f}")
+    axis.axhline(0.0, color=style.NULL, linewidth=0.8)
+    for number, phase in enumerate(sorted(set(lines["phase"]))):
+        part = lines[lines["phase"] == phase]
+        x = [tasks.index(column) + 0.16 * number - 0.08 for column in part["column"]]
+        axis.plot(x, part["apart"], alpha=0.7, label=phase, **{**_look(number), "linestyle": "none"})
+    axis.set_xticks(range(len(tasks)), tasks, rotation=40, ha="right", rotation_mode="anchor")
+    axis.set_xlim(-0.5, len(tasks) - 0.5)
+    axis.set_ylabel("accuracy less the mean of\nthe seeds, points")
+    axis.grid(axis="y")
+    _legend(figure, [axis])
+    return figure
+
+
+def pooled(lines: pd.DataFrame) -> float:
+    """Deviation between runs that differ in their seed alone, points, pooled over all cells; NaN without any."""
+    cells = lines.groupby(["row", "phase", "column"])["value"]
+    freedom = _freedom(lines)
+    return (
+        math.sqrt(float((cells.var(ddof=1).fillna(0.0) * (cells.size() - 1)).sum()) / freedom) if freedom else math.nan
+    )
+
+
+def _freedom(lines: pd.DataFrame) -> int:
+    """Degrees of freedom behind `pooled`."""
+    return int((lines.groupby(["row", "phase", "column"]).size() - 1).sum())
+
+
+def _sentences(table: Table, setting: Setting, start: str) -> list[str]:
+    where: Places = places(setting.results, common=setting.common)[0]
+    lines = frame(setting.results, where)
+    spread = pooled(lines)
+    said = [
+        f"{start}{len(setting.results)} runs of {lines['row'].nunique()} methods on {lines['column'].nunique()} tasks."
+    ]
+    if math.isnan(spread):
+        said.append(f"{start}No two runs differ in their seed alone: what chance does is not known.")
+    else:
+        freedom = _freedom(lines)
+        reach = float(stats.t.ppf(0.975, freedom)) * math.sqrt(2) * spread
+        said.append(
+            f"{start}Runs that differ in their seed alone deviate by {spread:.2f} points ({freedom} degrees of "
+            f"freedom); single runs of equal methods are apart by more than {reach:.2f} points in one of twenty cases."
+        )
+    if len(table.ratios):
+        means = table.ratios.groupby("row")["mean"].mean()
+        parts = "; ".join(f"{row} {means[row]:.3f}" for row in sorted(means.index, key=natural))
+        said.append(f"{start}Accuracy over that with no head off, mean of the tasks: {parts}.")
+    return said
