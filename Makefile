@@ -60,6 +60,8 @@ KNOWN       := $(patsubst conf/experiment/%.yaml,%,$(wildcard conf/experiment/*.
 EXPERIMENTS ?= $(PAPERS)
 ROOT        ?= outputs
 FORMS       ?= md tex csv json
+# Those whose curves are drawn as well, into ROOT/figures; CURVES= draws none.
+CURVES      ?= $(EXPERIMENTS)
 
 reproduce-tables: $(EXPERIMENTS:%=$(ROOT)/tables/%.md) ## Run what is missing of the papers' tables and figures: ARGS="data.root=PATH"
 
@@ -76,7 +78,9 @@ $(ROOT)/tables/%.md: FORCE | setup
 	for form in $(FORMS); do \
 		$(PYTHON) scripts/make_tables.py $(or $(NAME_$*),$*) --root $(ROOT) --out $(basename $@).$$form --force && \
 			echo "written: $(basename $@).$$form" || status=1; \
-	done; exit $$status
+	done; \
+	$(if $(filter $*,$(CURVES)),find $(ROOT)/$(or $(NAME_$*),$*) -name result.json | sed 's:/result.json$$::' | sort | \
+		xargs $(PYTHON) scripts/analyse.py curves --out $(ROOT)/figures/$* --force || status=1;) exit $$status
 
 NAME_heart_twins := heart_variants
 
@@ -96,6 +100,7 @@ smoke: setup ## Every experiment and every method in miniature, through to their
 
 ifdef SMALL
 override ARGS       := $(SMOKE_ARGS) $(ARGS)
+CURVES              := heart_fig2 heart_fig3
 TASKS3              := dataset=svhn,eurosat,dsprites_loc
 HEADS               := ne=ne0,ne1,ne5
 RUN_methods_1       := methods

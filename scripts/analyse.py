@@ -22,7 +22,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("kind", metavar="KIND", help="what to draw, see below")
     parser.add_argument("run_dirs", metavar="RUN_DIR", nargs="+", type=Path, help="folders of finished runs")
-    parser.add_argument("--out", type=Path, help="folder to write (outputs/analysis/KIND)")
+    parser.add_argument("--out", type=Path, help="folder to write (outputs/figures/KIND)")
     parser.add_argument("--images", type=int, default=Options.images, help=f"how many ({Options.images}); 0 for all")
     parser.add_argument("--split", choices=SPLITS, default=Options.split, help=f"of the images ({Options.split})")
     parser.add_argument("--batch-size", type=int, default=Options.batch_size, help=f"({Options.batch_size})")
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     from headwise.analysis.made import check_place
 
-    out = options.out or Path("outputs", "analysis", options.kind)
+    out = options.out or Path("outputs", "figures", options.kind)
     check_place(out, options.force)
     made = analyse(options.kind, options.run_dirs, told)
     files = made.write(out, options.force)

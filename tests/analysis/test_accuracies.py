@@ -1,0 +1,88 @@
+"""Kind curves: the numbers are those of tables and report, and a picture appears where there is something to show."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from headwise.analysis.accuracies import analyse, pooled, size_of
+from headwise.analysis.kinds import Options
+from headwise.analysis.made import Analysis
+from headwise.artifacts.saved import SavedRun
+from headwise.comparison.tables import tables
+from headwise.errors import ConfigError
+from headwise.results.records import Result
+from made_results import FEWSHOT, few, masked_suite, published_run, run, suite
+
+
+def drawn(results: list[Result]) -> Analysis:
+    return analyse([SavedRun(Path(f"run-{number}"), result) for number, result in enumerate(results)], Options())
+
+
+def test_heads_off_and_ratios() -> None:
+    made = drawn(masked_suite())
+    assert set(made.figures) == set(made.tables) == {"heads_off", "ratios", "parameters", "seeds"}
+    lines = made.tables["heads_off"].set_index(["gate", "heads off"])["mean"]
+    assert lines["heart_lora: taylor_neg, global", 2.0] == pytest.approx(88.5)
+    assert lines["no head off", 0.0] == pytest.approx(90.0)
+    (table,) = tables(masked_suite())
+    pd.testing.assert_frame_equal(made.tables["ratios"], table.ratios)
+    assert any("Accuracy over that with no head off" in sentence for sentence in made.sentences)
+
+
+def test_shots() -> None:
+    results = [
+        few(method, dataset, number, draw, accuracy=50.0 + number + draw)
+        for method in ("lora", "bi_lora")
+        for dataset in FEWSHOT
+        for number in (1, 2)
+        for draw in (0, 1)
+    ]
+    made = drawn(results)
+    shots = made.tables["shots"]
+    assert shots["task"].nunique() == 6, "five sets and their mean"
+    assert set(shots["mean"]) == {51.5, 52.5}
+    assert len(made.figures["shots"].axes) == 8, "two rows of four, two of them empty"
+
+
+def test_published_points_stand_where_they_belong() -> None:
+    made = drawn([published_run("lora", "svhn"), published_run("bi_lora", "svhn")])
+    table = made.tables["parameters"]
+    theirs = table[table["source"] == "published"]
+    assert len(theirs) and (theirs["parameters"] > 1000).all()
+    assert set(table[table["source"] == "run"]["mean"]) == {90.0}
+
+
+@pytest.mark.parametrize(
+    "printed, number",
+    [("0.29 M parameters", 290_000), ("1 MiB fp32-equivalent storage", 262_144), ("", None), ("x", None)],
+)
+def test_sizes_as_papers_print_them(printed: str, number: float | None) -> None:
+    assert size_of(printed) == number
+
+
+def test_what_seeds_do_is_said() -> None:
+    lines = pd.DataFrame({"row": list("aabbc"), "phase": "P1", "column": "t", "value": [1.0, 3.0, 5.0, 5.0, 9.0]})
+    assert pooled(lines) == pytest.approx(1.0), "two degrees of freedom, squares of 2 and 0"
+    made = drawn([run(seed=seed, accuracy=(90.0 + seed,)) for seed in range(3)])
+    assert "deviate by 1.00 points (2 degrees of freedom)" in " ".join(made.sentences)
+    assert "what chance does is not known" in " ".join(drawn([run(), run("bi_lora")]).sentences)
+
+
+def test_settings_are_drawn_apart() -> None:
+    results = [run("a"), run("b"), run("a", weights={"name": "other"}), run("b", weights={"name": "other"})]
+    results = [dataclasses.replace(r, key=dataclasses.replace(r.key, name=f"n{i // 2}")) for i, r in enumerate(results)]
+    assert set(drawn(results).figures) == {"parameters_1", "parameters_2"}
+
+
+def test_many_tasks_and_rows() -> None:
+    made = drawn([result for method in "abcdefgh" for result in suite(method)])
+    assert len(made.figures["parameters"].axes) % 4 == 0 and "seeds" in made.figures
+
+
+def test_nothing_to_draw() -> None:
+    with pytest.raises(ConfigError, match="none of the 1 runs has one"):
+        drawn([run(accuracy=(None,))])
