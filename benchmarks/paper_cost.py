@@ -36,13 +36,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from headwise.methods._evolution import Evolution
 from headwise.methods.base import Method
 from headwise.network.backbone import Backbone, BackboneSpec
-from headwise.protocol.filling import with_gate
+from headwise.protocol.filling import fill_gates
 from headwise.protocol.pertask import fill_protocol, fill_tasks
 from headwise.protocol.presets import fill_presets
 from headwise.protocol.recipe import Protocol
 from headwise.protocol.search import Space
 from headwise.runs.sweep import requests_of
-from headwise.schema.nodes import each_node
 from headwise.training.address import chain
 from headwise.updates.gate import Gate
 from stepping import in_place_flops
@@ -155,7 +154,7 @@ def job(overrides: Sequence[str]) -> dict[str, Any]:
     config: Any = OmegaConf.to_container(cfg, resolve=True)
     given = [o.partition("=")[0] for o in overrides]
     config["protocol"] = fill_protocol(config, given)
-    config["method"] = each_node(fill_tasks(config, given), lambda _, node: with_gate(node, config.get("ne")))
+    config["method"] = fill_gates(fill_tasks(config, given), config.get("ne"))
     config["method"], _ = fill_presets(config["method"], config["dataset"]["name"])
     return config
 

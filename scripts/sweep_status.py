@@ -35,7 +35,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     options = parse(arguments)
-    overrides = [word if "=" in word else f"experiment={word}" for word in options.sweep]
+    overrides = [word if "=" in word or word.startswith("~") else f"experiment={word}" for word in options.sweep]
     with answered():
         cfg, jobs, folders = requests_of(CONF, overrides, check=True)
     root = options.root or Path(str(cfg.root))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,8 @@ from headwise.data.sources import FINAL_SPLITS, Pixels
 from headwise.data.tasks import VTABTask
 from headwise.data.vtab import VTABDataModule
 from headwise.network.backbone import Backbone, BackboneSpec
-from headwise.protocol.filling import with_gate
+from headwise.protocol.filling import fill_gates
 from headwise.runs.experiment import run  # noqa: F401  registers the resolvers that conf/ uses
-from headwise.schema.nodes import Node, each_node
 
 REPO = Path(__file__).parents[1]
 CONF = REPO / "conf"
@@ -35,11 +34,6 @@ def compose_config(*overrides: str) -> DictConfig:
     """conf/config.yaml with overrides, as train.py sees it."""
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         return compose("config", overrides=list(overrides))
-
-
-def fill_gates(method: Mapping[str, Any], ne: Mapping[str, Any]) -> Node:
-    """A method's configuration with its gates, and those of every method in it, written out; nothing else is filled."""
-    return each_node(method, lambda key, node: with_gate(node, ne))
 
 
 SIZES = {

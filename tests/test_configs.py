@@ -22,13 +22,14 @@ from headwise.comparison import printed
 from headwise.data.tasks import VTABTask
 from headwise.methods.base import Method
 from headwise.network.backbone import BackboneSpec
+from headwise.protocol.filling import fill_gates
 from headwise.protocol.pertask import fill_protocol, fill_tasks
 from headwise.protocol.presets import fill_presets
 from headwise.protocol.recipe import Protocol
 from headwise.protocol.search import Space, _check_choices
 from headwise.runs.experiment import plan_run
 from headwise.runs.sweep import requests_of
-from made_networks import CONF, REPO, compose_config, fill_gates
+from made_networks import CONF, REPO, compose_config
 
 FILES = sorted(file.relative_to(CONF).with_suffix("").as_posix() for file in CONF.rglob("*.yaml"))
 OPTIONS = [name for name in FILES if name != "config"]

@@ -340,6 +340,12 @@ SCRIPTS: list[tuple[str, str, str]] = [
     ("sweep_status", "method=glob(x*)", "matches nothing"),
     ("sweep_status method=lora", "seed=a", "seed must be a whole number"),
     ("sweep_status method=lora,dora dataset=svhn", "method.rank=8,0", "method.rank must be a whole number"),
+    ("sweep_status method=lora", "seed=range(0,1e9)", "more than 100,000 runs in one sweep"),
+    ("sweep_status method=lora,dora", "seed=range(0,50001)", "more than 100,000 runs in one sweep"),
+    ("sweep_status method=lora", "seed=interval(0,1)", "seed=interval(0,1) is no list of values"),
+    ("sweep_status", "hs_table2 lossy", "one experiment at a time"),
+    ("sweep_status method=lora", "~method", "method"),
+    ("sweep_status dataset=dtd,eurosat", "dataset.name=svhn", "a set's results stand under its own name"),
     ("sweep_status", "=3", "'' is no key"),
 ]
 """A script with what is right, what is wrong, and the answer."""

@@ -16,11 +16,12 @@ from peft.tuners.lora.config import BdLoraConfig
 
 from headwise.errors import ConfigError
 from headwise.methods.hs_lora import HeadLoRA, TwoPhase
+from headwise.protocol.filling import fill_gates
 from headwise.updates.adapted import AdaptedLinear
 from headwise.updates.lowrank import LowRank
 from headwise.wrappers.settling import BesideLinear
 from headwise.wrappers.wrapping import Wrapper
-from made_networks import CONF, SIZES, compose_config, composed_method, fill_gates, images, logits, network, perturb
+from made_networks import CONF, SIZES, compose_config, composed_method, images, logits, network, perturb
 
 RANK = 3
 

@@ -136,6 +136,11 @@ def test_a_row_per_task_that_no_task_reads_is_refused() -> None:
     assert planned(*TINY, "method=lora", "+per_task.fewshot_pets.lora.scale=3")
 
 
+def test_a_set_of_vtab_is_never_called_by_another_name() -> None:
+    with pytest.raises(ConfigError, match=r"dataset\.name may not be set"):
+        planned("backbone=vit_tiny_random", "dataset=dtd", "data=synthetic", "dataset.name=svhn")
+
+
 def test_files_that_are_read_once_compose_the_same() -> None:
     sources = (("hydra", "pkg://hydra.conf"), ("main", CONF.as_uri()), ("schema", "structured://"))
     kept = naming.Composer(sources, "config")

@@ -22,7 +22,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from headwise.errors import ConfigError, Interrupted, ResultConflict, WeightsError
-from headwise.protocol import plan, request
+from headwise.protocol import job, plan, request
 from headwise.results.store import BusyError, PhaseStore, Result, ResultStore
 from headwise.runs import experiment
 from headwise.runs.experiment import plan_run, run
@@ -577,9 +577,9 @@ def test_what_a_run_asks_for_does_not_depend_on_the_machine(tmp_path: Path, monk
 @pytest.mark.parametrize(("launcher", "expected"), [("hydra_joblib_launcher.JoblibLauncher", 5), ("BasicLauncher", 0)])
 def test_processes_take_the_gpus_in_turn(launcher: str, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
     hydra = OmegaConf.create({"launcher": {"_target_": launcher}, "job": {"num": 5}})
-    monkeypatch.setattr(plan.HydraConfig, "initialized", lambda: True)
-    monkeypatch.setattr(plan.HydraConfig, "get", lambda: hydra)
-    assert plan._turn() == expected
+    monkeypatch.setattr(job.HydraConfig, "initialized", lambda: True)
+    monkeypatch.setattr(job.HydraConfig, "get", lambda: hydra)
+    assert job.turn() == expected
 
 
 def test_a_phase_says_what_trained_it(folder: Path) -> None:

@@ -7,9 +7,10 @@ import pytest
 from hydra.utils import instantiate
 
 from headwise.errors import ConfigError
+from headwise.protocol.filling import fill_gates
 from headwise.runs.experiment import plan_run
 from headwise.updates.gate import Gate
-from made_networks import compose_config, fill_gates
+from made_networks import compose_config
 
 NE3 = {"count": 3, "ratio": None}
 
@@ -133,3 +134,9 @@ def test_variants_are_configured(name: str) -> None:
     assert gate is not None
     assert (gate.mode, gate.count) == (name if name in ("front", "random") else "heart", 1)
     assert gate.scope == ("layer" if name == "layer" else "global")
+
+
+def test_what_moved_is_still_found_in_its_old_place() -> None:
+    from headwise.updates import gate
+
+    assert gate.fill_gates is fill_gates  # type: ignore[attr-defined]

@@ -39,8 +39,11 @@ def readable(arguments: Sequence[str], sweeps: bool = False) -> list[str]:
         sweeps: whether it is a sweep even if nothing among them says so.
 
     Raises:
-        ConfigError: for a value without a key, or several options of a group as a list.
+        ConfigError: for a value without a key, several options of a group as a list, or two experiments.
     """
+    experiments = {word for word in arguments if word.startswith("experiment=")}
+    if len(experiments) > 1:
+        raise ConfigError(f"{' '.join(sorted(experiments))}: one experiment at a time, they bring their own choices")
     sweeps = sweeps or any(word in ("-m", "--multirun") or word.startswith("experiment=") for word in arguments)
     return [_readable(word, sweeps) for word in arguments]
 

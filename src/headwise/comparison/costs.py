@@ -16,16 +16,17 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class Cost:
-    """One column: its title, and the number of one tested run."""
+    """One column: its title, the number of one tested run, and a shorter title for narrow tables."""
 
     title: str
     of: Callable[[Result], int]
+    short: str = ""
 
 
 COSTS = {
     "parameters": Cost("parameters", lambda result: result.num_tunable),
     "head": Cost("head", lambda result: result.tested[-1].num_head),
-    "stored_bytes": Cost("stored bytes", lambda result: result.stored_bytes),
+    "stored_bytes": Cost("stored bytes", lambda result: result.stored_bytes, "stored B"),
     "epochs": Cost("epochs", lambda result: result.epochs),
 }
 """By the name that files of data give them."""

@@ -144,7 +144,7 @@ def _notes(results: Sequence[Result], probes: dict[int, float | None], common: S
 def markdown(made: Sequence[Lineup]) -> str:
     """A heading, the caption and a table each."""
     parts = []
-    costs = [cost.title.replace(" bytes", " B") for cost in COSTS.values()]
+    costs = [cost.short or cost.title for cost in COSTS.values()]
     for lineup in made:
         several = len({line.seed for line in lineup.lines}) > 1
         rows = [_cells(line, several) for line in lineup.lines]

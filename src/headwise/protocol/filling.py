@@ -45,6 +45,11 @@ def fill_method(
     return each_node(method, fill), published
 
 
+def fill_gates(method: Mapping[str, Any], ne: Mapping[str, Any] | None) -> Node:
+    """A method's configuration with its gates, and those of every method in it, written out; nothing else is filled."""
+    return each_node(method, lambda key, node: with_gate(node, ne))
+
+
 def with_gate(node: Mapping[str, Any], ne: Mapping[str, Any] | None) -> Node:
     """One method's configuration with its ``gate`` written out: all fields, the amount taken from `ne`.
 

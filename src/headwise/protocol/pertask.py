@@ -14,10 +14,7 @@ row in another way than the rest.
 from __future__ import annotations
 
 import copy
-import functools
-import re
 from collections.abc import Collection, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from headwise.errors import ConfigError, suggest
@@ -59,28 +56,6 @@ def fill_tasks(config: Mapping[str, Any], given: Collection[str] = ()) -> dict[s
             if f"{path}.{name}" not in given:
                 node[last] = copy.deepcopy(value)
     return method
-
-
-def check_tasks(table: Any, folders: tuple[str, ...]) -> None:
-    """Refuse a table of values per task with a row that no task reads.
-
-    Args:
-        table: ``per_task`` of a configuration; None and what is no mapping are left to `fill_tasks`.
-        folders: of the configuration; their ``dataset`` holds all tasks there are.
-
-    Raises:
-        ConfigError: naming the row.
-    """
-    allowed = [DEFAULT, *_names_of_tasks(folders)]
-    for name in map(str, table if isinstance(table, Mapping) else {}):
-        if name not in allowed:
-            raise ConfigError(f"per_task.{name}: unknown task {name!r}{suggest(name, allowed)}")
-
-
-@functools.cache
-def _names_of_tasks(folders: tuple[str, ...]) -> list[str]:
-    files = (file for folder in folders for file in Path(folder, "dataset").rglob("*.yaml"))
-    return sorted(name for file in files for name in re.findall(r"(?m)^name: *(\S+)", file.read_text("utf-8")))
 
 
 def fill_protocol(config: Mapping[str, Any], given: Collection[str] = ()) -> dict[str, Any]:

@@ -24,10 +24,11 @@ from headwise.data.sources import Source, source_of
 from headwise.data.tasks import VTABTask, check_apart, task_of
 from headwise.errors import ConfigError
 from headwise.protocol.filling import fill_method
+from headwise.protocol.job import asked, overrides_of, sources, turn
+from headwise.protocol.known import check_names
 from headwise.protocol.naming import variant
-from headwise.protocol.pertask import OTHERS, check_tasks, fill_protocol, fill_tasks
+from headwise.protocol.pertask import OTHERS, fill_protocol, fill_tasks
 from headwise.protocol.recipe import Protocol
-from headwise.protocol.request import request_of
 from headwise.protocol.revisions import fill_revisions
 from headwise.protocol.variants import BASE
 from headwise.results.fingerprint import fingerprint, identity
@@ -35,7 +36,7 @@ from headwise.results.store import Result, RunKey
 from headwise.schema.check import named
 from headwise.schema.effective import effective
 from headwise.schema.kinds import PUBLISHED
-from headwise.schema.secret import hidden, refuse_secrets
+from headwise.schema.secret import refuse_secrets
 from headwise.schema.tree import check_config, check_method, check_nodes
 from headwise.storage.atomic import at_home
 from headwise.storage.hashes import file_sha256
@@ -123,7 +124,7 @@ def plan_run(cfg: DictConfig) -> Plan:
         ConfigError: for a missing value or one out of range.
     """
     with instantiation():
-        config, task = resolved(cfg, overrides_of())
+        config, task = resolved(cfg, overrides_of(), sources())
         root = root_of(config["root"])
         resume, wait = config.pop("resume", "auto"), config.pop("wait", True)
         source = instantiate(config["data"], _convert_="all")
@@ -156,7 +157,7 @@ def plan_run(cfg: DictConfig) -> Plan:
         auto=cfg.trainer.accelerator == "auto",
         request=asked(),
         overrides=overrides_of(),
-        turn=_turn(),
+        turn=turn(),
     )
 
 
@@ -184,12 +185,13 @@ def root_of(given: Any) -> Path:
     return at_home(root) if text.partition("/")[0] == "~" else root
 
 
-def resolved(cfg: DictConfig, overrides: Sequence[str]) -> tuple[dict[str, Any], VTABTask]:
+def resolved(cfg: DictConfig, overrides: Sequence[str], known: tuple[str, ...]) -> tuple[dict[str, Any], VTABTask]:
     """A configuration as plain values with nothing left open, and the task it names.
 
     Args:
         cfg: composed; stays as it is.
         overrides: that it was composed of.
+        known: folders of the configuration, which hold all tasks there are.
 
     Raises:
         ConfigError: for a field or a value that no run can have.
@@ -205,9 +207,9 @@ def resolved(cfg: DictConfig, overrides: Sequence[str]) -> tuple[dict[str, Any],
         trainer["attention"] = "plain" if plain else "timm"
     task = instantiate(config["dataset"], _convert_="all")
     check_made("dataset", config["dataset"], isinstance(task, VTABTask))
-    if not task.is_own and HydraConfig.initialized():
-        check_tasks(config.get("per_task"), tuple(folders(HydraConfig.get().runtime.config_sources)))
     given = _given(overrides)
+    if not task.is_own:
+        check_names(config.get("per_task"), given, known)
     own = fill_protocol(config, given)
     if own != config["protocol"]:
         config[OTHERS], config["protocol"] = config["protocol"], own
@@ -279,30 +281,6 @@ def _check_subsets(task: VTABTask, source: Source, protocol: Protocol) -> None:
             )
 
 
-def asked() -> str:
-    """The request of the job that hydra runs in this process; empty outside of hydra's command line."""
-    if not HydraConfig.initialized():
-        return ""
-    return request_of(overrides_of(), folders(HydraConfig.get().runtime.config_sources))
-
-
-def folders(sources: Any) -> list[str]:
-    """Configuration folders among hydra's ``runtime.config_sources``."""
-    return [source.path for source in sources if source.schema == "file"]
-
-
-def overrides_of() -> tuple[str, ...]:
-    """What was asked for on the command line, or by a sweep for this job; values of secrets are hidden."""
-    return tuple(hidden(str(given)) for given in HydraConfig.get().overrides.task) if HydraConfig.initialized() else ()
-
-
-def _turn() -> int:
-    """The number of this job among joblib's processes, which run at the same time; any other job is alone."""
-    if not HydraConfig.initialized() or "joblib" not in str(HydraConfig.get().launcher.get("_target_", "")):
-        return 0
-    return int(HydraConfig.get().job.num)
-
-
 def _given(overrides: Sequence[str]) -> set[str]:
     """Keys that the command line or a sweep sets."""
     return {override.lstrip("+~").partition("=")[0] for override in overrides}
@@ -320,7 +298,7 @@ def _variant(config: Mapping[str, Any], own: Mapping[str, Any]) -> str:
     images = [own["data"]["fingerprint"], *own["data"].get("searched", [])]
 
     def identify(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
-        other, task = resolved(cfg, overrides)
+        other, task = resolved(cfg, overrides, sources())
         looked_at, parts = (_looked_at(c, Protocol(**c["protocol"])) for c in (other, config)), ("dataset", "data")
         pairs, own_pairs = looked_at
         if pairs == own_pairs and all(other[part] == config[part] for part in parts):

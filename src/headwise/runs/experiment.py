@@ -24,7 +24,8 @@ from headwise.commands.command import Failed
 from headwise.commands.command import launch as launch
 from headwise.commands.messages import one_line
 from headwise.errors import ConfigError, HeadwiseError, Interrupted, ResultConflict
-from headwise.protocol.plan import Plan, asked, overrides_of, plan_run, root_of
+from headwise.protocol.job import asked, overrides_of
+from headwise.protocol.plan import Plan, plan_run, root_of
 from headwise.report.ending import around, summary
 from headwise.results.store import BusyError, Result, ResultStore
 from headwise.runs import lifeline

@@ -8,6 +8,7 @@ that dies is one failed run, and the summary does not depend on what a launcher 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import shlex
 import time
@@ -22,7 +23,7 @@ from hydra import initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -33,7 +34,9 @@ from headwise.commands.messages import one_line, text_of
 from headwise.commands.overrides import readable
 from headwise.commands.sizes import spelled
 from headwise.errors import ConfigError, SweepError, suggest
-from headwise.protocol.plan import folders, resolved, root_of, still_holds
+from headwise.protocol.job import folders
+from headwise.protocol.naming import keep
+from headwise.protocol.plan import resolved, root_of, still_holds
 from headwise.protocol.request import request_of
 from headwise.results.store import Finished, Result, ResultError
 from headwise.runs import lifeline
@@ -48,6 +51,9 @@ SHOWN = 20
 TRIES = 5
 """Launches of a run that ends without a trace, or that others begin and leave."""
 
+MOST = 100_000
+"""Runs that one sweep may have: what is beyond is a slip of the pen, and would take minutes to list."""
+
 Launch = Callable[[list[list[str]], int], Sequence[JobReturn]]
 
 
@@ -59,13 +65,17 @@ def jobs_of(params: Mapping[str, str], arguments: Sequence[str], loader: Any) ->
         arguments: of the command line; they beat `params`.
         loader: hydra's configuration loader, which knows what ``glob(*)`` stands for.
     Raises:
-        ConfigError: for a choice that matches nothing, or several experiments.
+        ConfigError: for a choice that matches nothing, several experiments, or more runs than `MOST`.
     """
     given = [spelled(word) for word in (*(f"{key}={value}" for key, value in params.items()), *arguments)]
     parsed = OverridesParser.create(config_loader=loader).parse_overrides(given)
     for override in parsed:
         if override.is_sweep_override():
             _check(override, loader)
+    swept = [override for override in parsed if override.is_sweep_override()]
+    if math.prod(sum(1 for _ in itertools.islice(o.sweep_iterator(), MOST + 1)) for o in swept) > MOST:
+        words = " ".join(str(override.input_line) for override in swept)
+        raise ConfigError(f"{words[:300]}: more than {MOST:,} runs in one sweep; name fewer values")
     (jobs,) = BasicSweeper.split_arguments(parsed, None)
     return [[spelled(word) for word in job] for job in jobs]
 
@@ -74,6 +84,8 @@ def _check(override: Override, loader: Any) -> None:
     """Refuse choices that are no sweep."""
     if override.key_or_group == "experiment":
         raise ConfigError(f"{override.input_line}: one experiment at a time, they bring their own choices")
+    if isinstance(override.value(), IntervalSweep):
+        raise ConfigError(f"{override.input_line} is no list of values; name them, or give range(FIRST,END)")
     if next(iter(override.sweep_iterator()), None) is None:
         wanted = override.value()
         hint = ""
@@ -110,16 +122,17 @@ def requests_of(
     """
     with initialize_config_dir(version_base="1.3", config_dir=str(conf.resolve())):
         loader = GlobalHydra.instance().config_loader()
+        keep(loader)
         cfg = loader.load_configuration("config", readable(arguments, sweeps=True), RunMode.MULTIRUN)
         params: Any = OmegaConf.to_container(cfg.hydra.sweeper.params or OmegaConf.create({}))
         jobs = jobs_of(params, list(cfg.hydra.overrides.task), loader)
         sources = folders(cfg.hydra.runtime.config_sources)
         if check:
-            _check_jobs(jobs, loader)
+            _check_jobs(jobs, loader, tuple(sources))
     return cfg, {request_of(job, sources): job for job in jobs}, sources
 
 
-def _check_jobs(jobs: Sequence[Sequence[str]], loader: Any) -> None:
+def _check_jobs(jobs: Sequence[Sequence[str]], loader: Any, sources: tuple[str, ...]) -> None:
     """Refuse a choice that no run can have. A sweep's jobs share most of their choices: each is looked at once."""
     seen: set[str] = set()
     for job in jobs:
@@ -128,7 +141,7 @@ def _check_jobs(jobs: Sequence[Sequence[str]], loader: Any) -> None:
             cfg = loader.load_configuration("config", readable(job), RunMode.RUN)
             with open_dict(cfg):
                 del cfg["hydra"]
-            resolved(cfg, job)
+            resolved(cfg, job, sources)
 
 
 class Sweep:
