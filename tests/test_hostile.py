@@ -30,7 +30,7 @@ from safetensors.torch import save_file
 
 from headwise.commands.command import _in_order
 from headwise.commands.messages import one_line
-from headwise.commands.overrides import readable
+from headwise.commands.overrides import FUNCTIONS, readable
 from headwise.data.stores.folder import FolderSource
 from headwise.data.tasks import VTABTask
 from headwise.errors import HeadwiseError
@@ -76,7 +76,35 @@ REFUSED: list[tuple[str, str]] = [
     ("seed=99999999999999999999", "in 0..4294967295"),
     ("seed=${seed}", "seed cannot be made from what was given: Recursive"),
     ("seed={_target_:os.getcwd}", "seed must be a whole number"),
-    ("seed=choice(1,2)", "requires --multirun"),
+    *(
+        (f"seed={call}", f"seed={call} holds several values: add -m for a sweep over them")
+        for call in ("choice(1,2)", "range(0,3)", "sort(2,1)", "tag(a,choice(1,2))", "glob(*)", "int(1,2)")
+    ),
+    *(
+        (f"seed={call}(", f"seed={call}(: {call}() does not take this; allowed in a sweep (-m): A,B or choice(A,B), ")
+        for call in FUNCTIONS
+    ),
+    *(
+        (f"{key}={call}({given})", f"{call}() does not take this; allowed in a sweep (-m): A,B or choice(A,B), ")
+        for key, call, given in (
+            *(("seed", "tag", given) for given in ("x", "x,1", "")),
+            *(("rank", "range", given) for given in ("", "r4", "1,2,3,4")),
+            ("seed", "choice", ""),
+            ("protocol.lr", "interval", "0"),
+            ("method", "glob", ""),
+            ("seed", "sort", "1,a"),
+            ("seed", "int", "inf"),
+        )
+    ),
+    ("seed=choices(1,2)", "choices() is no function (did you mean choice()?); allowed in a sweep (-m): A,B or "),
+    ("rank=choice(r4,r8)", "choose one, or add -m for a sweep over them: -m 'rank=choice(r4,r8)'"),
+    ("method=glob(*)", "choose one, or add -m for a sweep over them: -m 'method=glob(*)'"),
+    ("protocol.lr=interval(0,1)", "is no list of values; name them, or give range(FIRST,END)"),
+    ("seed=range(0,10,0)", "has no end; allowed: A,B or choice(A,B), "),
+    *(
+        (word, "holds a sweep inside of a value; allowed, alone and with -m: A,B or choice(A,B), ")
+        for word in ("method=[glob(*)]", "seed=[choice(1,2)]", "seed=1,choice(2,3)", "seed={a:range(0,3)}")
+    ),
     ("seed =3", "'seed ' is no key"),
     ("seed: 3", "choices are KEY=VALUE"),
     ("--seed=3", "unknown flag '--seed=3'"),
@@ -343,6 +371,11 @@ SCRIPTS: list[tuple[str, str, str]] = [
     ("sweep_status method=lora", "seed=range(0,1e9)", "more than 100,000 runs in one sweep"),
     ("sweep_status method=lora,dora", "seed=range(0,50001)", "more than 100,000 runs in one sweep"),
     ("sweep_status method=lora", "seed=interval(0,1)", "seed=interval(0,1) is no list of values"),
+    ("sweep_status method=lora", "seed=tag(x)", "tag() does not take this; allowed in a sweep (-m): A,B or choice"),
+    ("sweep_status method=lora", "rank=choice(r4,r8", "choice() does not take this; allowed in a sweep (-m): A,B or"),
+    ("sweep_status method=lora", "seed=choice(choice(1,2),3)", "holds a sweep inside of a value"),
+    ("sweep_status method=lora", "seed=range(0,10,0)", "has no end; allowed: A,B or choice(A,B), "),
+    ("sweep_status method=lora", "seed=range(nan,3)", "has no end; allowed: A,B or choice(A,B), "),
     ("sweep_status", "hs_table2 lossy", "one experiment at a time"),
     ("sweep_status method=lora", "~method", "method"),
     ("sweep_status dataset=dtd,eurosat", "dataset.name=svhn", "a set's results stand under its own name"),

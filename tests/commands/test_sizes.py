@@ -70,7 +70,16 @@ def test_the_same_run_under_every_spelling() -> None:
     assert option("rank", "x") is option("ne", "r8") is option("method", "8") is None
 
 
-@pytest.mark.parametrize("choices", [("rank=5,r8", "ne=1,0.25"), ("rank=choice(5,8)", "ne=ne1,quarter")])
+@pytest.mark.parametrize(
+    "choices",
+    [
+        ("rank=5,r8", "ne=1,0.25"),
+        *(
+            (f"rank={call}", "ne=ne1,quarter")
+            for call in ("choice(5,8)", "range(5,9,3)", "sort(r8,r5)", "choice(8,5,8)")
+        ),
+    ],
+)
 def test_sweeps_over_numbers(choices: tuple[str, ...]) -> None:
     _, jobs, _ = requests_of(CONF, [*TINY, "method=heart_lora", *choices])
     found = [[word for word in job if re.match("rank|ne", word)] for job in jobs.values()]

@@ -8,11 +8,21 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.core.override_parser.types import (
+    ChoiceSweep,
+    Glob,
+    IntervalSweep,
+    Override,
+    Quote,
+    QuotedString,
+    RangeSweep,
+    Sweep,
+)
 from hydra.errors import HydraException
 
 from headwise.commands.sizes import spelled
@@ -26,6 +36,11 @@ GROUPS = ("backbone", "rank", "ne", "method", "dataset", "data", "protocol", "tr
 """Groups of conf/; what is chosen is the name of a file."""
 _NO_OPTION = r"[-+.\d][\d._]*(e[-+]?\d+)?|true|false|null|[-+]?(nan|inf)"
 _PAIRS = {"[": "]", "{": "}"}
+_CALL = re.compile(r"[\[{\s]*([A-Za-z]\w*)\s*\(")
+"""How a value begins that calls a function of Hydra's grammar."""
+FUNCTIONS = tuple(OverridesParser.create().functions.definitions)
+CALLS = "A,B or choice(A,B), range(FIRST,END), range(FIRST,END,STEP), glob(PATTERN)"
+"""What names the values of a sweep; the grammar's other functions stand around one of these."""
 
 
 def readable(arguments: Sequence[str], sweeps: bool = False) -> list[str]:
@@ -39,7 +54,8 @@ def readable(arguments: Sequence[str], sweeps: bool = False) -> list[str]:
         sweeps: whether it is a sweep even if nothing among them says so.
 
     Raises:
-        ConfigError: for a value without a key, several options of a group as a list, or two experiments.
+        ConfigError: for a value without a key, several options of a group as a list, two experiments, or a function of
+            Hydra's where it means nothing.
     """
     experiments = {word for word in arguments if word.startswith("experiment=")}
     if len(experiments) > 1:
@@ -56,6 +72,10 @@ def _readable(word: str, sweeps: bool) -> str:
     group = key.lstrip("+").partition("@")[0]
     if group in GROUPS and value.startswith("[") and "," in value:  # hydra would merge them into one
         raise ConfigError(several(word))
+    if "(" in value and (override := _parsed(word)) is not None:
+        check_sweep(override)
+        if override.is_sweep_override() and not sweeps:
+            raise ConfigError(several(word))
     if group in GROUPS and re.fullmatch(_NO_OPTION, value, re.IGNORECASE) and (group, value) != ("experiment", "null"):
         return f"{key}={quoted(value)}"  # hydra wants the name of an option to be text
     if not (equals and value) or not any(fnmatchcase(key.lstrip("+"), pattern) for pattern in PATHS):
@@ -69,6 +89,31 @@ def _readable(word: str, sweeps: bool) -> str:
     if isinstance(found, str):
         return f"{key}={_path(found)}" if found.partition("/")[0] == "~" else word
     return f"{key}={quoted(value.strip())}" if isinstance(found, bool | int | float) else word
+
+
+def check_sweep(override: Override) -> None:
+    """Refuse what Hydra's grammar reads as values of a sweep, but nobody could run.
+
+    Raises:
+        ConfigError: says what a sweep takes.
+    """
+    value: Any = override.value()
+    if isinstance(value, IntervalSweep):
+        raise ConfigError(f"{override.input_line} is no list of values; name them, or give range(FIRST,END)")
+    if isinstance(value, RangeSweep):
+        try:
+            next(iter(value.range()), None)
+        except (ValueError, ArithmeticError) as error:  # a step of 0, or an end that is no number
+            raise ConfigError(f"{override.input_line} has no end; allowed: {CALLS}") from error
+    inner = value.list if isinstance(value, ChoiceSweep) else [] if isinstance(value, Sweep | Glob) else value
+    if _holds_sweep(inner):
+        raise ConfigError(f"{override.input_line} holds a sweep inside of a value; allowed, alone and with -m: {CALLS}")
+
+
+def _holds_sweep(value: Any) -> bool:
+    """Whether a sweep stands anywhere in a value."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return isinstance(value, Sweep | Glob) or any(map(_holds_sweep, inner))
 
 
 def _path(text: str) -> str:
@@ -92,6 +137,9 @@ def explained(word: str) -> str:
         return f"{word!r} is no choice: choices are KEY=VALUE, such as method=lora (-m for a sweep, --help for a list)"
     if not _KEY.fullmatch(key):
         return f"{word!r}: {key!r} is no key; keys are names with dots between them, such as protocol.lr"
+    if (call := _CALL.match(value)) and (near := get_close_matches(call[1].lower(), FUNCTIONS, 1, 0.75)):
+        why = "does not take this" if call[1] in near else f"is no function (did you mean {near[0]}()?)"
+        return f"{word}: {call[1]}() {why}; allowed in a sweep (-m): {CALLS}"
     for spelling in _spellings(value):
         if _parsed(f"{key}={spelling}") is not None:
             return f"{word} holds characters that need quotes; type {shlex.quote(f'{key}={spelling}')}"
@@ -104,6 +152,8 @@ def several(word: str) -> str:
     if key.lstrip("+").partition("@")[0] in GROUPS:
         choices = shlex.quote(f"{key}={value.strip('[] ')}")
         return f"{word} holds several options: choose one, or add -m for a sweep over them: -m {choices}"
+    if _CALL.match(value):
+        return f"{word} holds several values: add -m for a sweep over them"
     text = shlex.quote(f"{key}={quoted(value)}")
     return f"{word} holds several values: add -m for a sweep over them; a list is {key}=[{value}], a text {text}"
 

@@ -35,9 +35,12 @@ def name_of(group: str, text: str) -> str:
 
 
 def spelled(override: str) -> str:
-    """An override with every number given for ``rank`` or ``ne`` replaced by the option's name."""
+    """An override with every number given for ``rank`` or ``ne`` replaced by the option's name.
+
+    Numbers inside of a function, such as ``range(4,17,4)``, are Hydra's; what it makes of them is spelled later.
+    """
     key, equals, value = override.partition("=")
-    if not equals or key.lstrip("+") not in WORDS:
+    if not equals or key.lstrip("+") not in WORDS or "(" in value:
         return override
     return f"{key}={','.join(name_of(key.lstrip('+'), text.strip()) for text in value.split(','))}"
 

@@ -23,7 +23,7 @@ from hydra import initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, IntervalSweep, Override
+from hydra.core.override_parser.types import Glob, Override
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -31,7 +31,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from headwise.commands.messages import one_line, text_of
-from headwise.commands.overrides import readable
+from headwise.commands.overrides import check_sweep, readable
 from headwise.commands.sizes import spelled
 from headwise.errors import ConfigError, SweepError, suggest
 from headwise.protocol.job import folders
@@ -84,8 +84,7 @@ def _check(override: Override, loader: Any) -> None:
     """Refuse choices that are no sweep."""
     if override.key_or_group == "experiment":
         raise ConfigError(f"{override.input_line}: one experiment at a time, they bring their own choices")
-    if isinstance(override.value(), IntervalSweep):
-        raise ConfigError(f"{override.input_line} is no list of values; name them, or give range(FIRST,END)")
+    check_sweep(override)
     if next(iter(override.sweep_iterator()), None) is None:
         wanted = override.value()
         hint = ""
