@@ -126,6 +126,7 @@ REFUSED: list[tuple[str, str]] = [
     ("root='a\x00b'", "root names a folder of this machine"),
     ("root='a\nb'", "no control characters"),
     ("root=s3://bucket/x", "no URL"),
+    *((f"root={given}", f"'{given}' is no folder and none") for given in ("/etc/passwd", "/etc/passwd/x", "/dev/null")),
     ("root=${nothing}", "root cannot be made from what was given: Interpolation key 'nothing' not found"),
     ("root=${oc.env:NOT_THERE}", "root cannot be made from what was given"),
     ("root=${", "root='${' cannot be taken"),
@@ -145,9 +146,20 @@ REFUSED: list[tuple[str, str]] = [
     ("backbone.overrides=[]", "backbone.overrides=[] cannot be taken"),
     ("backbone.overrides={pretrained:true}", "unknown configuration key 'backbone.overrides.pretrained'"),
     ("backbone.img_size=0", "backbone.img_size must be a whole number of at least 1, got 0"),
-    ("backbone.weights=/dev/zero", "weights file '/dev/zero' does not exist"),
+    *(
+        (f"backbone.weights={given}", f"weights file '{given}' {why}; give an existing file with backbone.weights=FILE")
+        for given, why in (
+            ("/etc", "is a folder"),
+            ("/etc/", "is a folder"),
+            (".", "is a folder"),
+            ("/dev/zero", "is a device or a pipe"),
+            ("/etc/passwd/x", "does not exist"),
+            ("package:nothing", "does not exist"),
+        )
+    ),
     ("method.targets=[Q]", "target 'Q' matches no projection"),
-    ("method.checkpoint=/etc", "cannot hash /etc: it is a folder or a device"),
+    ("method.checkpoint=/etc", "cannot hash /etc: it is a folder; a readable file is needed"),
+    ("method.checkpoint=/dev/zero", "cannot hash /dev/zero: it is a device or a pipe; a readable file is needed"),
     ("method.gate={mode:heart,count:3,ratio:0.5}", "one of count, ratio and budget"),
     ("method._target_=", "must be the dotted name of a class"),
     ("method._target_=headwise..methods.lora.LoRA", "must be the dotted name of a class"),
@@ -161,6 +173,12 @@ REFUSED: list[tuple[str, str]] = [
     ("data=folder ;; data.root=/dev/null", "data.root='/dev/null' is not a folder"),
     ("data=folder ;; data.root=~nobody_at_all/x", "data.root='~nobody_at_all/x' is not a folder"),
     ("data=tfds ;; data.root=", "data.root='' is not a folder"),
+    *(
+        (f"data={source} ;; data.{key}={given}", f"the caches' folder '{given}' is none; leave it out for $HEADW")
+        for source, key in (("auto", "cache_dir"), ("cache", "root"))
+        for given in ("/dev/null", "/etc/passwd", "/etc/passwd/x")
+    ),
+    ("data=auto ;; data.root=/dev/null", "data.root='/dev/null' is not a folder"),
     ("protocol.lr=0,001", "protocol.lr=0,001 holds several values"),
     ("protocol.lr=${protocol}", "protocol.lr cannot be made from what was given"),
     ("+logger.api_key=abc", "logger.api_key is a secret"),
@@ -347,6 +365,15 @@ SCRIPTS: list[tuple[str, str, str]] = [
     ("show_task --data synthetic svhn", "--out x.jpg", "--out names a PNG file, got 'x.jpg'"),
     ("show_task --data synthetic svhn", "--out dir", "dir is a folder"),
     ("show_task --data synthetic own/folder", "--num-classes 0", "num_classes must be a whole number of at least 2"),
+    ("show_task svhn --data tfds", "--root file", "data.root='file' is not a folder"),
+    *(
+        (f"{script} {{name}} {more}--root", "file", "no finished run under file: it is no folder; is --root right?")
+        for script, more in (("make_tables", ""), ("keep_records", "--to k "), ("list_methods --runs", ""))
+    ),
+    ("make_report --out r.html --root", "file", "no finished run under file: it is no folder"),
+    ("make_report --out r.html --root", "file/x", "no finished run under file/x: it is no folder"),
+    ("compare lora --root", "file", "no finished run under file: it is no folder"),
+    ("analyse curves {run}", "--out file", "file is no folder; --out names the one"),
     ("show_task svhn --data folder", "--root file", "data.root='file' is not a folder"),
     ("show_task svhn", "--lossy", "--lossy is for drawn images"),
     ("prepare_vtab", "--tasks all nothing", "unknown task 'nothing'"),
@@ -601,6 +628,29 @@ def test_a_list_is_refused_with_its_line(listed: bytes, said: str, tmp_path: Pat
         own_images(tmp_path / "own", listed)
     assert is_clear(str(caught.value), said), caught.value
     assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (Path.mkdir, "is a folder"),
+        (os.mkfifo, "is a device or a pipe"),
+        (lambda file: file.symlink_to("/dev/zero"), "is a device or a pipe"),
+        (lambda file: file.symlink_to("nowhere"), "does not exist"),
+    ],
+)
+@pytest.mark.parametrize("fewshot", [False, True])
+def test_a_list_that_is_no_file_is_refused(
+    make: Callable[[Path], None], why: str, fewshot: bool, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"name": "pets", "group": "fewshot", "shots": 1, "draw": 0} if fewshot else {"name": "x"}
+    task = VTABTask(**{"group": "own", **options}, num_classes=3, num_test=None, folders=["."])
+    file = tmp_path / ("annotations/test_meta.list" if fewshot else "test.txt")
+    file.parent.mkdir(exist_ok=True)
+    make(file)
+    with pytest.raises(HeadwiseError) as caught:
+        FolderSource(tmp_path).load(task, "test", 16)
+    assert is_clear(str(caught.value), f"{file.name}: {why}; a list file is needed"), caught.value
 
 
 @pytest.mark.parametrize(("listed", "labels"), [row[1:] for row in FINE], ids=[row[0] for row in FINE])

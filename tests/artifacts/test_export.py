@@ -200,7 +200,7 @@ def test_no_run_says_where_there_is_one(trained: Path) -> None:
 def test_weights_may_move_but_not_change(copied: Path, weights: Path, tmp_path: Path) -> None:
     moved = shutil.copy(weights, tmp_path / "moved.safetensors")
     edit(copied, lambda record: record["config"]["backbone"].update(weights="gone.safetensors"))
-    with pytest.raises(WeightsError, match=r"with the content [0-9a-f]{64}; 'gone.safetensors' is not there"):
+    with pytest.raises(WeightsError, match=r"content [0-9a-f]{64}; weights file 'gone.safetensors' does not"):
         headwise.load(copied)
     headwise.load(copied, weights=moved)
     other = {name: tensor + 1 for name, tensor in load_file(weights).items()}

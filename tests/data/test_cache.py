@@ -318,5 +318,5 @@ def test_a_description_by_somebody_else_names_no_file(source: TFDSSource, store:
         assert len(str(caught.value)) < 600
     (folder / META).unlink()
     os.mkfifo(folder / META)
-    with pytest.raises(DataError, match="it is no file but a device or a pipe"):
+    with pytest.raises(DataError, match="it is a device or a pipe"):
         CacheSource(store).has(SPRITES[0])

@@ -150,8 +150,8 @@ class SavedRun:
         wanted = f"{self.folder} stands on the weights of {spec.name} with the content {expected}"
         try:
             found = weights_content(dataclasses.asdict(spec))
-        except WeightsError:
-            raise WeightsError(f"{wanted}; {spec.weights!r} is not there: name the file with weights=FILE") from None
+        except WeightsError as error:
+            raise WeightsError(f"{wanted}; {error}") from None
         if found != expected:
             raise WeightsError(f"{wanted}; {spec.weights!r} is {found}: name the right file with weights=FILE")
         net = spec.build()

@@ -40,6 +40,7 @@ from headwise.schema.secret import refuse_secrets
 from headwise.schema.tree import check_config, check_method, check_nodes
 from headwise.storage.atomic import at_home
 from headwise.storage.hashes import file_sha256
+from headwise.storage.plain import is_other
 from headwise.storage.weights import network_name, weights_content
 
 OmegaConf.register_new_resolver("mul", lambda a, b: a * b, replace=True)
@@ -182,7 +183,10 @@ def root_of(given: Any) -> Path:
             f"root names a folder of this machine, got {text[:300]!r}; allowed: a path, no URL, no control characters"
         )
     root = Path(text)
-    return at_home(root) if text.partition("/")[0] == "~" else root
+    root = at_home(root) if text.partition("/")[0] == "~" else root
+    if is_other(root):
+        raise ConfigError(f"root names the folder of all results, but {text[:300]!r} is no folder and none can be made")
+    return root
 
 
 def resolved(cfg: DictConfig, overrides: Sequence[str], known: tuple[str, ...]) -> tuple[dict[str, Any], VTABTask]:

@@ -12,6 +12,7 @@ import yaml
 from headwise.errors import ConfigError, suggest
 from headwise.results.records import OWN_FOLDERS, Result
 from headwise.results.store import ResultError, ResultStore
+from headwise.storage import plain
 
 _CONF = Path("conf") / "experiment"
 
@@ -48,6 +49,8 @@ def read(root: Path, given: str | None = None, repo: Path | None = None) -> Foun
         ConfigError: if there is none: the name does not exist (lists those that do, and the nearest), or it exists and
             nothing of it is finished (says what to run).
     """
+    if plain.is_other(root):
+        raise ConfigError(f"no finished run under {root}: it is no folder; is --root right?")
     names = runs(root)
     experiments = _experiments(repo)
     name = experiments.get(given, given) if given is not None and given not in names else given

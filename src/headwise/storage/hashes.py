@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import stat
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -17,7 +16,7 @@ from typing import Any
 
 from headwise.errors import ConfigError
 from headwise.storage import atomic
-from headwise.storage.plain import STORES, read_json
+from headwise.storage.plain import STORES, no_file, read_json
 
 SETTLED_SECONDS = 2.0
 """A file that changed more recently could change again within one tick of its times (two seconds on some file
@@ -97,8 +96,8 @@ def file_sha256(path: str | Path, cache: Path | None = None) -> str:
     try:
         source = Path(path).resolve(strict=True)
         state = source.stat()
-        if not stat.S_ISREG(state.st_mode):
-            raise ConfigError(f"cannot hash {path}: it is a folder or a device; a readable file is needed")
+        if why := no_file(source):
+            raise ConfigError(f"cannot hash {path}: it {why}; a readable file is needed")
         remembered, stamp = Remembered("sha256", source, cache), stamp_of(state)
         if known := remembered.get(str(source), stamp):
             return known[0]

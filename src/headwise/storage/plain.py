@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import stat
 from collections.abc import Callable, Mapping
@@ -37,6 +38,27 @@ class Misfit(ValueError):  # noqa: N818
     """A file or a value that is not what it must be; the text says why, without the file's name."""
 
 
+def no_file(path: str | Path) -> str | None:
+    """Why a path names no file that can be read, None where it names one.
+
+    Nothing is opened: a pipe would be waited for, a device never ends.
+    """
+    try:
+        mode = os.stat(path).st_mode  # noqa: PTH116 - a text is looked at as it is
+    except (OSError, ValueError):
+        return "does not exist"
+    return None if stat.S_ISREG(mode) else "is a folder" if stat.S_ISDIR(mode) else "is a device or a pipe"
+
+
+def is_other(path: str | Path) -> bool:
+    """Whether something lies there or above that is no folder, so that none can be made there."""
+    there = Path(os.path.abspath(path))  # noqa: PTH100 - links are not followed
+    try:
+        return not next(folder for folder in (there, *there.parents) if os.path.lexists(folder)).is_dir()
+    except (OSError, ValueError):
+        return True
+
+
 def read_json(path: Path, limit: int = LIMIT) -> Any:
     """Read a JSON file: a regular one of at most `limit` bytes, numbers finite and of at most 63 bits, text UTF-8.
 
@@ -44,8 +66,8 @@ def read_json(path: Path, limit: int = LIMIT) -> Any:
         Misfit: if it is anything else. FileNotFoundError: if there is none. OSError: if it cannot be read.
     """
     status = path.stat()
-    if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for, a device never ends
-        raise Misfit("it is a folder" if stat.S_ISDIR(status.st_mode) else "it is no file but a device or a pipe")
+    if why := no_file(path):
+        raise Misfit(f"it {why}")
     if status.st_size > limit:
         raise Misfit(f"it has more than {limit} bytes")
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from headwise.errors import ConfigError, WeightsError
 from headwise.storage.atomic import at_home
 from headwise.storage.hashes import file_sha256
+from headwise.storage.plain import no_file
 
 ASSETS = Path(__file__).parents[1] / "assets"
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -95,14 +95,12 @@ def weights_file(weights: str) -> Path:
     """The file named by ``package:FILE`` or a path.
 
     Raises:
-        WeightsError: if it does not exist.
+        WeightsError: if there is none, or a folder or a device.
     """
     name = weights.removeprefix("package:")
     file = ASSETS / Path(name).name if weights.startswith("package:") else at_home(name)
-    if not os.path.isfile(file):  # noqa: PTH113 - no path makes it raise
-        raise WeightsError(
-            f"weights file {weights[:300]!r} does not exist; give an existing file with backbone.weights=FILE"
-        )
+    if why := no_file(file):
+        raise WeightsError(f"weights file {weights[:300]!r} {why}; give an existing file with backbone.weights=FILE")
     return file
 
 

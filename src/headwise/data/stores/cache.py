@@ -206,10 +206,15 @@ class CacheSource:
     Args:
         root: folder of all caches; None: ``$HEADWISE_CACHE/vtab``.
         kinds: what the caches in use may be made from, the preferred one first: tfds, folder, synthetic.
+
+    Raises:
+        DataError: if something else than a folder is named.
     """
 
     def __init__(self, root: str | Path | None = None, kinds: Sequence[str] = KINDS) -> None:
         self.root = default_root() if root is None else at_home(root)
+        if root is not None and plain.is_other(self.root):
+            raise DataError(f"the caches' folder {str(root)[:300]!r} is none; leave it out for $HEADWISE_CACHE/vtab")
         self.kinds = tuple(kinds)
         self._caches: dict[str, list[Cache]] = {}
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -198,7 +199,7 @@ class FewShotLists:
         names = {"val200": ["val_meta.list"], "test": ["test_meta.list"]}
         drawn = [f"train_meta.list.num_shot_{self.task.shots}.seed_{self.task.draw}", POOL]
         places = (self.folder / LISTS / name for name in names.get(split, drawn))
-        return next((place for place in places if place.is_file()), None)
+        return next((place for place in places if os.path.lexists(place)), None)
 
     def entries(self, split: str) -> list[Entry]:
         """Lines of a split.

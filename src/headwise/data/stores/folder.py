@@ -58,7 +58,7 @@ class SplitLists:
 
     def file(self, split: str) -> Path | None:
         """The list behind a split; None if it is not there."""
-        return next((file for name in self.names[split] if (file := self.folder / name).is_file()), None)
+        return next((file for name in self.names[split] if os.path.lexists(file := self.folder / name)), None)
 
     def entries(self, split: str) -> list[Entry]:
         """Lines of a split. A user's own images without train800.txt use the train list without the val list."""

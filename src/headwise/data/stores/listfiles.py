@@ -14,6 +14,7 @@ from pathlib import Path
 
 from headwise.errors import DataError
 from headwise.storage.hashes import Remembered, stamp_of
+from headwise.storage.plain import no_file
 
 JPEG_MAGIC = b"\xff\xd8\xff"
 BLANKS = " \t"
@@ -47,6 +48,8 @@ def read_list(file: Path, num_classes: int) -> list[Entry]:
         DataError: naming file and line, if the file is missing, empty or no text, a line is malformed, or a label is
             not in 0 .. num_classes - 1.
     """
+    if why := no_file(file):
+        raise DataError(f"{file}: {why}; a list file is needed")
     try:
         text = file.read_text(encoding="utf-8-sig")
     except OSError as error:
