@@ -37,9 +37,10 @@ from headwise.errors import HeadwiseError
 from headwise.network.reading import load_weights
 from headwise.protocol.plan import plan_run
 from headwise.results.store import ResultStore
+from headwise.runs.experiment import run as run_one
 from headwise.schema.secret import refuse_secrets
 from headwise.storage.claims import standing
-from made_networks import CONF, REPO, network
+from made_networks import CONF, REPO, compose_config, network
 from made_results import gated, run
 from made_scripts import loaded
 
@@ -248,6 +249,36 @@ def test_an_odd_choice_means_what_it_says(words: str, where: str, meant: Any) ->
     for name in where.split("."):
         found = found[name] if isinstance(found, Mapping) else getattr(found, name)
     assert found == meant
+
+
+CLASSES: list[tuple[str, str]] = [
+    ("method._target_=headwise.methods.lora.Lora", "has no 'Lora' (did you mean 'LoRA'?)"),
+    ("method._target_=headwise.methods.lroa.LoRA", "there is no module 'headwise.methods.lroa'"),
+    ("method._target_=builtins.dict", "method._target_='builtins.dict' makes nothing that method may be"),
+    ("method._target_=numpy.array", "Error in call to target 'numpy.array'"),
+    ("method._target_=torch.nn.Linear", "Error in call to target 'torch.nn.modules.linear.Linear'"),
+    ("method._target_=torch.nn.Linea", "torch.nn.Linea"),
+    ("method._target_=os.system", "Target 'os.system' is blocklisted"),
+    ("method._target_=headwise.data.tasks.VTABTask", "unknown key method.label='lora'"),
+    ("method=hs_lora ;; method.first._target_=builtins.dict", "must be a single-phase method, got dict"),
+    ("dataset._target_=headwise.data.tasks.VTABTak", "has no 'VTABTak' (did you mean 'VTABTask'?)"),
+    ("dataset._target_=torch.nn.Linear", "Error in call to target 'torch.nn.modules.linear.Linear'"),
+    ("dataset._target_=torch.nn.Linea", "Error locating target 'torch.nn.Linea'"),
+    ("data._target_=headwise.data.sources.SynteticSource", "has no 'SynteticSource'"),
+    ("data._target_=builtins.dict", "makes nothing that data may be"),
+    ("data._target_=torch.nn.Linea", "Error locating target 'torch.nn.Linea'"),
+]
+"""A class that is none of its group's, and the answer."""
+
+
+@pytest.mark.parametrize(("words", "said"), CLASSES, ids=[words for words, _ in CLASSES])
+def test_a_wrong_class_is_refused_before_anything_is_made(words: str, said: str, tmp_path: Path) -> None:
+    given = [*TINY, "trainer.threads=1", "trainer.progress=false", "logger.pictures=false", "method=lora"]
+    with pytest.raises(HeadwiseError) as caught:
+        run_one(compose_config(*given, f"root={tmp_path / 'root'}", *words.split(" ;; ")))
+    assert is_clear(str(caught.value), said), caught.value
+    assert "HYDRA_FULL" not in str(caught.value)
+    assert state(tmp_path) == {}
 
 
 # ------------------------------------------------------------------------------------------------------ scripts
@@ -715,6 +746,45 @@ def test_weights_are_refused_by_name(what: str, tmp_path: Path) -> None:
     assert len(str(caught.value)) < 1000
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
     assert state(tmp_path) == files
+
+
+INDEXES: dict[str, Callable[[Path], object]] = {
+    "text": lambda file: file.write_text("somebody's own\n"),
+    "a torn word": lambda file: file.write_text("no line end"),
+    "other JSON": lambda file: file.write_text('{"id": 1, "text": "x"}\n{"id": 2}\n'),
+    "JSON with a path": lambda file: file.write_text('{"name": "a", "path": "x"}\n'),
+    "a list": lambda file: file.write_text("[]\n"),
+    "null": lambda file: file.write_text("null"),
+    "binary": lambda file: file.write_bytes(SOUND),
+    "zeros": lambda file: file.write_bytes(bytes(100)),
+    "UTF-16": lambda file: file.write_bytes('{"path": "x"}'.encode("utf-16")),
+    "a folder": Path.mkdir,
+    "a pipe": os.mkfifo,
+    "a link to another's": lambda file: (file.with_name("own").write_text("own\n"), file.symlink_to("own")),
+    "a link to nowhere": lambda file: file.symlink_to("nowhere"),
+}
+
+
+@pytest.mark.parametrize("what", INDEXES)
+def test_an_index_of_somebody_else_stays_as_it_is(what: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    INDEXES[what](tmp_path / "index.jsonl")
+    before, stored = state(tmp_path), run("lora", request="asked")
+    store = ResultStore(tmp_path)
+    store.put(stored.key, stored)
+    store.recognise(stored, "again")
+    ResultStore(tmp_path).rebuild()
+    assert list(ResultStore(tmp_path).finished()) == [stored.key]
+    assert {name: state(tmp_path).get(name) for name in before} == before
+    assert not os.path.exists(tmp_path / "nowhere")  # noqa: PTH110
+    assert "index.jsonl was not written by headwise: it stays as it is" in caplog.text
+
+
+@pytest.mark.parametrize("begun", ["", "\n\n", "\n{", '\n{"path": "runs/lo', '{"path": "x\n'])
+def test_an_index_that_was_begun_goes_on(begun: str, tmp_path: Path) -> None:
+    (tmp_path / "index.jsonl").write_text(begun)
+    stored = run("lora")
+    ResultStore(tmp_path).put(stored.key, stored)
+    assert '"fingerprint"' in (tmp_path / "index.jsonl").read_text()
 
 
 CLAIMS = [

@@ -22,7 +22,7 @@ from headwise.errors import ConfigError, HeadwiseError, suggest
 from headwise.schema.tree import unknown_key
 
 AMBIGUOUS = re.compile(r"Ambiguous value for argument '(.*)'")
-SEE = re.compile(r"\s*(See https://hydra\.cc|Config search path:).*", re.DOTALL)
+SEE = re.compile(r"\s*(See https://hydra\.cc|Config search path:|, set env var HYDRA_FULL_ERROR=1).*", re.DOTALL)
 """What hydra adds to its errors, to which ours have nothing to add."""
 MERGING = "Error merging override "
 INSTALL = "; launchers other than basic are optional: pip install -e '.[launchers]'"

@@ -101,8 +101,15 @@ class Plan:
         return OmegaConf.to_yaml(OmegaConf.create(self.config))
 
     def build_method(self) -> Any:
-        """The method that the configuration describes; its class needs torch."""
-        return instantiate(self.config["method"], _convert_="all")
+        """The method that the configuration describes; its class needs torch.
+
+        Raises:
+            ConfigError: if its class makes no method; whatever the method refuses.
+        """
+        with instantiation():
+            method = instantiate(self.config["method"], _convert_="all")
+            check_made("method", self.config["method"], hasattr(method, "phases"))
+        return method
 
     def ground(self, protocol: Protocol) -> dict[str, Any]:
         """What every phase measured by `protocol` stands on; a search leaves no trace but in what it chose."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import glob
 import json
 import logging
@@ -46,6 +47,8 @@ _SHOWN = 12
 _LINE = plain.fields(
     {"path": plain.text, "stamp": plain.each(plain.whole), "fingerprint": plain.text, "request": plain.text}
 )
+_OPENING = '{"path": "'
+"""How a line of the index begins, also one that was torn."""
 _log = logging.getLogger(__name__)
 
 
@@ -68,7 +71,8 @@ class ResultStore:
     Args:
         root: need not exist.
         on_bad: told of each record that cannot be read, which then counts as missing; logs a warning by default.
-        indexed: whether the index is written; without it a file of its name is left as it is.
+        indexed: whether the index is written; without it a file of its name is left as it is, as one that is not of
+            headwise always is.
     """
 
     def __init__(
@@ -182,7 +186,12 @@ class ResultStore:
         return found
 
     def rebuild(self) -> None:
-        """Write the index anew from the results; what others append meanwhile is found again by `finished`."""
+        """Write the index anew from the results; what others append meanwhile is found again by `finished`.
+
+        A file of its name that somebody else has written stays as it is.
+        """
+        if not self._owns_index:
+            return
         known = self._index()
         lines = []
         for path in self._paths():
@@ -221,7 +230,7 @@ class ResultStore:
 
     def _append(self, path: Path, result: Result, request: str) -> None:
         """Add one line by one O_APPEND write; a blank line before it ends any line that another writer left torn."""
-        if not self.indexed:
+        if not (self.indexed and self._owns_index):
             return
         with contextlib.suppress(OSError):
             descriptor = os.open(self.root / "index.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
@@ -232,17 +241,31 @@ class ResultStore:
 
     def _index(self) -> dict[str, dict[str, Any]]:
         """Lines of the index by path, the last one winning; anything unreadable is skipped."""
-        try:
-            text = (self.root / "index.jsonl").read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            return {}
         lines: dict[str, dict[str, Any]] = {}
-        for row in filter(None, text.split("\n")):
+        for row in self._rows():
             with contextlib.suppress(plain.Misfit):
                 line = plain.parse(row)
                 _LINE(line, "")
                 lines[line["path"]] = {name: line[name] for name in ("stamp", "fingerprint", "request")}
         return lines
+
+    def _rows(self) -> list[str]:
+        """Lines of the index as they are, but for blank ones; none where there is no file."""
+        file = self.root / "index.jsonl"
+        with contextlib.suppress(OSError):
+            if plain.no_file(file) is None:
+                return [row for row in file.read_text(encoding="utf-8", errors="replace").split("\n") if row.strip()]
+        return []
+
+    @functools.cached_property
+    def _owns_index(self) -> bool:
+        """Whether the index is ours to write: it is not there, or holds a line of ours, or only torn ones."""
+        file = self.root / "index.jsonl"
+        is_ours = plain.no_file(file) is None or not os.path.lexists(file)
+        is_ours = is_ours and (bool(self._index()) or all(row.startswith(_OPENING[: len(row)]) for row in self._rows()))
+        if not is_ours:
+            _log.warning("%s was not written by headwise: it stays as it is, and results are found without it", file)
+        return is_ours
 
 
 class PhaseStore:

@@ -18,7 +18,7 @@ from headwise.methods._fitting import rehearse
 from headwise.methods.base import Method
 from headwise.network.backbone import Backbone, BackboneSpec
 from headwise.network.portions import more_parts
-from headwise.protocol.plan import DEVICES, Plan, check_made
+from headwise.protocol.plan import DEVICES, Plan
 from headwise.protocol.presets import preset_labels
 from headwise.protocol.recipe import Protocol
 from headwise.protocol.search import Space, explore, search
@@ -43,11 +43,11 @@ class Trained(NamedTuple):
     phases: list[PhaseResult]
 
 
-def execute(plan: Plan) -> Result:
-    """Train all phases and record the result; the tracker's run ends when that is done, or fails with it."""
+def execute(plan: Plan, method: Any) -> Result:
+    """Train all phases of a method and record the result; the tracker's run ends with it, or fails."""
     with tracked(plan.config, plan.key) as logger:
         hush()
-        execution = Execution(plan)
+        execution = Execution(plan, method)
         methods, facts = execution.search(execution.method.phases())
         trained = execution.train(methods, plan.protocol, logger)
         return execution.record(trained, facts)
@@ -66,13 +66,13 @@ class Execution:
         made_with: versions, git and machine, as the record has them; of the moment at which it began.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, method: Any) -> None:
         """Find the device, say what runs where, and prepare the run's folder.
 
         Raises:
-            ConfigError: for a device that contradicts trainer=auto; whatever the method or the network refuses.
+            ConfigError: for a device that contradicts trainer=auto; whatever the network refuses.
         """
-        self.plan = plan
+        self.plan, self.method = plan, method
         gpu, device = _device(plan)
         trainer = plan.config["trainer"]
         machine = provenance.machine(device or trainer["accelerator"], trainer["threads"])
@@ -84,8 +84,6 @@ class Execution:
         place = device or f"CPU, {machine['cpu'] or 'of unknown kind'}"
         say(f"device: {place}{' (trainer=auto)' if plan.auto else ''}")
         with instantiation():
-            self.method = plan.build_method()
-            check_made("method", plan.config["method"], hasattr(self.method, "phases"))
             self.spec = BackboneSpec(**plan.config["backbone"])
         atomic.write_text(plan.folder / "config.yaml", plan.yaml)
         shutil.rmtree(plan.folder / AGAIN, ignore_errors=True)

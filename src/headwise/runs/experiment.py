@@ -77,8 +77,8 @@ def _note_failure(error: Exception, plan: Plan | None, cfg: DictConfig) -> None:
     if plan is not None and not isinstance(error, HeadwiseError) and (plan.folder / "failure.txt").is_file():
         error.add_note(f"traceback: {plan.folder / 'failure.txt'}")
     if request := asked():
-        path = None if plan is None else folder_of(plan.root, plan.key)
-        trace = traceback.format_exc() if plan is None else None
+        path = None if plan is None or not plan.folder.is_dir() else folder_of(plan.root, plan.key)
+        trace = traceback.format_exc() if path is None else None
         entry = Entry(overrides=overrides, path=path, failure=one_line(error), trace=trace)
         with contextlib.suppress(OSError, ConfigError, OmegaConfBaseException):
             Ledger(root_of(cfg.root)).write(request, entry)
@@ -106,6 +106,7 @@ def _run(plan: Plan) -> float | None:
 
 def _claimed(plan: Plan, store: ResultStore) -> Result:
     """Train under the run's claim; if another process finishes it meanwhile, that is the result."""
+    method = plan.build_method()  # what is none is refused before anything lies in the root
     _note_place(plan)
     result: Result | None = None
 
@@ -115,9 +116,11 @@ def _claimed(plan: Plan, store: ResultStore) -> Result:
     with Claim(plan.folder, wait=plan.wait, on_wait=_waiting, done=is_done) as claim:
         if claim.held:
             try:
-                from headwise.runs.execution import execute  # needs torch, which no other part of a run does
+                from headwise.runs.execution import (
+                    execute,  # needs torch, as the method does, and no other part of a run
+                )
 
-                result = execute(plan)
+                result = execute(plan, method)
             except BaseException as error:
                 if not isinstance(error, Interrupted | KeyboardInterrupt):
                     with contextlib.suppress(OSError):  # a full disk is what failed, perhaps
