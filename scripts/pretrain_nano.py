@@ -368,6 +368,10 @@ def save(backbone: VisionTransformer, path: Path, metadata: dict[str, str]) -> N
         save_file({key: value.half().contiguous() for key, value in backbone.state_dict().items()}, part, metadata)
 
 
+MOST = {"steps": 10**7, "batch": 4096, "threads": 1024, "eval_batches": 1000}
+"""What the options may be at most: beyond it memory or the machine gives in, not the option."""
+
+
 def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     """Read the command line and run; returns the scores of `evaluate`."""
     parser = argparse.ArgumentParser(description="Pretrain vit_nano; the defaults are the recipe of the shipped file.")
@@ -380,9 +384,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     parser.add_argument("--eval-batches", type=int, default=20, help="of 100 held-out scenes each")
     force_option(parser)
     args = parser.parse_args(arguments)
-    for name in ("steps", "batch", "threads", "eval_batches"):
-        if getattr(args, name) < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+    for name, most in MOST.items():
+        if not 1 <= (given := getattr(args, name)) <= most:
+            raise ConfigError(f"--{name.replace('_', '-')} must be in 1..{most}, got {given}")
     if not 0 <= args.seed < 2**32 or not 0 < args.lr < math.inf:
         raise ConfigError(f"--seed is in 0..4294967295 and --lr above 0, got {args.seed} and {args.lr}")
     with writing(args.out, force=args.force):

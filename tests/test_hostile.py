@@ -416,7 +416,11 @@ SCRIPTS: list[tuple[str, str, str]] = [
     ("prepare_vtab", "--status --tasks svhn", "not allowed with argument"),
     ("prepare_vtab", "--status --dry-run", "--dry-run is for --tasks"),
     ("prepare_vtab --dry-run", "--tasks svnh", "unknown task 'svnh' (did you mean 'svhn'?)"),
-    ("pretrain_nano", "--steps -1", "--steps must be at least 1"),
+    *(
+        ("pretrain_nano", f"--{name} {given}", f"--{name} must be in 1..{most}, got {given}")
+        for name, most in (("steps", 10**7), ("batch", 4096), ("threads", 1024), ("eval-batches", 1000))
+        for given in (-1, 0, most + 1, 10**9)
+    ),
     ("pretrain_nano", f"--seed {2**70}", "--seed is in 0..4294967295"),
     ("pretrain_nano", "--lr nan", "--lr above 0"),
     ("sweep_status", "nothing", "unknown experiment 'nothing'"),
