@@ -12,11 +12,12 @@ from made_networks import compose_config, run
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Give the folder of a finished run: one epoch of vit_nano on drawn images, of the method and overrides named."""
+    """Give the folder of a finished run: one epoch of a tiny network on drawn images, of what is named."""
     root = tmp_path_factory.mktemp("analysed")
     known: dict[tuple[str, ...], Path] = {}
 
-    def trained(*overrides: str) -> Path:
+    def trained(*words: str, backbone: str = "vit_nano") -> Path:
+        overrides = (f"backbone={backbone}", *words)
         if overrides not in known:
             place = root / str(len(known))
             with pytest.MonkeyPatch.context() as patch:
@@ -26,7 +27,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
                         "dataset=dsprites_loc",
                         "data=synthetic",
                         "protocol=smoke",
-                        "backbone=vit_nano",
+                        *([] if any("train_images" in word for word in words) else ["protocol.train_images=24"]),
                         "trainer=cpu",
                         "trainer.threads=1",
                         "trainer.progress=false",

@@ -62,8 +62,9 @@ def test_everything_of_one_run(lora, tmp_path):
     assert set(made.tables) == {"heads", "agreement", "between_scores", "masks", "batches", "greedy"}
     heads = made.tables["heads"]
     assert len(heads) == heads["heads"].iloc[0] * len(heads[["block", "projection"]].drop_duplicates())
-    step = made.tables["greedy"].iloc[0]
-    assert step["loss"] < 1e9
+    least = heads.loc[heads["loss_rise"].idxmin()]
+    name = f"s{least['stage']}.b{least['block']}.{least['projection']}.h{least['head']}"
+    assert made.tables["greedy"]["head"].tolist() == [name], "the first to go is the one least missed"
     agreed = made.tables["agreement"]
     varied = heads["loss_rise"].nunique(), heads["accuracy_drop"].nunique()
     for truth, several in zip(("loss", "accuracy"), varied, strict=True):
@@ -79,8 +80,51 @@ def test_runs_side_by_side(lora, finished):
     between = made.tables["between_runs"]
     assert between["one"].nunique() == 1
     assert "method" in between["differ_in"].iloc[0] and "seed" in between["differ_in"].iloc[0]
+    assert between["gates_jaccard"].isna().all(), "one of the two has no gate"
     gated = made.tables["heads"].query("gate == 0")
-    assert len(gated) == 0 or (gated["loss_rise"] == 0).all()
+    assert len(gated) > 0, "heads that are off are shown"
+    assert (gated[["loss_rise", "taylor_abs", "update_l2"]] == 0).all(axis=None)
+
+
+def test_gates_of_two_runs_are_compared(finished):
+    made = analysis.responsiveness([finished("method=heart_lora", "ne=quarter", f"seed={s}") for s in (0, 1)], **FEW)
+    heads, between = made.tables["heads"], made.tables["between_runs"]
+    off = [set(part.query("gate == 0").index - part.index[0]) for _, part in heads.groupby("run", sort=False)]
+    assert len(off[0]) == len(off[1]) > 0
+    assert (between["gates_jaccard"] == len(off[0] & off[1]) / len(off[0] | off[1])).all()
+    rows = made.tables["agreement"].query("projections == 'all'")
+    assert (rows["n"] == (heads["gate"] == 1).groupby(heads["run"]).sum().iloc[0]).all(), "only what is on is ordered"
+
+
+def test_what_heads_that_are_on_carry(finished):
+    made = analysis.heads(finished("method=heart_lora", "ne=quarter"), **FEW, draws=2)
+    alone = made.tables["alone"]
+    assert (alone.loc[alone["gate"] == 0, ["gain", "loss_saved"]] == 0).all(axis=None)
+    assert made.tables["curves"]["heads_on"].max() == (alone["gate"] == 1).sum() < len(alone)
+
+
+def test_stages_of_a_swin_are_told_apart(finished, tmp_path):
+    run = finished("method=lora", backbone="swin_tiny_random")
+    heads = analysis.responsiveness(run, **FEW).tables["heads"]
+    assert heads["stage"].nunique() > 1 and not heads.duplicated(["stage", "block", "projection", "head"]).any()
+    made = analysis.subspaces(run, draws=2)
+    stages = [f"q_stage{stage}" for stage in sorted(set(heads["stage"]))]
+    assert [name for name in made.figures if name.startswith("cosines_q")] == [f"cosines_{name}" for name in stages]
+    assert not made.tables["matrices"].duplicated(["stage", "block", "projection", "head"]).any()
+    assert len(set(made.sentences)) == len(made.sentences)
+    made.write(tmp_path / "out")
+    shared = analysis.overlap(run, draws=2)
+    assert not shared.tables["heads"].duplicated(["stage", "block", "projection", "head"]).any()
+    assert len(set(shared.sentences)) == len(shared.sentences)
+
+
+def test_a_run_of_few_images_is_scored_on_those(finished):
+    run = SavedRun.read(finished("method=lora", "rank=r4", "protocol.train_images=40"))
+    net = run.network()
+    trained_images = set(run.data(net, run.source()).pixels("train800val200").keys)
+    for wanted, count in ((24, 24), (None, 40), (300, 40)):
+        chosen = images_of(run, net, Options(images=wanted, batch_size=8), "train")
+        assert len(chosen) == count and set(chosen.pixels.keys) <= trained_images
 
 
 def test_two_phases(finished):
@@ -101,7 +145,7 @@ def test_a_planted_head_carries_all():
     labels = [net(x).argmax(-1) for x, _ in BATCHES]  # what the trained network says is taken for the truth
     found = carried(switches, [(x, y) for (x, _), y in zip(BATCHES, labels, strict=True)], "toy", 2, 0)
     assert found.counts == [0, 1]
-    assert float(found.alone.accuracy[0]) == 100.0
+    assert float(found.alone.accuracy[1]) == 100.0 > float(found.alone.accuracy[0]) == float(found.none.accuracy)
     assert found.best[-1] == 100.0
     assert found.needed(found.best) == 1
 

@@ -15,7 +15,7 @@ import pytest
 
 from headwise import analysis
 from headwise.analysis.kinds import KINDS, Options, analyse
-from headwise.analysis.made import Analysis
+from headwise.analysis.made import Analysis, check_place
 from headwise.errors import CheckpointError, ConfigError, WeightsError
 from made_networks import REPO
 from made_scripts import loaded
@@ -45,7 +45,7 @@ def test_the_package_is_light() -> None:
 def test_a_kind_has_a_function_that_no_module_hides(kind: str) -> None:
     assert callable(getattr(analysis, kind))
     assert not (REPO / "src" / "headwise" / "analysis" / f"{kind}.py").exists()
-    assert "\n" not in KINDS[kind][1]
+    assert "\n" not in KINDS[kind].shows
 
 
 def test_everything_is_written_and_the_same_again(tmp_path: Path) -> None:
@@ -88,6 +88,27 @@ def test_options_are_checked(options: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigError) as caught:
         Options(**options)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_kind_does_not_read_is_refused(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = {"greedy": 3, "draws": 4, "images": 5, "split": "val", "batch_size": 6, "seed": 7, "weights": "w"}
+    unread = {name: value for name, value in values.items() if name not in KINDS[kind].reads}
+    assert unread
+    for name, value in unread.items():
+        with pytest.raises(ConfigError, match=f"{kind} does not read {name}, got {value!r}; it reads "):
+            getattr(analysis, kind)(tmp_path, **{name: value})
+        assert loaded("analyse").main([kind, str(tmp_path), f"--{name.replace('_', '-')}", str(value)]) == 1
+        assert f"{kind} does not read {name}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["truth.csv", "old.png", "old.svg"])
+def test_a_folder_of_somebody_else_is_refused_before_any_work(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("mine")
+    (tmp_path / "notes.txt").write_text("in nobody's way")
+    with pytest.raises(ConfigError, match=rf"{name}.*was not written by this tool"):
+        check_place(tmp_path, force=False)
+    check_place(tmp_path, force=True)
 
 
 def test_mistakes_are_answered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -136,5 +157,5 @@ def test_the_command_writes_what_the_function_gives(
         )
     page = (tmp_path / "made" / "README.md").read_text()
     assert page.startswith(f"# {given.title}\n")
-    assert "seed 0, 2 random draws a null" in page and "synthetic" in page
+    assert "1 run; seed 0, draws 2\n" in page and "synthetic" in page
     assert "written:" in capsys.readouterr().out

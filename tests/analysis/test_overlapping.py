@@ -69,7 +69,7 @@ def test_an_update_of_two_heads_of_one_layer_lights_up_there_and_nowhere_else() 
         return drawn(0)(site) * site.rows(mask)[:, None] * (site.block == 5)
 
     (within,) = heads_of(change("one", two_heads), OPTIONS)
-    assert within.layers == ["5"]
+    assert within.group.layers == ["5"]
     assert torch.equal(~within.heads.shared.isnan(), mask.bool()[None])
     assert torch.allclose(within.heads.shared[0, [1, 3]], torch.ones(2, dtype=torch.double), atol=1e-4)
 
@@ -84,6 +84,12 @@ def test_the_analysis_of_a_run(finished: Finished, method: str, phases: int) -> 
     lora = table[table["phase"] == "lora"]
     assert (lora["shared"] > 0.98).all() and (lora["own"] < 0.001).all(), "all heads stand on one A"
     assert (table[table["phase"] == "head_lora"]["shared"] < 0.5).all()
+
+
+def test_runs_that_differ_in_their_variant_alone_are_told_apart(finished: Finished) -> None:
+    made = analysis.overlap([finished("method=lora", f"rank=r{rank}") for rank in (4, 8)], draws=2)
+    assert set(made.figures) == {"pairs_1", "shares_1", "pairs_2", "shares_2"}
+    assert made.tables["heads"]["run"].nunique() == 2
 
 
 def test_runs_stand_side_by_side(finished: Finished) -> None:

@@ -50,7 +50,7 @@ def test_an_update_of_two_heads_of_one_layer_lights_up_there_and_nowhere_else() 
     change = planted(two_heads)
     assert [site.block for site in change.changed] == [5]
     heads = found(change)["heads"]
-    assert heads.layers == ["5"]
+    assert heads.group.layers == ["5"]
     lit = torch.zeros(1, HEADS, dtype=torch.bool)
     lit[0, [3, 7]] = True
     measures = heads.measures
@@ -119,7 +119,7 @@ def test_the_analysis_of_a_run(finished: Finished) -> None:
     table = made.tables["matrices"]
     assert len(table) == 2 * 6 * (1 + 6), "q and v, six layers, whole and six heads"
     assert set(made.figures) == {"cosines_q", "cosines_v", "layers", "ranks", "heads"}
-    assert not table.drop(columns=["projection", "layer", "head"]).isna().any().any()
+    assert not table.drop(columns=["projection", "stage", "block", "head"]).isna().any().any()
     assert any("as a random update's" in s or "a random update's" in s for s in made.sentences)
 
 

@@ -76,7 +76,8 @@ def test_one_on_at_a_time_equals_brute_force(name):
 def test_an_update_of_one_head_matters_there_alone():
     net, before = trained("vit", [(0, 1, "v", 2)])
     switches = Switches(net, before)
-    (only,) = switches.updates
+    (only,) = switches.live
+    assert [update.head for update in switches.updates] == list(range(only.site.num_heads)), "the whole projection"
     assert (only.site.block, only.site.proj, only.head) == (1, "v", 2)
     heads = [HeadUpdate(site, head) for site in before for head in range(site.num_heads)]
     base, without = toggled(switches, BATCHES, switches.updates, heads)
@@ -105,7 +106,7 @@ def test_greedy_takes_the_least_each_time():
     assert len(steps) == 3
     off = []
     for update, loss, accuracy in steps:
-        left = [u for u in switches.updates if u not in off]
+        left = [u for u in switches.updates if u in switches.live and u not in off]
         tried = [brute_force(net, before, [*off, u])[0].mean() for u in left]
         assert loss == pytest.approx(float(min(tried)), abs=1e-12)
         assert left[int(torch.stack(tried).argmin())] == update

@@ -5,7 +5,7 @@ One function per kind, for a notebook::
     from headwise import analysis
 
     made = analysis.subspaces("outputs/runs/hs_lora/svhn/base/seed-0", seed=1)
-    made.figures["spectra"], made.tables["heads"], made.sentences
+    made.figures["layers"], made.tables["matrices"], made.sentences
     made.write("outputs/figures/subspaces")
 
 The functions are imported on first use, so that ``import headwise.analysis`` costs nothing.

@@ -5,9 +5,10 @@ Legend: L layers, O/I features, H heads, e rows of a head.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,12 +46,61 @@ class Change:
         """The projections that did change, in network order."""
         return [s for s in self.before if self.update(s).norm() > LEAST * self.before[s].norm()]
 
-    def groups(self) -> list[tuple[str, list[Site]]]:
+    def groups(self) -> list[Group]:
         """The changed projections by name (q, k, v) and size, for sums over equal shapes: each a batch of layers."""
-        found: dict[tuple[str, torch.Size, int], list[Site]] = {}
+        by_shape: dict[tuple[str, torch.Size, int], list[Site]] = {}
         for site in self.changed:
-            found.setdefault((site.proj, self.before[site].shape, site.num_heads), []).append(site)
-        return [(proj, sites) for (proj, _, _), sites in found.items()]
+            by_shape.setdefault((site.proj, self.before[site].shape, site.num_heads), []).append(site)
+        several = len({site.stage for site in self.before}) > 1
+        return [Group(proj, tuple(sites), several) for (proj, _, _), sites in by_shape.items()]
+
+
+@dataclass(frozen=True)
+class Group:
+    """One projection of the layers that have the same shape: all of a ViT, those of one stage of a Swin.
+
+    Attributes:
+        proj: q, k or v.
+        sites: its layers in network order.
+        several: whether the network has more than one stage, so that names must say which.
+    """
+
+    proj: str
+    sites: tuple[Site, ...]
+    several: bool = False
+
+    @property
+    def name(self) -> str:
+        """In words: ``q``, or ``q of stage 2``."""
+        return f"{self.proj} of stage {self._stages}" if self.several else self.proj
+
+    @property
+    def key(self) -> str:
+        """In names of files: ``q``, or ``q_stage2``."""
+        return f"{self.proj}_stage{self._stages}" if self.several else self.proj
+
+    @property
+    def layers(self) -> list[str]:
+        """Names of the layers in pictures."""
+        return layer_names([(site.stage, site.block) for site in self.sites])
+
+    @property
+    def num_heads(self) -> int:
+        """Of each layer."""
+        return self.sites[0].num_heads
+
+    def named(self, layer: int) -> dict[str, Any]:
+        """The columns of a table that name one of the layers by its place in the group."""
+        site = self.sites[layer]
+        return {"projection": self.proj, "stage": site.stage, "block": site.block}
+
+    def among(self, sites: Collection[Site]) -> Group:
+        """The group of those of its layers that are among others."""
+        return replace(self, sites=tuple(site for site in self.sites if site in sites))
+
+    @property
+    def _stages(self) -> str:
+        return "-".join(str(stage) for stage in dict.fromkeys(site.stage for site in self.sites))
 
 
 def by_head(weights: Tensor, num_heads: int) -> Tensor:
@@ -58,9 +108,10 @@ def by_head(weights: Tensor, num_heads: int) -> Tensor:
     return weights.unflatten(-2, (num_heads, -1))
 
 
-def layer_of(site: Site) -> str:
-    """Name of a layer: its number, of a network with stages ``stage.block``."""
-    return str(site.block) if site.stage == 0 else f"{site.stage}.{site.block}"
+def layer_names(places: Sequence[tuple[int, int]]) -> list[str]:
+    """Names of layers, (stage, block) each: ``block``, or ``stage.block`` where they are of several stages."""
+    several = len({stage for stage, _ in places}) > 1
+    return [f"{stage}.{block}" if several else str(block) for stage, block in places]
 
 
 @torch.no_grad()
@@ -136,3 +187,14 @@ def same_network(runs: Sequence[SavedRun], kind: str) -> None:
                     f"{kind} compares runs of one network: {first.folder} has the {what} {one[:24]}, "
                     f"{run.folder} has {other[:24]}"
                 )
+
+
+def names_of(runs: Sequence[SavedRun]) -> list[str]:
+    """The shortest names that tell runs apart: method, dataset, variant and seed, without what all share."""
+    keys = [
+        (run.result.key.method, run.result.key.dataset, run.result.key.variant, f"seed {run.result.key.seed}")
+        for run in runs
+    ]
+    shown = [len({key[part] for key in keys}) > 1 or part < 2 for part in range(4)]
+    names = [", ".join(word for word, wanted in zip(key, shown, strict=True) if wanted) for key in keys]
+    return [f"{name} ({index})" if names.count(name) > 1 else name for index, name in enumerate(names, 1)]

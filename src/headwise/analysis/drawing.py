@@ -21,13 +21,13 @@ def draw(found: Sequence[Part]) -> dict[str, Figure]:
     wholes = [part for part in found if part.is_whole]
     heads = [part for part in found if not part.is_whole]
     with style.styled():
-        made = {f"cosines_{w.proj}": _cosines(w, h) for w, h in zip(wholes, heads, strict=True)}
+        made = {f"cosines_{w.group.key}": _cosines(w, h) for w, h in zip(wholes, heads, strict=True)}
         return {**made, "layers": _layers(wholes, heads), "ranks": _ranks(wholes, heads), "heads": _heads(heads)}
 
 
 def _cosines(whole: Part, heads: Part) -> Figure:
     """HS-LoRA's Figures 2 and 3 of the layer that changed most, below them a random update's."""
-    head = int(heads.measures["relative"].value[heads.layers.index(heads.shown)].argmax())
+    head = int(heads.measures["relative"].value[heads.shown].argmax())
     figure, axes = style.figure(2, 4, size=(11.5, 6.0), sharex=True, sharey=True)
     leading = whole.ranks[-1]
     pick = [
@@ -48,7 +48,9 @@ def _cosines(whole: Part, heads: Part) -> Figure:
     figure.colorbar(image, ax=axes, label="absolute cosine", shrink=0.6)
     figure.supxlabel("singular vector after", fontsize=9, color=style.SOFT)
     figure.supylabel("singular vector before", fontsize=9, color=style.SOFT)
-    figure.suptitle(f"Singular vectors of {whole.proj}, layer {whole.shown}, before and after")
+    figure.suptitle(
+        f"Singular vectors of {whole.group.name}, layer {whole.group.layers[whole.shown]}, before and after"
+    )
     return figure
 
 
@@ -57,15 +59,15 @@ def _layers(wholes: Sequence[Part], heads: Sequence[Part]) -> Figure:
     figure, axes = style.figure(len(wholes), 2, size=(9.5, 0.9 + 2.5 * len(wholes)), sharey=True, sharex="row")
     for row, both in enumerate(zip(wholes, heads, strict=True)):
         for axis, part in zip(axes[row], both, strict=True):
-            x = range(len(part.layers))
+            x = range(len(part.group.layers))
             for number, side in enumerate(SIDES):
                 measured = part.measures[f"{side}_match"]
                 value, draws = measured.value, measured.draws
                 if not part.is_whole:
                     value, draws = value.mean(1), draws.mean(2)
                 style.banded(axis, x, value, type(measured)(value, draws).null, number, SIDES[side], 1.0)
-            axis.set_xticks(x, part.layers)
-            axis.set_title(f"{part.proj}, {'whole matrix' if part.is_whole else 'mean of the heads'}")
+            axis.set_xticks(x, part.group.layers)
+            axis.set_title(f"{part.group.name}, {'whole matrix' if part.is_whole else 'mean of the heads'}")
             axis.grid(axis="y")
     for axis in axes[-1]:
         axis.set_xlabel("layer")
@@ -89,7 +91,7 @@ def _ranks(wholes: Sequence[Part], heads: Sequence[Part]) -> Figure:
             axis.set_xscale("log", base=2)
             axis.set_xticks(part.ranks, [str(rank) for rank in part.ranks])
             axis.minorticks_off()
-            axis.set_title(f"{part.proj}, {'whole matrix' if part.is_whole else 'heads'}")
+            axis.set_title(f"{part.group.name}, {'whole matrix' if part.is_whole else 'heads'}")
             axis.grid(axis="y")
     for axis in axes[-1]:
         axis.set_xlabel("rank of the leading space")
@@ -110,20 +112,20 @@ def _legend(figure: Figure, axes: Any) -> None:
 def _heads(heads: Sequence[Part]) -> Figure:
     """Where the update is: size, effective rank, and how much more than at random the inputs' directions turned."""
     panels = (("relative", "size, share of the weight"), ("effective_rank", "effective rank"))
-    num_heads = heads[0].measures["size"].value.shape[1]
-    height = 0.9 + sum(0.7 + max(1.4, 0.16 * len(part.layers)) for part in heads)
+    num_heads = max(part.group.num_heads for part in heads)
+    height = 0.9 + sum(0.7 + max(1.4, 0.16 * len(part.group.layers)) for part in heads)
     figure, axes = style.figure(len(heads), 3, size=(3 * (1.9 + 0.12 * num_heads), height))
     for row, part in enumerate(heads):
         for axis, (name, said) in zip(axes[row], panels, strict=False):
-            image = style.head_map(axis, part.measures[name].value, layers=part.layers)
+            image = style.head_map(axis, part.measures[name].value, layers=part.group.layers)
             figure.colorbar(image, ax=axis)
-            axis.set_title(f"{part.proj}: {said}")
+            axis.set_title(f"{part.group.name}: {said}")
         turned = part.measures["right_match"]
         excess = turned.value - turned.null.mean
         outside = ~turned.null.holds(turned.value)
-        image = style.head_map(axes[row, 2], excess, layers=part.layers, diverging=True, marked=outside)
+        image = style.head_map(axes[row, 2], excess, layers=part.group.layers, diverging=True, marked=outside)
         figure.colorbar(image, ax=axes[row, 2])
-        axes[row, 2].set_title(f"{part.proj}: right |cosine| - random's")
+        axes[row, 2].set_title(f"{part.group.name}: right |cosine| - random's")
         axes[row, 0].set_ylabel("layer")
     for axis in axes[-1]:
         axis.set_xlabel("head")

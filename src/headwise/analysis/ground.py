@@ -17,9 +17,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from headwise.analysis.agreement import agreement, overlap_of_masks, spearman
-from headwise.analysis.changes import same_network
+from headwise.analysis.changes import names_of, same_network
 from headwise.analysis.made import Analysis
-from headwise.analysis.opened import SCORE_NAMES, Opened, images_of, opened, trained_on
+from headwise.analysis.opened import (
+    SCORE_NAMES,
+    Opened,
+    head_columns,
+    images_of,
+    opened,
+    recorded_masks,
+    trained_on,
+)
 from headwise.analysis.responsive_pictures import agreements, maps, matrix
 from headwise.analysis.switches import HeadUpdate, Outcome, greedy, toggled
 from headwise.artifacts.saved import SavedRun
@@ -86,6 +94,11 @@ class Found:
         """Of all heads, in network order."""
         return self.opened.switches.updates
 
+    @property
+    def live(self) -> NDArray[np.bool_]:
+        """Whether each is there to be ordered, (U,): of a head that a gate left off, nothing is."""
+        return np.array([update in self.opened.switches.live for update in self.updates])
+
     def columns(self) -> dict[str, NDArray[np.float64]]:
         """Truths and scores, (U,), by name."""
         truths = {name: getattr(self.truth, name) for name in TRUTHS}
@@ -94,8 +107,7 @@ class Found:
 
 def analyse(runs: Sequence[SavedRun], options: Options) -> Analysis:
     """Measure every run, and compare scores, runs and what is true."""
-    if len(runs) > 1:
-        same_network(runs, "responsiveness")
+    same_network(runs, "responsiveness")
     found = [_measure(run, name, options) for run, name in zip(runs, names_of(runs), strict=True)]
     table = pd.concat([heads_table(one) for one in found], ignore_index=True)
     tables = {
@@ -130,17 +142,6 @@ def analyse(runs: Sequence[SavedRun], options: Options) -> Analysis:
     return Analysis("responsiveness", title, tables, figures, sentences(found, tables))
 
 
-def names_of(runs: Sequence[SavedRun]) -> list[str]:
-    """The shortest names that tell runs apart: method, dataset, variant and seed, without what all share."""
-    keys = [
-        (run.result.key.method, run.result.key.dataset, run.result.key.variant, f"seed {run.result.key.seed}")
-        for run in runs
-    ]
-    shown = [len({key[part] for key in keys}) > 1 or part < 2 for part in range(4)]
-    names = [", ".join(word for word, wanted in zip(key, shown, strict=True) if wanted) for key in keys]
-    return [f"{name} ({index})" if names.count(name) > 1 else name for index, name in enumerate(names, 1)]
-
-
 def _measure(run: SavedRun, name: str, options: Options) -> Found:
     one = opened(run, options)
     images = images_of(run, one.switches.net, options)
@@ -152,42 +153,20 @@ def _measure(run: SavedRun, name: str, options: Options) -> Found:
 
 def heads_table(found: Found) -> pd.DataFrame:
     """A line per head's update."""
-    run = found.opened.run
-    masked = recorded_masks(run)
-    updates = found.updates
-    lines: dict[str, Any] = {
-        "run": [found.name] * len(updates),
-        "dataset": run.result.key.dataset,
-        "group": run.task.group,
-        "seed": run.result.key.seed,
-        "stage": [update.site.stage for update in updates],
-        "block": [update.site.block for update in updates],
-        "projection": [update.site.proj for update in updates],
-        "head": [update.head for update in updates],
-        "heads": [update.site.num_heads for update in updates],
-        "gate": [masked.get((update.site.key, update.head), 1) for update in updates],
+    columns = {
+        **head_columns(found.opened.run, found.name, found.updates),
         "loss_error": found.truth.loss_error.tolist(),
         **found.columns(),
         "split": found.split,
         "images": found.truth.num_images,
     }
-    return pd.DataFrame(lines)
-
-
-def recorded_masks(run: SavedRun) -> dict[tuple[str, int], int]:
-    """What the gate of the last phase left on, by key of the projection and head; empty without a gate."""
-    rows = run.result.phases[-1].masks
-    return {
-        (f"s{row['stage']}.b{row['block']}.{row['proj']}", head): int(active)
-        for row in rows
-        for head, active in enumerate(row["active"])
-    }
+    return pd.DataFrame(columns)
 
 
 def against_truth(found: Found, seed: int) -> list[dict[str, Any]]:
     """Every score against both truths, over all heads and within each projection, each beside its null."""
     columns, projections = found.columns(), np.array([update.site.proj for update in found.updates])
-    sets = {"all": np.ones(len(projections), dtype=bool), **{p: projections == p for p in dict.fromkeys(projections)}}
+    sets = {"all": found.live, **{p: found.live & (projections == p) for p in dict.fromkeys(projections)}}
     rows = []
     for (part, chosen), truth, score in itertools.product(sets.items(), TRUTHS, found.opened.scores):
         count = int(chosen.sum())
@@ -201,9 +180,9 @@ def against_truth(found: Found, seed: int) -> list[dict[str, Any]]:
 
 def between_scores(found: Found) -> list[dict[str, Any]]:
     """Rank correlation of every pair of scores and truths over all heads."""
-    columns = found.columns()
+    columns = {name: values[found.live] for name, values in found.columns().items()}
     return [
-        {"run": found.name, "one": one, "other": other, "n": len(found.updates), "spearman": spearman(a, b)}
+        {"run": found.name, "one": one, "other": other, "n": int(found.live.sum()), "spearman": spearman(a, b)}
         for (one, a), (other, b) in itertools.product(columns.items(), repeat=2)
     ]
 
@@ -216,8 +195,8 @@ def by_batches(found: Found) -> list[dict[str, Any]]:
             "score": score,
             "batches": count,
             "all_images": found.opened.scored_on,
-            "n": len(found.updates),
-            "spearman": spearman(values, found.opened.scores[score]),
+            "n": int(found.live.sum()),
+            "spearman": spearman(values[found.live], found.opened.scores[score][found.live]),
         }
         for count, scores in found.opened.by_batches.items()
         for score, values in scores.items()
@@ -252,10 +231,11 @@ def _by_site(found: Found, values: Tensor) -> dict[Site, Tensor]:
 
 def between_runs(one: Found, other: Found, seed: int) -> list[dict[str, Any]]:
     """Whether two runs agree on which heads matter, by every score and by what is true, and on the heads they gate."""
-    updates = [update for update in one.updates if update in set(other.updates)]
+    places = [dict(zip(found.updates, range(len(found.updates)), strict=True)) for found in (one, other)]
+    updates = [update for update in places[0] if all(found.opened.switches.live >= {update} for found in (one, other))]
     if len(updates) < 3:
         return []
-    places = [[found.updates.index(update) for update in updates] for found in (one, other)]
+    chosen = [[known[update] for update in updates] for known in places]
     a, b = one.columns(), other.columns()
     named: dict[str, Any] = {
         "one": one.name,
@@ -266,12 +246,12 @@ def between_runs(one: Found, other: Found, seed: int) -> list[dict[str, Any]]:
     gates = [recorded_masks(found.opened.run) for found in (one, other)]
     jaccard, chance = float("nan"), float("nan")
     if all(gates):
-        keys = [(update.site.key, update.head) for update in updates]
-        jaccard, chance = overlap_of_masks(*([gate.get(key, 1) for key in keys] for gate in gates))
+        keys = sorted(gates[0].keys() & gates[1].keys())
+        jaccard, chance = overlap_of_masks(*([gate[key] for key in keys] for gate in gates))
     rows = []
     for what in (name for name in a if name in b):
         k = max(1, len(updates) // 10)
-        seen = agreement(a[what][places[0]], b[what][places[1]], k, NULLS, seed)
+        seen = agreement(a[what][chosen[0]], b[what][chosen[1]], k, NULLS, seed)
         rows.append({**named, "by": what, **vars(seen), "is_chance": seen.is_chance})
     return [{**row, "gates_jaccard": jaccard, "gates_by_chance": chance} for row in rows]
 
@@ -333,12 +313,13 @@ def _effect(found: Found) -> str:
     sure = truth.loss_rise.abs() > NO_CHANGE * truth.loss_error
     worse, better = int((sure & (truth.loss_rise > 0)).sum()), int((sure & (truth.loss_rise < 0)).sum())
     learned = " (images the run was trained on)" if trained_on(found.opened.run, found.split) else ""
-    most = found.updates[int(truth.loss_rise.argmax())]
-    where = f"head {most.head} of {most.site.proj} in layer {most.site.block}"
+    where = found.opened.switches.words(found.updates[int(truth.loss_rise.argmax())])
+    off = len(found.updates) - int(found.live.sum())
+    gated = f"; {off} more have none" if off else ""
     return (
         f"on {truth.num_images} images of {found.split}{learned} (loss {truth.loss:.4f}, accuracy "
         f"{truth.accuracy:.1f} %) switching one update off raises the loss beyond {NO_CHANGE:g} standard errors for "
-        f"{worse} of {len(found.updates)} and lowers it for {better}; the most needed is {where} "
+        f"{worse} of {int(found.live.sum())} heads and lowers it for {better}{gated}; the most needed is {where} "
         f"({float(truth.loss_rise.max()):+.4f})."
     )
 

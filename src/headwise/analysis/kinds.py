@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,24 +15,53 @@ if TYPE_CHECKING:
     from headwise.analysis.made import Analysis
     from headwise.artifacts.saved import SavedRun
 
-KINDS: dict[str, tuple[str, str]] = {
-    "subspaces": ("headwise.analysis.singular", "singular vectors before and after tuning, whole and per head"),
-    "overlap": (
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of analysis.
+
+    Attributes:
+        module: whose function ``analyse`` makes it. None has the name of a kind: the package's attribute of that name
+            is the kind's function.
+        shows: what, in one line.
+        reads: the `Options` that it reads; it takes no other.
+    """
+
+    module: str
+    shows: str
+    reads: tuple[str, ...]
+
+
+_NETWORK = ("weights", "trust")
+_IMAGES = (*_NETWORK, "data_root", "split", "images", "batch_size", "seed")
+KINDS: dict[str, Kind] = {
+    "subspaces": Kind(
+        "headwise.analysis.singular",
+        "singular vectors before and after tuning, whole and per head",
+        (*_NETWORK, "seed", "draws"),
+    ),
+    "overlap": Kind(
         "headwise.analysis.overlapping",
         "what heads share, and whether a second phase is orthogonal to the first",
+        (*_NETWORK, "seed", "draws"),
     ),
-    "responsiveness": ("headwise.analysis.ground", "what each head's update is worth, and which score knows it"),
-    "heads": ("headwise.analysis.lorenz", "accuracy that a head's update carries alone, and the best of them together"),
-    "attention": ("headwise.analysis.looking", "where the class token looks, and rollout, runs side by side"),
-    "curves": (
+    "responsiveness": Kind(
+        "headwise.analysis.ground", "what each head's update is worth, and which score knows it", (*_IMAGES, "greedy")
+    ),
+    "heads": Kind(
+        "headwise.analysis.lorenz",
+        "accuracy that a head's update carries alone, and the best of them together",
+        (*_IMAGES, "draws"),
+    ),
+    "attention": Kind(
+        "headwise.analysis.looking", "where the class token looks, and rollout, runs side by side", _IMAGES
+    ),
+    "curves": Kind(
         "headwise.analysis.accuracies",
         "accuracy over shots, heads off and parameters; by seed; needs no weights",
+        ("trust",),
     ),
 }
-"""By kind the module whose function ``analyse`` makes it, and what it shows.
-
-No module has the name of a kind: the package's attribute of that name is the kind's function.
-"""
 SPLITS = ("train", "val", "test")
 MOST = 2**31
 
@@ -75,15 +104,15 @@ class Options:
             raise ConfigError(f"unknown split {self.split!r} of an analysis{suggest(str(self.split), SPLITS)}")
 
 
-def module_of(kind: str) -> str:
-    """Dotted name of the module that makes a kind.
+def kind_of(name: str) -> Kind:
+    """A kind by its name.
 
     Raises:
-        ConfigError: for an unknown kind.
+        ConfigError: for an unknown one.
     """
-    if kind not in KINDS:
-        raise ConfigError(f"unknown kind of analysis {kind!r}{suggest(kind, KINDS)}")
-    return KINDS[kind][0]
+    if name not in KINDS:
+        raise ConfigError(f"unknown kind of analysis {name!r}{suggest(name, KINDS)}")
+    return KINDS[name]
 
 
 def analyse(kind: str, runs: Iterable[SavedRun | Path | str], options: Options | None = None) -> Analysis:
@@ -97,7 +126,7 @@ def analyse(kind: str, runs: Iterable[SavedRun | Path | str], options: Options |
     Raises:
         ConfigError: for an unknown kind, no run, or runs that the kind cannot be made of.
     """
-    module = module_of(kind)
+    module = kind_of(kind).module
     options = options or Options()
     from headwise.artifacts.saved import SavedRun, own_randomness
 
@@ -111,7 +140,7 @@ def analyse(kind: str, runs: Iterable[SavedRun | Path | str], options: Options |
         seen.add(run.folder.resolve())
     with own_randomness():
         made: Analysis = importlib.import_module(module).analyse(read, options)
-    return made.of(read, options)
+    return made.of(read, {name: getattr(options, name) for name in KINDS[kind].reads})
 
 
 def function(kind: str) -> Callable[..., Analysis]:
@@ -119,21 +148,24 @@ def function(kind: str) -> Callable[..., Analysis]:
 
     def made(runs: SavedRun | Path | str | Iterable[SavedRun | Path | str], **options: Any) -> Analysis:
         several: Any = runs if isinstance(runs, Iterable) and not isinstance(runs, str) else [runs]
-        return analyse(kind, several, _options(options))
+        return analyse(kind, several, options_of(kind, options))
 
-    module_of(kind)
-    made.__name__, made.__doc__ = kind, f"Make an analysis of finished runs: {KINDS[kind][1]}. Options are `Options`'."
+    reads = kind_of(kind).reads
+    made.__name__ = kind
+    made.__doc__ = f"Make an analysis of finished runs: {KINDS[kind].shows}. Reads of `Options`: {', '.join(reads)}."
     return made
 
 
-def _options(given: dict[str, Any]) -> Options:
+def options_of(kind: str, given: Mapping[str, Any]) -> Options:
     """Options by name.
 
     Raises:
-        ConfigError: for one that there is not.
+        ConfigError: for one that there is not, that the kind does not read, or that has no such value.
     """
-    known = [field.name for field in dataclasses.fields(Options)]
+    known, reads = [field.name for field in dataclasses.fields(Options)], kind_of(kind).reads
     for name in given:
         if name not in known:
             raise ConfigError(f"unknown option {name!r} of an analysis{suggest(name, known)}")
+        if name not in reads:
+            raise ConfigError(f"{kind} does not read {name}, got {given[name]!r}; it reads {', '.join(reads)}")
     return Options(**given)

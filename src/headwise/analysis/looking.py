@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from headwise.analysis.agreement import BAND, spearman
-from headwise.analysis.changes import same_network
-from headwise.analysis.ground import names_of
+from headwise.analysis.changes import names_of, same_network
 from headwise.analysis.made import Analysis
 from headwise.analysis.opened import images_of
 from headwise.analysis.style import SEQUENTIAL, figure, styled

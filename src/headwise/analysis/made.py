@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -14,13 +14,12 @@ from matplotlib.figure import Figure
 from headwise import __version__
 from headwise.analysis.style import DPI, styled
 from headwise.commands.written import writing
-from headwise.comparison.cells import in_csv
+from headwise.comparison.cells import bullets, in_csv, in_markdown
 from headwise.errors import ConfigError
 from headwise.results.provenance import git_state, versions
 from headwise.storage import atomic
 
 if TYPE_CHECKING:
-    from headwise.analysis.kinds import Options
     from headwise.artifacts.saved import SavedRun
 
 SUMMARY = "README.md"
@@ -58,9 +57,9 @@ class Analysis:
                     f"a table or figure of an analysis is named by small letters and digits, got {name!r}"
                 )
 
-    def of(self, runs: Sequence[SavedRun], options: Options) -> Self:
-        """The same with its sources."""
-        return replace(self, sources=_sources(runs, options))
+    def of(self, runs: Sequence[SavedRun], told: Mapping[str, Any]) -> Self:
+        """The same with its sources: the runs, and the options that it read."""
+        return replace(self, sources=_sources(runs, told))
 
     def files(self, folder: str | Path) -> list[Path]:
         """Everything that `write` writes."""
@@ -90,42 +89,43 @@ class Analysis:
 
     def text(self) -> str:
         """The page: title, sentences, pictures, tables, sources."""
-        lines = [f"# {self.title}", "", *(f"- {sentence}" for sentence in self.sentences), ""]
+        lines = [f"# {in_markdown(self.title)}", "", bullets(self.sentences), ""]
         for name in self.figures:
             lines += [f"![{name.replace('_', ' ').replace('-', ' ')}]({name}.png)", ""]
         tables = ", ".join(f"[{name}.csv]({name}.csv) ({len(table)} rows)" for name, table in self.tables.items())
         lines += [f"Numbers: {tables}.", ""] if tables else []
-        return "\n".join([*lines, "## Sources", "", *(f"- {source}" for source in self.sources)]).rstrip() + "\n"
+        return "\n".join([*lines, "## Sources", "", bullets(self.sources)]).rstrip() + "\n"
 
 
 def check_place(folder: Path, force: bool) -> None:
-    """Refuse, before any work, a folder where the page could not be written.
+    """Refuse, before any work, a folder where the page could not be written, or that holds others' pictures or tables.
 
     Raises:
         ConfigError: as `headwise.commands.written.writing` does.
     """
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is no folder; --out names the one that the analysis is written to")
-    with writing(folder / SUMMARY, force=force):
+    kinds = (".csv", *(f".{suffix}" for suffix in _PICTURES))
+    there = sorted(file for file in folder.glob("*") if file.suffix in kinds) if folder.is_dir() else []
+    with writing(folder / SUMMARY, *there, force=force):
         pass
 
 
-def _sources(runs: Sequence[SavedRun], options: Options) -> list[str]:
+def _sources(runs: Sequence[SavedRun], told: Mapping[str, Any]) -> list[str]:
     """Runs by name and hash, what the analysis was told, and the code."""
     lines = []
     for run in runs:
         key, result = run.result.key, run.result
         labels = f"; {', '.join(result.labels)}" if result.labels else ""
-        name = f"{key.name}/{key.method}/{key.dataset}/{key.variant}/seed-{key.seed}"
-        lines.append(f"run `{name}`, {result.fingerprint[:12]}, {len(result.phases)} phases{labels}")
+        lines.append(f"run `{key.path('').as_posix()}`, {result.fingerprint[:12]}, {len(result.phases)} phases{labels}")
     state = git_state(Path(__file__).parent) or {}
     commit = (
         f", commit {str(state.get('commit', ''))[:12]}{' + changes' if state.get('dirty') else ''}" if state else ""
     )
     known = ", ".join(f"{name} {number}" for name, number in versions(("torch", "numpy", "scipy")).items())
-    told = f"seed {options.seed}, {options.draws} random draws a null"
+    said = [f"{name} {told[name]}" for name in ("seed", "draws", "split", "images", "greedy") if name in told]
     return [
         *lines,
-        f"{len(runs)} run{'s' if len(runs) > 1 else ''}; {told}",
+        "; ".join([f"{len(runs)} run{'s' if len(runs) > 1 else ''}", *([", ".join(said)] if said else [])]),
         f"headwise {__version__}{commit}; {known}",
     ]

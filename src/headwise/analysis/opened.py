@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +15,9 @@ from torch import Tensor
 
 from headwise.analysis.switches import Batch, HeadUpdate, Rows, Switches, rows_of, with_heads
 from headwise.artifacts.saved import SavedRun
-from headwise.data.tasks import PARTS, SPLITS
-from headwise.data.vtab import VTABDataModule
+from headwise.data.pixels import Pixels
+from headwise.data.tasks import PARTS
+from headwise.data.vtab import EvalBatches, VTABDataModule
 from headwise.errors import ConfigError
 from headwise.methods.base import Installed
 from headwise.network.backbone import Backbone
@@ -47,22 +48,27 @@ Scores = dict[HeadUpdate, dict[str, float]]
 """By head, its scores by name."""
 
 
+@dataclass(frozen=True)
 class Images:
     """Normalised batches of some images of a run, read again at each pass.
 
     Attributes:
         split: its name.
-        data: what the pixels lie in.
+        data: says how they are resized and normalised.
+        pixels: as they are stored.
+        batch_size: B.
     """
 
-    def __init__(self, data: VTABDataModule) -> None:
-        self.data, self.split = data, data.eval_split
+    split: str
+    data: VTABDataModule
+    pixels: Pixels
+    batch_size: int
 
     def __len__(self) -> int:
-        return self.data.num_test
+        return len(self.pixels.labels)
 
     def __iter__(self) -> Iterator[Batch]:
-        for images, labels in self.data.test_dataloader():
+        for images, labels in EvalBatches(self.pixels.images, self.pixels.labels, self.batch_size):
             yield self.data.preprocess(images), labels
 
 
@@ -73,19 +79,19 @@ def images_of(run: SavedRun, net: Backbone, options: Options, split: str | None 
         run: decides how they are resized and normalised.
         net: what takes them.
         options: says how many and where they lie.
-        split: ``train``, ``val`` or ``test``; None for that of the options.
+        split: ``train`` for those that it was trained on, ``val`` or ``test``; None for that of the options.
 
     Raises:
         DataError: if they are not there.
     """
-    protocol = run.protocol
-    name = {"train": protocol.train_split, "val": "val200", "test": "test"}[split or options.split]
-    apart = next(other for other in SPLITS if not PARTS[other] & PARTS[name])
-    recipe = protocol.data_options(net.mean, net.std)
-    changed = {"train_split": apart, "eval_split": name, "test_images": options.images}
-    changed["eval_batch_size"] = options.batch_size
-    source = run.source(options.data_root)
-    return Images(VTABDataModule(run.task, source, net.img_size, seed=run.result.key.seed, **{**recipe, **changed}))
+    data = run.data(net, run.source(options.data_root))
+    name = {"train": data.train_split, "val": "val200", "test": "test"}[split or options.split]
+    # a run of few training images is scored on those, not on others of the split: smaller subsets lie within larger
+    limits = (options.images, data.train_images if name == data.train_split else None)
+    limit = min((count for count in limits if count is not None), default=None)
+    return Images(
+        name, data, data.source.load(run.task, name, data.stored_size, data.resize, limit), options.batch_size
+    )
 
 
 def trained_on(run: SavedRun, split: str) -> bool:
@@ -95,7 +101,7 @@ def trained_on(run: SavedRun, split: str) -> bool:
 
 @dataclass(frozen=True)
 class Opened:
-    """A run whose heads can be switched, and what the scores say of them.
+    """A run whose heads can be switched, and what the scores say of them; a head without an update has the score 0.
 
     Attributes:
         run: it.
@@ -132,7 +138,11 @@ def opened(run: SavedRun, options: Options) -> Opened:
     if not gated:
         found = {count: of_weights(switches, batches[:count]) for count in (*counts, len(batches))}
     sizes = torch.stack([switches.difference(*update).norm() for update in switches.updates])
-    known = {count: {**_in_order(scores, switches.updates), UPDATE: sizes} for count, scores in found.items()}
+    live = torch.tensor([update in switches.live for update in switches.updates])
+    known = {
+        count: {**{name: rows * live for name, rows in _in_order(scores, switches.updates).items()}, UPDATE: sizes}
+        for count, scores in found.items()
+    }
     whole = known.pop(len(batches))
     return Opened(run, switches, whole, known, len(images))
 
@@ -175,7 +185,7 @@ def _gated(run: SavedRun, net: Backbone, installed: Installed) -> dict[Site, Del
 def _of_gates(deltas: Mapping[Site, Delta], net: Backbone, batches: Sequence[Batch]) -> Scores:
     """Scores from gradients of the gates, as `HeadMasking` takes them."""
     owns = all("B" in delta._parameters for delta in deltas.values())
-    gate = Gate(count=1, score="grad_l2" if owns else "taylor_neg")
+    gate = Gate(ratio=0.5, score="grad_l2" if owns else "taylor_neg")
     masking = HeadMasking(gate, deltas, lambda site: net.bases([site.proj])[site])
     gates = [delta.get_buffer("active") for delta in deltas.values()]
     for active in gates:
@@ -246,3 +256,30 @@ def _in_order(scores: Mapping[HeadUpdate, Mapping[str, float]], updates: Sequenc
     names = list(next(iter(scores.values())))
     none = dict.fromkeys(names, 0.0)
     return {name: torch.tensor([scores.get(update, none)[name] for update in updates]) for name in names}
+
+
+def head_columns(run: SavedRun, name: str, updates: Sequence[HeadUpdate]) -> dict[str, Any]:
+    """The columns of a table that name the heads of a run, a line each."""
+    masked = recorded_masks(run)
+    return {
+        "run": [name] * len(updates),
+        "dataset": run.result.key.dataset,
+        "group": run.task.group,
+        "seed": run.result.key.seed,
+        "stage": [update.site.stage for update in updates],
+        "block": [update.site.block for update in updates],
+        "projection": [update.site.proj for update in updates],
+        "head": [update.head for update in updates],
+        "heads": [update.site.num_heads for update in updates],
+        "gate": [masked.get((update.site.key, update.head), 1) for update in updates],
+    }
+
+
+def recorded_masks(run: SavedRun) -> dict[tuple[str, int], int]:
+    """What the gate of the last phase left on, by key of the projection and head; empty without a gate."""
+    rows = run.result.phases[-1].masks
+    return {
+        (f"s{row['stage']}.b{row['block']}.{row['proj']}", head): int(active)
+        for row in rows
+        for head, active in enumerate(row["active"])
+    }

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from headwise.analysis import style
-from headwise.analysis.changes import Change, by_head, changes, layer_of
+from headwise.analysis.changes import Change, Group, by_head, changes, names_of
 from headwise.analysis.directions import Band, band, random_factors, random_like, spectrum
 from headwise.analysis.kinds import Options
 from headwise.analysis.made import Analysis
@@ -38,14 +38,13 @@ class Within:
     """The heads of one update.
 
     Attributes:
-        label: of the phase. proj: q, k or v. layers: their names.
+        label: of the phase. group: which projection of which layers.
         heads: what was measured, (L, H, ...).
         random: the same of random updates, (N, L, H, ...), by kind.
     """
 
     label: str
-    proj: str
-    layers: list[str]
+    group: Group
     heads: Heads
     random: dict[str, Heads]
 
@@ -59,15 +58,14 @@ class Across:
     """Two updates of one projection: whole (L, 1), or by head (L, H).
 
     Attributes:
-        labels: of the two phases. proj: q, k or v. is_whole: or by head. layers: their names.
+        labels: of the two phases. group: which projection of which layers. is_whole: or by head.
         found: what was measured.
         random: the same with a random second update, (N, L, ...).
     """
 
     labels: tuple[str, str]
-    proj: str
+    group: Group
     is_whole: bool
-    layers: list[str]
     found: Between
     random: Between
 
@@ -76,10 +74,8 @@ def analyse(runs: Sequence[SavedRun], options: Options) -> Analysis:
     """Make the analysis of one run or several."""
     within: list[tuple[str, Within]] = []
     across: list[tuple[str, Across]] = []
-    for run in runs:
+    for run, name in zip(runs, names_of(runs), strict=True):
         phases = [change for change in changes(run, options.weights) if change.label != "all phases"]
-        key = run.result.key
-        name = f"{key.method}, {key.dataset}, seed {key.seed}"
         for change in phases:
             within += [(name, one) for one in heads_of(change, options)]
         for first, second in itertools.pairwise(phases):
@@ -114,9 +110,9 @@ _NULLS = (
 
 def heads_of(change: Change, options: Options) -> Iterator[Within]:
     """Measure the heads of every changed projection."""
-    for proj, sites in change.groups():
-        update = torch.stack([change.update(site) for site in sites])
-        num_heads = sites[0].num_heads
+    for group in change.groups():
+        update = torch.stack([change.update(site) for site in group.sites])
+        num_heads = group.num_heads
         cut = by_head(update, num_heads)
         values = {"apart": spectrum(cut), "joint": spectrum(update)}
         drawn: dict[str, Heads] = {}
@@ -128,7 +124,7 @@ def heads_of(change: Change, options: Options) -> Iterator[Within]:
                 left, right = random_factors(values[kind], shape, generator)
                 found.append(between_heads(_turned(left, right) if kind == "apart" else by_head(left, num_heads)))
             drawn[kind] = Heads(*(torch.stack(parts) for parts in zip(*found, strict=True)))
-        yield Within(change.label, proj, [layer_of(site) for site in sites], between_heads(cut), drawn)
+        yield Within(change.label, group, between_heads(cut), drawn)
 
 
 def _turned(left: Tensor, right: Tensor) -> Tensor:
@@ -145,20 +141,19 @@ def _turned(left: Tensor, right: Tensor) -> Tensor:
 
 def between_phases(first: Change, second: Change, options: Options) -> Iterator[Across]:
     """Compare what two phases did to every projection that both changed."""
-    for proj, sites in second.groups():
-        both = [site for site in sites if site in set(first.changed)]
-        if not both:
+    changed = set(first.changed)
+    for group in (group.among(changed) for group in second.groups()):
+        if not group.sites:
             continue
-        one, two = (torch.stack([change.update(site) for site in both]) for change in (first, second))
-        layers, num_heads = [layer_of(site) for site in both], both[0].num_heads
+        one, two = (torch.stack([change.update(site) for site in group.sites]) for change in (first, second))
         for is_whole in (True, False):
-            before, after = (x[:, None] if is_whole else by_head(x, num_heads) for x in (one, two))
+            before, after = (x[:, None] if is_whole else by_head(x, group.num_heads) for x in (one, two))
             start, values = spanned(before), spectrum(after)
             generator = torch.Generator().manual_seed(options.seed)
             drawn = [between(start, random_like(values, after.shape[-2:], generator)) for _ in range(options.draws)]
             random = Between(*(torch.stack(parts) for parts in zip(*drawn, strict=True)))
             labels = (first.label, second.label)
-            yield Across(labels, proj, is_whole, layers, between(start, after), random)
+            yield Across(labels, group, is_whole, between(start, after), random)
 
 
 def _ends(name: str, null: Band, place: tuple[int, ...]) -> dict[str, float]:
@@ -170,8 +165,7 @@ def _heads_table(found: Sequence[tuple[str, Within]]) -> pd.DataFrame:
     for run, one in found:
         nulls = {(name, kind): one.null(name, kind) for name in SHARES for kind in BESIDE}
         for place in np.ndindex(tuple(one.heads.shared.shape)):
-            line: dict[str, Any] = {"run": run, "phase": one.label, "projection": one.proj}
-            line |= {"layer": one.layers[place[0]], "head": place[1]}
+            line: dict[str, Any] = {"run": run, "phase": one.label, **one.group.named(place[0]), "head": place[1]}
             for name in SHARES:
                 line[name] = float(getattr(one.heads, name)[place])
                 for kind in BESIDE:
@@ -186,8 +180,8 @@ def _pairs_table(found: Sequence[tuple[str, Within]]) -> pd.DataFrame:
         nulls = {kind: one.null("overlap", kind) for kind in BESIDE}
         for layer, head, other in np.ndindex(tuple(one.heads.overlap.shape)):
             if head < other:
-                line: dict[str, Any] = {"run": run, "phase": one.label, "projection": one.proj}
-                line |= {"layer": one.layers[layer], "head": head, "other": other}
+                line: dict[str, Any] = {"run": run, "phase": one.label, **one.group.named(layer)}
+                line |= {"head": head, "other": other}
                 line["overlap"] = float(one.heads.overlap[layer, head, other])
                 for kind in BESIDE:
                     line |= _ends(f"overlap_{kind}", nulls[kind], (layer, head, other))
@@ -200,8 +194,8 @@ def _phases_table(found: Sequence[tuple[str, Across]]) -> pd.DataFrame:
     for run, one in found:
         nulls = {name: band(getattr(one.random, name)) for name in AGAINST}
         for place in np.ndindex(tuple(one.found.cosine.shape)):
-            line: dict[str, Any] = {"run": run, "first": one.labels[0], "second": one.labels[1], "projection": one.proj}
-            line |= {"layer": one.layers[place[0]], "head": "whole" if one.is_whole else str(place[1])}
+            line: dict[str, Any] = {"run": run, "first": one.labels[0], "second": one.labels[1]}
+            line |= {**one.group.named(place[0]), "head": "whole" if one.is_whole else str(place[1])}
             for name, null in nulls.items():
                 line[name] = float(getattr(one.found, name)[place])
                 line |= _ends(name, null, place)
@@ -224,8 +218,8 @@ def _said_within(run: str, one: Within, with_run: bool) -> str:
     shared, own = _mean(one.heads.shared, 0), _mean(one.heads.own, 0)
     beside = [f"{kind} random heads {_said(shared, band(_mean(one.random[kind].shared, 1)))}" for kind in BESIDE]
     return (
-        f"{f'{run}: ' if with_run else ''}{one.label}, {one.proj}: {float(shared):.3f} of a head's energy lies in "
-        f"another head's row space ({'; '.join(beside)}), {float(own):.3f} outside all others' ({BESIDE[0]} "
+        f"{f'{run}: ' if with_run else ''}{one.label}, {one.group.name}: {float(shared):.3f} of a head's energy lies "
+        f"in another head's row space ({'; '.join(beside)}), {float(own):.3f} outside all others' ({BESIDE[0]} "
         f"{_said(own, band(_mean(one.random['apart'].own, 1)))})."
     )
 
@@ -238,7 +232,7 @@ def _said_across(run: str, one: Across, with_run: bool) -> str:
     ]
     what = "whole matrices" if one.is_whole else "each head"
     return (
-        f"{f'{run}: ' if with_run else ''}{one.labels[1]} after {one.labels[0]}, {one.proj}, {what}, energy "
+        f"{f'{run}: ' if with_run else ''}{one.labels[1]} after {one.labels[0]}, {one.group.name}, {what}, energy "
         f"of the second: {'; '.join(parts)}."
     )
 
@@ -252,7 +246,7 @@ def _pairs(run: str, found: Sequence[Within]) -> Figure:
         shown += [(f"random, {kind}", one.random[kind].overlap.flatten(0, 1).nanmean(0)) for kind in BESIDE]
         for axis, (said, values) in zip(row, shown, strict=True):
             image = axis.imshow(values.numpy(), cmap=style.SEQUENTIAL, vmin=0, vmax=1)
-            axis.set_title(f"{one.label}, {one.proj}: {said}")
+            axis.set_title(f"{one.label}, {one.group.name}: {said}")
             axis.tick_params(length=0)
             axis.spines[:].set_visible(False)
             axis.set(xlabel="head")
@@ -267,13 +261,13 @@ def _shares(run: str, found: Sequence[Within]) -> Figure:
     figure, axes = style.figure(len(found), 2, size=(9.6, 1.1 + 2.4 * len(found)), sharey=True)
     for row, one in zip(axes, found, strict=True):
         for axis, (name, said) in zip(row, SHARES.items(), strict=True):
-            x = range(len(one.layers))
+            x = range(len(one.group.layers))
             for number, kind in enumerate(BESIDE, start=1):
                 style.banded(axis, x, None, band(_mean(getattr(one.random[kind], name), 2)), number, f"random, {kind}")
             style.banded(axis, x, _mean(getattr(one.heads, name), 1), None, 0, "measured")
-            axis.set_xticks(x, one.layers)
+            axis.set_xticks(x, one.group.layers)
             axis.set(ylim=(-0.03, 1.03), xlabel="layer")
-            axis.set_title(f"{one.label}, {one.proj}: {said}")
+            axis.set_title(f"{one.label}, {one.group.name}: {said}")
             axis.grid(axis="y")
         row[0].set_ylabel("share of a head's energy")
     handles, labels = axes[0, 0].get_legend_handles_labels()
@@ -287,11 +281,11 @@ def _phases(run: str, found: Sequence[Across]) -> Figure:
     figure, axes = style.figure(len(found), 3, size=(11.0, 1.1 + 2.3 * len(found)))
     for row, one in zip(axes, found, strict=True):
         for axis, (name, said) in zip(row, AGAINST.items(), strict=True):
-            x = range(len(one.layers))
+            x = range(len(one.group.layers))
             style.banded(axis, x, None, band(_mean(getattr(one.random, name), 2)), 1, "random second phase (95 %)")
             style.banded(axis, x, _mean(getattr(one.found, name), 1), None, 0, "measured")
-            axis.set_xticks(x, one.layers)
-            axis.set_title(f"{one.proj}, {'whole' if one.is_whole else 'heads'}: {said}")
+            axis.set_xticks(x, one.group.layers)
+            axis.set_title(f"{one.group.name}, {'whole' if one.is_whole else 'heads'}: {said}")
             axis.set_xlabel("layer")
             axis.grid(axis="y")
             if name == "cosine":

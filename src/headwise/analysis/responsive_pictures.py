@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from headwise.analysis.changes import layer_names
 from headwise.analysis.opened import SCORE_NAMES
 from headwise.analysis.style import COLORS, DIVERGING, MARKERS, NULL, figure, head_map, styled
 
@@ -33,8 +34,7 @@ def _grid(rows: pd.DataFrame, column: str) -> tuple[Any, Any, list[str]]:
     for line in rows.itertuples():
         place = layers.index((line.stage, line.block)), line.head
         values[place], off[place] = getattr(line, column), line.gate == 0
-    several = len({stage for stage, _ in layers}) > 1
-    return values, off, [f"{stage}.{block}" if several else str(block) for stage, block in layers]
+    return values, off, layer_names(layers)
 
 
 def maps(table: pd.DataFrame, columns: Sequence[str], title: str) -> Figure:

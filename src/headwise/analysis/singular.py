@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from headwise.analysis.changes import Change, by_head, changes, layer_of
+from headwise.analysis.changes import Change, Group, by_head, changes
 from headwise.analysis.directions import (
     Band,
     Singular,
@@ -62,21 +62,20 @@ class Part:
     """One projection of all layers that changed, whole (L,) or by head (L, H).
 
     Attributes:
-        proj: q, k or v.
+        group: which projection of which layers.
         is_whole: or by head.
-        layers: their names.
         ranks: of ``overlap``.
         measures: by name: ``size`` (Frobenius norm), ``relative`` (to the weight), ``effective_rank``, and of each side
             ``<side>_match`` (...), ``<side>_overlap`` and ``<side>_angle`` (..., R), see `Kept`.
-        first, tuned, random: decompositions of the layer that changed most: before, after, after a random update.
+        shown: place in the group of the layer that changed most.
+        first, tuned, random: decompositions of that layer: before, after, after a random update.
     """
 
-    proj: str
+    group: Group
     is_whole: bool
-    layers: list[str]
     ranks: list[int]
     measures: dict[str, Measured]
-    shown: str
+    shown: int
     first: Singular
     tuned: Singular
     random: Singular
@@ -100,29 +99,26 @@ def analyse(runs: Sequence[SavedRun], options: Options) -> Analysis:
 
 def parts(change: Change, draws: int, seed: int) -> Iterator[Part]:
     """Measure every changed projection, whole and by head."""
-    for proj, sites in change.groups():
-        before = torch.stack([change.before[site] for site in sites])
-        update = torch.stack([change.update(site) for site in sites])
-        layers, num_heads = [layer_of(site) for site in sites], sites[0].num_heads
+    for group in change.groups():
+        before = torch.stack([change.before[site] for site in group.sites])
+        update = torch.stack([change.update(site) for site in group.sites])
         shown = int((update.flatten(1).norm(dim=1) / before.flatten(1).norm(dim=1)).argmax())
         for is_whole in (True, False):
             generator = torch.Generator().manual_seed(seed)
-            yield _part(proj, is_whole, layers, before, update, num_heads, draws, generator, shown)
+            yield _part(group, is_whole, before, update, draws, generator, shown)
 
 
 def _part(
-    proj: str,
+    group: Group,
     is_whole: bool,
-    layers: list[str],
     before: Tensor,
     update: Tensor,
-    num_heads: int,
     draws: int,
     generator: torch.Generator,
     shown: int,
 ) -> Part:
-    cut: Callable[[Tensor], Tensor] = (lambda x: x) if is_whole else (lambda x: by_head(x, num_heads))
-    leading = before.shape[-2] // num_heads
+    cut: Callable[[Tensor], Tensor] = (lambda x: x) if is_whole else (lambda x: by_head(x, group.num_heads))
+    leading = before.shape[-2] // group.num_heads
     whole_values = spectrum(update)  # (L, K)
     values = whole_values if is_whole else spectrum(cut(update))
     first = singular(cut(before))
@@ -143,12 +139,11 @@ def _part(
         examples += [] if examples else [_one(turned, shown)]
     measures = {name: Measured(value, torch.stack(collected[name])) for name, value in found.items()}
     return Part(
-        proj,
+        group,
         is_whole,
-        layers,
         ranks(leading),
         measures,
-        layers[shown],
+        shown,
         _one(first, shown),
         _one(tuned, shown),
         *examples,
@@ -174,12 +169,12 @@ def _sides(first: Singular, after: Singular, leading: int) -> dict[str, Tensor]:
 
 def _rows(part: Part) -> Iterator[tuple[dict[str, Any], tuple[int, ...]]]:
     """What names each matrix, and its place in the measures."""
-    for number, layer in enumerate(part.layers):
+    for layer in range(len(part.group.sites)):
         if part.is_whole:
-            yield {"projection": part.proj, "layer": layer, "head": "whole"}, (number,)
+            yield {**part.group.named(layer), "head": "whole"}, (layer,)
         else:
-            for head in range(part.measures["size"].value.shape[1]):
-                yield {"projection": part.proj, "layer": layer, "head": str(head)}, (number, head)
+            for head in range(part.group.num_heads):
+                yield {**part.group.named(layer), "head": str(head)}, (layer, head)
 
 
 def _matrices(found: Sequence[Part]) -> pd.DataFrame:
@@ -225,7 +220,7 @@ def verdict(value: float, null: Band, digits: int = 4) -> str:
 
 
 def _sentences(part: Part) -> list[str]:
-    what = f"{part.proj}, {'whole matrices' if part.is_whole else 'each head'}"
+    what = f"{part.group.name}, {'whole matrices' if part.is_whole else 'each head'}"
     said = []
     for side in SIDES:
         measured = part.measures[f"{side}_match"]
@@ -244,7 +239,7 @@ def _sentences(part: Part) -> list[str]:
     above = int((size.value > size.null.high).sum())
     said.append(f"{what}: the update has an effective rank of {verdict(float(mean.value), mean.null, 1)}.")
     said.append(
-        f"{what}: the largest update is that of layer {part.layers[layer]}, head {head}; {above} of "
+        f"{what}: the largest update is that of layer {part.group.layers[layer]}, head {head}; {above} of "
         f"{size.value.numel()} heads have a larger one than the same energy spread at random."
     )
     return said

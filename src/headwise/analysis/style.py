@@ -13,8 +13,6 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-matplotlib.use("Agg")
-
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Of lines, told apart by the colour-blind as well (Okabe and Ito); the first are the report's blue, orange, green."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")

@@ -93,7 +93,8 @@ class Switches:
 
     Attributes:
         net: the network, in evaluation mode; every update is on at first.
-        updates: of every head that changed, in network order.
+        updates: of every head of the projections that changed, in network order.
+        live: those that are not nothing; a head that a gate left off has none, unless another phase gave it one.
     """
 
     def __init__(self, net: Backbone, before: Mapping[Site, Rows]) -> None:
@@ -108,13 +109,10 @@ class Switches:
         """
         self.net, self.suffix = net.eval(), Suffix(net)
         self._off, self._on = dict(before), {site: rows_of(net, site) for site in before}
-        self.updates = tuple(
-            HeadUpdate(site, head)
-            for site in before
-            for head in range(site.num_heads)
-            if self.difference(site, head).any()
-        )
-        if not self.updates:
+        heads = {site: [HeadUpdate(site, head) for head in range(site.num_heads)] for site in before}
+        self.live = frozenset(one for own in heads.values() for one in own if self.difference(*one).any())
+        self.updates = tuple(one for own in heads.values() if self.live.intersection(own) for one in own)
+        if not self.live:
             raise ConfigError(
                 "training changed no weight of q, k or v, so its heads have no update to switch off; allowed: runs of "
                 "methods that update these projections (lora, head_lora, hs_lora, heart_lora, ...)"
@@ -139,7 +137,7 @@ class Switches:
     def set(self, on: Collection[HeadUpdate]) -> int | None:
         """Switch these updates on and all others off; returns the first block that changed, by its place, or None."""
         wanted = frozenset(on)
-        changed = wanted ^ self._state
+        changed = (wanted ^ self._state) & self.live
         for update in changed:
             site, head = update
             rows = slice(head * site.head_dim, (head + 1) * site.head_dim)
@@ -154,6 +152,12 @@ class Switches:
     def block(self, update: HeadUpdate) -> int:
         """Place of its block in the network."""
         return self.suffix.places.index((update.site.stage, update.site.block))
+
+    def words(self, update: HeadUpdate) -> str:
+        """Where an update lies: ``head 3 of q in layer 5``, of a network with stages ``layer 2.5``."""
+        site = update.site
+        several = len({stage for stage, _ in self.suffix.places}) > 1
+        return f"head {update.head} of {site.proj} in layer {f'{site.stage}.' if several else ''}{site.block}"
 
 
 @torch.no_grad()
@@ -183,6 +187,9 @@ def toggled(
             bases.append(_judge(logits, labels))
             rows = []
             for update in candidates:
+                if update not in switches.live:  # nothing to switch
+                    rows.append(bases[-1])
+                    continue
                 switches.set(ground ^ {update})
                 at = switches.block(update)
                 rows.append(_judge(switches.suffix.resume(at, inputs[at]), labels))
@@ -228,12 +235,12 @@ def cumulative(
 
 
 def greedy(switches: Switches, batches: Sequence[Batch], steps: int) -> list[tuple[HeadUpdate, float, float]]:
-    """Switch off, step by step, the update without which the loss is least.
+    """Switch off, step by step, the update without which the loss is least; those that are nothing are left out.
 
     Returns:
         Of every step the update, and mean loss and accuracy, percent, of what is left.
     """
-    on, found = list(switches.updates), []
+    on, found = [update for update in switches.updates if update in switches.live], []
     for _ in range(min(steps, len(on))):
         _, without = toggled(switches, batches, on, on)
         best = int(without.mean_loss.argmin())
