@@ -22,6 +22,7 @@ from headwise.analysis.kinds import Options
 from headwise.analysis.made import Analysis
 from headwise.artifacts.saved import SavedRun
 from headwise.comparison.comparable import Places, Setting, natural, ordered, places, settings
+from headwise.comparison.controls import NO_MASK
 from headwise.comparison.tables import AVERAGES, Table, frame, tables
 from headwise.errors import ConfigError
 from headwise.report import gallery
@@ -123,11 +124,11 @@ def _look(number: int) -> dict[str, Any]:
 def _lines(data: pd.DataFrame, kind: str, over: str) -> Figure:
     """A panel per task: a line per kind with its deviation over seeds; a single value at 0 heads off is a level."""
     tasks = list(dict.fromkeys(data["task"]))[:MOST_PANELS]
-    labels = [label for label in dict.fromkeys(data[kind]) if label != "no head off"]
+    labels = [label for label in dict.fromkeys(data[kind]) if label != NO_MASK]
     figure, axes = _panels(tasks)
     for axis, task in zip(axes, tasks, strict=True):
         for label, part in data[data["task"] == task].groupby(kind, sort=False):
-            if label == "no head off":
+            if label == NO_MASK:
                 axis.axhline(part["mean"].iloc[0], color=style.NULL, linestyle="--", label=label)
                 continue
             errors = part["std"].fillna(0.0)
@@ -146,7 +147,7 @@ def _ratios(ratios: pd.DataFrame) -> Figure:
     rows = sorted(set(ratios["row"]), key=natural)
     figure, grid = style.figure(size=(max(6.0, 1.6 + 0.42 * len(tasks) * max(1, len(rows) / 3)), 3.6))
     axis = grid[0, 0]
-    axis.axhline(1.0, color=style.NULL, linestyle="--", label="no head off")
+    axis.axhline(1.0, color=style.NULL, linestyle="--", label=NO_MASK)
     for number, row in enumerate(rows):
         part = ratios[ratios["row"] == row].set_index("column").reindex(tasks)
         x = [place + (number - (len(rows) - 1) / 2) * min(0.14, 0.7 / len(rows)) for place in range(len(tasks))]

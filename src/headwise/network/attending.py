@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from headwise.errors import ConfigError
 from headwise.network.backbone import Backbone
 from headwise.wrappers.prompting import WindowPrompts
-from headwise.wrappers.wrapping import Wrapper
+from headwise.wrappers.wrapping import unwrapped
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,8 @@ def attentions(net: Backbone, images: Tensor) -> tuple[list[Attention], Tensor]:
     hooks = []
     try:
         for stage, index, path in net.blocks:
-            block = _inside(net.model.get_submodule(path))
-            attention = _inside(block.attn)
+            block: Any = unwrapped(net.model.get_submodule(path))
+            attention = unwrapped(block.attn)
             keep = functools.partial(_keep, found, stage, index, block, images.shape[0])
             hooks.append(attention.register_forward_pre_hook(keep, with_kwargs=True))
             if isinstance(block.attn, WindowPrompts):
@@ -114,12 +114,6 @@ def attentions(net: Backbone, images: Tensor) -> tuple[list[Attention], Tensor]:
         for hook in hooks:
             hook.remove()
     return found, logits
-
-
-def _inside(module: nn.Module) -> Any:
-    while isinstance(module, Wrapper):
-        module = module.inner
-    return module
 
 
 def _keep(

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from markupsafe import Markup
 
 from headwise.comparison.comparable import Places, named
-from headwise.comparison.controls import ground
+from headwise.comparison.controls import NO_MASK, ground
 from headwise.comparison.tables import AVERAGES, Table
 from headwise.comparison.verdicts import is_headwise
 from headwise.report import figures, grids
@@ -165,7 +165,7 @@ def _means(tasks: Sequence[Seeds]) -> Seeds:
 
 
 def _curve(title: str, family: Family, name: str) -> Figure:
-    level = ("no head off", family.plain)
+    level = (NO_MASK, family.plain)
     made = _lines(title, family.lines, name, ("gate", "heads off", "heads off per layer"), level)
     return made if family.plain else dataclasses.replace(made, caption="The same run with no head off is missing.")
 
