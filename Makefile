@@ -128,6 +128,7 @@ ARGS_heart_fig8     := $(TASKS3) $(HEADS)
 ARGS_heart_twins    := protocol.epochs=2 ne.warmup=0.1
 ARGS_heart_variants := protocol.epochs=2 ne.warmup=0.1
 ARGS_standins       := protocol.epochs=2
+ARGS_gallery        := protocol.epochs=2 protocol.test_images=32
 ARGS_lossy          := protocol.epochs=2 protocol.test_images=32
 ARGS_nano_worth     := protocol.epochs=2 protocol.test_images=32
 endif
