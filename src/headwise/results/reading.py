@@ -52,8 +52,10 @@ def read(root: Path, given: str | None = None, repo: Path | None = None) -> Foun
     if plain.is_other(root):
         raise ConfigError(f"no finished run under {root}: it is no folder; is --root right?")
     names = runs(root)
-    experiments = _experiments(repo)
-    name = experiments.get(given, given) if given is not None and given not in names else given
+    experiments: dict[str, str] = {}
+    if given is not None and given not in names:
+        experiments = _experiments(repo)
+    name = None if given is None else experiments.get(given, given)
     errors: list[ResultError] = []
     found = Found(name, list(ResultStore(root, on_bad=errors.append).all(name)))
     found.damaged = [_below(error.path, root) for error in errors]
@@ -62,6 +64,7 @@ def read(root: Path, given: str | None = None, repo: Path | None = None) -> Foun
     damaged = f"; {' '.join(found.notes)}" if errors else ""
     if given is None:
         raise ConfigError(f"no finished run under {root}{damaged or '; is --root right?'}")
+    experiments = experiments or _experiments(repo)
     if given in experiments or name in names:
         command = f"python train.py experiment={given}" if given in experiments else "the command that began it"
         raise ConfigError(f"no finished run of {given!r} under {root}{damaged}; run {command}")
