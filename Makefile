@@ -79,8 +79,8 @@ $(ROOT)/tables/%.md: FORCE | setup
 		$(PYTHON) scripts/make_tables.py $(or $(NAME_$*),$*) --root $(ROOT) --out $(basename $@).$$form --force && \
 			echo "written: $(basename $@).$$form" || status=1; \
 	done; \
-	$(if $(filter $*,$(CURVES)),find $(ROOT)/$(or $(NAME_$*),$*) -name result.json | sed 's:/result.json$$::' | sort | \
-		xargs $(PYTHON) scripts/analyse.py curves --out $(ROOT)/figures/$* --force || status=1;) exit $$status
+	$(if $(filter $*,$(CURVES)),$(PYTHON) scripts/analyse.py curves --root $(ROOT) --name $(or $(NAME_$*),$*) \
+		--out $(ROOT)/figures/$* --force || status=1;) exit $$status
 
 NAME_heart_twins := heart_variants
 

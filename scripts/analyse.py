@@ -9,9 +9,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from headwise.analysis.kinds import KINDS, SPLITS, Options, analyse, options_of
-from headwise.cli import force_option, opening_options, script
+from headwise.cli import exclusive, force_option, opening_options, results_of, script
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -23,7 +24,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("kind", metavar="KIND", help="what to draw, see below")
-    parser.add_argument("run_dirs", metavar="RUN_DIR", nargs="+", type=Path, help="folders of finished runs")
+    parser.add_argument("run_dirs", metavar="RUN_DIR", nargs="*", type=Path, help="folders of finished runs")
+    parser.add_argument("--root", type=Path, help="where results lie, with --name (outputs)")
+    parser.add_argument("--name", help="in place of RUN_DIR: all finished runs of this name, or of an experiment")
     parser.add_argument("--out", type=Path, help="folder to write (outputs/figures/KIND)")
     parser.add_argument("--images", type=int, help=f"how many ({Options.images}); 0 for all")
     parser.add_argument("--split", choices=SPLITS, help=f"of the images ({Options.split})")
@@ -33,14 +36,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--draws", type=int, help=f"random updates a null ({Options.draws})")
     opening_options(parser)
     force_option(parser)
-    return parser.parse_args(arguments)
+    return parser.parse_intermixed_args(arguments)  # folders may stand behind options
 
 
 @script
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     options = parse(arguments)
-    own = ("kind", "run_dirs", "out", "force")
+    own = ("kind", "run_dirs", "root", "name", "out", "force")
     given = {name: value for name, value in vars(options).items() if name not in own and value is not None}
     if given.get("images") == 0:
         given["images"] = None
@@ -49,12 +52,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     out = options.out or Path("outputs", "figures", options.kind)
     check_place(out, options.force)
-    made = analyse(options.kind, options.run_dirs, told)
+    made = analyse(options.kind, _runs(options), told)
     files = made.write(out, options.force)
     for sentence in made.sentences:
         print(sentence)
     print(f"written: {out} ({len(files)} files)")
     return 0
+
+
+def _runs(options: argparse.Namespace) -> list[Any]:
+    """The runs given by their folders, or all finished ones of a name; records that are damaged are named.
+
+    Raises:
+        ConfigError: for both ways at once.
+    """
+    if options.name is None:
+        exclusive({"--root": options.root}, "without --name")
+        return list(options.run_dirs)
+    exclusive({"RUN_DIR": next(iter(options.run_dirs), None)}, "beside --name, which takes all finished runs")
+    from headwise.artifacts.saved import SavedRun
+
+    root = options.root or Path("outputs")
+    results = results_of(root, options.name, "it is left out").results
+    return [SavedRun(result.key.path(root), result, tuple(options.trust)) for result in results]
 
 
 if __name__ == "__main__":

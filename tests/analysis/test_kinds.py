@@ -145,6 +145,28 @@ def test_runs_that_cannot_be_analysed(finished: Finished, tmp_path: Path) -> Non
         analysis.subspaces(broken)
 
 
+def test_all_runs_of_a_name(finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script, runs = loaded("analyse"), [finished("method=lora", f"seed={seed}") for seed in (0, 1)]
+    for run in runs:
+        shutil.copytree(run, tmp_path / "results" / run.relative_to(run.parents[4]))
+    damaged = tmp_path / "results" / runs[0].relative_to(runs[0].parents[4]).with_name("seed-7")
+    damaged.mkdir()
+    (damaged / "result.json").write_text("{")
+    given = ["curves", "--root", str(tmp_path / "results"), "--name", "runs", "--out", str(tmp_path / "out")]
+    assert script.main(given) == 0
+    assert "seed-7/result.json is not a usable record; it is left out" in capsys.readouterr().err
+    assert "2 runs" in (tmp_path / "out" / "README.md").read_text()
+    for wrong, said in (
+        ([*given, str(runs[0])], "means nothing beside --name"),
+        (["curves", "--root", str(tmp_path)], "means nothing without --name"),
+        (["curves"], "needs at least one run, got none"),
+        (["curves", "--root", str(tmp_path), "--name", "rums"], "no finished run of 'rums'"),
+    ):
+        assert script.main([*wrong, "--out", str(tmp_path / "other")]) == 1
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
 def test_the_command_writes_what_the_function_gives(
     finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
