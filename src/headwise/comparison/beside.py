@@ -45,9 +45,9 @@ def beside(
     refused: dict[str, set[str]] = {}
     for row, members in sorted(mine.items()):
         for there in printed.of_method(members[0].key.method):
-            for phase, found in _columns(members, where, there).items():
-                means = {mean: (mean, _reasons(found, mean)) for mean in MEANS if (row, phase, mean) in have}
-                for column, (key, reasons) in {**found, **means}.items():
+            for phase, belonging in _columns(members, where, there).items():
+                means = {mean: (mean, _reasons(belonging, mean)) for mean in MEANS if (row, phase, mean) in have}
+                for column, (key, reasons) in {**belonging, **means}.items():
                     if text := there.text(key):
                         facts = (row, phase, there.id, there.title, there.size, column, text)
                         lines.append((*facts, float(there.cells[key]), not reasons))
@@ -70,25 +70,27 @@ def beside(
 
 def _why(refused: Mapping[str, set[str]], rows: set[str]) -> str:
     """Reasons that concern some of `rows`; their names where it is not all of them."""
-    found = {reason: sorted(concerned & rows) for reason, concerned in refused.items() if concerned & rows}
-    parts = [reason if len(mine) == len(rows) else f"{reason} ({', '.join(mine)})" for reason, mine in found.items()]
+    concerning = {reason: sorted(concerned & rows) for reason, concerned in refused.items() if concerned & rows}
+    parts = [
+        reason if len(mine) == len(rows) else f"{reason} ({', '.join(mine)})" for reason, mine in concerning.items()
+    ]
     return few(parts, 4)
 
 
 def _columns(members: Sequence[Result], where: Places, there: printed.Row) -> dict[str, Columns]:
     """By tested phase."""
-    found: dict[str, Columns] = {}
+    columns: dict[str, Columns] = {}
     for result in members:
         if (task := printed.column_of(result)) is None:
             continue
         for name, phase in printed.phases_of(result, there):
-            known = found.setdefault(name, {}).setdefault(where[result.key][1], (task, []))[1]
-            known += [reason for reason in printed.obstacles(result, there, phase) if reason not in known]
-    return found
+            reasons = columns.setdefault(name, {}).setdefault(where[result.key][1], (task, []))[1]
+            reasons += [reason for reason in printed.obstacles(result, there, phase) if reason not in reasons]
+    return columns
 
 
-def _reasons(found: Columns, mean: str) -> list[str]:
+def _reasons(columns: Columns, mean: str) -> list[str]:
     """What forbids an average: all that forbids one of its tasks."""
     belongs = printed.tasks()
-    parts = [reasons for task, reasons in found.values() if mean in WHOLE or f"mean_{belongs[task]}" == mean]
+    parts = [reasons for task, reasons in columns.values() if mean in WHOLE or f"mean_{belongs[task]}" == mean]
     return list(dict.fromkeys(reason for reasons in parts for reason in reasons))

@@ -11,6 +11,7 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 """Beginnings of what a spreadsheet takes for a formula, blanks aside."""
 _TAG = re.compile(r"<(?=[A-Za-z/!?])")
+# "](" and "][" make a link of the text before them
 _SHUT = re.compile(r"\](?=[(\[])")
 
 
@@ -23,6 +24,7 @@ def in_csv(value: Any) -> Any:
     """A value for a CSV file: text that a spreadsheet would compute gets a quote before it; numbers stay numbers."""
     if not isinstance(value, str) or value == "-" or not value.lstrip(" ").startswith(_FORMULA):
         return value
+    # "-0.5" begins like a formula, and is a number
     try:
         float(value)
     except ValueError:
@@ -37,6 +39,7 @@ def in_markdown(text: str) -> str:
 
 def in_pipes(text: str) -> str:
     """A cell of a Markdown table: as `in_markdown`, and no bar that would end it."""
+    # a backslash of the text before a bar would escape the backslash that escapes the bar
     return in_markdown(text).replace("\\|", "&#92;|").replace("|", "\\|")
 
 

@@ -48,22 +48,22 @@ def ordered(results: Iterable[Result]) -> list[Result]:
     configuration, and the simplest of its variants names it; a run that lies there twice counts once. The same run
     under two names stays in the rows of both: without it one of them would lack cells that were made.
     """
-    made = sorted(results, key=lambda result: result.key)
+    in_order = sorted(results, key=lambda result: result.key)
     variants: dict[Hashable, set[str]] = {}
-    for result in made:
+    for result in in_order:
         variants.setdefault(_configuration(result), set()).add(result.key.variant)
-    found: dict[tuple[RunKey, str], Result] = {}
-    for result in made:
+    unique: dict[tuple[RunKey, str], Result] = {}
+    for result in in_order:
         key = replace(result.key, variant=simplest(variants[_configuration(result)]))
-        found.setdefault((key, result.fingerprint), replace(result, key=key))
-    return sorted(found.values(), key=lambda result: result.key)
+        unique.setdefault((key, result.fingerprint), replace(result, key=key))
+    return sorted(unique.values(), key=lambda result: result.key)
 
 
 def _configuration(result: Result) -> Hashable:
     """What results share that differ in nothing but the seed; the key's folder where a record does not say it all."""
     key = result.key
-    said = fingerprint({**result.identity, "seed": None}) if result.identity.keys() >= WHOLE else key.variant
-    return key.name, key.method, key.dataset, said
+    options = fingerprint({**result.identity, "seed": None}) if result.identity.keys() >= WHOLE else key.variant
+    return key.name, key.method, key.dataset, options
 
 
 def distinct(results: Iterable[Result]) -> list[Result]:
@@ -79,12 +79,12 @@ def settings(results: Sequence[Result], pool: bool = False) -> list[Setting]:
 
     The protocol is the experiment's: what it sets for one method alone parts no table, `measured_otherwise` says it.
     """
-    found: dict[str, Setting] = {}
+    split: dict[str, Setting] = {}
     common = shared_choices(results)
     for result in results:
         shared = {"weights": recorded(result, "weights"), "protocol": asked_protocol(result)}
-        found.setdefault("" if pool else fingerprint(shared), Setting(shared, common=common)).results.append(result)
-    return sorted(found.values(), key=lambda setting: -len(setting.results))
+        split.setdefault("" if pool else fingerprint(shared), Setting(shared, common=common)).results.append(result)
+    return sorted(split.values(), key=lambda setting: -len(setting.results))
 
 
 def asked_protocol(result: Result) -> Any:
@@ -98,6 +98,7 @@ def measured_otherwise(results: Iterable[Result], where: Places) -> list[str]:
     for result in results:
         if others := result.config.get(OTHERS):
             own, rest = (leaves(canonical(part), "") for part in (recorded(result, "protocol"), others))
+            # several tasks of a row mostly give the same line: the keys of a dict are a set that keeps its order
             for name in sorted(name for name in {*own, *rest} if own.get(name) != rest.get(name)):
                 here, there = (json.dumps(part.get(name)) for part in (own, rest))
                 rows.setdefault(where[result.key][0], {})[f"{name} {here}, elsewhere {there}"] = None
@@ -139,10 +140,12 @@ def places(results: Sequence[Result], pool: bool = False, common: Sequence[str] 
     the `common` choices), numbered where the results of one cell do not share one configuration (seeds apart).
     """
     notes: list[str] = []
+    # a label is named by what differs from its experiment's default, so that it may mean another run in each one
     several = len({result.key.name for result in results}) > 1
     columns = _apart(results, lambda r: (r.key.dataset, _draw(r)), _images, "data", notes, pool)
     rows = _apart(
         results,
+        # settings are compared within one column and draw: between tasks they may differ, and `varied` says so
         lambda r: (_row(r, several, common), ", ".join(filter(None, (columns[r.key], _draw(r))))),
         lambda r: _without_seed(r.identity),
         "",
@@ -171,13 +174,14 @@ def varied(results: Iterable[Result], where: Places) -> list[str]:
             name: sorted({json.dumps(kind[name]) if name in kind else "(absent)" for kind in flat}, key=_by_size)
             for name in sorted(set().union(*flat))
         }
-        if lines := [f"{name}: {', '.join(found)}" for name, found in values.items() if len(found) > 1]:
+        if lines := [f"{name}: {', '.join(choices)}" for name, choices in values.items() if len(choices) > 1]:
             notes.append(f"Settings of {row} differ between its tasks: {few(lines)}.")
     return notes
 
 
 def _by_size(text: str) -> tuple[float, str]:
     try:
+        # the values are JSON: numbers come first, by their size, and words after them
         return float(text), ""
     except ValueError:
         return math.inf, text
@@ -226,16 +230,17 @@ def _apart(
     pool: bool,
 ) -> dict[RunKey, str]:
     """Give each result its label, numbered ``x [2]`` where results of one label and cell differ in content."""
-    known: dict[tuple[str, str], list[Any]] = {}
+    contents: dict[tuple[str, str], list[Any]] = {}
     names = {}
     for result in results:
         name, cell = label(result)
-        kinds = known.setdefault((name, cell), [])
+        kinds = contents.setdefault((name, cell), [])
         if (value := content(result)) not in kinds:
             kinds.append(value)
+        # results come in the order of their keys, so that the same one keeps the plain name every time
         number = kinds.index(value) + 1
         names[result.key] = name if number == 1 or pool else f"{name} [{number}]"
-    for (name, cell), kinds in known.items():
+    for (name, cell), kinds in contents.items():
         place = f" on {cell}" if cell else ""
         for number, kind in enumerate(kinds[1:], start=2):
             lines = differences({what: kinds[0]}, {what: kind}) if what else differences(kinds[0], kind)

@@ -127,16 +127,16 @@ def controls_of(result: Result) -> dict[str, dict[str, str]]:
     and that one by plain LoRA. Heads that are off by a budget for the whole network have no random twin.
     """
     phases = result.tested
-    found = {}
+    claims = {}
     last = result.phases[-1]
     if len(phases) > 1 and not is_size_control(phases):
-        found[PHASE] = {kind: how for kind, how in CONTROLS[PHASE].items() if kind != EQUAL_SIZE or not last.is_masked}
+        claims[PHASE] = {kind: how for kind, how in CONTROLS[PHASE].items() if kind != EQUAL_SIZE or not last.is_masked}
     if is_per_head(result) and not last.is_masked:
-        found[HEADS] = CONTROLS[HEADS]
+        claims[HEADS] = CONTROLS[HEADS]
     if last.accuracy is not None and last.is_masked and last.gate.get("mode") not in MASKS:
         is_budget = last.gate.get("budget") is not None
-        found[MASK] = {kind: how for kind, how in CONTROLS[MASK].items() if kind == NO_MASK or not is_budget}
-    return found
+        claims[MASK] = {kind: how for kind, how in CONTROLS[MASK].items() if kind == NO_MASK or not is_budget}
+    return claims
 
 
 def matches(results: Sequence[Result], every: Iterable[Result]) -> list[Match]:
@@ -153,6 +153,7 @@ def matches(results: Sequence[Result], every: Iterable[Result]) -> list[Match]:
         every: controls are sought here.
     """
     asked = [(result, controls_of(result)) for result in results]
+    # two phases that claim nothing (Phase 1, then plain LoRA) still show what they gain over their own first phase
     asked = [(result, claims) for result, claims in asked if claims or len(result.tested) > 1]
     wanted = {result.key.dataset for result, _ in asked}
     masked = {result.key.dataset for result, claims in asked if MASK in claims}
@@ -166,11 +167,13 @@ def matches(results: Sequence[Result], every: Iterable[Result]) -> list[Match]:
         if len(phases) == 1:
             _keep(alone, _matched(result, phases[0].method), result)
         elif is_size_control(phases):
+            # the very Phase 1 and not one trained alike: what follows starts from the same weights
             second = fingerprint(_recipe(phases[1].method))
             _keep(equal_size, (phases[0].fingerprint, result.epochs, second), result)
+        # `ground` hashes the whole identity of a run, so it is asked only for tasks on which a mask has to be judged
         if result.key.dataset in masked and (kind := _mask_kind(result.phases[-1])) is not None:
             twins.setdefault((ground(result), kind, _amount(result.phases[-1], kind)), result)
-    made = []
+    matched = []
     for result, claims in asked:
         phases = result.tested
         first, last = phases[0], phases[-1]
@@ -180,6 +183,7 @@ def matches(results: Sequence[Result], every: Iterable[Result]) -> list[Match]:
             if PHASE in claims:
                 others["longer P2"] = alone.get(_matched(result, last.method))
         if EQUAL_SIZE in claims.get(PHASE, {}):
+            # made from the run's own recipe, so that the control differs in nothing but whose the parameters are
             second = fingerprint(_recipe(_shared_twin(last.method)))
             others[EQUAL_SIZE] = equal_size.get((first.fingerprint, result.epochs, second))
         if HEADS in claims:
@@ -192,14 +196,14 @@ def matches(results: Sequence[Result], every: Iterable[Result]) -> list[Match]:
                 reached = first if kind == "P1" else other.tested[-1]
                 value = float(last.accuracy or 0.0) - float(reached.accuracy or 0.0)
                 size = reached.num_tunable / last.num_tunable - 1 if kind == EQUAL_SIZE and last.num_tunable else 0.0
-                made.append(Match(result, f"P{len(phases)}", kind, value, other.key, size))
-    return made
+                matched.append(Match(result, f"P{len(phases)}", kind, value, other.key, size))
+    return matched
 
 
-def unequal(found: Iterable[Match], where: Places) -> list[str]:
+def unequal(matched: Iterable[Match], where: Places) -> list[str]:
     """Say by how much the controls of equal size are not of equal size."""
     rows: dict[tuple[str, str], dict[str, None]] = {}
-    for match in found:
+    for match in matched:
         if match.size_note:
             row, column = where[match.result.key]
             rows.setdefault((row, match.size_note), {})[column] = None
@@ -222,7 +226,7 @@ def unmasked(results: Iterable[Result], every: Iterable[Result]) -> list[tuple[R
     return [(result, plain[place]) for result in masked if (place := ground(result)) in plain]
 
 
-def lacking(results: Sequence[Result], where: Places, found: Iterable[Match]) -> Claims:
+def lacking(results: Sequence[Result], where: Places, matched: Iterable[Match]) -> Claims:
     """Return what the rows of a table claim, and the controls they lack.
 
     Per-head updates alone are asked about where there is something to compare them with.
@@ -230,9 +234,9 @@ def lacking(results: Sequence[Result], where: Places, found: Iterable[Match]) ->
     Args:
         results: of one table.
         where: their rows and columns.
-        found: their matches.
+        matched: their matches.
     """
-    have = {(match.claim, match.against, match.result.key) for match in found}
+    have = {(match.claim, match.against, match.result.key) for match in matched}
     missing: dict[tuple[str, str], dict[str, set[str]]] = {}
     for result in results:
         row, column = where[result.key]
@@ -240,6 +244,7 @@ def lacking(results: Sequence[Result], where: Places, found: Iterable[Match]) ->
             if claim != HEADS or (HEADS, EQUAL_SIZE, result.key) in have:
                 kinds = missing.setdefault((claim, row), {})
                 for kind in controls:
+                    # a control that every run has is entered too, without a task: the claim must be judged all the same
                     kinds.setdefault(kind, set()).update([] if (claim, kind, result.key) in have else [column])
     order = list(CONTROLS)
     return {
@@ -267,6 +272,7 @@ def _mask_kind(phase: PhaseResult) -> str | None:
 
 def _amount(phase: PhaseResult, kind: str) -> str:
     """How many heads are off where; a run with none off is measured by whatever the number."""
+    # layer by layer: as many heads off in sum, but in other layers, would be another mask
     return "" if kind == NO_MASK else str([(row["proj"], row["active"].count(0)) for row in phase.masks])
 
 
@@ -299,21 +305,22 @@ def _is_matched(spec: Mapping[str, Any]) -> bool:
     return str(spec.get("_target_", "")).endswith(".MatchedLoRA")
 
 
-def _keep(found: dict[Any, Result], place: Any, result: Result) -> None:
+def _keep(kept: dict[Any, Result], place: Any, result: Result) -> None:
     """Keep the first result of a place; of controls of equal size the one of the newest revision."""
 
     def revision(result: Result) -> int:
         spec = result.tested[-1].method
         return int(spec.get("revision") or 1) if _is_matched(spec) else 0
 
-    if place not in found or revision(result) > revision(found[place]):
-        found[place] = result
+    if place not in kept or revision(result) > revision(kept[place]):
+        kept[place] = result
 
 
 def _matched(result: Result, method: Mapping[str, Any]) -> str:
     """Hash of what a run and a one-phase control of this method share; the epochs are those of all phases."""
     protocol = recorded(result, "protocol")
     if isinstance(protocol, Mapping):
+        # these are the epochs of one phase; what has to agree is their sum over the phases, below
         protocol = {name: value for name, value in protocol.items() if name != "epochs"}
     spec = _recipe(method)
     return fingerprint(

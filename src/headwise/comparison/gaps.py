@@ -22,6 +22,7 @@ from headwise.protocol.recipe import NORMALIZATIONS
 from headwise.results.records import PhaseResult, Result
 
 SAME, DIFFERS, UNKNOWN = "same", "differs", "not known"
+# far below the distance of any two sets of `NORMALIZATIONS`, which have at most three digits
 _CLOSE = 1e-3
 
 
@@ -104,7 +105,7 @@ def comparisons(results: Iterable[Result], row_id: str | None = None) -> list[Co
         ConfigError: if there is no such row, or none that belongs to these results.
     """
     wanted = printed.find(row_id) if row_id else None
-    made: list[Comparison] = []
+    compared: list[Comparison] = []
     every = ordered(results)
     for setting in settings(every):
         where, _ = places(setting.results, common=setting.common)
@@ -116,21 +117,23 @@ def comparisons(results: Iterable[Result], row_id: str | None = None) -> list[Co
                 rows.setdefault(row + (f", images{images}" if images else ""), []).append(result)
         for name, members in sorted(rows.items()):
             if wanted:
-                made += _compared(name, members, wanted)
+                compared += _compared(name, members, wanted)
             else:
                 label = members[0].key.method
-                made += _fitting([one for row in printed.of_method(label) for one in _compared(name, members, row)])
-    if not made:
+                compared += _fitting(
+                    [comparison for row in printed.of_method(label) for comparison in _compared(name, members, row)]
+                )
+    if not compared:
         raise ConfigError(_nothing(every, wanted))
-    return made
+    return compared
 
 
-def _fitting(found: Sequence[Comparison]) -> list[Comparison]:
+def _fitting(candidates: Sequence[Comparison]) -> list[Comparison]:
     """Of each phase, the rows with the fewest obstacles."""
     least: dict[str, int] = {}
-    for one in found:
-        least[one.phase] = min(least.get(one.phase, len(one.obstacles)), len(one.obstacles))
-    return [one for one in found if len(one.obstacles) == least[one.phase]]
+    for candidate in candidates:
+        least[candidate.phase] = min(least.get(candidate.phase, len(candidate.obstacles)), len(candidate.obstacles))
+    return [candidate for candidate in candidates if len(candidate.obstacles) == least[candidate.phase]]
 
 
 def _nothing(results: Sequence[Result], wanted: Row | None) -> str:
@@ -141,10 +144,10 @@ def _nothing(results: Sequence[Result], wanted: Row | None) -> str:
         tasks = ", ".join(sorted({result.key.dataset for result in results}))
         ids = ", ".join(dict.fromkeys(row.id for row in rows))
         return f"published rows {ids} have no cell for what was tested here ({tasks}); choose another with --row"
-    known = sorted({label for row in printed.rows().values() for label, _ in row.ours})
+    labelled = sorted({label for row in printed.rows().values() for label, _ in row.ours})
     return (
         f"no published row is {', '.join(labels) or 'of these results'}; choose any with --row. Methods that have one: "
-        f"{', '.join(known)}"
+        f"{', '.join(labelled)}"
     )
 
 
@@ -155,7 +158,7 @@ def _compared(name: str, members: Sequence[Result], row: Row) -> list[Comparison
         belongs = [phase for phase, _ in printed.phases_of(result, row)] or [f"P{len(result.tested)}"]
         for phase in belongs:
             phases.setdefault(phase, []).append((result, int(phase[1:])))
-    made = []
+    by_phase = []
     for phase, runs in sorted(phases.items()):
         cells = _cells([(result, result.tested[number - 1]) for result, number in runs], row)
         if not any(cell.published for cell in cells):
@@ -165,8 +168,10 @@ def _compared(name: str, members: Sequence[Result], row: Row) -> list[Comparison
             reason for result, number in runs for reason in printed.obstacles(result, row, result.tested[number - 1])
         ]
         gaps = _gaps(runs, row, cells)
-        made.append(Comparison(name, phase, row, (min(sizes), max(sizes)), cells, list(dict.fromkeys(obstacles)), gaps))
-    return made
+        by_phase.append(
+            Comparison(name, phase, row, (min(sizes), max(sizes)), cells, list(dict.fromkeys(obstacles)), gaps)
+        )
+    return by_phase
 
 
 def _cells(runs: Sequence[tuple[Result, PhaseResult]], row: Row) -> list[Cell]:
@@ -177,6 +182,7 @@ def _cells(runs: Sequence[tuple[Result, PhaseResult]], row: Row) -> list[Cell]:
             by_seed.setdefault(result.key.seed, {})[column] = phase.accuracy
     values: dict[str, list[float]] = {}
     for seed in sorted(by_seed):
+        # an average is formed per seed, so that its deviation is that of the averages and not one over tasks
         for column, value in (by_seed[seed] | averages(printed.grouped(by_seed[seed]))).items():
             values.setdefault(column, []).append(value)
     order = [*printed.tasks(), *MEANS]
@@ -193,16 +199,17 @@ def _cell(column: str, values: Sequence[float], row: Row) -> Cell:
 def _gaps(runs: Sequence[tuple[Result, int]], row: Row, cells: Sequence[Cell]) -> list[Gap]:
     mine = _ours(runs)
     has_average = any(cell.column in ("mean_groups", "mean_19") for cell in cells)
-    made = []
+    gaps = []
     for line in printed.read("gaps.csv"):
         topic = line["topic"]
+        # how a paper averages explains no gap where single tasks are compared
         if topic == "average" and not has_average:
             continue
         theirs = printed.measured(row, topic)
         value, ours = mine[topic]
         verdict = UNKNOWN if not theirs.get("value") else SAME if value == theirs["value"] else DIFFERS
         low, high = (float(line[end]) if line[end] else None for end in ("low", "high"))
-        made.append(
+        gaps.append(
             Gap(
                 topic=topic,
                 about=line["about"],
@@ -217,7 +224,7 @@ def _gaps(runs: Sequence[tuple[Result, int]], row: Row, cells: Sequence[Cell]) -
                 known_from=theirs.get("source", ""),
             )
         )
-    return made
+    return gaps
 
 
 def _ours(runs: Sequence[tuple[Result, int]]) -> dict[str, tuple[str, str]]:
@@ -269,31 +276,31 @@ def _normalisation(protocol: Mapping[str, Any], data: Mapping[str, Any]) -> str:
     mean, std = data.get("mean"), data.get("std")
     if not isinstance(mean, Sequence) or not isinstance(std, Sequence):
         return name
-    for known, (shift, scale) in NORMALIZATIONS.items():
+    for preset, (shift, scale) in NORMALIZATIONS.items():
         pairs = [*zip(mean, shift, strict=False), *zip(std, scale, strict=False)]
         if all(abs(float(given) - value) < _CLOSE for given, value in pairs):
-            return known
+            return preset
     return name
 
 
-def text(made: Sequence[Comparison]) -> str:
+def text(compared: Sequence[Comparison]) -> str:
     """A heading, the numbers and the protocol for each comparison, as Markdown."""
-    return "\n".join(_text(comparison) for comparison in made)
+    return "\n".join(_text(comparison) for comparison in compared)
 
 
-def _text(found: Comparison) -> str:
-    low, high = found.size
+def _text(comparison: Comparison) -> str:
+    low, high = comparison.size
     size = f"{low:,}" if low == high else f"{low:,} to {high:,}"
     lines = [
-        f"## {in_markdown(found.method)} {found.phase} beside {found.row.title} ({found.row.id})\n",
-        f"Parameters without head: {size} here, {found.row.size or 'not known'} printed.",
+        f"## {in_markdown(comparison.method)} {comparison.phase} beside {comparison.row.title} ({comparison.row.id})\n",
+        f"Parameters without head: {size} here, {comparison.row.size or 'not known'} printed.",
     ]
-    if found.row.filled:
-        lines.append(f"Cells filled from elsewhere: {found.row.filled}.")
-    if found.row.notes:
-        lines.append(f"Note on the row: {found.row.notes}.")
-    if found.obstacles:
-        lines.append(in_markdown(f"NOT COMPARABLE as they stand: {'; '.join(found.obstacles)}."))
+    if comparison.row.filled:
+        lines.append(f"Cells filled from elsewhere: {comparison.row.filled}.")
+    if comparison.row.notes:
+        lines.append(f"Note on the row: {comparison.row.notes}.")
+    if comparison.obstacles:
+        lines.append(in_markdown(f"NOT COMPARABLE as they stand: {'; '.join(comparison.obstacles)}."))
     numbers = [
         [
             cell.column,
@@ -301,19 +308,19 @@ def _text(found: Comparison) -> str:
             cell.published,
             "" if cell.difference is None else f"{cell.difference:+.2f}",
         ]
-        for cell in found.cells
+        for cell in comparison.cells
     ]
     lines += ["", *pipes(["column", "ours, mean \u00b1 std (n)", "published", "difference"], numbers, 1)]
-    if any(cell.published.endswith("*") for cell in found.cells):
+    if any(cell.published.endswith("*") for cell in comparison.cells):
         lines.append("\n* computed from the printed cells.")
     for title, verdict in (
         ("What differs, and what that is worth", DIFFERS),
         ("What is not known of the published row", UNKNOWN),
     ):
-        if gaps := [gap for gap in found.gaps if gap.verdict == verdict]:
+        if gaps := [gap for gap in comparison.gaps if gap.verdict == verdict]:
             rows = [[g.topic, g.ours, _theirs_text(g), g.typical, g.source] for g in gaps]
             lines += [f"\n### {title}\n", *pipes(["what", "ours", "published", "typical size", "source"], rows, 5)]
-    if alike := [gap.topic for gap in found.gaps if gap.verdict == SAME]:
+    if alike := [gap.topic for gap in comparison.gaps if gap.verdict == SAME]:
         lines.append(f"\nThe same as far as known: {', '.join(alike)}.")
     return "\n".join(lines) + "\n"
 

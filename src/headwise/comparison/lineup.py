@@ -88,6 +88,7 @@ def _lineup(results: Sequence[Result]) -> Lineup:
 
 
 def _is_probe(result: Result, common: Sequence[str]) -> bool:
+    # a probe with other options is a row like any other; the one without is what a row must reach
     alone = [phase.method.get("_target_") for phase in result.phases] == [PROBE]
     return alone and beside_common(result.key.variant, common) == BASE
 
@@ -141,19 +142,19 @@ def _notes(results: Sequence[Result], probes: dict[int, float | None], common: S
     return notes
 
 
-def markdown(made: Sequence[Lineup]) -> str:
+def markdown(lined_up: Sequence[Lineup]) -> str:
     """A heading, the caption and a table each."""
     parts = []
     costs = [cost.short or cost.title for cost in COSTS.values()]
-    for lineup in made:
+    for lineup in lined_up:
         several = len({line.seed for line in lineup.lines}) > 1
         rows = [_cells(line, several) for line in lineup.lines]
         title, table = in_markdown(lineup.title), "\n".join(pipes(["method", *costs, *MEASURED], rows))
         parts.append(f"## {title}\n\n{bullets(lineup.notes)}\n\n{table}\n")
         if others := _varied(lineup.lines):
-            said = "Methods that were run with other options: accuracy in percent, training loss in brackets."
+            caption = "Methods that were run with other options: accuracy in percent, training loss in brackets."
             table = "\n".join(pipes(others[0], others[1:]))
-            parts.append(f"### {title}: other options\n\n{said}\n\n{table}\n")
+            parts.append(f"### {title}: other options\n\n{caption}\n\n{table}\n")
     return "\n".join(parts)
 
 
@@ -185,9 +186,9 @@ def _cells(line: Entry, with_seed: bool) -> list[str]:
     ]
 
 
-def plain(made: Sequence[Lineup]) -> list[dict[str, Any]]:
+def plain(lined_up: Sequence[Lineup]) -> list[dict[str, Any]]:
     """The same, unrounded, as data that JSON can hold."""
-    return [{**asdict(lineup), "lines": [_flat(line) for line in lineup.lines]} for lineup in made]
+    return [{**asdict(lineup), "lines": [_flat(line) for line in lineup.lines]} for lineup in lined_up]
 
 
 def _flat(line: Entry) -> dict[str, Any]:

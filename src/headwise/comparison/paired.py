@@ -87,6 +87,7 @@ def contrast(differences: Mapping[str, Iterable[float]]) -> Contrast:
     Args:
         differences: task -> differences of its seeds, percentage points; at least one in all.
     """
+    # sorted, so that the draws of the bootstrap do not depend on the order in which records are read
     tasks = [sorted(float(value) for value in differences[name]) for name in sorted(differences)]
     tasks = [values for values in tasks if values]
     every = [value for values in tasks for value in values]
@@ -124,13 +125,16 @@ def bootstrap(
     for place, values in enumerate(tasks):
         table[place, : len(values)] = values
     rng = np.random.default_rng(seed)
+    # so many resamples at once that an array of indices, (step, tasks, seeds), has about `_BATCH` entries
     step = max(1, _BATCH // (len(tasks) * most))
     means = []
     for start in range(0, resamples, step):
         shape = (min(step, resamples - start), len(tasks))
         drawn = rng.integers(len(tasks), size=shape)
         width = counts[drawn][..., None]
+        # tasks have their own numbers of seeds: a uniform number each, (step, tasks, most), scaled to that of its task
         seeds = (rng.random((*shape, most)) * width).astype(np.intp)
+        # a task with fewer seeds counts as many draws as it has seeds, the rest of its places are padding
         kept = np.arange(most) < width
         sums = np.where(kept, table[drawn[..., None], seeds], 0.0).sum(-1)
         means.append((sums / width[..., 0]).mean(-1))
@@ -147,11 +151,12 @@ def contrasts(lines: pd.DataFrame) -> pd.DataFrame:
     Returns:
         One line each, of the columns `CONTRAST`.
     """
-    made = []
+    totals = []
     for (row, phase), part in lines.groupby(["row", "phase"]):
         total = contrast({str(column): values["value"] for column, values in part.groupby("column")})
-        made.append({"row": row, "phase": phase, **vars(total)})
-    frame = pd.DataFrame(made, columns=CONTRAST)
+        totals.append({"row": row, "phase": phase, **vars(total)})
+    frame = pd.DataFrame(totals, columns=CONTRAST)
+    # pandas would keep a column in which no row has an interval as objects, all None
     return frame.astype({"low": float, "high": float})
 
 
@@ -171,6 +176,7 @@ def against(lines: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
     if [row, phase] == name:
         raise ConfigError(f"{first!r} and {second!r} are the same runs; name two that differ")
     cell = ["column", "group", "repeat"]
+    # pooled results may have a task and seed twice, of different settings: their mean is compared
     one, other = (part.groupby(cell, as_index=False)["value"].mean() for part in (one, other))
     joined = one.merge(other, on=cell, suffixes=("", "_other"))
     joined["value"] -= joined["value_other"]

@@ -103,8 +103,8 @@ def column_of(result: Result) -> str | None:
     """The papers' column for a result's task, found through its aliases; None for a task that is not VTAB's."""
     if result.group not in GROUP_SIZES:
         return None
-    known = result.task
-    names = (result.key.dataset, *(str(name) for name in known.get("aliases") or ()))
+    task = result.task
+    names = (result.key.dataset, *(str(name) for name in task.get("aliases") or ()))
     return next((name for name in names if name in tasks()), None)
 
 
@@ -134,20 +134,20 @@ def obstacles(result: Result, row: Row, phase: PhaseResult) -> list[str]:
         row: any published row.
         phase: one of its tested phases.
     """
-    found = [label for label in result.labels if label not in (*HARMLESS, LOSSY)]
+    reasons = [label for label in result.labels if label not in (*HARMLESS, LOSSY)]
     if LOSSY in result.labels and (images := measured(row, "data").get("value", "")) != LOSSY:
-        found.append(f"{LOSSY}, there {images or 'not known'}")
+        reasons.append(f"{LOSSY}, there {images or 'not known'}")
     backbone = result.identity.get("backbone")
     backbone = backbone if isinstance(backbone, Mapping) else {}
     needed = BACKBONES[row.backbone]
     if (name := backbone.get("timm_name")) != needed:
-        found.append(f"weights {name or 'not recorded'}, there {needed}")
+        reasons.append(f"weights {name or 'not recorded'}, there {needed}")
     elif backbone.get("img_size") != IMG_SIZE:
-        found.append(f"images of {backbone.get('img_size')} px, there {IMG_SIZE}")
+        reasons.append(f"images of {backbone.get('img_size')} px, there {IMG_SIZE}")
     for key, allowed in row.where.items():
         if (value := _plain(_get(phase.method, key))) not in allowed:
-            found.append(f"{key} {value}, there {' or '.join(allowed)}")
-    return found
+            reasons.append(f"{key} {value}, there {' or '.join(allowed)}")
+    return reasons
 
 
 def measured(row: Row, topic: str) -> Mapping[str, str]:
@@ -209,7 +209,7 @@ def _results() -> list[dict[str, str]]:
     return read("published_results.csv")
 
 
-def _row(line: Mapping[str, str], known: Mapping[str, str] | None) -> Row:
+def _row(line: Mapping[str, str], mapped: Mapping[str, str] | None) -> Row:
     cells = {task: line[task] for task in tasks() if line[task]}
     printed = {mean: line[_PRINTED_MEANS.get(mean, mean)] for mean in MEANS}
     # Numbers as printed, so that a mean of ours rests on nothing that a reader cannot see in the paper.
@@ -217,8 +217,8 @@ def _row(line: Mapping[str, str], known: Mapping[str, str] | None) -> Row:
     computed = {mean: f"{value:.2f}" for mean, value in means.items() if not printed[mean]}
     cells |= {mean: text for mean in MEANS if (text := printed[mean] or computed.get(mean, ""))}
     unit = line["params_unit"].partition(" ")[0]
-    ours = [place.rpartition(":") for place in (known or {}).get("ours", "").split()]
-    where = [term.partition("=") for term in (known or {}).get("where", "").split()]
+    ours = [place.rpartition(":") for place in (mapped or {}).get("ours", "").split()]
+    where = [term.partition("=") for term in (mapped or {}).get("where", "").split()]
     return Row(
         id=line["row_id"],
         method=line["method"],

@@ -91,7 +91,7 @@ class Table:
     @property
     def answers(self) -> list[str]:
         """The judgements, a sentence each."""
-        return [str(one) for one in self.judgements]
+        return [str(judgement) for judgement in self.judgements]
 
 
 def tables(
@@ -117,10 +117,10 @@ def tables(
         raise ConfigError(f"unknown choice of published rows {published!r}{suggest(published, SHOW)}")
     split = settings(ordered(results), pool)
     every = [result for setting in split for result in setting.results]
-    made = []
+    arranged = []
     for name, notes, setting in _titled(split, title):
-        made.append(_table(setting, name, notes, every, pool, published, others))
-    return made
+        arranged.append(_table(setting, name, notes, every, pool, published, others))
+    return arranged
 
 
 def compare(
@@ -137,29 +137,32 @@ def compare(
         ConfigError: if there is no such row, or the two share no task, seed and setting; says what differs.
     """
     split = settings(ordered(results), pool)
-    made = []
+    compared = []
     for name, notes, setting in _titled(split, title):
         where, apart = places(setting.results, pool, setting.common)
         lines = frame(setting.results, where)
         try:
-            found = against(lines, first, second)
+            # a setting that lacks one of the rows is passed over; whether all of them do is asked at the end
+            gains = against(lines, first, second)
         except ConfigError:
             continue
-        if len(found):
+        if len(gains):
             rows = {chosen(lines, given)[1] for given in (first, second)}
             shown = [result for result in setting.results if where[result.key][0] in rows]
             order = _order(setting.results, where)
             cells = summarise(lines[lines["row"].isin(rows)], True, order)
             caption = [CELLS, *_facts(replace(setting, results=shown), pool), SPENT, *apart]
             costs = _costs(shown, where)
-            made.append(Table(name, [*notes, *caption], cells, costs, summarise(found, False, order), contrasts(found)))
-    if not made:
+            compared.append(
+                Table(name, [*notes, *caption], cells, costs, summarise(gains, False, order), contrasts(gains))
+            )
+    if not compared:
         every = [result for setting in split for result in setting.results]
         against(
             frame(every, places(every, True, shared_choices(every))[0]), first, second
         )  # names a row that is nowhere
         raise ConfigError(f"{first!r} and {second!r} share no task and seed in one setting. {_parting(split)}")
-    return made
+    return compared
 
 
 def _parting(split: Sequence[Setting]) -> str:
@@ -171,13 +174,13 @@ def _parting(split: Sequence[Setting]) -> str:
 
 def _titled(split: Sequence[Setting], title: str) -> list[tuple[str, list[str], Setting]]:
     """Each setting with its title and a note on what it has different from the first."""
-    made = []
+    titled = []
     for number, setting in enumerate(split, start=1):
         notes = []
         if number > 1:
             notes.append(f"Other setting than the first table: {few(differences(split[0].shared, setting.shared))}.")
-        made.append((title if len(split) == 1 else f"{title}, setting {number} of {len(split)}", notes, setting))
-    return made
+        titled.append((title if len(split) == 1 else f"{title}, setting {number} of {len(split)}", notes, setting))
+    return titled
 
 
 def frame(results: Sequence[Result], where: Places) -> pd.DataFrame:
@@ -206,6 +209,7 @@ def summarise(lines: pd.DataFrame, averages: bool = True, order: Mapping[str, in
     whole = pd.concat([lines, _averages(lines)]) if averages and len(lines) else lines
     keys = ["row", "phase", "column", "group"]
     cells = whole.groupby(keys)["value"].agg(mean="mean", std="std", n="count").reset_index()
+    # as in the papers' tables: group after group, tasks in their order, averages last; "" are tasks of one's own
     groups = {name: place for place, name in enumerate((*GROUP_SIZES, FEWSHOT, "", "average"))}
     ranks = {**(order or {}), **{name: place for place, name in enumerate(AVERAGES)}}
     cells["place"], cells["rank"] = cells["group"].map(groups), cells["column"].map(ranks).fillna(len(ranks))
@@ -215,16 +219,16 @@ def summarise(lines: pd.DataFrame, averages: bool = True, order: Mapping[str, in
 
 def _order(results: Sequence[Result], where: Places) -> dict[str, int]:
     """Columns in the order of the papers' tables, as far as these have them."""
-    known = list(printed.tasks())
-    found = {where[result.key][1]: printed.column_of(result) for result in results}
-    return {column: known.index(task) for column, task in found.items() if task is not None}
+    printed_order = list(printed.tasks())
+    tasks = {where[result.key][1]: printed.column_of(result) for result in results}
+    return {column: printed_order.index(task) for column, task in tasks.items() if task is not None}
 
 
 def _averages(lines: pd.DataFrame) -> pd.DataFrame:
     """Lines of a group's mean where the group is whole, and of the means over VTAB where all 19 tasks are there."""
-    made: list[tuple[Any, ...]] = []
+    means: list[tuple[Any, ...]] = []
     if lines["column"].str.endswith("]").any():  # a task on more than one set of images: no average is comparable
-        return pd.DataFrame(made, columns=LINE)
+        return pd.DataFrame(means, columns=LINE)
     # Pooled results may give one task twice for a seed: such a group has no mean, whatever the number of its lines.
     tasks = lines[lines["group"].isin(list(SIZES))].dropna(subset="value")
     parts = tasks.groupby(["row", "phase", "repeat", "group"]).agg(
@@ -235,8 +239,8 @@ def _averages(lines: pd.DataFrame) -> pd.DataFrame:
         if part.num_columns == len(part.values):
             groups.setdefault((part.row, part.phase, part.repeat), {})[part.group] = part.values
     for (row, phase, repeat), values in groups.items():
-        made += [(row, phase, column, "average", repeat, value) for column, value in averages(values).items()]
-    return pd.DataFrame(made, columns=LINE)
+        means += [(row, phase, column, "average", repeat, value) for column, value in averages(values).items()]
+    return pd.DataFrame(means, columns=LINE)
 
 
 def measured(
@@ -250,16 +254,17 @@ def measured(
         every: controls are sought here first.
         others: reads more of them.
     """
-    found = matches(results, every)
-    claims = lacking(results, where, found)
+    matched = matches(results, every)
+    claims = lacking(results, where, matched)
+    # other experiments are many records to read: only where a control is lacking
     if any(tasks for kinds in claims.values() for tasks in kinds.values()) and (more := others()):
-        found = matches(results, [*every, *more])
-        claims = lacking(results, where, found)
-    return found, claims
+        matched = matches(results, [*every, *more])
+        claims = lacking(results, where, matched)
+    return matched, claims
 
 
-def _borrowed(found: Sequence[Match]) -> list[str]:
-    names = {match.other.name for match in found} - {match.result.key.name for match in found}
+def _borrowed(matched: Sequence[Match]) -> list[str]:
+    names = {match.other.name for match in matched} - {match.result.key.name for match in matched}
     return [f"Controls were also found among the runs of {', '.join(sorted(names))}."] if names else []
 
 

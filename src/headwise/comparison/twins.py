@@ -47,14 +47,15 @@ def pairs(results: Iterable[Result]) -> tuple[list[Pair], list[str]]:
     masked = [result for result in results if result.phases[-1].is_masked]
     common = shared_choices(masked)
     where, notes = places(masked, common=common)
-    found = []
+    twinned = []
     for result in masked:
         last = result.phases[-1]
         twin = plain.get(ground(result))
+        # in epochs of the same run, and not in seconds: runs of different machines stand in one table
         epoch = last.seconds / last.epochs if last.epochs else 0.0
         scored = bool(last.gate.get("scoring_seconds")) and epoch > 0
         row, column = where[result.key]
-        found.append(
+        twinned.append(
             Pair(
                 row=row,
                 dataset=column,
@@ -67,19 +68,19 @@ def pairs(results: Iterable[Result]) -> tuple[list[Pair], list[str]]:
                 scoring=last.gate["scoring_seconds"] / epoch if scored else None,
             )
         )
-    said = [f"Every row: {', '.join(common)}."] if common else []
-    return sorted(found, key=lambda pair: (pair.dataset, pair.row, pair.repeat)), [*said, *notes]
+    shared = [f"Every row: {', '.join(common)}."] if common else []
+    return sorted(twinned, key=lambda pair: (pair.dataset, pair.row, pair.repeat)), [*shared, *notes]
 
 
-def markdown(found: Iterable[Pair], notes: Sequence[str] = ()) -> str:
+def markdown(twinned: Iterable[Pair], notes: Sequence[str] = ()) -> str:
     """A Markdown table: accuracy with and without mask, the paired difference, sizes, and what scoring cost.
 
     Args:
-        found: pairs; those of one task and row are its seeds.
+        twinned: pairs; those of one task and row are its seeds.
         notes: sentences that stand above it.
     """
     groups: dict[tuple[str, str], list[Pair]] = {}
-    for pair in found:
+    for pair in twinned:
         groups.setdefault((pair.dataset, pair.row), []).append(pair)
     body = []
     for (dataset, row), members in groups.items():

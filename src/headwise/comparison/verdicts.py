@@ -91,8 +91,8 @@ class Pairs:
     def sum(self) -> Contrast:
         """What the pairs say together."""
         tasks: dict[str, list[float]] = {}
-        for one in self.differences:
-            tasks.setdefault(one.column, []).append(one.value)
+        for difference in self.differences:
+            tasks.setdefault(difference.column, []).append(difference.value)
         return contrast(tasks)
 
     @property
@@ -103,7 +103,7 @@ class Pairs:
     @property
     def num_repeats(self) -> int:
         """Number of seeds; of few-shot sets, of seeds and draws."""
-        return len({one.repeat for one in self.differences})
+        return len({difference.repeat for difference in self.differences})
 
     @property
     def is_clear(self) -> bool:
@@ -153,8 +153,8 @@ class Judgement:
 
     def __str__(self) -> str:
         """The question, the verdict and what says so, as one sentence."""
-        known = {pairs.against: str(pairs) for pairs in self.pairs}
-        parts = [known.get(kind, f"none against {kind}") for kind in self.lacking]
+        sentences = {pairs.against: str(pairs) for pairs in self.pairs}
+        parts = [sentences.get(kind, f"none against {kind}") for kind in self.lacking]
         return f"{ASKED[self.claim].format(self.row)}? {self.verdict.value.capitalize()}: {', '.join(parts)}."
 
 
@@ -182,7 +182,7 @@ def judged(matches: Iterable[Match], where: Places, claims: Claims) -> list[Judg
 def _in_order(kinds: dict[str, list[Difference]]) -> tuple[Pairs, ...]:
     order = list(KINDS)
     return tuple(
-        Pairs(kind, tuple(sorted(kinds[kind], key=lambda one: (one.column, one.repeat))))
+        Pairs(kind, tuple(sorted(kinds[kind], key=lambda difference: (difference.column, difference.repeat))))
         for kind in sorted(kinds, key=order.index)
     )
 
@@ -210,5 +210,6 @@ def _named(tasks: Sequence[str]) -> str:
 def is_headwise(result: Result) -> bool:
     """Whether heads have updates of their own, or some are off."""
     last = result.phases[-1]
+    # by the name of the class: the class itself is made of torch, which this room never imports
     per_head = str(last.method.get("_target_", "")).rpartition(".")[2].startswith("Head")
     return per_head or last.is_masked or (len(result.tested) > 1 and not is_size_control(result.tested))

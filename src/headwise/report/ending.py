@@ -20,16 +20,17 @@ def around(result: Result, store: ResultStore) -> list[Result]:
     wanted = {kind for kinds in controls_of(result).values() for kind in kinds}
     if not wanted:
         return []
-    made = {one.key: one for one in store.alike(result.key)}
+    # by key: a run of the same task may be read twice, as a neighbour and as another seed
+    gathered = {other.key: other for other in store.alike(result.key)}
     for own in store.repeats(result.key):
-        known = matches([own], made.values())
-        if wanted - {match.against for match in known}:  # not beside those of another seed: read all of this one
-            made |= {one.key: one for one in store.alike(own.key)}
-            known = matches([own], made.values())
-        made[own.key] = own
-        for key in {match.other for match in known} - {own.key}:
-            made |= {one.key: one for one in store.repeats(key)}
-    return list(made.values())
+        matched = matches([own], gathered.values())
+        if wanted - {match.against for match in matched}:  # not beside those of another seed: read all of this one
+            gathered |= {other.key: other for other in store.alike(own.key)}
+            matched = matches([own], gathered.values())
+        gathered[own.key] = own
+        for key in {match.other for match in matched} - {own.key}:
+            gathered |= {other.key: other for other in store.repeats(key)}
+    return list(gathered.values())
 
 
 def summary(result: Result, others: Iterable[Result] = ()) -> str:
@@ -64,13 +65,13 @@ def _measured(result: Result, others: Iterable[Result]) -> list[str]:
     Per-head updates alone are a choice of method: of them no control is asked for, but shown if it is there.
     """
     claims = controls_of(result)
-    known = {match.against: match for match in matches([result], others)}
+    matched = {match.against: match for match in matches([result], others)}
     lines = []
     for claim, controls in claims.items():
         for kind, how in controls.items():
-            if kind in known:
-                size = f"; {known[kind].size_note}" if known[kind].size_note else ""
-                lines.append(f"{known[kind].value:>+8.2f}  {kind} ({KINDS[kind].full}{size})")
+            if kind in matched:
+                size = f"; {matched[kind].size_note}" if matched[kind].size_note else ""
+                lines.append(f"{matched[kind].value:>+8.2f}  {kind} ({KINDS[kind].full}{size})")
             elif claim != HEADS:
                 lines.append(f"{'?':>8}  {kind} ({KINDS[kind].full}; not run with these options: {how})")
     if not lines:
@@ -86,10 +87,10 @@ def verdicts(result: Result, others: Iterable[Result]) -> list[str]:
     from headwise.comparison.verdicts import judged  # pandas takes longer to load than most runs to begin
 
     others = list(others)
-    same = [one for one in others if replace(one.key, seed=result.key.seed) == result.key and one.key != result.key]
+    same = [run for run in others if replace(run.key, seed=result.key.seed) == result.key and run.key != result.key]
     every = [result, *same]
     where, _ = places(every)
     # what lies in one folder by an older rule of names, and was made otherwise, is no seed of this row
-    row = [one for one in every if where[one.key][0] == where[result.key][0]]
+    row = [run for run in every if where[run.key][0] == where[result.key][0]]
     pairs = matches(row, others)
-    return [str(one) for one in judged(pairs, where, lacking(row, where, pairs))]
+    return [str(judgement) for judgement in judged(pairs, where, lacking(row, where, pairs))]

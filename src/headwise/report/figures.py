@@ -81,12 +81,12 @@ class Axis:
         if not self.is_log:
             return steps(self.low, self.high, count, self.least)
         powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-        found: list[float] = []
+        marks: list[float] = []
         for digits in ((1,), (1, 3), (1, 2, 5)):
-            found = [d * 10.0**p for p in powers for d in digits if self.low <= d * 10.0**p <= self.high]
-            if len(found) >= 3:
+            marks = [d * 10.0**p for p in powers for d in digits if self.low <= d * 10.0**p <= self.high]
+            if len(marks) >= 3:
                 break
-        return [0.0, *found] if self.has_zero else found
+        return [0.0, *marks] if self.has_zero else marks
 
 
 def rounded(largest: float) -> float:
@@ -99,6 +99,7 @@ def steps(low: float, high: float, count: int = 4, least: float = 0.0) -> list[f
     """Multiples of 1, 2, 2.5 or 5 times a power of ten between two values, about so many, no closer than ``least``."""
     raw = max((high - low) / count, least)
     power = 10.0 ** math.floor(math.log10(raw))
+    # a power of ten is not exact: without the slack here and below a step that fits would be passed over
     step = next(step * power for step in (1, 2, 2.5, 5, 10) if step * power >= raw * 0.999)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [round(number * step, 10) for number in range(first, last + 1)]
@@ -206,10 +207,10 @@ def _panel(panel: HeadMap, left: float, top: float, cell: float, named: bool) ->
             parts.append(tag("text", layer, x=left - 5, y=y + cell / 2 + 3.5, text_anchor="end"))
         for head, active in enumerate(on):
             score = None if scores is None else scores[head]
-            said = "" if score is None else f", score {score:.3g}"
+            written = "" if score is None else f", score {score:.3g}"
             tint = "flat" if score is None else "high" if score > 0 else "low"
             opacity = 1 if score is None else round(abs(score) / panel.largest, 3)
-            tip = tag("title", f"{panel.name}, layer {layer}, head {head}{said}{'' if active else ', off'}")
+            tip = tag("title", f"{panel.name}, layer {layer}, head {head}{written}{'' if active else ', off'}")
             x = left + head * cell
             parts.append(tag("rect", tip, class_=tint, x=x, y=y, width=cell - 1, height=cell - 1, fill_opacity=opacity))
             if not active:
@@ -313,6 +314,7 @@ def _labels(spots: Sequence[Spot], pixels: Sequence[tuple[float, float]]) -> lis
     """Names beside points, right, left, above or below, where nothing else is; the rest go without."""
     taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in pixels]
     parts = []
+    # who comes first gets the room: head-wise methods, then the most accurate
     for spot, (x, y) in sorted(zip(spots, pixels, strict=True), key=lambda p: (not p[0].mark, -p[0].y)):
         text = spot.label if len(spot.label) <= _LONGEST else f"{spot.label[: _LONGEST - 2]}.."
         width = LETTER * len(text)
@@ -320,6 +322,7 @@ def _labels(spots: Sequence[Spot], pixels: Sequence[tuple[float, float]]) -> lis
         for at, base, anchor in places:
             left = at - {"start": 0.0, "middle": width / 2, "end": width}[anchor]
             box = (left, base - LINE + 3, left + width, base + 3)
+            # a label may reach 8 pixels above the frame: the axis' name stands higher
             inside = box[0] >= LEFT and box[2] <= WIDTH and box[1] >= TOP - 8 and box[3] <= HEIGHT - BOTTOM
             if inside and not any(_overlap(box, other) for other in taken):
                 taken.append(box)

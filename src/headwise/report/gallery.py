@@ -39,9 +39,10 @@ def scatters(table: Table, results: Sequence[Result], where: Places, slug: str) 
     costs = {line.row: line.parameters for line in table.costs.itertuples()}
     headwise = {where[result.key][0] for result in results if is_headwise(result)}
     names = list(dict.fromkeys(table.cells["column"]))
-    made = []
+    pictures = []
     for name in sorted(names, key=lambda name: (name not in AVERAGES, names.index(name))):
         cells = table.cells[table.cells["column"] == name].sort_values(["row", "phase"])
+        # sorted by phase: of several phases of a row the last one stays
         last = {cell.row: cell for cell in cells.itertuples()}
         if len(last) < 2:
             continue
@@ -53,8 +54,8 @@ def scatters(table: Table, results: Sequence[Result], where: Places, slug: str) 
             lines.append([row, cell.phase, number, cell.mean, cell.std, cell.n])
         svg = figures.scatter(spots, f"Accuracy against parameters, {name}", "parameters without head", "accuracy, %")
         head = ["method", "phase", "parameters", "mean", "std", "n"]
-        made.append(Figure(name, svg, plain(f"{slug}-parameters-{slugged(name)}", head, lines, 2)))
-    return made
+        pictures.append(Figure(name, svg, plain(f"{slug}-parameters-{slugged(name)}", head, lines, 2)))
+    return pictures
 
 
 Seeds = dict[tuple[int, int], float]
@@ -119,6 +120,7 @@ def curves(results: Sequence[Result], where: Places, slug: str) -> list[Figure]:
         if last.is_masked:
             seeds = family.lines.setdefault(_gate_name(result, len(warmups) > 1), {}).setdefault(last.heads_off, {})
         else:
+            # only the label of the run without a gate is the method's alone
             family.base = family.base if family.plain else result.key.method
             seeds = family.plain
         seeds.setdefault(result.repeat, last.accuracy)
@@ -166,8 +168,8 @@ def _means(tasks: Sequence[Seeds]) -> Seeds:
 
 def _curve(title: str, family: Family, name: str) -> Figure:
     level = (NO_MASK, family.plain)
-    made = _lines(title, family.lines, name, ("gate", "heads off", "heads off per layer"), level)
-    return made if family.plain else dataclasses.replace(made, caption="The same run with no head off is missing.")
+    figure = _lines(title, family.lines, name, ("gate", "heads off", "heads off per layer"), level)
+    return figure if family.plain else dataclasses.replace(figure, caption="The same run with no head off is missing.")
 
 
 def _lines(
@@ -223,13 +225,13 @@ def _gate_name(result: Result, with_warmup: bool) -> str:
 
 def maps(results: Sequence[Result], where: Places, slug: str) -> list[tuple[str, Result, int]]:
     """Gated phases to draw, with their names: of each row and task the first seed."""
-    found: dict[tuple[str, str, int], tuple[str, Result, int]] = {}
+    drawn: dict[tuple[str, str, int], tuple[str, Result, int]] = {}
     for result in sorted(results, key=lambda r: r.key.seed):
         for number, phase in enumerate(result.phases):
             if phase.is_masked or any(row["score"] for row in phase.masks):
                 row, column = where[result.key]
-                found.setdefault((column, row, number), (f"{row}, {column}, seed {result.key.seed}", result, number))
-    return [found[key] for key in sorted(found)]
+                drawn.setdefault((column, row, number), (f"{row}, {column}, seed {result.key.seed}", result, number))
+    return [drawn[key] for key in sorted(drawn)]
 
 
 def head_map(title: str, result: Result, number: int, slug: str) -> Figure:

@@ -28,14 +28,14 @@ RATIO_NOTE = (
 
 def parts(table: Table) -> list[tuple[Grid, Sequence[str]]]:
     """Return the grids of a table with the sentences over each; the first, the main one, has no name."""
-    made: list[tuple[Grid, Sequence[str]]] = [(accuracies(table), table.notes)]
+    grids: list[tuple[Grid, Sequence[str]]] = [(accuracies(table), table.notes)]
     if len(table.paired):
-        made.append((paired(table), [paired_note(table), *table.answers]))
+        grids.append((paired(table), [paired_note(table), *table.answers]))
     if len(table.ratios):
-        made.append((ratios(table), [RATIO_NOTE]))
+        grids.append((ratios(table), [RATIO_NOTE]))
     if table.apart:
-        made.append((apart(table), table.apart))
-    return made
+        grids.append((apart(table), table.apart))
+    return grids
 
 
 def accuracies(table: Table) -> Grid:

@@ -17,7 +17,7 @@ _BESIDE = 4
 
 def provenance(results: Sequence[Result]) -> list[tuple[str, Grid]]:
     """What the results were made with, a table each: the different values side by side, or below each other if many."""
-    found = []
+    titled = []
     for title, part in PARTS.items():
         values: dict[str, Mapping[str, Any]] = {}
         counts: dict[str, int] = {}
@@ -26,16 +26,17 @@ def provenance(results: Sequence[Result]) -> list[tuple[str, Grid]]:
             mark = fingerprint(
                 {"task": result.key.dataset, "data": recorded(result, "data")} if title == "Data" else value
             )
+            # older records of the same images say less about them: the one that says most stands for all
             values[mark] = max(value, values.get(mark, {}), key=len)
             counts[mark] = counts.get(mark, 0) + 1
         names = list(dict.fromkeys(name for value in values.values() for name in value))
         order = sorted(values, key=lambda mark: -counts[mark])
-        lines = [[*(_said(values[mark].get(name, "")) for name in names), counts[mark]] for mark in order]
+        lines = [[*(_plain(values[mark].get(name, "")) for name in names), counts[mark]] for mark in order]
         table = to_csv([*names, "runs"], lines)
         name = f"provenance-{title.lower()}"
         if len(values) > _BESIDE:
             body = [[*map(_named, line[:-1]), cell_of(line[-1])] for line in lines]
-            found.append((title, Grid(name, [*names, "runs"], body, table, (), len(names))))
+            titled.append((title, Grid(name, [*names, "runs"], body, table, (), len(names))))
             continue
         across = list(zip(*lines, strict=True))[:-1]
         body = [
@@ -43,8 +44,8 @@ def provenance(results: Sequence[Result]) -> list[tuple[str, Grid]]:
             for field, line in zip(names, across, strict=True)
         ]
         head = ["", *(f"{counts[mark]:,} run{'s' * (counts[mark] > 1)}" for mark in order)]
-        found.append((title, Grid(name, head, body, table, (), len(head))))
-    return found
+        titled.append((title, Grid(name, head, body, table, (), len(head))))
+    return titled
 
 
 def _weights(result: Result) -> Mapping[str, Any]:
@@ -75,11 +76,11 @@ def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {"value": str(value)}
 
 
-def _said(value: Any) -> Any:
+def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_said(child)}" for name, child in value.items())
+        return ", ".join(f"{name} {_plain(child)}" for name, child in value.items())
     if isinstance(value, list | tuple):
-        return ", ".join(str(_said(child)) for child in value)
+        return ", ".join(str(_plain(child)) for child in value)
     return value
 
 

@@ -104,6 +104,7 @@ def report(
         runs=grids.runs(usable, "runs"),
         style=Markup((ASSETS / "report.css").read_text(encoding="utf-8")),
         script=Markup(script),
+        # the policy in the page's head lets this script run and no other, whatever a record holds
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
 
@@ -129,9 +130,9 @@ def _facts(results: Sequence[Result]) -> list[str]:
     return [*facts, days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"]
 
 
-def _chapters(made: Sequence[Table], split: Sequence[Setting]) -> list[Chapter]:
+def _chapters(arranged: Sequence[Table], split: Sequence[Setting]) -> list[Chapter]:
     chapters: list[Chapter] = []
-    for table, setting in zip(made, split, strict=True):
+    for table, setting in zip(arranged, split, strict=True):
         results = [result for result in setting.results if result.tested]
         if not results:
             continue
@@ -139,6 +140,7 @@ def _chapters(made: Sequence[Table], split: Sequence[Setting]) -> list[Chapter]:
         taken = sum(chapter.title.partition(" (")[0] == title for chapter in chapters)
         title = f"{title} ({taken + 1})" if taken else title
         first = chapters[0].title if chapters else title
+        # the page has chapters by experiment, not numbered tables: the note names the one that it means
         table.notes = [note.replace("than the first table:", f"than {first}:") for note in table.notes]
         slug = f"{slugged(title)}-{len(chapters) + 1}"
         chapters.append(_chapter(table, replace(setting, results=results), title, slug))
@@ -150,12 +152,14 @@ def _chapter(table: Table, setting: Setting, title: str, slug: str) -> Chapter:
     where, _ = places(results, common=setting.common)
     badges = {one.row: Verdict.NO_CONTROL.value for one in table.judgements if not one.is_complete}
     lead = next((note for note in table.notes if "; weights: " in note), "")
-    said = next((note for note in table.notes if note.startswith("Test accuracy in percent")), "")
-    told = (lead or "Label: ", said or "Label: ", "Label: ", *WARNINGS)
-    shown = [("Accuracy", f"{said} Bold: the best of its task.", grids.accuracies(table, f"{slug}-accuracy", badges))]
+    caption = next((note for note in table.notes if note.startswith("Test accuracy in percent")), "")
+    elsewhere = (lead or "Label: ", caption or "Label: ", "Label: ", *WARNINGS)
+    shown = [
+        ("Accuracy", f"{caption} Bold: the best of its task.", grids.accuracies(table, f"{slug}-accuracy", badges))
+    ]
     if len(table.paired):
-        said = "Percentage points, seed by seed: the second phase minus its own first, and minus its controls."
-        shown.append(("Paired differences", said, grids.differences(table, f"{slug}-differences")))
+        caption = "Percentage points, seed by seed: the second phase minus its own first, and minus its controls."
+        shown.append(("Paired differences", caption, grids.differences(table, f"{slug}-differences")))
     if beside := grids.published(table, f"{slug}-published"):
         shown.append(("Published", "Rows of papers under the same protocol, and how far ours is off.", beside))
     scatters = gallery.scatters(table, results, where, slug)
@@ -169,7 +173,7 @@ def _chapter(table: Table, setting: Setting, title: str, slug: str) -> Chapter:
         title=title,
         warnings=[_cut(note) for note in table.notes if note.startswith(WARNINGS)],
         lead=lead,
-        notes=[grids.shortened(note) for note in table.notes if not note.startswith(told)],
+        notes=[grids.shortened(note) for note in table.notes if not note.startswith(elsewhere)],
         labels=_labels(results),
         grids=shown,
         scatters=averages or scatters,

@@ -16,6 +16,7 @@ from headwise.report.grid import to_csv
 from headwise.report.headmap import HeadMap
 from headwise.storage import atomic
 
+# runs end on machines without a display
 matplotlib.use("Agg")
 _log = logging.getLogger(__name__)
 

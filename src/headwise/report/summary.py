@@ -53,30 +53,38 @@ def questions(judgements: Sequence[tuple[str, Judgement]]) -> list[Question]:
     Args:
         judgements: each with the title of its table.
     """
-    by_claim = {claim: [(title, one) for title, one in judgements if one.claim == claim] for claim in QUESTIONS}
+    by_claim = {
+        claim: [(title, judgement) for title, judgement in judgements if judgement.claim == claim]
+        for claim in QUESTIONS
+    }
     return [_question(claim, titled) for claim, titled in by_claim.items() if titled]
 
 
 def _question(claim: str, titled: Sequence[tuple[str, Judgement]]) -> Question:
-    rows = [one for _, one in titled]
-    values = [abs(pair.value) for one in rows for pairs in one.pairs for pair in pairs.differences]
+    rows = [judgement for _, judgement in titled]
+    values = [abs(pair.value) for judgement in rows for pairs in judgement.pairs for pair in pairs.differences]
+    # one scale for all rows of a question, so that their strips can be compared by eye
     largest = figures.rounded(max(values, default=1.0))
     several = len({title for title, _ in titled}) > 1
     answers = []
-    for title, one in titled:
-        name = f"{title}: {one.row}" if several else one.row
-        answers.append(Answer(name, one.verdict.value, [_drawn(name, pairs, largest) for pairs in one.pairs]))
+    for title, judgement in titled:
+        name = f"{title}: {judgement.row}" if several else judgement.row
+        answers.append(
+            Answer(name, judgement.verdict.value, [_drawn(name, pairs, largest) for pairs in judgement.pairs])
+        )
     lines = [
-        (title, one.row, pairs.against, pair.column, *pair.repeat, pair.value)
-        for title, one in titled
-        for pairs in one.pairs
+        (title, judgement.row, pairs.against, pair.column, *pair.repeat, pair.value)
+        for title, judgement in titled
+        for pairs in judgement.pairs
         for pair in pairs.differences
     ]
     head = ["table", "method", "against", "task", "seed", "draw", "difference"]
     data = plain(f"pairs-{claim}", head, lines, 4)
     ends = (f"\u2212{largest:g}", f"+{largest:g}")
     sentence = _sentence(rows[0]) if len(rows) == 1 else _tally(rows)
-    return Question(QUESTIONS[claim], _headline([one.verdict for one in rows]), sentence, answers, ends, data)
+    return Question(
+        QUESTIONS[claim], _headline([judgement.verdict for judgement in rows]), sentence, answers, ends, data
+    )
 
 
 def _headline(verdicts: Sequence[Verdict]) -> str:
@@ -92,8 +100,8 @@ def _headline(verdicts: Sequence[Verdict]) -> str:
 def _tally(rows: Sequence[Judgement]) -> str:
     """In how many rows the mean gains, by what it is compared with."""
     means: dict[str, list[float]] = {}
-    for one in rows:
-        for pairs in one.pairs:
+    for judgement in rows:
+        for pairs in judgement.pairs:
             means.setdefault(KINDS[pairs.against].short, []).append(pairs.mean)
     parts = [
         f"against {name} {sum(value > 0 for value in values)} of {len(values)} ({_span(values)})"
@@ -107,27 +115,27 @@ def _span(values: Sequence[float]) -> str:
     return signed(low) if low == high else f"{signed(low)} to {signed(high)}"
 
 
-def _sentence(one: Judgement) -> str:
-    if not one.pairs:
+def _sentence(judgement: Judgement) -> str:
+    if not judgement.pairs:
         return ""
     parts = []
-    for pairs in one.pairs:
+    for pairs in judgement.pairs:
         verb = "gains" if pairs.mean > 0 else "loses" if pairs.mean < 0 else "makes no difference"
         amount = f" {abs(pairs.mean):.2f}" if pairs.mean else ""
         parts.append(f"{verb}{amount} against {KINDS[pairs.against].short}")
-    return f"{one.row} {'; '.join(parts)} (percentage points, mean over tasks)."
+    return f"{judgement.row} {'; '.join(parts)} (percentage points, mean over tasks)."
 
 
 def _drawn(row: str, pairs: Pairs, largest: float) -> Drawn:
     total, repeats = pairs.sum, pairs.num_repeats
     low, high = total.low, total.high
     against = KINDS[pairs.against].short
-    said = f"{row} against {against}: mean {total.mean:+.2f} points over {total.pairs} pair{'s' * (total.pairs > 1)}"
+    title = f"{row} against {against}: mean {total.mean:+.2f} points over {total.pairs} pair{'s' * (total.pairs > 1)}"
     if low is not None and high is not None:
-        said = f"{said}, 95 % interval {low:+.2f} to {high:+.2f}"
+        title = f"{title}, 95 % interval {low:+.2f} to {high:+.2f}"
     return Drawn(
         against=against,
-        strip=figures.strip([pair.value for pair in pairs.differences], total.mean, (low, high), largest, said),
+        strip=figures.strip([pair.value for pair in pairs.differences], total.mean, (low, high), largest, title),
         mean=signed(total.mean),
         mark=sign(total.mean),
         interval="" if low is None or high is None else f"{signed(low)} to {signed(high)}",
