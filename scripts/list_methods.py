@@ -34,7 +34,7 @@ from headwise.schema.tree import check_config
 from headwise.storage import atomic
 
 if TYPE_CHECKING:
-    from headwise.methods._catalog import Entry
+    from headwise.methods._catalog import CatalogRow
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 BACKBONE = "vit_b16_in21k"
@@ -118,7 +118,7 @@ def of_network(options: argparse.Namespace) -> tuple[str, Any]:
     net = BackboneSpec(**spec).build()
     net.new_head(options.classes)
 
-    def entries_of(*overrides: str) -> list[Entry]:
+    def entries_of(*overrides: str) -> list[CatalogRow]:
         print(f"installing {' '.join(overrides)}", file=sys.stderr, flush=True)
         name = overrides[0].removeprefix("method=")
         return measure(name, about(name), built(*overrides, *options.set).phases(), net)

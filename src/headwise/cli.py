@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from headwise.errors import ConfigError, HeadwiseError, Interrupted
-from headwise.results.reading import Found, read
+from headwise.results.reading import ReadResults, read
 
 REPO = Path(__file__).resolve().parents[2]
 """The checkout whose ``conf`` says which experiments there are."""
@@ -106,7 +106,7 @@ def of_results(description: str | None, epilog: str | None = None, *, writes: bo
     return parser
 
 
-def results_of(root: Path, name: str | None, otherwise: str = "it counts as missing") -> Found:
+def results_of(root: Path, name: str | None, otherwise: str = "it counts as missing") -> ReadResults:
     """The finished runs of an experiment, or all below `root`; what cannot be read is told on stderr.
 
     Args:
@@ -114,10 +114,10 @@ def results_of(root: Path, name: str | None, otherwise: str = "it counts as miss
         name: of the runs; None for all.
         otherwise: what becomes of a damaged record.
     """
-    found = read(root, name, REPO)
-    for path in found.damaged:
+    records = read(root, name, REPO)
+    for path in records.damaged:
         print(f"warning: {root / path} is not a usable record; {otherwise}", file=sys.stderr)
-    return found
+    return records
 
 
 def of_import(description: str | None, epilog: str, source: str) -> argparse.ArgumentParser:

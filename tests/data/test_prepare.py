@@ -15,7 +15,7 @@ from made_tfds import to_tfrecord, write_set
 from made_trees import REPO, load_task, write_tree
 
 from headwise.data.preparing import prepare as module
-from headwise.data.preparing.prepare import Place, Status, choose, missing_by_hand, prepare, read_tasks, status, table
+from headwise.data.preparing.prepare import Place, SetState, choose, missing_by_hand, prepare, read_tasks, status, table
 from headwise.data.sources import FolderSource, TFDSSource
 from headwise.data.stores.cache import CacheSource
 from headwise.errors import ConfigError
@@ -183,7 +183,7 @@ def test_command_line(
     assert main(["--status", *arguments]) == 0
     assert len(json.loads((tmp_path / "s.json").read_text())) == 24
     assert main(["--tasks", "dsprites_loc", "--unofficial", *arguments]) == 0
-    assert Status(**json.loads((tmp_path / "s.json").read_text())[0]).state == "ready"
+    assert SetState(**json.loads((tmp_path / "s.json").read_text())[0]).state == "ready"
     assert "1 of 1 are ready" in capsys.readouterr().out
     assert main(["--tasks", "dtd", *arguments]) == 1
     assert main(["--tasks", "dtd", "--resize", "bicubic", *arguments]) == 1

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from headwise.methods._catalog import UNITS, Entry, markdown, measure, printed_sizes
+from headwise.methods._catalog import UNITS, CatalogRow, markdown, measure, printed_sizes
 from made_networks import CONF, composed_method, network
 from made_scripts import loaded
 
@@ -44,7 +44,7 @@ def test_a_method_that_is_not_defined_says_why() -> None:
 def test_every_method_names_its_paper(file: Path) -> None:
     about = loaded("list_methods").about(file.stem)
     is_own = about.startswith(("Baseline", "Control"))
-    assert bool(Entry(name=file.stem, about=about, phase=file.stem).paper) != is_own, about
+    assert bool(CatalogRow(name=file.stem, about=about, phase=file.stem).paper) != is_own, about
 
 
 def test_places_have_plain_names() -> None:

@@ -169,7 +169,7 @@ def test_files_of_other_folders_are_read_again(tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.yaml").write_text(f"value: {name}\n")
-    repository = naming.Kept(_search(tmp_path / "a"))
+    repository = naming.KeptFiles(_search(tmp_path / "a"))
     assert repository.load_config("config").config.value == "a"  # type: ignore[union-attr]
     (tmp_path / "a" / "config.yaml").write_text("value: c\n")
     repository.initialize_sources(_search(tmp_path / "a"))
@@ -191,8 +191,8 @@ def _search(folder: Path) -> ConfigSearchPathImpl:
     return path
 
 
-def kept_by(composer: naming.Composer) -> naming.Kept:
-    assert isinstance(composer.loader.repository, naming.Kept)
+def kept_by(composer: naming.Composer) -> naming.KeptFiles:
+    assert isinstance(composer.loader.repository, naming.KeptFiles)
     return composer.loader.repository
 
 

@@ -48,7 +48,7 @@ def whole(kind: str) -> Result:
     return dataclasses.replace(made, labels=["synthetic"], created="2026-01-31T12:00:00+00:00", **fields)
 
 
-def use(root: Path, page: bool = True) -> reading.Found:
+def use(root: Path, page: bool = True) -> reading.ReadResults:
     """Everything that reads a root of results."""
     found = reading.read(root)
     made = tables(found.results, "all", others=lambda: found.results)

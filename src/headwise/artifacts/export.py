@@ -142,6 +142,7 @@ def load(
     saved = SavedRun.read(run_dir, trust)
     with own_randomness():
         net = saved.network(weights)
+        # a phase is merged when the next one is asked for: after the loop the last one is still beside the weights
         for _, last in saved.install(net):
             installed = last
         if merged:
@@ -203,6 +204,7 @@ def export_merged(
     random_batch = torch.randn(NUM_COMPARED, 3, net.img_size, net.img_size, generator=generator)
     real_batch, note = _real_batch(saved, net, data_root)
     batches = [random_batch] if real_batch is None else [random_batch, real_batch]
+    # with the last phase beside the weights, as it was trained: merging and the change of keys are what is tested
     before = [net(batch) for batch in batches]
     installed.merge()
     state = net.export_state_dict()
@@ -212,6 +214,7 @@ def export_merged(
     except RuntimeError as error:
         raise CheckpointError(f"the merged network does not fit timm's {saved.spec.timm_name}: {error}") from error
     apart = [float((plain(batch) - logits).abs().max()) for batch, logits in zip(batches, before, strict=True)]
+    # not `>`, which a NaN would pass
     if not max(apart) <= TOLERANCE:
         raise CheckpointError(
             f"exported and trained network differ by {max(apart):.3g} in a logit; nothing was written"
@@ -247,6 +250,7 @@ def _metadata(saved: SavedRun, net: Backbone) -> dict[str, Any]:
             "std": list(std),
             "interpolation": saved.protocol.resize.partition("_")[2],
             "crop_pct": 1.0,
+            # timm's word for what the run does: both sides to the network's size, whatever their ratio
             "crop_mode": "squash",
         },
         "class_names": list(saved.task.class_names),
@@ -295,9 +299,11 @@ def evaluate(
     saved = SavedRun.read(run_dir, trust)
     source = saved.source(data_root)
     splits = (saved.protocol.train_split, saved.protocol.eval_split)
-    found, expected = source.fingerprint(saved.task, splits), saved.content("data", "fingerprint")
-    if found != expected:
-        raise DataError(f"the images of {saved.task.name} are not those of the run: content {found}, it had {expected}")
+    actual, expected = source.fingerprint(saved.task, splits), saved.content("data", "fingerprint")
+    if actual != expected:
+        raise DataError(
+            f"the images of {saved.task.name} are not those of the run: content {actual}, it had {expected}"
+        )
     machine = saved.machine
     if machine.accelerator == "gpu" and not torch.cuda.is_available():
         raise ConfigError(

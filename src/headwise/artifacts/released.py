@@ -78,9 +78,10 @@ class Layout:
             CheckpointError: if no whole number of classes gives this length, or not the expected one.
         """
         rest = num_bytes - self.adapter_bytes
-        one = self.head_bytes(2) - self.head_bytes(1)
-        fixed = self.head_bytes(1) - one
-        count, odd = divmod(rest - fixed, one)
+        per_class = self.head_bytes(2) - self.head_bytes(1)
+        # the mean and deviation of a quantised head, whatever the number of classes
+        fixed = self.head_bytes(1) - per_class
+        count, odd = divmod(rest - fixed, per_class)
         if self.num_classes is not None and num_bytes != self.adapter_bytes + self.head_bytes(self.num_classes):
             expected = self.adapter_bytes + self.head_bytes(self.num_classes)
             raise CheckpointError(
@@ -90,7 +91,8 @@ class Layout:
         if odd or count < 1:
             raise CheckpointError(
                 f"{num_bytes} bytes are no checkpoint of rank {self.rank} and {self.bits} bit(s): the adapter takes "
-                f"{self.adapter_bytes}, every class {one} more; is the download complete, and are rank and bits right?"
+                f"{self.adapter_bytes}, every class {per_class} more; is the download complete, and are rank and bits "
+                "right?"
             )
         return count
 
@@ -113,6 +115,7 @@ def read_bi_lora(file: Path, layout: Layout) -> dict[str, Tensor]:
     def take(count: int) -> Tensor:
         nonlocal start
         start += count
+        # a copy, since a view as float32 must begin at a multiple of four bytes
         return data[start - count : start].clone()
 
     for block in range(layout.blocks):

@@ -94,10 +94,10 @@ class SavedRun:
             ConfigError: if the record does not hold it.
         """
         part = self.result.identity.get(group)
-        found = part.get(name) if isinstance(part, dict) else None
-        if not isinstance(found, str):
+        recorded = part.get(name) if isinstance(part, dict) else None
+        if not isinstance(recorded, str):
             raise ConfigError(f"{self.folder / 'result.json'} lacks identity.{group}.{name}")
-        return found
+        return recorded
 
     def _part(self, name: str) -> dict[str, Any]:
         """A group of the configuration.
@@ -149,12 +149,13 @@ class SavedRun:
         expected = self.content("backbone", "weights")
         wanted = f"{self.folder} stands on the weights of {spec.name} with the content {expected}"
         try:
-            found = weights_content(dataclasses.asdict(spec))
+            actual = weights_content(dataclasses.asdict(spec))
         except WeightsError as error:
             raise WeightsError(f"{wanted}; {error}") from None
-        if found != expected:
-            raise WeightsError(f"{wanted}; {spec.weights!r} is {found}: name the right file with weights=FILE")
+        if actual != expected:
+            raise WeightsError(f"{wanted}; {spec.weights!r} is {actual}: name the right file with weights=FILE")
         net = spec.build()
+        # of weights from timm's hub the identity holds the name only; what was loaded tells whether they have changed
         weights_then = self.result.provenance.get("weights")
         recorded = weights_then.get("loaded") if isinstance(weights_then, dict) else None
         if recorded is not None and recorded != net.provenance.get("loaded"):

@@ -36,8 +36,8 @@ def text_of(error: BaseException) -> str:
         return f"unknown {group or 'configuration'} {name!r}{suggest(name, error.options)}{hint}"
     if isinstance(error, OverrideParseException):
         return explained(str(error.override))
-    if isinstance(error, HydraException) and (found := AMBIGUOUS.match(str(error))):
-        return several(found[1])
+    if isinstance(error, HydraException) and (match := AMBIGUOUS.match(str(error))):
+        return several(match[1])
     if isinstance(error, HydraException) and "Could not load 'hydra/launcher/" in str(error):
         return f"{str(error).splitlines()[0]}{INSTALL}"
     if isinstance(error, HydraException) and (answer := _of_groups(str(error))):
@@ -64,17 +64,17 @@ def _first_line(error: BaseException) -> str:
 
 def _of_groups(text: str) -> str | None:
     """What is said where hydra finds no option to replace or to remove, or a second one; None for its other errors."""
-    if found := re.match(r"Could not override '(.*)'\.\s+(?:No match|Did you mean)", text):
-        group = found[1].partition("@")[0]
+    if match := re.match(r"Could not override '(.*)'\.\s+(?:No match|Did you mean)", text):
+        group = match[1].partition("@")[0]
         known = "" if group in GROUPS else suggest(group, GROUPS)
-        return f"no option of {found[1]!r} is chosen here, so none can be replaced{known}"
-    if found := re.match(r"Could not delete '(.*)'\.\s+No match", text):
-        return f"{found[1]} is not chosen here, so it cannot be removed"
-    if found := re.match(r"(\S+) appears more than once|Multiple values for (\S+?)\. ", text):
-        group = found[1] or found[2]
+        return f"no option of {match[1]!r} is chosen here, so none can be replaced{known}"
+    if match := re.match(r"Could not delete '(.*)'\.\s+No match", text):
+        return f"{match[1]} is not chosen here, so it cannot be removed"
+    if match := re.match(r"(\S+) appears more than once|Multiple values for (\S+?)\. ", text):
+        group = match[1] or match[2]
         return f"{group!r} is chosen already; without '+', {group}=OPTION replaces the choice"
-    if found := re.match(r"force-add of config groups is not supported: '\+\+(.*)'", text):
-        return f"++{found[1]}: an option is chosen without '++'; type {found[1]}"
+    if match := re.match(r"force-add of config groups is not supported: '\+\+(.*)'", text):
+        return f"++{match[1]}: an option is chosen without '++'; type {match[1]}"
     return None
 
 

@@ -85,10 +85,10 @@ def _readable(word: str, sweeps: bool) -> str:
         if value[0] in "'\"":
             return word  # the user's own quotes, which do not fit
         return f"{key}={','.join(map(_path, value.split(',') if sweeps else [value]))}"
-    found = read.value()
-    if isinstance(found, str):
-        return f"{key}={_path(found)}" if found.partition("/")[0] == "~" else word
-    return f"{key}={quoted(value.strip())}" if isinstance(found, bool | int | float) else word
+    read_value = read.value()
+    if isinstance(read_value, str):
+        return f"{key}={_path(read_value)}" if read_value.partition("/")[0] == "~" else word
+    return f"{key}={quoted(value.strip())}" if isinstance(read_value, bool | int | float) else word
 
 
 def check_sweep(override: Override) -> None:

@@ -24,8 +24,8 @@ WORDS = {
 
 def name_of(group: str, text: str) -> str:
     """The name of an option that is given as a number; any other text as it is."""
-    if group == "rank" and (found := re.fullmatch(rf"({WHOLE})(?:x({WHOLE}))?", text)):
-        shared, head = found.groups()
+    if group == "rank" and (match := re.fullmatch(rf"({WHOLE})(?:x({WHOLE}))?", text)):
+        shared, head = match.groups()
         return f"r{int(shared)}" if head is None or int(head) == HEAD else f"r{int(shared)}_h{int(head)}"
     if group == "ne" and re.fullmatch(WHOLE, text):
         return f"ne{int(text)}"
@@ -48,11 +48,11 @@ def spelled(override: str) -> str:
 def option(group: str, name: str) -> dict[str, Any] | None:
     """What an option of ``rank`` or ``ne`` holds, None for a name that is no number."""
     name = name_of(group, name)
-    if group == "rank" and (found := re.fullmatch(rf"r({WHOLE})(?:_h({WHOLE}))?", name)):
-        return {"global": int(found[1]), "head": int(found[2] or HEAD)}
-    if group == "ne" and (found := re.fullmatch(rf"ne({WHOLE})", name)):
-        return {"count": int(found[1]), "ratio": None, "warmup": WARMUP}
+    if group == "rank" and (match := re.fullmatch(rf"r({WHOLE})(?:_h({WHOLE}))?", name)):
+        return {"global": int(match[1]), "head": int(match[2] or HEAD)}
+    if group == "ne" and (match := re.fullmatch(rf"ne({WHOLE})", name)):
+        return {"count": int(match[1]), "ratio": None, "warmup": WARMUP}
     share = next((share for share, known in SHARES.items() if known == name), None)
-    if group == "ne" and (share is not None or (found := re.fullmatch(rf"ne({SHARE})", name))):
-        return {"count": None, "ratio": float(found[1]) if share is None and found else share, "warmup": WARMUP}
+    if group == "ne" and (share is not None or (match := re.fullmatch(rf"ne({SHARE})", name))):
+        return {"count": None, "ratio": float(match[1]) if share is None and match else share, "warmup": WARMUP}
     return None

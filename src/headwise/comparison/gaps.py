@@ -27,7 +27,7 @@ _CLOSE = 1e-3
 
 
 @dataclass(frozen=True)
-class Cell:
+class ComparedCell:
     """One column of a comparison; accuracies in percent, the difference is ours minus theirs."""
 
     column: str
@@ -82,7 +82,7 @@ class Comparison:
     phase: str
     row: Row
     size: tuple[int, int]
-    cells: list[Cell]
+    cells: list[ComparedCell]
     obstacles: list[str]
     gaps: list[Gap]
 
@@ -174,7 +174,7 @@ def _compared(name: str, members: Sequence[Result], row: Row) -> list[Comparison
     return by_phase
 
 
-def _cells(runs: Sequence[tuple[Result, PhaseResult]], row: Row) -> list[Cell]:
+def _cells(runs: Sequence[tuple[Result, PhaseResult]], row: Row) -> list[ComparedCell]:
     by_seed: dict[int, dict[str, float]] = {}
     for result, phase in runs:
         column = printed.column_of(result)
@@ -189,14 +189,16 @@ def _cells(runs: Sequence[tuple[Result, PhaseResult]], row: Row) -> list[Cell]:
     return [_cell(column, values[column], row) for column in order if column in values]
 
 
-def _cell(column: str, values: Sequence[float], row: Row) -> Cell:
+def _cell(column: str, values: Sequence[float], row: Row) -> ComparedCell:
     mean = statistics.fmean(values)
     std = statistics.stdev(values) if len(values) > 1 else None
     there = row.cells.get(column)
-    return Cell(column, mean, std, len(values), row.text(column), None if there is None else mean - float(there))
+    return ComparedCell(
+        column, mean, std, len(values), row.text(column), None if there is None else mean - float(there)
+    )
 
 
-def _gaps(runs: Sequence[tuple[Result, int]], row: Row, cells: Sequence[Cell]) -> list[Gap]:
+def _gaps(runs: Sequence[tuple[Result, int]], row: Row, cells: Sequence[ComparedCell]) -> list[Gap]:
     mine = _ours(runs)
     has_average = any(cell.column in ("mean_groups", "mean_19") for cell in cells)
     gaps = []

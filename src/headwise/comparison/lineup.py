@@ -20,7 +20,7 @@ MARK, OLDER = "(below the linear probe)", "(older code)"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class LineupRow:
     """One run.
 
     Attributes:
@@ -60,7 +60,7 @@ class Lineup:
 
     title: str
     notes: list[str]
-    lines: list[Entry]
+    lines: list[LineupRow]
 
 
 def lineups(results: Iterable[Result]) -> list[Lineup]:
@@ -93,12 +93,12 @@ def _is_probe(result: Result, common: Sequence[str]) -> bool:
     return alone and beside_common(result.key.variant, common) == BASE
 
 
-def _line(result: Result, probe: float | None, common: Sequence[str]) -> Entry:
+def _line(result: Result, probe: float | None, common: Sequence[str]) -> LineupRow:
     key = result.key
     steps = sum(phase.steps for phase in result.phases)
     peaks = [phase.peak_memory for phase in result.phases if phase.peak_memory is not None]
     accuracy = float(result.accuracy or 0.0)
-    return Entry(
+    return LineupRow(
         method=key.method,
         variant=beside_common(key.variant, common),
         seed=key.seed,
@@ -158,7 +158,7 @@ def markdown(lined_up: Sequence[Lineup]) -> str:
     return "\n".join(parts)
 
 
-def _varied(lines: Sequence[Entry]) -> list[list[str]]:
+def _varied(lines: Sequence[LineupRow]) -> list[list[str]]:
     """A row per method and seed that has several variants, a column per variant; empty if none has."""
     rows: dict[tuple[str, int], dict[str, str]] = {}
     for line in lines:
@@ -172,7 +172,7 @@ def _varied(lines: Sequence[Entry]) -> list[list[str]]:
     return [["method", *columns], *body] if body else []
 
 
-def _cells(line: Entry, with_seed: bool) -> list[str]:
+def _cells(line: LineupRow, with_seed: bool) -> list[str]:
     name = line.method if line.variant == BASE else f"{line.method} ({line.variant})"
     name = f"{name}, seed {line.seed}" if with_seed else name
     marks = [MARK] * bool(line.below_probe) + [OLDER] * bool(line.older_code)
@@ -191,7 +191,7 @@ def plain(lined_up: Sequence[Lineup]) -> list[dict[str, Any]]:
     return [{**asdict(lineup), "lines": [_flat(line) for line in lineup.lines]} for lineup in lined_up]
 
 
-def _flat(line: Entry) -> dict[str, Any]:
+def _flat(line: LineupRow) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for name, value in vars(line).items():
         fields |= value if name == "costs" else {name: value}

@@ -17,7 +17,7 @@ from pathlib import Path
 from headwise.data.decode import num_threads
 from headwise.data.notices import say_once
 from headwise.data.stored import Facts, facts
-from headwise.data.stores.listfiles import Contents, Digest, Entry
+from headwise.data.stores.listfiles import Contents, Digest, ListedImage
 from headwise.data.tasks import VTABTask
 from headwise.errors import DataError
 from headwise.storage import atomic
@@ -33,7 +33,7 @@ def check(lists: Contents, task: VTABTask) -> None:
     Raises:
         DataError: if an image has two labels, be it under two names.
     """
-    labels: dict[str, dict[int, Entry]] = defaultdict(dict)
+    labels: dict[str, dict[int, ListedImage]] = defaultdict(dict)
     for rows in lists.values():
         for entry, digest in rows:
             labels[digest.sha256].setdefault(entry.label, entry)
@@ -63,7 +63,7 @@ def findings(lists: Contents, task: VTABTask) -> list[str]:
         if shared := _shared(lists, split, other):
             one, two = (lists[name][0][0].file.name for name in (split, other))
             found.append(f"{_count(len(shared), 'image')} of {one} also in {two} (same bytes): {_examples(shared)}")
-    files: dict[str, Sequence[tuple[Entry, Digest]]] = {}
+    files: dict[str, Sequence[tuple[ListedImage, Digest]]] = {}
     for rows in lists.values():
         files.setdefault(rows[0][0].file.name, rows)  # a derived train800 is a part of its file
     for name, rows in files.items():
@@ -150,13 +150,13 @@ def _remembered(note: Path) -> dict[str, Facts]:
     }
 
 
-def _shared(lists: Contents, split: str, other: str) -> list[Entry]:
+def _shared(lists: Contents, split: str, other: str) -> list[ListedImage]:
     """Lines of a split whose image is in another one as well."""
     there = {digest.sha256 for _, digest in lists.get(other, ())}
     return [entry for entry, digest in lists.get(split, ()) if digest.sha256 in there]
 
 
-def _repeated(rows: Sequence[tuple[Entry, Digest]]) -> list[Entry]:
+def _repeated(rows: Sequence[tuple[ListedImage, Digest]]) -> list[ListedImage]:
     """Lines whose image stands further up in the same list."""
     seen: set[str] = set()
     again = []
@@ -171,7 +171,7 @@ def _count(number: int, name: str) -> str:
     return f"{number} {name}{'' if number == 1 else 's'}"
 
 
-def _examples(entries: Iterable[Entry]) -> str:
+def _examples(entries: Iterable[ListedImage]) -> str:
     return _two([repr(entry.path) for entry in entries])
 
 

@@ -49,7 +49,7 @@ class Printed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class CatalogRow:
     """One phase of a method in one network.
 
     Attributes:
@@ -96,7 +96,7 @@ def printed_sizes() -> list[Printed]:
     return sizes
 
 
-def measure(name: str, about: str, phases: Sequence[Method], net: Backbone) -> list[Entry]:
+def measure(name: str, about: str, phases: Sequence[Method], net: Backbone) -> list[CatalogRow]:
     """Install every phase in a copy of `net` and count.
 
     A method that looks at training images first (SPT-LoRA) is shown noise: its size is right, its choice is not.
@@ -109,10 +109,12 @@ def measure(name: str, about: str, phases: Sequence[Method], net: Backbone) -> l
                 plan = method.prepare(net, lambda: _noise(net), 100)
             installed = fitted(method, net, plan)
         except ConfigError as error:
-            entries.append(Entry(name=name, about=about, phase=method.label, merges=method.merges, note=str(error)))
+            entries.append(
+                CatalogRow(name=name, about=about, phase=method.label, merges=method.merges, note=str(error))
+            )
             break
         entries.append(
-            Entry(
+            CatalogRow(
                 name=name,
                 about=about,
                 phase=method.label,
@@ -148,7 +150,7 @@ def _noise(net: Backbone) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return [(images, torch.arange(2) % net.head.out_features)]
 
 
-def markdown(entries: Sequence[Entry], backbone: str) -> str:
+def markdown(entries: Sequence[CatalogRow], backbone: str) -> str:
     """The catalogue as a Markdown table, and below it what could not be installed and why printed sizes differ."""
     rows, notes, reasons = [], [], []
     for entry in entries:
@@ -172,7 +174,7 @@ def markdown(entries: Sequence[Entry], backbone: str) -> str:
     return "\n\n".join("\n".join(part) for part in parts if part)
 
 
-def papers(measured: Mapping[tuple[str, ...], Entry]) -> str:
+def papers(measured: Mapping[tuple[str, ...], CatalogRow]) -> str:
     """The papers' size columns beside what is measured here, by setting, as a Markdown table."""
     rows = []
     for size in printed_sizes():

@@ -138,7 +138,7 @@ class Evolved:
     best: list[float] = field(default_factory=list)
 
 
-class _Pool:
+class _SeenSubnets:
     """All subnets seen so far, each scored once.
 
     Attributes:
@@ -205,7 +205,7 @@ def evolve(
     Raises:
         ConfigError: if no subnet keeps within the limit.
     """
-    pool = _Pool(recipe, cost, score)
+    pool = _SeenSubnets(recipe, cost, score)
     best = []
     for generation in range(recipe.generations + 1):
         added = 0

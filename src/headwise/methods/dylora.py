@@ -26,7 +26,7 @@ from headwise.updates.sites import Site
 
 
 @dataclass
-class Drawn:
+class DrawnRank:
     """The rank of the present step, shared by all deltas; None outside training."""
 
     rank: int | None = field(default=None)
@@ -38,7 +38,7 @@ class TruncatedLowRank(Delta):
     reads_base = False
 
     def __init__(
-        self, site: Site, base: Tensor, rank: int, alpha: float, infer: int, frozen: bool, drawn: Drawn
+        self, site: Site, base: Tensor, rank: int, alpha: float, infer: int, frozen: bool, drawn: DrawnRank
     ) -> None:
         super().__init__()
         largest = min(base.shape)
@@ -77,7 +77,7 @@ class RankSampling(L.Callback):
     No other random number is touched, and a resumed run draws the same ranks.
     """
 
-    def __init__(self, drawn: Drawn, largest: int, seed: int) -> None:
+    def __init__(self, drawn: DrawnRank, largest: int, seed: int) -> None:
         self.drawn, self.largest, self.seed = drawn, largest, seed
 
     def draw(self, step: int) -> int:
@@ -145,7 +145,7 @@ class DyLoRA(Method):
 
     def build_all(self, bases: Mapping[Site, Tensor]) -> dict[Site, Delta]:
         """Deltas that look at the same drawn rank."""
-        drawn = Drawn()
+        drawn = DrawnRank()
         alpha = float(self.rank if self.alpha is None else self.alpha)
         infer = self.inference_rank or self.rank
         return {

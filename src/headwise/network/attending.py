@@ -96,13 +96,13 @@ def attentions(net: Backbone, images: Tensor) -> tuple[list[Attention], Tensor]:
     Raises:
         ConfigError: for attention of another kind.
     """
-    found: list[Attention] = []
+    seen: list[Attention] = []
     hooks = []
     try:
         for stage, index, path in net.blocks:
             block: Any = unwrapped(net.model.get_submodule(path))
             attention = unwrapped(block.attn)
-            keep = functools.partial(_keep, found, stage, index, block, images.shape[0])
+            keep = functools.partial(_keep, seen, stage, index, block, images.shape[0])
             hooks.append(attention.register_forward_pre_hook(keep, with_kwargs=True))
             if isinstance(block.attn, WindowPrompts):
                 raise ConfigError(
@@ -113,11 +113,11 @@ def attentions(net: Backbone, images: Tensor) -> tuple[list[Attention], Tensor]:
     finally:
         for hook in hooks:
             hook.remove()
-    return found, logits
+    return seen, logits
 
 
 def _keep(
-    found: list[Attention],
+    seen: list[Attention],
     stage: int,
     index: int,
     block: Any,
@@ -136,14 +136,14 @@ def _keep(
             raise ConfigError(f"attention of block {index} is masked, which no ViT or Swin-V1 of timm needs")
         q, k = own.q_norm(q), own.k_norm(k)
         weights = ((q * own.scale) @ k.transpose(-2, -1)).softmax(-1)
-        found.append(Attention(stage, index, weights))
+        seen.append(Attention(stage, index, weights))
         return
     scores = (q * own.scale) @ k.transpose(-2, -1) + own._get_rel_pos_bias()
     if mask is not None:
         scores = scores + mask.repeat(len(scores) // len(mask), 1, 1).unsqueeze(1)
     weights = scores.softmax(-1).unflatten(0, (num_images, -1))
     windows = Windows(tuple(block.input_resolution), tuple(block.window_size), tuple(block.shift_size))
-    found.append(Attention(stage, index, weights, windows))
+    seen.append(Attention(stage, index, weights, windows))
 
 
 def rollout(blocks: list[Attention]) -> Tensor:

@@ -54,22 +54,23 @@ def variant(hydra: HydraConf, overrides: Sequence[str], own: Mapping[str, Any], 
         except (KeyError, TypeError, ValueError, OSError):
             return False
 
-    told = composer.spelled(telling(overrides, alike, composer.is_group), overrides)
-    return variant_of(told, contents=_contents(own))
+    choices = composer.spelled(telling(overrides, alike, composer.is_group), overrides)
+    return variant_of(choices, contents=_contents(own))
 
 
-class Kept(ConfigRepository):
+class KeptFiles(ConfigRepository):
     """Hydra's repository of YAML files, which reads each of them once: a sweep composes hundreds of configurations.
 
     Hydra copies a repository for everything it composes; the copy of this one is itself.
     """
 
     def __init__(self, path: ConfigSearchPath) -> None:
+        # both before hydra's own constructor, which calls `initialize_sources`
         self.path: list[tuple[Any, Any]] = []
         self.read: dict[str, ConfigResult | None] = {}
         super().__init__(path)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Kept:
+    def __deepcopy__(self, memo: dict[int, Any]) -> KeptFiles:
         return self
 
     def initialize_sources(self, config_search_path: ConfigSearchPath) -> None:
@@ -90,7 +91,7 @@ class Kept(ConfigRepository):
 def keep(loader: ConfigLoader) -> None:
     """Let hydra's loader of configurations read each file once."""
     if isinstance(loader, ConfigLoaderImpl):
-        loader.repository = Kept(loader.config_search_path)
+        loader.repository = KeptFiles(loader.config_search_path)
 
 
 class Composer:
@@ -130,23 +131,24 @@ class Composer:
         own = [default for default in listed.defaults if not str(default.config_path).startswith("hydra/")]
         cfg = self.loader._compose_config_from_defaults_list(own, repository)
         cfg.pop("hydra", None)
+        # as hydra does: a key that the YAML files do not have is refused and not made
         OmegaConf.set_struct(cfg, True)
         return cfg
 
-    def spelled(self, told: Sequence[str], overrides: Sequence[str]) -> list[str]:
+    def spelled(self, choices: Sequence[str], overrides: Sequence[str]) -> list[str]:
         """Choices within a group, or by its content, as the option that says the same: ``rank.global=8`` is r8.
 
         Args:
-            told: to be written so, of the `overrides`.
+            choices: to be written so, of the `overrides`.
             overrides: of the job.
         """
         values: dict[str, list[str]] = {}
-        for word in told:
+        for word in choices:
             name, _, value = word.lstrip("+").partition("=")
             group = name.partition(".")[0]
             if self.loader.repository.group_exists(group) and (name != group or not value[:1].isalpha()):
                 values.setdefault(group, []).append(word)
-        spelled = list(told)
+        spelled = list(choices)
         for group, words in values.items():
             node = self.compose(overrides)[group]
             if option := self._option(group, OmegaConf.to_container(node)):
@@ -179,9 +181,9 @@ def _composer(sources: Folders, name: str) -> Composer:
 
 def _contents(own: Mapping[str, Any]) -> dict[str, str]:
     """Dotted key -> hash of the file that the key leads to."""
-    found = leaves(own, "")
+    flat = leaves(own, "")
     return {
         key: value
-        for key, value in found.items()
+        for key, value in flat.items()
         if isinstance(value, str) and any(fnmatchcase(key, pattern) for pattern in LOCATIONS)
     }

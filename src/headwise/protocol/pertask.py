@@ -125,6 +125,7 @@ def _find(part: dict[str, Any], name: str, where: str) -> tuple[dict[str, Any], 
     node: Any = part
     for parent in parents:
         node = node.get(parent) if isinstance(node, dict) else None
+    # a method's YAML may leave out a learning rate of its own; any other field must stand there
     if not isinstance(node, dict) or (last not in node and name != "lr"):
         raise ConfigError(f"{where}: unknown field {name!r}{suggest(name, list(part))}")
     return node, last

@@ -114,8 +114,10 @@ class Plan:
     def ground(self, protocol: Protocol) -> dict[str, Any]:
         """What every phase measured by `protocol` stands on; a search leaves no trace but in what it chose."""
         ground = {key: value for key, value in self.identity.items() if key != "method"}
+        # how an epoch is chosen on the test set means nothing to a phase of which none is chosen
         apart = ("search",) if protocol.select == "best_test" else ("search", "choice")
         recipe = {key: value for key, value in ground["protocol"].items() if key not in apart}
+        # the images on which a search looks are part of the run, not of the phases that it leads to
         ground["data"] = {"fingerprint": ground["data"]["fingerprint"]}
         splits = {"train_split": protocol.train_split, "eval_split": protocol.eval_split}
         if any(recipe[key] != split for key, split in splits.items()):
@@ -151,6 +153,7 @@ def plan_run(cfg: DictConfig) -> Plan:
         seed=config["seed"],
     )
     if task.is_own and (depth := getattr(source, "depth", lambda task: None)(task)) is not None:
+        # as found in the images: whoever uses the network must scale other images alike
         config["dataset"]["depth"] = depth
     return Plan(
         key=key,
@@ -196,13 +199,15 @@ def root_of(given: Any) -> Path:
     return root
 
 
-def resolved(cfg: DictConfig, overrides: Sequence[str], known: tuple[str, ...]) -> tuple[dict[str, Any], VTABTask]:
+def resolved(
+    cfg: DictConfig, overrides: Sequence[str], task_folders: tuple[str, ...]
+) -> tuple[dict[str, Any], VTABTask]:
     """A configuration as plain values with nothing left open, and the task it names.
 
     Args:
         cfg: composed; stays as it is.
         overrides: that it was composed of.
-        known: folders of the configuration, which hold all tasks there are.
+        task_folders: folders of the configuration, which hold all tasks there are.
 
     Raises:
         ConfigError: for a field or a value that no run can have.
@@ -220,11 +225,12 @@ def resolved(cfg: DictConfig, overrides: Sequence[str], known: tuple[str, ...]) 
     check_made("dataset", config["dataset"], isinstance(task, VTABTask))
     given = _given(overrides)
     if not task.is_own:
-        check_names(config.get("per_task"), given, known)
+        check_names(config.get("per_task"), given, task_folders)
     own = fill_protocol(config, given)
     if own != config["protocol"]:
         config[OTHERS], config["protocol"] = config["protocol"], own
     config["method"], published = fill_method(fill_tasks(config, given), task.name, config.get("ne"))
+    # again: what the tables of tasks and of published values hold has not been looked at yet
     check_method(config["method"])
     config["method"] = fill_revisions(config["method"])
     if published:
@@ -314,8 +320,8 @@ def _variant(config: Mapping[str, Any], own: Mapping[str, Any]) -> str:
         pairs, own_pairs = looked_at
         if pairs == own_pairs and all(other[part] == config[part] for part in parts):
             return _reduced(other, task, images)  # its images need not be looked at again
-        told = [json.dumps(other[part], sort_keys=True) for part in parts]
-        return _reduced(other, task, [_images(*told, *pair)[1] for pair in pairs])
+        parts_as_json = [json.dumps(other[part], sort_keys=True) for part in parts]
+        return _reduced(other, task, [_images(*parts_as_json, *pair)[1] for pair in pairs])
 
     return variant(HydraConfig.get(), overrides_of(), own, identify)
 
@@ -375,8 +381,8 @@ def still_holds(result: Result) -> bool:
     try:
         protocol = Protocol(**config["protocol"])
         parts = [json.dumps(config[name], sort_keys=True) for name in ("dataset", "data")]
-        found = [_images(*parts, *splits) for splits in _looked_at(config, protocol)]
-        task, images = found[0][0], [content for _, content in found]
+        looked_at = [_images(*parts, *splits) for splits in _looked_at(config, protocol)]
+        task, images = looked_at[0][0], [content for _, content in looked_at]
         return fingerprint(_reduced(config, task, images)) == result.fingerprint
     except Exception:  # a record is a stranger's: whatever it leads to says that it does not hold
         return False

@@ -104,6 +104,7 @@ def _said(root: Path, scales: bytes) -> str:
             continue
         seen.add(name)
         tree = ast.parse(file.read_bytes())
+        # in the order of names, from the end of the list: the hash must not depend on the order of a set
         waiting += sorted(_imported(tree), reverse=True)
         sha.update(f"{name} {hashlib.sha256(ast.dump(_without_docstrings(tree)).encode()).hexdigest()}\n".encode())
     return sha.hexdigest()
@@ -119,13 +120,13 @@ def _readers(root: Path) -> list[str]:
 
 def _imported(tree: ast.Module) -> set[str]:
     """Dotted names below the package that a module imports; a name that is taken from a module may be one itself."""
-    found = set()
+    names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return {name for name in found if name.startswith("headwise.")}
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return {name for name in names if name.startswith("headwise.")}
 
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:

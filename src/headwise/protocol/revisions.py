@@ -14,7 +14,7 @@ from headwise.schema.nodes import Node, each_node
 
 
 @dataclass(frozen=True)
-class Change:
+class ChangedNumbers:
     """One change of numbers.
 
     Attributes:
@@ -36,30 +36,34 @@ def _is_odd(value: Any) -> bool:
 
 
 CHANGES = (
-    Change(
+    ChangedNumbers(
         "headwise.methods.peft_bridge.PeftMethod",
         2,
         {"config.init_lora_weights": "lora_ga"},
         "LoRA-GA starts from gradients; it started as LoRA",
     ),
-    Change("headwise.methods.adapters.Adapters", 2, {"init": "houlsby"}, "the start is cut at two deviations"),
-    Change("headwise.methods.noah.NOAH", 2, {"init": "upstream"}, "prompts start as those of the authors' supernet"),
-    Change(
+    ChangedNumbers("headwise.methods.adapters.Adapters", 2, {"init": "houlsby"}, "the start is cut at two deviations"),
+    ChangedNumbers(
+        "headwise.methods.noah.NOAH", 2, {"init": "upstream"}, "prompts start as those of the authors' supernet"
+    ),
+    ChangedNumbers(
         "headwise.methods.hs_lora.MatchedLoRA",
         2,
         {"head_rank": _is_odd},  # of an even r', r' (H + 1) / 2 is whole
         "layers take the whole ranks around the exact one, so that the size is equal; it was up to 8 % off",
     ),
-    Change("headwise.methods.spt_lora.SPTLoRA", 2, {}, "entries of biases train; the authors' grid of thresholds"),
+    ChangedNumbers(
+        "headwise.methods.spt_lora.SPTLoRA", 2, {}, "entries of biases train; the authors' grid of thresholds"
+    ),
 )
 
 
-def _concerns(change: Change, method: Mapping[str, Any]) -> bool:
+def _concerns(change: ChangedNumbers, method: Mapping[str, Any]) -> bool:
     """Whether a method's numbers are those that changed."""
     if method.get("_target_") != change.target:
         return False
-    found = ((wanted, _at(method, name)) for name, wanted in change.settings.items())
-    return all(wanted(value) if callable(wanted) else value == wanted for wanted, value in found)
+    pairs = ((wanted, _at(method, name)) for name, wanted in change.settings.items())
+    return all(wanted(value) if callable(wanted) else value == wanted for wanted, value in pairs)
 
 
 def fill_revisions(method: Mapping[str, Any]) -> dict[str, Any]:

@@ -113,7 +113,7 @@ class Trial:
 
 
 @dataclass
-class Found:
+class SearchOutcome:
     """What a search chose.
 
     Attributes:
@@ -169,7 +169,7 @@ def search(
     space: Space,
     attempt: Callable[[Sequence[Any]], PhaseResult],
     say: Callable[[str], None] = lambda line: None,
-) -> Found:
+) -> SearchOutcome:
     """Try scales and fields with every head on, then heads and scores at the best of them.
 
     Args:
@@ -203,7 +203,7 @@ def search(
     if trials.best is None:
         raise ConfigError("the search tried nothing")
     _, method, chosen = trials.best
-    return Found([*before, method], chosen, trials.tried)
+    return SearchOutcome([*before, method], chosen, trials.tried)
 
 
 def _check_choices(space: Space, last: Any) -> None:
@@ -214,8 +214,8 @@ def _check_choices(space: Space, last: Any) -> None:
         raise ConfigError(f"protocol.search.ne: method {last.label} has no gate; add gate=heart, or use search.ne=[]")
     for name in space.fields:
         if not hasattr(last, name):
-            known = [f.name for f in fields(last) if f.name not in OWN]
-            raise ConfigError(f"protocol.search.fields: method {last.label} has no {name!r}{suggest(name, known)}")
+            allowed = [f.name for f in fields(last) if f.name not in OWN]
+            raise ConfigError(f"protocol.search.fields: method {last.label} has no {name!r}{suggest(name, allowed)}")
 
 
 class _Trials:

@@ -92,6 +92,7 @@ def simplest(variants: Iterable[str]) -> str:
 
 def choices_of(variant: str) -> list[str]:
     """The choices that a variant names: ``ne3-scale-1`` is ``ne3``, ``scale-1``; none if it is `BASE`."""
+    # a dash before a digit is a minus: scale-1
     return [] if variant == BASE else re.split(r"-(?=[A-Za-z_])", variant)
 
 

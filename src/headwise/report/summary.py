@@ -14,7 +14,7 @@ from headwise.report.grid import Grid, plain, sign, signed
 
 
 @dataclass(frozen=True)
-class Drawn:
+class DrawnPairs:
     """Pairs with one kind of other run, drawn."""
 
     against: str
@@ -32,7 +32,7 @@ class Answer:
 
     row: str
     verdict: str
-    contrasts: Sequence[Drawn]
+    contrasts: Sequence[DrawnPairs]
 
 
 @dataclass(frozen=True)
@@ -126,14 +126,14 @@ def _sentence(judgement: Judgement) -> str:
     return f"{judgement.row} {'; '.join(parts)} (percentage points, mean over tasks)."
 
 
-def _drawn(row: str, pairs: Pairs, largest: float) -> Drawn:
+def _drawn(row: str, pairs: Pairs, largest: float) -> DrawnPairs:
     total, repeats = pairs.sum, pairs.num_repeats
     low, high = total.low, total.high
     against = KINDS[pairs.against].short
     title = f"{row} against {against}: mean {total.mean:+.2f} points over {total.pairs} pair{'s' * (total.pairs > 1)}"
     if low is not None and high is not None:
         title = f"{title}, 95 % interval {low:+.2f} to {high:+.2f}"
-    return Drawn(
+    return DrawnPairs(
         against=against,
         strip=figures.strip([pair.value for pair in pairs.differences], total.mean, (low, high), largest, title),
         mean=signed(total.mean),

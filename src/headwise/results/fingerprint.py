@@ -58,6 +58,7 @@ LOCATIONS: tuple[str, ...] = (
 )
 """Dotted keys that say where files lie: a value there must be replaced by the hash of its content."""
 
+# beyond it a float stands for several whole numbers, so it stays a float
 _EXACT_INTEGERS = 2**53
 
 
@@ -111,6 +112,7 @@ def fingerprint(plain: Mapping[str, Any], digits: int = 16) -> str:
     """
     if not 8 <= digits <= 64:
         raise ConfigError(f"digits of a fingerprint must be in 8..64, got {digits}")
+    # the addresses of everything stored rest on this very text: another separator would make all of it unknown
     text = json.dumps(canonical(plain), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(text.encode("ascii")).hexdigest()[:digits]
 
@@ -122,6 +124,7 @@ def canonical(value: Any, key: str = "", merge: bool = True) -> Any:
         ConfigError: for any other type, a key that is no string, or a number that is not finite; names the dotted key.
     """
     where = key or "(top)"
+    # before the whole numbers, of which a bool is one to Python
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):

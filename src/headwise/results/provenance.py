@@ -29,13 +29,13 @@ PACKAGES: tuple[str, ...] = (
 
 def versions(names: Iterable[str] = PACKAGES) -> dict[str, str | None]:
     """Return the installed version of each distribution, None where it is not installed; imports none of them."""
-    found: dict[str, str | None] = {}
+    installed: dict[str, str | None] = {}
     for name in names:
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+            installed[name] = None
+    return installed
 
 
 def git_state(repo: str | Path = ".") -> dict[str, Any] | None:
@@ -51,6 +51,7 @@ def git_state(repo: str | Path = ".") -> dict[str, Any] | None:
 
 
 def _git(repo: str | Path, *arguments: str) -> str | None:
+    # without the first, git status takes the lock of the index from whoever commits; the second keeps its English
     environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
     try:
         answer = subprocess.run(
@@ -70,6 +71,7 @@ def machine(accelerator: str | None = None, threads: int | None = None) -> dict[
         accelerator: name of the device that computed, from the caller, so that torch is not needed here.
         threads: compute threads of the run.
     """
+    # a container or a scheduler may give the process fewer cores than the machine has
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "cpu": _cpu_model(),

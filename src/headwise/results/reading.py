@@ -18,7 +18,7 @@ _CONF = Path("conf") / "experiment"
 
 
 @dataclass
-class Found:
+class ReadResults:
     """Results, and the records that could not be read.
 
     Attributes:
@@ -38,7 +38,7 @@ class Found:
         return [f"{len(self.damaged)} damaged record(s) count as missing: {shown}."] if self.damaged else []
 
 
-def read(root: Path, given: str | None = None, repo: Path | None = None) -> Found:
+def read(root: Path, given: str | None = None, repo: Path | None = None) -> ReadResults:
     """Read the finished runs of an experiment, or of all.
 
     Args:
@@ -57,11 +57,11 @@ def read(root: Path, given: str | None = None, repo: Path | None = None) -> Foun
         experiments = _experiments(repo)
     name = None if given is None else experiments.get(given, given)
     errors: list[ResultError] = []
-    found = Found(name, list(ResultStore(root, on_bad=errors.append).all(name)))
-    found.damaged = [_below(error.path, root) for error in errors]
-    if found.results:
-        return found
-    damaged = f"; {' '.join(found.notes)}" if errors else ""
+    records = ReadResults(name, list(ResultStore(root, on_bad=errors.append).all(name)))
+    records.damaged = [_below(error.path, root) for error in errors]
+    if records.results:
+        return records
+    damaged = f"; {' '.join(records.notes)}" if errors else ""
     if given is None:
         raise ConfigError(f"no finished run under {root}{damaged or '; is --root right?'}")
     experiments = experiments or _experiments(repo)
@@ -80,16 +80,16 @@ def others(root: Path, names: Iterable[str | None]) -> Callable[[], list[Result]
         root: of all results.
         names: that have been read; None says that all have.
     """
-    known = set(names)
+    taken = set(names)
 
     @functools.cache
-    def found() -> list[Result]:
-        if None in known:
+    def rest() -> list[Result]:
+        if None in taken:
             return []
         store = ResultStore(root, on_bad=lambda error: None)
-        return [result for name in sorted(runs(root) - known) for result in store.all(name)]
+        return [result for name in sorted(runs(root) - taken) for result in store.all(name)]
 
-    return found
+    return rest
 
 
 def runs(root: Path) -> set[str]:

@@ -187,10 +187,11 @@ class PhaseResult:
         """
         with _damaged(path):
             shapes.PHASE(raw, "")
-            known = _known(cls, raw)
-            if isinstance(known.get("method"), Mapping):
-                known["method"] = effective_method(known["method"])
-            return cls(**known)
+            values = _known(cls, raw)
+            if isinstance(values.get("method"), Mapping):
+                # older code stored gates that do nothing in several ways: phases compare in one form
+                values["method"] = effective_method(values["method"])
+            return cls(**values)
 
 
 def _is_mask(row: Any) -> bool:
@@ -230,6 +231,7 @@ class Result:
             if not isinstance(getattr(self, name), kind):
                 raise ConfigError(f"{name} of a result must be a {kind.__name__}, got {getattr(self, name)!r}")
         if not self.fingerprint:
+            # the class is frozen, and this is still its construction
             object.__setattr__(self, "fingerprint", fingerprint(self.identity))
 
     @property
@@ -266,9 +268,9 @@ class Result:
     def task(self) -> Mapping[str, Any]:
         """What is recorded of the task; empty if nothing is."""
         for source in (self.config, self.identity):
-            known = source.get("dataset")
-            if isinstance(known, Mapping) and "group" in known:
-                return known
+            recorded = source.get("dataset")
+            if isinstance(recorded, Mapping) and "group" in recorded:
+                return recorded
         return {}
 
     @property
@@ -303,10 +305,13 @@ class Result:
             shapes.RESULT(raw, "")
             key = RunKey(**{f.name: raw[f.name] for f in dataclasses.fields(RunKey)})
             phases = [PhaseResult.from_json(phase, path) for phase in raw["phases"]]
-            known = _known(cls, {"identity": {}, **raw, "key": key, "phases": phases})
-            if isinstance(known["identity"], Mapping) and (same := effective(known["identity"])) != known["identity"]:
-                known |= {"identity": same, "fingerprint": fingerprint(same)}  # what was asked now is hashed so
-            return cls(**known)
+            values = _known(cls, {"identity": {}, **raw, "key": key, "phases": phases})
+            if (
+                isinstance(values["identity"], Mapping)
+                and (same := effective(values["identity"])) != values["identity"]
+            ):
+                values |= {"identity": same, "fingerprint": fingerprint(same)}  # what was asked now is hashed so
+            return cls(**values)
 
     @classmethod
     def read(cls, path: Path) -> Self:

@@ -114,6 +114,7 @@ class ResultStore:
         for variant in [key.variant, *others]:
             kin = list(folder.glob(f"{glob.escape(variant)}/seed-*/result.json"))
             own = folder / variant / f"seed-{key.seed}" / "result.json"
+            # seeds of a folder share one configuration: where this seed has not run, the first of them speaks for all
             for path in [own] if own in kin else sorted(kin)[:1]:
                 with contextlib.suppress(FileNotFoundError, HeadwiseError):
                     stored = Result.read(path)
@@ -133,6 +134,7 @@ class ResultStore:
         """
         if key != result.key:
             raise ConfigError(f"result of {result.key} may not be stored under {key}")
+        # asked for its refusal: another configuration may have come to lie here since the run began
         self.get(key, result.identity)
         path = key.path(self.root) / "result.json"
         atomic.write_json(path, canonical(result.to_json(), "result", merge=False))
@@ -169,21 +171,22 @@ class ResultStore:
 
     def finished(self, name: str | None = None) -> dict[RunKey, Finished]:
         """List finished runs without reading those that the index knows, keyed by where they lie."""
-        known = self._index()
-        found, fresh = {}, 0
+        index = self._index()
+        runs, fresh = {}, 0
         for path in self._paths(name):
             with contextlib.suppress(FileNotFoundError, ConfigError):
-                key, line = RunKey.of(path.parent), known.get(self._relative(path), {})
+                key, line = RunKey.of(path.parent), index.get(self._relative(path), {})
                 if line and line["stamp"] == _stamp(path):
-                    found[key] = Finished(key, line["fingerprint"], line["request"])
+                    runs[key] = Finished(key, line["fingerprint"], line["request"])
                 elif (result := self._read(path)) is not None:
-                    found[key] = Finished(key, result.fingerprint, result.request)
+                    runs[key] = Finished(key, result.fingerprint, result.request)
                     self._append(path, result, result.request)
                     fresh += 1
-        if name is None and len(known) + fresh > 2 * len(found) + 100:
+        # more than half of the lines speak of runs that were made again or are gone
+        if name is None and len(index) + fresh > 2 * len(runs) + 100:
             with contextlib.suppress(OSError):  # of others, perhaps: it is a cache
                 self.rebuild()
-        return found
+        return runs
 
     def rebuild(self) -> None:
         """Write the index anew from the results; what others append meanwhile is found again by `finished`.
@@ -192,11 +195,11 @@ class ResultStore:
         """
         if not self._owns_index:
             return
-        known = self._index()
+        index = self._index()
         lines = []
         for path in self._paths():
             if (result := self._read(path)) is not None:
-                line = known.get(self._relative(path), {})
+                line = index.get(self._relative(path), {})
                 same = bool(line) and line["stamp"] == _stamp(path)
                 lines.append(self._line(path, result, line["request"] if same else result.request))
         atomic.write_text(self.root / "index.jsonl", "".join(lines))
@@ -330,6 +333,7 @@ class PhaseStore:
         for record in records:
             folder = self.path(record.parent.name)
             folder.mkdir(parents=True, exist_ok=True)
+            # claims have no suffix: they belong to the work that ends here
             files = [file for file in record.parent.iterdir() if file.suffix]
             for file in sorted(files, key=lambda file: file == record):
                 file.replace(folder / file.name)
@@ -371,10 +375,10 @@ def _check_tensors(record: Path) -> None:
     """
     expected = PhaseResult.from_json(load_json(record), record).sha256
     for file in record.parent.glob("*.safetensors") if expected is not None else ():
-        found = sha256_of(file)
-        if found != expected:
+        actual = sha256_of(file)
+        if actual != expected:
             raise CheckpointError(
-                f"{file} is damaged: sha256 {found[:16]}, recorded {str(expected)[:16]}; train the run again with "
+                f"{file} is damaged: sha256 {actual[:16]}, recorded {str(expected)[:16]}; train the run again with "
                 "resume=force"
             )
 

@@ -102,9 +102,9 @@ class Execution:
         space = None if recipe is None else Space.of(recipe).within(chosen[-1])
         if space is None:
             return chosen, facts
-        found = search(chosen, space, self._trial, say)
+        outcome = search(chosen, space, self._trial, say)
         last = len(chosen) - 1
-        return found.methods, {**facts, last: {**facts.get(last, {}), "search": found.report()}}
+        return outcome.methods, {**facts, last: {**facts.get(last, {}), "search": outcome.report()}}
 
     def _trial(self, methods: Sequence[Method]) -> PhaseResult:
         """The last of these phases, measured on the validation images; trained only if the store lacks it."""
@@ -151,6 +151,7 @@ class Execution:
         plan, config = self.plan, self.plan.config
         extras = [{**phase.extra, **facts.get(index, {})} for index, phase in enumerate(trained.phases)]
         phases = [replace(phase, extra=extra) for phase, extra in zip(trained.phases, extras, strict=True)]
+        # with resume=force: the phases of before stay in use until all of the new ones are there
         if self.store is not self.shared:
             self.shared.adopt(self.store)
         self._illustrate(phases)

@@ -111,6 +111,7 @@ def _claimed(plan: Plan, store: ResultStore) -> Result:
     result: Result | None = None
 
     def is_done() -> bool:
+        # with resume=force the stored result is what is to be replaced, so it ends no waiting
         return result is not None or (plan.resume != "force" and store.get(plan.key, plan.identity) is not None)
 
     with Claim(plan.folder, wait=plan.wait, on_wait=_waiting, done=is_done) as claim:

@@ -100,8 +100,8 @@ class Ledger:
 
     def entries(self) -> dict[str, Entry]:
         """Everything that is noted, by request."""
-        found = {file.stem: self.read(file.stem) for file in sorted((self.root / "ledger").glob("*.json"))}
-        return {request: entry for request, entry in found.items() if entry is not None}
+        notes = {file.stem: self.read(file.stem) for file in sorted((self.root / "ledger").glob("*.json"))}
+        return {request: entry for request, entry in notes.items() if entry is not None}
 
     def states(self, requests: Sequence[str], finished: Mapping[str, Finished] | None = None) -> dict[str, State]:
         """How it stands with each of `requests`; the results decide, then the claims, then what is noted.

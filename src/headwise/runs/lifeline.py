@@ -56,4 +56,5 @@ def hold() -> bool:
 def _watch(pid: int, started: str | None) -> None:
     while claims.alive(pid, started):
         time.sleep(PERIOD)
+    # an exception would end this thread only, and training would go on
     os._exit(STATUS)

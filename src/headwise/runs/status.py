@@ -50,7 +50,7 @@ class Run:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Status:
+class SweepStatus:
     """Of a sweep, at one moment.
 
     Attributes:
@@ -79,14 +79,14 @@ class Status:
 
         By the mean of the runs of the same method and task, else of the same method, else of all.
         """
-        known: defaultdict[tuple[str, ...], list[float]] = defaultdict(list)
+        taken: defaultdict[tuple[str, ...], list[float]] = defaultdict(list)
         for run in self.runs:
             if run.state == "done" and run.seconds is not None:
                 for kind in _kinds(run):
-                    known[kind].append(run.seconds)
-        if not known:
+                    taken[kind].append(run.seconds)
+        if not taken:
             return None
-        means = {kind: sum(values) / len(values) for kind, values in known.items()}
+        means = {kind: sum(values) / len(values) for kind, values in taken.items()}
         total = 0.0
         for run in self.runs:
             if run.state != "done":
@@ -107,7 +107,7 @@ class Status:
         }
 
 
-def survey(root: Path, jobs: Mapping[str, Sequence[str]], folders: Sequence[str]) -> Status:
+def survey(root: Path, jobs: Mapping[str, Sequence[str]], folders: Sequence[str]) -> SweepStatus:
     """Look at every run of a sweep.
 
     A run counts if it was asked for with all overrides of its job, and perhaps more (``data.root=...``), under the
@@ -137,7 +137,7 @@ def survey(root: Path, jobs: Mapping[str, Sequence[str]], folders: Sequence[str]
         if run.state == "running" and run.seconds is not None:
             times += [time.time() - run.seconds, time.time()]
     damaged = sorted({_below(error.path, root) for error in bad})
-    return Status(runs=runs, elapsed=max(times) - min(times) if times else None, damaged=damaged)
+    return SweepStatus(runs=runs, elapsed=max(times) - min(times) if times else None, damaged=damaged)
 
 
 def _noted(
@@ -209,7 +209,7 @@ def _timed(results: Sequence[tuple[float, Result, Run]]) -> list[float]:
     interruption.
     """
     times, seen = [], set[str]()
-    for ended, result, run in sorted(results, key=lambda found: found[0]):
+    for ended, result, run in sorted(results, key=lambda timed: timed[0]):
         own = [phase for phase in result.phases if not (phase.fingerprint and phase.fingerprint in seen)]
         seen |= {phase.fingerprint for phase in result.phases}
         begun = ended
@@ -237,7 +237,7 @@ def _below(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
 
 
-def text(status: Status, name: str) -> str:
+def text(status: SweepStatus, name: str) -> str:
     """The status for a person."""
     counts = status.counts
     head = ", ".join(f"{counts[state]} {state}" for state in STATES[1:])
@@ -246,9 +246,9 @@ def text(status: Status, name: str) -> str:
         lines.append(f"elapsed {span(status.elapsed)}, finished runs took {span(status.spent)}")
     if counts["done"] < len(status.runs):
         left, workers = status.left, max(1, counts["running"])
-        known = "unknown until one run is finished" if left is None else f"about {span(left / workers)}"
+        estimate = "unknown until one run is finished" if left is None else f"about {span(left / workers)}"
         lines.append(
-            f"left {known}" + ("" if left is None else f" with {workers} worker(s), {span(left)} of computing")
+            f"left {estimate}" + ("" if left is None else f" with {workers} worker(s), {span(left)} of computing")
         )
     for state in STATES[1:]:
         runs = [run for run in status.runs if run.state == state]

@@ -31,6 +31,7 @@ def tracked(config: Mapping[str, Any], key: RunKey) -> Iterator[Any]:
         config=dict(config),
         **options,
     )
+    # whatever leaves the block early, an interrupt too, is a failure to the tracker
     code = 1
     try:
         yield logger

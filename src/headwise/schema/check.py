@@ -45,6 +45,7 @@ class Fields:
     @functools.cached_property
     def adapter(self) -> TypeAdapter[Any]:
         """Pydantic's validator."""
+        # a TypedDict and no model of pydantic, to which `_target_` would be a private name
         fields = {name: Required[t] if name in self.required else NotRequired[t] for name, t in self.types.items()}
         extra = {"extra": "allow"} if self.is_open else {}
         return TypeAdapter(with_config(ConfigDict(**{**STRICT, **extra}))(TypedDict("Fields", fields)))  # type: ignore[operator, typeddict-item]
@@ -68,17 +69,17 @@ class Fields:
         try:
             self.adapter.validate_python(_plain(values))
         except ValidationError as error:
-            for found in error.errors(include_url=False):
-                if not (found["type"] == "missing" and found["loc"][0] in later):
-                    raise ConfigError(self._refusal(found, values, key)) from None
+            for problem in error.errors(include_url=False):
+                if not (problem["type"] == "missing" and problem["loc"][0] in later):
+                    raise ConfigError(self._refusal(problem, values, key)) from None
 
-    def _refusal(self, found: Any, values: Mapping[str, Any], key: Key) -> str:
+    def _refusal(self, problem: Any, values: Mapping[str, Any], key: Key) -> str:
         """What is said of one of pydantic's errors."""
-        name, *within = map(str, found["loc"])
-        kind, own = self.types[name], found.get("ctx", {}).get("error")
+        name, *within = map(str, problem["loc"])
+        kind, own = self.types[name], problem.get("ctx", {}).get("error")
         if isinstance(own, ConfigError):
             return f"{key(name)}: {own}"
-        if found["type"] == "missing":
+        if problem["type"] == "missing":
             return f"{key(name)} must be given: {describe(kind)}"
         if within and within[-1] == "[key]":
             return f"unknown key {key(name)}.{named(within[-2])}{suggest(within[-2], _choices(get_args(kind)[0]))}"
@@ -119,8 +120,8 @@ def describe(kind: Any) -> str:
     origin = get_origin(kind)
     if origin is Annotated:
         base, *notes = get_args(kind)
-        found = [note.description for note in notes if isinstance(note, FieldInfo) and note.description]
-        return found[0] if found else describe(base)
+        words = [note.description for note in notes if isinstance(note, FieldInfo) and note.description]
+        return words[0] if words else describe(base)
     if origin in (Union, types.UnionType):
         parts = get_args(kind)
         return " or ".join(dict.fromkeys(describe(part) for part in parts if part is not type(None)))
@@ -160,6 +161,7 @@ def nearest(name: str, known: Collection[str], at: str = "") -> str | None:
 
     def likeness(key: str) -> float:
         parent, _, last = key.rpartition(".")
+        # of two keys that are equally near, the one beside the key that was typed is the likelier
         return difflib.SequenceMatcher(None, name, last).ratio() + (0.05 if parent == at else 0)
 
     best = max(known, key=likeness, default=None)
@@ -184,6 +186,7 @@ def _item(kind: Any, value: Any) -> tuple[Any, tuple[Any, ...] | None]:
 
 
 def _is_one(entry: Any, choices: Collection[Any]) -> bool:
+    # by kind as well, since True == 1 == 1.0 in Python
     return any(type(entry) is type(choice) and entry == choice for choice in choices)
 
 
@@ -198,9 +201,11 @@ def _fields_of_class(kind: Any) -> Fields:
         hints = typing.get_type_hints(kind, include_extras=True)
     except (NameError, TypeError):
         hints = {}
-    found = [field for field in dataclasses.fields(kind) if field.init]
-    required = [f.name for f in found if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
-    return Fields({field.name: usable(hints.get(field.name, Any)) for field in found}, required)
+    members = [field for field in dataclasses.fields(kind) if field.init]
+    required = [
+        f.name for f in members if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
+    return Fields({field.name: usable(hints.get(field.name, Any)) for field in members}, required)
 
 
 def usable(kind: Any) -> Any:

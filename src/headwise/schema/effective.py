@@ -37,15 +37,15 @@ def effective_gate(gate: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def effective_method(method: Mapping[str, Any]) -> dict[str, Any]:
     """A method's fields, its gates and those of the methods in it in their effective form."""
-    found: dict[str, Any] = {}
+    kept: dict[str, Any] = {}
     for name, value in method.items():
         if name == "gate" and isinstance(value, Mapping):
             gate = effective_gate(value)
             if gate is not None:
-                found[name] = gate
+                kept[name] = gate
         else:
-            found[name] = effective_method(value) if isinstance(value, Mapping) else value
-    return found
+            kept[name] = effective_method(value) if isinstance(value, Mapping) else value
+    return kept
 
 
 def effective(identity: Mapping[str, Any]) -> dict[str, Any]:

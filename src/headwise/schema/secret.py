@@ -34,20 +34,21 @@ def refuse_secrets(config: Any, overrides: Iterable[str] = ()) -> None:
         ConfigError: naming the key, never its value.
     """
     given = [override.partition("=")[0].lstrip("+~") for override in overrides if "=" in override]
-    for key in [*(key for key in given if is_secret(key)), *_found(config, "")]:
+    for key in [*(key for key in given if is_secret(key)), *_secret_keys(config, "")]:
         raise ConfigError(
             f"{key} is a secret, and a configuration is written into every record: give it in the environment instead "
             "(WANDB_API_KEY for wandb, or `wandb login` once)"
         )
 
 
-def _found(node: Any, prefix: str) -> Iterator[str]:
+def _secret_keys(node: Any, prefix: str) -> Iterator[str]:
     if isinstance(node, Mapping):
         for name, value in node.items():
             if isinstance(value, Mapping | list | tuple):
-                yield from _found(value, f"{prefix}{name}.")
+                yield from _secret_keys(value, f"{prefix}{name}.")
+            # a field that is left empty holds none
             elif value not in (None, "", True, False) and is_secret(str(name)):
                 yield f"{prefix}{name}"
     elif isinstance(node, list | tuple):
         for index, value in enumerate(node):
-            yield from _found(value, f"{prefix}{index}.")
+            yield from _secret_keys(value, f"{prefix}{index}.")

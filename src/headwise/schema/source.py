@@ -60,6 +60,7 @@ def module_of(name: str) -> Module | None:
     """A module's source, without importing it or its parents; None if there is no such file."""
     top, *rest = name.split(".")
     try:
+        # of the first part only: to find a dotted name, importlib imports what stands before its last dot
         spec = importlib.util.find_spec(top) if top else None
     except (ImportError, ValueError):
         spec = None
@@ -92,6 +93,7 @@ def _statements(nodes: list[ast.stmt]) -> Iterator[ast.stmt]:
 def find(module: str, name: str, seen: tuple[tuple[str, str], ...] = ()) -> tuple[Module, Definition] | None:
     """Where a name of a module is defined, imports followed; None if that is not to be seen."""
     source = module_of(module)
+    # two modules may import one name from each other
     if source is None or (module, name) in seen:
         return None
     for node in _statements(source.tree.body):
@@ -132,13 +134,13 @@ def fields_of_target(target: str) -> Fields:
         if not module or importlib.util.find_spec(top) is None or top == "headwise":
             raise ConfigError(f"_target_={target!r} cannot be found: there is no module {module or target!r}")
         return Fields({}, is_open=True)
-    found = find(module, name)
-    if found is None:
+    definition = find(module, name)
+    if definition is None:
         if not _hides_names(source) and not any(name == _bound(node) for node in ast.walk(source.tree)):
             hint = suggest(name, _names(source))
             raise ConfigError(f"_target_={target!r} cannot be found: {module} has no {name!r}{hint}")
         return Fields({}, is_open=True)
-    return _fields(*found)
+    return _fields(*definition)
 
 
 def _bound(node: ast.AST) -> str | None:
@@ -150,8 +152,8 @@ def _bound(node: ast.AST) -> str | None:
 def literal_of_target(target: str, attribute: str) -> Any:
     """The plain value that a class, or the nearest of its bases, gives to an attribute; None if none is to be seen."""
     module, _, name = target.rpartition(".")
-    found = find(module, name)
-    source, node = found or (None, None)
+    definition = find(module, name)
+    source, node = definition or (None, None)
     if source is None or not isinstance(node, ast.ClassDef):
         return None
     for statement in node.body:
@@ -177,6 +179,7 @@ def _fields(module: Module, node: Definition) -> Fields:
     types: dict[str, Any] = {}
     required: dict[str, bool] = {}
     is_open = False
+    # the first base wins, as in Python, so it is written last
     for base in reversed(node.bases):
         inherited = _base(module, base)
         is_open |= inherited.is_open
@@ -187,6 +190,7 @@ def _fields(module: Module, node: Definition) -> Fields:
         for statement in node.body:
             if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
                 _add_field(module, statement, statement.target.id, types, required)
+    # any other decorator may make an `__init__` that is not to be seen here
     elif decorators and not types:
         is_open = True
     return Fields(types, frozenset(name for name, needed in required.items() if needed), is_open)
@@ -194,9 +198,9 @@ def _fields(module: Module, node: Definition) -> Fields:
 
 def _base(module: Module, base: ast.expr) -> Fields:
     name = ast.unparse(base.value if isinstance(base, ast.Subscript) else base).rpartition(".")[2]
-    found = find(module.name, name)
-    if found is not None and isinstance(found[1], ast.ClassDef):
-        return _fields(*found)
+    definition = find(module.name, name)
+    if definition is not None and isinstance(definition[1], ast.ClassDef):
+        return _fields(*definition)
     return Fields({}, is_open=name not in PLAIN_BASES)
 
 
@@ -249,10 +253,10 @@ def _named(module: Module, name: str) -> Any:
             for alias in node.names:
                 if (alias.asname or alias.name) == name:
                     return getattr(importlib.import_module(module.absolute(node)), alias.name, Any)
-    found = find(module.name, name)
-    if found is None:
+    place = find(module.name, name)
+    if place is None:
         return getattr(builtins, name) if name in SCALARS else Any
-    source, definition = found
+    source, definition = place
     if isinstance(definition, ast.ClassDef):
         enumerated = any("Enum" in ast.unparse(base) for base in definition.bases)
         return Any if enumerated else Node

@@ -76,7 +76,7 @@ of those the whole ones that may be fractions after all."""
 
 
 @dataclass(frozen=True)
-class Part:
+class ConfigPart:
     """One mapping of a configuration and what it may hold; values of `later` are filled in afterwards."""
 
     path: str
@@ -123,50 +123,52 @@ def check_method(method: Mapping[str, Any]) -> None:
     _check(list(_nodes("method", method)))
 
 
-def _check(found: list[Part]) -> None:
-    known = [part.key(name) for part in found for name in part.fields.types]
-    for part in found:
+def _check(every: list[ConfigPart]) -> None:
+    known = [part.key(name) for part in every for name in part.fields.types]
+    for part in every:
         for name, value in part.values.items():
             if not part.fields.is_open and name not in part.fields.types:
                 raise ConfigError(_unknown(part, str(name), value, known))
-    for part in found:
+    for part in every:
         part.fields.check(part.values, part.key, part.later)
 
 
-def parts(config: Mapping[str, Any]) -> Iterator[Part]:
+def parts(config: Mapping[str, Any]) -> Iterator[ConfigPart]:
     """Every mapping of a configuration with its fields, the top first.
 
     Raises:
         ConfigError: for a group that is no mapping, or names a class that is not there.
     """
-    yield Part("", config, TOP)
+    yield ConfigPart("", config, TOP)
     fixed = {"rank": RANK, "ne": NE, "trainer": TRAINER}
     for name in (name for name in TOP.types if TOP.types[name] is Group):
         node = config.get(name)
         if not isinstance(node, Mapping):
             if name in config or name in TOP.required:
+                # a refusal, by the kind that the top level has for a group
                 TOP.check(config, lambda name: name)
         elif name in CLASSES:
-            yield Part(name, node, fields_of_target(CLASSES[name]))
+            yield ConfigPart(name, node, fields_of_target(CLASSES[name]))
         elif name == "logger":
-            yield Part(name, node, LOGGERS.get(str(node.get("kind")), CSV))
+            yield ConfigPart(name, node, LOGGERS.get(str(node.get("kind")), CSV))
         elif name in fixed:
-            yield Part(name, node, fixed[name])
+            yield ConfigPart(name, node, fixed[name])
         else:
             yield from _nodes(name, node)
 
 
-def _nodes(path: str, node: Mapping[str, Any]) -> Iterator[Part]:
+def _nodes(path: str, node: Mapping[str, Any]) -> Iterator[ConfigPart]:
     """A node with ``_target_`` and those within it."""
     target = node.get("_target_")
     if not isinstance(target, str) or not all(part.isidentifier() for part in target.split(".")):
         raise ConfigError(f"{path}._target_ must be the dotted name of a class, got {shown(target)}")
+    # the authors' value for the task is filled in afterwards: until then the word stands for a number
     later = [name for name, value in node.items() if value == PUBLISHED and "label" in node]
     try:
         fields = node_fields(target)
     except ConfigError as error:
         raise ConfigError(f"{path}.{error}") from error
-    yield Part(path, {name: value for name, value in node.items() if name not in later}, fields, later)
+    yield ConfigPart(path, {name: value for name, value in node.items() if name not in later}, fields, later)
     for name, value in node.items():
         if isinstance(value, Mapping) and "_target_" in value:
             yield from _nodes(f"{path}.{named(str(name))}", value)
@@ -197,8 +199,9 @@ def _loose(kind: Any, is_fraction: bool) -> Any:
     return plain | None if type(None) in get_args(kind) else plain
 
 
-def _unknown(part: Part, name: str, value: Any, known: list[str]) -> str:
+def _unknown(part: ConfigPart, name: str, value: Any, known: list[str]) -> str:
     if part.fields is CSV and name not in CSV.types:
+        # keys that only the other logger has are named together with the choice that brings them
         known = [*known, *(f"logger.{field}" for field in WANDB.types)]
     near = nearest(name, known, part.path)
     only_wandb = near is not None and near.startswith("logger.") and near.removeprefix("logger.") not in CSV.types

@@ -107,7 +107,7 @@ class Claim:
         return self._lost.is_set()
 
     def __enter__(self) -> Self:
-        began, told = time.monotonic(), -self.heartbeat
+        began, told_at = time.monotonic(), -self.heartbeat
         while not self.done():
             holder = self._attempt()
             if holder is None:
@@ -118,8 +118,8 @@ class Claim:
             waited = time.monotonic() - began
             if not self.wait:
                 raise BusyError(f"{self.folder} is claimed by {describe(self._explained(holder))}")
-            if self.on_wait is not None and waited - told >= self.heartbeat:
-                told = waited
+            if self.on_wait is not None and waited - told_at >= self.heartbeat:
+                told_at = waited
                 self.on_wait({**self._explained(holder), "waited": waited})
             time.sleep(self.heartbeat / 10 * random.uniform(0.5, 1.0))
         return self
@@ -153,10 +153,10 @@ class Claim:
         path = self.folder / f"claim-{last + 1}"
         if not _NAME.fullmatch(path.name):
             raise ConfigError(f"{claims[last]} is the last claim that there can be, and is not held: delete it")
-        said = json.dumps({**myself(), "token": self._token, "expiry": self.expiry, "since": time.time()})
+        content = json.dumps({**myself(), "token": self._token, "expiry": self.expiry, "since": time.time()})
         try:
             with atomic.told(path), path.open("xb") as file:
-                file.write(said.encode())
+                file.write(content.encode())
         except StorageError as error:
             if error.errno == errno.EEXIST:  # another one was faster
                 return _read(path) or {}
@@ -335,9 +335,9 @@ def _read(path: Path) -> dict[str, Any] | None:
         return None
     except (OSError, Misfit):
         content = {}
-    known = content if isinstance(content, dict) else {}
+    claimed = content if isinstance(content, dict) else {}
     return {
-        **{name: known[name] for name, shape in _FIELDS.items() if _fits(shape, known, name)},
+        **{name: claimed[name] for name, shape in _FIELDS.items() if _fits(shape, claimed, name)},
         "mtime": status.st_mtime,
     }
 

@@ -87,8 +87,8 @@ def parse(text: str) -> Any:
     except RecursionError as error:
         raise Misfit("it is nested too deeply") from error
     deepest = level = 0
-    for found in _BRACKETS.finditer(text):  # those within strings count as well, which a record has no use for
-        level += 1 if found[0] in "[{" else -1
+    for bracket in _BRACKETS.finditer(text):  # those within strings count as well, which a record has no use for
+        level += 1 if bracket[0] in "[{" else -1
         deepest = max(deepest, level)
     if deepest > DEPTH:
         raise Misfit("it is nested too deeply")

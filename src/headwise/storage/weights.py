@@ -65,20 +65,20 @@ def weights_labels(backbone: Mapping[str, Any]) -> list[str]:
         backbone: the fields of `headwise.network.backbone.BackboneSpec`.
     """
     weights, stated = str(backbone["weights"]), stated_weights(backbone)
-    found = []
+    labels = []
     if backbone.get("stand_in"):
         return ["stand-in weights"]
     if weights == "none":
-        found.append("random weights")
+        labels.append("random weights")
     elif weights != "auto" and stated is None:
-        found.append("unverified weights")
+        labels.append("unverified weights")
     elif stated is not None and stated != OFFICIAL:
-        found.append(f"weights {stated}")
+        labels.append(f"weights {stated}")
     if backbone["timm_name"] not in PAPERS:
-        found.append(f"network {backbone['timm_name']}")
+        labels.append(f"network {backbone['timm_name']}")
     if overrides := _overrides(backbone):
-        found.append(f"changed network ({_listed(overrides)})")
-    return found
+        labels.append(f"changed network ({_listed(overrides)})")
+    return labels
 
 
 def _overrides(backbone: Mapping[str, Any]) -> dict[str, Any]:

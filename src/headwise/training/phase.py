@@ -64,7 +64,7 @@ class Work:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prepared:
+class PreparedPhase:
     """A phase whose method is installed in the network.
 
     Attributes:
@@ -93,7 +93,7 @@ def train_phase(work: Work, run: PhaseRun, claim: Claim) -> PhaseResult:
     return result
 
 
-def _prepare(work: Work, run: PhaseRun) -> Prepared:
+def _prepare(work: Work, run: PhaseRun) -> PreparedPhase:
     """Let the method look at network and data, install it, and set up what trains it."""
     method, protocol, data = run.method, work.protocol, work.data
     epochs = 0 if method.checkpoint else method.epochs or protocol.epochs
@@ -121,10 +121,10 @@ def _prepare(work: Work, run: PhaseRun) -> Prepared:
     )
     # heads or ranks that are still to go would be in the network of an earlier epoch: none of those may be chosen
     first = installed.final_from(epochs, steps_per_epoch) if epochs and protocol.select == "best_test" else 1
-    return Prepared(plan=plan, installed=installed, module=module, selection=TestSelection(data, protocol, first))
+    return PreparedPhase(plan=plan, installed=installed, module=module, selection=TestSelection(data, protocol, first))
 
 
-def _warm_up(work: Work, run: PhaseRun, phase: Prepared) -> None:
+def _warm_up(work: Work, run: PhaseRun, phase: PreparedPhase) -> None:
     """Put the checkpoint of the warm-up that the phase shares with others into its folder, trained here if need be.
 
     This is the warm-up before heads are scored, `headwise.updates.gate.Gate.warmup_epochs`, not that of the rate.
@@ -151,7 +151,9 @@ def _warm_up(work: Work, run: PhaseRun, phase: Prepared) -> None:
             shutil.copyfile(source, part)
 
 
-def _fit(work: Work, phase: Prepared, folder: Path, epochs: int, title: str, claim: Claim) -> tuple[L.Trainer, History]:
+def _fit(
+    work: Work, phase: PreparedPhase, folder: Path, epochs: int, title: str, claim: Claim
+) -> tuple[L.Trainer, History]:
     """Train up to epoch `epochs`, going on from the checkpoint in `folder` if there is one."""
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / CHECKPOINT
@@ -184,7 +186,7 @@ def _fit(work: Work, phase: Prepared, folder: Path, epochs: int, title: str, cla
     return trainer, history
 
 
-def _final_tensors(work: Work, run: PhaseRun, phase: Prepared) -> dict[str, Tensor]:
+def _final_tensors(work: Work, run: PhaseRun, phase: PreparedPhase) -> dict[str, Tensor]:
     """What is kept of the phase by name: of the chosen epoch, of the last one, or of the given checkpoint."""
     if run.method.checkpoint is None:
         return phase.selection.best or phase.installed.packed()
@@ -192,7 +194,7 @@ def _final_tensors(work: Work, run: PhaseRun, phase: Prepared) -> dict[str, Tens
     return read_tensors(Path(run.method.checkpoint), GIVEN)
 
 
-def _test(work: Work, phase: Prepared, trainer: L.Trainer, tensors: Mapping[str, Tensor]) -> float:
+def _test(work: Work, phase: PreparedPhase, trainer: L.Trainer, tensors: Mapping[str, Tensor]) -> float:
     """Accuracy on the test images, percent, with exactly the tensors that are stored and merged."""
     phase.installed.unpack(tensors)
     with attended(trainer, work.net):
@@ -201,7 +203,7 @@ def _test(work: Work, phase: Prepared, trainer: L.Trainer, tensors: Mapping[str,
 
 
 def _store(
-    work: Work, run: PhaseRun, phase: Prepared, history: History, tensors: Mapping[str, Tensor], accuracy: float
+    work: Work, run: PhaseRun, phase: PreparedPhase, history: History, tensors: Mapping[str, Tensor], accuracy: float
 ) -> PhaseResult:
     """Write the tensors, then the record that makes them count, and say what was reached."""
     installed, machine, selection, epochs = phase.installed, work.machine, phase.selection, phase.module.epochs

@@ -70,7 +70,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Status:
+class SetState:
     """State of one set.
 
     Args:
@@ -130,7 +130,7 @@ def is_fewshot(task: VTABTask) -> bool:
     return task.shots is not None
 
 
-def status(task: VTABTask, place: Place, verify: bool = False) -> Status:
+def status(task: VTABTask, place: Place, verify: bool = False) -> SetState:
     """What there is of a task and what to do next.
 
     Args:
@@ -146,28 +146,28 @@ def status(task: VTABTask, place: Place, verify: bool = False) -> Status:
                 cache = Cache.open(path)
                 if cache.holds(task) and cache.meta["pixels"] in ("native", f"{place.size}-{place.resize}"):
                     cache.check(verify)
-                    return Status(task.name, "ready", cache.num_bytes, f"cache of {cache.meta['kind']}", "")
+                    return SetState(task.name, "ready", cache.num_bytes, f"cache of {cache.meta['kind']}", "")
             except DataError as error:
-                return Status(task.name, "damaged", 0, f"cache {path.name}", f"{again} ({error})")
+                return SetState(task.name, "damaged", 0, f"cache {path.name}", f"{again} ({error})")
     present = versions_present(place.records, str(task.builder), task.config)
     if present:
         try:
             found = find(place.records, str(task.builder), task.config, task.versions, task.name)
         except DataError as error:
-            return Status(task.name, "damaged", 0, f"records {', '.join(present)}", str(error))
+            return SetState(task.name, "damaged", 0, f"records {', '.join(present)}", str(error))
         size = sum(file.stat().st_size for shards in found.shards.values() for file, _ in shards)
         if is_fewshot(task):
-            return Status(task.name, "ready", size, f"records {found.version}", "")
-        return Status(task.name, "missing", 0, f"records {found.version}", f"{again} (converts, no download)")
+            return SetState(task.name, "ready", size, f"records {found.version}", "")
+        return SetState(task.name, "missing", 0, f"records {found.version}", f"{again} (converts, no download)")
     if place.records.is_dir() and FolderSource(place.records).has_lists(task):
         if is_fewshot(task):
-            return Status(task.name, "ready", 0, "list files", "")
-        return Status(task.name, "missing", 0, "list files", f"{again} (converts, no download)")
+            return SetState(task.name, "ready", 0, "list files", "")
+        return SetState(task.name, "missing", 0, "list files", f"{again} (converts, no download)")
     awaited = missing_by_hand(task, place)
     if awaited:
         where = f"{facts.how}; awaited in {place.manual}: {', '.join(awaited)}"
-        return Status(task.name, "manual", facts.download, "by hand", where)
-    return Status(task.name, "missing", facts.download, "download", again)
+        return SetState(task.name, "manual", facts.download, "by hand", where)
+    return SetState(task.name, "missing", facts.download, "download", again)
 
 
 def missing_by_hand(task: VTABTask, place: Place) -> list[str]:
@@ -176,13 +176,13 @@ def missing_by_hand(task: VTABTask, place: Place) -> list[str]:
     return [name for name in (facts.manual if facts else ()) if not (place.manual / name).exists()]
 
 
-def prepare(tasks: Sequence[VTABTask], place: Place, say: Say = print) -> list[Status]:
+def prepare(tasks: Sequence[VTABTask], place: Place, say: Say = print) -> list[SetState]:
     """Prepare the sets of tasks one after the other; what is ready is left alone, a failure does not end the rest.
 
     Returns:
         the state of each task afterwards; ``next`` holds the reason where something failed.
     """
-    done: dict[str, Status] = {}
+    done: dict[str, SetState] = {}
     sets: dict[Any, list[VTABTask]] = {}
     for task in tasks:
         shared = (task.builder, task.config, tuple(task.splits.items()), is_fewshot(task))
@@ -198,7 +198,7 @@ def prepare(tasks: Sequence[VTABTask], place: Place, say: Say = print) -> list[S
         for task in members:
             state = status(task, place)
             if failed and state.state != "ready":
-                state = Status(state.task, state.state, state.bytes, state.source, failed)
+                state = SetState(state.task, state.state, state.bytes, state.source, failed)
             done[task.name] = state
             if state.state == "ready":
                 say(f"{head}: {task.name} is ready ({state.bytes / 1e6:,.0f} MB, {state.source})")
@@ -296,7 +296,7 @@ def _short(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def table(states: Sequence[Status]) -> str:
+def table(states: Sequence[SetState]) -> str:
     """The states as text, one line per set and a sum."""
     head = ("set", "state", "size", "source", "next")
     rows = [(s.task, s.state, _megabytes(s), s.source, s.next) for s in states]
@@ -309,13 +309,13 @@ def table(states: Sequence[Status]) -> str:
     return "\n".join([*lines, "", f"{ready} of {len(states)} are ready"])
 
 
-def _megabytes(state: Status) -> str:
+def _megabytes(state: SetState) -> str:
     if not state.bytes:
         return "-"
     text = f"{state.bytes / 1e6:,.0f} MB" if state.bytes >= 1e6 else f"{state.bytes / 1e3:,.0f} kB"
     return text if state.state == "ready" else f"({text})"
 
 
-def as_json(states: Sequence[Status]) -> str:
+def as_json(states: Sequence[SetState]) -> str:
     """The states as JSON."""
     return json.dumps([asdict(state) for state in states], indent=2) + "\n"

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from headwise.data.bulk import MEMORY, Bulk
 from headwise.data.pixels import FINAL_SPLITS, Pixels
 from headwise.data.splits import Indices, subset
-from headwise.data.stores.listfiles import Contents, Entry, read_list
+from headwise.data.stores.listfiles import Contents, ListedImage, read_list
 from headwise.data.tasks import VTABTask, check_split
 from headwise.errors import DataError
 
@@ -201,7 +201,7 @@ class FewShotLists:
         places = (self.folder / LISTS / name for name in names.get(split, drawn))
         return next((place for place in places if os.path.lexists(place)), None)
 
-    def entries(self, split: str) -> list[Entry]:
+    def entries(self, split: str) -> list[ListedImage]:
         """Lines of a split.
 
         Raises:

@@ -23,7 +23,7 @@ from headwise.data.pixels import CHUNK, FINAL_SPLITS, Pixels, decoder
 from headwise.data.splits import subset
 from headwise.data.stored import Facts, Reading
 from headwise.data.stores.fewshot import FewShotLists
-from headwise.data.stores.listfiles import Contents, Digest, Entry, digests, locate, read_list
+from headwise.data.stores.listfiles import Contents, Digest, ListedImage, digests, locate, read_list
 from headwise.data.tasks import VTABTask, check_split
 from headwise.errors import DataError, suggest
 from headwise.storage.atomic import at_home
@@ -60,7 +60,7 @@ class SplitLists:
         """The list behind a split; None if it is not there."""
         return next((file for name in self.names[split] if os.path.lexists(file := self.folder / name)), None)
 
-    def entries(self, split: str) -> list[Entry]:
+    def entries(self, split: str) -> list[ListedImage]:
         """Lines of a split. A user's own images without train800.txt use the train list without the val list."""
         file = self.file(split)
         if file is not None:
@@ -174,12 +174,14 @@ class FolderSource:
         """Plain facts that a cache records. Every task has images of its own here."""
         return {"kind": "folder", "name": task.name}
 
-    def _chunks(self, task: VTABTask, entries: list[Entry], size: int, resize: str) -> Iterator[Pixels]:
+    def _chunks(self, task: VTABTask, entries: list[ListedImage], size: int, resize: str) -> Iterator[Pixels]:
         reading = Reading(self.depth(task)) if task.is_own else None
         for start in range(0, len(entries), CHUNK):
             yield self._decode(task, entries[start : start + CHUNK], size, resize, reading)
 
-    def _decode(self, task: VTABTask, entries: list[Entry], size: int, resize: str, reading: Reading | None) -> Pixels:
+    def _decode(
+        self, task: VTABTask, entries: list[ListedImage], size: int, resize: str, reading: Reading | None
+    ) -> Pixels:
         found = locate(entries, self.folder(task), self.root)
         files = [(path, entry.where) for entry, (path, _) in zip(entries, found, strict=True)]
         images, native = decode_all(files, task.channels, size, resize, reading=reading)
@@ -224,15 +226,15 @@ class FolderSource:
         folder = self.folder(task)
         return SplitLists(folder, task) if task.shots is None else FewShotLists(folder, task)
 
-    def _entries(self, task: VTABTask, split: str) -> list[Entry]:
+    def _entries(self, task: VTABTask, split: str) -> list[ListedImage]:
         check_split(split)
         return self._lists(task).entries(split)
 
-    def _digests(self, task: VTABTask, split: str) -> list[tuple[Entry, Digest]]:
+    def _digests(self, task: VTABTask, split: str) -> list[tuple[ListedImage, Digest]]:
         entries = self._entries(task, split)
         return list(zip(entries, digests(entries, self.folder(task), self.root), strict=True))
 
-    def _contents(self, task: VTABTask) -> dict[str, list[tuple[Entry, Digest]]]:
+    def _contents(self, task: VTABTask) -> dict[str, list[tuple[ListedImage, Digest]]]:
         """Every list with the content of what it names; of a user's own images also the derived train800."""
         lists = self._lists(task)
         contents = {split: self._digests(task, split) for split in LIST_NAMES if lists.file(split) is not None}
@@ -255,7 +257,7 @@ class FolderSource:
         return facts, own.depth_of(task, facts)
 
     @staticmethod
-    def _is_lossy(task: VTABTask, entry: Entry, digest: Digest) -> bool:
+    def _is_lossy(task: VTABTask, entry: ListedImage, digest: Digest) -> bool:
         """A JPEG of what upstream stores without loss, or one that an exporter has written again as 000000.jpg."""
         numbered = task.is_official and re.search(r"(^|/)images/\w+/\d{6}\.\w+$", entry.path) is not None
         return digest.is_jpeg and (task.encoding == "lossless" or numbered)

@@ -25,7 +25,7 @@ SHOWN, SHOWN_DIGITS = 200, 40
 
 
 @dataclass(frozen=True)
-class Entry:
+class ListedImage:
     """One line of a list file: an image and its class."""
 
     path: str
@@ -39,7 +39,7 @@ class Entry:
         return f"{self.file}, line {self.line}"
 
 
-def read_list(file: Path, num_classes: int) -> list[Entry]:
+def read_list(file: Path, num_classes: int) -> list[ListedImage]:
     """Read a list file. The label follows the last space, so paths may hold spaces; blank lines may end the file.
 
     Blanks and tabs after a label mean nothing.
@@ -74,7 +74,7 @@ def read_list(file: Path, num_classes: int) -> list[Entry]:
                 f"{file}, line {number}: label {label[:SHOWN_DIGITS]} is outside of 0..{num_classes - 1} "
                 f"({num_classes} classes)"
             )
-        entries.append(Entry(path, int(digits), file, number))
+        entries.append(ListedImage(path, int(digits), file, number))
     return entries
 
 
@@ -83,7 +83,7 @@ def _short(text: str) -> str:
     return repr(text if len(text) <= SHOWN else f"{text[:SHOWN]}...")
 
 
-def locate(entries: Sequence[Entry], folder: Path, root: Path) -> list[tuple[Path, os.stat_result]]:
+def locate(entries: Sequence[ListedImage], folder: Path, root: Path) -> list[tuple[Path, os.stat_result]]:
     """Find the images of list entries, after every symbolic link.
 
     Args:
@@ -134,11 +134,11 @@ class Digest:
     is_jpeg: bool
 
 
-Contents = Mapping[str, Sequence[tuple[Entry, Digest]]]
+Contents = Mapping[str, Sequence[tuple[ListedImage, Digest]]]
 """By split the lines of its list, each with the content of the image that it names."""
 
 
-def digests(entries: Sequence[Entry], folder: Path, root: Path) -> list[Digest]:
+def digests(entries: Sequence[ListedImage], folder: Path, root: Path) -> list[Digest]:
     """Content hashes of the images of list entries. Files whose size and times are unchanged are not read again.
 
     Raises:

@@ -33,7 +33,7 @@ _CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedSet:
     """One prepared directory.
 
     Args:
@@ -68,7 +68,7 @@ def versions_present(root: Path, builder: str, config: str | None) -> list[str]:
     return sorted(found, key=lambda version: [int(part) for part in version.split(".")])
 
 
-def find(root: Path, builder: str, config: str | None, accepted: Sequence[str], task: str) -> Prepared:
+def find(root: Path, builder: str, config: str | None, accepted: Sequence[str], task: str) -> PreparedSet:
     """The prepared directory of a builder in the first accepted version that is there.
 
     Args:
@@ -94,7 +94,7 @@ def find(root: Path, builder: str, config: str | None, accepted: Sequence[str], 
     )
 
 
-def read(path: Path, builder: str) -> Prepared:
+def read(path: Path, builder: str) -> PreparedSet:
     """Read the description of a prepared directory and check that all its record files are there.
 
     Raises:
@@ -120,7 +120,7 @@ def read(path: Path, builder: str) -> Prepared:
             if count and not (shard.is_file() and shard.stat().st_size):
                 raise DataError(f"{shard}: is missing or empty, it should hold {count} examples; prepare the set again")
     sizes = {name: sum(count for _, count in split) for name, split in shards.items()}
-    return Prepared(path, builder, version, form, sizes, shards, _generator(path))
+    return PreparedSet(path, builder, version, form, sizes, shards, _generator(path))
 
 
 def check_features(file: Path) -> None:

@@ -28,7 +28,7 @@ from headwise.data.splits import Indices, parse_slice, split_ranges, subset
 from headwise.data.stores.fewshot import drawing_few_shots
 from headwise.data.stores.listfiles import JPEG_MAGIC
 from headwise.data.stores.membership import Membership, key_of, wrong_sizes
-from headwise.data.stores.prepared import FEATURES, Prepared, check_features, find, tfrecords, versions_present
+from headwise.data.stores.prepared import FEATURES, PreparedSet, check_features, find, tfrecords, versions_present
 from headwise.data.tasks import VTABTask
 from headwise.errors import DataError
 from headwise.storage.atomic import at_home
@@ -65,13 +65,13 @@ class TFDSSource:
         self.root, self.official, self.memory = at_home(root), official, check_memory(memory)
         if not str(root).strip() or not os.path.isdir(self.root):  # noqa: PTH112 - no path makes it raise
             raise DataError(f"data.root={str(root)[:300]!r} is not a folder; give the one that holds the prepared sets")
-        self._found: dict[str, Prepared] = {}
+        self._found: dict[str, PreparedSet] = {}
 
     def has(self, task: VTABTask) -> bool:
         """Whether the task's builder is prepared here, in whatever version."""
         return task.builder is not None and bool(versions_present(self.root, task.builder, task.config))
 
-    def prepared(self, task: VTABTask) -> Prepared:
+    def prepared(self, task: VTABTask) -> PreparedSet:
         """The directory that is read.
 
         Raises:
@@ -195,7 +195,7 @@ class TFDSSource:
         found = self.prepared(task)
         return split_ranges(task, split, found.sizes, clip=bool(self._wrong_sizes(task, found)))
 
-    def _wrong_sizes(self, task: VTABTask, found: Prepared) -> list[str]:
+    def _wrong_sizes(self, task: VTABTask, found: PreparedSet) -> list[str]:
         slices = [part.strip() for text in task.splits.values() for part in text.split("+")]
         used = list(dict.fromkeys(parse_slice(text, found.sizes)[0] for text in slices))
         return wrong_sizes(found.builder, found.sizes, used)
@@ -221,7 +221,7 @@ def _parts(split: str) -> tuple[str, ...]:
     return ("train800", "val200") if split == "train800val200" else (split,)
 
 
-def _examples(found: Prepared, name: str, positions: Indices) -> Iterator[tuple[int, dict[str, Any]]]:
+def _examples(found: PreparedSet, name: str, positions: Indices) -> Iterator[tuple[int, dict[str, Any]]]:
     """Deserialised examples at ascending positions of an upstream split; images stay encoded."""
     import tensorflow_datasets as tfds
 
