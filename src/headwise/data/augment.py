@@ -28,6 +28,7 @@ CROP_AREA, CROP_RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 JITTER = 0.4
 NUM_OPS, MAGNITUDE, MAGNITUDE_STD, CHANCE = 2, 9.0, 0.5, 0.5
 """RandAugment: operations per image, their strength of 10 and its deviation, and how likely each is carried out."""
+# timm's grey for what a moved image leaves empty
 FILL = 128.0
 
 Operation = Callable[[Tensor, float, float], Tensor]
@@ -46,6 +47,7 @@ OPERATIONS: tuple[Operation, ...] = (
     lambda image, m, sign: V.equalize(image),
     lambda image, m, sign: V.invert(image),
     lambda image, m, sign: _affine(image, angle=sign * 30 * m),
+    # inc1: more strength leaves fewer bits
     lambda image, m, sign: V.posterize(image, 4 - int(4 * m)),
     lambda image, m, sign: torch.where(image >= 256 - int(256 * m), 255 - image, image),
     lambda image, m, sign: _solarize_add(image, int(110 * m)),
@@ -62,12 +64,14 @@ OPERATIONS: tuple[Operation, ...] = (
 
 
 def _solarize_add(image: Tensor, amount: int) -> Tensor:
+    # a byte would begin again at 0 where the sum is above 255
     brighter = (image.to(torch.int16) + amount).clamp(0, 255).to(torch.uint8)
     return torch.where(image < 128, brighter, image)
 
 
 def generator(seed: int, phase: int, epoch: int, step: int) -> np.random.Generator:
     """The random numbers of one batch."""
+    # a hash of the parts, since sums of seeds would let (seed 1, phase 2) meet (seed 2, phase 1)
     digest = hashlib.sha256(f"augment/{seed}/{phase}/{epoch}/{step}".encode()).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "big")))
 
@@ -110,6 +114,7 @@ def _crop(height: int, width: int, random: np.random.Generator) -> tuple[int, in
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
             return int(random.integers(height - h + 1)), int(random.integers(width - w + 1)), h, w
+    # a long image may have no crop of these proportions: the largest square in its middle
     side = min(height, width)
     return (height - side) // 2, (width - side) // 2, side, side
 

@@ -87,12 +87,14 @@ class Bulk:
             DataError: if the source gives fewer images than it has, or the disk has no room for them.
         """
         check_resize(self.resize)
+        # an upper bound: whether images stay native is known when they have been read
         largest = self.count * self.channels * max(self.size, NATIVE_LIMIT) ** 2
         kept = self._place() if largest > self._limit else None
         if kept is not None and kept.is_dir():
             return _read(kept)
         try:
             return self._gather(kept, shrink=False)
+        # images of one small size came first and others after them: from the beginning, all of them resized
         except MixedError:
             return self._gather(kept, shrink=True)
 
@@ -121,6 +123,7 @@ class Bulk:
         images, done = np.empty(shape, dtype=np.uint8), 0
         for piece in _chained(head, stream):
             done += len(piece)
+            # more images than there is room for are only counted, for the error below
             if done <= self.count:
                 images[done - len(piece) : done] = piece
         if done != self.count:
@@ -135,8 +138,10 @@ class Bulk:
             say_once(f"{images}: waiting for {describe(holder)}, which writes them")
 
         with Claim(root / ".claims" / folder.name, on_wait=waiting):
+            # written by another process while this one waited for the claim
             if folder.is_dir():
                 return _read(folder)
+            # under the claim nobody else writes here: what lies there is of a process that was killed
             for leftover in root.glob(f".building-{folder.name}-*"):
                 shutil.rmtree(leftover, ignore_errors=True)
             check_room(root, math.prod(shape), images)
@@ -152,6 +157,7 @@ class Bulk:
                     atomic.flush(root)
             finally:
                 shutil.rmtree(part, ignore_errors=True)
+        # its files were hashed as they were written
         return _read(folder, fresh=True)
 
     def _write(self, part: Path, shape: tuple[int, ...], stream: _Stream, head: Array) -> None:

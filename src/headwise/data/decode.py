@@ -37,6 +37,7 @@ def _tf_bilinear(image: Array, size: int) -> Array:
     """Bilinear without antialiasing, half-pixel centres: what TensorFlow's resize does by default."""
 
     def taps(length: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+        # centres of the first pixels lie before the image where it is enlarged: its edge is repeated
         where = np.maximum((np.arange(size) + 0.5) * (length / size) - 0.5, 0)
         low = np.minimum(where.astype(np.int64), length - 1)
         return low, np.minimum(low + 1, length - 1), (where - low).astype(np.float32)
@@ -100,6 +101,7 @@ def to_channels(image: Image.Image, channels: int) -> Array:
         if image.mode == "F" or values.min() < 0 or values.max() > 65535:
             raise ValueError(f"mode {image.mode} with values outside of 0..65535 has no 8-bit equivalent")
         image = Image.fromarray(to_8_bits(values.astype(np.uint16), 16))
+    # PIL warns of palettes with transparency that are not converted by way of RGBA
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     array = np.array(image.convert("L" if channels == 1 else "RGB"))
@@ -131,14 +133,15 @@ def decode_all(
     check_resize(resize)
     shrink = RESIZES[resize]
 
-    def one(file: tuple[Path | bytes, str]) -> Array:
+    def decoded(file: tuple[Path | bytes, str]) -> Array:
         array = _scaled(decode(file[0], channels, file[1], reading), scale, file[1])
         return array if max(array.shape[:2]) <= NATIVE_LIMIT else shrink(array, size)
 
     small = {(size, size, channels)}
     with ThreadPoolExecutor(num_threads()) as pool:
-        arrays = list(pool.map(one, files))
+        arrays = list(pool.map(decoded, files))
     shapes = {array.shape for array in arrays}
+    # images that have the network's size as they are count as resized: nothing is left to be done to them
     native = len(shapes) == 1 and shapes != small
     if not native:
         arrays = [array if array.shape[:2] == (size, size) else shrink(array, size) for array in arrays]

@@ -17,6 +17,7 @@ Example = Mapping[str, Any]
 
 CLEVR_DISTANCE_EDGES = (0.0, 8.0, 8.5, 9.0, 9.5, 10.0, 100.0)
 KITTI_DISTANCE_EDGES = (-100.0, 8.0, 20.0, 999.0)
+# upstream's distance where there is none, beyond the last edge, which makes it a class of its own
 KITTI_NO_VEHICLE = 1000.0
 KITTI_VEHICLES = 3
 """Types below this are vehicles: 0 car, 1 van, 2 truck."""
@@ -58,6 +59,7 @@ def dsprites_loc(example: Example) -> int:
 
 def dsprites_ori(example: Example) -> int:
     """Orientation, 40 steps in 16 bins that are 3, 2, 3, 2, ... steps wide."""
+    # in float32 as upstream divides
     return int(np.floor(np.float32(example["label_orientation"]) / np.float32(2.5)))
 
 

@@ -37,7 +37,7 @@ def check(lists: Contents, task: VTABTask) -> None:
     for rows in lists.values():
         for entry, digest in rows:
             labels[digest.sha256].setdefault(entry.label, entry)
-    twice = [list(found.values()) for found in labels.values() if len(found) > 1]
+    twice = [list(by_label.values()) for by_label in labels.values() if len(by_label) > 1]
     if twice:
         pairs = "; ".join(
             f"{one.path!r} is {one.label} ({one.file.name}, line {one.line}) and "
@@ -58,17 +58,17 @@ def labels(lists: Contents) -> list[str]:
 
 def findings(lists: Contents, task: VTABTask) -> list[str]:
     """What a user should know of the lists, a line each: how many, and two examples."""
-    found = []
+    lines = []
     for split, other in (("test", "train800val200"), ("test", "val200"), ("val200", "train800")):
         if shared := _shared(lists, split, other):
             one, two = (lists[name][0][0].file.name for name in (split, other))
-            found.append(f"{_count(len(shared), 'image')} of {one} also in {two} (same bytes): {_examples(shared)}")
+            lines.append(f"{_count(len(shared), 'image')} of {one} also in {two} (same bytes): {_examples(shared)}")
     files: dict[str, Sequence[tuple[ListedImage, Digest]]] = {}
     for rows in lists.values():
         files.setdefault(rows[0][0].file.name, rows)  # a derived train800 is a part of its file
     for name, rows in files.items():
         if again := _repeated(rows):
-            found.append(
+            lines.append(
                 f"{_count(len(again), 'image')} listed more than once in {name} (same bytes): {_examples(again)}"
             )
     for split, name in (("train800val200", "training"), ("test", "test")):
@@ -76,8 +76,8 @@ def findings(lists: Contents, task: VTABTask) -> list[str]:
         missing = [label for label in range(task.num_classes) if label not in present]
         if missing and split in lists:
             named = [f"{label} ({task.class_names[label]})" if task.class_names else str(label) for label in missing]
-            found.append(f"{len(missing)} of {task.num_classes} classes without {name} images: {_two(named)}")
-    return found
+            lines.append(f"{len(missing)} of {task.num_classes} classes without {name} images: {_two(named)}")
+    return lines
 
 
 def announce(lists: Contents, task: VTABTask, depth: int | None, read: Mapping[str, Facts]) -> None:
@@ -108,8 +108,8 @@ def notes(item: Facts, depth: int | None) -> list[str]:
 
 def depth_of(task: VTABTask, read: Mapping[str, Facts]) -> int | None:
     """Bits that a value of the deep images of a task has; None if it has no such image."""
-    found = max((item.depth for item in read.values()), default=0)
-    return (task.depth or found) if found else None
+    deepest = max((item.depth for item in read.values()), default=0)
+    return (task.depth or deepest) if deepest else None
 
 
 def reading_mark(item: Facts, depth: int | None) -> str:
@@ -127,16 +127,17 @@ def look(lists: Contents, files: Mapping[str, Path], folder: Path) -> dict[str, 
         folder: of the task, which names the note in ``$HEADWISE_CACHE``.
     """
     note = cache_folder() / "facts" / f"{hashlib.sha256(os.path.realpath(folder).encode()).hexdigest()[:24]}.json"
-    known = _remembered(note)
+    looked_at = _remembered(note)
     wanted = dict.fromkeys(digest.sha256 for rows in lists.values() for _, digest in rows)
-    fresh = [sha for sha in wanted if sha not in known]
+    fresh = [sha for sha in wanted if sha not in looked_at]
     with ThreadPoolExecutor(num_threads()) as pool:
-        known |= zip(fresh, pool.map(facts, (files[sha] for sha in fresh)), strict=True)
+        looked_at |= zip(fresh, pool.map(facts, (files[sha] for sha in fresh)), strict=True)
     if fresh:
+        # a note that cannot be written costs time, not the run
         with suppress(OSError):
-            plain = {sha: [item.orientation, item.depth] for sha, item in known.items()}
+            plain = {sha: [item.orientation, item.depth] for sha, item in looked_at.items()}
             atomic.write_text(note, json.dumps(plain, separators=(",", ":")))
-    return {sha: known[sha] for sha in wanted}
+    return {sha: looked_at[sha] for sha in wanted}
 
 
 def _remembered(note: Path) -> dict[str, Facts]:
@@ -146,7 +147,10 @@ def _remembered(note: Path) -> dict[str, Facts]:
         return {}
     items = plain.items() if isinstance(plain, dict) else ()
     return {
-        sha: Facts(*item) for sha, item in items if isinstance(item, list) and [type(x) for x in item] == [int, int]
+        # by type, since isinstance takes true for a whole number
+        sha: Facts(*item)
+        for sha, item in items
+        if isinstance(item, list) and [type(x) for x in item] == [int, int]
     }
 
 

@@ -55,6 +55,7 @@ class AutoSource:
         official: bool = True,
         memory: float = MEMORY,
     ) -> None:
+        # drawn images come from their generator and never from a cache of them
         self.cache = CacheSource(cache_dir, kinds=("tfds", "folder"))
         self.folder = None if root is None else FolderSource(root, memory)
         self.tfds = None if root is None else TFDSSource(root, official, memory)
@@ -75,9 +76,9 @@ class AutoSource:
         if not task.is_own and self.cache.has(task):
             log.info("data=auto: task %r is read from the cache in %s", task.name, self.cache.root)
             return self.cache
-        found = self._under_root(task)
-        if found is not None:
-            return found
+        under_root = self._under_root(task)
+        if under_root is not None:
+            return under_root
         drawn = self.synthetic if self.synthetic is not None and self.synthetic.has(task) else None
         if drawn is None:
             raise DataError(
@@ -126,6 +127,7 @@ class AutoSource:
         source = self.resolve(task)
         if source is self.cache and not self.cache.has_size(task, size, resize):
             other = self._under_root(task)
+            # the run's identity holds the content of the cache: other images under the root are not taken for it
             if other is not None and other.fingerprint(task) == self.cache.fingerprint(task):
                 return other.load(task, split, size, resize, limit)
         return source.load(task, split, size, resize, limit)

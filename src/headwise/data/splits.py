@@ -34,6 +34,7 @@ def record_order(split: str, keys: Iterable[str]) -> Indices:
         state = salt.copy()
         state.update(key.encode())
         digests += state.digest()
+    # two big-endian halves, (N, 2), sort as the 16 bytes do; the key that lexsort sorts by first is its last
     halves = np.frombuffer(bytes(digests), dtype=">u8").reshape(-1, 2)
     return np.lexsort((halves[:, 1], halves[:, 0])).astype(np.int64)
 

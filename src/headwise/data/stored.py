@@ -153,6 +153,7 @@ def to_8_bits(values: NDArray[np.uint16], depth: int) -> NDArray[np.uint8]:
     top = (1 << depth) - 1
     if int(values.max(initial=0)) > top:
         raise ValueError(f"it holds values up to {values.max()}, which do not fit {depth} bits (0..{top})")
+    # 16 bits do not hold 255 times the largest value
     return ((values.astype(np.uint32) * 255 + top // 2) // top).astype(np.uint8)
 
 

@@ -74,6 +74,7 @@ class VTABTask:
 
     def __post_init__(self) -> None:
         check_fields(self, lambda key: f"task {self.name!r}: {key}")
+        # the class is frozen; YAML gives lists, and numbers for names such as 0
         for key in ("folders", "versions", "aliases", "class_names"):
             object.__setattr__(self, key, tuple(str(item) for item in getattr(self, key)))
         object.__setattr__(self, "splits", {str(k): str(v) for k, v in self.splits.items()})

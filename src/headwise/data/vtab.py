@@ -226,9 +226,12 @@ class VTABDataModule(L.LightningDataModule):
         """Training batches of a phase; without shuffling every image once in stored order, for scores over the set."""
         if self._train is None:
             pixels = self.pixels(self.train_split)
+            # plane by plane, (N, C, H, W), once for all epochs, as batches are taken from it
             planes = np.require(pixels.images.transpose(0, 3, 1, 2), requirements="C")
             self._train = planes, torch.from_numpy(np.array(pixels.labels))
+            # the same memory seen as (N, H, W, C), so that the images are not held twice
             self._pixels[self.train_split] = replace(pixels, images=planes.transpose(0, 2, 3, 1))
+        # scores over the set are of every image
         drop_last = self.drop_last if shuffle else False
         phase = self.phase if phase is None else phase
         size = self.img_size if shuffle and self.augment != "none" else None
@@ -283,6 +286,7 @@ class VTABDataModule(L.LightningDataModule):
     def _normalisation(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """(3, 1, 1) shift and scale with which pixels of 0..255 become normalised, kept per device."""
         if device not in self._constants:
+            # in float64, rounded once at the end
             mean, std = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in (self.mean, self.std))
             self._constants[device] = (-mean / std).float().to(device), (1 / (255 * std)).float().to(device)
         return self._constants[device]

@@ -74,6 +74,7 @@ def build(
         wait=wait,
         on_wait=lambda holder: say(f"{base}: {describe(holder)} is building it; waiting"),
     ):
+        # asked under the claim: another process may have built it while this one waited
         for pixels in ("native", pixels_name(size, resize)):
             if (there := _usable(root / f"{base}-{pixels}", tasks, source, say)) is not None:
                 return there
@@ -126,6 +127,7 @@ def _build(
     fingerprints = {task.name: _fingerprints(source, task) for task in tasks}
     try:
         written = _write(source, first, size, resize, folder, say, None)
+    # a part has images of another size than those before it: once more, with all of them resized
     except MixedError:
         shutil.rmtree(folder)
         written = _write(source, first, size, resize, folder, say, False)
@@ -224,6 +226,7 @@ def _write(
             raise DataError(f"task {task.name!r}: {part} has no image")
         shape = (count, *head.shape[1:])
         free = shutil.disk_usage(folder).free
+        # refused before it is written, in the words for a disk that is full
         if free < int(np.prod(shape)) + MARGIN:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
         splits[part] = _save(folder / f"{part}.npy", shape, _chain(head, stream), "uint8")

@@ -99,6 +99,7 @@ def read_tasks(folder: Path) -> list[VTABTask]:
         plain = yaml.safe_load(file.read_text(encoding="utf-8"))
         plain.pop("_target_")
         if plain.get("shots") is not None:
+            # any would do: what is prepared is the whole set, from which every draw is taken
             plain |= {"shots": 1, "draw": 0}
         tasks.append(VTABTask(**plain))
     if not tasks:
@@ -118,10 +119,10 @@ def choose(tasks: Sequence[VTABTask], names: Sequence[str]) -> list[VTABTask]:
             chosen += [task for task in tasks if task not in chosen]
             continue
         by_name = [task for task in tasks if name == task.name]
-        found = by_name or [task for task in tasks if name in (*task.aliases, *task.folders, task.builder)]
-        if not found:
+        matching = by_name or [task for task in tasks if name in (*task.aliases, *task.folders, task.builder)]
+        if not matching:
             raise ConfigError(f"unknown task {name!r}{suggest(name, [*(task.name for task in tasks), 'all'])}")
-        chosen += [task for task in found if task not in chosen]
+        chosen += [task for task in matching if task not in chosen]
     return chosen
 
 
@@ -152,13 +153,13 @@ def status(task: VTABTask, place: Place, verify: bool = False) -> SetState:
     present = versions_present(place.records, str(task.builder), task.config)
     if present:
         try:
-            found = find(place.records, str(task.builder), task.config, task.versions, task.name)
+            prepared = find(place.records, str(task.builder), task.config, task.versions, task.name)
         except DataError as error:
             return SetState(task.name, "damaged", 0, f"records {', '.join(present)}", str(error))
-        size = sum(file.stat().st_size for shards in found.shards.values() for file, _ in shards)
+        size = sum(file.stat().st_size for shards in prepared.shards.values() for file, _ in shards)
         if is_fewshot(task):
-            return SetState(task.name, "ready", size, f"records {found.version}", "")
-        return SetState(task.name, "missing", 0, f"records {found.version}", f"{again} (converts, no download)")
+            return SetState(task.name, "ready", size, f"records {prepared.version}", "")
+        return SetState(task.name, "missing", 0, f"records {prepared.version}", f"{again} (converts, no download)")
     if place.records.is_dir() and FolderSource(place.records).has_lists(task):
         if is_fewshot(task):
             return SetState(task.name, "ready", 0, "list files", "")
@@ -227,6 +228,7 @@ def _prepare_set(tasks: Sequence[VTABTask], place: Place, say: Say) -> None:
             download(first, place, say)
             source = TFDSSource(place.records, place.official)
         for task in tasks:
+            # raises for records that cannot be used
             source.origin(task)
         if not is_fewshot(first):
             _check_room(place.caches, UPSTREAM.get(str(first.builder), Upstream(0, 0)).cache if place.official else 0)
@@ -261,6 +263,7 @@ def download(task: VTABTask, place: Place, say: Say) -> None:
     _made(place.manual)
     try:
         builder = tfds.builder(name, data_dir=place.records)
+        # under the claim of the set nobody else writes it: these are of a process that was killed
         for leftover in (place.records / name).glob("incomplete.*"):
             shutil.rmtree(leftover, ignore_errors=True)
         settings = tfds.download.DownloadConfig(manual_dir=place.manual)

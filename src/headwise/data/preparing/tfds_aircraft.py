@@ -31,10 +31,10 @@ def prepare(source: Path, root: Path) -> Path:
     """
     import tensorflow_datasets as tfds
 
-    found = [d for d in (source / ARCHIVE / "data", source / "data") if (d / "variants.txt").is_file()]
-    if not found:
+    folders = [d for d in (source / ARCHIVE / "data", source / "data") if (d / "variants.txt").is_file()]
+    if not folders:
         raise DataError(f"no {ARCHIVE}/data/variants.txt in {str(source)!r}; unpack {ARCHIVE}.tar.gz there")
-    data, variants = found[0], _lines(found[0] / "variants.txt")
+    data, variants = folders[0], _lines(folders[0] / "variants.txt")
 
     class Aircraft(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
         """The builder that upstream lacks."""

@@ -187,17 +187,19 @@ def candidates(root: Path, task: VTABTask, kinds: Sequence[str] = KINDS) -> list
     """Cache folders that may hold a task, by kind and by preference of version, whatever their pixels are."""
     if not os.path.isdir(root):  # noqa: PTH112 - no path makes it raise
         return []
+    # names that begin with a dot are of caches that are being built
     folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     builder = task.builder if task.config is None else f"{task.builder}.{task.config}"
-    found: list[Path] = []
+    preferred: list[Path] = []
     for kind in kinds:
         patterns = [f"{task.name}-folder-*"] if kind == "folder" else []
         if kind != "folder" and task.builder is not None:
             patterns = [f"{builder}@{version}-{kind}-*" for version in task.versions]
         for pattern in patterns:
-            matching = [path for path in folders if fnmatchcase(path.name, pattern) and path not in found]
-            found += reversed(matching)
-    return found
+            matching = [path for path in folders if fnmatchcase(path.name, pattern) and path not in preferred]
+            # of the versions that one pattern allows the newest first
+            preferred += reversed(matching)
+    return preferred
 
 
 class CacheSource:
@@ -233,10 +235,10 @@ class CacheSource:
     def fingerprint(self, task: VTABTask, splits: Sequence[str] = FINAL_SPLITS) -> str:
         """That of the source the cache was made from."""
         cache = self._first(task)
-        known = cache.meta["tasks"][task.name]["fingerprints"]
-        if " ".join(splits) not in known:
+        fingerprints = cache.meta["tasks"][task.name]["fingerprints"]
+        if " ".join(splits) not in fingerprints:
             raise DataError(f"cache {cache.path}: knows no fingerprint of {', '.join(splits)}; {_again(cache.path)}")
-        return str(known[" ".join(splits)])
+        return str(fingerprints[" ".join(splits)])
 
     def labels(self, task: VTABTask) -> list[str]:
         """Those of the source the cache was made from."""
@@ -287,6 +289,7 @@ class CacheSource:
         if hashlib.sha256(data).hexdigest() != cache.meta["keys"]:
             raise DataError(f"cache {cache.path}: keys.txt is damaged; {_again(cache.path)}")
         keys: dict[str, list[str]] = {part: [] for part in cache.parts}
+        # not splitlines: a key may be a path, which may hold the other ends of lines
         for line in data.decode("utf-8", "replace").split("\n")[:-1]:
             part, _, key = line.partition(" ")
             if part in keys:

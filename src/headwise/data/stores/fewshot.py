@@ -171,6 +171,7 @@ def draw(task: VTABTask, labels: NDArray[np.int64]) -> Indices:
     shots = task.shots or 0
     if counts.min() < shots:
         raise DataError(f"task {task.name!r}: shots={shots}, but class {counts.argmin()} has {counts.min()} images")
+    # stable: within a class the order of the hashes stays, so its first `shots` are the draw
     by_class = order[np.argsort(labels[order], kind="stable")]
     starts = np.concatenate(([0], np.cumsum(counts)[:-1]))
     return np.sort(by_class[(starts[:, None] + np.arange(shots)).reshape(-1)])
@@ -180,6 +181,7 @@ def slices(task: VTABTask, split: str) -> list[VTABTask]:
     """One plain task per upstream slice behind a split; the slice is its ``test`` split."""
     part = "train" if is_train(split) else {"val200": "val", "test": "test"}[split]
     texts = [text.strip() for text in task.splits[part].split("+")]
+    # without shots, or the source of the slices would draw from it once more
     return [replace(task, shots=None, group="own", splits=dict.fromkeys(("train", "val", "test"), t)) for t in texts]
 
 

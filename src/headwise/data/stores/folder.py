@@ -66,6 +66,7 @@ class SplitLists:
         if file is not None:
             return read_list(file, self.task.num_classes)
         if split == "train800" and not self.task.is_official:
+            # ./a.png and a.png are one image
             held_out = {os.path.normpath(entry.path) for entry in self.entries("val200")}
             train = self.entries("train800val200")
             kept = [entry for entry in train if os.path.normpath(entry.path) not in held_out]
@@ -182,8 +183,8 @@ class FolderSource:
     def _decode(
         self, task: VTABTask, entries: list[ListedImage], size: int, resize: str, reading: Reading | None
     ) -> Pixels:
-        found = locate(entries, self.folder(task), self.root)
-        files = [(path, entry.where) for entry, (path, _) in zip(entries, found, strict=True)]
+        located = locate(entries, self.folder(task), self.root)
+        files = [(path, entry.where) for entry, (path, _) in zip(entries, located, strict=True)]
         images, native = decode_all(files, task.channels, size, resize, reading=reading)
         return Pixels(
             images,
@@ -207,6 +208,7 @@ class FolderSource:
         present = sorted(path.name for path in root.iterdir() if path.is_dir())
         near = suggest(task.folders[0], present).partition("; allowed")[0]
         there = f"; there are the folders {', '.join(present[:SHOWN])}" + (", ..." if len(present) > SHOWN else "")
+        # train and test lists in the root itself: a task's folder was named in place of the one around it
         if any(root.glob("t*.txt")):
             there = f"; the root itself holds list files: did you mean {str(root.parent)!r}?"
         raise DataError(

@@ -51,6 +51,7 @@ def read_list(file: Path, num_classes: int) -> list[ListedImage]:
     if why := no_file(file):
         raise DataError(f"{file}: {why}; a list file is needed")
     try:
+        # Windows' editors begin a text with a mark, which would become part of the first path
         text = file.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror})") from error
@@ -97,7 +98,7 @@ def locate(entries: Sequence[ListedImage], folder: Path, root: Path) -> list[tup
     """
     bases = {os.path.realpath(root), os.path.realpath(folder)}
     directories: dict[str, str] = {}
-    found = []
+    located = []
     for entry in entries:
         if entry.path.startswith(os.sep):
             raise DataError(
@@ -107,11 +108,13 @@ def locate(entries: Sequence[ListedImage], folder: Path, root: Path) -> list[tup
         parent, name = os.path.split(path)
         if name in ("", ".", ".."):  # a folder, whatever it is called
             raise DataError(f"{entry.where}: {_short(entry.path)} in {str(folder)!r} is not a file")
+        # links are followed once a folder and not once an image
         if parent not in directories:
             directories[parent] = os.path.realpath(parent)
         real = directories[parent] + os.sep + name
         if os.path.islink(real):  # noqa: PTH114
             real = os.path.realpath(real)
+        # with the separator at its end: /data2 does not lie in /data
         if not any(real.startswith(base.rstrip(os.sep) + os.sep) for base in bases):
             raise DataError(
                 f"{entry.where}: path {_short(entry.path)} leaves the data root {str(root)!r}; use a path inside"
@@ -122,8 +125,8 @@ def locate(entries: Sequence[ListedImage], folder: Path, root: Path) -> list[tup
             raise DataError(f"{entry.where}: image {_short(entry.path)} not found in {str(folder)!r}") from error
         if not os.path.isfile(real):  # noqa: PTH113
             raise DataError(f"{entry.where}: {_short(entry.path)} in {str(folder)!r} is not a file")
-        found.append((Path(real), state))
-    return found
+        located.append((Path(real), state))
+    return located
 
 
 @dataclass(frozen=True)
@@ -147,9 +150,9 @@ def digests(entries: Sequence[ListedImage], folder: Path, root: Path) -> list[Di
     remembered, result = Remembered("digests", os.path.realpath(folder)), []
     for path, state in locate(entries, folder, root):
         stamp = stamp_of(state)
-        known = remembered.get(str(path), stamp)
-        digest = Digest(*known) if known else _read_digest(path)
-        if not known:
+        kept = remembered.get(str(path), stamp)
+        digest = Digest(*kept) if kept else _read_digest(path)
+        if not kept:
             remembered.keep(str(path), stamp, digest.sha256, digest.is_jpeg)
         result.append(digest)
     remembered.save()

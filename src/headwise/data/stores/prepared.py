@@ -64,8 +64,8 @@ def versions_present(root: Path, builder: str, config: str | None) -> list[str]:
     base = root / builder / (config or "")
     if not base.is_dir():
         return []
-    found = [path.name for path in base.iterdir() if _VERSION.fullmatch(path.name) and (path / INFO).is_file()]
-    return sorted(found, key=lambda version: [int(part) for part in version.split(".")])
+    versions = [path.name for path in base.iterdir() if _VERSION.fullmatch(path.name) and (path / INFO).is_file()]
+    return sorted(versions, key=lambda version: [int(part) for part in version.split(".")])
 
 
 def find(root: Path, builder: str, config: str | None, accepted: Sequence[str], task: str) -> PreparedSet:
@@ -103,6 +103,7 @@ def read(path: Path, builder: str) -> PreparedSet:
     file = path / INFO
     try:
         info = read_json(file)
+        # descriptions without a format are of tfrecord files
         form = str(info.get("fileFormat") or "tfrecord")
         splits = {str(split["name"]): split for split in info["splits"]}
         shards = {name: _shards(path, str(info.get("name", builder)), split, form) for name, split in splits.items()}
@@ -179,6 +180,7 @@ def tfrecords(shards: Sequence[tuple[Path, int]], positions: Sequence[int]) -> I
     Raises:
         DataError: if a frame is cut off, its length fails its checksum, or a file holds fewer records than it should.
     """
+    # positions ascend, so every file is read at most once, from its beginning to the last one that is wanted
     wanted = iter(positions)
     target = next(wanted, None)
     begin = 0

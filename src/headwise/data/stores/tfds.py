@@ -65,7 +65,7 @@ class TFDSSource:
         self.root, self.official, self.memory = at_home(root), official, check_memory(memory)
         if not str(root).strip() or not os.path.isdir(self.root):  # noqa: PTH112 - no path makes it raise
             raise DataError(f"data.root={str(root)[:300]!r} is not a folder; give the one that holds the prepared sets")
-        self._found: dict[str, PreparedSet] = {}
+        self._prepared: dict[str, PreparedSet] = {}
 
     def has(self, task: VTABTask) -> bool:
         """Whether the task's builder is prepared here, in whatever version."""
@@ -77,18 +77,18 @@ class TFDSSource:
         Raises:
             DataError: if there is none, or it is damaged, of another version, or of other counts than it claims.
         """
-        if task.name not in self._found:
+        if task.name not in self._prepared:
             if task.builder is None:
                 raise DataError(f"task {task.name!r} has no upstream set; use data=folder data.root=PATH")
-            found = find(self.root, task.builder, task.config, task.versions, task.name)
-            wrong = self._wrong_sizes(task, found)
-            if wrong and self.official and found.synthetic is None:
+            prepared = find(self.root, task.builder, task.config, task.versions, task.name)
+            wrong = self._wrong_sizes(task, prepared)
+            if wrong and self.official and prepared.synthetic is None:
                 raise DataError(
-                    f"{found.path}: is not the official set: {'; '.join(wrong)}; prepare it again, or use "
+                    f"{prepared.path}: is not the official set: {'; '.join(wrong)}; prepare it again, or use "
                     "data=tfds data.official=false, which labels results 'unofficial split'"
                 )
-            self._found[task.name] = found
-        return self._found[task.name]
+            self._prepared[task.name] = prepared
+        return self._prepared[task.name]
 
     def fingerprint(self, task: VTABTask, splits: Sequence[str] = FINAL_SPLITS) -> str:
         """Hash of every class and every encoded image; the same for both kinds of record files."""
@@ -148,10 +148,10 @@ class TFDSSource:
 
     def origin(self, task: VTABTask) -> dict[str, str]:
         """Plain facts that a cache records."""
-        found = self.prepared(task)
-        name = found.builder if task.config is None else f"{found.builder}.{task.config}"
-        kind = "tfds" if found.synthetic is None else "synthetic"
-        return {"kind": kind, "name": name, "version": found.version, "format": found.format}
+        prepared = self.prepared(task)
+        name = prepared.builder if task.config is None else f"{prepared.builder}.{task.config}"
+        kind = "tfds" if prepared.synthetic is None else "synthetic"
+        return {"kind": kind, "name": name, "version": prepared.version, "format": prepared.format}
 
     def records(self, task: VTABTask, split: str, positions: Indices | None = None) -> Iterator[Record]:
         """The records of a split, or those at ascending positions of it, checked to be the ones that belong there.
@@ -159,16 +159,16 @@ class TFDSSource:
         Raises:
             DataError: for a damaged file, a record that does not belong there, or a class that is out of range.
         """
-        found, start = self.prepared(task), 0
-        is_official = found.synthetic is None and not self._wrong_sizes(task, found)
+        prepared, start = self.prepared(task), 0
+        is_official = prepared.synthetic is None and not self._wrong_sizes(task, prepared)
         for part, (name, first, last) in zip(_parts(split), self._runs(task, split), strict=True):
             chosen = np.arange(first, last)
             if positions is not None:
                 chosen = positions[(positions >= start) & (positions < start + last - first)] - start + first
             start += last - first
-            where = str(found.path)
-            check = Membership(found.builder, name, part, first, found.sizes[name], is_official, where)
-            for position, example in _examples(found, name, chosen):
+            where = str(prepared.path)
+            check = Membership(prepared.builder, name, part, first, prepared.sizes[name], is_official, where)
+            for position, example in _examples(prepared, name, chosen):
                 place = f"{where}, record {position} of {name!r}"
                 try:
                     label = label_of(example, task.label_key, task.label_rule)
@@ -177,37 +177,38 @@ class TFDSSource:
                     raise DataError(f"{place}: {type(error).__name__}: {error}") from error
                 if not 0 <= label < task.num_classes:
                     raise DataError(f"{place}: label {label} is outside of 0..{task.num_classes - 1}")
-                key = key_of(found.builder, example, task.class_names)
+                key = key_of(prepared.builder, example, task.class_names)
                 check.see(position, example, key)
                 yield Record(image, label, key, place)
 
     def _decode(self, task: VTABTask, records: Sequence[Record], size: int, resize: str) -> Pixels:
-        found = self.prepared(task)
+        prepared = self.prepared(task)
         files = [(record.image, record.where) for record in records]
         images, native = decode_all(files, task.channels, size, resize, task.pixel_scale)
         keys = tuple(record.key or f"{record.where.rpartition('record ')[2]}" for record in records)
-        source = "tfds" if found.synthetic is None else f"synthetic:{found.synthetic}"
+        source = "tfds" if prepared.synthetic is None else f"synthetic:{prepared.synthetic}"
         facts = {"source": source, "decoder": decoder(), "resize": "native" if native else resize}
-        facts |= {"builder": f"{found.builder}:{found.version}", "format": found.format}
+        facts |= {"builder": f"{prepared.builder}:{prepared.version}", "format": prepared.format}
         return Pixels(images, np.array([record.label for record in records], dtype=np.int64), keys, facts)
 
     def _runs(self, task: VTABTask, split: str) -> list[tuple[str, int, int]]:
-        found = self.prepared(task)
-        return split_ranges(task, split, found.sizes, clip=bool(self._wrong_sizes(task, found)))
+        prepared = self.prepared(task)
+        return split_ranges(task, split, prepared.sizes, clip=bool(self._wrong_sizes(task, prepared)))
 
-    def _wrong_sizes(self, task: VTABTask, found: PreparedSet) -> list[str]:
+    def _wrong_sizes(self, task: VTABTask, prepared: PreparedSet) -> list[str]:
         slices = [part.strip() for text in task.splits.values() for part in text.split("+")]
-        used = list(dict.fromkeys(parse_slice(text, found.sizes)[0] for text in slices))
-        return wrong_sizes(found.builder, found.sizes, used)
+        used = list(dict.fromkeys(parse_slice(text, prepared.sizes)[0] for text in slices))
+        return wrong_sizes(prepared.builder, prepared.sizes, used)
 
     def _scan(self, task: VTABTask, part: str) -> tuple[str, bool]:
         """Hash of one of train800, val200 and test, and whether it is lossy; remembered until a file changes."""
         prepared = self.prepared(task)
         rules = [task.splits, task.image_key, task.label_key, task.label_rule, task.num_classes, task.encoding]
+        # all that decides which records are hashed, and with which classes: another definition has a note of its own
         owner = json.dumps([str(prepared.path.resolve()), [*rules, part, self._runs(task, part)]])
         remembered, stamp = Remembered("tfds", owner), prepared.stamp()
-        if known := remembered.get(part, stamp):
-            return known
+        if kept := remembered.get(part, stamp):
+            return kept
         sha, lossy = hashlib.sha256(), False
         for record in self.records(task, part):
             sha.update(f"{record.label} {hashlib.sha256(record.image).hexdigest()}\n".encode())
@@ -221,18 +222,18 @@ def _parts(split: str) -> tuple[str, ...]:
     return ("train800", "val200") if split == "train800val200" else (split,)
 
 
-def _examples(found: PreparedSet, name: str, positions: Indices) -> Iterator[tuple[int, dict[str, Any]]]:
+def _examples(prepared: PreparedSet, name: str, positions: Indices) -> Iterator[tuple[int, dict[str, Any]]]:
     """Deserialised examples at ascending positions of an upstream split; images stay encoded."""
     import tensorflow_datasets as tfds
 
     logging.getLogger("absl").setLevel(logging.WARNING)  # it tells of every directory it opens
     try:
-        check_features(found.path / FEATURES)
-        builder = tfds.builder_from_directory(found.path)
+        check_features(prepared.path / FEATURES)
+        builder = tfds.builder_from_directory(prepared.path)
         features = builder.info.features
         skip = {key: tfds.decode.SkipDecoding() for key, f in features.items() if isinstance(f, tfds.features.Image)}
-        if found.format == "tfrecord":
-            for position, record in tfrecords(found.shards[name], positions.tolist()):
+        if prepared.format == "tfrecord":
+            for position, record in tfrecords(prepared.shards[name], positions.tolist()):
                 yield position, features.deserialize_example_np(record, decoders=skip)
             return
         source = builder.as_data_source(name, decoders=skip)
@@ -243,4 +244,4 @@ def _examples(found: PreparedSet, name: str, positions: Indices) -> Iterator[tup
         raise
     except Exception as error:
         reason = str(error).strip().split("\n")[0][:200]
-        raise DataError(f"{found.path}: split {name!r} cannot be read ({type(error).__name__}: {reason})") from error
+        raise DataError(f"{prepared.path}: split {name!r} cannot be read ({type(error).__name__}: {reason})") from error

@@ -134,14 +134,14 @@ class SyntheticSource:
 
     def _members(self, task: VTABTask, split: str, positions: Indices) -> list[tuple[str, Indices]]:
         """Upstream split and examples' numbers at ascending positions of a split, run by run."""
-        generator, start, found = self._generator(task), 0, []
+        generator, start, members = self._generator(task), 0, []
         for name, first, last in split_ranges(task, split, generator.SIZES):
             mine = positions[(positions >= start) & (positions < start + last - first)] - start + first
             start += last - first
             if len(mine):
                 order = _order(generator, name) if self.has(task) else _numbered(name, generator.SIZES[name])
-                found.append((name, order[mine]))
-        return found
+                members.append((name, order[mine]))
+        return members
 
     def _classes(self, task: VTABTask, name: str, indices: Indices) -> list[int]:
         key, rule = (task.label_key, task.label_rule) if self.has(task) else ("label", None)
@@ -158,7 +158,7 @@ class SyntheticSource:
 @cache
 def _generators() -> frozenset[str]:
     """Names of the modules that draw an upstream set."""
-    return frozenset(found.name for found in pkgutil.iter_modules(synthetic.__path__)) - SHARED
+    return frozenset(module.name for module in pkgutil.iter_modules(synthetic.__path__)) - SHARED
 
 
 @lru_cache(maxsize=4)

@@ -78,6 +78,7 @@ def _draw(images: NDArray[np.uint8], members: NDArray[np.int64], factors: NDArra
     """Draw the sprites of one shape into ``images`` (N, 64, 64) at positions ``members``."""
     chosen = factors[members]
     scale = (0.5 + chosen[:, SCALE] / 10)[:, None, None]
+    # the original's 40 orientations include both 0 and 2 pi, so the first and the last look the same
     angle = chosen[:, ORIENTATION] * (2 * math.pi / 39)
     cos, sin = np.cos(angle)[:, None, None], np.sin(angle)[:, None, None]
     rotated = ((chosen[:, ORIENTATION] > 0) & (chosen[:, ORIENTATION] < 39))[:, None, None]
@@ -93,6 +94,7 @@ def _draw(images: NDArray[np.uint8], members: NDArray[np.int64], factors: NDArra
 
 
 def _in_square(x: NDArray[np.float64], y: NDArray[np.float64], rotated: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    # the original's upright squares are a little larger than its turned ones
     half = np.where(rotated, SQUARE_ROTATED, SQUARE)
     return (np.abs(x) <= half) & (np.abs(y) <= half)
 

@@ -141,6 +141,7 @@ def span(kind: str, start: Floats, ray: Floats) -> tuple[Floats, Floats]:
     if kind == CUBE:
         return _slabs(start, ray)
     axes = slice(0, 3) if kind == BALL else slice(0, 2)
+    # a ray along a cylinder's axis moves nothing across it, and a is divided by
     a = np.square(ray[axes]).sum(axis=0) + TINY
     b = (start[axes] * ray[axes]).sum(axis=0)
     c = np.square(start[axes]).sum(axis=0) - np.float32(1)
@@ -156,8 +157,8 @@ def span(kind: str, start: Floats, ray: Floats) -> tuple[Floats, Floats]:
 
 def _slabs(start: Floats, ray: Floats) -> tuple[Floats, Floats]:
     inverse = 1 / np.where(np.abs(ray) < TINY, TINY, ray)
-    one, other = (-1 - start) * inverse, (1 - start) * inverse
-    return np.minimum(one, other).max(axis=0), np.maximum(one, other).min(axis=0)
+    first, second = (-1 - start) * inverse, (1 - start) * inverse
+    return np.minimum(first, second).max(axis=0), np.maximum(first, second).min(axis=0)
 
 
 def _normals(solid: Solid, points: Floats) -> Floats:
@@ -186,6 +187,7 @@ def first_hits(camera: Camera, rays: Floats, solids: Sequence[Solid]) -> tuple[F
     grid = rays.reshape(3, camera.height, camera.width)
     for number, solid in enumerate(solids):
         column, row, distance = camera.project(solid.centre.astype(np.float64))
+        # only pixels around the projected solid are tried, with some room for the perspective
         reach = 1.2 * solid.radius * camera.focal * camera.width / max(distance - solid.radius, 0.1) + 1
         rows = slice(max(0, int(row - reach)), max(0, int(row + reach) + 1))
         columns = slice(max(0, int(column - reach)), max(0, int(column + reach) + 1))
@@ -224,6 +226,7 @@ def shade(
     rays = camera.rays()
     depth, owner = first_hits(camera, rays, solids) if hits is None else hits
     floor = -camera.place[2] / np.minimum(rays[2], -np.float32(1e-3))
+    # above the horizon a ray never meets the ground: it ends 60 units away
     depth = np.where(owner < 0, np.minimum(floor, np.float32(60)), depth)
     points = camera.place[:, None] + depth * rays
     normals = np.zeros_like(points)
@@ -262,6 +265,7 @@ def _light(
             for solid in solids:
                 offset: Floats = start - solid.centre[:, None]
                 near, far = span(solid.kind, solid.to_unit @ offset, solid.to_unit @ ray)
+                # the lamp is at t = 1: what lies behind it casts no shadow
                 hidden |= (near < far) & (far > 0) & (near < 1)
             lit -= np.float32(lamp.strength * lamp.shadow) * hidden
         light += lit * facing

@@ -53,9 +53,9 @@ def lighting(split: str, index: int) -> int:
 
 def examples(split: str, indices: NDArray[np.int64]) -> list[dict[str, Any]]:
     """Features of examples under upstream's names."""
-    found = []
+    rows = []
     for index, (kind, toy, elevation, azimuth) in zip(indices, factors(np.asarray(indices)).tolist(), strict=True):
-        found.append(
+        rows.append(
             {
                 "instance": TOYS[split][toy],
                 "label_category": kind,
@@ -64,7 +64,7 @@ def examples(split: str, indices: NDArray[np.int64]) -> list[dict[str, Any]]:
                 "label_lighting": lighting(split, int(index)),
             }
         )
-    return found
+    return rows
 
 
 def render(split: str, indices: NDArray[np.int64]) -> NDArray[np.uint8]:

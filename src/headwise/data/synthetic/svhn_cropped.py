@@ -69,6 +69,7 @@ def _label(random: np.random.RandomState) -> int:
 
 
 def _draw(random: np.random.RandomState) -> NDArray[np.uint8]:
+    # before anything else is drawn: `examples` draws no more than this number
     digit = _label(random)
     paper, ink = _colours(random)
     font = _font(FONTS[random.randint(len(FONTS))], int(random.uniform(0.8, 1.15) * 28 * SCALE))
@@ -116,10 +117,10 @@ def _number(random: np.random.RandomState, digit: int, font: ImageFont.FreeTypeF
 
 @lru_cache(maxsize=512)
 def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
-    found = importlib.util.find_spec("matplotlib")
-    if found is None or found.origin is None:
+    spec = importlib.util.find_spec("matplotlib")
+    if spec is None or spec.origin is None:
         raise DataError("the digits of the SVHN look-alikes come from matplotlib's typefaces: pip install matplotlib")
-    file = Path(found.origin).parent / "mpl-data" / "fonts" / "ttf" / f"{name}.ttf"
+    file = Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf" / f"{name}.ttf"
     try:
         return ImageFont.truetype(str(file), size)
     except OSError as error:
