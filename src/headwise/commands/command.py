@@ -72,12 +72,12 @@ def _in_order(words: Sequence[str]) -> list[str]:
     parser.error = refuse  # type: ignore[method-assign]
     if "--version" in words:
         return list(words)
-    known, late = parser.parse_known_args(list(words))
+    flags_given, late = parser.parse_known_args(list(words))
     if wrong := next((word for word in late if word.startswith("-")), None):
         flags = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
         raise ConfigError(f"unknown flag {wrong!r}{suggest(wrong, flags)}")
-    choices = [*known.overrides, *late]
-    _check_flags(known, choices)
+    choices = [*flags_given.overrides, *late]
+    _check_flags(flags_given, choices)
     return [*(word for word in words if word not in choices), *choices]
 
 

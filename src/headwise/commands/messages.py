@@ -66,8 +66,8 @@ def _of_groups(text: str) -> str | None:
     """What is said where hydra finds no option to replace or to remove, or a second one; None for its other errors."""
     if match := re.match(r"Could not override '(.*)'\.\s+(?:No match|Did you mean)", text):
         group = match[1].partition("@")[0]
-        known = "" if group in GROUPS else suggest(group, GROUPS)
-        return f"no option of {match[1]!r} is chosen here, so none can be replaced{known}"
+        hint = "" if group in GROUPS else suggest(group, GROUPS)
+        return f"no option of {match[1]!r} is chosen here, so none can be replaced{hint}"
     if match := re.match(r"Could not delete '(.*)'\.\s+No match", text):
         return f"{match[1]} is not chosen here, so it cannot be removed"
     if match := re.match(r"(\S+) appears more than once|Multiple values for (\S+?)\. ", text):
@@ -83,8 +83,8 @@ def one_line(error: BaseException, limit: int | None = 500) -> str:
     text = _joined(text_of(error))
     if isinstance(error, OSError) and error.strerror:
         return f"{'' if error.filename is None else f'{os.fsdecode(error.filename)}: '}{error.strerror}"[:limit]
-    known = isinstance(error, HeadwiseError | HydraException | OmegaConfBaseException)
-    return (text if known else f"{type(error).__name__}: {text}")[:limit]
+    is_explained = isinstance(error, HeadwiseError | HydraException | OmegaConfBaseException)
+    return (text if is_explained else f"{type(error).__name__}: {text}")[:limit]
 
 
 def _joined(text: str) -> str:

@@ -52,7 +52,7 @@ def option(group: str, name: str) -> dict[str, Any] | None:
         return {"global": int(match[1]), "head": int(match[2] or HEAD)}
     if group == "ne" and (match := re.fullmatch(rf"ne({WHOLE})", name)):
         return {"count": int(match[1]), "ratio": None, "warmup": WARMUP}
-    share = next((share for share, known in SHARES.items() if known == name), None)
+    share = next((share for share, word in SHARES.items() if word == name), None)
     if group == "ne" and (share is not None or (match := re.fullmatch(rf"ne({SHARE})", name))):
         return {"count": None, "ratio": float(match[1]) if share is None and match else share, "warmup": WARMUP}
     return None

@@ -38,7 +38,7 @@ def spans(results: Sequence[Result]) -> dict[str, Span]:
     return {name: (min(values), max(values)) for name, values in numbers.items()}
 
 
-def said(span: Span, between: str = " to ") -> str:
+def in_words(span: Span, between: str = " to ") -> str:
     """Return a span in words: one number where both ends are equal."""
     low, high = span
     return f"{low:,}" if low == high else f"{low:,}{between}{high:,}"

@@ -172,13 +172,13 @@ def against(lines: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
     Raises:
         ConfigError: if a row or phase does not exist, or both are the same.
     """
-    (one, row, phase), (other, *name) = chosen(lines, first), chosen(lines, second)
+    (left, row, phase), (right, *name) = chosen(lines, first), chosen(lines, second)
     if [row, phase] == name:
         raise ConfigError(f"{first!r} and {second!r} are the same runs; name two that differ")
     cell = ["column", "group", "repeat"]
     # pooled results may have a task and seed twice, of different settings: their mean is compared
-    one, other = (part.groupby(cell, as_index=False)["value"].mean() for part in (one, other))
-    joined = one.merge(other, on=cell, suffixes=("", "_other"))
+    left, right = (part.groupby(cell, as_index=False)["value"].mean() for part in (left, right))
+    joined = left.merge(right, on=cell, suffixes=("", "_other"))
     joined["value"] -= joined["value_other"]
     joined["row"], joined["phase"] = row, f"{phase} - {' '.join(name)}"
     return joined[LINE]

@@ -151,7 +151,7 @@ class Bulk:
             )
             part = root / f".building-{folder.name}-{uuid.uuid4().hex[:8]}"
             try:
-                with atomic.told(folder):
+                with atomic.errors_naming(folder):
                     self._write(part, shape, stream, head)
                     part.rename(folder)
                     atomic.flush(root)

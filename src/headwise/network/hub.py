@@ -42,9 +42,9 @@ def fetched(timm_name: str, img_size: int) -> nn.Module:
     try:
         return timm.create_model(timm_name, **options)
     except Exception as error:
-        said = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).split())[:300]
         raise WeightsError(
-            f"pretrained weights of {timm_name!r} could not be fetched ({type(error).__name__}: {said}); {WAY_OUT}"
+            f"pretrained weights of {timm_name!r} could not be fetched ({type(error).__name__}: {reason}); {WAY_OUT}"
         ) from error
 
 
@@ -71,17 +71,17 @@ def compare(timm_name: str, img_size: int, content: str) -> None:
     note = cache_folder() / "hub" / f"{timm_name.replace('/', '_')}@{img_size}.json"
     try:
         before = read_json(note)
-        known, since = str(before["content"]), str(before["since"])
+        noted, since = str(before["content"]), str(before["since"])
     except (OSError, ValueError, KeyError, TypeError):
         try:
             atomic.write_json(note, {"content": content, "since": datetime.now(UTC).strftime("%Y-%m-%d")})
         except OSError:
             return  # a cache that cannot be written is no error; the record of the run names the content
         return
-    if known != content:
+    if noted != content:
         raise WeightsError(
             f"timm's hub has other weights for {timm_name!r} than on {since}: tensors {content[:12]}, then "
-            f"{known[:12]}; numbers made with both do not compare: give the earlier file with backbone.weights=FILE, "
+            f"{noted[:12]}; numbers made with both do not compare: give the earlier file with backbone.weights=FILE, "
             f"or delete {note} to take the new ones from now on"
         )
 

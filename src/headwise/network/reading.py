@@ -218,8 +218,8 @@ def _converted(state: dict[str, Tensor], model: nn.Module, own: Mapping[str, Ten
         converted: dict[str, Tensor] = convert(dict(state), model)
     except Exception as error:
         _check_rest(state, state, own, model, name)
-        said = " ".join(str(error).split())[:200]
-        raise WeightsError(f"{name} is of another architecture: timm cannot convert it ({said})") from error
+        reason = " ".join(str(error).split())[:200]
+        raise WeightsError(f"{name} is of another architecture: timm cannot convert it ({reason})") from error
     return {key: tensor for key, tensor in converted.items() if not key.startswith(("head.", "mask_token"))}
 
 

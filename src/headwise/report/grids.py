@@ -11,7 +11,7 @@ import pandas as pd
 
 from headwise.comparison.cells import in_csv
 from headwise.comparison.comparable import Places, natural
-from headwise.comparison.costs import COSTS, Span, said, spans
+from headwise.comparison.costs import COSTS, Span, in_words, spans
 from headwise.comparison.tables import AVERAGES, Table
 from headwise.report import headmap
 from headwise.report.grid import BEST, Cell, Grid, cell_of, measured, plain, sign, signed, to_csv
@@ -35,13 +35,13 @@ def accuracies(table: Table, name: str, badges: Mapping[str, str]) -> Grid:
     columns = list(dict.fromkeys([*(name for name in FIRST if name in set(cells["column"])), *cells["column"]]))
     pairs = sorted(set(zip(cells["column"], cells["phase"], strict=True)), key=lambda p: (columns.index(p[0]), p[1]))
     best = cells.groupby("column")["mean"].max()
-    known = {(c.row, c.column, c.phase): c for c in cells.itertuples()}
+    at = {(c.row, c.column, c.phase): c for c in cells.itertuples()}
     single = {phase for _, phase in pairs} == {"P1"}
     body = []
     for row in sorted(set(cells["row"]), key=natural):
         line = [Cell(row, badge=badges.get(row, "")), _range(costs.loc[row, "parameters"])]
         for column, phase in pairs:
-            cell = known.get((row, column, phase))
+            cell = at.get((row, column, phase))
             line.append(measured(cell, mark=BEST if cell is not None and cell.mean == best[column] else ""))
         body.append(line)
     head = ["method", "parameters", *(column if single else phase for column, phase in pairs)]
@@ -53,13 +53,13 @@ def differences(table: Table, name: str) -> Grid:
     """A line per row and kind of difference: all tasks together with the interval, pairs, then a column per task."""
     cells = table.paired
     columns = list(dict.fromkeys(cells["column"]))
-    known = {(c.row, c.phase, c.column): c for c in cells.itertuples()}
+    at = {(c.row, c.phase, c.column): c for c in cells.itertuples()}
     together = {(c.row, c.phase): c for c in table.contrasts.itertuples()}
-    lines = sorted({(row, phase) for row, phase, _ in known}, key=lambda p: (p[0], not p[1].endswith("- P1"), p[1]))
+    lines = sorted({(row, phase) for row, phase, _ in at}, key=lambda p: (p[0], not p[1].endswith("- P1"), p[1]))
     body = [
         [
             *(Cell(row), Cell(phase), *_together(together[row, phase])),
-            *(_difference(known.get((row, phase, column))) for column in columns),
+            *(_difference(at.get((row, phase, column))) for column in columns),
         ]
         for row, phase in lines
     ]
@@ -84,7 +84,7 @@ def published(table: Table, name: str) -> Grid | None:
     if not len(cells):
         return None
     columns = list(dict.fromkeys(cells["column"]))
-    known = {(c.row, c.phase, c.row_id, c.column): c for c in cells.itertuples()}
+    at = {(c.row, c.phase, c.row_id, c.column): c for c in cells.itertuples()}
     ours = {(c.row, c.phase, c.column): c.mean for c in table.cells.itertuples()}
     body = []
     for row, phase, row_id, title in (
@@ -92,7 +92,7 @@ def published(table: Table, name: str) -> Grid | None:
     ):
         line = [Cell(row), Cell(phase), Cell(str(title))]
         for column in columns:
-            cell, mine = known.get((row, phase, row_id, column)), ours.get((row, phase, column))
+            cell, mine = at.get((row, phase, row_id, column)), ours.get((row, phase, column))
             gap = "" if cell is None or mine is None else f"ours {signed(mine - cell.value)}"
             line.append(Cell() if cell is None else Cell(str(cell.text), float(cell.value), gap))
         body.append(line)
@@ -178,7 +178,7 @@ def size(num_bytes: float) -> str:
 
 
 def _range(ends: Span) -> Cell:
-    return Cell(said(ends, " \u2013 "), ends[1])
+    return Cell(in_words(ends, " \u2013 "), ends[1])
 
 
 def _spread(values: Sequence[float]) -> Cell:
@@ -191,6 +191,6 @@ def _spread(values: Sequence[float]) -> Cell:
 
 def _rate(phases: Sequence[PhaseResult]) -> float | None:
     """Images per second over all phases that know theirs."""
-    known = [(p.images_per_second, p.seconds) for p in phases if p.images_per_second is not None]
-    total = sum(seconds for _, seconds in known)
-    return sum(rate * seconds for rate, seconds in known) / total if total else None
+    timed = [(p.images_per_second, p.seconds) for p in phases if p.images_per_second is not None]
+    total = sum(seconds for _, seconds in timed)
+    return sum(rate * seconds for rate, seconds in timed) / total if total else None

@@ -10,7 +10,7 @@ import pandas as pd
 
 from headwise.comparison.comparable import natural
 from headwise.comparison.controls import KINDS
-from headwise.comparison.costs import COSTS, said
+from headwise.comparison.costs import COSTS, in_words
 from headwise.comparison.tables import Table
 from headwise.report.grid import BEST, SECOND, Cell, Grid, measured
 from headwise.results.records import FEWSHOT, GROUP_SIZES
@@ -53,13 +53,13 @@ def accuracies(table: Table) -> Grid:
         for phase in own if tall else [""]:
             part = mine[mine["phase"] == phase] if tall else mine
             # Costs are those of all phases together, so they stand in the line of the last one.
-            spent = [Cell(said(costs.loc[row, name]) if phase in ("", own[-1]) else "") for name in COSTS]
-            known = {
+            spent = [Cell(in_words(costs.loc[row, name]) if phase in ("", own[-1]) else "") for name in COSTS]
+            at = {
                 (c.column, "" if tall else c.phase): measured(c, mark=marks.get((row, c.phase, c.column), ""))
                 for c in part.itertuples()
             }
             label = row if phase == "" or len(own) == 1 else f"{row} {phase}"
-            body.append([Cell(label), *spent, *(known.get(place, Cell()) for place in columns)])
+            body.append([Cell(label), *spent, *(at.get(place, Cell()) for place in columns)])
             # A paper's row belongs to every variant of its method here; it is printed once, below the first.
             beside = shown[(shown["row"] == row) & (shown["phase"].isin([phase] if tall else phases))]
             body += _printed(beside[~beside["row_id"].isin(list(seen))], columns)
@@ -85,10 +85,10 @@ def _printed(published: pd.DataFrame, columns: Sequence[Place]) -> list[list[Cel
     lines = []
     for _, part in published.groupby("row_id", sort=False):
         first = part.iloc[0]
-        known = {place: c.text for c in part.itertuples() for place in ((c.column, c.phase), (c.column, ""))}
+        texts = {place: c.text for c in part.itertuples() for place in ((c.column, c.phase), (c.column, ""))}
         spent = [first["size"], *[""] * (len(COSTS) - 1)]
         lines.append([Cell(f"published: {first['title']}"), *map(Cell, spent)])
-        lines[-1] += [Cell(known.get(place, "")) for place in columns]
+        lines[-1] += [Cell(texts.get(place, "")) for place in columns]
     return lines
 
 
@@ -113,14 +113,14 @@ def paired(table: Table) -> Grid:
     """
     cells = table.paired
     names = list(dict.fromkeys(cells["column"]))
-    known = {(c.row, c.phase, c.column): measured(c, "{:+.2f}".format) for c in cells.itertuples()}
+    at = {(c.row, c.phase, c.column): measured(c, "{:+.2f}".format) for c in cells.itertuples()}
     together = {(c.row, c.phase): c for c in table.contrasts.itertuples()}
     kinds = sorted(set(cells["phase"]), key=_kind)
     body = []
     for row in sorted(set(cells["row"]), key=natural):
         for kind in kinds:
             if total := together.get((row, kind)):
-                tasks = (known.get((row, kind, name), Cell()) for name in names)
+                tasks = (at.get((row, kind, name), Cell()) for name in names)
                 body.append([*map(Cell, (row, kind, *_summary(total))), *tasks])
     head = ["method", "difference", "mean", "95 % interval", "wins / ties / losses", "tasks, pairs", *names]
     return Grid("paired differences", head, body, num_left=2)
@@ -141,9 +141,9 @@ def ratios(table: Table) -> Grid:
     """The ratios to the run with no head off: a line per row, a column per task."""
     cells = table.ratios
     names = list(dict.fromkeys(cells["column"]))
-    known = {(c.row, c.column): measured(c, "{:.4f}".format, digits=4) for c in cells.itertuples()}
+    at = {(c.row, c.column): measured(c, "{:.4f}".format, digits=4) for c in cells.itertuples()}
     rows = sorted(set(cells["row"]), key=natural)
-    body = [[Cell(row), *(known.get((row, name), Cell()) for name in names)] for row in rows]
+    body = [[Cell(row), *(at.get((row, name), Cell()) for name in names)] for row in rows]
     return Grid("ratios to no head off", ["method", *names], body)
 
 

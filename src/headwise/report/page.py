@@ -97,7 +97,7 @@ def report(
         labels=_labels(usable),
         total=len(usable),
         damaged=damaged,
-        questions=questions([(chapter.title, one) for chapter in chapters for one in chapter.judgements]),
+        questions=questions([(chapter.title, judgement) for chapter in chapters for judgement in chapter.judgements]),
         num_rows=NUM_ROWS,
         chapters=chapters,
         provenance=origins.provenance(usable),
@@ -126,7 +126,7 @@ def _facts(results: Sequence[Result]) -> list[str]:
         (len({result.key.dataset for result in results}), "task", "tasks"),
         (len(seeds), "seed", "seeds"),
     ]
-    facts = [f"{number:,} {one if number == 1 else many}" for number, one, many in counts]
+    facts = [f"{number:,} {singular if number == 1 else plural}" for number, singular, plural in counts]
     return [*facts, days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"]
 
 
@@ -150,7 +150,7 @@ def _chapters(arranged: Sequence[Table], split: Sequence[Setting]) -> list[Chapt
 def _chapter(table: Table, setting: Setting, title: str, slug: str) -> Chapter:
     results = setting.results
     where, _ = places(results, common=setting.common)
-    badges = {one.row: Verdict.NO_CONTROL.value for one in table.judgements if not one.is_complete}
+    badges = {j.row: Verdict.NO_CONTROL.value for j in table.judgements if not j.is_complete}
     lead = next((note for note in table.notes if "; weights: " in note), "")
     caption = next((note for note in table.notes if note.startswith("Test accuracy in percent")), "")
     elsewhere = (lead or "Label: ", caption or "Label: ", "Label: ", *WARNINGS)
@@ -167,7 +167,7 @@ def _chapter(table: Table, setting: Setting, title: str, slug: str) -> Chapter:
     over_shots = gallery.over_shots(results, where, setting.common, slug)
     curves = gallery.curves(results, where, slug)
     maps = gallery.maps(results, where, slug)
-    drawn = [gallery.head_map(*one, slug) for one in maps[:NUM_MAPS]]
+    drawn = [gallery.head_map(*phase, slug) for phase in maps[:NUM_MAPS]]
     return Chapter(
         slug=slug,
         title=title,

@@ -156,7 +156,7 @@ def shown_choice(choice: Any) -> str:
     return choice if isinstance(choice, str) else shown(choice)
 
 
-def nearest(name: str, known: Collection[str], at: str = "") -> str | None:
+def nearest(name: str, keys: Collection[str], at: str = "") -> str | None:
     """The dotted key that was probably meant: by its last part, those beside `at` first; None if none is near."""
 
     def likeness(key: str) -> float:
@@ -164,7 +164,7 @@ def nearest(name: str, known: Collection[str], at: str = "") -> str | None:
         # of two keys that are equally near, the one beside the key that was typed is the likelier
         return difflib.SequenceMatcher(None, name, last).ratio() + (0.05 if parent == at else 0)
 
-    best = max(known, key=likeness, default=None)
+    best = max(keys, key=likeness, default=None)
     return best if best is not None and likeness(best) >= 0.6 else None
 
 

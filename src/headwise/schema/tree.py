@@ -124,11 +124,11 @@ def check_method(method: Mapping[str, Any]) -> None:
 
 
 def _check(every: list[ConfigPart]) -> None:
-    known = [part.key(name) for part in every for name in part.fields.types]
+    keys = [part.key(name) for part in every for name in part.fields.types]
     for part in every:
         for name, value in part.values.items():
             if not part.fields.is_open and name not in part.fields.types:
-                raise ConfigError(_unknown(part, str(name), value, known))
+                raise ConfigError(_unknown(part, str(name), value, keys))
     for part in every:
         part.fields.check(part.values, part.key, part.later)
 
@@ -199,11 +199,11 @@ def _loose(kind: Any, is_fraction: bool) -> Any:
     return plain | None if type(None) in get_args(kind) else plain
 
 
-def _unknown(part: ConfigPart, name: str, value: Any, known: list[str]) -> str:
+def _unknown(part: ConfigPart, name: str, value: Any, keys: list[str]) -> str:
     if part.fields is CSV and name not in CSV.types:
         # keys that only the other logger has are named together with the choice that brings them
-        known = [*known, *(f"logger.{field}" for field in WANDB.types)]
-    near = nearest(name, known, part.path)
+        keys = [*keys, *(f"logger.{field}" for field in WANDB.types)]
+    near = nearest(name, keys, part.path)
     only_wandb = near is not None and near.startswith("logger.") and near.removeprefix("logger.") not in CSV.types
     wandb = " with logger=wandb" if part.fields is CSV and only_wandb else ""
     hint = f" (did you mean {near!r}{wandb}?)" if near else ""
@@ -222,17 +222,17 @@ def unknown_key(key: str, beside: Mapping[str, Any]) -> str:
     parent, _, name = key.rpartition(".")
     target = beside.get("_target_")
     fields: list[str] = []
-    known = [f"{parent}.{other}" if parent else str(other) for other in beside]
+    keys = [f"{parent}.{other}" if parent else str(other) for other in beside]
     with contextlib.suppress(ConfigError):
         if parent in CLASSES:
             fields = list(fields_of_target(CLASSES[parent]).types)
         elif isinstance(target, str):
             fields = [field for field in node_fields(target).types if field not in HYDRA]
         elif not parent:
-            known += [part.key(field) for part in parts(beside) for field in part.fields.types if part.path]
+            keys += [part.key(field) for part in parts(beside) for field in part.fields.types if part.path]
     if name in fields:
         return f"unknown configuration key {key!r}: its YAML leaves this field out; set it with +{key}=VALUE"
-    near = nearest(name, [*known, *(f"{parent}.{field}" for field in fields)], parent)
+    near = nearest(name, [*keys, *(f"{parent}.{field}" for field in fields)], parent)
     hint = f" (did you mean {near!r}?)" if near else ""
     allowed = sorted(str(other) for other in beside if other != "hydra" and other not in HYDRA)
     answer = f"allowed: {', '.join(allowed)}" if allowed else "it has no keys"

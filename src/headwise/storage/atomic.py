@@ -32,7 +32,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.{uuid.uuid4().hex[:8]}{TEMPORARY}{path.suffix}")
-    with told(path):
+    with errors_naming(path):
         make_folder(path.parent)
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "it is a folder; a file is to be written there")
@@ -57,7 +57,7 @@ def _usual_mode(path: Path) -> int:
 
 
 @contextlib.contextmanager
-def told(path: Path) -> Iterator[None]:
+def errors_naming(path: Path) -> Iterator[None]:
     """Turn what the system refuses inside into a `StorageError` that names ``path``, not a temporary file.
 
     Errors of files that lie elsewhere, such as one that is copied, pass.
@@ -94,7 +94,7 @@ def make_folder(folder: Path) -> None:
     Raises:
         StorageError: naming ``folder``.
     """
-    with told(folder):
+    with errors_naming(folder):
         folder.mkdir(parents=True, exist_ok=True)
 
 

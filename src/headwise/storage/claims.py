@@ -155,7 +155,7 @@ class Claim:
             raise ConfigError(f"{claims[last]} is the last claim that there can be, and is not held: delete it")
         content = json.dumps({**myself(), "token": self._token, "expiry": self.expiry, "since": time.time()})
         try:
-            with atomic.told(path), path.open("xb") as file:
+            with atomic.errors_naming(path), path.open("xb") as file:
                 file.write(content.encode())
         except StorageError as error:
             if error.errno == errno.EEXIST:  # another one was faster

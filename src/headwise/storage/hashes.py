@@ -66,7 +66,7 @@ class Remembered:
     def get(self, name: str, stamp: Sequence[int]) -> tuple[str, bool] | None:
         """The hash that was kept under a name and this stamp, and its flag; None if there is none."""
         match self._rows.get(name):
-            case [*known, str(sha256), bool(flag)] if known == list(stamp) and len(sha256) == 64:
+            case [*kept, str(sha256), bool(flag)] if kept == list(stamp) and len(sha256) == 64:
                 return sha256, flag
         return None
 
@@ -99,8 +99,8 @@ def file_sha256(path: str | Path, cache: Path | None = None) -> str:
         if why := no_file(source):
             raise ConfigError(f"cannot hash {path}: it {why}; a readable file is needed")
         remembered, stamp = Remembered("sha256", source, cache), stamp_of(state)
-        if known := remembered.get(str(source), stamp):
-            return known[0]
+        if kept := remembered.get(str(source), stamp):
+            return kept[0]
         sha256, after = sha256_of(source), stamp_of(source.stat())
     except OSError as error:
         raise ConfigError(f"cannot hash {path}: {error.strerror or error}; a readable file is needed") from error
