@@ -39,21 +39,21 @@ def test_two_phases_built_orthogonal_read_as_orthogonal() -> None:
     second = change("two", lambda site: drawn(1)(site) @ keep)
     for found in between_phases(first, second, OPTIONS):
         for name in ("cosine", "rows"):
-            value = getattr(found.found, name)
+            value = getattr(found.measured, name)
             assert torch.allclose(value, torch.zeros_like(value), atol=1e-5), name
         assert bool((band(found.random.rows).mean > 0.05).all()), "a random one is not"
 
 
 def test_a_second_phase_along_the_first_reads_so() -> None:
     for found in between_phases(change("one", drawn(0)), change("two", lambda s: 0.5 * drawn(0)(s)), OPTIONS):
-        assert torch.allclose(found.found.cosine, torch.ones_like(found.found.cosine), atol=1e-4)
-        assert not band(found.random.rows).holds(found.found.rows).any()
+        assert torch.allclose(found.measured.cosine, torch.ones_like(found.measured.cosine), atol=1e-4)
+        assert not band(found.random.rows).holds(found.measured.rows).any()
 
 
 def test_random_phases_and_heads_fall_in_their_bands() -> None:
     for found in between_phases(change("one", drawn(0)), change("two", drawn(1)), OPTIONS):
         for name in ("cosine", "rows", "columns"):
-            inside = band(getattr(found.random, name)).holds(getattr(found.found, name)).float()
+            inside = band(getattr(found.random, name)).holds(getattr(found.measured, name)).float()
             assert float(inside.mean()) > 0.8, name
     (within,) = heads_of(change("one", drawn(2)), OPTIONS)
     assert float(within.null("shared", "joint").holds(within.heads.shared).float().mean()) > 0.8

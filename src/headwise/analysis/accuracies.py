@@ -42,7 +42,7 @@ def analyse(runs: Sequence[SavedRun], options: Options) -> Analysis:
         raise ConfigError(f"curves draw test accuracies, and none of the {len(results)} runs has one")
     split = settings(results)
     made = tables(results, "curves", published="always")
-    found: dict[str, pd.DataFrame] = {}
+    numbers: dict[str, pd.DataFrame] = {}
     figures: dict[str, Figure] = {}
     said: list[str] = []
     for number, (table, setting) in enumerate(zip(made, split, strict=True), start=1):
@@ -52,9 +52,9 @@ def analyse(runs: Sequence[SavedRun], options: Options) -> Analysis:
         end = f"_{number}" if len(split) > 1 else ""
         with style.styled():
             for name, data, figure in _pictures(table, tested):
-                found[f"{name}{end}"], figures[f"{name}{end}"] = data, figure
+                numbers[f"{name}{end}"], figures[f"{name}{end}"] = data, figure
         said += _sentences(table, tested, f"Setting {number}: " if end else "")
-    return Analysis("curves", "Accuracy over what was varied", found, figures, said)
+    return Analysis("curves", "Accuracy over what was varied", numbers, figures, said)
 
 
 def _pictures(table: Table, setting: Setting) -> Iterator[tuple[str, pd.DataFrame, Figure]]:

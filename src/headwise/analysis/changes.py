@@ -131,7 +131,7 @@ def changes(run: SavedRun, weights: str | Path | None = None) -> list[Change]:
     if not sites:
         raise ConfigError(f"{run.folder}: {run.spec.name} has no projection of several heads to analyse")
     first = before = _weights(net, sites)
-    found: list[Change] = []
+    phases: list[Change] = []
     dense = set(sites)
     for phase, installed in run.install(net):
         installed.merge()
@@ -142,15 +142,15 @@ def changes(run: SavedRun, weights: str | Path | None = None) -> list[Change]:
                 base = {site: _weight(module.module)}
                 before, first = {**before, **base}, {**first, **base}
         after = _weights(net, sites)
-        found.append(Change(phase.label, before, after))
+        phases.append(Change(phase.label, before, after))
         before = after
-    if not any(change.changed for change in found):
-        labels = ", ".join(dict.fromkeys(change.label for change in found))
+    if not any(change.changed for change in phases):
+        labels = ", ".join(dict.fromkeys(change.label for change in phases))
         raise ConfigError(
             f"{run.folder}: {labels} changed no weight of q, k or v, so its heads have no update to analyse; allowed: "
             "runs of methods that update these projections (lora, head_lora, hs_lora, heart_lora, ...)"
         )
-    return found if len(found) == 1 else [*found, Change("all phases", first, before)]
+    return phases if len(phases) == 1 else [*phases, Change("all phases", first, before)]
 
 
 def _weights(net: Backbone, sites: Iterable[Site]) -> dict[Site, Tensor]:

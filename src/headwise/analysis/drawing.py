@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 SIDES = {"left": "left (outputs)", "right": "right (inputs)"}
 
 
-def draw(found: Sequence[Part]) -> dict[str, Figure]:
+def draw(pieces: Sequence[Part]) -> dict[str, Figure]:
     """All of them by name."""
-    wholes = [part for part in found if part.is_whole]
-    heads = [part for part in found if not part.is_whole]
+    wholes = [part for part in pieces if part.is_whole]
+    heads = [part for part in pieces if not part.is_whole]
     with style.styled():
         made = {f"cosines_{w.group.key}": _cosines(w, h) for w, h in zip(wholes, heads, strict=True)}
         return {**made, "layers": _layers(wholes, heads), "ranks": _ranks(wholes, heads), "heads": _heads(heads)}

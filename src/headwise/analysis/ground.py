@@ -80,7 +80,7 @@ class Truth:
 
 
 @dataclass(frozen=True)
-class Found:
+class Examined:
     """One run: its name in the tables, its scores, and what is true."""
 
     name: str
@@ -108,19 +108,19 @@ class Found:
 def analyse(runs: Sequence[SavedRun], options: Options) -> Analysis:
     """Measure every run, and compare scores, runs and what is true."""
     same_network(runs, "responsiveness")
-    found = [_measure(run, name, options) for run, name in zip(runs, names_of(runs), strict=True)]
-    table = pd.concat([heads_table(one) for one in found], ignore_index=True)
+    examined = [_measure(run, name, options) for run, name in zip(runs, names_of(runs), strict=True)]
+    table = pd.concat([heads_table(one) for one in examined], ignore_index=True)
     tables = {
         "heads": table,
-        "agreement": pd.DataFrame([row for one in found for row in against_truth(one, options.seed)]),
-        "between_scores": pd.DataFrame([row for one in found for row in between_scores(one)]),
-        "masks": pd.DataFrame([row for one in found for row in masks(one)]),
+        "agreement": pd.DataFrame([row for one in examined for row in against_truth(one, options.seed)]),
+        "between_scores": pd.DataFrame([row for one in examined for row in between_scores(one)]),
+        "masks": pd.DataFrame([row for one in examined for row in masks(one)]),
     }
-    batches = [row for one in found for row in by_batches(one)]
-    between = [row for pair in itertools.combinations(found, 2) for row in between_runs(*pair, options.seed)]
+    batches = [row for one in examined for row in by_batches(one)]
+    between = [row for pair in itertools.combinations(examined, 2) for row in between_runs(*pair, options.seed)]
     steps = [
         {"run": one.name, "step": step, "head": update.key, "loss": loss, "accuracy": accuracy}
-        for one in found
+        for one in examined
         for step, (update, loss, accuracy) in enumerate(one.steps, 1)
     ]
     tables |= {
@@ -134,105 +134,107 @@ def analyse(runs: Sequence[SavedRun], options: Options) -> Analysis:
         "agreement": agreements(tables["agreement"]),
         "scores": matrix(tables["between_scores"]),
     }
-    for index, one in enumerate(found, 1):
-        name = "patterns" if len(found) == 1 else f"patterns-{index}"
+    for index, one in enumerate(examined, 1):
+        name = "patterns" if len(examined) == 1 else f"patterns-{index}"
         columns = [*TRUTHS, *one.opened.scores]
         figures[name] = maps(table[table["run"] == one.name], columns, f"The same heads by every score: {one.name}")
     title = "Which heads' updates matter, and which score knows"
-    return Analysis("responsiveness", title, tables, figures, sentences(found, tables))
+    return Analysis("responsiveness", title, tables, figures, sentences(examined, tables))
 
 
-def _measure(run: SavedRun, name: str, options: Options) -> Found:
+def _measure(run: SavedRun, name: str, options: Options) -> Examined:
     one = opened(run, options)
     images = images_of(run, one.switches.net, options)
     one.switches.suffix.check(next(iter(images))[0])
     base, without = toggled(one.switches, images, one.switches.updates, one.switches.updates)
     steps = greedy(one.switches, list(images), options.greedy) if options.greedy else []
-    return Found(name, one, Truth.of(base, without), images.split, steps)
+    return Examined(name, one, Truth.of(base, without), images.split, steps)
 
 
-def heads_table(found: Found) -> pd.DataFrame:
+def heads_table(examined: Examined) -> pd.DataFrame:
     """A line per head's update."""
     columns = {
-        **head_columns(found.opened.run, found.name, found.updates),
-        "loss_error": found.truth.loss_error.tolist(),
-        **found.columns(),
-        "split": found.split,
-        "images": found.truth.num_images,
+        **head_columns(examined.opened.run, examined.name, examined.updates),
+        "loss_error": examined.truth.loss_error.tolist(),
+        **examined.columns(),
+        "split": examined.split,
+        "images": examined.truth.num_images,
     }
     return pd.DataFrame(columns)
 
 
-def against_truth(found: Found, seed: int) -> list[dict[str, Any]]:
+def against_truth(examined: Examined, seed: int) -> list[dict[str, Any]]:
     """Every score against both truths, over all heads and within each projection, each beside its null."""
-    columns, projections = found.columns(), np.array([update.site.proj for update in found.updates])
-    sets = {"all": found.live, **{p: found.live & (projections == p) for p in dict.fromkeys(projections)}}
+    columns, projections = examined.columns(), np.array([update.site.proj for update in examined.updates])
+    sets = {"all": examined.live, **{p: examined.live & (projections == p) for p in dict.fromkeys(projections)}}
     rows = []
-    for (part, chosen), truth, score in itertools.product(sets.items(), TRUTHS, found.opened.scores):
+    for (part, chosen), truth, score in itertools.product(sets.items(), TRUTHS, examined.opened.scores):
         count = int(chosen.sum())
         if count < 3 or (len(sets) == 2 and part != "all"):
             continue
         seen = agreement(columns[score][chosen], columns[truth][chosen], max(1, count // 10), NULLS, seed)
-        named = {"run": found.name, "truth": TRUTHS[truth], "projections": part, "score": score}
+        named = {"run": examined.name, "truth": TRUTHS[truth], "projections": part, "score": score}
         rows.append({**named, **vars(seen), "is_chance": seen.is_chance, "draws": NULLS})
     return rows
 
 
-def between_scores(found: Found) -> list[dict[str, Any]]:
+def between_scores(examined: Examined) -> list[dict[str, Any]]:
     """Rank correlation of every pair of scores and truths over all heads."""
-    columns = {name: values[found.live] for name, values in found.columns().items()}
+    columns = {name: values[examined.live] for name, values in examined.columns().items()}
     return [
-        {"run": found.name, "one": one, "other": other, "n": int(found.live.sum()), "spearman": spearman(a, b)}
+        {"run": examined.name, "one": one, "other": other, "n": int(examined.live.sum()), "spearman": spearman(a, b)}
         for (one, a), (other, b) in itertools.product(columns.items(), repeat=2)
     ]
 
 
-def by_batches(found: Found) -> list[dict[str, Any]]:
+def by_batches(examined: Examined) -> list[dict[str, Any]]:
     """Rank correlation of a score of the first batches with that of all."""
     return [
         {
-            "run": found.name,
+            "run": examined.name,
             "score": score,
             "batches": count,
-            "all_images": found.opened.scored_on,
-            "n": int(found.live.sum()),
-            "spearman": spearman(values[found.live], found.opened.scores[score][found.live]),
+            "all_images": examined.opened.scored_on,
+            "n": int(examined.live.sum()),
+            "spearman": spearman(values[examined.live], examined.opened.scores[score][examined.live]),
         }
-        for count, scores in found.opened.by_batches.items()
+        for count, scores in examined.opened.by_batches.items()
         for score, values in scores.items()
     ]
 
 
-def masks(found: Found) -> list[dict[str, Any]]:
+def masks(examined: Examined) -> list[dict[str, Any]]:
     """Which heads a gate would switch off by each score, against those the truth would: half of every layer's."""
-    by_site = _by_site(found, found.truth.loss_rise)
+    by_site = _by_site(examined, examined.truth.loss_rise)
     rows = []
-    for score, scope in itertools.product(found.opened.scores, ("layer", "global")):
+    for score, scope in itertools.product(examined.opened.scores, ("layer", "global")):
         gate = Gate(ratio=0.5, scope=scope)  # type: ignore[arg-type]
-        chosen = heads.choose(gate, _by_site(found, found.opened.scores[score]))
+        chosen = heads.choose(gate, _by_site(examined, examined.opened.scores[score]))
         right = heads.choose(gate, by_site)
         one, other = (torch.cat([masks[site] for site in by_site]).numpy() for masks in (chosen, right))
         jaccard, null = overlap_of_masks(one, other)
         off = int((one == 0).sum())
         rows.append(
-            {"run": found.name, "scope": scope, "score": score, "off": off, "heads": len(one), "jaccard": jaccard}
+            {"run": examined.name, "scope": scope, "score": score, "off": off, "heads": len(one), "jaccard": jaccard}
             | {"jaccard_by_chance": null}
         )
     return rows
 
 
-def _by_site(found: Found, values: Tensor) -> dict[Site, Tensor]:
+def _by_site(examined: Examined, values: Tensor) -> dict[Site, Tensor]:
     """Values of heads, (U,), by projection, (H,); a head without an update has none, 0."""
-    known = dict(zip(found.updates, values.float(), strict=True))
-    sites = list(dict.fromkeys(update.site for update in found.updates))
+    known = dict(zip(examined.updates, values.float(), strict=True))
+    sites = list(dict.fromkeys(update.site for update in examined.updates))
     zero = torch.zeros(())
     return {s: torch.stack([known.get(HeadUpdate(s, head), zero) for head in range(s.num_heads)]) for s in sites}
 
 
-def between_runs(one: Found, other: Found, seed: int) -> list[dict[str, Any]]:
+def between_runs(one: Examined, other: Examined, seed: int) -> list[dict[str, Any]]:
     """Whether two runs agree on which heads matter, by every score and by what is true, and on the heads they gate."""
-    places = [dict(zip(found.updates, range(len(found.updates)), strict=True)) for found in (one, other)]
-    updates = [update for update in places[0] if all(found.opened.switches.live >= {update} for found in (one, other))]
+    places = [dict(zip(examined.updates, range(len(examined.updates)), strict=True)) for examined in (one, other)]
+    updates = [
+        update for update in places[0] if all(examined.opened.switches.live >= {update} for examined in (one, other))
+    ]
     if len(updates) < 3:
         return []
     chosen = [[known[update] for update in updates] for known in places]
@@ -243,7 +245,7 @@ def between_runs(one: Found, other: Found, seed: int) -> list[dict[str, Any]]:
         "differ_in": differing(one.opened.run, other.opened.run),
     }
     named["same_group"] = one.opened.run.task.group == other.opened.run.task.group
-    gates = [recorded_masks(found.opened.run) for found in (one, other)]
+    gates = [recorded_masks(examined.opened.run) for examined in (one, other)]
     jaccard, chance = float("nan"), float("nan")
     if all(gates):
         keys = sorted(gates[0].keys() & gates[1].keys())
@@ -275,11 +277,11 @@ def _flat(spec: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     return flat
 
 
-def sentences(found: Sequence[Found], tables: Mapping[str, pd.DataFrame]) -> list[str]:
+def sentences(examined: Sequence[Examined], tables: Mapping[str, pd.DataFrame]) -> list[str]:
     """What is to be seen, the answer first."""
     lines = []
     rows = tables["agreement"]
-    for one in found:
+    for one in examined:
         own = rows[(rows["run"] == one.name) & (rows["projections"] == "all") & (rows["truth"] == "loss")]
         lines.append(f"{one.name}: {_verdict(own, one)}")
         lines.append(f"{one.name}: {_effect(one)}")
@@ -292,7 +294,7 @@ def sentences(found: Sequence[Found], tables: Mapping[str, pd.DataFrame]) -> lis
     return lines
 
 
-def _verdict(rows: pd.DataFrame, found: Found) -> str:
+def _verdict(rows: pd.DataFrame, examined: Examined) -> str:
     best = rows.loc[rows["spearman"].fillna(-2).idxmax()]
     signs = {row.score: row.spearman for row in rows.itertuples()}
     taylor = rows[rows["score"] == "taylor_neg"].iloc[0]
@@ -304,22 +306,22 @@ def _verdict(rows: pd.DataFrame, found: Found) -> str:
         f"(Spearman {best['spearman']:.2f}, random orders {low:.2f} to {high:.2f}; {best['top']:.0%} of the top "
         f"{int(best['k'])} shared, random {best['top_low']:.0%} to {best['top_high']:.0%}). Taylor's sign that orders "
         f"by use is {right} (Spearman {signs['taylor_neg']:+.2f}); its size alone gives {signs['taylor_abs']:+.2f}. "
-        f"Scores are of {found.opened.scored_on} training images."
+        f"Scores are of {examined.opened.scored_on} training images."
     )
 
 
-def _effect(found: Found) -> str:
-    truth = found.truth
+def _effect(examined: Examined) -> str:
+    truth = examined.truth
     sure = truth.loss_rise.abs() > NO_CHANGE * truth.loss_error
     worse, better = int((sure & (truth.loss_rise > 0)).sum()), int((sure & (truth.loss_rise < 0)).sum())
-    learned = " (images the run was trained on)" if trained_on(found.opened.run, found.split) else ""
-    where = found.opened.switches.words(found.updates[int(truth.loss_rise.argmax())])
-    off = len(found.updates) - int(found.live.sum())
+    learned = " (images the run was trained on)" if trained_on(examined.opened.run, examined.split) else ""
+    where = examined.opened.switches.words(examined.updates[int(truth.loss_rise.argmax())])
+    off = len(examined.updates) - int(examined.live.sum())
     gated = f"; {off} more have none" if off else ""
     return (
-        f"on {truth.num_images} images of {found.split}{learned} (loss {truth.loss:.4f}, accuracy "
+        f"on {truth.num_images} images of {examined.split}{learned} (loss {truth.loss:.4f}, accuracy "
         f"{truth.accuracy:.1f} %) switching one update off raises the loss beyond {NO_CHANGE:g} standard errors for "
-        f"{worse} of {int(found.live.sum())} heads and lowers it for {better}{gated}; the most needed is {where} "
+        f"{worse} of {int(examined.live.sum())} heads and lowers it for {better}{gated}; the most needed is {where} "
         f"({float(truth.loss_rise.max()):+.4f})."
     )
 

@@ -58,24 +58,24 @@ def analyse(runs: Sequence[SavedRun], options: Options) -> Analysis:
                 f"attention shows runs on the same images: {runs[0].folder} is of {runs[0].task.name}, {run.folder} of "
                 f"{run.task.name}; give runs of one task"
             )
-    found: list[Looked] = []
+    looks: list[Looked] = []
     pixels, labels = torch.empty(0), torch.empty(0)
     tokens: dict[str, int] = {}
     names = names_of(runs)
     for run, name in zip(runs, names, strict=True):
         net = run.network(options.weights)
-        if not found:
+        if not looks:
             pixels, labels = _images(run, net, options)
-            found.append(looked(PRETRAINED, net.eval(), pixels, None, tokens))
+            looks.append(looked(PRETRAINED, net.eval(), pixels, None, tokens))
         for _, installed in run.install(net):
             last = installed
         last.merge()
-        found.append(looked(name, net.eval(), pixels, labels, tokens))
-    table = _compare(found)
+        looks.append(looked(name, net.eval(), pixels, labels, tokens))
+    table = _compare(looks)
     shown = min(SHOWN, len(pixels))
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (net.mean, net.std))
     pictures = (pixels[:shown] * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
-    figures = {kind.replace(" ", "_"): compared(found, kind, pictures, labels[:shown]) for kind in found[0].maps}
+    figures = {kind.replace(" ", "_"): compared(looks, kind, pictures, labels[:shown]) for kind in looks[0].maps}
     title = "Where the network looks, before and after tuning"
     return Analysis("attention", title, {"similarity": table}, figures, _sentences(table, options))
 
@@ -131,10 +131,10 @@ def maps_of(blocks: list[Attention], prefix: int) -> dict[str, Tensor]:
     shares = rollout(blocks)
     last = blocks[-1]
     if prefix:
-        found = {"class token": last.weights.mean(1)[:, 0, prefix:], "rollout": shares[:, 0, prefix:]}
+        looks = {"class token": last.weights.mean(1)[:, 0, prefix:], "rollout": shares[:, 0, prefix:]}
     else:
-        found = {"attention received": last.received(), "rollout": shares.mean(1)}
-    return {kind: _square(values, blocks, kind) for kind, values in found.items()}
+        looks = {"attention received": last.received(), "rollout": shares.mean(1)}
+    return {kind: _square(values, blocks, kind) for kind, values in looks.items()}
 
 
 def _square(values: Tensor, blocks: list[Attention], kind: str) -> Tensor:
@@ -147,12 +147,12 @@ def _square(values: Tensor, blocks: list[Attention], kind: str) -> Tensor:
     return whole.view(-1, height, width)
 
 
-def _compare(found: Sequence[Looked]) -> pd.DataFrame:
+def _compare(looks: Sequence[Looked]) -> pd.DataFrame:
     """How alike two networks' maps of an image are, beside maps of two different images (the null)."""
     rows = []
-    for kind in found[0].maps:
-        for index, one in enumerate(found):
-            for other in found[index + 1 :]:
+    for kind in looks[0].maps:
+        for index, one in enumerate(looks):
+            for other in looks[index + 1 :]:
                 a, b = (seen.maps[kind].flatten(1).numpy() for seen in (one, other))
                 same = [spearman(x, y) for x, y in zip(a, b, strict=True)]
                 apart = [spearman(x, y) for x, y in zip(a, np.roll(b, 1, axis=0), strict=True)] if len(a) > 1 else []
@@ -173,17 +173,17 @@ def _compare(found: Sequence[Looked]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def compared(found: Sequence[Looked], kind: str, pictures: NDArray[Any], labels: Tensor) -> Figure:
+def compared(looks: Sequence[Looked], kind: str, pictures: NDArray[Any], labels: Tensor) -> Figure:
     """A row per image: the image, then every network's map over it, on one scale per image."""
     count = len(pictures)
     with styled():
-        made, axes = figure(count, len(found) + 1, size=(1.75 * (len(found) + 1) + 0.4, 1.72 * count + 0.7))
+        made, axes = figure(count, len(looks) + 1, size=(1.75 * (len(looks) + 1) + 0.4, 1.72 * count + 0.7))
         for row in range(count):
-            maps = [seen.maps[kind][row].numpy() for seen in found]
+            maps = [seen.maps[kind][row].numpy() for seen in looks]
             high = max(float(values.max()) for values in maps)
             axes[row, 0].imshow(pictures[row])
             axes[row, 0].set_ylabel(f"class {int(labels[row])}")
-            for axis, seen, values in zip(axes[row, 1:], found, maps, strict=True):
+            for axis, seen, values in zip(axes[row, 1:], looks, maps, strict=True):
                 axis.imshow(pictures[row].mean(-1), cmap="gray", vmin=0, vmax=1)
                 side = pictures.shape[1] - 0.5
                 extent = (-0.5, side, side, -0.5)

@@ -77,15 +77,15 @@ class Carried:
 def analyse(runs: Sequence[SavedRun], options: Options) -> Analysis:
     """Measure every head's update of every run alone, then all of them in three orders."""
     same_network(runs, "heads")
-    found = [_measure(run, name, options) for run, name in zip(runs, names_of(runs), strict=True)]
-    table = pd.concat([_alone(one, run) for one, run in zip(found, runs, strict=True)], ignore_index=True)
-    tables = {"alone": table, "curves": pd.concat([_curves(one) for one in found], ignore_index=True)}
+    heads = [_measure(run, name, options) for run, name in zip(runs, names_of(runs), strict=True)]
+    table = pd.concat([_alone(one, run) for one, run in zip(heads, runs, strict=True)], ignore_index=True)
+    tables = {"alone": table, "curves": pd.concat([_curves(one) for one in heads], ignore_index=True)}
     figures = {
-        "curves": curves(found),
+        "curves": curves(heads),
         "alone": maps(table, ["gain"], "Accuracy that one head's update adds alone, all others off (points)"),
     }
     title = "How much of what was learned lies in few heads"
-    return Analysis("heads", title, tables, figures, [line for one in found for line in _sentences(one, options)])
+    return Analysis("heads", title, tables, figures, [line for one in heads for line in _sentences(one, options)])
 
 
 def _measure(run: SavedRun, name: str, options: Options) -> Carried:
@@ -127,40 +127,40 @@ def counted(total: int) -> list[int]:
     return [0, *steps.tolist()]
 
 
-def _alone(found: Carried, run: SavedRun) -> pd.DataFrame:
-    gain = found.alone.accuracy - found.none.accuracy
-    saved = found.none.mean_loss - found.alone.mean_loss
+def _alone(heads: Carried, run: SavedRun) -> pd.DataFrame:
+    gain = heads.alone.accuracy - heads.none.accuracy
+    saved = heads.none.mean_loss - heads.alone.mean_loss
     return pd.DataFrame(
         {
-            **head_columns(run, found.name, found.updates),
+            **head_columns(run, heads.name, heads.updates),
             "gain": gain.tolist(),
             "loss_saved": saved.tolist(),
-            "images": found.alone.loss.shape[-1],
+            "images": heads.alone.loss.shape[-1],
         }
     )
 
 
-def _curves(found: Carried) -> pd.DataFrame:
+def _curves(heads: Carried) -> pd.DataFrame:
     return pd.DataFrame(
         {
-            "run": found.name,
-            "heads_on": found.counts,
-            "share_on": [count / found.counts[-1] for count in found.counts],
-            "best_first": found.best,
-            "worst_first": found.worst,
-            **{f"random_{end}": values.numpy() for end, values in found.band._asdict().items()},
-            "orders": len(found.random),
+            "run": heads.name,
+            "heads_on": heads.counts,
+            "share_on": [count / heads.counts[-1] for count in heads.counts],
+            "best_first": heads.best,
+            "worst_first": heads.worst,
+            **{f"random_{end}": values.numpy() for end, values in heads.band._asdict().items()},
+            "orders": len(heads.random),
         }
     )
 
 
-def curves(found: Sequence[Carried]) -> Figure:
+def curves(heads: Sequence[Carried]) -> Figure:
     """A panel per run: accuracy by the share of heads' updates that are on, in three orders."""
-    beside = min(len(found), 3)
-    lines = -(-len(found) // beside)
+    beside = min(len(heads), 3)
+    lines = -(-len(heads) // beside)
     with styled():
         made, axes = figure(lines, beside, size=(max(4.6, 3.3 * beside), 2.9 * lines + 0.9), sharey=True)
-        for axis, one in zip(axes.flat, found, strict=False):
+        for axis, one in zip(axes.flat, heads, strict=False):
             share = np.array(one.counts) / one.counts[-1] * 100
             mean, low, high = (end.numpy() for end in one.band)
             axis.fill_between(share, low, high, color=NULL, alpha=0.3, linewidth=0)
@@ -170,7 +170,7 @@ def curves(found: Sequence[Carried]) -> Figure:
             axis.set_title(one.name)
             axis.set_xlabel(f"heads' updates that are on (% of {one.counts[-1]})")
             axis.grid(axis="y")
-        for axis in axes.flat[len(found) :]:
+        for axis in axes.flat[len(heads) :]:
             axis.set_axis_off()
         for axis in axes[:, 0]:
             axis.set_ylabel("accuracy (%)")
@@ -180,19 +180,19 @@ def curves(found: Sequence[Carried]) -> Figure:
     return made
 
 
-def _sentences(found: Carried, options: Options) -> list[str]:
-    total, last = found.counts[-1], float(found.best[-1])
-    random = [found.needed(row) for row in found.random]
-    gain = float(found.alone.accuracy.max() - found.none.accuracy)
+def _sentences(heads: Carried, options: Options) -> list[str]:
+    total, last = heads.counts[-1], float(heads.best[-1])
+    random = [heads.needed(row) for row in heads.random]
+    gain = float(heads.alone.accuracy.max() - heads.none.accuracy)
     lines = [
-        f"{found.name}: with no head's update on (classifier and all else as trained) accuracy is "
-        f"{float(found.none.accuracy):.1f} %, with all {total} it is {last:.1f} % "
-        f"({found.alone.loss.shape[-1]} images of {options.split}).",
-        f"{found.name}: the best single update, {found.first}, adds "
-        f"{gain:+.1f} points alone. Best first, {found.needed(found.best)} of {total} updates give {SHARE:.0%} of the "
-        f"whole gain; worst first {found.needed(found.worst)}; {len(random)} random orders {np.mean(random):.0f} on "
+        f"{heads.name}: with no head's update on (classifier and all else as trained) accuracy is "
+        f"{float(heads.none.accuracy):.1f} %, with all {total} it is {last:.1f} % "
+        f"({heads.alone.loss.shape[-1]} images of {options.split}).",
+        f"{heads.name}: the best single update, {heads.first}, adds "
+        f"{gain:+.1f} points alone. Best first, {heads.needed(heads.best)} of {total} updates give {SHARE:.0%} of the "
+        f"whole gain; worst first {heads.needed(heads.worst)}; {len(random)} random orders {np.mean(random):.0f} on "
         f"average, {min(random)} to {max(random)}.",
     ]
-    if last <= float(found.best[0]):
-        lines.append(f"{found.name}: all updates together gain nothing on these images: nothing to share out.")
+    if last <= float(heads.best[0]):
+        lines.append(f"{heads.name}: all updates together gain nothing on these images: nothing to share out.")
     return lines

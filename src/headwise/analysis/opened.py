@@ -132,16 +132,16 @@ def opened(run: SavedRun, options: Options) -> Opened:
     batches = list(images)
     counts = [1 << power for power in range(len(batches).bit_length()) if 1 << power < len(batches)]
     gated = _gated(run, net, last)
-    found = {count: _of_gates(gated, net, batches[:count]) for count in (*counts, len(batches))} if gated else {}
+    by_count = {count: _of_gates(gated, net, batches[:count]) for count in (*counts, len(batches))} if gated else {}
     last.merge()
     switches = Switches(net, before)
     if not gated:
-        found = {count: of_weights(switches, batches[:count]) for count in (*counts, len(batches))}
+        by_count = {count: of_weights(switches, batches[:count]) for count in (*counts, len(batches))}
     sizes = torch.stack([switches.difference(*update).norm() for update in switches.updates])
     live = torch.tensor([update in switches.live for update in switches.updates])
     known = {
         count: {**{name: rows * live for name, rows in _in_order(scores, switches.updates).items()}, UPDATE: sizes}
-        for count, scores in found.items()
+        for count, scores in by_count.items()
     }
     whole = known.pop(len(batches))
     return Opened(run, switches, whole, known, len(images))
@@ -238,17 +238,17 @@ def of_weights(switches: Switches, batches: Iterable[Batch]) -> Scores:
 
 def _parameters(net: Backbone, site: Site) -> list[Tensor]:
     module = net.linear(site)
-    return [module.get_parameter(name) for name, found in module.named_parameters(recurse=False) if found is not None]
+    return [module.get_parameter(name) for name, _ in module.named_parameters(recurse=False)]
 
 
 def _scores(evidence: Mapping[Site, Evidence]) -> Scores:
-    found: dict[HeadUpdate, dict[str, float]] = {}
+    scores: dict[HeadUpdate, dict[str, float]] = {}
     for site, seen in evidence.items():
         names = [name for name in SCORES if name != "grad_l2" or seen.grad is not None]
         rows = {name: heads.responsiveness(seen, name).tolist() for name in names}
         for head in range(site.num_heads):
-            found[HeadUpdate(site, head)] = {name: values[head] for name, values in rows.items()}
-    return found
+            scores[HeadUpdate(site, head)] = {name: values[head] for name, values in rows.items()}
+    return scores
 
 
 def _in_order(scores: Mapping[HeadUpdate, Mapping[str, float]], updates: Sequence[HeadUpdate]) -> dict[str, Tensor]:

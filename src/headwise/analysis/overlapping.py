@@ -59,14 +59,14 @@ class Across:
 
     Attributes:
         labels: of the two phases. group: which projection of which layers. is_whole: or by head.
-        found: what was measured.
+        measured: energies and cosine.
         random: the same with a random second update, (N, L, ...).
     """
 
     labels: tuple[str, str]
     group: Group
     is_whole: bool
-    found: Between
+    measured: Between
     random: Between
 
 
@@ -119,11 +119,11 @@ def heads_of(change: Change, options: Options) -> Iterator[Within]:
         for kind in BESIDE:
             generator = torch.Generator().manual_seed(options.seed)
             shape = cut.shape[-2:] if kind == "apart" else update.shape[-2:]
-            found = []
+            draws = []
             for _ in range(options.draws):
                 left, right = random_factors(values[kind], shape, generator)
-                found.append(between_heads(_turned(left, right) if kind == "apart" else by_head(left, num_heads)))
-            drawn[kind] = Heads(*(torch.stack(parts) for parts in zip(*found, strict=True)))
+                draws.append(between_heads(_turned(left, right) if kind == "apart" else by_head(left, num_heads)))
+            drawn[kind] = Heads(*(torch.stack(parts) for parts in zip(*draws, strict=True)))
         yield Within(change.label, group, between_heads(cut), drawn)
 
 
@@ -160,9 +160,9 @@ def _ends(name: str, null: Band, place: tuple[int, ...]) -> dict[str, float]:
     return {f"{name}_random_{end}": float(getattr(null, end)[place]) for end in Band._fields}
 
 
-def _heads_table(found: Sequence[tuple[str, Within]]) -> pd.DataFrame:
+def _heads_table(entries: Sequence[tuple[str, Within]]) -> pd.DataFrame:
     lines: list[dict[str, Any]] = []
-    for run, one in found:
+    for run, one in entries:
         nulls = {(name, kind): one.null(name, kind) for name in SHARES for kind in BESIDE}
         for place in np.ndindex(tuple(one.heads.shared.shape)):
             line: dict[str, Any] = {"run": run, "phase": one.label, **one.group.named(place[0]), "head": place[1]}
@@ -174,9 +174,9 @@ def _heads_table(found: Sequence[tuple[str, Within]]) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def _pairs_table(found: Sequence[tuple[str, Within]]) -> pd.DataFrame:
+def _pairs_table(entries: Sequence[tuple[str, Within]]) -> pd.DataFrame:
     lines: list[dict[str, Any]] = []
-    for run, one in found:
+    for run, one in entries:
         nulls = {kind: one.null("overlap", kind) for kind in BESIDE}
         for layer, head, other in np.ndindex(tuple(one.heads.overlap.shape)):
             if head < other:
@@ -189,15 +189,15 @@ def _pairs_table(found: Sequence[tuple[str, Within]]) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def _phases_table(found: Sequence[tuple[str, Across]]) -> pd.DataFrame:
+def _phases_table(entries: Sequence[tuple[str, Across]]) -> pd.DataFrame:
     lines: list[dict[str, Any]] = []
-    for run, one in found:
+    for run, one in entries:
         nulls = {name: band(getattr(one.random, name)) for name in AGAINST}
-        for place in np.ndindex(tuple(one.found.cosine.shape)):
+        for place in np.ndindex(tuple(one.measured.cosine.shape)):
             line: dict[str, Any] = {"run": run, "first": one.labels[0], "second": one.labels[1]}
             line |= {**one.group.named(place[0]), "head": "whole" if one.is_whole else str(place[1])}
             for name, null in nulls.items():
-                line[name] = float(getattr(one.found, name)[place])
+                line[name] = float(getattr(one.measured, name)[place])
                 line |= _ends(name, null, place)
             lines.append(line)
     return pd.DataFrame(lines)
@@ -228,7 +228,7 @@ def _said_across(run: str, one: Across, with_run: bool) -> str:
     parts = [
         f"{said} {float(value):.3f}, random {_said(value, band(_mean(getattr(one.random, name), 1)))}"
         for name, said in AGAINST.items()
-        for value in [_mean(getattr(one.found, name), 0)]
+        for value in [_mean(getattr(one.measured, name), 0)]
     ]
     what = "whole matrices" if one.is_whole else "each head"
     return (
@@ -237,11 +237,11 @@ def _said_across(run: str, one: Across, with_run: bool) -> str:
     )
 
 
-def _pairs(run: str, found: Sequence[Within]) -> Figure:
+def _pairs(run: str, entries: Sequence[Within]) -> Figure:
     """Overlap of each pair of heads, mean of the layers: measured, and both kinds of random."""
-    figure, axes = style.figure(len(found), 3, size=(9.6, 0.9 + 2.7 * len(found)))
+    figure, axes = style.figure(len(entries), 3, size=(9.6, 0.9 + 2.7 * len(entries)))
     image: Any = None
-    for row, one in zip(axes, found, strict=True):
+    for row, one in zip(axes, entries, strict=True):
         shown = [("measured", one.heads.overlap.nanmean(0))]
         shown += [(f"random, {kind}", one.random[kind].overlap.flatten(0, 1).nanmean(0)) for kind in BESIDE]
         for axis, (said, values) in zip(row, shown, strict=True):
@@ -256,10 +256,10 @@ def _pairs(run: str, found: Sequence[Within]) -> Figure:
     return figure
 
 
-def _shares(run: str, found: Sequence[Within]) -> Figure:
+def _shares(run: str, entries: Sequence[Within]) -> Figure:
     """Energy that heads share, and that is each one's own, layer by layer."""
-    figure, axes = style.figure(len(found), 2, size=(9.6, 1.1 + 2.4 * len(found)), sharey=True)
-    for row, one in zip(axes, found, strict=True):
+    figure, axes = style.figure(len(entries), 2, size=(9.6, 1.1 + 2.4 * len(entries)), sharey=True)
+    for row, one in zip(axes, entries, strict=True):
         for axis, (name, said) in zip(row, SHARES.items(), strict=True):
             x = range(len(one.group.layers))
             for number, kind in enumerate(BESIDE, start=1):
@@ -276,14 +276,14 @@ def _shares(run: str, found: Sequence[Within]) -> Figure:
     return figure
 
 
-def _phases(run: str, found: Sequence[Across]) -> Figure:
+def _phases(run: str, entries: Sequence[Across]) -> Figure:
     """How much of the second phase lies where the first did, layer by layer."""
-    figure, axes = style.figure(len(found), 3, size=(11.0, 1.1 + 2.3 * len(found)))
-    for row, one in zip(axes, found, strict=True):
+    figure, axes = style.figure(len(entries), 3, size=(11.0, 1.1 + 2.3 * len(entries)))
+    for row, one in zip(axes, entries, strict=True):
         for axis, (name, said) in zip(row, AGAINST.items(), strict=True):
             x = range(len(one.group.layers))
             style.banded(axis, x, None, band(_mean(getattr(one.random, name), 2)), 1, "random second phase (95 %)")
-            style.banded(axis, x, _mean(getattr(one.found, name), 1), None, 0, "measured")
+            style.banded(axis, x, _mean(getattr(one.measured, name), 1), None, 0, "measured")
             axis.set_xticks(x, one.group.layers)
             axis.set_title(f"{one.group.name}, {'whole' if one.is_whole else 'heads'}: {said}")
             axis.set_xlabel("layer")
@@ -297,5 +297,5 @@ def _phases(run: str, found: Sequence[Across]) -> Figure:
         row[1].set_ylabel("share of energy")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2)
-    figure.suptitle(f"{found[0].labels[1]} after {found[0].labels[0]}: is the second orthogonal? ({run})")
+    figure.suptitle(f"{entries[0].labels[1]} after {entries[0].labels[0]}: is the second orthogonal? ({run})")
     return figure

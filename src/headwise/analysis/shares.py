@@ -104,9 +104,9 @@ def between(first: Spaces, second: Tensor) -> Between:
     size = second.double().norm(dim=(-2, -1), keepdim=True)
     unit = second.double() / size.clamp(min=_TINY)
     is_there = (size[..., 0, 0] > _TINY) & (first.unit.norm(dim=(-2, -1)) > 0.5)
-    found = (
+    shares = (
         (first.unit * unit).sum((-2, -1)),
         (unit @ first.rows).square().sum((-2, -1)),
         (first.columns.mT @ unit).square().sum((-2, -1)),
     )
-    return Between(*(value.where(is_there, torch.nan) for value in found))
+    return Between(*(value.where(is_there, torch.nan) for value in shares))

@@ -86,14 +86,14 @@ def analyse(runs: Sequence[SavedRun], options: Options) -> Analysis:
     if len(runs) != 1:
         raise ConfigError(f"subspaces looks at one run, got {len(runs)}; give one folder")
     change = changes(runs[0], options.weights)[-1]
-    found = list(parts(change, options.draws, options.seed))
+    pieces = list(parts(change, options.draws, options.seed))
     key = runs[0].result.key
     return Analysis(
         "subspaces",
         f"Singular directions before and after {key.method} on {key.dataset} ({change.label})",
-        {"matrices": _matrices(found), "overlap_by_rank": _by_rank(found)},
-        draw(found),
-        [sentence for part in found for sentence in _sentences(part)] + [_explained(found)],
+        {"matrices": _matrices(pieces), "overlap_by_rank": _by_rank(pieces)},
+        draw(pieces),
+        [sentence for part in pieces for sentence in _sentences(part)] + [_explained(pieces)],
     )
 
 
@@ -123,8 +123,8 @@ def _part(
     values = whole_values if is_whole else spectrum(cut(update))
     first = singular(cut(before))
     tuned = singular(cut(before + update))
-    found = {**_sizes(cut(update), values, cut(before)), **_sides(first, tuned, leading)}
-    collected: dict[str, list[Tensor]] = {name: [] for name in found}
+    values_by_name = {**_sizes(cut(update), values, cut(before)), **_sides(first, tuned, leading)}
+    collected: dict[str, list[Tensor]] = {name: [] for name in values_by_name}
     examples: list[Singular] = []
     for _ in range(min(draws, WHOLE_DRAWS) if is_whole else draws):
         turned = singular(cut(before) + random_like(values, cut(update).shape[-2:], generator))
@@ -137,7 +137,7 @@ def _part(
         for name, value in drawn.items():
             collected[name].append(value)
         examples += [] if examples else [_one(turned, shown)]
-    measures = {name: Measured(value, torch.stack(collected[name])) for name, value in found.items()}
+    measures = {name: Measured(value, torch.stack(collected[name])) for name, value in values_by_name.items()}
     return Part(
         group,
         is_whole,
@@ -150,8 +150,8 @@ def _part(
     )
 
 
-def _one(found: Singular, layer: int) -> Singular:
-    return Singular(*(tensor[layer] for tensor in found))
+def _one(layers: Singular, layer: int) -> Singular:
+    return Singular(*(tensor[layer] for tensor in layers))
 
 
 def _sizes(update: Tensor, values: Tensor, before: Tensor) -> dict[str, Tensor]:
@@ -177,11 +177,11 @@ def _rows(part: Part) -> Iterator[tuple[dict[str, Any], tuple[int, ...]]]:
                 yield {**part.group.named(layer), "head": str(head)}, (layer, head)
 
 
-def _matrices(found: Sequence[Part]) -> pd.DataFrame:
+def _matrices(pieces: Sequence[Part]) -> pd.DataFrame:
     """A line per matrix: each measure of it, and its null."""
     names = ("size", "relative", "effective_rank", "left_match", "right_match")
     lines = []
-    for part in found:
+    for part in pieces:
         nulls = {name: part.measures[name].null for name in names}
         for named, place in _rows(part):
             line = {**named, "draws": len(part.measures["size"].draws)}
@@ -192,10 +192,10 @@ def _matrices(found: Sequence[Part]) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def _by_rank(found: Sequence[Part]) -> pd.DataFrame:
+def _by_rank(pieces: Sequence[Part]) -> pd.DataFrame:
     """A line per matrix, side and rank."""
     lines = []
-    for part in found:
+    for part in pieces:
         nulls = {side: part.measures[f"{side}_overlap"].null for side in SIDES}
         wide = {side: part.measures[f"{side}_angle"].null for side in SIDES}
         for named, place in _rows(part):
@@ -245,9 +245,9 @@ def _sentences(part: Part) -> list[str]:
     return said
 
 
-def _explained(found: Sequence[Part]) -> str:
-    draws = " and ".join(str(number) for number in sorted({len(part.measures["size"].draws) for part in found}))
-    leading = ", ".join(str(number) for number in sorted({part.ranks[-1] for part in found}))
+def _explained(pieces: Sequence[Part]) -> str:
+    draws = " and ".join(str(number) for number in sorted({len(part.measures["size"].draws) for part in pieces}))
+    leading = ", ".join(str(number) for number in sorted({part.ranks[-1] for part in pieces}))
     return (
         f"Leading vectors are as many as a head has rows ({leading}). Bands hold 95 % of further random updates of the "
         f"same size and spectrum (n = {draws} draws of whole matrices and of heads): one number in twenty lies outside "

@@ -215,7 +215,7 @@ def cumulative(
         Of each count, (counts, N).
     """
     start = switches.is_on
-    found = []
+    outcomes = []
     try:
         for images, labels in batches:
             switches.set(order[: counts[0]])
@@ -228,10 +228,10 @@ def cumulative(
                         inputs[at + 1] = switches.suffix.resume(at, inputs[at], at + 1)
                     logits = switches.suffix.resume(len(inputs) - 1, inputs[-1])
                 rows.append(_judge(logits, labels))
-            found.append(tuple(torch.stack(part) for part in zip(*rows, strict=True)))
+            outcomes.append(tuple(torch.stack(part) for part in zip(*rows, strict=True)))
     finally:
         switches.set(start)
-    return _joined(found)
+    return _joined(outcomes)
 
 
 def greedy(switches: Switches, batches: Sequence[Batch], steps: int) -> list[tuple[HeadUpdate, float, float]]:
@@ -240,12 +240,12 @@ def greedy(switches: Switches, batches: Sequence[Batch], steps: int) -> list[tup
     Returns:
         Of every step the update, and mean loss and accuracy, percent, of what is left.
     """
-    on, found = [update for update in switches.updates if update in switches.live], []
+    on, taken = [update for update in switches.updates if update in switches.live], []
     for _ in range(min(steps, len(on))):
         _, without = toggled(switches, batches, on, on)
         best = int(without.mean_loss.argmin())
-        found.append((on.pop(best), float(without.mean_loss[best]), float(without.accuracy[best])))
-    return found
+        taken.append((on.pop(best), float(without.mean_loss[best]), float(without.accuracy[best])))
+    return taken
 
 
 def _judge(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
