@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
@@ -19,7 +21,12 @@ from headwise.analysis.drawing import draw
 from headwise.analysis.kinds import Options
 from headwise.analysis.overlapping import between_phases, heads_of
 from headwise.analysis.singular import parts
+from headwise.results import provenance
+from headwise.storage import atomic
 from headwise.updates.sites import Site
+
+SECONDS = 60.0
+"""At most, of everything together, two cores."""
 
 
 def made_up(blocks: int, width: int, heads: int, targets: str) -> list[Change]:
@@ -36,11 +43,12 @@ def made_up(blocks: int, width: int, heads: int, targets: str) -> list[Change]:
 
 
 @contextlib.contextmanager
-def timed(what: str) -> Iterator[None]:
-    """Print how long the block takes, on the clock and of all cores together."""
+def timed(what: str, times: dict[str, dict[str, float]]) -> Iterator[None]:
+    """Print and keep how long the block takes, on the clock and of all cores together."""
     clock, cores = time.perf_counter(), time.process_time()
     yield
-    print(f"{what}: {time.perf_counter() - clock:.1f} s, {time.process_time() - cores:.1f} s of cores", flush=True)
+    times[what] = {"wall": time.perf_counter() - clock, "cpu": time.process_time() - cores}
+    print(f"{what}: {times[what]['wall']:.1f} s, {times[what]['cpu']:.1f} s of cores", flush=True)
 
 
 def main() -> int:
@@ -49,20 +57,33 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2, help="compute threads (2)")
     parser.add_argument("--targets", default="qkv", help="projections that were updated (qkv)")
     parser.add_argument("--draws", type=int, default=Options.draws, help=f"random updates a null ({Options.draws})")
+    parser.add_argument("--json", type=Path, help="also write the times")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     first, second, both = made_up(12, 768, 12, options.targets)
     told = Options(draws=options.draws)
-    with timed("subspaces, numbers"):
-        found = list(parts(both, options.draws, 0))
-    with timed("subspaces, pictures"):
-        draw(found)
-    with timed("overlap, heads"):
+    times: dict[str, dict[str, float]] = {}
+    with timed("subspaces, numbers", times):
+        pieces = list(parts(both, options.draws, 0))
+    with timed("subspaces, pictures", times):
+        draw(pieces)
+    with timed("overlap, heads", times):
         for change in (first, second):
             list(heads_of(change, told))
-    with timed("overlap, phases"):
+    with timed("overlap, phases", times):
         list(between_phases(first, second, told))
-    return 0
+    total = sum(spent["wall"] for spent in times.values())
+    print(f"together: {total:.1f} s; bound: {SECONDS:.0f} s")
+    if options.json:
+        record = {
+            "machine": provenance.machine("cpu", options.threads),
+            "versions": provenance.versions(("torch", "numpy", "scipy", "matplotlib")),
+            "run": f"ViT-B/16, {options.targets}, two phases, {options.draws} draws",
+            "seconds": times,
+            "bound": SECONDS,
+        }
+        atomic.write_text(options.json, json.dumps(record, indent=1) + "\n")
+    return 0 if total <= SECONDS else 1
 
 
 if __name__ == "__main__":

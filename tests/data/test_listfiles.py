@@ -47,7 +47,7 @@ def test_malformed_lists(tmp_path: Path, text: str, message: str) -> None:
 
 
 def test_unreadable_lists(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"test\.txt: cannot be read \(No such file"):
+    with pytest.raises(DataError, match=r"test\.txt: does not exist; a list file is needed"):
         read_list(tmp_path / "test.txt", 3)
     (tmp_path / "test.txt").write_bytes(b"a.jpg 0\n\xff\xfe 1\n")
     with pytest.raises(DataError, match=r"test\.txt: is not UTF-8 text .*byte 8"):

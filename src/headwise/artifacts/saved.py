@@ -151,7 +151,8 @@ class SavedRun:
         try:
             actual = weights_content(dataclasses.asdict(spec))
         except WeightsError as error:
-            raise WeightsError(f"{wanted}; {error}") from None
+            why = str(error).rpartition("; ")[0] or error  # the way out is another here
+            raise WeightsError(f"{wanted}; {why}: name the file with weights=FILE") from None
         if actual != expected:
             raise WeightsError(f"{wanted}; {spec.weights!r} is {actual}: name the right file with weights=FILE")
         net = spec.build()

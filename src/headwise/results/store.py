@@ -254,9 +254,8 @@ class ResultStore:
 
     def _rows(self) -> list[str]:
         """Lines of the index as they are, but for blank ones; none where there is no file."""
-        file = self.root / "index.jsonl"
-        with contextlib.suppress(OSError):
-            if plain.no_file(file) is None:
+        if plain.no_file(file := self.root / "index.jsonl") is None:
+            with contextlib.suppress(OSError):
                 return [row for row in file.read_text(encoding="utf-8", errors="replace").split("\n") if row.strip()]
         return []
 
