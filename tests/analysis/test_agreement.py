@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from headwise.analysis.agreement import agreement, overlap_of_masks, shared, spearman
+from headwise.analysis.agreement import agreement, best_of, jaccard, jaccard_by_chance, shared, spearman
 from headwise.errors import ConfigError
 
 TRUTH = np.random.default_rng(0).normal(size=144)
@@ -32,8 +32,8 @@ def test_a_random_score_falls_into_its_band():
 def test_a_score_that_does_not_vary_says_nothing():
     for score, truth in ((np.ones(20), TRUTH[:20]), (TRUTH[:20], np.ones(20))):
         found = agreement(score, truth, k=3, draws=10, seed=0)
-        assert np.isnan(found.spearman)
-        assert found.is_chance
+        assert np.isnan(found.spearman) and np.isnan(found.top)
+        assert found.is_chance is None
 
 
 def test_the_largest():
@@ -42,14 +42,37 @@ def test_the_largest():
     assert spearman([1, 2, 3, 4], [1, 3, 2, 4]) == pytest.approx(0.8)
 
 
+def test_equal_values_share_the_last_places():
+    assert shared([0, 0, 0, 9], [9, 0, 0, 0], 2) == pytest.approx(2 * (1 / 3) / 2 + 2 * (1 / 9) / 2)
+    random = np.random.default_rng(0)
+    truth, few = random.normal(size=60), random.integers(0, 2, size=60)
+    drawn = [shared(few + 1e-6 * random.normal(size=60), truth, 6) for _ in range(4000)]
+    assert shared(few, truth, 6) == pytest.approx(np.mean(drawn), abs=0.01)
+
+
+def test_the_best_of_several_random_orders():
+    random = np.random.default_rng(0)
+    best = [max(spearman(random.permutation(60), np.arange(60)) for _ in range(6)) for _ in range(400)]
+    assert np.mean(np.array(best) < best_of(6, 60)) == pytest.approx(0.975, abs=0.02)
+
+
 def test_masks_and_their_null():
-    mask = np.array([0, 0, 1, 1])
-    assert overlap_of_masks(mask, mask)[0] == 1.0
-    both, null = overlap_of_masks(mask, 1 - mask)
-    assert both == 0.0
+    mask = {"q": np.array([[0, 0, 1, 1], [1, 0, 0, 1]])}
+    other = {"q": 1 - mask["q"]}
+    assert jaccard(mask, mask) == 1.0 and jaccard(mask, other) == 0.0
+    assert np.isnan(jaccard({"q": np.ones((2, 4))}, {"q": np.ones((2, 4))}))
+    layer = {"q": np.array([[0, 0, 1, 1]])}
+    mean, low, high = jaccard_by_chance(layer, layer, 4000, 0)
     # of C(4, 2) = 6 choices 1 shares none, 4 share one of three, 1 shares both
-    assert null == pytest.approx((4 * (1 / 3) + 1) / 6)
-    assert np.isnan(overlap_of_masks(np.ones(4), np.ones(4))[0])
+    assert mean == pytest.approx((4 * (1 / 3) + 1) / 6, abs=0.02)
+    assert (low, high) == (0.0, 1.0)
+
+
+def test_one_mask_for_all_layers_varies_more_than_one_for_each():
+    alike = {"q": np.tile([0, 0, 0, 1, 1, 1], (12, 1))}
+    apart = {"q": np.stack([np.roll([0, 0, 0, 1, 1, 1], layer) for layer in range(12)])}
+    (_, low, high), (_, near, far) = (jaccard_by_chance(masks, masks, 500, 0) for masks in (alike, apart))
+    assert high - low > 2 * (far - near)
 
 
 @pytest.mark.parametrize("score, k", [([1.0, 2.0], 1), ([1.0, 2.0, 3.0, 4.0], 2), ([1.0, 2.0, 3.0], 4)])

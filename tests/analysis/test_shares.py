@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from headwise.analysis.directions import random_like
-from headwise.analysis.shares import between, between_heads, spanned
+from headwise.analysis.directions import random_factors, random_like, spaces
+from headwise.analysis.shares import between, between_factors, between_heads, spanned
 
 HEADS, ROWS, WIDTH, RANK = 4, 6, 24, 2
 
@@ -89,3 +89,20 @@ def test_orthogonal_updates_read_as_orthogonal_and_equal_ones_as_equal() -> None
         between(spanned(torch.zeros(ROWS, WIDTH)), first).rows.isnan()
         and between(spanned(first), first * 0).rows.isnan()
     )
+
+
+def test_factors_are_compared_as_what_they_make() -> None:
+    generator = torch.Generator().manual_seed(0)
+    first = spanned(random_like(torch.tensor([[0.5, 0.2]] * 3), (12, 20), generator))
+    left, right = random_factors(torch.tensor([[0.3, 0.2, 0.1]] * 3), (12, 20), generator)
+    for one, other in zip(between(first, left @ right.mT), between_factors(first, left, right), strict=True):
+        assert torch.allclose(one, other, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(12, 5), (5, 12), (4, 40), (40, 4)])
+def test_row_spaces_of_any_shape(shape: tuple[int, int]) -> None:
+    weights = random_like(torch.tensor([[1.0, 0.3]] * 2), shape, torch.Generator().manual_seed(1))
+    bases = spaces(weights)
+    assert bases.shape == (2, shape[1], 2)
+    assert torch.allclose(weights @ bases @ bases.mT, weights, atol=1e-5)
+    assert torch.allclose(bases.mT @ bases, torch.eye(2).expand(2, 2, 2), atol=1e-5)

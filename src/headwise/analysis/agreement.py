@@ -6,6 +6,7 @@ Legend: n things, D draws.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +29,7 @@ class Agreement:
         n: things that are ordered.
         spearman: rank correlation; NaN where one of the two does not vary.
         low, high: ends of the band of a random order's; NaN where the truth does not vary.
-        top: share of the k largest of one that are among the k largest of the other.
+        top: share of the k largest of one that are among the k largest of the other; NaN where one does not vary.
         top_low, top_high: ends of the band of a random order's.
         k: how many are taken for the largest.
     """
@@ -43,9 +44,9 @@ class Agreement:
     k: int
 
     @property
-    def is_chance(self) -> bool:
-        """Whether a random order correlates as much."""
-        return not (self.spearman < self.low or self.spearman > self.high)
+    def is_chance(self) -> bool | None:
+        """Whether a random order correlates as much; None where there is no correlation."""
+        return None if np.isnan(self.spearman) else self.low <= self.spearman <= self.high
 
 
 def agreement(score: Any, truth: Any, k: int, draws: int, seed: int) -> Agreement:
@@ -70,7 +71,7 @@ def agreement(score: Any, truth: Any, k: int, draws: int, seed: int) -> Agreemen
     # Spearman's is Pearson's of the ranks, for all draws at once
     ranks = stats.zscore(stats.rankdata(other)) if np.ptp(other) else np.full(n, np.nan)
     low, high = np.percentile(stats.zscore(noise, axis=1) @ ranks / n, BAND)
-    members = np.isin(np.argsort(-noise, axis=1)[:, :k], largest(other, k))
+    members = among_largest(other, k)[np.argsort(-noise, axis=1)[:, :k]]
     top_low, top_high = np.percentile(members.mean(axis=1), BAND)
     return Agreement(
         n, spearman(one, other), float(low), float(high), shared(one, other, k), float(top_low), float(top_high), k
@@ -85,28 +86,52 @@ def spearman(one: Any, other: Any) -> float:
 
 
 def shared(one: Any, other: Any, k: int) -> float:
-    """Share of the k largest of one list that are among the k largest of the other; of equal ones the first."""
-    return len(set(largest(one, k)) & set(largest(other, k))) / k
+    """Share of the k largest of one list that are among the k largest of the other; of equal ones by chance.
 
-
-def largest(values: Any, k: int) -> list[int]:
-    """Positions of the k largest; of equal ones the first."""
-    order: list[int] = np.argsort(-np.asarray(values, dtype=float), kind="stable")[:k].tolist()
-    return order
-
-
-def overlap_of_masks(one: Any, other: Any) -> tuple[float, float]:
-    """Agreement of two choices of what is off (0) and on (1), (n,) each.
-
-    Returns:
-        Jaccard index of what is off in both, and that of random choices of the same sizes (in expectation, by the
-        hypergeometric distribution). NaN where nothing is off.
+    NaN where one list does not vary.
     """
-    off, others = np.asarray(one) == 0, np.asarray(other) == 0
-    total, first, second = len(off), int(off.sum()), int(others.sum())
-    if not first + second:
-        return float("nan"), float("nan")
-    both = np.arange(min(first, second) + 1)
-    chances = stats.hypergeom(total, first, second).pmf(both)
-    null = float((chances * both / (first + second - both)).sum())
-    return float((off & others).sum() / (off | others).sum()), null
+    if not np.ptp(one) or not np.ptp(other):
+        return float("nan")
+    return float(among_largest(one, k) @ among_largest(other, k)) / k
+
+
+def among_largest(values: Any, k: int) -> Values:
+    """Chance of each to be among the k largest, (n,): 0 or 1, between them where equal ones share the last places."""
+    values = np.asarray(values, dtype=float)
+    last = np.sort(values)[-k]
+    sure, equal = values > last, values == last
+    return sure + equal * (k - sure.sum()) / equal.sum()
+
+
+def best_of(scores: int, n: int) -> float:
+    """What the best of several independent random orders of n things stays below in 97.5 of 100 cases, as Spearman."""
+    return float(stats.norm.ppf((BAND[1] / 100) ** (1 / scores)) / np.sqrt(n - 1))
+
+
+Masks = Mapping[Any, NDArray[Any]]
+"""By projection and stage what is off (0) and on (1), (layers, heads)."""
+
+
+def jaccard(one: Masks, other: Masks) -> float:
+    """Jaccard index of what is off in both; NaN where nothing is off."""
+    off, others = (np.concatenate([mask.ravel() == 0 for mask in masks.values()]) for masks in (one, other))
+    return float((off & others).sum() / (off | others).sum()) if (off | others).any() else float("nan")
+
+
+def jaccard_by_chance(one: Masks, other: Masks, draws: int, seed: int) -> tuple[float, float, float]:
+    """Mean and band of `jaccard` with the heads of the second in random order.
+
+    A gate that chooses for a whole stage has one mask in all layers: its heads change places in all layers alike.
+    """
+    random = np.random.default_rng(seed)
+    drawn = []
+    for _ in range(draws):
+        mixed = {}
+        for name, mask in other.items():
+            if (mask == mask[0]).all():
+                mixed[name] = mask[:, random.permutation(mask.shape[1])]
+            else:
+                mixed[name] = random.permuted(mask, axis=1)
+        drawn.append(jaccard(one, mixed))
+    low, high = np.percentile(drawn, BAND)
+    return float(np.mean(drawn)), float(low), float(high)

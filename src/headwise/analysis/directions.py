@@ -118,7 +118,11 @@ def spaces(weights: Tensor) -> Tensor:
     Args:
         weights: (..., O, I); directions below `NOISE` of a matrix's largest are left out.
     """
-    _, values, right = singular(weights)
+    if weights.shape[-1] <= weights.shape[-2]:  # the products of the inputs are the smaller ones
+        energies, vectors = torch.linalg.eigh(weights.double().mT @ weights.double())
+        values, right = (t.flip(-1).to(weights.dtype) for t in (energies.clamp(min=0.0).sqrt(), vectors))
+    else:
+        _, values, right = singular(weights)
     is_there = values > NOISE * values[..., :1].clamp(min=_TINY)
     rank = max(1, int(is_there.sum(-1).max()))
     return torch.where(is_there[..., None, :rank], right[..., :rank], torch.zeros((), dtype=right.dtype))

@@ -14,9 +14,10 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from scipy import stats
 from torch import Tensor
 
-from headwise.analysis.agreement import agreement, overlap_of_masks, spearman
+from headwise.analysis.agreement import agreement, best_of, jaccard, jaccard_by_chance, spearman
 from headwise.analysis.changes import names_of, same_network
 from headwise.analysis.made import Analysis
 from headwise.analysis.opened import (
@@ -25,7 +26,6 @@ from headwise.analysis.opened import (
     head_columns,
     images_of,
     opened,
-    recorded_masks,
     trained_on,
 )
 from headwise.analysis.responsive_pictures import agreements, maps, matrix
@@ -44,6 +44,8 @@ NULLS = 1000
 """Random orders behind a band: they cost nothing beside a forward pass."""
 NO_CHANGE = 2.0
 """Standard errors within which a head's effect is not told from none."""
+CHANCE = float(2 * stats.norm.sf(NO_CHANGE))
+"""Share of heads without any effect that lie outside all the same."""
 
 
 @dataclass(frozen=True)
@@ -114,8 +116,8 @@ def analyse(runs: Sequence[SavedRun], options: Options) -> Analysis:
         "heads": table,
         "agreement": pd.DataFrame([row for one in examined for row in against_truth(one, options.seed)]),
         "between_scores": pd.DataFrame([row for one in examined for row in between_scores(one)]),
-        "masks": pd.DataFrame([row for one in examined for row in masks(one)]),
     }
+    chosen = [row for one in examined for row in masks(one, options.seed)]
     batches = [row for one in examined for row in by_batches(one)]
     between = [row for pair in itertools.combinations(examined, 2) for row in between_runs(*pair, options.seed)]
     steps = [
@@ -125,7 +127,7 @@ def analyse(runs: Sequence[SavedRun], options: Options) -> Analysis:
     ]
     tables |= {
         name: pd.DataFrame(rows)
-        for name, rows in {"batches": batches, "between_runs": between, "greedy": steps}.items()
+        for name, rows in {"masks": chosen, "batches": batches, "between_runs": between, "greedy": steps}.items()
         if rows
     }
     figures = {
@@ -203,22 +205,36 @@ def by_batches(examined: Examined) -> list[dict[str, Any]]:
     ]
 
 
-def masks(examined: Examined) -> list[dict[str, Any]]:
-    """Which heads a gate would switch off by each score, against those the truth would: half of every layer's."""
-    by_site = _by_site(examined, examined.truth.loss_rise)
+def masks(examined: Examined, seed: int) -> list[dict[str, Any]]:
+    """Which heads a gate would switch off by each score, against those the truth would: half of every layer's.
+
+    Nothing of a run whose heads are off already: those would go first by any score.
+    """
+    if not examined.live.all():
+        return []
     rows = []
     for score, scope in itertools.product(examined.opened.scores, ("layer", "global")):
         gate = Gate(ratio=0.5, scope=scope)  # type: ignore[arg-type]
-        chosen = heads.choose(gate, _by_site(examined, examined.opened.scores[score]))
-        right = heads.choose(gate, by_site)
-        one, other = (torch.cat([masks[site] for site in by_site]).numpy() for masks in (chosen, right))
-        jaccard, null = overlap_of_masks(one, other)
-        off = int((one == 0).sum())
+        by_score, right = (
+            _tables(heads.choose(gate, _by_site(examined, values)))
+            for values in (examined.opened.scores[score], examined.truth.loss_rise)
+        )
+        off = sum(int((mask == 0).sum()) for mask in by_score.values())
+        mean, low, high = jaccard_by_chance(by_score, right, NULLS, seed)
         rows.append(
-            {"run": examined.name, "scope": scope, "score": score, "off": off, "heads": len(one), "jaccard": jaccard}
-            | {"jaccard_by_chance": null}
+            {"run": examined.name, "scope": scope, "score": score, "off": off, "heads": len(examined.updates)}
+            | {"jaccard": jaccard(by_score, right)}
+            | {"jaccard_by_chance": mean, "jaccard_low": low, "jaccard_high": high}
         )
     return rows
+
+
+def _tables(chosen: Mapping[Site, Tensor]) -> dict[tuple[int, str], NDArray[Any]]:
+    """Masks of projections, (H,), by stage and projection, (layers, H)."""
+    layers: dict[tuple[int, str], list[NDArray[Any]]] = {}
+    for site, mask in chosen.items():
+        layers.setdefault((site.stage, site.proj), []).append(mask.numpy())
+    return {name: np.stack(rows) for name, rows in layers.items()}
 
 
 def _by_site(examined: Examined, values: Tensor) -> dict[Site, Tensor]:
@@ -245,17 +261,28 @@ def between_runs(one: Examined, other: Examined, seed: int) -> list[dict[str, An
         "differ_in": differing(one.opened.run, other.opened.run),
     }
     named["same_group"] = one.opened.run.task.group == other.opened.run.task.group
-    gates = [recorded_masks(examined.opened.run) for examined in (one, other)]
-    jaccard, chance = float("nan"), float("nan")
-    if all(gates):
-        keys = sorted(gates[0].keys() & gates[1].keys())
-        jaccard, chance = overlap_of_masks(*([gate[key] for key in keys] for gate in gates))
+    gates = [_recorded(examined) for examined in (one, other)]
+    index, chance = float("nan"), (float("nan"),) * 3
+    if all(gates) and gates[0].keys() == gates[1].keys():
+        index, chance = jaccard(*gates), jaccard_by_chance(gates[0], gates[1], NULLS, seed)
+    named |= {"gates_jaccard": index}
+    named |= dict(zip(("gates_by_chance", "gates_low", "gates_high"), chance, strict=True))
     rows = []
     for what in (name for name in a if name in b):
         k = max(1, len(updates) // 10)
         seen = agreement(a[what][chosen[0]], b[what][chosen[1]], k, NULLS, seed)
         rows.append({**named, "by": what, **vars(seen), "is_chance": seen.is_chance})
-    return [{**row, "gates_jaccard": jaccard, "gates_by_chance": chance} for row in rows]
+    return rows
+
+
+def _recorded(examined: Examined) -> dict[tuple[int, str], NDArray[Any]]:
+    """What the gate left on, as in `_tables`; empty without a gate."""
+    rows = examined.opened.run.result.phases[-1].masks
+    names = dict.fromkeys((row["stage"], row["proj"]) for row in rows)
+    return {
+        name: np.array([row["active"] for row in rows if (row["stage"], row["proj"]) == name], dtype=int)
+        for name in names
+    }
 
 
 def differing(one: SavedRun, other: SavedRun) -> str:
@@ -299,14 +326,16 @@ def _verdict(rows: pd.DataFrame, examined: Examined) -> str:
     signs = {row.score: row.spearman for row in rows.itertuples()}
     taylor = rows[rows["score"] == "taylor_neg"].iloc[0]
     sign = "the opposite of the printed one" if signs["taylor_neg"] > 0 else "the printed one"
-    right = "not to be told from chance here" if taylor["is_chance"] else sign
-    n, low, high = int(best["n"]), best["low"], best["high"]
+    is_told = not (pd.isna(taylor["is_chance"]) or taylor["is_chance"])
+    right = sign if is_told else "not to be told from chance here"
+    n, low, high = int(best["n"]), taylor["low"], taylor["high"]
     return (
         f"over {n} heads' updates the best score of the true rise of the loss is {SCORE_NAMES[best['score']]!r} "
-        f"(Spearman {best['spearman']:.2f}, random orders {low:.2f} to {high:.2f}; {best['top']:.0%} of the top "
-        f"{int(best['k'])} shared, random {best['top_low']:.0%} to {best['top_high']:.0%}). Taylor's sign that orders "
-        f"by use is {right} (Spearman {signs['taylor_neg']:+.2f}); its size alone gives {signs['taylor_abs']:+.2f}. "
-        f"Scores are of {examined.opened.scored_on} training images."
+        f"(Spearman {best['spearman']:.2f}; the best of {len(rows)} random orders stays below "
+        f"{best_of(len(rows), n):.2f}; {best['top']:.0%} of the top {int(best['k'])} shared, a random order "
+        f"{best['top_low']:.0%} to {best['top_high']:.0%}). Taylor's sign that orders "
+        f"by use is {right} (Spearman {signs['taylor_neg']:+.2f}, random orders {low:.2f} to {high:.2f}); its size "
+        f"alone gives {signs['taylor_abs']:+.2f}. Scores are of {examined.opened.scored_on} training images."
     )
 
 
@@ -321,7 +350,8 @@ def _effect(examined: Examined) -> str:
     return (
         f"on {truth.num_images} images of {examined.split}{learned} (loss {truth.loss:.4f}, accuracy "
         f"{truth.accuracy:.1f} %) switching one update off raises the loss beyond {NO_CHANGE:g} standard errors for "
-        f"{worse} of {int(examined.live.sum())} heads and lowers it for {better}{gated}; the most needed is {where} "
+        f"{worse} of {int(examined.live.sum())} heads and lowers it for {better} "
+        f"(about {CHANCE * int(examined.live.sum()):.0f} of these by chance){gated}; the most needed is {where} "
         f"({float(truth.loss_rise.max()):+.4f})."
     )
 

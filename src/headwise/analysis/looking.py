@@ -14,9 +14,10 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from scipy import stats
 from torch import Tensor
 
-from headwise.analysis.agreement import BAND, spearman
+from headwise.analysis.agreement import BAND
 from headwise.analysis.changes import names_of, same_network
 from headwise.analysis.made import Analysis
 from headwise.analysis.opened import images_of
@@ -148,29 +149,40 @@ def _square(values: Tensor, blocks: list[Attention], kind: str) -> Tensor:
 
 
 def _compare(looks: Sequence[Looked]) -> pd.DataFrame:
-    """How alike two networks' maps of an image are, beside maps of two different images (the null)."""
+    """How alike two networks' maps of an image are, beside maps of two different images (the null).
+
+    Both are means over the images; the null has one for each number of places by which one network's images move on.
+    """
     rows = []
     for kind in looks[0].maps:
         for index, one in enumerate(looks):
             for other in looks[index + 1 :]:
                 a, b = (seen.maps[kind].flatten(1).numpy() for seen in (one, other))
-                same = [spearman(x, y) for x, y in zip(a, b, strict=True)]
-                apart = [spearman(x, y) for x, y in zip(a, np.roll(b, 1, axis=0), strict=True)] if len(a) > 1 else []
-                low, high = np.nanpercentile(apart, BAND) if apart else (float("nan"),) * 2
+                table = _correlations(a, b)
+                moved = [np.nanmean(np.diagonal(np.roll(table, places, axis=1))) for places in range(1, len(a))]
+                low, high = np.percentile(moved, BAND) if moved else (float("nan"),) * 2
                 rows.append(
                     {
                         "map": kind,
                         "one": one.name,
                         "other": other.name,
                         "images": len(a),
-                        "spearman": float(np.nanmean(same)),
-                        "other_images": float(np.nanmean(apart)) if apart else float("nan"),
+                        "spearman": float(np.nanmean(np.diagonal(table))),
+                        "other_images": float(np.mean(moved)) if moved else float("nan"),
                         "other_images_low": float(low),
                         "other_images_high": float(high),
                         "total_variation": float(np.abs(a - b).sum(1).mean() / 2),
                     }
                 )
     return pd.DataFrame(rows)
+
+
+def _correlations(one: NDArray[Any], other: NDArray[Any]) -> NDArray[Any]:
+    """Spearman of each map of one network, (B, P), with each of another, (B, B); NaN where one does not vary."""
+    ranks = [stats.rankdata(maps, axis=1) for maps in (one, other)]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        a, b = ((r - r.mean(1, keepdims=True)) / r.std(1, keepdims=True) for r in ranks)
+    return np.asarray(a @ b.T / one.shape[1])
 
 
 def compared(looks: Sequence[Looked], kind: str, pictures: NDArray[Any], labels: Tensor) -> Figure:

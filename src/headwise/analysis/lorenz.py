@@ -44,6 +44,7 @@ class Carried:
         none: all of them off; the classifier and what else was trained stay.
         alone: each alone on, (U, N).
         first: in words, where the one lies that carries most alone.
+        num_measured: images behind the curves; the order was chosen on others, if there was more than one batch.
         counts: how many are on, ascending from 0 to all that are not nothing.
         best, worst: accuracy, percent, with the best first, or the worst, (counts,).
         random: of random orders, (orders, counts).
@@ -54,6 +55,7 @@ class Carried:
     none: Outcome
     alone: Outcome
     first: str
+    num_measured: int
     counts: list[int]
     best: NDArray[np.float64]
     worst: NDArray[np.float64]
@@ -100,25 +102,30 @@ def carried(switches: Switches, batches: Sequence[Batch], name: str, orders: int
 
     Args:
         switches: of the network.
-        batches: of the images.
+        batches: of the images; the order of the heads is chosen on every other one, the curves are measured on the
+            rest, so that luck in the choice does not raise them. With a single batch both are of the same images.
         name: of the run.
         orders: random orders.
         seed: of them.
     """
     updates = switches.updates
     none, alone = toggled(switches, batches, (), updates)
+    chosen = torch.cat([torch.full((len(labels),), place % 2 == 0) for place, (_, labels) in enumerate(batches)])
+    measured = batches[1::2] or batches
     # by accuracy, and of equal ones by loss: on few images many are equal
-    ranked = np.lexsort((alone.mean_loss.numpy(), -alone.accuracy.numpy()))
+    chooses = Outcome(alone.loss[:, chosen], alone.correct[:, chosen])
+    ranked = np.lexsort((chooses.mean_loss.numpy(), -chooses.accuracy.numpy()))
     order = [int(place) for place in ranked if updates[place] in switches.live]
     counts = counted(len(order))
     random = np.random.default_rng(seed)
     drawn = [random.permutation(order).tolist() for _ in range(orders)]
     rows = [
-        cumulative(switches, batches, [updates[place] for place in places], counts).accuracy.numpy()
+        cumulative(switches, measured, [updates[place] for place in places], counts).accuracy.numpy()
         for places in (order, order[::-1], *drawn)
     ]
-    first = switches.words(updates[order[0]])
-    return Carried(name, updates, none, alone, first, counts, rows[0], rows[1], np.stack(rows[2:]))
+    first = switches.words(updates[int(alone.accuracy.argmax())])
+    num_measured = sum(len(labels) for _, labels in measured)
+    return Carried(name, updates, none, alone, first, num_measured, counts, rows[0], rows[1], np.stack(rows[2:]))
 
 
 def counted(total: int) -> list[int]:
@@ -150,6 +157,7 @@ def _curves(heads: Carried) -> pd.DataFrame:
             "worst_first": heads.worst,
             **{f"random_{end}": values.numpy() for end, values in heads.band._asdict().items()},
             "orders": len(heads.random),
+            "images": heads.num_measured,
         }
     )
 
@@ -181,17 +189,19 @@ def curves(heads: Sequence[Carried]) -> Figure:
 
 
 def _sentences(heads: Carried, options: Options) -> list[str]:
-    total, last = heads.counts[-1], float(heads.best[-1])
+    total, last, images = heads.counts[-1], float(heads.best[-1]), heads.alone.loss.shape[-1]
+    chosen = f"chosen on the other {images - heads.num_measured}" if heads.num_measured < images else "of the same"
     random = [heads.needed(row) for row in heads.random]
     gain = float(heads.alone.accuracy.max() - heads.none.accuracy)
     lines = [
         f"{heads.name}: with no head's update on (classifier and all else as trained) accuracy is "
         f"{float(heads.none.accuracy):.1f} %, with all {total} it is {last:.1f} % "
-        f"({heads.alone.loss.shape[-1]} images of {options.split}).",
+        f"(the former on {images} images of {options.split}, the latter and the curves on {heads.num_measured}).",
         f"{heads.name}: the best single update, {heads.first}, adds "
-        f"{gain:+.1f} points alone. Best first, {heads.needed(heads.best)} of {total} updates give {SHARE:.0%} of the "
-        f"whole gain; worst first {heads.needed(heads.worst)}; {len(random)} random orders {np.mean(random):.0f} on "
-        f"average, {min(random)} to {max(random)}.",
+        f"{gain:+.1f} points alone, the best of {total} by luck or not. Best first ({chosen} images), "
+        f"{heads.needed(heads.best)} of {total} updates give {SHARE:.0%} of the whole gain; worst first "
+        f"{heads.needed(heads.worst)}; {len(random)} random orders {np.mean(random):.0f} on average, {min(random)} to "
+        f"{max(random)}.",
     ]
     if last <= float(heads.best[0]):
         lines.append(f"{heads.name}: all updates together gain nothing on these images: nothing to share out.")

@@ -33,12 +33,15 @@ if TYPE_CHECKING:
 
 UPDATE = "update_l2"
 """The score that needs no gradient and no factor: the norm of what the head's rows gained."""
+DENSE = {"grad_l2": "dense_grad_l2"}
+"""What a score is called where the update has no B of its own."""
 SCORE_NAMES = {
     "taylor_pos": "Taylor, as printed",
     "taylor_neg": "Taylor, opposite sign",
     "taylor_abs": "Taylor, its size",
     "weight_l2": "norm of B",
     "grad_l2": "norm of B's gradient",
+    DENSE["grad_l2"]: "norm of the weight's gradient",
     UPDATE: "norm of the update",
 }
 """Every score in words."""
@@ -195,7 +198,7 @@ def _of_gates(deltas: Mapping[Site, Delta], net: Backbone, batches: Sequence[Bat
     finally:
         for active in gates:
             active.requires_grad_(False)
-    return _scores(evidence)
+    return _scores(evidence, owns)
 
 
 def of_weights(switches: Switches, batches: Iterable[Batch]) -> Scores:
@@ -233,7 +236,7 @@ def of_weights(switches: Switches, batches: Iterable[Batch]) -> Scores:
             weight=heads.head_norms(change, site.num_heads),
             grad=heads.head_norms(grad, site.num_heads),
         )
-    return _scores(evidence)
+    return _scores(evidence, False)
 
 
 def _parameters(net: Backbone, site: Site) -> list[Tensor]:
@@ -241,11 +244,20 @@ def _parameters(net: Backbone, site: Site) -> list[Tensor]:
     return [module.get_parameter(name) for name, _ in module.named_parameters(recurse=False)]
 
 
-def _scores(evidence: Mapping[Site, Evidence]) -> Scores:
+def _scores(evidence: Mapping[Site, Evidence], owns: bool) -> Scores:
+    """Every score of every head.
+
+    Args:
+        evidence: by projection.
+        owns: whether the norms are of a B of the update's own. If not they are of its dense form: that of the update is
+            `UPDATE` already, and that of the gradient has another name.
+    """
     scores: dict[HeadUpdate, dict[str, float]] = {}
     for site, seen in evidence.items():
-        names = [name for name in SCORES if name != "grad_l2" or seen.grad is not None]
-        rows = {name: heads.responsiveness(seen, name).tolist() for name in names}
+        names = {name: name for name in SCORES if name != "grad_l2" or seen.grad is not None}
+        if not owns:
+            names = {name: DENSE.get(name, name) for name in names if name != "weight_l2"}
+        rows = {shown: heads.responsiveness(seen, name).tolist() for name, shown in names.items()}
         for head in range(site.num_heads):
             scores[HeadUpdate(site, head)] = {name: values[head] for name, values in rows.items()}
     return scores

@@ -22,10 +22,10 @@ from torch import Tensor
 
 from headwise.analysis import style
 from headwise.analysis.changes import Change, Group, by_head, changes, names_of
-from headwise.analysis.directions import Band, band, random_factors, random_like, spectrum
+from headwise.analysis.directions import Band, band, random_factors, spectrum
 from headwise.analysis.kinds import Options
 from headwise.analysis.made import Analysis
-from headwise.analysis.shares import Between, Heads, between, between_heads, spanned
+from headwise.analysis.shares import Between, Heads, between, between_factors, between_heads, spanned
 from headwise.artifacts.saved import SavedRun
 
 BESIDE = ("apart", "joint")
@@ -150,7 +150,8 @@ def between_phases(first: Change, second: Change, options: Options) -> Iterator[
             before, after = (x[:, None] if is_whole else by_head(x, group.num_heads) for x in (one, two))
             start, values = spanned(before), spectrum(after)
             generator = torch.Generator().manual_seed(options.seed)
-            drawn = [between(start, random_like(values, after.shape[-2:], generator)) for _ in range(options.draws)]
+            shape = after.shape[-2:]
+            drawn = [between_factors(start, *random_factors(values, shape, generator)) for _ in range(options.draws)]
             random = Between(*(torch.stack(parts) for parts in zip(*drawn, strict=True)))
             labels = (first.label, second.label)
             yield Across(labels, group, is_whole, between(start, after), random)

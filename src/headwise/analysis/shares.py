@@ -110,3 +110,16 @@ def between(first: Spaces, second: Tensor) -> Between:
         (first.columns.mT @ unit).square().sum((-2, -1)),
     )
     return Between(*(value.where(is_there, torch.nan) for value in shares))
+
+
+def between_factors(first: Spaces, left: Tensor, right: Tensor) -> Between:
+    """The same for a second update left right^T, (..., O, R) and (..., I, R), the latter orthonormal: never formed."""
+    size = left.double().norm(dim=(-2, -1), keepdim=True)
+    unit, right = left.double() / size.clamp(min=_TINY), right.double()
+    is_there = (size[..., 0, 0] > _TINY) & (first.unit.norm(dim=(-2, -1)) > 0.5)
+    shares = (
+        ((first.unit @ right) * unit).sum((-2, -1)),
+        (unit @ (right.mT @ first.rows)).square().sum((-2, -1)),
+        (first.columns.mT @ unit).square().sum((-2, -1)),
+    )
+    return Between(*(value.where(is_there, torch.nan) for value in shares))

@@ -249,7 +249,7 @@ def _explained(pieces: Sequence[Part]) -> str:
     draws = " and ".join(str(number) for number in sorted({len(part.measures["size"].draws) for part in pieces}))
     leading = ", ".join(str(number) for number in sorted({part.ranks[-1] for part in pieces}))
     return (
-        f"Leading vectors are as many as a head has rows ({leading}). Bands hold 95 % of further random updates of the "
-        f"same size and spectrum (n = {draws} draws of whole matrices and of heads): one number in twenty lies outside "
-        "by chance."
+        f"Leading vectors are as many as a head has rows ({leading}). Bands hold 95 % of further random updates: of "
+        f"directions with each matrix's own singular values, of sizes and ranks of heads with those of the "
+        f"whole (n = {draws} draws of whole matrices and of heads): one number in twenty lies outside by chance."
     )
