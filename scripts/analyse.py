@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     options = parse(arguments)
     own = ("kind", "run_dirs", "root", "name", "out", "force")
-    given = {name: value for name, value in vars(options).items() if name not in own and value is not None}
+    given = {name: value for name, value in vars(options).items() if name not in own and value not in (None, [])}
     if given.get("images") == 0:
         given["images"] = None
     told = options_of(options.kind, given)
@@ -70,11 +70,8 @@ def _runs(options: argparse.Namespace) -> list[Any]:
         exclusive({"--root": options.root}, "without --name")
         return list(options.run_dirs)
     exclusive({"RUN_DIR": next(iter(options.run_dirs), None)}, "beside --name, which takes all finished runs")
-    from headwise.artifacts.saved import SavedRun
-
     root = options.root or Path("outputs")
-    results = results_of(root, options.name, "it is left out").results
-    return [SavedRun(result.key.path(root), result, tuple(options.trust)) for result in results]
+    return [result.key.path(root) for result in results_of(root, options.name, "it is left out").results]
 
 
 if __name__ == "__main__":

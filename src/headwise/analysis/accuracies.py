@@ -18,9 +18,8 @@ from matplotlib.ticker import EngFormatter
 from scipy import stats
 
 from headwise.analysis import style
-from headwise.analysis.kinds import Options
+from headwise.analysis.kinds import Options, Recorded
 from headwise.analysis.made import Analysis
-from headwise.artifacts.saved import SavedRun
 from headwise.comparison.comparable import Places, Setting, natural, ordered, places, settings
 from headwise.comparison.controls import NO_MASK
 from headwise.comparison.tables import AVERAGES, Table, frame, tables
@@ -35,7 +34,7 @@ MIB_PARAMETERS = 2**20 / 4
 """Parameters of 4 bytes in a MiB, by which Heart-LoRA's table counts."""
 
 
-def analyse(runs: Sequence[SavedRun], options: Options) -> Analysis:
+def analyse(runs: Sequence[Recorded], options: Options) -> Analysis:
     """Make the analysis of any number of runs, each combination of weights and protocol by itself."""
     results = ordered(run.result for run in runs)
     if not any(result.tested for result in results):

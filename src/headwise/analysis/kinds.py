@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headwise.errors import ConfigError, suggest
+from headwise.results.reading import read_result
+from headwise.results.records import Result
 
 if TYPE_CHECKING:
     from headwise.analysis.made import Analysis
@@ -59,7 +62,7 @@ KINDS: dict[str, Kind] = {
     "curves": Kind(
         "headwise.analysis.accuracies",
         "accuracy over shots, heads off and parameters; by seed; needs no weights",
-        ("trust",),
+        (),
     ),
 }
 SPLITS = ("train", "val", "test")
@@ -104,6 +107,35 @@ class Options:
             raise ConfigError(f"unknown split {self.split!r} of an analysis{suggest(str(self.split), SPLITS)}")
 
 
+@dataclass(frozen=True)
+class Recorded:
+    """A finished run by its record alone, for kinds that open no network: torch is not imported for it."""
+
+    folder: Path
+    result: Result
+
+    @classmethod
+    def read(cls, folder: Path | str) -> Recorded:
+        """Read the record of a run.
+
+        Raises:
+            ConfigError: if there is no finished run. ResultError: if its record is damaged.
+        """
+        return cls(Path(folder), read_result(Path(folder)))
+
+
+def _saved(trust: Sequence[str]) -> Callable[[Path | str], SavedRun]:
+    from headwise.artifacts.saved import SavedRun
+
+    return lambda folder: SavedRun.read(folder, trust)
+
+
+def _own_randomness() -> contextlib.AbstractContextManager[None]:
+    from headwise.artifacts.saved import own_randomness
+
+    return own_randomness()
+
+
 def kind_of(name: str) -> Kind:
     """A kind by its name.
 
@@ -128,9 +160,9 @@ def analyse(kind: str, runs: Iterable[SavedRun | Path | str], options: Options |
     """
     module = kind_of(kind).module
     options = options or Options()
-    from headwise.artifacts.saved import SavedRun, own_randomness
-
-    read = [run if isinstance(run, SavedRun) else SavedRun.read(run, options.trust) for run in runs]
+    opens = "weights" in KINDS[kind].reads
+    reader = _saved(options.trust) if opens else Recorded.read
+    read: list[Any] = [reader(run) if isinstance(run, str | Path) else run for run in runs]
     if not read:
         raise ConfigError(f"an analysis of {kind} needs at least one run, got none")
     seen: set[Path] = set()
@@ -138,7 +170,7 @@ def analyse(kind: str, runs: Iterable[SavedRun | Path | str], options: Options |
         if run.folder.resolve() in seen:
             raise ConfigError(f"{run.folder} is given twice to the analysis of {kind}; give each run once")
         seen.add(run.folder.resolve())
-    with own_randomness():
+    with _own_randomness() if opens else contextlib.nullcontext():
         made: Analysis = importlib.import_module(module).analyse(read, options)
     return made.of(read, {name: getattr(options, name) for name in KINDS[kind].reads})
 

@@ -20,6 +20,7 @@ from headwise.results.provenance import git_state, versions
 from headwise.storage import atomic
 
 if TYPE_CHECKING:
+    from headwise.analysis.kinds import Recorded
     from headwise.artifacts.saved import SavedRun
 
 SUMMARY = "README.md"
@@ -57,7 +58,7 @@ class Analysis:
                     f"a table or figure of an analysis is named by small letters and digits, got {name!r}"
                 )
 
-    def of(self, runs: Sequence[SavedRun], told: Mapping[str, Any]) -> Self:
+    def of(self, runs: Sequence[SavedRun | Recorded], told: Mapping[str, Any]) -> Self:
         """The same with its sources: the runs, and the options that it read."""
         return replace(self, sources=_sources(runs, told))
 
@@ -111,7 +112,7 @@ def check_place(folder: Path, force: bool) -> None:
         pass
 
 
-def _sources(runs: Sequence[SavedRun], told: Mapping[str, Any]) -> list[str]:
+def _sources(runs: Sequence[SavedRun | Recorded], told: Mapping[str, Any]) -> list[str]:
     """Runs by name and hash, what the analysis was told, and the code."""
     lines = []
     for run in runs:

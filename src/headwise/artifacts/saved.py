@@ -16,6 +16,7 @@ from headwise.methods._fitting import own_randomness as own_randomness
 from headwise.methods.base import Installed, build_method
 from headwise.network.backbone import Backbone, BackboneSpec
 from headwise.protocol.recipe import Protocol
+from headwise.results.reading import read_result
 from headwise.results.records import PhaseResult, Result
 from headwise.schema import targets
 from headwise.schema.kinds import is_whole
@@ -47,15 +48,7 @@ class SavedRun:
         Raises:
             ConfigError: if there is no finished run; lists those below. ResultError: if its record is damaged.
         """
-        folder = Path(folder)
-        if folder.exists() and not folder.is_dir():
-            raise ConfigError(f"{folder} is no folder; give the one of a finished run, which holds result.json")
-        try:
-            return cls(folder, Result.read(folder / "result.json"), targets.prefixes(trust))
-        except (FileNotFoundError, NotADirectoryError):
-            below = sorted(str(file.parent) for file in folder.glob("**/result.json"))[:5] if folder.is_dir() else []
-            hint = f"; did you mean {' or '.join(below)}?" if below else ""
-            raise ConfigError(f"no finished run in {folder}: it holds no result.json{hint}") from None
+        return cls(Path(folder), read_result(Path(folder)), targets.prefixes(trust))
 
     @property
     def spec(self) -> BackboneSpec:

@@ -73,6 +73,22 @@ def read(root: Path, given: str | None = None, repo: Path | None = None) -> Read
     )
 
 
+def read_result(folder: Path) -> Result:
+    """Read the record of a finished run.
+
+    Raises:
+        ConfigError: if there is no finished run; lists those below. ResultError: if its record is damaged.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is no folder; give the one of a finished run, which holds result.json")
+    try:
+        return Result.read(folder / "result.json")
+    except (FileNotFoundError, NotADirectoryError):
+        below = sorted(str(file.parent) for file in folder.glob("**/result.json"))[:5] if folder.is_dir() else []
+        hint = f"; did you mean {' or '.join(below)}?" if below else ""
+        raise ConfigError(f"no finished run in {folder}: it holds no result.json{hint}") from None
+
+
 def others(root: Path, names: Iterable[str | None]) -> Callable[[], list[Result]]:
     """Return what reads, once and when it is called, the finished runs of all other names below a root.
 
