@@ -234,6 +234,25 @@ def test_old_names_still_lead_to_what_moved(old: str) -> None:
             assert getattr(stand, name) is value
 
 
+@pytest.mark.parametrize("module", sorted(moved.RENAMED))
+def test_old_names_still_lead_to_what_has_another_name(module: str) -> None:
+    stands = importlib.import_module(module)
+    for old, now in moved.RENAMED[module].items():
+        assert old not in vars(stands), "the name is taken again"
+        assert getattr(stands, old) is vars(stands)[now]
+    assert not hasattr(stands, "no_such_name")
+
+
+def test_a_name_is_found_on_both_ways() -> None:
+    from headwise.data.listfiles import Entry  # the module has moved, and its class has another name
+
+    from headwise.data.stores.listfiles import ListedImage
+    from headwise.protocol.plan import folders
+
+    assert Entry is ListedImage
+    assert folders.__module__ == "headwise.protocol.job"
+
+
 def test_train_is_short() -> None:
     assert len(TRAIN.read_text().splitlines()) < 20
 

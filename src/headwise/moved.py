@@ -1,4 +1,4 @@
-"""Names that modules had before they moved into rooms: records and users' own methods still say them.
+"""Names that modules and what is in them had before: records and users' own methods still say them.
 
 ``import headwise.lowrank`` gives a module that hands out what `headwise.updates.lowrank` has. Standard library only.
 """
@@ -9,7 +9,7 @@ import importlib
 import sys
 from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import ModuleType
 from typing import Any
 
@@ -70,6 +70,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "headwise.progress": ("headwise.training.progress",),
     "headwise.prompting": ("headwise.wrappers.prompting",),
     "headwise.protocol": ("headwise.protocol.recipe",),
+    "headwise.protocol.plan": ("headwise.protocol.job",),
     "headwise.published": ("headwise.artifacts.released",),
     "headwise.qkv": ("headwise.updates.qkv",),
     "headwise.quantize": ("headwise.updates.quantize",),
@@ -131,19 +132,46 @@ MOVED: dict[str, tuple[str, ...]] = {
 }
 """By its old name, the modules in which a name of it is sought, in order.
 
-A module that still stands, but of which something moved, is named here too; it has `sought_in` as its ``__getattr__``.
+A module that still stands, but of which something moved, is named here too.
 """
+RENAMED: dict[str, dict[str, str]] = {
+    "headwise.cli": {"Found": "ReadResults"},
+    "headwise.comparison.costs": {"said": "in_words"},
+    "headwise.comparison.gaps": {"Cell": "ComparedCell"},
+    "headwise.comparison.lineup": {"Entry": "LineupRow"},
+    "headwise.data.own": {"Entry": "ListedImage"},
+    "headwise.data.preparing.prepare": {"Status": "SetState"},
+    "headwise.data.stores.fewshot": {"Entry": "ListedImage"},
+    "headwise.data.stores.folder": {"Entry": "ListedImage"},
+    "headwise.data.stores.listfiles": {"Entry": "ListedImage"},
+    "headwise.data.stores.prepared": {"Prepared": "PreparedSet"},
+    "headwise.data.stores.tfds": {"Prepared": "PreparedSet"},
+    "headwise.methods._catalog": {"Entry": "CatalogRow"},
+    "headwise.methods.dylora": {"Drawn": "DrawnRank"},
+    "headwise.protocol.naming": {"Kept": "KeptFiles"},
+    "headwise.protocol.revisions": {"Change": "ChangedNumbers"},
+    "headwise.protocol.search": {"Found": "SearchOutcome"},
+    "headwise.report.summary": {"Drawn": "DrawnPairs"},
+    "headwise.results.reading": {"Found": "ReadResults"},
+    "headwise.runs.status": {"Status": "SweepStatus"},
+    "headwise.schema.tree": {"Part": "ConfigPart"},
+    "headwise.storage.atomic": {"told": "errors_naming"},
+    "headwise.training.phase": {"Prepared": "PreparedPhase"},
+}
+"""Of modules that stand, by an old name in it the one that it has now."""
 
 
 def sought_in(old: str) -> Callable[[str], Any]:
-    """``__getattr__`` of a module that stands for one that moved.
+    """``__getattr__`` of a module that stands for one that moved, or of which something moved or has another name.
 
     Args:
-        old: a key of `MOVED`, or one of `PACKAGES`.
+        old: a key of `MOVED` or `RENAMED`, or one of `PACKAGES`.
     """
 
     def attribute(name: str) -> Any:
         places = MOVED.get(old, ())  # of a package of which every module has moved, none
+        if now := RENAMED.get(old, {}).get(name):
+            return getattr(sys.modules[old], now)
         if not name.startswith("__"):
             for new in places:
                 module = importlib.import_module(new)
@@ -167,10 +195,26 @@ class _Stand(Loader):
         module.__getattr__ = sought_in(module.__name__)  # type: ignore[method-assign]
 
 
+class _Kept(SourceFileLoader):
+    """Loads a module that stands, of which something moved or has another name."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Run its code, then let it hand out what is asked for by an old name."""
+        super().exec_module(module)
+        module.__getattr__ = sought_in(module.__name__)  # type: ignore[method-assign]
+
+
 class _Finder(MetaPathFinder):
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        """Answer for modules that moved, after Python has looked everywhere else."""
-        return ModuleSpec(name, _Stand(), is_package=name in PACKAGES) if name in MOVED or name in PACKAGES else None
+        """Answer for modules with old names, whether they stand or not."""
+        if not (name in MOVED or name in RENAMED or name in PACKAGES):
+            return None
+        spec = PathFinder.find_spec(name, path, target)
+        if spec is None:
+            return ModuleSpec(name, _Stand(), is_package=name in PACKAGES)
+        if isinstance(spec.loader, SourceFileLoader):
+            spec.loader = _Kept(spec.loader.name, spec.loader.path)
+        return spec
 
 
 PACKAGES = frozenset({"headwise.tables", "headwise.sweeps"})
@@ -180,4 +224,4 @@ PACKAGES = frozenset({"headwise.tables", "headwise.sweeps"})
 def install() -> None:
     """Let old names be imported, once."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.append(_Finder())
+        sys.meta_path.insert(0, _Finder())

@@ -6,7 +6,3 @@ switches them off.
 """
 
 from __future__ import annotations
-
-from headwise.moved import sought_in
-
-__getattr__ = sought_in("headwise.training")  # until it was a room, it was a module

@@ -13,12 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headwise.errors import CheckpointError, ConfigError
-from headwise.moved import sought_in
 from headwise.updates.fused import Block, Dense, at_least_float32, lowrank_linear
 from headwise.updates.quantize import pack_codes, unpack_codes
 from headwise.updates.sites import Site
-
-__getattr__ = sought_in("headwise.updates.adapted")  # `BesideLinear` had its place here
 
 
 class Factors(NamedTuple):

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self, get_args
 
 from headwise.errors import ConfigError, suggest
-from headwise.moved import sought_in
 from headwise.schema.check import check_fields
 from headwise.schema.effective import effective_gate
 from headwise.schema.kinds import Count, Rate, Warmup, Whole
@@ -17,7 +16,6 @@ Mode = Literal["heart", "front", "random"]
 Score = Literal["taylor_pos", "taylor_neg", "taylor_abs", "weight_l2", "grad_l2"]
 Scope = Literal["global", "layer", "stage"]
 ScoreData = Literal["full_pass", "last_batch"]
-__getattr__ = sought_in("headwise.updates.gate")  # `with_gate` was here; a configuration is filled in `protocol`
 
 MODES, SCORES, SCOPES, SCORE_DATA = map(get_args, (Mode, Score, Scope, ScoreData))
 

@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from headwise.errors import ConfigError, suggest
-from headwise.moved import sought_in
 from headwise.schema.kinds import PROJECTIONS
 
 __all__ = ["PROJECTIONS", "QKV", "Site", "select"]
-__getattr__ = sought_in("headwise.updates.sites")  # `by_stage` and `common_width` had their place here
 
 QKV = ("q", "k", "v")
 
