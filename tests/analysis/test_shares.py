@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from headwise.analysis.directions import random_factors, random_like, spaces
-from headwise.analysis.shares import between, between_factors, between_heads, spanned
+from headwise.analysis.shares import between, between_heads, spanned
 
 HEADS, ROWS, WIDTH, RANK = 4, 6, 24, 2
 
@@ -95,7 +95,7 @@ def test_factors_are_compared_as_what_they_make() -> None:
     generator = torch.Generator().manual_seed(0)
     first = spanned(random_like(torch.tensor([[0.5, 0.2]] * 3), (12, 20), generator))
     left, right = random_factors(torch.tensor([[0.3, 0.2, 0.1]] * 3), (12, 20), generator)
-    for one, other in zip(between(first, left @ right.mT), between_factors(first, left, right), strict=True):
+    for one, other in zip(between(first, left @ right.mT), between(first, left, right), strict=True):
         assert torch.allclose(one, other, atol=1e-6)
 
 

@@ -118,17 +118,21 @@ def jaccard(one: Masks, other: Masks) -> float:
     return float((off & others).sum() / (off | others).sum()) if (off | others).any() else float("nan")
 
 
-def jaccard_by_chance(one: Masks, other: Masks, draws: int, seed: int) -> tuple[float, float, float]:
+def jaccard_by_chance(one: Masks, other: Masks, is_global: bool, draws: int, seed: int) -> tuple[float, float, float]:
     """Mean and band of `jaccard` with the heads of the second in random order.
 
-    A gate that chooses for a whole stage has one mask in all layers: its heads change places in all layers alike.
+    Args:
+        one, other: what is off.
+        is_global: whether the second was chosen for whole stages: its heads then change places in all layers alike.
+        draws: random orders.
+        seed: of them.
     """
     random = np.random.default_rng(seed)
     drawn = []
     for _ in range(draws):
         mixed = {}
         for name, mask in other.items():
-            if (mask == mask[0]).all():
+            if is_global:
                 mixed[name] = mask[:, random.permutation(mask.shape[1])]
             else:
                 mixed[name] = random.permuted(mask, axis=1)

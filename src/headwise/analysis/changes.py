@@ -17,6 +17,7 @@ from headwise.artifacts.saved import SavedRun
 from headwise.errors import ConfigError
 from headwise.network.backbone import Backbone
 from headwise.network.nf4 import FourBit
+from headwise.report.headmap import layer_names
 from headwise.updates.sites import Site
 from headwise.wrappers.settling import BesideLinear
 
@@ -106,12 +107,6 @@ class Group:
 def by_head(weights: Tensor, num_heads: int) -> Tensor:
     """Rows by head: (..., O, I) to (..., H, e, I)."""
     return weights.unflatten(-2, (num_heads, -1))
-
-
-def layer_names(places: Sequence[tuple[int, int]]) -> list[str]:
-    """Names of layers, (stage, block) each: ``block``, or ``stage.block`` where they are of several stages."""
-    several = len({stage for stage, _ in places}) > 1
-    return [f"{stage}.{block}" if several else str(block) for stage, block in places]
 
 
 @torch.no_grad()

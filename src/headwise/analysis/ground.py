@@ -23,9 +23,12 @@ from headwise.analysis.made import Analysis
 from headwise.analysis.opened import (
     SCORE_NAMES,
     Opened,
+    Place,
     head_columns,
     images_of,
     opened,
+    place_of,
+    recorded_masks,
     trained_on,
 )
 from headwise.analysis.responsive_pictures import agreements, maps, matrix
@@ -216,11 +219,13 @@ def masks(examined: Examined, seed: int) -> list[dict[str, Any]]:
     for score, scope in itertools.product(examined.opened.scores, ("layer", "global")):
         gate = Gate(ratio=0.5, scope=scope)  # type: ignore[arg-type]
         by_score, right = (
-            _tables(heads.choose(gate, _by_site(examined, values)))
+            _tables(
+                {place_of(s): mask.int().tolist() for s, mask in heads.choose(gate, _by_site(examined, values)).items()}
+            )
             for values in (examined.opened.scores[score], examined.truth.loss_rise)
         )
         off = sum(int((mask == 0).sum()) for mask in by_score.values())
-        mean, low, high = jaccard_by_chance(by_score, right, NULLS, seed)
+        mean, low, high = jaccard_by_chance(by_score, right, scope == "global", NULLS, seed)
         rows.append(
             {"run": examined.name, "scope": scope, "score": score, "off": off, "heads": len(examined.updates)}
             | {"jaccard": jaccard(by_score, right)}
@@ -229,28 +234,27 @@ def masks(examined: Examined, seed: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _tables(chosen: Mapping[Site, Tensor]) -> dict[tuple[int, str], NDArray[Any]]:
-    """Masks of projections, (H,), by stage and projection, (layers, H)."""
-    layers: dict[tuple[int, str], list[NDArray[Any]]] = {}
-    for site, mask in chosen.items():
-        layers.setdefault((site.stage, site.proj), []).append(mask.numpy())
-    return {name: np.stack(rows) for name, rows in layers.items()}
+def _tables(masks: Mapping[Place, Sequence[int]]) -> dict[tuple[int, str], NDArray[Any]]:
+    """Masks of projections by stage and projection, (layers, H)."""
+    layers: dict[tuple[int, str], list[Sequence[int]]] = {}
+    for (stage, _, proj), mask in masks.items():
+        layers.setdefault((stage, proj), []).append(mask)
+    return {name: np.array(rows, dtype=int) for name, rows in layers.items()}
 
 
 def _by_site(examined: Examined, values: Tensor) -> dict[Site, Tensor]:
-    """Values of heads, (U,), by projection, (H,); a head without an update has none, 0."""
-    known = dict(zip(examined.updates, values.float(), strict=True))
-    sites = list(dict.fromkeys(update.site for update in examined.updates))
-    zero = torch.zeros(())
-    return {s: torch.stack([known.get(HeadUpdate(s, head), zero) for head in range(s.num_heads)]) for s in sites}
+    """Values of heads, (U,), by projection, (H,)."""
+    rows: dict[Site, list[Tensor]] = {}
+    for update, value in zip(examined.updates, values.float(), strict=True):
+        rows.setdefault(update.site, []).append(value)
+    return {site: torch.stack(row) for site, row in rows.items()}
 
 
 def between_runs(one: Examined, other: Examined, seed: int) -> list[dict[str, Any]]:
     """Whether two runs agree on which heads matter, by every score and by what is true, and on the heads they gate."""
     places = [dict(zip(examined.updates, range(len(examined.updates)), strict=True)) for examined in (one, other)]
-    updates = [
-        update for update in places[0] if all(examined.opened.switches.live >= {update} for examined in (one, other))
-    ]
+    live = one.opened.switches.live & other.opened.switches.live
+    updates = [update for update in places[0] if update in live]
     if len(updates) < 3:
         return []
     chosen = [[known[update] for update in updates] for known in places]
@@ -261,10 +265,11 @@ def between_runs(one: Examined, other: Examined, seed: int) -> list[dict[str, An
         "differ_in": differing(one.opened.run, other.opened.run),
     }
     named["same_group"] = one.opened.run.task.group == other.opened.run.task.group
-    gates = [_recorded(examined) for examined in (one, other)]
+    gates = [_tables(recorded_masks(examined.opened.run)) for examined in (one, other)]
     index, chance = float("nan"), (float("nan"),) * 3
     if all(gates) and gates[0].keys() == gates[1].keys():
-        index, chance = jaccard(*gates), jaccard_by_chance(gates[0], gates[1], NULLS, seed)
+        is_global = other.opened.run.result.phases[-1].gate.get("scope") == "global"
+        index, chance = jaccard(*gates), jaccard_by_chance(gates[0], gates[1], is_global, NULLS, seed)
     named |= {"gates_jaccard": index}
     named |= dict(zip(("gates_by_chance", "gates_low", "gates_high"), chance, strict=True))
     rows = []
@@ -273,16 +278,6 @@ def between_runs(one: Examined, other: Examined, seed: int) -> list[dict[str, An
         seen = agreement(a[what][chosen[0]], b[what][chosen[1]], k, NULLS, seed)
         rows.append({**named, "by": what, **vars(seen), "is_chance": seen.is_chance})
     return rows
-
-
-def _recorded(examined: Examined) -> dict[tuple[int, str], NDArray[Any]]:
-    """What the gate left on, as in `_tables`; empty without a gate."""
-    rows = examined.opened.run.result.phases[-1].masks
-    names = dict.fromkeys((row["stage"], row["proj"]) for row in rows)
-    return {
-        name: np.array([row["active"] for row in rows if (row["stage"], row["proj"]) == name], dtype=int)
-        for name in names
-    }
 
 
 def differing(one: SavedRun, other: SavedRun) -> str:

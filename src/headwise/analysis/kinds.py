@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Kind:
+class AnalysisKind:
     """One kind of analysis.
 
     Attributes:
@@ -34,32 +34,37 @@ class Kind:
     shows: str
     reads: tuple[str, ...]
 
+    @property
+    def opens_networks(self) -> bool:
+        """Whether it builds the runs' networks, so that it is told where their weights are."""
+        return "weights" in self.reads
+
 
 _NETWORK = ("weights", "trust")
 _IMAGES = (*_NETWORK, "data_root", "split", "images", "batch_size", "seed")
-KINDS: dict[str, Kind] = {
-    "subspaces": Kind(
+KINDS: dict[str, AnalysisKind] = {
+    "subspaces": AnalysisKind(
         "headwise.analysis.singular",
         "singular vectors before and after tuning, whole and per head",
         (*_NETWORK, "seed", "draws"),
     ),
-    "overlap": Kind(
+    "overlap": AnalysisKind(
         "headwise.analysis.overlapping",
         "what heads share, and whether a second phase is orthogonal to the first",
         (*_NETWORK, "seed", "draws"),
     ),
-    "responsiveness": Kind(
+    "responsiveness": AnalysisKind(
         "headwise.analysis.ground", "what each head's update is worth, and which score knows it", (*_IMAGES, "greedy")
     ),
-    "heads": Kind(
+    "heads": AnalysisKind(
         "headwise.analysis.lorenz",
         "accuracy that a head's update carries alone, and the best of them together",
         (*_IMAGES, "draws"),
     ),
-    "attention": Kind(
+    "attention": AnalysisKind(
         "headwise.analysis.looking", "where the class token looks, and rollout, runs side by side", _IMAGES
     ),
-    "curves": Kind(
+    "curves": AnalysisKind(
         "headwise.analysis.accuracies",
         "accuracy over shots, heads off and parameters; by seed; needs no weights",
         (),
@@ -136,7 +141,7 @@ def _own_randomness() -> contextlib.AbstractContextManager[None]:
     return own_randomness()
 
 
-def kind_of(name: str) -> Kind:
+def kind_of(name: str) -> AnalysisKind:
     """A kind by its name.
 
     Raises:
@@ -160,7 +165,7 @@ def analyse(kind: str, runs: Iterable[SavedRun | Path | str], options: Options |
     """
     module = kind_of(kind).module
     options = options or Options()
-    opens = "weights" in KINDS[kind].reads
+    opens = KINDS[kind].opens_networks
     reader = _saved(options.trust) if opens else Recorded.read
     read: list[Any] = [reader(run) if isinstance(run, str | Path) else run for run in runs]
     if not read:

@@ -132,10 +132,10 @@ def maps_of(blocks: list[Attention], prefix: int) -> dict[str, Tensor]:
     shares = rollout(blocks)
     last = blocks[-1]
     if prefix:
-        looks = {"class token": last.weights.mean(1)[:, 0, prefix:], "rollout": shares[:, 0, prefix:]}
+        maps = {"class token": last.weights.mean(1)[:, 0, prefix:], "rollout": shares[:, 0, prefix:]}
     else:
-        looks = {"attention received": last.received(), "rollout": shares.mean(1)}
-    return {kind: _square(values, blocks, kind) for kind, values in looks.items()}
+        maps = {"attention received": last.received(), "rollout": shares.mean(1)}
+    return {kind: _square(values, blocks, kind) for kind, values in maps.items()}
 
 
 def _square(values: Tensor, blocks: list[Attention], kind: str) -> Tensor:

@@ -79,15 +79,17 @@ class Carried:
 def analyse(runs: Sequence[SavedRun], options: Options) -> Analysis:
     """Measure every head's update of every run alone, then all of them in three orders."""
     same_network(runs, "heads")
-    heads = [_measure(run, name, options) for run, name in zip(runs, names_of(runs), strict=True)]
-    table = pd.concat([_alone(one, run) for one, run in zip(heads, runs, strict=True)], ignore_index=True)
-    tables = {"alone": table, "curves": pd.concat([_curves(one) for one in heads], ignore_index=True)}
+    runs_carried = [_measure(run, name, options) for run, name in zip(runs, names_of(runs), strict=True)]
+    table = pd.concat([_alone(one, run) for one, run in zip(runs_carried, runs, strict=True)], ignore_index=True)
+    tables = {"alone": table, "curves": pd.concat([_curves(one) for one in runs_carried], ignore_index=True)}
     figures = {
-        "curves": curves(heads),
+        "curves": curves(runs_carried),
         "alone": maps(table, ["gain"], "Accuracy that one head's update adds alone, all others off (points)"),
     }
     title = "How much of what was learned lies in few heads"
-    return Analysis("heads", title, tables, figures, [line for one in heads for line in _sentences(one, options)])
+    return Analysis(
+        "heads", title, tables, figures, [line for one in runs_carried for line in _sentences(one, options)]
+    )
 
 
 def _measure(run: SavedRun, name: str, options: Options) -> Carried:
@@ -162,13 +164,13 @@ def _curves(heads: Carried) -> pd.DataFrame:
     )
 
 
-def curves(heads: Sequence[Carried]) -> Figure:
+def curves(several: Sequence[Carried]) -> Figure:
     """A panel per run: accuracy by the share of heads' updates that are on, in three orders."""
-    beside = min(len(heads), 3)
-    lines = -(-len(heads) // beside)
+    beside = min(len(several), 3)
+    lines = -(-len(several) // beside)
     with styled():
         made, axes = figure(lines, beside, size=(max(4.6, 3.3 * beside), 2.9 * lines + 0.9), sharey=True)
-        for axis, one in zip(axes.flat, heads, strict=False):
+        for axis, one in zip(axes.flat, several, strict=False):
             share = np.array(one.counts) / one.counts[-1] * 100
             mean, low, high = (end.numpy() for end in one.band)
             axis.fill_between(share, low, high, color=NULL, alpha=0.3, linewidth=0)
@@ -178,7 +180,7 @@ def curves(heads: Sequence[Carried]) -> Figure:
             axis.set_title(one.name)
             axis.set_xlabel(f"heads' updates that are on (% of {one.counts[-1]})")
             axis.grid(axis="y")
-        for axis in axes.flat[len(heads) :]:
+        for axis in axes.flat[len(several) :]:
             axis.set_axis_off()
         for axis in axes[:, 0]:
             axis.set_ylabel("accuracy (%)")

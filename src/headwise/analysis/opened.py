@@ -272,7 +272,7 @@ def _in_order(scores: Mapping[HeadUpdate, Mapping[str, float]], updates: Sequenc
 
 def head_columns(run: SavedRun, name: str, updates: Sequence[HeadUpdate]) -> dict[str, Any]:
     """The columns of a table that name the heads of a run, a line each."""
-    masked = recorded_masks(run)
+    gates = recorded_masks(run)
     return {
         "run": [name] * len(updates),
         "dataset": run.result.key.dataset,
@@ -283,15 +283,19 @@ def head_columns(run: SavedRun, name: str, updates: Sequence[HeadUpdate]) -> dic
         "projection": [update.site.proj for update in updates],
         "head": [update.head for update in updates],
         "heads": [update.site.num_heads for update in updates],
-        "gate": [masked.get((update.site.key, update.head), 1) for update in updates],
+        "gate": [gates[place_of(site)][head] if place_of(site) in gates else 1 for site, head in updates],
     }
 
 
-def recorded_masks(run: SavedRun) -> dict[tuple[str, int], int]:
-    """What the gate of the last phase left on, by key of the projection and head; empty without a gate."""
-    rows = run.result.phases[-1].masks
-    return {
-        (f"s{row['stage']}.b{row['block']}.{row['proj']}", head): int(active)
-        for row in rows
-        for head, active in enumerate(row["active"])
-    }
+Place = tuple[int, int, str]
+"""Stage, block and name of a projection."""
+
+
+def recorded_masks(run: SavedRun) -> dict[Place, list[int]]:
+    """What the gate of the last phase left on, 1 or 0 by head; empty without a gate."""
+    return {(row["stage"], row["block"], row["proj"]): row["active"] for row in run.result.phases[-1].masks}
+
+
+def place_of(site: Site) -> Place:
+    """Where a projection stands."""
+    return site.stage, site.block, site.proj

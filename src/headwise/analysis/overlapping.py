@@ -25,7 +25,7 @@ from headwise.analysis.changes import Change, Group, by_head, changes, names_of
 from headwise.analysis.directions import Band, band, random_factors, spectrum
 from headwise.analysis.kinds import Options
 from headwise.analysis.made import Analysis
-from headwise.analysis.shares import Between, Heads, between, between_factors, between_heads, spanned
+from headwise.analysis.shares import Between, Heads, between, between_heads, spanned
 from headwise.artifacts.saved import SavedRun
 
 BESIDE = ("apart", "joint")
@@ -151,7 +151,7 @@ def between_phases(first: Change, second: Change, options: Options) -> Iterator[
             start, values = spanned(before), spectrum(after)
             generator = torch.Generator().manual_seed(options.seed)
             shape = after.shape[-2:]
-            drawn = [between_factors(start, *random_factors(values, shape, generator)) for _ in range(options.draws)]
+            drawn = [between(start, *random_factors(values, shape, generator)) for _ in range(options.draws)]
             random = Between(*(torch.stack(parts) for parts in zip(*drawn, strict=True)))
             labels = (first.label, second.label)
             yield Across(labels, group, is_whole, between(start, after), random)

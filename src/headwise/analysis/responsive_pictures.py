@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from headwise.analysis.changes import layer_names
 from headwise.analysis.opened import SCORE_NAMES
 from headwise.analysis.style import COLORS, DIVERGING, MARKERS, NULL, figure, head_map, styled
+from headwise.report.headmap import layer_names
 
 WORDS = {
     "loss_rise": "true rise of the loss",

@@ -99,27 +99,23 @@ def spanned(update: Tensor) -> Spaces:
     return Spaces(unit, spaces(unit), spaces(unit.mT))
 
 
-def between(first: Spaces, second: Tensor) -> Between:
-    """Compare a second update, (..., O, I), with a first."""
-    size = second.double().norm(dim=(-2, -1), keepdim=True)
-    unit = second.double() / size.clamp(min=_TINY)
-    is_there = (size[..., 0, 0] > _TINY) & (first.unit.norm(dim=(-2, -1)) > 0.5)
-    shares = (
-        (first.unit * unit).sum((-2, -1)),
-        (unit @ first.rows).square().sum((-2, -1)),
-        (first.columns.mT @ unit).square().sum((-2, -1)),
-    )
-    return Between(*(value.where(is_there, torch.nan) for value in shares))
+def between(first: Spaces, left: Tensor, right: Tensor | None = None) -> Between:
+    """Compare a second update with a first.
 
-
-def between_factors(first: Spaces, left: Tensor, right: Tensor) -> Between:
-    """The same for a second update left right^T, (..., O, R) and (..., I, R), the latter orthonormal: never formed."""
+    Args:
+        first: of (..., O, I).
+        left: the second, (..., O, I), or its left factor, (..., O, R).
+        right: its right factor, (..., I, R), orthonormal: the update is left right^T, which is never formed.
+    """
     size = left.double().norm(dim=(-2, -1), keepdim=True)
-    unit, right = left.double() / size.clamp(min=_TINY), right.double()
+    unit = left.double() / size.clamp(min=_TINY)
     is_there = (size[..., 0, 0] > _TINY) & (first.unit.norm(dim=(-2, -1)) > 0.5)
+    before, rows = first.unit, first.rows
+    if right is not None:
+        before, rows = before @ right.double(), right.double().mT @ rows
     shares = (
-        ((first.unit @ right) * unit).sum((-2, -1)),
-        (unit @ (right.mT @ first.rows)).square().sum((-2, -1)),
+        (before * unit).sum((-2, -1)),
+        (unit @ rows).square().sum((-2, -1)),
         (first.columns.mT @ unit).square().sum((-2, -1)),
     )
     return Between(*(value.where(is_there, torch.nan) for value in shares))

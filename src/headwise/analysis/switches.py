@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from headwise.errors import ConfigError
 from headwise.network.backbone import Backbone
 from headwise.network.suffix import Suffix
+from headwise.report.headmap import layer_names
 from headwise.updates.sites import QKV, Site
 
 Batch = tuple[Tensor, Tensor]
@@ -155,9 +156,8 @@ class Switches:
 
     def words(self, update: HeadUpdate) -> str:
         """Where an update lies: ``head 3 of q in layer 5``, of a network with stages ``layer 2.5``."""
-        site = update.site
-        several = len({stage for stage, _ in self.suffix.places}) > 1
-        return f"head {update.head} of {site.proj} in layer {f'{site.stage}.' if several else ''}{site.block}"
+        layer = layer_names(self.suffix.places)[self.block(update)]
+        return f"head {update.head} of {update.site.proj} in layer {layer}"
 
 
 @torch.no_grad()

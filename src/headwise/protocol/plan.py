@@ -40,7 +40,7 @@ from headwise.schema.secret import refuse_secrets
 from headwise.schema.tree import check_config, check_method, check_nodes
 from headwise.storage.atomic import at_home
 from headwise.storage.hashes import file_sha256
-from headwise.storage.plain import is_other
+from headwise.storage.plain import is_blocked
 from headwise.storage.weights import network_name, weights_content
 
 OmegaConf.register_new_resolver("mul", lambda a, b: a * b, replace=True)
@@ -194,7 +194,7 @@ def root_of(given: Any) -> Path:
         )
     root = Path(text)
     root = at_home(root) if text.partition("/")[0] == "~" else root
-    if is_other(root):
+    if is_blocked(root):
         raise ConfigError(f"root names the folder of all results, but {text[:300]!r} is no folder and none can be made")
     return root
 

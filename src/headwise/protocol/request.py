@@ -10,18 +10,15 @@ machine: a login node without a GPU must know what its jobs have finished on one
 from __future__ import annotations
 
 import ast
-import contextlib
 import functools
 import hashlib
 import itertools
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from headwise.results.fingerprint import fingerprint
-from headwise.storage import atomic
-from headwise.storage.hashes import cache_folder
+from headwise.storage.hashes import Remembered, stamp_of
 
 NOT_ASKED = ("root", "resume", "wait", "logger", "trainer.progress")
 """Keys that say where results lie, or how the work is done and shown, and not which run it is."""
@@ -73,28 +70,26 @@ def _content(folder: str, experiment: str) -> str:
 def _code(root: Path = Path(__file__).parents[2]) -> str:
     """Hash of what the code says, which is neither comments nor docstrings, and of the published values.
 
-    It is kept in the cache under the hash of the files' bytes, since to parse them takes as long as to find a hundred
-    finished runs.
+    It is remembered until one of the files changes: to parse them takes as long as to find a hundred finished runs.
 
     Args:
         root: folder of the package.
     """
     scales = root / "headwise" / "paper" / "scales.csv"
-    files = {file.relative_to(root).as_posix(): file for file in (root / "headwise").rglob("*.py")}
-    state = hashlib.sha256(repr((sys.version_info, sorted(files))).encode())  # another Python parses in another way
-    for file in (scales, *(files[name] for name in sorted(files))):
-        state.update(hashlib.sha256(file.read_bytes()).digest())
-    note = cache_folder() / "code" / state.hexdigest()[:32]
-    with contextlib.suppress(OSError, ValueError):
-        if re.fullmatch("[0-9a-f]{64}", known := note.read_text(encoding="ascii")):
-            return known
-    told = _said(root, scales.read_bytes())
-    with contextlib.suppress(OSError):
-        atomic.write_text(note, told)
-    return told
+    files = [scales, *sorted((root / "headwise").rglob("*.py"))]
+    stamp = stamp_of(*(file.stat() for file in files))
+    # another Python parses in another way, and a file that has another name keeps its times
+    name = hashlib.sha256(repr((sys.version_info, files)).encode()).hexdigest()
+    remembered = Remembered("code", root)
+    if known := remembered.get(name, stamp):
+        return known[0]
+    parsed = _parsed(root, scales.read_bytes())
+    remembered.keep(name, stamp, parsed)
+    remembered.save()
+    return parsed
 
 
-def _said(root: Path, scales: bytes) -> str:
+def _parsed(root: Path, scales: bytes) -> str:
     """Hash of the modules that decide and of what they import, as they are parsed."""
     sha, waiting, seen = hashlib.sha256(scales), [DECIDING, *_readers(root)], {*APART}
     while waiting:

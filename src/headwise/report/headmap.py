@@ -48,10 +48,15 @@ def _names(rows: Rows) -> list[str]:
 
 
 def _head_map(name: str, rows: Rows) -> HeadMap:
-    single = len({row["stage"] for row in rows}) == 1
-    layers = [str(row["block"]) if single else f"{row['stage']}.{row['block']}" for row in rows]
+    layers = layer_names([(row["stage"], row["block"]) for row in rows])
     scores = [[float(score) for score in row["score"]] if row["score"] else None for row in rows]
     return HeadMap(name, layers, scores, [list(row["active"]) for row in rows])
+
+
+def layer_names(places: Sequence[tuple[int, int]]) -> list[str]:
+    """Names of layers, stage and block of each: ``block``, or ``stage.block`` where they are of several stages."""
+    several = len({stage for stage, _ in places}) > 1
+    return [f"{stage}.{block}" if several else str(block) for stage, block in places]
 
 
 def lines(rows: Rows) -> list[list[Any]]:

@@ -49,7 +49,7 @@ def read(root: Path, given: str | None = None, repo: Path | None = None) -> Read
         ConfigError: if there is none: the name does not exist (lists those that do, and the nearest), or it exists and
             nothing of it is finished (says what to run).
     """
-    if plain.is_other(root):
+    if plain.is_blocked(root):
         raise ConfigError(f"no finished run under {root}: it is no folder; is --root right?")
     names = runs(root)
     experiments: dict[str, str] = {}

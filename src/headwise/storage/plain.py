@@ -50,7 +50,7 @@ def no_file(path: str | Path) -> str | None:
     return None if stat.S_ISREG(mode) else "is a folder" if stat.S_ISDIR(mode) else "is a device or a pipe"
 
 
-def is_other(path: str | Path) -> bool:
+def is_blocked(path: str | Path) -> bool:
     """Whether something lies there or above that is no folder, so that none can be made there."""
     there = Path(os.path.abspath(path))  # noqa: PTH100 - links are not followed
     try:

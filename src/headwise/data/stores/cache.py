@@ -215,7 +215,7 @@ class CacheSource:
 
     def __init__(self, root: str | Path | None = None, kinds: Sequence[str] = KINDS) -> None:
         self.root = default_root() if root is None else at_home(root)
-        if root is not None and plain.is_other(self.root):
+        if root is not None and plain.is_blocked(self.root):
             raise DataError(f"the caches' folder {str(root)[:300]!r} is none; leave it out for $HEADWISE_CACHE/vtab")
         self.kinds = tuple(kinds)
         self._caches: dict[str, list[Cache]] = {}
