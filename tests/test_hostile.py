@@ -257,7 +257,7 @@ CLASSES: list[tuple[str, str]] = [
     ("method._target_=builtins.dict", "method._target_='builtins.dict' makes nothing that method may be"),
     ("method._target_=numpy.array", "Error in call to target 'numpy.array'"),
     ("method._target_=torch.nn.Linear", "Error in call to target 'torch.nn.modules.linear.Linear'"),
-    ("method._target_=torch.nn.Linea", "torch.nn.Linea"),
+    ("method._target_=torch.nn.Linea", "Error locating target 'torch.nn.Linea'"),
     ("method._target_=os.system", "Target 'os.system' is blocklisted"),
     ("method._target_=headwise.data.tasks.VTABTask", "unknown key method.label='lora'"),
     ("method=hs_lora ;; method.first._target_=builtins.dict", "must be a single-phase method, got dict"),
@@ -439,7 +439,7 @@ SCRIPTS: list[tuple[str, str, str]] = [
     ("sweep_status method=lora", "seed=range(0,10,0)", "has no end; allowed: A,B or choice(A,B), "),
     ("sweep_status method=lora", "seed=range(nan,3)", "has no end; allowed: A,B or choice(A,B), "),
     ("sweep_status", "hs_table2 lossy", "one experiment at a time"),
-    ("sweep_status method=lora", "~method", "method"),
+    ("sweep_status method=lora", "~method", "method must be given: a mapping"),
     ("sweep_status dataset=dtd,eurosat", "dataset.name=svhn", "a set's results stand under its own name"),
     ("sweep_status", "=3", "'' is no key"),
 ]

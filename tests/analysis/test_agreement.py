@@ -62,7 +62,7 @@ def test_masks_and_their_null():
     assert jaccard(mask, mask) == 1.0 and jaccard(mask, other) == 0.0
     assert np.isnan(jaccard({"q": np.ones((2, 4))}, {"q": np.ones((2, 4))}))
     layer = {"q": np.array([[0, 0, 1, 1]])}
-    mean, low, high = jaccard_by_chance(layer, layer, 4000, 0)
+    mean, low, high = jaccard_by_chance(layer, layer, False, 4000, 0)
     # of C(4, 2) = 6 choices 1 shares none, 4 share one of three, 1 shares both
     assert mean == pytest.approx((4 * (1 / 3) + 1) / 6, abs=0.02)
     assert (low, high) == (0.0, 1.0)
@@ -71,7 +71,9 @@ def test_masks_and_their_null():
 def test_one_mask_for_all_layers_varies_more_than_one_for_each():
     alike = {"q": np.tile([0, 0, 0, 1, 1, 1], (12, 1))}
     apart = {"q": np.stack([np.roll([0, 0, 0, 1, 1, 1], layer) for layer in range(12)])}
-    (_, low, high), (_, near, far) = (jaccard_by_chance(masks, masks, 500, 0) for masks in (alike, apart))
+    (_, low, high), (_, near, far) = (
+        jaccard_by_chance(masks, masks, masks is alike, 500, 0) for masks in (alike, apart)
+    )
     assert high - low > 2 * (far - near)
 
 

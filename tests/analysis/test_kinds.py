@@ -141,7 +141,7 @@ def test_runs_that_cannot_be_analysed(finished: Finished, tmp_path: Path) -> Non
     record = json.loads((run / "result.json").read_text())
     record["config"]["backbone"]["weights"] = str(tmp_path / "gone.safetensors")
     (broken / "result.json").write_text(json.dumps(record))
-    with pytest.raises(WeightsError, match="name the file with weights=FILE"):
+    with pytest.raises(WeightsError, match="give an existing file with weights=FILE"):
         analysis.subspaces(broken)
 
 

@@ -142,10 +142,9 @@ class SavedRun:
         expected = self.content("backbone", "weights")
         wanted = f"{self.folder} stands on the weights of {spec.name} with the content {expected}"
         try:
-            actual = weights_content(dataclasses.asdict(spec))
+            actual = weights_content(dataclasses.asdict(spec), "weights=FILE")
         except WeightsError as error:
-            why = str(error).rpartition("; ")[0] or error  # the way out is another here
-            raise WeightsError(f"{wanted}; {why}: name the file with weights=FILE") from None
+            raise WeightsError(f"{wanted}; {error}") from None
         if actual != expected:
             raise WeightsError(f"{wanted}; {spec.weights!r} is {actual}: name the right file with weights=FILE")
         net = spec.build()

@@ -59,7 +59,7 @@ def readable(arguments: Sequence[str], sweeps: bool = False) -> list[str]:
     """
     experiments = {word for word in arguments if word.startswith("experiment=")}
     if len(experiments) > 1:
-        raise ConfigError(f"{' '.join(sorted(experiments))}: one experiment at a time, they bring their own choices")
+        raise several_experiments(" ".join(sorted(experiments)))
     sweeps = sweeps or any(word in ("-m", "--multirun") or word.startswith("experiment=") for word in arguments)
     return [_readable(word, sweeps) for word in arguments]
 
@@ -89,6 +89,11 @@ def _readable(word: str, sweeps: bool) -> str:
     if isinstance(read_value, str):
         return f"{key}={_path(read_value)}" if read_value.partition("/")[0] == "~" else word
     return f"{key}={quoted(value.strip())}" if isinstance(read_value, bool | int | float) else word
+
+
+def several_experiments(given: str) -> ConfigError:
+    """The refusal of more than one experiment."""
+    return ConfigError(f"{given}: one experiment at a time, they bring their own choices")
 
 
 def check_sweep(override: Override) -> None:

@@ -79,6 +79,7 @@ class ResultStore:
         self, root: str | Path, on_bad: Callable[[ResultError], None] = _report, *, indexed: bool = True
     ) -> None:
         self.root, self.on_bad, self.indexed = Path(root), on_bad, indexed
+        self._is_ours: bool | None = None
 
     def get(self, key: RunKey, identity: Mapping[str, Any]) -> Result | None:
         """Return the finished run of this configuration, None if there is none.
@@ -244,30 +245,29 @@ class ResultStore:
 
     def _index(self) -> dict[str, dict[str, Any]]:
         """Lines of the index by path, the last one winning; anything unreadable is skipped."""
+        file, rows = self.root / "index.jsonl", list[str]()
+        if plain.no_file(file) is None:
+            with contextlib.suppress(OSError):
+                rows = [row for row in file.read_text(encoding="utf-8", errors="replace").split("\n") if row.strip()]
         lines: dict[str, dict[str, Any]] = {}
-        for row in self._rows():
+        for row in rows:
             with contextlib.suppress(plain.Misfit):
                 line = plain.parse(row)
                 _LINE(line, "")
                 lines[line["path"]] = {name: line[name] for name in ("stamp", "fingerprint", "request")}
+        is_file = not os.path.lexists(file) or file.is_file()
+        self._is_ours = is_file and (bool(lines) or all(row.startswith(_OPENING[: len(row)]) for row in rows))
         return lines
-
-    def _rows(self) -> list[str]:
-        """Lines of the index as they are, but for blank ones; none where there is no file."""
-        if plain.no_file(file := self.root / "index.jsonl") is None:
-            with contextlib.suppress(OSError):
-                return [row for row in file.read_text(encoding="utf-8", errors="replace").split("\n") if row.strip()]
-        return []
 
     @functools.cached_property
     def _owns_index(self) -> bool:
         """Whether the index is ours to write: it is not there, or holds a line of ours, or only torn ones."""
-        file = self.root / "index.jsonl"
-        is_ours = plain.no_file(file) is None or not os.path.lexists(file)
-        is_ours = is_ours and (bool(self._index()) or all(row.startswith(_OPENING[: len(row)]) for row in self._rows()))
-        if not is_ours:
+        if self._is_ours is None:
+            self._index()
+        if not self._is_ours:
+            file = self.root / "index.jsonl"
             _log.warning("%s was not written by headwise: it stays as it is, and results are found without it", file)
-        return is_ours
+        return bool(self._is_ours)
 
 
 class PhaseStore:

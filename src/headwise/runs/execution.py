@@ -1,4 +1,4 @@
-"""Execution: a claimed run at work. Search, train, record: the only part of a run that needs torch."""
+"""Execution: a claimed run at work. Search, train, record: with the method itself, all of a run that needs torch."""
 
 from __future__ import annotations
 

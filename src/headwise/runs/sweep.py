@@ -31,7 +31,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from headwise.commands.messages import one_line, text_of
-from headwise.commands.overrides import check_sweep, readable
+from headwise.commands.overrides import check_sweep, readable, several_experiments
 from headwise.commands.sizes import spelled
 from headwise.errors import ConfigError, SweepError, suggest
 from headwise.protocol.job import folders
@@ -83,7 +83,7 @@ def jobs_of(params: Mapping[str, str], arguments: Sequence[str], loader: Any) ->
 def _check(override: Override, loader: Any) -> None:
     """Refuse choices that are no sweep."""
     if override.key_or_group == "experiment":
-        raise ConfigError(f"{override.input_line}: one experiment at a time, they bring their own choices")
+        raise several_experiments(str(override.input_line))
     check_sweep(override)
     if next(iter(override.sweep_iterator()), None) is None:
         wanted = override.value()

@@ -91,8 +91,12 @@ def _listed(overrides: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}={value}" for key, value in sorted(overrides.items()))
 
 
-def weights_file(weights: str) -> Path:
+def weights_file(weights: str, option: str = "backbone.weights=FILE") -> Path:
     """The file named by ``package:FILE`` or a path.
+
+    Args:
+        weights: what was given.
+        option: how the user names another one here.
 
     Raises:
         WeightsError: if there is none, or a folder or a device.
@@ -100,15 +104,16 @@ def weights_file(weights: str) -> Path:
     name = weights.removeprefix("package:")
     file = ASSETS / Path(name).name if weights.startswith("package:") else at_home(name)
     if why := no_file(file):
-        raise WeightsError(f"weights file {weights[:300]!r} {why}; give an existing file with backbone.weights=FILE")
+        raise WeightsError(f"weights file {weights[:300]!r} {why}; give an existing file with {option}")
     return file
 
 
-def weights_content(backbone: Mapping[str, Any]) -> str:
+def weights_content(backbone: Mapping[str, Any], option: str = "backbone.weights=FILE") -> str:
     """What the weights are: the hash of their file, or the name under which timm's hub has them.
 
     Args:
         backbone: the fields of `headwise.network.backbone.BackboneSpec`.
+        option: how the user names another file here.
 
     Raises:
         WeightsError: if a file is named that does not exist. ConfigError: what `stated_weights` says.
@@ -119,4 +124,4 @@ def weights_content(backbone: Mapping[str, Any]) -> str:
         return f"hub:{backbone['timm_name']}"
     if weights == "none":
         return f"random:{backbone.get('seed', 0)}"
-    return file_sha256(weights_file(weights))
+    return file_sha256(weights_file(weights, option))
