@@ -19,7 +19,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from headwise.artifacts import released
 from headwise.artifacts.export import load
@@ -120,6 +120,7 @@ def hostile(marker: Path) -> dict[str, bytes]:
         + b"\x08\x06\x00\x00\x00"
         + b"\x00" * 4,
         "large picture": _picture(),
+        "PostScript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n",
     }
 
 
@@ -280,9 +281,10 @@ LOADERS: dict[str, Check | str] = {
         put(folder, FEATURES, content)
     ),
     "data/own.py:read_json": read_facts,
-    "data/decode.py:Image.open": lambda folder, content: decode(put(folder, "x.png", content), 3, "here"),
-    "data/stored.py:Image.open": lambda folder, content: facts(put(folder, "x.png", content)),
-    "data/synthetic/records.py:Image.open": TEXT,
+    "data/stored.py:Image.open": lambda folder, content: (
+        facts(put(folder, "x.png", content)),
+        decode(put(folder, "x.png", content), 3, "here"),
+    ),
     "data/preparing/prepare.py:yaml.safe_load": OURS,
     "results/reading.py:yaml.safe_load": read_experiments,
     "comparison/printed.py:csv.DictReader": OURS,
@@ -336,6 +338,11 @@ def test_every_loader_is_known() -> None:
 def test_no_file_does_anything_but_be_refused(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HEADWISE_CACHE", str(tmp_path / "cache"))
     marker = tmp_path / "it ran"
+    # what Pillow would hand a PostScript file to
+    ghostscript = put(tmp_path / "bin", "gs", f"#!/bin/sh\n: > '{marker}'\n".encode())
+    ghostscript.chmod(0o755)
+    monkeypatch.setenv("PATH", str(ghostscript.parent), prepend=os.pathsep)
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
     check = LOADERS[place]
     assert not isinstance(check, str)
     for name, content in hostile(marker).items():

@@ -75,6 +75,7 @@ def jpeg_bytes() -> bytes:
     [
         (b"", r"test.txt, line 7: image .*broken.jpg' is empty \(0 bytes\)"),
         (b"no image at all", r"test.txt, line 7: image .*broken.jpg' cannot be decoded \(cannot identify"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n", "as one of BMP, GIF, JPEG"),
         (jpeg_bytes()[:1500], r"test.txt, line 7: image .*broken.jpg' cannot be decoded \(.*truncated"),
         (jpeg_bytes()[:40], r"test.txt, line 7: image .*broken.jpg' cannot be decoded"),
         (b"\x89PNG\r\n\x1a\n" + b"\0" * 40, r"test.txt, line 7: image .*broken.jpg' cannot be decoded"),

@@ -5,7 +5,6 @@ Legend: N images, S the side of the square that the network sees, C channels (3,
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from headwise.data.stored import BROKEN, Reading, read, to_8_bits
+from headwise.data.stored import BROKEN, Reading, opened, read, to_8_bits
 from headwise.errors import ConfigError, DataError, suggest
 
 Array = NDArray[np.uint8]
@@ -77,7 +76,7 @@ def decode(file: Path | bytes, channels: int, where: str, reading: Reading | Non
         DataError: if the file is empty, no image, cut off or damaged.
     """
     try:
-        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
+        with opened(file) as image:
             if reading is not None:
                 return to_channels(read(image, file, reading), channels)
             image.load()

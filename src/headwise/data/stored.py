@@ -18,10 +18,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 """What PIL raises for files that are no images, are cut off, or are damaged inside."""
+FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+"""What is read, by PIL's names. PIL knows more, and hands some to other programs: EPS is run by Ghostscript."""
 DEPTHS = (8, 10, 12, 14, 16)
 """Bits that a camera or scanner gives to a value; what is found is the first that holds the largest value."""
 _ORIENTATION, _BITS_PER_SAMPLE = 0x0112, 0x0102
@@ -61,6 +63,21 @@ class Reading:
     depth: int | None = None
 
 
+def opened(file: Path | bytes) -> Image.Image:
+    """An image file of one of `FORMATS`, its header read. The one place where files are opened as images.
+
+    Args:
+        file: its path, or its content.
+
+    Raises:
+        OSError: if it is none of these.
+    """
+    try:
+        return Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=FORMATS)
+    except UnidentifiedImageError:
+        raise UnidentifiedImageError(f"cannot identify it as one of {', '.join(FORMATS)}") from None
+
+
 def read(image: Image.Image, file: Path | bytes | None, reading: Reading) -> Image.Image:
     """An opened image upright, in RGB or grey of 8 bits where it had more; else in its own mode.
 
@@ -83,7 +100,7 @@ def facts(file: Path | Image.Image) -> Facts:
     try:
         if isinstance(file, Image.Image):
             return _facts(file, None)
-        with Image.open(file) as image:
+        with opened(file) as image:
             return _facts(image, file)
     except BROKEN:
         return Facts()
@@ -129,7 +146,8 @@ def deep_values(image: Image.Image, file: Path | bytes | None) -> NDArray[np.uin
     if file is None or low is None:
         return None
     image.load()
-    with _open(file) as other:  # PIL keeps the high byte of a colour; told the other byte order, it keeps the low one
+    other: Any
+    with opened(file) as other:  # PIL keeps the high byte of a colour; told the other byte order, it keeps the low one
         other.tile = [_with_raw_mode(tile, low) for tile in other.tile]
         other.load()
         second = np.asarray(other)
@@ -161,10 +179,6 @@ def _stated(image: Image.Image) -> int:
     """Bits of a value where the file states fewer than it is stored with; 0 where it does not."""
     bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))
     return int(bits[0]) if 8 < int(bits[0]) < 16 else 0
-
-
-def _open(file: Path | bytes) -> Any:
-    return Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
 
 
 def _raw_mode(image: Image.Image) -> str:

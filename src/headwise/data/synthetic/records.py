@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from headwise.data.stored import opened
 from headwise.data.stores.prepared import MARKER, versions_present
 from headwise.data.tasks import VTABTask
 from headwise.errors import DataError
@@ -145,5 +146,5 @@ def encoded(pixels: NDArray[np.uint8], form: str) -> bytes:
 
 def through_jpeg(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """(N, H, W, C) images as they come back from default-quality JPEG."""
-    copies = [np.asarray(Image.open(io.BytesIO(encoded(image, "JPEG")))) for image in images]
+    copies = [np.asarray(opened(encoded(image, "JPEG"))) for image in images]
     return np.stack(copies).reshape(images.shape) if copies else images
