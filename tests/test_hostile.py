@@ -172,7 +172,8 @@ REFUSED: list[tuple[str, str]] = [
     ("dataset.folders=[]", "folders must name at least one folder"),
     ("data=folder ;; data.root=", "data.root='' is not a folder"),
     ("data=folder ;; data.root=/dev/null", "data.root='/dev/null' is not a folder"),
-    ("data=folder ;; data.root=~nobody_at_all/x", "data.root='~nobody_at_all/x' is not a folder"),
+    ("data=folder ;; data.root=~nobody_at_all/x", "there is no user 'nobody_at_all' here; a folder of that"),
+    ("root=~nobody_at_all/x", "'~nobody_at_all/x': there is no user 'nobody_at_all' here"),
     ("data=tfds ;; data.root=", "data.root='' is not a folder"),
     *(
         (f"data={source} ;; data.{key}={given}", f"the caches' folder '{given}' is none; leave it out for $HEADW")
@@ -208,7 +209,7 @@ REFUSED: list[tuple[str, str]] = [
 ACCEPTED: list[tuple[str, str, Any]] = [
     ("root=.", "root", Path()),
     ("root=/", "root", Path("/")),
-    ("root=~nobody_at_all/x", "root", Path("~nobody_at_all/x")),
+    ("root=./~nobody_at_all/x", "root", Path("~nobody_at_all/x")),
     ("root=2024", "root", Path("2024")),
     ("seed=1_000", "key.seed", 1000),
     ("seed=-0", "key.seed", 0),
@@ -823,6 +824,7 @@ MAKE: list[tuple[str, str]] = [
     ("reproduce-tables ROOT=", "ROOT names one folder, without blanks; got ''"),
     ("reproduce-tables ROOT=a\\ b", "ROOT names one folder, without blanks; got 'a b'"),
     ("reproduce-tables EXPERIMENTS=nothing ROOT={here}/new", "unknown experiment 'nothing'; there are: "),
+    ("reproduce-tables EXPERIMENTS=nothing INSTALLED={here}/none", "unknown experiment 'nothing'; there are: "),
     ("reproduce-tables EXPERIMENTS=../x ROOT={here}/new", "unknown experiment '../x'"),
     ("reproduce-tables EXPERIMENTS=lossy ROOT={here}/file", "file"),
     ("prepare TASKS=nothing", "unknown task 'nothing'"),

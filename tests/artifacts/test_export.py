@@ -192,6 +192,39 @@ def test_classify_names_a_file_that_is_no_image(trained: Path, tmp_path: Path) -
         headwise.load(trained).classify(tmp_path / "note.png")
 
 
+def test_nothing_classified_is_an_empty_answer(trained: Path) -> None:
+    net = headwise.load(trained)
+    assert net.classify([]) == []
+    assert tuple(net.probabilities([]).shape) == (0, net.task.num_classes)
+
+
+@pytest.mark.parametrize("given", [5, None, b"x", [b"x"], [None], {"a.png"}])
+def test_what_is_no_image_is_refused(trained: Path, given: Any) -> None:
+    with pytest.raises(DataError, match="classify takes PIL images, paths, sequences of them, or a uint8 tensor"):
+        headwise.load(trained).classify(given)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (None, "a run is named by the path of its folder, got NoneType"),
+        (5, "a run is named by the path of its folder, got int"),
+        (b"/tmp", "a run is named by the path of its folder, got bytes"),
+        ("x" * 300, "x"),
+        ("x\0y", "x"),
+    ],
+)
+def test_what_names_no_run_is_refused(given: Any, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        headwise.load(given)
+
+
+@pytest.mark.parametrize("trust", [5, [5], "a b", b"x"])
+def test_what_names_no_module_is_not_trusted(trained: Path, trust: Any) -> None:
+    with pytest.raises(ConfigError, match="trust names modules of your own"):
+        headwise.load(trained, trust=trust)
+
+
 def test_no_run_says_where_there_is_one(trained: Path) -> None:
     with pytest.raises(ConfigError, match=rf"no finished run in .*did you mean {trained}"):
         headwise.load(trained.parent)

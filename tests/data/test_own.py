@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import struct
 import warnings
 import zlib
@@ -18,6 +19,7 @@ from PIL import Image, ImageOps
 
 from headwise.data import notices, own
 from headwise.data.decode import decode
+from headwise.data.own import look, notes
 from headwise.data.stored import Facts, Reading, facts
 from headwise.data.stores.folder import FolderSource
 from headwise.data.tasks import VTABTask
@@ -269,6 +271,28 @@ def test_the_rest_is_said_once_with_counts_and_examples(tmp_path: Path, caplog: 
         "2 of 5 classes without training images: 2 (c), 4 (e)",
         "4 of 5 classes without test images: 1 (b), 2 (c), ...",
     ]
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp", ".png", ".tif"])
+def test_of_several_pictures_the_first_is_taken_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, suffix: str
+) -> None:
+    first, *rest = (Image.new("RGB", (40, 40), colour) for colour in ("red", "blue", "white"))
+    file = tmp_path / f"moving{suffix}"
+    first.save(file, save_all=True, append_images=rest, lossless=True)
+    assert facts(file).has_more
+    red, *others = decode(file, 3, "here", Reading())[0, 0]
+    assert red > 250
+    assert others == [0, 0]
+    assert notes(facts(file), None) == ["of files with several pictures the first is taken"]
+
+
+def test_a_folder_whose_name_is_no_text_is_read(tmp_path: Path) -> None:
+    link = tmp_path / "folder"
+    there = Path(os.fsdecode(os.fsencode(tmp_path) + b"/bad\xff"))
+    there.mkdir()
+    link.symlink_to(there)
+    assert look({}, {}, link) == {}
 
 
 def test_a_clean_folder_says_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -82,7 +82,7 @@ class Classifier(nn.Module):
                 PIL keeps 8 bits, so give the path of such a file.
 
         Returns:
-            (B, 3, S, S), normalised, on the network's device.
+            (B, 3, S, S), normalised, on the network's device; B is 0 for an empty sequence.
 
         Raises:
             DataError: if an image cannot be read.
@@ -90,10 +90,16 @@ class Classifier(nn.Module):
         device = self.net.head.weight.device
         if isinstance(images, Tensor):
             return self._data.preprocess(images.to(device))
-        several = [images] if isinstance(images, Image.Image | str | Path) else images
-        return torch.cat([self._one(image).to(device) for image in several])
+        several = images if isinstance(images, Sequence) and not isinstance(images, str | bytes) else [images]
+        none = torch.zeros(0, 3, self.net.img_size, self.net.img_size, device=device)
+        return torch.cat([none, *(self._one(image).to(device) for image in several)])
 
-    def _one(self, image: Image.Image | str | Path) -> Tensor:
+    def _one(self, image: Any) -> Tensor:
+        if not isinstance(image, Image.Image | str | Path):
+            raise DataError(
+                f"classify takes PIL images, paths, sequences of them, or a uint8 tensor (B, C, H, W), "
+                f"got {type(image).__name__}"
+            )
         channels, reading = self.task.channels, Reading(self.task.depth)
         file = image if isinstance(image, Image.Image) else Path(image)
         for line in notes(facts(file), self.task.depth):

@@ -48,6 +48,8 @@ class SavedRun:
         Raises:
             ConfigError: if there is no finished run; lists those below. ResultError: if its record is damaged.
         """
+        if not isinstance(folder, str | Path):
+            raise ConfigError(f"a run is named by the path of its folder, got {type(folder).__name__}")
         return cls(Path(folder), read_result(Path(folder)), targets.prefixes(trust))
 
     @property

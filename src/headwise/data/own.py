@@ -87,6 +87,10 @@ def announce(lists: Contents, task: VTABTask, depth: int | None, read: Mapping[s
     entries = {digest.sha256: entry for rows in lists.values() for entry, digest in rows}
     tilted = [entry for sha, entry in entries.items() if read[sha].orientation != 1]
     deep = [entry for sha, entry in entries.items() if read[sha].depth]
+    moving = [entry for sha, entry in entries.items() if read[sha].has_more]
+    if moving:
+        several = f"{_count(len(moving), 'file')} of several pictures, the first is taken"
+        say_once(f"task {task.name!r}: {several}: {_examples(moving)}")
     if tilted:
         say_once(f"task {task.name!r}: {_count(len(tilted), 'image')} turned upright by EXIF: {_examples(tilted)}")
     if deep:
@@ -100,6 +104,8 @@ def announce(lists: Contents, task: VTABTask, depth: int | None, read: Mapping[s
 def notes(item: Facts, depth: int | None) -> list[str]:
     """What to say of one image of whoever uses a network, whose pixels are not taken as they are stored."""
     lines = ["images are turned upright by their EXIF orientation"] if item.orientation != 1 else []
+    if item.has_more:
+        lines.append("of files with several pictures the first is taken")
     if item.depth:
         how = f"read as {depth} bits, as the run did" if depth else "scaled to 8 by what each needs"
         lines.append(f"images of more than 8 bits a value are {how}")
@@ -126,7 +132,7 @@ def look(lists: Contents, files: Mapping[str, Path], folder: Path) -> dict[str, 
         files: where the image of a hash lies.
         folder: of the task, which names the note in ``$HEADWISE_CACHE``.
     """
-    note = cache_folder() / "facts" / f"{hashlib.sha256(os.path.realpath(folder).encode()).hexdigest()[:24]}.json"
+    note = cache_folder() / "facts" / f"{hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:24]}.json"
     looked_at = _remembered(note)
     wanted = dict.fromkeys(digest.sha256 for rows in lists.values() for _, digest in rows)
     fresh = [sha for sha in wanted if sha not in looked_at]
@@ -135,7 +141,7 @@ def look(lists: Contents, files: Mapping[str, Path], folder: Path) -> dict[str, 
     if fresh:
         # a note that cannot be written costs time, not the run
         with suppress(OSError):
-            plain = {sha: [item.orientation, item.depth] for sha, item in looked_at.items()}
+            plain = {sha: [item.orientation, item.depth, item.has_more] for sha, item in looked_at.items()}
             atomic.write_text(note, json.dumps(plain, separators=(",", ":")))
     return {sha: looked_at[sha] for sha in wanted}
 
@@ -150,7 +156,7 @@ def _remembered(note: Path) -> dict[str, Facts]:
         # by type, since isinstance takes true for a whole number
         sha: Facts(*item)
         for sha, item in items
-        if isinstance(item, list) and [type(x) for x in item] == [int, int]
+        if isinstance(item, list) and [type(x) for x in item] == [int, int, bool]
     }
 
 

@@ -46,10 +46,12 @@ class Facts:
     Attributes:
         orientation: EXIF's, 1 to 8; 1 is upright.
         depth: bits that its values need, one of `DEPTHS` or what the file states; 0 for images of 8 bits.
+        has_more: whether the file holds several pictures (pages, an animation), of which the first is read.
     """
 
     orientation: int = 1
     depth: int = 0
+    has_more: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,13 +111,14 @@ def facts(file: Path | Image.Image) -> Facts:
 def _facts(image: Image.Image, file: Path | None) -> Facts:
     values = deep_values(image, file)
     depth = 0 if values is None else _stated(image) or needed(values)
+    has_more = bool(getattr(image, "is_animated", False))
     if image.format == "TIFF":  # PIL turns these itself
-        return Facts(depth=depth)
+        return Facts(depth=depth, has_more=has_more)
     if image.format == "PNG" and file is not None and values is None:
         content = file.read_bytes()  # PIL would decode every one to look behind its pixels
         if not any(mark in content for mark in _PNG_EXIF):
-            return Facts()
-    return Facts(orientation(image), depth)
+            return Facts(has_more=has_more)
+    return Facts(orientation(image), depth, has_more)
 
 
 def orientation(image: Image.Image) -> int:

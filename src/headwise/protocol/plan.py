@@ -192,8 +192,7 @@ def root_of(given: Any) -> Path:
         raise ConfigError(
             f"root names a folder of this machine, got {text[:300]!r}; allowed: a path, no URL, no control characters"
         )
-    root = Path(text)
-    root = at_home(root) if text.partition("/")[0] == "~" else root
+    root = at_home(text)
     if is_blocked(root):
         raise ConfigError(f"root names the folder of all results, but {text[:300]!r} is no folder and none can be made")
     return root

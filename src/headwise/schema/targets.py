@@ -26,7 +26,7 @@ def prefixes(trust: str | Iterable[str]) -> tuple[str, ...]:
     Raises:
         ConfigError: for what is no name of a module.
     """
-    names = (trust,) if isinstance(trust, str) else tuple(trust)
+    names = tuple(trust) if isinstance(trust, Iterable) and not isinstance(trust, str) else (trust,)
     for name in names:
         if not (isinstance(name, str) and _DOTTED.fullmatch(name)):
             raise ConfigError(f"trust names modules of your own, such as 'my_methods', got {name!r}")

@@ -84,8 +84,18 @@ def _reason(error: OSError) -> str:
 
 
 def at_home(path: str | Path) -> Path:
-    """A path whose ``~`` is the home folder; ``~name`` of nobody stays as it is."""
-    return Path(os.path.expanduser(path))  # noqa: PTH111 - pathlib's raises where there is no such user
+    """A path whose ``~`` is the home folder, and ``~name`` that of another user.
+
+    Raises:
+        StorageError: if there is no such user: no folder is meant to be called so.
+    """
+    there = os.path.expanduser(path)  # noqa: PTH111 - pathlib's raises another error
+    if str(there).startswith("~"):
+        user = str(there).partition("/")[0]
+        raise StorageError(
+            f"{str(path)[:300]!r}: there is no user {user[1:]!r} here; a folder of that name is ./{user}"
+        )
+    return Path(there)
 
 
 def make_folder(folder: Path) -> None:
