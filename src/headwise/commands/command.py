@@ -94,6 +94,8 @@ def _check_flags(given: Namespace, choices: Sequence[str]) -> None:
     chosen = [flag for name, flag in WORKS.items() if getattr(given, name)]
     if len(chosen) > 1:
         raise ConfigError(f"{' and '.join(chosen)} exclude each other; give one of them")
+    if given.hydra_help and choices:
+        raise ConfigError(f"--hydra-help takes no choices, got {choices[0]}; --help takes them")
     if given.resolve and not (given.cfg or given.help):
         raise ConfigError("--resolve belongs to --cfg or --help: --cfg job --resolve")
     if given.shell_completion and not (len(choices) == 1 and re.fullmatch(COMPLETION, choices[0])):

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
+    InterpolationResolutionError,
     MissingMandatoryValue,
     OmegaConfBaseException,
 )
@@ -24,6 +25,7 @@ from headwise.schema.tree import unknown_key
 AMBIGUOUS = re.compile(r"Ambiguous value for argument '(.*)'")
 SEE = re.compile(r"\s*(See https://hydra\.cc|Config search path:|, set env var HYDRA_FULL_ERROR=1).*", re.DOTALL)
 """What hydra adds to its errors, to which ours have nothing to add."""
+BLOCKED = re.compile(r"Target '([^']*)' is blocklisted")
 MERGING = "Error merging override "
 INSTALL = "; launchers other than basic are optional: pip install -e '.[launchers]'"
 
@@ -54,12 +56,22 @@ def text_of(error: BaseException) -> str:
     text, why = SEE.sub("", str(error)), error.__cause__ or error.__context__
     if text.startswith(MERGING) and why is not None:  # hydra leaves the reason to the traceback
         return f"{text.removeprefix(MERGING)} cannot be taken: {_first_line(why)}"
+    if match := BLOCKED.search(text):
+        return f"{match[1]!r} may not be named by a configuration: it can run other programs or code"
     return _first_line(error) if isinstance(error, OmegaConfBaseException) else text
 
 
 def _first_line(error: BaseException) -> str:
     """What omegaconf says, without the lines about its own objects."""
+    if isinstance(error, InterpolationResolutionError):
+        return unmade(str(error.full_key or "a value"), error)
     return str(error).partition("\n")[0]
+
+
+def unmade(key: str, error: BaseException) -> str:
+    """What is said of a key whose value an interpolation should give and does not."""
+    why = str(error).partition("\n")[0].rpartition("interpolation: ")[2]
+    return f"{key} cannot be made from what was given: {why}"
 
 
 def _of_groups(text: str) -> str | None:

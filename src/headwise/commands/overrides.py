@@ -76,6 +76,8 @@ def _readable(word: str, sweeps: bool) -> str:
         check_sweep(override)
         if override.is_sweep_override() and not sweeps:
             raise ConfigError(several(word))
+    if group in GROUPS and ".." in value.split("/"):
+        raise ConfigError(f"{word}: an option is a file below conf/{group}, named without '..'")
     if group in GROUPS and re.fullmatch(_NO_OPTION, value, re.IGNORECASE) and (group, value) != ("experiment", "null"):
         return f"{key}={quoted(value)}"  # hydra wants the name of an option to be text
     if not (equals and value) or not any(fnmatchcase(key.lstrip("+"), pattern) for pattern in PATHS):

@@ -341,7 +341,11 @@ class BackboneSpec:
             try:
                 return timm.create_model(pretrained=False, **options)
             except Exception as error:
-                raise ConfigError(f"timm cannot build {self.timm_name!r} with {options}: {error}") from error
+                told = f" with backbone.overrides={dict(self.overrides)}" if self.overrides else ""
+                raise ConfigError(
+                    f"timm cannot build {self.timm_name!r} of {self.img_size} pixels{told} ({error}); "
+                    "allowed: timm's ViT and Swin-V1"
+                ) from error
 
     def _fetch(self, model: nn.Module) -> None:
         source = fetched(self.timm_name, self.img_size).state_dict()

@@ -19,7 +19,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 
-from headwise.commands.messages import instantiation
+from headwise.commands.messages import instantiation, unmade
 from headwise.data.sources import Source, source_of
 from headwise.data.tasks import VTABTask, check_apart, task_of
 from headwise.errors import ConfigError
@@ -250,13 +250,8 @@ def _plain(cfg: DictConfig) -> dict[str, Any]:
     except InterpolationResolutionError as error:
         plain = OmegaConf.to_container(cfg)
         check_nodes(plain)
-        raise _unmade(named(error.full_key or "a value"), error) from error
+        raise ConfigError(unmade(named(error.full_key or "a value"), error)) from error
     return dict(plain)
-
-
-def _unmade(key: str, error: Exception) -> ConfigError:
-    why = str(error).splitlines()[0].rpartition("interpolation: ")[2]
-    return ConfigError(f"{key} cannot be made from what was given: {why}")
 
 
 def _accelerator(given: str) -> str:

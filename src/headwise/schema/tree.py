@@ -219,6 +219,8 @@ def unknown_key(key: str, beside: Mapping[str, Any]) -> str:
         key: dotted.
         beside: the mapping in which it was sought, not resolved.
     """
+    if key.partition(".")[0] == "user":
+        return f"{key} is not there yet: keys of your own are added, +user.KEY=VALUE"
     parent, _, name = key.rpartition(".")
     target = beside.get("_target_")
     fields: list[str] = []
