@@ -99,6 +99,22 @@ def test_the_tensors_of_a_run_are_not_exported_over(tmp_path, capsys):
     for name in ("result.json", "phase-1.safetensors"):
         (run / name).write_text("{}")
     for name in ("result.json", "phase-1.safetensors"):
-        assert loaded("export_merged").main([str(run), "--out", str(run / name)]) == 1
-        assert f"{run / name} was not written by this tool" in capsys.readouterr().err
+        assert loaded("export_merged").main([str(run), "--out", str(run / name), "--force"]) == 1
+        assert f"{run / name} belongs to a finished run or phase" in capsys.readouterr().err
         assert (run / name).read_text() == "{}"
+
+
+@pytest.mark.parametrize("record", ["result.json", "phase.json"])
+@pytest.mark.parametrize(
+    "name", ["", "config.yaml", "metrics.csv", "curve.png", "phase-2.safetensors", "last.ckpt", "claim-1"]
+)
+def test_nothing_of_a_finished_run_is_replaced_whatever_force_says(record, name, tmp_path):
+    (tmp_path / record).write_text("{}")
+    link = tmp_path.parent / f"{tmp_path.name}-link"
+    link.symlink_to(tmp_path)
+    for folder in (tmp_path, link):
+        file = folder / (name or record)
+        with pytest.raises(ConfigError, match="belongs to a finished run or phase, which nothing replaces"):
+            writing(file, force=True).__enter__()
+    with writing(tmp_path / "table.md", force=True):
+        pass

@@ -64,7 +64,7 @@ def text_of(error: BaseException) -> str:
 def _first_line(error: BaseException) -> str:
     """What omegaconf says, without the lines about its own objects."""
     if isinstance(error, InterpolationResolutionError):
-        return unmade(str(error.full_key or "a value"), error)
+        return unmade(str(error.full_key or "a value of the configuration"), error)
     return str(error).partition("\n")[0]
 
 

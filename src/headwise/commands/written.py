@@ -9,12 +9,18 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from headwise.errors import ConfigError
 from headwise.storage import atomic
 from headwise.storage.hashes import cache_folder, sha256_of
+
+_OF_A_RUN = re.compile(
+    r"(result|phase)\.json|phase(-\d+)?\.safetensors|config\.yaml|metrics\.csv|curve\.png|claim-\d+|last\..*"
+)
+"""What lies in the folder of a run, or of a phase that runs share."""
 
 
 @contextlib.contextmanager
@@ -27,8 +33,8 @@ def writing(*files: Path | None, force: bool, reads: Sequence[Path] = ()) -> Ite
         reads: files that the block reads; not even `force` replaces one of them.
 
     Raises:
-        ConfigError: for a file that is somebody else's, a folder, a device, in a folder that nothing can be written to,
-            one file given twice, or one that is read.
+        ConfigError: for a file of a finished run, whatever `force` says; for one that is somebody else's, a folder, a
+            device, in a folder that nothing can be written to, one file given twice, or one that is read.
     """
     chosen = [file for file in files if file is not None]
     places = [
@@ -37,6 +43,8 @@ def writing(*files: Path | None, force: bool, reads: Sequence[Path] = ()) -> Ite
     for file, place in zip(chosen, places, strict=True):
         if places.count(place) > 1:
             raise ConfigError(f"{file} is to be written twice; give different files")
+        if _is_of_a_run(place):
+            raise ConfigError(f"{file} belongs to a finished run or phase, which nothing replaces; name another file")
         if any(os.path.realpath(read) == os.path.realpath(place) for read in reads):
             raise ConfigError(f"{file} is read here; name another file to write")
         if file.is_dir():
@@ -67,6 +75,12 @@ def _check_folder(file: Path) -> None:
         raise ConfigError(f"{file} cannot be written: {above} is no folder")
     if not os.access(above, os.W_OK | os.X_OK):
         raise ConfigError(f"{file} cannot be written: nothing may be written to {above}")
+
+
+def _is_of_a_run(place: Path) -> bool:
+    """Whether a file is, or would be, part of the record of a run or of a stored phase."""
+    beside = (place.parent / name for name in ("result.json", "phase.json"))
+    return _OF_A_RUN.fullmatch(place.name) is not None and any(map(os.path.lexists, beside))
 
 
 def _may_replace(place: Path) -> bool:
