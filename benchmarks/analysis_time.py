@@ -11,16 +11,17 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from headwise.analysis.changes import Change
 from headwise.analysis.drawing import draw
-from headwise.analysis.kinds import Options
+from headwise.analysis.kinds import LEAST, Options
 from headwise.analysis.overlapping import between_phases, heads_of
 from headwise.analysis.singular import parts
+from headwise.cli import script
+from headwise.commands.arguments import THREADS, Letters, Parser, Whole, record_file
 from headwise.results import provenance
 from headwise.storage import atomic
 from headwise.updates.sites import Site
@@ -51,14 +52,21 @@ def timed(what: str, times: dict[str, dict[str, float]]) -> Iterator[None]:
     print(f"{what}: {times[what]['wall']:.1f} s, {times[what]['cpu']:.1f} s of cores", flush=True)
 
 
-def main() -> int:
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=THREADS, default=2, help="compute threads (2)")
+    parser.add_argument("--targets", type=Letters("qkvo"), default="qkv", help="projections that were updated (qkv)")
+    draws = Whole(LEAST["draws"], 10_000)
+    parser.add_argument("--draws", type=draws, default=Options.draws, help=f"random updates a null ({Options.draws})")
+    parser.add_argument("--json", type=record_file, help="also write the times")
+    return parser.parse_args(arguments)
+
+
+@script
+def main(arguments: Sequence[str] | None = None) -> int:
     """Time each kind; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=2, help="compute threads (2)")
-    parser.add_argument("--targets", default="qkv", help="projections that were updated (qkv)")
-    parser.add_argument("--draws", type=int, default=Options.draws, help=f"random updates a null ({Options.draws})")
-    parser.add_argument("--json", type=Path, help="also write the times")
-    options = parser.parse_args()
+    options = parse(arguments)
     torch.set_num_threads(options.threads)
     first, second, both = made_up(12, 768, 12, options.targets)
     told = Options(draws=options.draws)

@@ -28,6 +28,11 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from headwise.cli import script
+from headwise.commands.arguments import Parser, Real, Whole, old_folder, record_file
+from headwise.errors import HeadwiseError
+from headwise.storage import atomic
+
 REPO = Path(__file__).resolve().parents[1]
 SIZE, BATCH, EVAL_BATCH, NUM_PHOTOS, SIDE = 224, 64, 256, 8, 128
 GIB = 1 << 30
@@ -81,26 +86,42 @@ def measure(root: Path, task: str, split: str, memory: float | None) -> dict[str
     }
 
 
+def tasks() -> list[str]:
+    """Names of the files whose images may lie in a list-file tree with a list for each split."""
+    folder = REPO / "conf" / "dataset"
+    files = [*folder.glob("*.yaml"), *(folder / "own").glob("*.yaml")]
+    return sorted(file.relative_to(folder).with_suffix("").as_posix() for file in files)
+
+
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--images", type=int, nargs="+", default=[6000], help="of the training and of the test set (6000)"
+        "--images",
+        type=Whole(1, 1_000_000),
+        nargs="+",
+        default=[6000],
+        help="of the training and of the test set (6000)",
     )
-    parser.add_argument("--task", default="own/folder", help="file in conf/dataset (own/folder)")
+    parser.add_argument(
+        "--task", choices=tasks(), default="own/folder", metavar="TASK", help="file in conf/dataset (own/folder)"
+    )
     parser.add_argument("--splits", nargs="+", choices=("train", "test"), default=["train", "test"])
-    parser.add_argument("--memory", type=float, nargs="+", default=[1.0], help="values of data.memory in GiB (1)")
-    parser.add_argument("--json", type=Path, help="write everything here")
-    parser.add_argument("--measure", nargs=3, metavar=("ROOT", "SPLIT", "MEMORY"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--memory", type=Real(least=-1, most=1e6), nargs="+", default=[1.0], help="of data.memory in GiB (1)"
+    )
+    parser.add_argument("--json", type=record_file, help="write everything here")
+    parser.add_argument("--measure", type=old_folder, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
 
+@script
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; exit status 1 if batches depend on where images are kept."""
     options = parse(arguments)
     if options.measure:
-        root, split, memory = options.measure
-        print(json.dumps(measure(Path(root), options.task, split, None if memory == "none" else float(memory))))
+        split, memory = options.splits[0], options.memory[0]
+        print(json.dumps(measure(options.measure, options.task, split, None if memory < 0 else memory)))
         return 0
     if options.task == "retinopathy":
         options.images, options.splits = [42670], ["test"]
@@ -113,9 +134,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             environment = {**os.environ, "HEADWISE_CACHE": str(Path(name) / "cache")}
             for split in options.splits:
                 for memory in options.memory:
-                    command = [sys.executable, __file__, "--task", options.task]
-                    command += ["--measure", str(root), split, "none" if memory < 0 else str(memory)]
-                    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+                    command = [sys.executable, __file__, "--task", options.task, "--measure", str(root)]
+                    command += ["--splits", split, "--memory", str(memory)]
+                    done = subprocess.run(command, env=environment, check=False, stdout=subprocess.PIPE, text=True)
+                    if done.returncode:  # it has said why
+                        raise HeadwiseError(f"{count} images of {split} could not be read with data.memory={memory}")
                     rows.append({"images": count, **json.loads(done.stdout.splitlines()[-1])})
                     print(
                         "{images:>7,} images  {split:<6} data.memory={memory}  {gib_of_images:>6} GiB of pixels  "
@@ -123,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         flush=True,
                     )
     if options.json:
-        options.json.write_text(json.dumps({"size": SIZE, "rows": rows}, indent=2) + "\n")
+        atomic.write_json(options.json, {"size": SIZE, "rows": rows})
     digests: dict[tuple[int, str], set[str]] = {}
     for row in rows:
         digests.setdefault((row["images"], row["split"]), set()).add(row["digest"])

@@ -25,6 +25,8 @@ import yaml
 from PIL import Image
 from torch.nn import functional as F
 
+from headwise.cli import script
+from headwise.commands.arguments import THREADS, Parser, Whole, record_file
 from headwise.data.preparing.cachebuild import build
 from headwise.data.sources import CacheSource, FolderSource, Source
 from headwise.data.tasks import VTABTask
@@ -116,18 +118,19 @@ class Noise(CacheSource):
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=1024, help="test images (1024)")
-    parser.add_argument("--repeats", type=int, default=5, help="of every measurement (5)")
-    parser.add_argument("--backbone", default="vit_nano", help="for the share of an epoch (vit_nano)")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="compute threads")
-    parser.add_argument("--json", type=Path, help="write everything here")
-    options = parser.parse_args(arguments)
-    if options.images < 1 or options.repeats < 1:
-        parser.error("--images and --repeats must be at least 1")
-    return options
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=Whole(1, 1_000_000), default=1024, help="test images (1024)")
+    parser.add_argument("--repeats", type=Whole(1, 10_000), default=5, help="of every measurement (5)")
+    backbones = sorted(file.stem for file in BACKBONES.glob("*.yaml"))
+    parser.add_argument(
+        "--backbone", choices=backbones, default="vit_nano", metavar="NAME", help="for the share of an epoch (vit_nano)"
+    )
+    parser.add_argument("--threads", type=THREADS, default=len(os.sched_getaffinity(0)), help="compute threads")
+    parser.add_argument("--json", type=record_file, help="write everything here")
+    return parser.parse_args(arguments)
 
 
+@script
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; exit status 1 if a promise is not kept."""
     options = parse(arguments)

@@ -15,12 +15,14 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
+from headwise.cli import script
+from headwise.commands.arguments import THREADS, Parser, Whole, record_file
+from headwise.errors import ConfigError
 from headwise.methods.base import Method
 from headwise.methods.bi_lora import BiLoRA
 from headwise.methods.hs_lora import HeadLoRA
@@ -61,6 +63,8 @@ def _training(spec: BackboneSpec, method: Method, batch: int, off: int, bf16: bo
     installed = method.install(net)
     for module in installed.owners.values():
         active = module.get_buffer("active")
+        if off > len(active):
+            raise ConfigError(f"--off must be at most {len(active)}, the heads of a layer of this network, got {off}")
         module.switch((torch.arange(len(active)) >= off).float())  # type: ignore[operator]
     optimizer = torch.optim.AdamW(installed.param_groups(1e-4), lr=1e-3)
     x, y = image.expand(batch, -1, -1, -1).contiguous(), torch.arange(batch) % 10
@@ -95,18 +99,24 @@ def _scoring(spec: BackboneSpec, method: Method, batch: int, bf16: bool) -> Step
     return step
 
 
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--timm-name", default="vit_small_patch14_dinov2")
+    parser.add_argument("--img-size", type=Whole(1, 4096), default=98)
+    parser.add_argument("--batch", type=Whole(1, 4096), default=64)
+    parser.add_argument("--off", type=Whole(0, 128), default=3, help="heads off in every layer")
+    parser.add_argument("--repeats", type=Whole(1, 10_000), default=15)
+    parser.add_argument("--threads", type=THREADS, default=1)
+    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--json", type=record_file, help="also write every time")
+    return parser.parse_args(arguments)
+
+
+@script
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; exit status 1 if a promise is not kept."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--timm-name", default="vit_small_patch14_dinov2")
-    parser.add_argument("--img-size", type=int, default=98)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--off", type=int, default=3, help="heads off in every layer")
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--bf16", action="store_true")
-    parser.add_argument("--json", type=Path, help="also write every time")
-    options = parser.parse_args(arguments)
+    options = parse(arguments)
     torch.set_num_threads(options.threads)
     spec = BackboneSpec(
         name="x",

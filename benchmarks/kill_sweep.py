@@ -31,8 +31,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from headwise.cli import earlier_record, script
+from headwise.commands.arguments import SEED, Parser, Whole, out_folder, record_file
+from headwise.errors import ConfigError
 from headwise.results import provenance
-from headwise.storage import atomic, claims
+from headwise.storage import atomic, claims, plain
 
 REPO = Path(__file__).parents[1]
 SWEEP = [
@@ -58,6 +61,9 @@ PATIENCE = 120.0
 """Seconds within which every process of a killed command must be gone: ours go at once, agents of Ray need a minute."""
 TIMES = ("seconds", "images_per_second", "peak_memory", "created", "scoring_seconds", "machine")
 """What a result says of the machine and the clock."""
+_LISTED = plain.each(plain.fields({"launcher": plain.text}))
+RECORD = plain.fields({"sweep": plain.each(plain.text), "kills": _LISTED, "launchers": _LISTED})
+"""What is read of an earlier record."""
 TABLE = """
 import runpy, sys, time
 from headwise.storage import atomic
@@ -369,20 +375,31 @@ def tried(launcher: str, work: Path, draw: random.Random, count: int, whole: Map
     }
 
 
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=SEED, default=0, help="of the delays")
+    parser.add_argument("--launcher", action="append", choices=[*LAUNCHERS], help="all of them if left out")
+    parser.add_argument(
+        "--moments", type=Whole(1, len(MOMENTS)), default=len(MOMENTS), help="the first so many, and the table"
+    )
+    parser.add_argument("--work", type=out_folder, help="folder to work in, kept; a temporary one if left out")
+    parser.add_argument(
+        "--json", type=record_file, help="write what happened; the file's other launchers stay as they are"
+    )
+    return parser.parse_args(arguments)
+
+
+@script
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; exit status 1 if anything differs or is left over."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, default=0, help="of the delays")
-    parser.add_argument("--launcher", action="append", choices=[*LAUNCHERS], help="all of them if left out")
-    parser.add_argument("--moments", type=int, default=len(MOMENTS), help="the first so many, and the table")
-    parser.add_argument("--work", type=Path, help="folder to work in, kept; a temporary one if left out")
-    parser.add_argument("--json", type=Path, help="write what happened; the file's other launchers stay as they are")
-    options = parser.parse_args(arguments)
+    options = parse(arguments)
     launchers = options.launcher or [*LAUNCHERS]
     for launcher in launchers:
         needed = LAUNCHERS[launcher]
         if needed is not None and importlib.util.find_spec(f"hydra_plugins.{needed}") is None:
-            parser.error(f"--launcher {launcher} needs {needed}: pip install -e '.[launchers]'")
+            raise ConfigError(f"--launcher {launcher} needs {needed}: pip install -e '.[launchers]'")
+    kept = earlier_record(options.json, RECORD)
     work = options.work or Path(tempfile.mkdtemp(prefix="kill-sweep-"))
     work.mkdir(parents=True, exist_ok=True)
     draw = random.Random(options.seed)
@@ -390,7 +407,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     whole = sums(work / "calm")
     found = [tried(launcher, work, draw, options.moments, whole) for launcher in launchers]
     if options.json:
-        kept = json.loads(options.json.read_text()) if options.json.is_file() else {}
         atomic.write_json(options.json, told(options.seed, calm["seconds"], found, kept))
     for one in found:
         differ = f"{len(one['files_that_differ'])} of {len(whole)} files differ"

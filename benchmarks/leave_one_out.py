@@ -15,16 +15,16 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from headwise.analysis.kinds import Options
+from headwise.analysis.kinds import LEAST, MOST, Options
 from headwise.analysis.opened import images_of, unscored
 from headwise.analysis.switches import Batch, HeadUpdate, Switches, toggled
 from headwise.artifacts.saved import SavedRun, own_randomness
-from headwise.cli import script
+from headwise.cli import finished_run, script
+from headwise.commands.arguments import THREADS, Parser, Whole, old_folder, record_file, weights
 from headwise.results import provenance
 from headwise.storage import atomic
 
@@ -73,19 +73,24 @@ def pairs(switches: Switches, batches: Sequence[Batch], count: int) -> list[dict
     return rows
 
 
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run_dir", type=finished_run)
+    parser.add_argument("--weights", type=weights)
+    parser.add_argument("--data-root", type=old_folder)
+    parser.add_argument("--images", type=Whole(LEAST["images"], MOST), default=200)
+    parser.add_argument("--batch-size", type=Whole(LEAST["batch_size"], MOST), default=50)
+    parser.add_argument("--pairs", type=Whole(1, 10_000), default=6, help="heads that are measured both ways")
+    parser.add_argument("--threads", type=THREADS, default=2)
+    parser.add_argument("--json", type=record_file, help="also write every time")
+    return parser.parse_args(arguments)
+
+
 @script
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; exit status 1 if the two ways differ or all heads took longer than promised."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run_dir", type=Path)
-    parser.add_argument("--weights", type=Path)
-    parser.add_argument("--data-root", type=Path)
-    parser.add_argument("--images", type=int, default=200)
-    parser.add_argument("--batch-size", type=int, default=50)
-    parser.add_argument("--pairs", type=int, default=6, help="heads that are measured both ways")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--json", type=Path, help="also write every time")
-    told = parser.parse_args(arguments)
+    told = parse(arguments)
     run = SavedRun.read(told.run_dir)
     options = Options(weights=told.weights, data_root=told.data_root, images=told.images, batch_size=told.batch_size)
     with own_randomness():

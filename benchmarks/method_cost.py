@@ -17,14 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from torch import nn
 
 import headwise.runs.experiment  # noqa: F401  registers what conf/ interpolates with
 import stepping
+from headwise.cli import script
+from headwise.commands.messages import instantiation
 from headwise.methods.base import Installed, Method
+from headwise.runs.sweep import checked_config
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
@@ -47,9 +48,9 @@ KINDS = {name: (kind, limit) for kind, (limit, names) in BOUNDS.items() for name
 
 def method_of(name: str, overrides: Sequence[str]) -> Method:
     """conf/method/<name>.yaml at its defaults, but for `overrides`."""
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        cfg = compose("config", overrides=[f"method={name}", "dataset=eurosat", *overrides])
-    method: Method = instantiate(OmegaConf.to_container(cfg, resolve=True)["method"], _convert_="all")  # type: ignore[call-overload,index]
+    config = checked_config(CONF, [f"method={name}", "dataset=eurosat", *overrides])
+    with instantiation():
+        method: Method = instantiate(config["method"], _convert_="all")
     return method
 
 
@@ -85,9 +86,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return stepping.parse(options, KINDS, arguments)
 
 
-def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Measure, print, and write the record that is returned."""
+@script
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print, and write the record; returns the exit status."""
     options = parse(arguments)
+    for name in options.names:  # before a network is built
+        method_of(name, options.set)
     architecture = stepping.BACKBONES[options.backbone]
     bench = stepping.Bench(architecture, options.batch, options.precision, options.attention, options.device)
     timings: list[stepping.Timing] = []
@@ -95,14 +99,14 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         print(name, file=sys.stderr, flush=True)
         timings += bench.measure({name: functools.partial(contender, name=name, overrides=options.set)}, options.pairs)
     found = verdicts(timings)
-    made = stepping.record(options, timings, bounds=found)
+    stepping.record(options, timings, bounds=found)
     over = [row for row in found if row["over"]]
     for row in over:
         print(f"over: {row['contender']} ({row['kind']}) {row['ratio']:.3f} > {row['limit']:.2f}")
     held = sum(row["over"] is False for row in found)
     print(f"{held} method(s) within their bound, {len(over)} over, {len(found) - held - len(over)} without one")
-    return made
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -33,6 +33,9 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
+from headwise.cli import earlier_record, script
+from headwise.commands.arguments import Parser, record_file
+from headwise.errors import ConfigError, suggest
 from headwise.methods._evolution import Evolution
 from headwise.methods.base import Method
 from headwise.network.backbone import Backbone, BackboneSpec
@@ -42,6 +45,8 @@ from headwise.protocol.presets import fill_presets
 from headwise.protocol.recipe import Protocol
 from headwise.protocol.search import Space
 from headwise.runs.sweep import requests_of
+from headwise.storage import atomic
+from headwise.storage.plain import every, fields, whole
 from headwise.training.address import chain
 from headwise.updates.gate import Gate
 from stepping import in_place_flops
@@ -181,6 +186,8 @@ IRRELEVANT = (
 )
 """Fields that hardly change the arithmetic, and NOAH's subnet with them."""
 _costs: dict[str, Cost] = {}
+RECORD = fields({"methods": every(fields({"step": whole, "image": whole, "test": whole}))})
+"""What is read of an earlier record."""
 
 
 def cost_of(method: Method, backbone: str) -> Cost:
@@ -342,24 +349,48 @@ def measured() -> dict[str, Any]:
     return found
 
 
-def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Count, print, and write the record that is returned."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="experiments; all of the papers if left out")
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = Parser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    known = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
     parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the record there; methods in it are not recounted"
+        "--only", nargs="+", choices=known, metavar="NAME", help="experiments; all of the papers if left out"
     )
-    options = parser.parse_args(arguments)
-    if options.json and options.json.is_file():
-        _costs.update({key: Cost(**cost) for key, cost in json.loads(options.json.read_text())["methods"].items()})
+    parser.add_argument(
+        "--json", type=record_file, metavar="FILE", help="write the record there; methods in it are not recounted"
+    )
+    return parser.parse_args(arguments)
+
+
+def backbone_of(experiment: str) -> DictConfig:
+    """The network of an experiment.
+
+    Raises:
+        ConfigError: for one whose speed on the card is not known.
+    """
+    backbone: DictConfig = composed(f"experiment={experiment}").backbone
+    if backbone.name not in CARD.rates:
+        raise ConfigError(
+            f"--only {experiment}: its network {backbone.name} has no rate on the {CARD.name}"
+            f"{suggest(backbone.name, CARD.rates)}"
+        )
+    return backbone
+
+
+@script
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Count, print, and write the record; returns the exit status."""
+    options = parse(arguments)
+    backbones = {name: backbone_of(name) for name in options.only or experiments()}
+    for key, cost in earlier_record(options.json, RECORD).get("methods", {}).items():
+        _costs[key] = Cost(cost["step"], cost["image"], cost["test"])
     record: dict[str, Any] = {"gpu": asdict(CARD), "measured_on_a_cpu": measured(), "experiments": {}, "methods": {}}
     table = Table(title=f"GPU-hours on one {CARD.name}, assumed")
     for column in ("experiment", "runs", "phases", "trials", "PFLOP train", "PFLOP test", "h bf16", "h fp32"):
         table.add_column(column, justify="left" if column == "experiment" else "right")
     full: Method = instantiate(OmegaConf.to_container(composed("method=full").method), _convert_="all")
-    for name in options.only or experiments():
+    for name, backbone in backbones.items():
         jobs = requests_of(CONF, [f"experiment={name}"])[1]
-        backbone = composed(f"experiment={name}").backbone
         reference = cost_of(full, json.dumps(OmegaConf.to_container(backbone), sort_keys=True))
         made = bill(jobs.values())
         times = {
@@ -368,8 +399,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         record["experiments"][name] = {**asdict(made), "backbone": backbone.name, "gpu_hours": times}
         record["methods"] = {key: asdict(cost) for key, cost in sorted(_costs.items())}
         if options.json:
-            options.json.parent.mkdir(parents=True, exist_ok=True)
-            options.json.write_text(json.dumps(record, indent=1) + "\n")
+            atomic.write_text(options.json, json.dumps(record, indent=1) + "\n")
         sizes = (made.train_flops / 1e15, made.test_flops / 1e15)
         table.add_row(
             name,
@@ -378,8 +408,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             *(f"{times[precision]:,.1f}" for precision in ("bf16", "fp32")),
         )
     Console(width=120).print(table)
-    return record
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

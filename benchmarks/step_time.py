@@ -9,14 +9,15 @@ Run: python benchmarks/step_time.py --json benchmarks/results/step_time.json
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import stepping
+from headwise.cli import script
 from headwise.methods.base import Installed
 from headwise.methods.hs_lora import HeadLoRA
 from headwise.methods.lora import LoRA
@@ -110,15 +111,17 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return stepping.parse(options, CONTENDERS, arguments)
 
 
-def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Measure, print, and write the record that is returned."""
+@script
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print, and write the record; returns the exit status."""
     options = parse(arguments)
     timings: list[stepping.Timing] = []
     for precision in options.precision:
         bench = stepping.Bench(BACKBONES[options.backbone], options.batch, precision, options.attention, options.device)
         timings += bench.measure({name: CONTENDERS[name] for name in options.names}, options.pairs)
-    return stepping.record(options, timings, targets=TARGETS, limit=LIMIT)
+    stepping.record(options, timings, targets=TARGETS, limit=LIMIT)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -30,8 +30,11 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from headwise.commands.arguments import THREADS, Parser, Whole, record_file
+from headwise.errors import suggest
 from headwise.methods.base import Installed
 from headwise.network.backbone import ATTENTION, Backbone
+from headwise.storage import atomic
 
 NUM_CLASSES = 100
 
@@ -287,29 +290,30 @@ def machine(device: str) -> dict[str, Any]:
     }
 
 
-def parser(description: str, pairs: int, attention: str) -> argparse.ArgumentParser:
+def parser(description: str, pairs: int, attention: str) -> Parser:
     """The options that the benchmarks share, with the defaults of one of them."""
-    made = argparse.ArgumentParser(description=description)
+    made = Parser(description=description)
     made.add_argument("--backbone", choices=sorted(BACKBONES), default="vit_b16")
-    made.add_argument("--batch", type=int, default=8, help="images per step")
-    made.add_argument("--pairs", type=int, default=pairs, help="pairs of steps per contender, at least 2")
-    made.add_argument("--threads", type=int, default=2, help="CPU threads")
+    made.add_argument("--batch", type=Whole(1, 65_536), default=8, help="images per step")
+    made.add_argument("--pairs", type=Whole(2, 10_000), default=pairs, help="pairs of steps per contender, at least 2")
+    made.add_argument("--threads", type=THREADS, default=2, help="CPU threads")
     made.add_argument("--attention", choices=ATTENTION, default=attention, help="see trainer.attention; for all alike")
     made.add_argument("--only", nargs="+", metavar="TEXT", default=[""], help="contenders whose name contains one")
     made.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    made.add_argument("--json", type=Path, metavar="FILE", help="write every pair's times there")
+    made.add_argument("--json", type=record_file, metavar="FILE", help="write every pair's times there")
     return made
 
 
-def parse(made: argparse.ArgumentParser, names: Iterable[str], arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse(made: Parser, names: Iterable[str], arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line; it gains ``names``, the chosen contenders, and ``machine``, what they run on."""
     options = made.parse_args(arguments)
-    if options.pairs < 2:
-        made.error(f"--pairs must be at least 2 for a median and quartiles, got {options.pairs}")
     names = list(names)
     options.names = [name for name in names if any(text in name for text in options.only)]
-    if not options.names:
-        made.error(f"--only {' '.join(options.only)} matches none of: {'; '.join(names)}")
+    for text in options.only:
+        if not any(text in name for name in names):
+            made.error(f"--only {text} is part of no contender's name{suggest(text, names)}")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        made.error("--device cuda: torch finds no GPU here; allowed: --device cpu")
     torch.set_num_threads(options.threads)
     options.machine = machine(options.device)
     return options
@@ -328,6 +332,5 @@ def record(options: argparse.Namespace, timings: Sequence[Timing], **more: Any) 
     title = f"{options.backbone}, batch {options.batch}, {options.threads} threads, {options.pairs} pairs"
     Console(width=140).print(table(timings, title))
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(made, indent=1) + "\n")
+        atomic.write_text(options.json, json.dumps(made, indent=1) + "\n")
     return made

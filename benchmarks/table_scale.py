@@ -24,6 +24,9 @@ from typing import Any
 
 import yaml
 
+from headwise.cli import script
+from headwise.commands.arguments import Parser, Whole, record_file
+from headwise.errors import HeadwiseError
 from headwise.results import provenance
 from headwise.results.fingerprint import canonical, fingerprint
 from headwise.results.records import PhaseResult, Result, RunKey
@@ -34,6 +37,8 @@ MOST_SECONDS, MOST_MEGABYTES = 10.0, 500.0
 """What is promised for 2,000 results."""
 SUFFIXES = ("md", "tex", "csv", "json")
 SEEDS = (0, 1, 2)
+FAMILY = 4 * 19 * len(SEEDS)
+"""Results of one family: four rows on all tasks."""
 WRAPPER = """
 import pathlib, runpy, sys
 record, script, *rest = sys.argv[1:]
@@ -134,7 +139,7 @@ def measure(root: Path, out: Path, extra: Sequence[str] = ()) -> dict[str, float
     wall = time.perf_counter() - start
     process.returncode = os.waitstatus_to_exitcode(code)
     if process.returncode:
-        raise SystemExit(f"{' '.join(arguments)} failed with status {process.returncode}")
+        raise HeadwiseError(f"{' '.join(arguments)} failed with status {process.returncode}")
     peak = usage.ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
     if status.exists():
         peak = int(re.findall(r"VmHWM:\s+(\d+) kB", status.read_text())[0]) * 1.024e-3
@@ -147,12 +152,13 @@ def measure(root: Path, out: Path, extra: Sequence[str] = ()) -> dict[str, float
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=int, default=2000, help="how many (2000)")
-    parser.add_argument("--json", type=Path, help="record to write")
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Whole(FAMILY, 1_000_000), default=2000, help="how many (2000)")
+    parser.add_argument("--json", type=record_file, help="record to write")
     return parser.parse_args(arguments)
 
 
+@script
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     options = parse(arguments)

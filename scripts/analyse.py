@@ -11,29 +11,32 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from headwise.analysis.kinds import KINDS, SPLITS, Options, analyse, options_of
-from headwise.cli import exclusive, force_option, opening_options, results_of, script
+from headwise.analysis.kinds import KINDS, LEAST, MOST, SPLITS, Options, analyse, options_of
+from headwise.cli import exclusive, finished_run, force_option, opening_options, results_of, script
+from headwise.commands.arguments import Parser, Whole, folder, out_folder
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     kinds = "\n".join(f"  {name:<16} {kind.shows}" for name, kind in KINDS.items())
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__,
         epilog=f"kinds:\n{kinds}\n\nA kind takes the options that it reads, and no others.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("kind", metavar="KIND", help="what to draw, see below")
-    parser.add_argument("run_dirs", metavar="RUN_DIR", nargs="*", type=Path, help="folders of finished runs")
-    parser.add_argument("--root", type=Path, help="where results lie, with --name (outputs)")
+    parser.add_argument("run_dirs", metavar="RUN_DIR", nargs="*", type=finished_run, help="folders of finished runs")
+    parser.add_argument("--root", type=folder, help="where results lie, with --name (outputs)")
     parser.add_argument("--name", help="in place of RUN_DIR: all finished runs of this name, or of an experiment")
-    parser.add_argument("--out", type=Path, help="folder to write (outputs/figures/KIND)")
-    parser.add_argument("--images", type=int, help=f"how many ({Options.images}); 0 for all")
+    parser.add_argument("--out", type=out_folder, help="folder to write (outputs/figures/KIND)")
+    parser.add_argument("--images", type=Whole(0, MOST), help=f"how many ({Options.images}); 0 for all")
     parser.add_argument("--split", choices=SPLITS, help=f"of the images ({Options.split})")
-    parser.add_argument("--batch-size", type=int, help=f"({Options.batch_size})")
-    parser.add_argument("--greedy", type=int, help="responsiveness: also heads off in turn (0)")
-    parser.add_argument("--seed", type=int, help=f"of everything drawn ({Options.seed})")
-    parser.add_argument("--draws", type=int, help=f"random updates a null ({Options.draws})")
+    parser.add_argument("--batch-size", type=Whole(LEAST["batch_size"], MOST), help=f"({Options.batch_size})")
+    parser.add_argument(
+        "--greedy", type=Whole(LEAST["greedy"], MOST), help="responsiveness: also heads off in turn (0)"
+    )
+    parser.add_argument("--seed", type=Whole(LEAST["seed"], MOST), help=f"of everything drawn ({Options.seed})")
+    parser.add_argument("--draws", type=Whole(LEAST["draws"], MOST), help=f"random updates a null ({Options.draws})")
     opening_options(parser)
     force_option(parser)
     return parser.parse_intermixed_args(arguments)  # folders may stand behind options

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from headwise.cli import exclusive, of_results, results_of, script
+from headwise.commands.arguments import OutFile
 from headwise.commands.written import writing
 from headwise.comparison.gaps import comparisons, text
 from headwise.errors import ConfigError, suggest
@@ -28,7 +29,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--name", help="of the runs, or of an experiment; all runs if left out")
     parser.add_argument("--variant", help="of the runs; all if left out")
     parser.add_argument("--row", help="id of one published row; those of the method if left out")
-    parser.add_argument("--json", type=Path, help="also write everything as JSON")
+    parser.add_argument("--json", type=OutFile(), help="also write everything as JSON")
     return parser.parse_args(arguments)
 
 

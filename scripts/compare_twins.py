@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from headwise.cli import of_results, results_of, script
+from headwise.commands.arguments import OutFile
 from headwise.commands.written import writing
 from headwise.comparison.twins import markdown, pairs
 from headwise.errors import ConfigError
@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     parser = of_results(__doc__)
     parser.add_argument("name", nargs="?", default="heart_variants", help="folder of the runs below the root")
-    parser.add_argument("--out", type=Path, help="Markdown file to write as well")
+    parser.add_argument("--out", type=OutFile(), help="Markdown file to write as well")
     options = parser.parse_args(arguments)
     with writing(options.out, force=options.force):
         runs = results_of(options.root, options.name)

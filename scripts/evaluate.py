@@ -15,9 +15,9 @@ from headwise.storage import atomic
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     options = of_run(__doc__).parse_args(arguments)
-    from headwise.artifacts.export import evaluate
-
     with writing(options.json, force=options.force):
+        from headwise.artifacts.export import evaluate
+
         retests = evaluate(options.run_dir, options.weights, options.data_root, options.trust)
         for index, retest in enumerate(retests, start=1):
             recorded = "-" if retest.recorded is None else f"{retest.recorded:.4f} %"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from headwise.cli import of_run, script
+from headwise.commands.arguments import OutFile
 from headwise.commands.written import writing
 from headwise.storage import atomic
 
@@ -18,11 +18,13 @@ EPILOG = "The README shows how to load the file and classify an image with timm 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     parser = of_run(__doc__, EPILOG)
-    parser.add_argument("--out", type=Path, required=True, help="file to write, ending in .safetensors")
+    parser.add_argument(
+        "--out", type=OutFile(".safetensors"), required=True, help="file to write, ending in .safetensors"
+    )
     options = parser.parse_args(arguments)
-    from headwise.artifacts.export import export_merged
-
     with writing(options.out, options.json, force=options.force):
+        from headwise.artifacts.export import export_merged
+
         export = export_merged(options.run_dir, options.out, options.weights, options.data_root, options.trust)
         print(f"wrote {export.file}: {export.metadata['model']}")
         print("largest difference of a logit between the trained and the exported network:")

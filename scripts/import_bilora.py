@@ -9,7 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from headwise.cli import of_import, script
+from headwise.commands.arguments import Whole
 from headwise.commands.written import writing
+
+BITS = (1, 2, 4, 8)
+MOST = 100_000
+"""Of everything that is counted here."""
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -20,12 +25,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "dataset=svhn protocol.normalize=none (the scale is that of the published task, it is not in the file)",
         "as published, such as svhn-bit1-dim32.bin",
     )
-    parser.add_argument("--rank", type=int, help="hidden width; read from dim<n> in the name, else 32")
-    parser.add_argument("--bits", type=int, help="of the adapter; read from bit<n> in the name, else 1")
-    parser.add_argument("--head-bits", type=int, default=32, help="1 for a bihead file")
-    parser.add_argument("--classes", type=int, help="of the task; read from the file's length if not given")
-    parser.add_argument("--blocks", type=int, default=12)
-    parser.add_argument("--width", type=int, default=768)
+    parser.add_argument("--rank", type=Whole(1, MOST), help="hidden width; read from dim<n> in the name, else 32")
+    parser.add_argument(
+        "--bits", type=Whole(1, 8), choices=BITS, help="of the adapter; read from bit<n> in the name, else 1"
+    )
+    parser.add_argument("--head-bits", type=Whole(1, 32), choices=(*BITS, 32), default=32, help="1 for a bihead file")
+    parser.add_argument("--classes", type=Whole(2, MOST), help="of the task; read from the file's length if not given")
+    parser.add_argument("--blocks", type=Whole(1, MOST), default=12)
+    parser.add_argument("--width", type=Whole(1, MOST), default=768)
     return parser.parse_args(arguments)
 
 
@@ -39,10 +46,10 @@ def named(file: Path, key: str, default: int) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     options = parse(arguments)
-    from headwise.artifacts.released import Layout, read_bi_lora
-    from headwise.training.loop import write_tensors
-
     with writing(options.out, force=options.force, reads=[options.file]):
+        from headwise.artifacts.released import Layout, read_bi_lora
+        from headwise.training.loop import write_tensors
+
         layout = Layout(
             blocks=options.blocks,
             width=options.width,

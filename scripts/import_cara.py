@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from headwise.cli import of_import, script
+from headwise.commands.arguments import OutFile
 from headwise.commands.written import writing
+from headwise.errors import CheckpointError
+from headwise.protocol.presets import published_value
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -21,7 +23,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--task", help="such as svhn: prints the scale that the authors used")
     parser.add_argument(
-        "--backbone", type=Path, help="also write the frozen network that is in the file, for backbone.weights=FILE"
+        "--backbone",
+        type=OutFile(),
+        help="also write the frozen network that is in the file, for backbone.weights=FILE",
     )
     return parser.parse_args(arguments)
 
@@ -30,13 +34,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     options = parse(arguments)
-    from headwise.artifacts.released import read_cara
-    from headwise.errors import CheckpointError
-    from headwise.protocol.presets import published_value
-    from headwise.training.loop import write_tensors
-
     with writing(options.out, options.backbone, force=options.force, reads=[options.file]):
         scale = "S" if options.task is None else published_value("cara", options.task, "scale").value
+
+        from headwise.artifacts.released import read_cara
+        from headwise.training.loop import write_tensors
+
         found = read_cara(options.file)
         if options.backbone is not None and not found.backbone:
             raise CheckpointError(f"{options.file} holds no backbone, only the factors and the classifier")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from headwise.cli import of_results, results_of, script
+from headwise.commands.arguments import out_folder
 from headwise.errors import ConfigError
 from headwise.results.reading import runs
 from headwise.results.store import ResultStore
@@ -25,7 +26,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = of_results(__doc__, writes=False)
     parser.add_argument("name", help="of the runs: the experiment's")
-    parser.add_argument("--to", type=Path, default=Path("docs/results/records"), help="root of what is kept")
+    parser.add_argument("--to", type=out_folder, default=Path("docs/results/records"), help="root of what is kept")
     return parser.parse_args(arguments)
 
 

@@ -17,20 +17,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 
 import headwise.runs.experiment  # noqa: F401  registers what conf/ interpolates with
 from headwise.cli import exclusive, of_results, results_of, script
+from headwise.commands.arguments import OutFile, Whole
 from headwise.commands.messages import instantiation
-from headwise.commands.overrides import readable
 from headwise.commands.written import writing
 from headwise.comparison import lineup
 from headwise.errors import ConfigError, suggest
-from headwise.runs.sweep import answered
-from headwise.schema.secret import refuse_secrets
-from headwise.schema.tree import check_config
+from headwise.runs.sweep import checked_config
 from headwise.storage import atomic
 
 if TYPE_CHECKING:
@@ -44,24 +40,16 @@ MOST_CLASSES = 100_000
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = of_results(__doc__)
+    parser.set_defaults(root=None)  # it means nothing without --runs
     parser.add_argument("methods", nargs="*", help="names; all if left out")
     parser.add_argument("--backbone", help="of conf/backbone (vit_b16_in21k)")
-    parser.add_argument("--classes", type=int, help="of the head (10)")
-    parser.add_argument("--json", type=Path, help="also write everything as JSON")
+    parser.add_argument("--classes", type=Whole(2, MOST_CLASSES), help="of the head (10)")
+    parser.add_argument("--json", type=OutFile(), help="also write everything as JSON")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides, such as rank=r8")
     parser.add_argument("--papers", action="store_true", help="list what papers print, at the settings it needs")
     parser.add_argument("--runs", metavar="NAME", help="folder of finished runs below the root, such as methods")
-    parser.add_argument("--out", type=Path, help="also write the table, in Markdown")
+    parser.add_argument("--out", type=OutFile(), help="also write the table, in Markdown")
     return parser.parse_args(arguments)
-
-
-def config(*overrides: str) -> dict[str, Any]:
-    """The resolved configuration."""
-    with answered(), initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        resolved: Any = OmegaConf.to_container(compose("config", overrides=readable(overrides)), resolve=True)
-    refuse_secrets(resolved)
-    check_config(resolved)
-    return resolved
 
 
 def about(name: str) -> str:
@@ -73,7 +61,7 @@ def about(name: str) -> str:
 
 def built(*overrides: str) -> Any:
     """The method that a command line chooses."""
-    chosen = config(*overrides)["method"]
+    chosen = checked_config(CONF, overrides)["method"]
     with instantiation():
         return instantiate(chosen, _convert_="all")
 
@@ -85,16 +73,18 @@ def of_runs(options: argparse.Namespace) -> tuple[str, Any]:
     exclusive(
         {"--backbone": options.backbone, "--classes": options.classes}, "beside --runs, which lists runs as they were"
     )
-    runs = results_of(options.root, options.runs)
+    root = options.root or Path("outputs")
+    runs = results_of(root, options.runs)
     found = lineup.lineups(runs.results)
     if not found:
-        raise ConfigError(f"no tested run in {options.root / options.runs}")
+        raise ConfigError(f"no tested run in {root / options.runs}")
     found[0].notes.extend(runs.notes)
     return lineup.markdown(found), lineup.plain(found)
 
 
 def of_network(options: argparse.Namespace) -> tuple[str, Any]:
     """What methods cost in a network of that shape: the table, and the same as data."""
+    exclusive({"--root": options.root}, "without --runs, which names finished runs below it")
     options.backbone, options.classes = options.backbone or BACKBONE, 10 if options.classes is None else options.classes
     known = {group: sorted(file.stem for file in (CONF / group).glob("*.yaml")) for group in ("method", "backbone")}
     for group, given in (("method", options.methods), ("backbone", [options.backbone])):
@@ -105,16 +95,14 @@ def of_network(options: argparse.Namespace) -> tuple[str, Any]:
     for given in options.set:
         if (key := given.lstrip("+~").partition("=")[0]) in ("method", "backbone"):
             raise ConfigError(f"--set {given}: name the {key} without --set (METHOD --backbone NAME)")
-    if not 2 <= options.classes <= MOST_CLASSES:
-        raise ConfigError(f"--classes must be in 2..{MOST_CLASSES}, got {options.classes}")
 
     if options.set:  # before a network is built
-        config(f"method={(options.methods or known['method'])[0]}", *options.set)
+        checked_config(CONF, [f"method={(options.methods or known['method'])[0]}", *options.set])
 
     from headwise.methods._catalog import markdown, measure, papers, printed_sizes
     from headwise.network.backbone import BackboneSpec
 
-    spec = config(f"backbone={options.backbone}", "backbone.weights=none")["backbone"]
+    spec = checked_config(CONF, [f"backbone={options.backbone}", "backbone.weights=none"])["backbone"]
     net = BackboneSpec(**spec).build()
     net.new_head(options.classes)
 

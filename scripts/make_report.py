@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from headwise.cli import of_results, results_of, script
+from headwise.commands.arguments import OutFile
 from headwise.commands.written import writing
 from headwise.report.page import report
 from headwise.results import reading
@@ -18,7 +19,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = of_results(__doc__)
     parser.add_argument("--name", nargs="+", default=[], metavar="EXPERIMENT", help="names of runs; all if left out")
-    parser.add_argument("--out", type=Path, default=Path("outputs/report.html"), help="file (outputs/report.html)")
+    parser.add_argument("--out", type=OutFile(), default=Path("outputs/report.html"), help="file (outputs/report.html)")
     parser.add_argument("--title", help="of the page; the names if left out")
     return parser.parse_args(arguments)
 

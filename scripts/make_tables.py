@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from headwise.cli import exclusive, of_results, results_of, script
+from headwise.commands.arguments import OutFile
 from headwise.commands.written import writing
 from headwise.comparison.beside import SHOW
 from headwise.comparison.tables import compare, tables
@@ -25,8 +26,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = of_results(__doc__)
     parser.add_argument("experiment", nargs="?", help="name of the runs: the experiment's; all runs if left out")
     parser.add_argument("--name", help="the same as EXPERIMENT, for runs named otherwise")
-    parser.add_argument("--out", type=Path, help="file to write (.md, .tex, .csv, .json); the screen if left out")
-    parser.add_argument("--json", type=Path, help="also write everything unrounded as JSON")
+    parser.add_argument("--out", type=OutFile(), help="file to write (.md, .tex, .csv, .json); the screen if left out")
+    parser.add_argument("--json", type=OutFile(), help="also write everything unrounded as JSON")
     parser.add_argument("--format", choices=sorted(FORMATS), help="by the suffix of --out if left out, else md")
     parser.add_argument("--pool", action="store_true", help="let different weights, protocols and images share columns")
     parser.add_argument(

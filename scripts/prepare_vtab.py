@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from headwise.cli import exclusive, force_option, script
-from headwise.commands.written import writing
+from headwise.commands.arguments import OutFile, Parser, Whole, folder
+from headwise.commands.written import check_folder, writing
 from headwise.storage import atomic
 
 MOST_PIXELS = 4096
@@ -22,18 +23,18 @@ CONF = Path(__file__).resolve().parent.parent / "conf" / "dataset"
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--tasks", nargs="+", metavar="TASK", help="names of tasks or sets, or all")
     what.add_argument("--status", action="store_true", help="say what is ready, missing, damaged or to do by hand")
     parser.add_argument("--verify", action="store_true", help="with --status: read every byte of the caches again")
     parser.add_argument("--dry-run", action="store_true", help="with --tasks: check what was given, do nothing")
-    parser.add_argument("--root", type=Path, help="prepared sets or a list-file tree ($HEADWISE_CACHE/records)")
-    parser.add_argument("--cache", type=Path, help="folder of the caches ($HEADWISE_CACHE/vtab)")
-    parser.add_argument("--size", type=int, default=224, help="pixels of the network's input (224)")
+    parser.add_argument("--root", type=folder, help="prepared sets or a list-file tree ($HEADWISE_CACHE/records)")
+    parser.add_argument("--cache", type=folder, help="folder of the caches ($HEADWISE_CACHE/vtab)")
+    parser.add_argument("--size", type=Whole(1, MOST_PIXELS), default=224, help="pixels of the network's input (224)")
     parser.add_argument("--resize", default="pil_bicubic", help="how larger images are brought to it (pil_bicubic)")
     parser.add_argument("--unofficial", action="store_true", help="accept other counts than the official ones")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table as JSON")
+    parser.add_argument("--json", type=OutFile(), metavar="FILE", help="also write the table as JSON")
     force_option(parser)
     return parser.parse_args(arguments)
 
@@ -48,17 +49,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     exclusive({"--verify": options.verify and not options.status}, "without --status")
     check_resize(options.resize)
-    if not 1 <= options.size <= MOST_PIXELS:
-        raise ConfigError(f"--size must be in 1..{MOST_PIXELS}, got {options.size}")
     if options.status and options.dry_run:
         raise ConfigError("--dry-run is for --tasks; --status changes nothing anyway")
-    for flag, folder in (("--root", options.root), ("--cache", options.cache)):
-        if folder is not None and folder.exists() and not folder.is_dir():
-            raise ConfigError(f"{flag} {folder} is no folder")
     with writing(options.json, force=options.force):
         place = Place(options.root, options.cache, options.size, options.resize, not options.unofficial)
         tasks = read_tasks(CONF)
         chosen = tasks if options.status else choose(tasks, options.tasks)
+        if not options.status:
+            check_folder(place.caches)
         if options.dry_run:
             return 0
         if options.status:

@@ -30,8 +30,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from headwise.cli import force_option, script
+from headwise.commands.arguments import SEED, THREADS, OutFile, Parser, Real, Whole
 from headwise.commands.written import writing
-from headwise.errors import ConfigError
 from headwise.storage import atomic
 
 SIZE, PATCH, WIDTH = 64, 8, 192
@@ -368,27 +368,18 @@ def save(backbone: VisionTransformer, path: Path, metadata: dict[str, str]) -> N
         save_file({key: value.half().contiguous() for key, value in backbone.state_dict().items()}, part, metadata)
 
 
-MOST = {"steps": 10**7, "batch": 4096, "threads": 1024, "eval_batches": 1000}
-"""What the options may be at most: beyond it memory or the machine gives in, not the option."""
-
-
 def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     """Read the command line and run; returns the scores of `evaluate`."""
-    parser = argparse.ArgumentParser(description="Pretrain vit_nano; the defaults are the recipe of the shipped file.")
-    parser.add_argument("--out", type=Path, default=Path("vit_nano.safetensors"))
-    parser.add_argument("--steps", type=int, default=2600)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate of Muon and AdamW")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2, help="part of the recipe: it changes the order of sums")
-    parser.add_argument("--eval-batches", type=int, default=20, help="of 100 held-out scenes each")
+    parser = Parser(description="Pretrain vit_nano; the defaults are the recipe of the shipped file.")
+    parser.add_argument("--out", type=OutFile(), default=Path("vit_nano.safetensors"))
+    parser.add_argument("--steps", type=Whole(1, 10**7), default=2600)
+    parser.add_argument("--batch", type=Whole(1, 4096), default=64)
+    parser.add_argument("--lr", type=Real(above=0, most=100), default=2e-3, help="peak learning rate of Muon and AdamW")
+    parser.add_argument("--seed", type=SEED, default=0)
+    parser.add_argument("--threads", type=THREADS, default=2, help="part of the recipe: it changes the order of sums")
+    parser.add_argument("--eval-batches", type=Whole(1, 1000), default=20, help="of 100 held-out scenes each")
     force_option(parser)
     args = parser.parse_args(arguments)
-    for name, most in MOST.items():
-        if not 1 <= (given := getattr(args, name)) <= most:
-            raise ConfigError(f"--{name.replace('_', '-')} must be in 1..{most}, got {given}")
-    if not 0 <= args.seed < 2**32 or not 0 < args.lr < math.inf:
-        raise ConfigError(f"--seed is in 0..4294967295 and --lr above 0, got {args.seed} and {args.lr}")
     with writing(args.out, force=args.force):
         return run(args)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headwise.cli import exclusive, force_option, script
+from headwise.commands.arguments import OutFile, Parser, Whole, old_folder
 
 if TYPE_CHECKING:
     from headwise.data.sources import Source
@@ -25,19 +26,19 @@ CONF = Path(__file__).resolve().parent.parent / "conf" / "dataset"
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", metavar="TASK", help="name of a file in conf/dataset")
     parser.add_argument("--data", default="auto", choices=("auto", "folder", "tfds", "synthetic"), help="where from")
-    parser.add_argument("--root", type=Path, help="folder of the images or records")
+    parser.add_argument("--root", type=old_folder, help="folder of the images or records")
     parser.add_argument("--split", default="train800val200", help="train800, val200, train800val200 or test")
-    parser.add_argument("--rows", type=int, default=4, help="rows of images (4)")
-    parser.add_argument("--columns", type=int, default=8, help="images in a row (8)")
-    parser.add_argument("--side", type=int, default=96, help="pixels of an image on the sheet (96)")
-    parser.add_argument("--shots", type=int, help="of a few-shot set (4)")
-    parser.add_argument("--draw", type=int, help="of a few-shot set (0)")
+    parser.add_argument("--rows", type=Whole(1, MOST_PIXELS), default=4, help="rows of images (4)")
+    parser.add_argument("--columns", type=Whole(1, MOST_PIXELS), default=8, help="images in a row (8)")
+    parser.add_argument("--side", type=Whole(1, MOST_PIXELS), default=96, help="pixels of an image on the sheet (96)")
+    parser.add_argument("--shots", type=Whole(1, 16), help="of a few-shot set (4)")
+    parser.add_argument("--draw", type=Whole(0, 2), help="of a few-shot set (0)")
     parser.add_argument("--lossy", action="store_true", help="drawn images as they come back from JPEG")
-    parser.add_argument("--num-classes", type=int, help="of your own images (own/folder)")
-    parser.add_argument("--out", type=Path, help="PNG to write (TASK.png)")
+    parser.add_argument("--num-classes", type=Whole(2, MOST_PIXELS), help="of your own images (own/folder)")
+    parser.add_argument("--out", type=OutFile(), help="PNG to write (TASK.png)")
     force_option(parser)
     return parser.parse_args(arguments)
 
@@ -95,8 +96,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from headwise.errors import ConfigError
     from headwise.storage import atomic
 
-    if min(options.rows, options.columns, options.side) < 1:
-        raise ConfigError("--rows, --columns and --side must be at least 1")
     if options.rows * options.columns * max(options.side, LABEL) ** 2 > MOST_PIXELS:
         raise ConfigError(
             f"--rows {options.rows} --columns {options.columns} --side {options.side} is a sheet of more than "

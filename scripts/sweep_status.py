@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from headwise.cli import force_option, script
+from headwise.commands.arguments import OutFile, Parser, folder
 from headwise.commands.written import writing
-from headwise.errors import ConfigError
 from headwise.runs.status import survey, text
 from headwise.runs.sweep import answered, requests_of
 from headwise.storage import atomic
@@ -19,14 +19,14 @@ CONF = Path(__file__).parents[1] / "conf"
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__,
         epilog="Overrides that the sweep was started with may be left out where they are not choices. Exit status 1 "
         "if a run failed, else 0. It reads results only, and may run beside any number of workers.",
     )
     parser.add_argument("sweep", nargs="+", help="name of an experiment, or overrides: method=lora,hs_lora seed=0,1")
-    parser.add_argument("--root", type=Path, help="of all results (outputs)")
-    parser.add_argument("--json", type=Path, help="also write everything as JSON")
+    parser.add_argument("--root", type=folder, help="of all results (outputs)")
+    parser.add_argument("--json", type=OutFile(), help="also write everything as JSON")
     force_option(parser)
     return parser.parse_args(arguments)
 
@@ -39,8 +39,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with answered():
         cfg, jobs, folders = requests_of(CONF, overrides, check=True)
     root = options.root or Path(str(cfg.root))
-    if root.exists() and not root.is_dir():
-        raise ConfigError(f"{root} is no folder; --root names the one of all results")
     with writing(options.json, force=options.force):
         status = survey(root, jobs, folders)
         print(text(status, str(cfg.name)))

@@ -42,4 +42,4 @@ def test_both_sides_give_the_same_batches(data_time: Any, tmp_path: Path, monkey
 def test_options_that_cannot_be_measured_are_refused(data_time: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         data_time.parse(["--images", "0"])
-    assert "at least 1" in capsys.readouterr().err
+    assert "--images must be a whole number in 1.." in capsys.readouterr().err

@@ -7,7 +7,9 @@ as every other kind of value in `test_schema`, records changed anywhere in `resu
 
 from __future__ import annotations
 
+import argparse
 import io
+import json
 import os
 import shutil
 import struct
@@ -28,6 +30,20 @@ from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
 from safetensors.torch import save_file
 
+from headwise.cli import finished_run
+from headwise.commands.arguments import (
+    Letters,
+    OutFile,
+    Real,
+    Whole,
+    folder,
+    module,
+    old_file,
+    old_folder,
+    out_folder,
+    record_file,
+    weights,
+)
 from headwise.commands.command import _in_order
 from headwise.commands.messages import one_line
 from headwise.commands.overrides import FUNCTIONS, readable
@@ -42,7 +58,7 @@ from headwise.schema.secret import refuse_secrets
 from headwise.storage.claims import standing
 from made_networks import CONF, REPO, compose_config, network
 from made_results import gated, run
-from made_scripts import loaded
+from made_scripts import COMMANDS, loaded, parser_of, started
 
 TINY = ("backbone=vit_tiny_random", "dataset=dsprites_loc", "data=synthetic", "protocol=smoke", "trainer=cpu")
 WEIRD = "\udcff"
@@ -293,27 +309,20 @@ def test_a_wrong_class_is_refused_before_anything_is_made(words: str, said: str,
 # ------------------------------------------------------------------------------------------------------ scripts
 
 PLACES = [
-    ("--root file", "under file"),
-    ("--root loop", "under loop"),
     ("--root dir", "under dir"),
-    ("--out dir.md", "dir.md is a folder"),
     ("--out file.md", "file.md was not written by this tool"),
     ("--out link.md", "link.md was not written by this tool"),
-    ("--out file/x.md", "file/x.md cannot be written: file is no folder"),
     ("--out dangling/x.md", "dangling/x.md cannot be written: dangling is no folder"),
     ("--out pipe.md --force", "pipe.md is a pipe or a device"),
     ("--out \0.md", "holds a zero byte"),
 ]
 RUNS = [
-    ("dir", "no finished run in dir"),
-    ("file", "file is no folder; give the one of a finished run"),
     ("run/result.json", "run/result.json is no folder"),
     ("pipe.md", "pipe.md is no folder"),
     ("loop", "loop"),
     ("run", "is not a usable record"),
     ("{root}", "did you mean"),
     ("\0", "holds a zero byte"),
-    ("{run} --trust ../x", "trust names modules of your own"),
 ]
 SCRIPTS: list[tuple[str, str, str]] = [
     *((f"{name} {{name}} --root {{root}}", *row) for name in ("make_tables", "compare_twins") for row in PLACES),
@@ -332,9 +341,6 @@ SCRIPTS: list[tuple[str, str, str]] = [
     ("list_methods --runs {name} --root {root}", "--out file.md", "file.md was not written by this tool"),
     ("keep_records {name} --root {root}", "--to {root}", "is the root itself"),
     ("keep_records {name} --root {root}", "--to dir/../root", "is the root itself"),
-    ("keep_records {name} --root {root}", "--to file", "file cannot be written: a file lies where a folder should be"),
-    ("keep_records {name} --root {root}", "--to loop", "loop cannot be written"),
-    ("keep_records {name} --root {root}", "--to dangling", "a symbolic link lies there that leads to no folder"),
     ("keep_records --root {root} --to k", "..", "no finished run of '..'"),
     ("keep_records {name} --root {root}", "--to {root}/{name}", "lies among the runs of root"),
     ("keep_records {name} --root {root}", "--to {root}/{name}/new/x", "lies among the runs of root"),
@@ -369,24 +375,17 @@ SCRIPTS: list[tuple[str, str, str]] = [
     ("compare", "dir", "no finished run in dir"),
     ("compare --root {root} lora", "--json /dev/null --force", "/dev/null is a pipe or a device"),
     ("export_merged {run}", "--out e.bin", "must end in .safetensors"),
-    ("export_merged {run}", "--out {run}/result.json", "was not written by this tool"),
-    ("import_bilora", "missing o.safetensors", "missing cannot be read"),
-    ("import_bilora", "dir o.safetensors", "dir cannot be read"),
-    ("import_bilora empty o.safetensors", "--rank 0", "rank must be at least 1, got 0"),
-    ("import_bilora empty o.safetensors", "--bits 0", "bits must be 1, 2, 4 or 8"),
-    ("import_bilora empty o.safetensors", "--classes -5", "classes must be at least 2, got -5"),
-    ("import_bilora empty o.safetensors", "--width -768", "width must be at least 1, got -768"),
+    ("export_merged {run}", "--out own.safetensors", "was not written by this tool"),
+    ("import_bilora empty o.safetensors", "--bits 3", "--bits: invalid choice: 3; allowed: 1, 2, 4, 8"),
     ("import_bilora", "empty o.safetensors", "0 bytes are no checkpoint"),
     ("import_cara", "file o.safetensors", "file cannot be read as tensors"),
     ("import_cara", "empty o.safetensors", "the file is empty or cut off"),
-    ("import_cara", "/dev/zero o.safetensors", "/dev/zero cannot be read as tensors"),
     ("import_cara file o.safetensors", "--task nothing", "no published 'scale' of task 'nothing'"),
     ("import_cara file o.safetensors", "--backbone o.safetensors", "written twice"),
     ("import_cara file", "file --force", "file is read here"),
     ("import_cara file o.safetensors", "--backbone dir/../file --force", "dir/../file is read here"),
     ("import_bilora empty", "empty --force", "empty is read here"),
-    ("list_methods lora", "--classes 0", "--classes must be in 2..100000, got 0"),
-    ("list_methods lora", "--classes 99999999999", "--classes must be in 2..100000"),
+    ("list_methods lora", "--root {root}", "--root root means nothing without --runs"),
     ("list_methods lora", "--set method=hs_lora", "name the method without --set"),
     ("list_methods lora", "--backbone nothing", "unknown backbone 'nothing'"),
     ("list_methods", "../method/lora", "unknown method '../method/lora'"),
@@ -399,43 +398,31 @@ SCRIPTS: list[tuple[str, str, str]] = [
     ("show_task --data synthetic", "/etc/passwd", "unknown task '/etc/passwd'"),
     ("show_task --data synthetic svhn", "--side 100000", "more than 100 million pixels"),
     ("show_task --data synthetic svhn", "--rows 99999999", "more than 100 million pixels"),
-    ("show_task --data synthetic svhn", "--rows 0", "must be at least 1"),
     ("show_task --data synthetic svhn", "--split train", "unknown split 'train'"),
-    ("show_task --data synthetic svhn", "--out .", "--out names a PNG file, got '.'"),
     ("show_task --data synthetic svhn", "--out x.jpg", "--out names a PNG file, got 'x.jpg'"),
-    ("show_task --data synthetic svhn", "--out dir", "dir is a folder"),
-    ("show_task --data synthetic own/folder", "--num-classes 0", "num_classes must be a whole number of at least 2"),
-    ("show_task svhn --data tfds", "--root file", "data.root='file' is not a folder"),
-    *(
-        (f"{script} {{name}} {more}--root", "file", "no finished run under file: it is no folder; is --root right?")
-        for script, more in (("make_tables", ""), ("keep_records", "--to k "), ("list_methods --runs", ""))
-    ),
-    ("make_report --out r.html --root", "file", "no finished run under file: it is no folder"),
-    ("make_report --out r.html --root", "file/x", "no finished run under file/x: it is no folder"),
-    ("compare lora --root", "file", "no finished run under file: it is no folder"),
-    ("analyse curves {run}", "--out file", "file is no folder; --out names the one"),
-    ("show_task svhn --data folder", "--root file", "data.root='file' is not a folder"),
     ("show_task svhn", "--lossy", "--lossy is for drawn images"),
     ("prepare_vtab", "--tasks all nothing", "unknown task 'nothing'"),
-    ("prepare_vtab --status", "--size 0", "--size must be in 1..4096, got 0"),
-    ("prepare_vtab --status", "--size 999999999", "--size must be in 1..4096"),
-    ("prepare_vtab --status", "--root file", "--root file is no folder"),
-    ("prepare_vtab --status", "--cache file", "--cache file is no folder"),
+    ("prepare_vtab --dry-run --tasks svhn", "--cache /proc/x", "/proc/x cannot be written: /proc takes no file"),
     ("prepare_vtab --status", "--resize nothing", "unknown resize 'nothing'"),
     ("prepare_vtab", "--status --tasks svhn", "not allowed with argument"),
     ("prepare_vtab", "--status --dry-run", "--dry-run is for --tasks"),
     ("prepare_vtab --dry-run", "--tasks svnh", "unknown task 'svnh' (did you mean 'svhn'?)"),
-    *(
-        ("pretrain_nano", f"--{name} {given}", f"--{name} must be in 1..{most}, got {given}")
-        for name, most in (("steps", 10**7), ("batch", 4096), ("threads", 1024), ("eval-batches", 1000))
-        for given in (-1, 0, most + 1, 10**9)
+    ("evaluate {run}", "--data-root dir", "lacks config.data"),
+    (
+        "gate_step --repeats 1 --batch 1",
+        "--off 7",
+        "--off must be at most 6, the heads of a layer of this network, got 7",
     ),
-    ("pretrain_nano", f"--seed {2**70}", "--seed is in 0..4294967295"),
-    ("pretrain_nano", "--lr nan", "--lr above 0"),
+    ("gate_step", "--timm-name nothing", "unknown timm network 'nothing'"),
+    ("method_cost --backbone tiny --only lora", "--set nothing", "'nothing' is no choice"),
+    ("method_cost --backbone tiny --only lora", "--set method.rank=0", "method.rank must be a whole number"),
+    ("step_time", "--only LoRA nothing", "--only nothing is part of no contender's name"),
+    ("paper_cost", "--only lossy", "its network vit_nano has no rate"),
+    ("paper_cost --only hs_rank", "--json {run}/result.json", "no record of this benchmark: it lacks methods"),
+    ("kill_sweep --launcher pair", "--json {run}/result.json", "no record of this benchmark: it lacks sweep"),
+    ("data_memory", "--task fewshot/pets", "invalid choice: 'fewshot/pets' (did you mean"),
     ("sweep_status", "nothing", "unknown experiment 'nothing'"),
-    ("sweep_status method=lora", "--root file", "file is no folder"),
     ("sweep_status method=lora", "--json file.md", "file.md was not written by this tool"),
-    ("sweep_status method=lora", "--json dir", "dir is a folder"),
     ("sweep_status", "method=glob(x*)", "matches nothing"),
     ("sweep_status method=lora", "seed=a", "seed must be a whole number"),
     ("sweep_status method=lora,dora dataset=svhn", "method.rank=8,0", "method.rank must be a whole number"),
@@ -462,6 +449,10 @@ WRITE: list[tuple[str, str]] = [
     ("keep_records {name} --root {root} --to notes", "notes/runs"),
 ]
 """Odd, and right: what is written."""
+
+
+STEPS = ("method_cost", "step_time")
+"""Benchmarks whose options are those of a module that needs torch."""
 
 
 @pytest.fixture(scope="module")
@@ -495,7 +486,7 @@ def place(records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     shutil.copytree(records, here / "root")
     for name in ("dir", "dir.md", "run", "outputs"):
         (here / name).mkdir()
-    for name in ("file", "file.md", "run/result.json"):
+    for name in ("file", "file.md", "own.safetensors", "run/result.json"):
         (here / name).write_text("somebody's own\n")
     (here / "empty").touch()
     (here / "loop").symlink_to("loop")
@@ -515,10 +506,7 @@ def words_of(line: str, place: Path) -> list[str]:
 
 def answer(script: ModuleType, words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
     """Status and the line that says why."""
-    try:
-        status = getattr(script, "command", script.main)(words)
-    except SystemExit as left:  # argparse's
-        status = int(left.code or 0)
+    status = started(script, words)
     lines = capsys.readouterr().err.splitlines()
     return status, next((line for line in lines if "error: " in line), "")
 
@@ -538,6 +526,110 @@ def test_a_script_refuses_and_leaves_everything(
     assert status in (1, 2)
     assert is_clear(line, said), line
     assert state(place) == before
+
+
+NO_NUMBER = ("abc", "nan", "inf", "-inf", "1000000000000", "0x1", "1,5")
+NO_PLACE = ("file/x", "pipe.md", "a\nb", *(("/proc/x/y",) if Path("/proc").is_dir() else ()))
+"""Words for files and folders that can be neither made nor written to, see `place`."""
+WRONG: dict[Any, tuple[str, ...]] = {
+    folder: ("file", "file/x", "pipe.md", "loop", "a\nb"),
+    old_folder: ("file", "file/x", "pipe.md", "loop", "a\nb", "missing"),
+    out_folder: ("file", "loop", "dangling", *NO_PLACE),
+    old_file: ("dir", "file/x", "pipe.md", "loop", "a\nb", "missing", "/dev/zero"),
+    weights: ("dir", "file/x", "pipe.md", "a\nb", "missing", "/dev/zero", "package:nothing"),
+    record_file: ("dir", "file", *NO_PLACE),
+    module: ("../x", "os.system()", "a b"),
+    finished_run: ("dir", "file", "file/x", "pipe.md", "loop", "missing", "run"),
+}
+"""By type of argument what is refused."""
+
+
+def wrong_words(action: argparse.Action) -> tuple[str, ...]:
+    """Words that an argument must refuse, besides the empty one; none of those that are text."""
+    kind = action.type
+    if action.choices is not None:
+        return tuple(f"{choice}9" for choice in action.choices)
+    if isinstance(kind, Whole):
+        return (str(kind.least - 1), str(kind.most + 1), "1.5", *NO_NUMBER)
+    if isinstance(kind, Real):
+        low = kind.least - 1 if kind.above is None else kind.above
+        return (str(low), str(kind.most + 1), *NO_NUMBER)
+    if isinstance(kind, Letters):
+        return ("a", f"{kind.allowed}{kind.allowed[0]}", kind.allowed.upper())
+    if isinstance(kind, OutFile):
+        return ("dir", *NO_PLACE, *(("o.bin",) if kind.suffix else ()))
+    return () if kind is None else WRONG[kind]
+
+
+def arguments_of(name: str, scripts: Callable[[str], ModuleType]) -> list[tuple[str, list[str]]]:
+    """Every argument of a command with every wrong word: how it is named, and the command line."""
+    lines = []
+    before: list[str] = []
+    for action in parser_of(scripts(name))._actions:
+        if action.nargs == 0 or isinstance(action, argparse._HelpAction):
+            continue
+        option = action.option_strings[-1:]
+        times = action.nargs if isinstance(action.nargs, int) else 1
+        where = option[0] if option else str(action.metavar or action.dest)
+        for word in ("", *wrong_words(action)):
+            named = where if word or option else "argument"
+            lines.append((named, [*option, *[word] * times] if option else [*before, word]))
+        if not option and action.nargs is None:
+            before.append("curves" if action.type is None else "empty")
+    return lines
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_argument_refuses_what_it_cannot_be(
+    name: str, scripts: Callable[[str], ModuleType], place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The kind of fault in one table: each argument of each script and benchmark, each word that its type refuses."""
+    before, wrong = state(place), []
+    for where, words in arguments_of(name, scripts):
+        status = started(scripts(name), words)
+        said = capsys.readouterr()
+        is_refused = status in (1, 2) and said.out == "" and said.err.startswith("error: ")
+        if not (is_refused and is_clear(said.err, where)):
+            wrong.append((words, status, said.err))
+    assert wrong == []
+    assert state(place) == before
+
+
+def test_nothing_heavy_is_imported_for_a_refusal(scripts: Callable[[str], ModuleType], place: Path) -> None:
+    """Every script but the one that trains, and every benchmark that measures other processes."""
+    names = [name for name in COMMANDS if "\nimport torch" not in COMMANDS[name].read_text() and name not in STEPS]
+    assert len(names) > 15
+    lines = [[str(COMMANDS[name]), *arguments_of(name, scripts)[-1][1]] for name in names]
+    code = (
+        "import json, runpy, sys\nsys.modules['torch'] = None\n"
+        "for sys.argv in json.loads(sys.argv[1]):\n"
+        "    try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "    except SystemExit as left: print(left.code, flush=True)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, json.dumps(lines)], capture_output=True, text=True, check=False)
+    assert set(done.stdout.split()) <= {"1", "2"}, done.stderr
+    assert len(done.stdout.split()) == len(done.stderr.splitlines()) == len(names), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--thread", "0"], "--threads must be a whole number in 1..1024, got '0'"),
+        (["--thraeds", "2"], "unknown argument '--thraeds' (did you mean '--threads'?)"),
+        (["--backbone", "vit_b61"], "--backbone: invalid choice: 'vit_b61' (did you mean 'vit_b16'?)"),
+        (["--batch", "-inf"], "--batch must be a whole number in 1..65536, got '-inf'"),
+        (["--batch", "9" * 5000], "got '999"),
+        (["--json", "x" * 5000], "File name too long"),
+        (["stray\nword"], "unknown argument 'stray"),
+        (["--pairs"], "--pairs: expected one argument"),
+    ],
+)
+def test_a_command_line_is_answered_in_one_line(
+    words: list[str], said: str, scripts: Callable[[str], ModuleType], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert started(scripts("step_time"), words) == 2
+    assert is_clear(text := capsys.readouterr().err, said), text
+    assert len(text) < 6000
 
 
 @pytest.mark.parametrize(("line", "written"), WRITE, ids=range(len(WRITE)))

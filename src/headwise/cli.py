@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 import functools
 import io
 import itertools
 import os
 import re
 import sys
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from headwise.errors import ConfigError, HeadwiseError, Interrupted
-from headwise.results.reading import ReadResults, read
+from headwise.commands.arguments import OutFile, Parser, folder, module, old_file, old_folder, weights
+from headwise.errors import ConfigError, HeadwiseError, Interrupted, on_one_line
+from headwise.results.reading import ReadResults, read, read_result
+from headwise.storage.plain import Misfit, Shape, read_json
 
 REPO = Path(__file__).resolve().parents[2]
 """The checkout whose ``conf`` says which experiments there are."""
@@ -43,14 +46,14 @@ def script(main: Main) -> Callable[..., int]:
             print(f"\n{str(error) or 'stopped by the user'}", file=sys.stderr)
             return 130
         except HeadwiseError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {on_one_line(str(error))}", file=sys.stderr)
             return 1
         except BrokenPipeError:  # whoever read the output has enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
         except OSError as error:
             where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
-            print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+            print(f"error: {on_one_line(f'{where}{error.strerror or error}')}", file=sys.stderr)
             return 1
 
     return guarded
@@ -85,22 +88,20 @@ def exclusive(given: Mapping[str, object], why: str) -> None:
             raise ConfigError(f"{name}{'' if value is True else f' {value}'} means nothing {why}; leave it out")
 
 
-def force_option(parser: argparse.ArgumentParser) -> None:
+def force_option(parser: Parser) -> None:
     """The option of every script that writes a file, see `headwise.commands.written.writing`."""
     parser.add_argument("--force", action="store_true", help="replace files, even those that this tool did not write")
 
 
-def of_results(description: str | None, epilog: str | None = None, *, writes: bool = True) -> argparse.ArgumentParser:
+def of_results(description: str | None, epilog: str | None = None, *, writes: bool = True) -> Parser:
     """The options of a script that reads finished runs by their name.
 
     Args:
         description, epilog: of its help.
         writes: whether it writes files of its own and so has ``--force``.
     """
-    parser = argparse.ArgumentParser(
-        description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--root", type=Path, default=Path("outputs"), help="where results lie (outputs)")
+    parser = Parser(description=description, epilog=epilog, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=folder, default=Path("outputs"), help="where results lie (outputs)")
     if writes:
         force_option(parser)
     return parser
@@ -120,26 +121,49 @@ def results_of(root: Path, name: str | None, otherwise: str = "it counts as miss
     return records
 
 
-def of_import(description: str | None, epilog: str, source: str) -> argparse.ArgumentParser:
+def earlier_record(file: Path | None, shape: Shape) -> dict[str, Any]:
+    """What a benchmark has written to its file before; nothing where there is none.
+
+    Args:
+        file: that is to be written again.
+        shape: of its records.
+
+    Raises:
+        ConfigError: if the file is something else.
+    """
+    if file is None or not file.is_file():
+        return {}
+    try:
+        record = read_json(file)
+        shape(record, "")
+    except Misfit as error:
+        raise ConfigError(f"{file} is there and no record of this benchmark: {error}; name another file") from error
+    return dict(record)
+
+
+def of_import(description: str | None, epilog: str, source: str) -> Parser:
     """The options of a script that turns a checkpoint of other authors into a stored phase.
 
     Args:
         description, epilog: of its help.
         source: what the file is.
     """
-    parser = argparse.ArgumentParser(description=description, epilog=epilog)
-    parser.add_argument("file", type=Path, help=source)
-    parser.add_argument("out", type=Path, help="file to write, ending in .safetensors")
+    parser = Parser(description=description, epilog=epilog)
+    parser.add_argument("file", type=old_file, help=source)
+    parser.add_argument("out", type=OutFile(), help="file to write, ending in .safetensors")
     force_option(parser)
     return parser
 
 
-def opening_options(parser: argparse.ArgumentParser) -> None:
+def opening_options(parser: Parser) -> None:
     """The options of every script that opens finished runs."""
-    parser.add_argument("--weights", type=Path, help="the pretrained weights, if they are not where the run found them")
-    parser.add_argument("--data-root", type=Path, help="the images, if they are not where the run found them")
+    parser.add_argument(
+        "--weights", type=weights, help="the pretrained weights, if they are not where the run found them"
+    )
+    parser.add_argument("--data-root", type=old_folder, help="the images, if they are not where the run found them")
     parser.add_argument(
         "--trust",
+        type=module,
         action="append",
         default=[],
         metavar="MODULE",
@@ -147,11 +171,18 @@ def opening_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def of_run(description: str | None, epilog: str | None = None) -> argparse.ArgumentParser:
+def finished_run(word: str) -> Path:
+    """A type of argument: the folder of a finished run."""
+    path = Path(word)
+    read_result(path)
+    return path
+
+
+def of_run(description: str | None, epilog: str | None = None) -> Parser:
     """The options of a script that opens a finished run."""
-    parser = argparse.ArgumentParser(description=description, epilog=epilog)
-    parser.add_argument("run_dir", type=Path, help="folder of a finished run, the one that holds result.json")
+    parser = Parser(description=description, epilog=epilog)
+    parser.add_argument("run_dir", type=finished_run, help="folder of a finished run, the one that holds result.json")
     opening_options(parser)
-    parser.add_argument("--json", type=Path, help="also write what is printed, unrounded, as JSON")
+    parser.add_argument("--json", type=OutFile(), help="also write what is printed, unrounded, as JSON")
     force_option(parser)
     return parser

@@ -54,6 +54,11 @@ def damage(error: BaseException) -> str:
     return text[:200] or f"{type(error).__name__}, the file is empty or cut off"
 
 
+def on_one_line(text: str) -> str:
+    """Lines as one that a terminal can show: what is typed and read may hold any character."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in " ".join(text.split()))
+
+
 def suggest(given: str, allowed: Iterable[str]) -> str:
     """List the allowed names and, where one is close, the nearest: ``(did you mean 'x'?) one of: a, b``."""
     names = sorted(str(name) for name in allowed)

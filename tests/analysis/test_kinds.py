@@ -18,9 +18,10 @@ from headwise.analysis.kinds import KINDS, Options, analyse
 from headwise.analysis.made import Analysis, check_place
 from headwise.errors import CheckpointError, ConfigError, WeightsError
 from made_networks import REPO
-from made_scripts import loaded
+from made_scripts import loaded, started
 
 Finished = Callable[..., Path]
+RECORDS = REPO / "docs" / "results" / "records"
 
 
 def a_figure() -> matplotlib.figure.Figure:
@@ -91,14 +92,15 @@ def test_options_are_checked(options: dict[str, object], said: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_a_kind_does_not_read_is_refused(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    values = {"greedy": 3, "draws": 4, "images": 5, "split": "val", "batch_size": 6, "seed": 7, "weights": "w"}
+def test_what_a_kind_does_not_read_is_refused(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    values = {"greedy": 3, "draws": 4, "images": 5, "split": "val", "batch_size": 6, "seed": 7, "weights": "auto"}
+    run = next(RECORDS.glob("methods/lora/**/result.json")).parent
     unread = {name: value for name, value in values.items() if name not in KINDS[kind].reads}
     assert unread
     for name, value in unread.items():
         with pytest.raises(ConfigError, match=f"{kind} does not read {name}, got {value!r}; it reads "):
-            getattr(analysis, kind)(tmp_path, **{name: value})
-        assert loaded("analyse").main([kind, str(tmp_path), f"--{name.replace('_', '-')}", str(value)]) == 1
+            getattr(analysis, kind)(run, **{name: value})
+        assert loaded("analyse").main([kind, str(run), f"--{name.replace('_', '-')}", str(value)]) == 1
         assert f"{kind} does not read {name}" in capsys.readouterr().err
 
 
@@ -112,16 +114,16 @@ def test_a_folder_of_somebody_else_is_refused_before_any_work(name: str, tmp_pat
 
 
 def test_mistakes_are_answered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    script = loaded("analyse")
-    assert script.main(["subspace", str(tmp_path)]) == 1
-    assert "unknown kind of analysis 'subspace' (did you mean 'subspaces'?)" in capsys.readouterr().err
-    assert script.main(["subspaces", str(tmp_path)]) == 1
-    assert "no finished run in" in capsys.readouterr().err
+    run = str(next(RECORDS.glob("methods/lora/**/result.json")).parent)
     (tmp_path / "README.md").write_text("mine")
-    assert script.main(["subspaces", str(tmp_path), "--out", str(tmp_path)]) == 1
-    assert "was not written by this tool" in capsys.readouterr().err
-    assert script.main(["subspaces", str(tmp_path), "--out", str(tmp_path / "README.md")]) == 1
-    assert "is no folder" in capsys.readouterr().err
+    for words, said in (
+        (["subspace", run], "unknown kind of analysis 'subspace' (did you mean 'subspaces'?)"),
+        (["subspaces", str(tmp_path)], "no finished run in"),
+        (["subspaces", run, "--out", str(tmp_path)], "was not written by this tool"),
+        (["subspaces", run, "--out", str(tmp_path / "README.md")], "is no folder"),
+    ):
+        assert started(loaded("analyse"), words) in (1, 2)
+        assert said in capsys.readouterr().err
     with pytest.raises(ConfigError, match="needs at least one run"):
         analyse("subspaces", [])
     with pytest.raises(ConfigError, match=r"unknown option 'sed' of an analysis \(did you mean 'seed'\?\)"):

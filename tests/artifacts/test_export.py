@@ -282,6 +282,13 @@ def test_evaluate_refuses_other_images(copied: Path, images: Path, tmp_path: Pat
     assert all(retest.is_same for retest in evaluate(copied, data_root=changed))
 
 
+def test_images_that_were_drawn_have_no_folder(copied: Path, tmp_path: Path) -> None:
+    drawn = {"_target_": "headwise.data.sources.SyntheticSource"}
+    edit(copied, lambda record: record["config"].update(data=drawn))
+    with pytest.raises(ConfigError, match=r"data_root='.*' means nothing to .*SyntheticSource reads no folder"):
+        evaluate(copied, data_root=tmp_path)
+
+
 def test_evaluate_script_tells_by_its_status(copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main = load_script("evaluate").main
     assert main([str(copied), "--json", str(tmp_path / "out.json")]) == 0
@@ -289,8 +296,9 @@ def test_evaluate_script_tells_by_its_status(copied: Path, tmp_path: Path, capsy
     edit(copied, lambda record: record["phases"][1].update(accuracy=record["phases"][1]["accuracy"] - 1e-5))
     assert main([str(copied)]) == 1
     assert "DIFFERENT" in capsys.readouterr().out
-    assert main([str(tmp_path / "nowhere")]) == 1
-    assert capsys.readouterr().err.startswith("error: no finished run in")
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "nowhere")])
+    assert capsys.readouterr().err.startswith("error: run_dir: no finished run in")
 
 
 def test_export_is_a_plain_timm_network(trained: Path, tmp_path: Path) -> None:

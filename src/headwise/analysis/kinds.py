@@ -71,7 +71,9 @@ KINDS: dict[str, AnalysisKind] = {
     ),
 }
 SPLITS = ("train", "val", "test")
-MOST = 2**31
+LEAST = {"seed": 0, "draws": 2, "images": 1, "batch_size": 1, "greedy": 0}
+"""Of the whole numbers among `Options`."""
+MOST = 2**31 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,11 +104,11 @@ class Options:
     trust: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        for name, least in (("seed", 0), ("draws", 2), ("images", 1), ("batch_size", 1), ("greedy", 0)):
+        for name, least in LEAST.items():
             value = getattr(self, name)
             if value is None and name == "images":
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or not least <= value < MOST:
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MOST:
                 raise ConfigError(f"{name} of an analysis must be a whole number from {least}, got {value!r}")
         if self.split not in SPLITS:
             raise ConfigError(f"unknown split {self.split!r} of an analysis{suggest(str(self.split), SPLITS)}")
@@ -204,5 +206,6 @@ def options_of(kind: str, given: Mapping[str, Any]) -> Options:
         if name not in known:
             raise ConfigError(f"unknown option {name!r} of an analysis{suggest(name, known)}")
         if name not in reads:
-            raise ConfigError(f"{kind} does not read {name}, got {given[name]!r}; it reads {', '.join(reads)}")
+            value = str(given[name]) if isinstance(given[name], Path) else given[name]
+            raise ConfigError(f"{kind} does not read {name}, got {value!r}; it reads {', '.join(reads)}")
     return Options(**given)

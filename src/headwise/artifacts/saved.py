@@ -20,6 +20,7 @@ from headwise.results.reading import read_result
 from headwise.results.records import PhaseResult, Result
 from headwise.schema import targets
 from headwise.schema.kinds import is_whole
+from headwise.schema.source import fields_of_target
 from headwise.storage.weights import weights_content
 from headwise.training.loop import Machine, PhaseRun, restore
 
@@ -113,10 +114,16 @@ class SavedRun:
 
         Raises:
             DataError: if they are not there. ConfigError: if the record names a source that is not of headwise or of
-                a trusted module.
+                a trusted module, or one whose images lie in no folder that could move.
         """
+        part = self._part("data")
+        if data_root is not None and _takes_no_root(part.get("_target_")):
+            raise ConfigError(
+                f"data_root={str(data_root)!r} means nothing to {self.folder}: {part['_target_']} reads no folder; "
+                "leave it out"
+            )
         moved = {} if data_root is None else {"root": str(data_root)}
-        return source_of({**self._part("data"), **moved}, self.trust)
+        return source_of({**part, **moved}, self.trust)
 
     def data(self, net: Backbone, source: Source, test_images: int | None = None) -> VTABDataModule:
         """The run's data module.
@@ -188,3 +195,14 @@ class SavedRun:
             yield phase, installed
             if index + 1 < len(phases):
                 installed.merge()
+
+
+def _takes_no_root(target: Any) -> bool:
+    """Whether a source of ours plainly reads no folder; what is no source is refused elsewhere."""
+    if not isinstance(target, str) or not target.startswith("headwise."):
+        return False
+    try:
+        fields = fields_of_target(target)
+    except ConfigError:
+        return False
+    return not fields.is_open and "root" not in fields.types

@@ -19,7 +19,7 @@ from omegaconf.errors import (
 
 from headwise.commands.overrides import GROUPS, explained, several
 from headwise.commands.sizes import WORDS
-from headwise.errors import ConfigError, HeadwiseError, suggest
+from headwise.errors import ConfigError, HeadwiseError, on_one_line, suggest
 from headwise.schema.tree import unknown_key
 
 AMBIGUOUS = re.compile(r"Ambiguous value for argument '(.*)'")
@@ -92,16 +92,11 @@ def _of_groups(text: str) -> str | None:
 
 def one_line(error: BaseException, limit: int | None = 500) -> str:
     """The user's text of an error, its kind first where it was not meant for the user, at most `limit` characters."""
-    text = _joined(text_of(error))
+    text = on_one_line(text_of(error))
     if isinstance(error, OSError) and error.strerror:
         return f"{'' if error.filename is None else f'{os.fsdecode(error.filename)}: '}{error.strerror}"[:limit]
     is_explained = isinstance(error, HeadwiseError | HydraException | OmegaConfBaseException)
     return (text if is_explained else f"{type(error).__name__}: {text}")[:limit]
-
-
-def _joined(text: str) -> str:
-    """Lines as one that a terminal can show: what is typed and read may hold any character."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in " ".join(text.split()))
 
 
 @contextlib.contextmanager
@@ -110,9 +105,9 @@ def instantiation() -> Iterator[None]:
     try:
         yield
     except MissingMandatoryValue as error:
-        key = _joined(str(error.full_key))
+        key = on_one_line(str(error.full_key))
         raise ConfigError(f"{key} must be given: add {key}=VALUE to the command") from error
     except InstantiationException as error:
-        raise ConfigError(_joined(text_of(error))) from error
+        raise ConfigError(on_one_line(text_of(error))) from error
     except TypeError as error:
-        raise ConfigError(_joined(str(error))) from error
+        raise ConfigError(on_one_line(str(error))) from error

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import re
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -47,11 +48,7 @@ def writing(*files: Path | None, force: bool, reads: Sequence[Path] = ()) -> Ite
             raise ConfigError(f"{file} belongs to a finished run or phase, which nothing replaces; name another file")
         if any(os.path.realpath(read) == os.path.realpath(place) for read in reads):
             raise ConfigError(f"{file} is read here; name another file to write")
-        if file.is_dir():
-            raise ConfigError(f"{file} is a folder; name a file in it")
-        if file.exists() and not file.is_file():
-            raise ConfigError(f"{file} is a pipe or a device, not a file; nothing replaces it")
-        _check_folder(file)
+        check_file(file)
         if not force and not _may_replace(place):
             raise ConfigError(f"{file} was not written by this tool, or changed since; --force replaces it")
     before = [_stamp(place) for place in places]
@@ -64,17 +61,38 @@ def writing(*files: Path | None, force: bool, reads: Sequence[Path] = ()) -> Ite
                     atomic.write_text(_note(place), sha256_of(place))
 
 
-def _check_folder(file: Path) -> None:
-    """Refuse a file whose folder cannot be made or written to.
+def check_file(file: Path) -> None:
+    """Refuse a file that can be neither made nor replaced.
+
+    Raises:
+        ConfigError: for a folder, a device, or a place in a folder that nothing can be written to.
+    """
+    if file.is_dir():
+        raise ConfigError(f"{file} is a folder; name a file in it")
+    if file.exists() and not file.is_file():
+        raise ConfigError(f"{file} is a pipe or a device, not a file; nothing replaces it")
+    _check_place(file, file.parent)
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that can be neither made nor written to.
 
     Raises:
         ConfigError: naming what stands in the way.
     """
-    above = next(folder for folder in (file.parent, *file.parent.parents) if os.path.lexists(folder))
+    _check_place(folder, folder)
+
+
+def _check_place(path: Path, folder: Path) -> None:
+    """Refuse a path whose folder cannot be made or written to, by writing to it a file that has no name."""
+    above = next(there for there in (folder, *folder.parents) if os.path.lexists(there))
     if not above.is_dir():
-        raise ConfigError(f"{file} cannot be written: {above} is no folder")
-    if not os.access(above, os.W_OK | os.X_OK):
-        raise ConfigError(f"{file} cannot be written: nothing may be written to {above}")
+        raise ConfigError(f"{path} cannot be written: {above} is no folder")
+    try:
+        with tempfile.TemporaryFile(dir=above):  # of what root may, or /proc takes, nothing else tells
+            pass
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {above} takes no file ({error.strerror or error})") from error
 
 
 def _is_of_a_run(place: Path) -> bool:

@@ -79,7 +79,7 @@ def read_result(folder: Path) -> Result:
     Raises:
         ConfigError: if there is no finished run; lists those below. ResultError: if its record is damaged.
     """
-    if folder.exists() and not folder.is_dir():
+    if plain.is_blocked(folder):
         raise ConfigError(f"{folder} is no folder; give the one of a finished run, which holds result.json")
     try:
         return Result.read(folder / "result.json")

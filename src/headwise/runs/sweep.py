@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hydra import initialize_config_dir
+from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -42,6 +42,7 @@ from headwise.results.store import Finished, Result, ResultError
 from headwise.runs import lifeline
 from headwise.runs.ledger import Entry, Ledger, State, finished_requests
 from headwise.schema.secret import refuse_secrets
+from headwise.schema.tree import check_config
 from headwise.storage.claims import describe
 
 POLL = 5.0
@@ -100,6 +101,23 @@ def answered() -> Iterator[None]:
         yield
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(text_of(error)) from error
+
+
+def checked_config(conf: Path, arguments: Sequence[str]) -> dict[str, Any]:
+    """The configuration of one run, resolved and checked; its images and weights are not looked for.
+
+    Args:
+        conf: the configuration folder.
+        arguments: as on the command line.
+
+    Raises:
+        ConfigError: for what no run can have.
+    """
+    with answered(), initialize_config_dir(version_base="1.3", config_dir=str(conf.resolve())):
+        config: Any = OmegaConf.to_container(compose("config", overrides=readable(arguments)), resolve=True)
+    refuse_secrets(config)
+    check_config(config)
+    return dict(config)
 
 
 def requests_of(
