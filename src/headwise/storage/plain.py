@@ -5,6 +5,7 @@ Standard library only. A shape is a function of a value and of where it stands; 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -51,9 +52,11 @@ def no_file(path: str | Path) -> str | None:
 
 
 def is_blocked(path: str | Path) -> bool:
-    """Whether something lies there or above that is no folder, so that none can be made there."""
+    """Whether no folder can be made there: something else lies there or above, or the name is none (too long, NUL)."""
     there = Path(os.path.abspath(path))  # noqa: PTH100 - links are not followed
     try:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            there.lstat()
         return not next(folder for folder in (there, *there.parents) if os.path.lexists(folder)).is_dir()
     except (OSError, ValueError):
         return True
