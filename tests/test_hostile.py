@@ -11,6 +11,7 @@ import argparse
 import io
 import json
 import os
+import shlex
 import shutil
 import struct
 import subprocess
@@ -949,6 +950,14 @@ def test_make_refuses_before_anything_is_made(given: str, said: str, tmp_path: P
     assert said in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     assert state(tmp_path) == before
+
+
+@pytest.mark.skipif(os.name != "posix", reason="it takes a shell")
+def test_an_answer_that_nobody_could_read_is_not_worked_out(tmp_path: Path) -> None:
+    command = f"{shlex.quote(sys.executable)} scripts/show_task.py svhn --data synthetic >&-"
+    done = subprocess.run(["sh", "-c", command], cwd=REPO, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: standard output is closed")
 
 
 def test_a_name_that_no_terminal_shows_is_printed(tmp_path: Path) -> None:

@@ -40,6 +40,10 @@ def script(main: Main) -> Callable[..., int]:
         if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may hold what the terminal cannot show
             sys.stdout.reconfigure(errors="backslashreplace")
         try:
+            if sys.stdout is None:
+                raise ConfigError(
+                    "standard output is closed, so the answer would be lost; > FILE or > /dev/null opens it"
+                )
             _check_words(sys.argv[1:] if arguments is None else arguments)
             return main(arguments)
         except (KeyboardInterrupt, Interrupted) as error:
