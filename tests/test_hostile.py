@@ -62,6 +62,8 @@ from made_results import gated, run
 from made_scripts import COMMANDS, loaded, parser_of, started
 
 TINY = ("backbone=vit_tiny_random", "dataset=dsprites_loc", "data=synthetic", "protocol=smoke", "trainer=cpu")
+PEFT = "method=peft ;; method.label=x"
+NO_CONFIG = "method.config: _target_ must name a config of peft, got"
 WEIRD = "\udcff"
 """A byte of the command line that is no text, as Python passes it on."""
 
@@ -179,6 +181,49 @@ REFUSED: list[tuple[str, str]] = [
     ("method.checkpoint=/etc", "cannot hash /etc: it is a folder; a readable file is needed"),
     ("method.checkpoint=/dev/zero", "cannot hash /dev/zero: it is a device or a pipe; a readable file is needed"),
     ("method.gate={mode:heart,count:3,ratio:0.5}", "one of count, ratio and budget"),
+    *(
+        (
+            f"{PEFT} ;; method.config._target_={given}",
+            f"method.config: _target_ must name a config of peft, got {shown}",
+        )
+        for given, shown in (
+            ("NOSUCH", "'NOSUCH'; allowed: peft.AdaLoraConfig, "),
+            ("peft.LoraConfg", "'peft.LoraConfg' (did you mean 'peft.LoraConfig'?)"),
+            ("LoraConfig", "'LoraConfig' (did you mean 'peft.LoraConfig'?)"),
+            ("peft.LoraModel", "'peft.LoraModel'; allowed: "),
+            ("peft.PromptTuningConfig", "'peft.PromptTuningConfig'"),
+            ("builtins.dict", "'builtins.dict'"),
+            ("os.system", "'os.system'"),
+            ("null", "null"),
+            ("3", "3"),
+        )
+    ),
+    *(
+        (f"{PEFT} ;; method.config={given}", f"method.config must be a config of peft, got {shown}")
+        for given, shown in (("null", "null"), ("3", "3"), ("lora", "'lora'"))
+    ),
+    (f"{PEFT} ;; ~method.config", "method.config must be given: a config of peft"),
+    *(
+        (f"{PEFT} ;; method.config._target_=peft.{config} ;; +method.config.{given}", f"method.config.{said}")
+        for config, given, said in (
+            *(
+                ("LoraConfig", f"r={given}", f"r must be a whole number of at least 1, got {shown}")
+                for given, shown in (("-1", "-1"), ("0", "0"), ("abc", "'abc'"), ("1.5", "1.5"), ("nan", "nan"))
+            ),
+            ("LoraConfig", "lora_alhpa=3", "lora_alhpa=3 (did you mean 'method.config.lora_alpha'?); allowed: "),
+            ("LoraConfig", "lora_dropout=1.5", "lora_dropout must be in [0, 1), got 1.5"),
+            ("LoraConfig", "init_lora_weights=gausian", "init_lora_weights 'gausian' (did you mean 'gaussian'?)"),
+            ("LoraConfig", "target_modules=3", "target_modules must be a list, each text or text, got 3"),
+            ("LoraConfig", "rank_pattern={q:-1}", "rank_pattern must be a mapping, each value a whole number of at"),
+            ("LoraConfig", "use_bdlora={_target_:os.system}", "use_bdlora: _target_ must name a config of peft"),
+            ("LoraConfig", "use_bdlora={_target_:peft.BdLoraConfig,nblocks:-1}", "use_bdlora.nblocks must be a whole"),
+            ("LoraConfig", "revision=main", "revision: 'main' is not supported: it would make peft import"),
+            ("AdaLoraConfig", "deltaT=0", "deltaT must be a whole number of at least 1, got 0"),
+            ("AdaLoraConfig", "tfinal=2.5", "tfinal must be a whole number of steps, or a fraction of the run"),
+            ("VeraConfig", "r=0", "r must be a whole number of at least 1, got 0"),
+            ("FourierFTConfig", "scaling=nan", "scaling must be a finite number other than 0, got nan"),
+        )
+    ),
     ("method._target_=", "must be the dotted name of a class"),
     ("method._target_=headwise..methods.lora.LoRA", "must be the dotted name of a class"),
     ("method._target_=headwise.methods.lora", "headwise.methods has no 'lora'; there is none"),
@@ -287,6 +332,9 @@ CLASSES: list[tuple[str, str]] = [
     ("method._target_=os.system", "'os.system' may not be named by a configuration: it can run"),
     ("method._target_=headwise.data.tasks.VTABTask", "unknown key method.label='lora'"),
     ("method=hs_lora ;; method.first._target_=builtins.dict", "must be a single-phase method, got dict"),
+    (f"{PEFT} ;; method.config._target_=builtins.dict", "must name a config of peft"),
+    (f"{PEFT} ;; method.config._target_=peft.RoadConfig ;; +method.config.variant=abc", "Invalid variant abc"),
+    ("method=adalora ;; method.config.target_r=100", "config.target_r must be below init_r"),
     ("dataset._target_=headwise.data.tasks.VTABTak", "has no 'VTABTak' (did you mean 'VTABTask'?)"),
     ("dataset._target_=torch.nn.Linear", "Error in call to target 'torch.nn.modules.linear.Linear'"),
     ("dataset._target_=torch.nn.Linea", "Error locating target 'torch.nn.Linea'"),

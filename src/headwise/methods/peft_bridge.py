@@ -29,18 +29,21 @@ from headwise.methods._peftconfig import (
     config_class,
     is_adalora,
     is_lora_ga,
-    refuse_unprepared,
     size_of,
     strict,
 )
 from headwise.methods.base import Batches, Installed, Method, Plan, per_projection, with_its_gate
 from headwise.network.backbone import Backbone
 from headwise.schema.kinds import Positive
+from headwise.schema.peftfields import PeftConfig, check_peft
 from headwise.updates.qkv import SplitQKV
 from headwise.updates.sites import PROJECTIONS, Site, select
 
 NOMINAL_STEPS = 1000
 """Length of the run that an AdaLoRA is laid out for that is taken from a checkpoint, or installed without a plan."""
+
+MOST_STEPS = 10**9
+"""Length of a run that has room for whatever an AdaLoRA asks for."""
 
 LORA_GA: Plan = {"start": "gradients"}
 """Plan of a LoRA-GA whose gradients have been taken."""
@@ -60,8 +63,15 @@ class PeftMethod(Method):
         adapter_lr: peak learning rate of the update alone, above 0, scheduled like the head's; None takes the head's.
     """
 
-    config: Mapping[str, Any]
+    config: PeftConfig
     adapter_lr: Positive | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_peft(self.config, lambda name: f"config.{name}")
+        # what peft itself refuses of a config is told now, not when the network is there
+        steps = schedule(self.config, MOST_STEPS) if is_adalora(self.config) else {}
+        build_config({"target_modules": list(PROJECTIONS), **self.config, **steps})
 
     @property
     def identity_tolerance(self) -> float:  # type: ignore[override]
@@ -118,7 +128,7 @@ class PeftMethod(Method):
                 tuner = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type](net.model, config, adapter_name=ADAPTER)
         except KeyError as error:
             raise ConfigError(f"peft cannot install {self.config['_target_']}: it needs {error}") from error
-        except (*REFUSALS, NotImplementedError, RuntimeError, AttributeError) as error:
+        except REFUSALS as error:
             raise ConfigError(f"peft cannot install {self.config['_target_']}: {error}") from error
         layers = {site: module for site in net.sites if isinstance(module := net.linear(site), BaseTunerLayer)}
         _check_merges(self.config["_target_"], layers.values())
@@ -149,13 +159,6 @@ class PeftMethod(Method):
                 "config.layers_to_transform chooses among the names of config.target_modules: give those, such as "
                 "[q,v], with method.targets=[]"
             )
-        for field, allowed in (("modules_to_save", None), ("bias", "none"), ("target_parameters", None)):
-            if values.get(field, allowed) != allowed:
-                raise ConfigError(
-                    f"config.{field}={values[field]!r} is not supported: the head always trains, biases train with "
-                    f"method=bitfit; allowed: {allowed}"
-                )
-        refuse_unprepared(values)
         if is_lora_ga(self.config) and plan is None:
             raise ConfigError(
                 f"method {self.label!r} starts from gradients (LoRA-GA): it needs the plan that its prepare() makes "
@@ -226,7 +229,7 @@ def _check_merges(target: str, layers: Iterable[nn.Module]) -> None:
         trial: Any = copy.deepcopy(layer)
         try:
             trial.merge()
-        except (*REFUSALS, NotImplementedError, RuntimeError, AttributeError) as error:
+        except REFUSALS as error:
             reason = str(error) or type(error).__name__
             raise ConfigError(
                 f"{target} makes an update that cannot be folded into the weights ({reason}); "

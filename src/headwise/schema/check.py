@@ -129,7 +129,8 @@ def describe(kind: Any) -> str:
         choices = [shown_choice(choice) for choice in get_args(kind)]
         return " or ".join(choices) if len(choices) < 3 else f"one of {', '.join(choices)}"
     if origin is not None and issubclass(origin, Mapping):
-        return "a mapping"
+        kinds = [kind for kind in get_args(kind)[1:] if get_origin(kind) is Annotated]
+        return f"a mapping, each value {describe(kinds[0])}" if kinds else "a mapping"
     if origin is not None and issubclass(origin, Sequence):
         items = [part for part in get_args(kind) if part is not Ellipsis]
         return f"a list, each {describe(items[0])}" if items else "a list"
@@ -170,6 +171,7 @@ def nearest(name: str, keys: Collection[str], at: str = "") -> str | None:
 
 def _choices(kind: Any) -> tuple[Any, ...]:
     """The values of a Literal, or of one that may be null."""
+    kind = get_args(kind)[0] if get_origin(kind) is Annotated else kind
     parts = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
     return tuple(choice for part in parts if get_origin(part) is Literal for choice in get_args(part))
 

@@ -25,7 +25,8 @@ def _other_than_0(value: float) -> float:
     return value
 
 
-def _epochs_or_share(value: float) -> float:
+def epochs_or_share(value: float) -> float:
+    """For a count that may be a share below 1 of the whole: no other fraction."""
     if value >= 1 and not float(value).is_integer():
         raise ValueError("is neither whole nor below 1")
     return value
@@ -85,12 +86,12 @@ Probability = Annotated[float, Field(ge=0, le=1, description="in [0, 1]")]
 Warmup = Annotated[
     float,
     Field(gt=0, description="a whole number of epochs, or a fraction of the run in (0, 1)"),
-    AfterValidator(_epochs_or_share),
+    AfterValidator(epochs_or_share),
 ]
 HeadsOff = Annotated[
     float,
     Field(ge=0, description="a whole number of heads, or their share below 1"),
-    AfterValidator(_epochs_or_share),
+    AfterValidator(epochs_or_share),
 ]
 Targets = Annotated[Sequence[Text], AfterValidator(_projections), Field(description="a list of projections")]
 NumPrompts = Annotated[int, Field(ge=1, le=200, description="in 1..200")]

@@ -23,7 +23,14 @@ from pydantic import Field
 from headwise.errors import ConfigError, suggest
 from headwise.schema.check import Fields, usable
 
-TRANSPARENT = ("builtins", "typing", "collections.abc", "pathlib", "headwise.schema.kinds")
+TRANSPARENT = (
+    "builtins",
+    "typing",
+    "collections.abc",
+    "pathlib",
+    "headwise.schema.kinds",
+    "headwise.schema.peftfields",
+)
 """Modules whose names are taken as they are."""
 SCALARS = ("bool", "int", "float", "str", "list", "tuple", "dict", "object")
 PLAIN_BASES = ("object", "ABC", "Protocol", "Generic")

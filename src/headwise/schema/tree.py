@@ -10,11 +10,12 @@ import contextlib
 import functools
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal
 
 from headwise.errors import ConfigError
 from headwise.schema.check import Fields, Key, named, nearest, refusal, shown
 from headwise.schema.kinds import PUBLISHED, Count, Draw, Rate, Seed, Shots, Targets, Text, Threads, Warmup, Whole
+from headwise.schema.peftfields import PREFIX, fields_of_config
 from headwise.schema.source import Node, fields_of_target
 
 Group = Mapping[str, Any]
@@ -69,10 +70,6 @@ CLASSES = {"backbone": "headwise.network.backbone.BackboneSpec", "protocol": "he
 """Groups that are one class of ours."""
 HYDRA = {"_target_": Text, "_recursive_": bool, "_convert_": Literal["none", "partial", "object", "all"]}
 """What hydra reads of a node with a class."""
-LOOSE = ("peft.",)
-FRACTIONS = ("tinit", "tfinal", "lora_alpha", "alpha")
-"""Classes whose annotations are narrower than what they take: of their fields only numbers and flags are checked, and
-of those the whole ones that may be fractions after all."""
 
 
 @dataclass(frozen=True)
@@ -168,9 +165,13 @@ def _nodes(path: str, node: Mapping[str, Any]) -> Iterator[ConfigPart]:
         fields = node_fields(target)
     except ConfigError as error:
         raise ConfigError(f"{path}.{error}") from error
-    yield ConfigPart(path, {name: value for name, value in node.items() if name not in later}, fields, later)
+    part = ConfigPart(path, {name: value for name, value in node.items() if name not in later}, fields, later)
+    yield part
     for name, value in node.items():
         if isinstance(value, Mapping) and "_target_" in value:
+            # a class that cannot stand here is refused as such, before what is missing in it
+            if name in fields.types:
+                Fields({name: fields.types[name]}).check({name: value}, part.key)
             yield from _nodes(f"{path}.{named(str(name))}", value)
 
 
@@ -181,22 +182,13 @@ def node_fields(target: str) -> Fields:
     Raises:
         ConfigError: for a class that is not there.
     """
+    if target.startswith(PREFIX):
+        return fields_of_config(target)
     fields = fields_of_target(target)
     types = {**fields.types, **HYDRA}
     if "label" in types and "targets" in types:
         types["targets"] = Targets
-    if target.startswith(LOOSE):
-        types = {name: _loose(kind, name in FRACTIONS) for name, kind in types.items()}
     return Fields(types, fields.required, fields.is_open)
-
-
-def _loose(kind: Any, is_fraction: bool) -> Any:
-    """The kind if it is a number or a flag, or null; anything for any other."""
-    kinds = [part for part in (get_args(kind) if get_origin(kind) is Union else (kind,)) if part is not type(None)]
-    if kinds not in ([int], [float], [bool]):
-        return Any
-    plain: Any = float if is_fraction else kinds[0]
-    return plain | None if type(None) in get_args(kind) else plain
 
 
 def _unknown(part: ConfigPart, name: str, value: Any, keys: list[str]) -> str:
