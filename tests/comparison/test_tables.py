@@ -316,6 +316,55 @@ def test_a_second_phase_with_heads_off_has_no_plain_lora_of_its_size():
     assert "NO CONTROL (equal-size LoRA)" not in notes
 
 
+FIRST = {"_target_": "headwise.methods.lora.LoRA", "rank": 8, "targets": ["q", "v"], "scale": 1.0}
+PERMUTED = {**HEADS, "_target_": "headwise.methods.hs_controls.PermutedLoRA"}
+JOINT = {**FIRST, "_target_": "headwise.methods.hs_controls.JointLoRA", "head_rank": 2}
+
+
+def phased(method: str, accuracy: tuple[float, ...], *specs: dict, **fields):
+    made = run(method, accuracy=accuracy, **fields)
+    made.phases[:] = [
+        dataclasses.replace(phase, method=spec, fingerprint=str(spec))
+        for phase, spec in zip(made.phases, specs, strict=True)
+    ]
+    return made
+
+
+def test_a_second_phase_is_measured_by_what_separates_its_causes():
+    both = phased("hs", (70.0, 75.0), FIRST, HEADS)
+    controls = {
+        "random rows": phased("permuted", (70.0, 74.0), FIRST, PERMUTED),
+        "other order": phased("order", (68.0, 77.0), HEADS, FIRST),
+        "joint": phased("joint", (71.0,), JOINT, epochs=200),
+    }
+    table = one([both, *controls.values()])
+    gains = {kind: cell(table, "hs", "svhn", f"P2 - {kind}", "paired")["mean"] for kind in controls}
+    assert gains == {"random rows": 1.0, "other order": -2.0, "joint": 4.0}
+    # they claim nothing, and no claim needs them
+    assert not any(f"for {row} on" in note for row in ("permuted", "order", "joint") for note in table.notes)
+    assert not any(f"NO CONTROL ({kind})" in said(one([both])) for kind in controls)
+
+
+@pytest.mark.parametrize(
+    ("kind", "other"),
+    [
+        ("random rows", phased("permuted", (70.0, 74.0), FIRST, {**PERMUTED, "rank": 3})),
+        ("random rows", phased("permuted", (70.0, 74.0), {**FIRST, "rank": 4}, PERMUTED)),
+        ("other order", phased("order", (68.0, 77.0), HEADS, {**FIRST, "rank": 4})),
+        ("joint", phased("joint", (71.0,), {**JOINT, "rank": 4}, epochs=200)),
+        ("joint", phased("joint", (71.0,), JOINT, epochs=100)),
+    ],
+)
+def test_no_other_recipe_is_such_a_control(kind, other):
+    table = one([phased("hs", (70.0, 75.0), FIRST, HEADS), other])
+    assert cell(table, "hs", "svhn", f"P2 - {kind}", "paired") is None
+
+
+def test_per_head_updates_alone_are_measured_by_random_rows():
+    table = one([phased("heads", (75.0,), HEADS), phased("permuted", (73.0,), PERMUTED)])
+    assert cell(table, "heads", "svhn", "P1 - random rows", "paired")["mean"] == 2.0
+
+
 def test_the_second_method_alone_is_a_control():
     both = run("hs", accuracy=(70.0, 75.0))
     both.phases[1] = dataclasses.replace(both.phases[1], method=HEADS)

@@ -15,6 +15,7 @@ from headwise.results.fingerprint import fingerprint
 from headwise.results.records import PhaseResult, Result, RunKey
 
 EQUAL_SIZE = "equal-size LoRA"
+PERMUTED, JOINT, ORDER = "random rows", "joint", "other order"
 NO_MASK = "no head off"
 MASKS = {"random": "random heads off", "front": "first heads off"}
 """Modes of a gate that need no score: what runs with scored heads off are measured by."""
@@ -52,6 +53,15 @@ KINDS = {
         "the second method alone, trained as long",
         "its gain over P1 proves little",
     ),
+    PERMUTED: Kind(
+        "updates of as many groups of random rows, after the same first phase if there is one",
+        "groups of random rows instead of heads",
+    ),
+    JOINT: Kind(
+        "both updates trained together, in one phase of the epochs of both",
+        "both updates together, trained as long",
+    ),
+    ORDER: Kind("the same two phases in the other order", "its phases in the other order"),
     NO_MASK: Kind(
         "the same run with no head off",
         "the same run, no head off",
@@ -129,7 +139,7 @@ def controls_of(result: Result) -> dict[str, dict[str, str]]:
     phases = result.tested
     claims = {}
     last = result.phases[-1]
-    if len(phases) > 1 and not is_size_control(phases):
+    if len(phases) > 1 and not is_control(phases):
         claims[PHASE] = {kind: how for kind, how in CONTROLS[PHASE].items() if kind != EQUAL_SIZE or not last.is_masked}
     if is_per_head(result) and not last.is_masked:
         claims[HEADS] = CONTROLS[HEADS]
@@ -144,8 +154,10 @@ def matches(results: Sequence[Result], every: Iterable[Result]) -> list[Match]:
 
     A two-phase run is compared with its own Phase 1; with each of its two methods alone (longer P1, longer P2): a
     one-phase run of the same task, seed, weights, images and protocol, whose epochs are those of both phases together;
-    and with plain LoRA of as many parameters after the very same Phase 1, for as many epochs (equal-size LoRA).
-    A one-phase run of per-head updates is compared with plain LoRA of as many parameters, for as many epochs.
+    after the very same Phase 1, for as many epochs, with plain LoRA of as many parameters (equal-size LoRA) and with
+    groups of random rows; with both updates trained together; and with its phases in the other order.
+    A one-phase run of per-head updates is compared with plain LoRA of as many parameters, and with groups of random
+    rows, for as many epochs.
     A run with heads off by score is compared with the same with none off, and with as many random or first ones off.
 
     Args:
@@ -158,7 +170,8 @@ def matches(results: Sequence[Result], every: Iterable[Result]) -> list[Match]:
     wanted = {result.key.dataset for result, _ in asked}
     masked = {result.key.dataset for result, claims in asked if MASK in claims}
     alone: dict[str, Result] = {}
-    equal_size: dict[tuple[str, int, str], Result] = {}
+    after: dict[tuple[str, int, str], Result] = {}
+    orders: dict[str, Result] = {}
     twins: dict[tuple[str, str, str], Result] = {}
     for result in every:
         phases = result.tested
@@ -166,10 +179,10 @@ def matches(results: Sequence[Result], every: Iterable[Result]) -> list[Match]:
             continue
         if len(phases) == 1:
             _keep(alone, _matched(result, phases[0].method), result)
-        elif is_size_control(phases):
+        elif is_control(phases):
             # the very Phase 1 and not one trained alike: what follows starts from the same weights
-            second = fingerprint(_recipe(phases[1].method))
-            _keep(equal_size, (phases[0].fingerprint, result.epochs, second), result)
+            _keep(after, _second(result, phases[1].method), result)
+            _keep(orders, _matched(result, *(phase.method for phase in phases)), result)
         # `ground` hashes the whole identity of a run, so it is asked only for tasks on which a mask has to be judged
         if result.key.dataset in masked and (kind := _mask_kind(result.phases[-1])) is not None:
             twins.setdefault((ground(result), kind, _amount(result.phases[-1], kind)), result)
@@ -182,12 +195,15 @@ def matches(results: Sequence[Result], every: Iterable[Result]) -> list[Match]:
             others = {"P1": result, "longer P1": alone.get(_matched(result, first.method))}
             if PHASE in claims:
                 others["longer P2"] = alone.get(_matched(result, last.method))
+        # made from the run's own recipe, so that the control differs in nothing but whose the parameters are
         if EQUAL_SIZE in claims.get(PHASE, {}):
-            # made from the run's own recipe, so that the control differs in nothing but whose the parameters are
-            second = fingerprint(_recipe(_shared_twin(last.method)))
-            others[EQUAL_SIZE] = equal_size.get((first.fingerprint, result.epochs, second))
+            others[EQUAL_SIZE] = after.get(_second(result, _shared_twin(last.method)))
+            others[PERMUTED] = after.get(_second(result, _permuted_twin(last.method)))
+            others[JOINT] = alone.get(_matched(result, _joint_twin(first.method, last.method)))
+            others[ORDER] = orders.get(_matched(result, last.method, first.method))
         if HEADS in claims:
             others[EQUAL_SIZE] = alone.get(_matched(result, _shared_twin(last.method)))
+            others[PERMUTED] = alone.get(_matched(result, _permuted_twin(last.method)))
         if MASK in claims:
             for kind in (NO_MASK, *MASKS.values()):
                 others[kind] = twins.get((ground(result), kind, _amount(last, kind)))
@@ -276,15 +292,22 @@ def _amount(phase: PhaseResult, kind: str) -> str:
     return "" if kind == NO_MASK else str([(row["proj"], row["active"].count(0)) for row in phase.masks])
 
 
-def is_size_control(phases: Sequence[PhaseResult]) -> bool:
-    """Whether a run is Phase 1 followed by plain LoRA of the size that per-head updates would have."""
-    return len(phases) == 2 and _is_matched(phases[1].method)
+def is_control(phases: Sequence[PhaseResult]) -> bool:
+    """Whether a run of two phases is there to measure others by and claims nothing itself.
+
+    Its second phase is plain LoRA of the size that per-head updates would have, or has groups of random rows; or its
+    first has the per-head updates.
+    """
+    if len(phases) != 2:
+        return False
+    first, second = (_class_of(phase.method) for phase in phases)
+    return second in ("MatchedLoRA", "PermutedLoRA") or (first == "HeadLoRA" and second != "HeadLoRA")
 
 
 def is_per_head(result: Result) -> bool:
     """Whether a run is one tested phase of per-head updates."""
     phases = result.tested
-    return len(phases) == 1 and str(phases[0].method.get("_target_", "")).endswith(".HeadLoRA")
+    return len(phases) == 1 and _class_of(phases[0].method) == "HeadLoRA"
 
 
 def _shared_twin(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -292,6 +315,29 @@ def _shared_twin(spec: Mapping[str, Any]) -> dict[str, Any]:
     kind = str(spec.get("_target_")).replace(".HeadLoRA", ".MatchedLoRA")
     rest = {name: value for name, value in spec.items() if name not in ("rank", "gate")}
     return {**rest, "_target_": kind, "head_rank": spec.get("rank")}
+
+
+def _permuted_twin(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe of groups of random rows in the place of these heads."""
+    return {
+        **{name: value for name, value in spec.items() if name != "gate"},
+        "_target_": "headwise.methods.hs_controls.PermutedLoRA",
+    }
+
+
+def _joint_twin(first: Mapping[str, Any], heads: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe of plain LoRA and per-head updates in one phase; that of no method where the two differ in more."""
+    shared = {name: first.get(name) for name in ("targets", "scale", "dropout", "lr")}
+    if _class_of(first) != "LoRA" or any(heads.get(name) != value for name, value in shared.items()):
+        return {"_target_": ""}
+    rest = {name: value for name, value in heads.items() if name not in ("rank", "gate")}
+    kind = "headwise.methods.hs_controls.JointLoRA"
+    return {**rest, "_target_": kind, "rank": first.get("rank"), "head_rank": heads.get("rank")}
+
+
+def _class_of(spec: Mapping[str, Any]) -> str:
+    """Name of a recipe's class, without its module."""
+    return str(spec.get("_target_", "")).rpartition(".")[2]
 
 
 def _recipe(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -302,7 +348,7 @@ def _recipe(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 def _is_matched(spec: Mapping[str, Any]) -> bool:
     """Whether a method is plain LoRA of the size of per-head updates."""
-    return str(spec.get("_target_", "")).endswith(".MatchedLoRA")
+    return _class_of(spec) == "MatchedLoRA"
 
 
 def _keep(kept: dict[Any, Result], place: Any, result: Result) -> None:
@@ -316,13 +362,18 @@ def _keep(kept: dict[Any, Result], place: Any, result: Result) -> None:
         kept[place] = result
 
 
-def _matched(result: Result, method: Mapping[str, Any]) -> str:
-    """Hash of what a run and a one-phase control of this method share; the epochs are those of all phases."""
+def _second(result: Result, method: Mapping[str, Any]) -> tuple[str, int, str]:
+    """What a run and a control share that has the very same Phase 1 and this method after it."""
+    return result.tested[0].fingerprint, result.epochs, fingerprint(_recipe(method))
+
+
+def _matched(result: Result, *methods: Mapping[str, Any]) -> str:
+    """Hash of what a run and a control of these phases share; the epochs are those of all phases together."""
     protocol = recorded(result, "protocol")
     if isinstance(protocol, Mapping):
         # these are the epochs of one phase; what has to agree is their sum over the phases, below
         protocol = {name: value for name, value in protocol.items() if name != "epochs"}
-    spec = _recipe(method)
+    specs = [_recipe(method) for method in methods]
     return fingerprint(
         {
             "dataset": result.key.dataset,
@@ -330,7 +381,8 @@ def _matched(result: Result, method: Mapping[str, Any]) -> str:
             "weights": recorded(result, "weights"),
             "data": recorded(result, "data"),
             "protocol": protocol,
-            "method": spec or result.fingerprint,  # without a recorded method nothing matches
+            # without a recorded method nothing matches
+            "method": specs if all(specs) else result.fingerprint,
             "epochs": result.epochs,
         }
     )

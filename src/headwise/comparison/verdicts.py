@@ -12,7 +12,7 @@ from enum import Enum
 from functools import cached_property
 
 from headwise.comparison.comparable import Places
-from headwise.comparison.controls import CONTROLS, HEADS, KINDS, MASK, PHASE, Claims, Match, is_size_control
+from headwise.comparison.controls import CONTROLS, HEADS, KINDS, MASK, PHASE, Claims, Match, is_control
 from headwise.comparison.paired import Contrast, contrast
 from headwise.results.records import Result
 
@@ -212,4 +212,4 @@ def is_headwise(result: Result) -> bool:
     last = result.phases[-1]
     # by the name of the class: the class itself is made of torch, which this room never imports
     per_head = str(last.method.get("_target_", "")).rpartition(".")[2].startswith("Head")
-    return per_head or last.is_masked or (len(result.tested) > 1 and not is_size_control(result.tested))
+    return per_head or last.is_masked or (len(result.tested) > 1 and not is_control(result.tested))

@@ -17,6 +17,19 @@ from headwise.updates.lowrank import LowRank
 from headwise.updates.sites import QKV, Site
 
 
+def check_heads(method: Method, site: Site) -> None:
+    """Refuse a projection whose rows belong to no head.
+
+    Raises:
+        ConfigError: for o, fc1 and fc2.
+    """
+    if site.proj not in QKV:
+        raise ConfigError(
+            f"method {method.label!r} updates the rows of heads, which {site.key} does not have; "
+            f"targets of {type(method).__name__} are among {', '.join(QKV)}"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class HeadLoRA(Method):
     """A private low-rank update B_i A_i for the rows of each head i (HS-LoRA sec. 4.2).
@@ -47,11 +60,7 @@ class HeadLoRA(Method):
         Raises:
             ConfigError: for a projection whose rows belong to no head.
         """
-        if site.proj not in QKV:
-            raise ConfigError(
-                f"method {self.label!r} updates the rows of heads, which {site.key} does not have; "
-                f"targets of {type(self).__name__} are among {', '.join(QKV)}"
-            )
+        check_heads(self, site)
         return LowRank(site, base, self.rank, groups=site.num_heads, scale=self.scale, dropout=self.dropout)
 
 

@@ -1,0 +1,82 @@
+"""Controls of HS-LoRA: blocks of random rows, and both updates in one phase."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from made_peft import HEADS, SITE, WIDTH, distance, linear, ours, pass_through
+
+from headwise.errors import ConfigError
+from headwise.methods.hs_controls import JointLoRA, PermutedLoRA, PermutedRows, SharedAndHeads
+from headwise.methods.hs_lora import HeadLoRA
+from headwise.methods.lora import LoRA
+from headwise.updates.lowrank import LowRank
+from made_networks import network, perturb
+
+RANK = 3
+
+
+def test_random_rows_are_the_blocks_in_another_order() -> None:
+    weight = linear().weight
+    delta = PermutedRows(SITE, weight, RANK, 2.0, 0.0)
+    perturb([delta.A, delta.B], size=0.5)
+    blocks = torch.cat([2.0 * up @ down for up, down in zip(delta.B, delta.A, strict=True)])
+    assert distance(delta.weight(weight), blocks[delta.order.long()]) < 1e-6
+    assert sorted(delta.order.tolist()) == list(range(WIDTH)) != delta.order.tolist()
+    # a group takes as many rows as a head has, and they lie apart
+    groups = delta.order.long() // SITE.head_dim
+    assert torch.bincount(groups).tolist() == [SITE.head_dim] * HEADS
+    assert all(len(set(head.tolist())) > 1 for head in groups.view(HEADS, -1))
+
+
+def test_random_rows_in_the_order_of_heads_are_per_head_updates() -> None:
+    weight = linear().weight
+    delta, heads = PermutedRows(SITE, weight, RANK, 1.0, 0.0), LowRank(SITE, weight, RANK, groups=HEADS)
+    delta.order.copy_(torch.arange(WIDTH))
+    perturb([delta.A, delta.B])
+    heads.load_state_dict({name: tensor for name, tensor in delta.state_dict().items() if name != "order"})
+    for mine, theirs in zip(pass_through(ours(delta)), pass_through(ours(heads)), strict=True):
+        assert distance(mine, theirs) < 1e-5
+    for name in ("A", "B"):
+        assert distance(delta.get_parameter(name).grad, heads.get_parameter(name).grad) < 1e-5
+
+
+def test_each_seed_draws_its_rows_and_a_file_brings_them_back() -> None:
+    weight = linear().weight
+    first, second = (PermutedRows(SITE, weight, RANK, 1.0, 0.0) for _ in range(2))
+    assert first.order.tolist() != second.order.tolist()
+    perturb([first.A, first.B])
+    second.unpack(first.pack())
+    assert torch.equal(first.weight(weight), second.weight(weight))
+
+
+def test_both_updates_in_one_phase_are_their_sum() -> None:
+    weight = linear().weight
+    shared, heads = LowRank(SITE, weight, 5, scale=2.0), LowRank(SITE, weight, RANK, groups=HEADS, scale=2.0)
+    perturb([shared.A, shared.B, heads.A, heads.B], size=0.5)
+    joint = SharedAndHeads(shared, heads)
+    factors = joint.factors()
+    dense = shared.weight(weight) + heads.weight(weight)
+    assert distance(joint.weight(weight), dense) == 0
+    assert distance(factors.up[0] @ factors.down[0], dense) < 1e-6
+    y, grad_x = pass_through(ours(joint))
+    base = linear()
+    base.weight.data += dense
+    for mine, theirs in zip((y, grad_x), pass_through(base), strict=True):
+        assert distance(mine, theirs) < 1e-5
+    assert all(parameter.grad is not None for parameter in joint.parameters())
+
+
+def test_sizes_are_those_of_what_they_stand_against() -> None:
+    net = network("vit")
+    heads = HeadLoRA(label="h", rank=2).count(net)
+    assert PermutedLoRA(label="p", rank=2).count(net) == heads
+    assert JointLoRA(label="j", rank=4, head_rank=2).count(net) == heads + LoRA(label="l", rank=4).count(net)
+
+
+@pytest.mark.parametrize("method", [PermutedLoRA(label="x", rank=1), JointLoRA(label="x", rank=1, head_rank=1)])
+def test_rows_of_no_head_are_refused(method: PermutedLoRA | JointLoRA) -> None:
+    net = network("vit")
+    site = next(site for site in net.sites if site.proj == "fc1")
+    with pytest.raises(ConfigError, match=r"updates the rows of heads, which s0\.b0\.fc1 does not have"):
+        method.build(site, net.linear(site).weight)
