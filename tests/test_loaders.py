@@ -23,6 +23,8 @@ from PIL import EpsImagePlugin, Image
 
 from headwise.artifacts import released
 from headwise.artifacts.export import load
+from headwise.cli import earlier_record
+from headwise.commands.arguments import record_file
 from headwise.data import bulk, own
 from headwise.data.decode import decode
 from headwise.data.stored import facts
@@ -36,7 +38,7 @@ from headwise.results import reading as runs
 from headwise.results.records import Result
 from headwise.results.store import PhaseStore, ResultStore
 from headwise.runs.ledger import Ledger
-from headwise.storage import hashes
+from headwise.storage import hashes, plain
 from headwise.storage.claims import standing
 from headwise.training import address
 from made_networks import REPO, network
@@ -251,6 +253,8 @@ LOADERS: dict[str, Check | str] = {
     "storage/claims.py:read_json": read_claim,
     "storage/hashes.py:read_json": read_hash,
     "runs/ledger.py:load_json": read_ledger,
+    "commands/arguments.py:read_json": lambda folder, content: record_file(str(put(folder, "x.json", content))),
+    "cli.py:read_json": lambda folder, content: earlier_record(put(folder, "x.json", content), plain.mapping),
     "runs/lifeline.py:json.loads": TEXT,
     "protocol/plan.py:json.loads": TEXT,
     "network/hub.py:read_json": read_hub,

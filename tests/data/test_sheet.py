@@ -52,9 +52,9 @@ def test_the_script_writes_a_picture(tmp_path: Path) -> None:
         (["../config"], "error: unknown task '../config'"),
         (["svhn", "--data", "tfds"], "error: --data tfds needs --root PATH"),
         (["own/folder"], "error: own/folder needs --num-classes"),
-        (["svhn", "--rows", "0"], "error: --rows, --columns and --side must be at least 1"),
+        (["svhn", "--rows", "0"], "error: --rows must be a whole number in 1.."),
     ],
 )
 def test_bad_arguments(arguments: list[str], message: str, tmp_path: Path) -> None:
     done = run(*arguments, cwd=tmp_path)
-    assert done.returncode == 1 and message in done.stderr and not list(tmp_path.iterdir())
+    assert done.returncode in (1, 2) and message in done.stderr and not list(tmp_path.iterdir())

@@ -242,7 +242,12 @@ def read(word: str) -> Any:
 def check_word(key: str, value: str) -> None:
     """A word of the command line: readable, or explained by one that is, which says what was typed."""
     word = f"{key}={value}"
-    (typed,) = readable([word])
+    try:
+        (typed,) = readable([word])
+    except ConfigError as error:  # an option outside of its folder
+        assert ".." in value
+        refusal(str(error))
+        return
     try:
         found = read(typed)
     except HydraException:

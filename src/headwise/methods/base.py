@@ -23,7 +23,7 @@ from headwise.schema.kinds import Count, Positive, Text
 from headwise.updates.adapted import AdaptedLinear, Delta
 from headwise.updates.gate import Gate
 from headwise.updates.masking import HeadMasking
-from headwise.updates.sites import Site
+from headwise.updates.sites import QKV, Site
 from headwise.wrappers.settling import BesideLinear
 
 Plan = dict[str, Any]
@@ -215,6 +215,19 @@ def _gateable() -> list[str]:
             if isinstance(node, ast.ClassDef) and any(ast.unparse(line) == _DECLARED for line in node.body):
                 names.append(node.name)
     return names
+
+
+def check_heads(method: Method, site: Site) -> None:
+    """Refuse a projection whose rows belong to no head.
+
+    Raises:
+        ConfigError: for o, fc1 and fc2.
+    """
+    if site.proj not in QKV:
+        raise ConfigError(
+            f"method {method.label!r} updates the rows of heads, which {site.key} does not have; "
+            f"targets of {type(method).__name__} are among {', '.join(QKV)}"
+        )
 
 
 def per_projection(net: Backbone, targets: Sequence[str], cost: Callable[[int, int, int], int]) -> int:

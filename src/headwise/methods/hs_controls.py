@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from headwise.methods.base import Method, per_projection
-from headwise.methods.hs_lora import HeadLoRA, check_heads
+from headwise.methods.base import Method, check_heads, per_projection
 from headwise.network.backbone import Backbone
 from headwise.schema.kinds import Count, Factor, Rate
 from headwise.updates.adapted import Delta, Factors
@@ -53,14 +51,25 @@ class PermutedRows(LowRank):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PermutedLoRA(HeadLoRA):
+class PermutedLoRA(Method):
     """Control of per-head updates: as many groups of as many rows, drawn at random instead of head by head.
 
-    If it does as well as `HeadLoRA`, the blocks do the work and not the heads.
-    Parameters: those of `HeadLoRA`.
+    If it does as well as per-head updates, the blocks do the work and not the heads.
+    Parameters: those of per-head updates, r' (H I + O) per projection.
+
+    Attributes:
+        rank: r' per group, in 1 .. head_dim.
+        scale: s, constant.
+        dropout: of the hidden, in [0, 1).
     """
 
-    gateable: ClassVar[bool] = False
+    rank: Count
+    scale: Factor = 1.0
+    dropout: Rate = 0.0
+
+    def count(self, net: Backbone) -> int:
+        """r' (H I + O) per projection."""
+        return per_projection(net, self.targets, lambda o, i, h: self.rank * (h * i + o))
 
     def build(self, site: Site, base: Tensor) -> Delta:
         """One group of random rows per head.

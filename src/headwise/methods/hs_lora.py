@@ -9,25 +9,12 @@ from typing import ClassVar
 from torch import Tensor
 
 from headwise.errors import ConfigError
-from headwise.methods.base import Method, per_projection
+from headwise.methods.base import Method, check_heads, per_projection
 from headwise.network.backbone import Backbone
 from headwise.schema.kinds import Count, Factor, Rate, Text
 from headwise.updates.adapted import Delta
 from headwise.updates.lowrank import LowRank
-from headwise.updates.sites import QKV, Site
-
-
-def check_heads(method: Method, site: Site) -> None:
-    """Refuse a projection whose rows belong to no head.
-
-    Raises:
-        ConfigError: for o, fc1 and fc2.
-    """
-    if site.proj not in QKV:
-        raise ConfigError(
-            f"method {method.label!r} updates the rows of heads, which {site.key} does not have; "
-            f"targets of {type(method).__name__} are among {', '.join(QKV)}"
-        )
+from headwise.updates.sites import Site
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,13 +41,10 @@ from headwise.updates.sites import PROJECTIONS, Site, select
 
 NOMINAL_STEPS = 1000
 """Length of the run that an AdaLoRA is laid out for that is taken from a checkpoint, or installed without a plan."""
-
 MOST_STEPS = 10**9
 """Length of a run that has room for whatever an AdaLoRA asks for."""
-
 LORA_GA: Plan = {"start": "gradients"}
 """Plan of a LoRA-GA whose gradients have been taken."""
-
 GRADIENT = "_peft_loraga_grad"
 """Where peft looks for the gradient of a projection, as its own ``preprocess_loraga`` leaves it."""
 
