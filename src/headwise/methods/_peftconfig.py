@@ -11,11 +11,16 @@ import peft
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 
 from headwise.errors import ConfigError, suggest
-from headwise.schema.peftfields import PREFIX
+from headwise.methods._adalora import schedule
+from headwise.schema.kinds import PROJECTIONS
+from headwise.schema.peftfields import PREFIX, check_peft
 
 OF_VALUES = (ValueError, TypeError, AttributeError, ArithmeticError, AssertionError, RuntimeError)
 REFUSALS = (*OF_VALUES, ImportError, UserWarning)
 """What peft raises where a config cannot be, or needs a package that is not installed."""
+
+MOST_STEPS = 10**9
+"""Length of a run that has room for whatever an AdaLoRA asks for."""
 
 SIZES: Mapping[str, tuple[tuple[str, ...], Callable[..., int]]] = {
     "LoraConfig": (("r", "use_dora"), lambda o, i, r, use_dora: r * (i + o) + (o if use_dora else 0)),
@@ -63,6 +68,17 @@ def config_class(values: Mapping[str, Any]) -> type[Any]:
     """The class that ``_target_`` names, see `headwise.schema.peftfields`."""
     kind: type[Any] = getattr(peft, str(values["_target_"]).removeprefix(PREFIX))
     return kind
+
+
+def check_config(values: Mapping[str, Any]) -> None:
+    """Check a method's config, and build it once: what peft itself refuses is told before there is a network.
+
+    Raises:
+        ConfigError: as `headwise.schema.peftfields.check_peft` and `build_config`.
+    """
+    check_peft(values, lambda name: f"config.{name}")
+    steps = schedule(values, MOST_STEPS) if is_adalora(values) else {}
+    build_config({"target_modules": list(PROJECTIONS), **values, **steps})
 
 
 def build_config(values: Mapping[str, Any]) -> Any:

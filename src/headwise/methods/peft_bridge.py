@@ -26,6 +26,7 @@ from headwise.methods._named import check_names, copy_into
 from headwise.methods._peftconfig import (
     REFUSALS,
     build_config,
+    check_config,
     config_class,
     is_adalora,
     is_lora_ga,
@@ -35,14 +36,12 @@ from headwise.methods._peftconfig import (
 from headwise.methods.base import Batches, Installed, Method, Plan, per_projection, with_its_gate
 from headwise.network.backbone import Backbone
 from headwise.schema.kinds import Positive
-from headwise.schema.peftfields import PeftConfig, check_peft
+from headwise.schema.peftfields import PeftConfig
 from headwise.updates.qkv import SplitQKV
 from headwise.updates.sites import PROJECTIONS, Site, select
 
 NOMINAL_STEPS = 1000
 """Length of the run that an AdaLoRA is laid out for that is taken from a checkpoint, or installed without a plan."""
-MOST_STEPS = 10**9
-"""Length of a run that has room for whatever an AdaLoRA asks for."""
 LORA_GA: Plan = {"start": "gradients"}
 """Plan of a LoRA-GA whose gradients have been taken."""
 GRADIENT = "_peft_loraga_grad"
@@ -65,10 +64,7 @@ class PeftMethod(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_peft(self.config, lambda name: f"config.{name}")
-        # what peft itself refuses of a config is told now, not when the network is there
-        steps = schedule(self.config, MOST_STEPS) if is_adalora(self.config) else {}
-        build_config({"target_modules": list(PROJECTIONS), **self.config, **steps})
+        check_config(self.config)
 
     @property
     def identity_tolerance(self) -> float:  # type: ignore[override]
