@@ -4,6 +4,7 @@ Hydra looks for plugins in this package only; everything else is in `headwise.ru
 """
 
 # No `from __future__ import annotations`: hydra executes this file before it is in sys.modules, where dataclasses look.
+import functools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,25 +35,26 @@ class ResumingSweeper(Sweeper):
     def __init__(self, params: dict[str, str] | None = None) -> None:
         self.params = dict(params or {})
         self.config: DictConfig | None = None
-        self.hydra_context: HydraContext | None = None
+        self.loader: Any = None
         self.launcher: Any = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Take over what hydra gives."""
         from hydra.core.plugins import Plugins
 
-        self.hydra_context, self.config = hydra_context, config
+        from headwise.commands.composition import KeptLoader
+
+        self.config, self.loader = config, KeptLoader(hydra_context.config_loader.get_search_path())
+        context = HydraContext(config_loader=self.loader, callbacks=hydra_context.callbacks)
         self.launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=task_function, config=config
+            hydra_context=context, task_function=task_function, config=config
         )
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run the sweep; returns the accuracy of every job."""
-        from headwise.protocol.naming import keep
         from headwise.runs.sweep import Sweep, jobs_of
 
-        if self.config is None or self.hydra_context is None:
+        if self.config is None:
             raise RuntimeError("setup() comes before sweep()")
-        keep(self.hydra_context.config_loader)
-        jobs = jobs_of(self.params, arguments, self.hydra_context.config_loader)
-        return Sweep(self.config, jobs, self.launcher.launch, self.validate_batch_is_legal).run()
+        jobs = jobs_of(self.params, arguments, self.loader)
+        return Sweep(self.config, jobs, self.launcher.launch, functools.partial(self.loader.check, self.config)).run()

@@ -18,6 +18,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf, open_dict
 from safetensors.torch import save_file
 
+from headwise.commands import composition
 from headwise.comparison.comparable import ordered, places, shared_choices
 from headwise.errors import ConfigError
 from headwise.protocol import naming
@@ -117,7 +118,7 @@ def test_a_sweep_composes_its_defaults_once(monkeypatch: pytest.MonkeyPatch) -> 
     made: list[tuple[str, ...]] = []
     compose_groups = naming.Composer._compose
 
-    def counted(self: naming.Composer, groups: tuple[str, ...]) -> Any:
+    def counted(self: naming.Composer, groups: tuple[str, ...]) -> composition.Whole:
         made.append(groups)
         return compose_groups(self, groups)
 
@@ -155,7 +156,7 @@ def test_files_that_are_read_once_compose_the_same() -> None:
         with open_dict(plain):
             del plain["hydra"]
         assert kept.compose(words) == plain
-        kept._composed.cache_clear()
+        kept._parts._whole.cache_clear()
     before = {
         path: None if read is None else OmegaConf.to_yaml(read.config) for path, read in kept_by(kept).read.items()
     }
@@ -169,7 +170,7 @@ def test_files_of_other_folders_are_read_again(tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.yaml").write_text(f"value: {name}\n")
-    repository = naming.KeptFiles(_search(tmp_path / "a"))
+    repository = composition.KeptFiles(_search(tmp_path / "a"))
     assert repository.load_config("config").config.value == "a"  # type: ignore[union-attr]
     (tmp_path / "a" / "config.yaml").write_text("value: c\n")
     repository.initialize_sources(_search(tmp_path / "a"))
@@ -191,9 +192,8 @@ def _search(folder: Path) -> ConfigSearchPathImpl:
     return path
 
 
-def kept_by(composer: naming.Composer) -> naming.KeptFiles:
-    assert isinstance(composer.loader.repository, naming.KeptFiles)
-    return composer.loader.repository
+def kept_by(composer: naming.Composer) -> composition.KeptFiles:
+    return composer.loader.files
 
 
 @pytest.fixture

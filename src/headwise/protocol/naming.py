@@ -6,26 +6,21 @@ again without it. Hydra composes what groups choose, once for all runs of a proc
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.config_repository import CachingConfigRepository, ConfigRepository
+from hydra._internal.config_repository import CachingConfigRepository
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra._internal.defaults_list import create_defaults_list
 from hydra.conf import HydraConf
-from hydra.core.config_loader import ConfigLoader
-from hydra.core.config_search_path import ConfigSearchPath
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, InstantiationException
-from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from headwise.commands.composition import KeptLoader, Parts, Whole
 from headwise.errors import HeadwiseError
 from headwise.protocol.variants import telling, variant_of
 from headwise.results.fingerprint import LOCATIONS, leaves
@@ -58,42 +53,6 @@ def variant(hydra: HydraConf, overrides: Sequence[str], own: Mapping[str, Any], 
     return variant_of(choices, contents=_contents(own))
 
 
-class KeptFiles(ConfigRepository):
-    """Hydra's repository of YAML files, which reads each of them once: a sweep composes hundreds of configurations.
-
-    Hydra copies a repository for everything it composes; the copy of this one is itself.
-    """
-
-    def __init__(self, path: ConfigSearchPath) -> None:
-        # both before hydra's own constructor, which calls `initialize_sources`
-        self.path: list[tuple[Any, Any]] = []
-        self.read: dict[str, ConfigResult | None] = {}
-        super().__init__(path)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> KeptFiles:
-        return self
-
-    def initialize_sources(self, config_search_path: ConfigSearchPath) -> None:
-        """Take the files from other folders; from the same ones, what was read stays."""
-        path: list[tuple[Any, Any]] = [(element.provider, element.path) for element in config_search_path.get_path()]
-        if path != self.path:
-            self.path = path
-            self.read.clear()
-            super().initialize_sources(config_search_path)
-
-    def load_config(self, config_path: str) -> ConfigResult | None:
-        """The content of a file, None if there is none; a copy, since hydra merges files into one another."""
-        if config_path not in self.read:
-            self.read[config_path] = super().load_config(config_path)
-        return copy.deepcopy(self.read[config_path])
-
-
-def keep(loader: ConfigLoader) -> None:
-    """Let hydra's loader of configurations read each file once."""
-    if isinstance(loader, ConfigLoaderImpl):
-        loader.repository = KeptFiles(loader.config_search_path)
-
-
 class Composer:
     """Composes configurations from folders of YAML files.
 
@@ -106,34 +65,28 @@ class Composer:
         path = ConfigSearchPathImpl()
         for provider, address in sources:
             path.append(provider, address)
-        self.name, self.loader = name, ConfigLoaderImpl(path)
-        keep(self.loader)
-        self.parsed = functools.lru_cache(maxsize=4096)(self._parsed)
-        self._composed = functools.lru_cache(maxsize=256)(self._compose)
+        self.name, self.loader = name, KeptLoader(path)
+        self._parts = Parts(self.loader.files, self._compose)
 
     def compose(self, overrides: Sequence[str]) -> DictConfig:
         """What hydra composes of the overrides, without its own node."""
-        parsed = [self.parsed(override) for override in overrides]
-        groups = [override for override in parsed if self._is_group(override)]
-        cfg = copy.deepcopy(self._composed(tuple(str(override.input_line) for override in groups)))
+        parsed = [self.loader.parsed(override) for override in overrides]
+        groups = [override for override in parsed if self.loader.is_group(override)]
+        cfg = self._parts.joint(groups).copy()
         ConfigLoaderImpl._apply_overrides_to_config([override for override in parsed if override not in groups], cfg)
         return cfg
 
-    def _parsed(self, override: str) -> Override:
-        (parsed,) = OverridesParser.create(config_loader=self.loader).parse_overrides([override])
-        return parsed
-
-    def _compose(self, groups: tuple[str, ...]) -> DictConfig:
+    def _compose(self, groups: tuple[str, ...]) -> Whole:
         """What groups choose, as hydra's loader merges it, but for hydra's own part, which takes most of its time."""
-        repository = CachingConfigRepository(self.loader.repository)
-        parsed = [self.parsed(override) for override in groups]
+        repository = CachingConfigRepository(self.loader.files)
+        parsed = [self.loader.parsed(override) for override in groups]
         listed = create_defaults_list(repository, self.name, parsed, prepend_hydra=True, skip_missing=False)
         own = [default for default in listed.defaults if not str(default.config_path).startswith("hydra/")]
         cfg = self.loader._compose_config_from_defaults_list(own, repository)
         cfg.pop("hydra", None)
         # as hydra does: a key that the YAML files do not have is refused and not made
         OmegaConf.set_struct(cfg, True)
-        return cfg
+        return Whole.of(cfg, own, self.loader.files)
 
     def spelled(self, choices: Sequence[str], overrides: Sequence[str]) -> list[str]:
         """Choices within a group, or by its content, as the option that says the same: ``rank.global=8`` is r8.
@@ -146,7 +99,7 @@ class Composer:
         for word in choices:
             name, _, value = word.lstrip("+").partition("=")
             group = name.partition(".")[0]
-            if self.loader.repository.group_exists(group) and (name != group or not value[:1].isalpha()):
+            if self.loader.files.group_exists(group) and (name != group or not value[:1].isalpha()):
                 values.setdefault(group, []).append(word)
         spelled = list(choices)
         for group, words in values.items():
@@ -163,15 +116,12 @@ class Composer:
         return next((name for name in names if self._content(f"{group}/{name}") == content), "")
 
     def _content(self, path: str) -> Any:
-        loaded = self.loader.repository.load_config(path)
+        loaded = self.loader.files.looked_at(path)
         return None if loaded is None else OmegaConf.to_container(loaded.config)
 
     def is_group(self, override: str) -> bool:
         """Whether it chooses an option of a group."""
-        return self._is_group(self.parsed(override))
-
-    def _is_group(self, override: Override) -> bool:
-        return not isinstance(override.value(), dict) and self.loader.repository.group_exists(override.key_or_group)
+        return self.loader.is_group(self.loader.parsed(override))
 
 
 @functools.cache

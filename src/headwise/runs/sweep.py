@@ -30,12 +30,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from headwise.commands.composition import KeptLoader
 from headwise.commands.messages import one_line, text_of
 from headwise.commands.overrides import check_sweep, readable, several_experiments
 from headwise.commands.sizes import spelled
 from headwise.errors import ConfigError, SweepError, suggest
 from headwise.protocol.job import folders
-from headwise.protocol.naming import keep
 from headwise.protocol.plan import resolved, root_of, still_holds
 from headwise.protocol.request import request_of
 from headwise.results.store import Finished, Result, ResultError
@@ -138,8 +138,7 @@ def requests_of(
         ConfigError: for choices that match nothing; with `check`, for one that no run can have.
     """
     with initialize_config_dir(version_base="1.3", config_dir=str(conf.resolve())):
-        loader = GlobalHydra.instance().config_loader()
-        keep(loader)
+        loader = KeptLoader(GlobalHydra.instance().config_loader().get_search_path())
         cfg = loader.load_configuration("config", readable(arguments, sweeps=True), RunMode.MULTIRUN)
         params: Any = OmegaConf.to_container(cfg.hydra.sweeper.params or OmegaConf.create({}))
         jobs = jobs_of(params, list(cfg.hydra.overrides.task), loader)
