@@ -265,8 +265,14 @@ def write_array(file: Path, shape: tuple[int, ...], pieces: Iterator[NDArray[Any
 
 def release(array: NDArray[Any]) -> None:
     """Let go of the pages of a memory-mapped array that were read; the system keeps them as long as it has room."""
+    file = mapped(array)
+    if file is not None and hasattr(mmap, "MADV_DONTNEED"):
+        file.madvise(mmap.MADV_DONTNEED)
+
+
+def mapped(array: NDArray[Any]) -> mmap.mmap | None:
+    """The file in which an array lies; None for one in memory."""
     base: Any = array
     while isinstance(base, np.ndarray):
         base = base.base
-    if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-        base.madvise(mmap.MADV_DONTNEED)
+    return base if isinstance(base, mmap.mmap) else None

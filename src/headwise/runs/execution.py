@@ -12,11 +12,13 @@ from typing import Any, NamedTuple
 import torch
 
 from headwise.commands.messages import instantiation
+from headwise.data.kept import KeptImages
 from headwise.data.vtab import VTABDataModule
 from headwise.errors import ConfigError
 from headwise.methods._fitting import rehearse
 from headwise.methods.base import Method
 from headwise.network.backbone import Backbone, BackboneSpec
+from headwise.network.kept import Networks
 from headwise.network.portions import more_parts
 from headwise.protocol.plan import DEVICES, Plan
 from headwise.protocol.presets import preset_labels
@@ -33,6 +35,8 @@ AGAIN = "again"
 """Folder of a run in which resume=force trains; it is taken over when it is complete."""
 Facts = Mapping[int, Mapping[str, Any]]
 """By phase, what a search adds to its record."""
+NETWORKS, IMAGES = Networks(), KeptImages()
+"""The network and the task's images as the last run of this process had them before its training."""
 
 
 class Trained(NamedTuple):
@@ -128,18 +132,20 @@ class Execution:
         net = self._network(methods, protocol)
         options = protocol.data_options(net.mean, net.std)
         options["eval_batch_size"] = -(-options["eval_batch_size"] // machine.parts)
-        data = VTABDataModule(plan.task, plan.source, net.img_size, seed=seed, **options)
         ground = plan.ground(protocol)
+        source = IMAGES.of(plan.source, plan.config["data"], ground["data"]["fingerprint"])
+        data = VTABDataModule(plan.task, source, net.img_size, seed=seed, **options)
         phases = run_phases(net, methods, data, protocol, self.store, ground, seed=seed, machine=machine, say=say)
         return Trained(net, data, phases)
 
     def _network(self, methods: Sequence[Method], protocol: Protocol) -> Backbone:
         """The pretrained network, without head; what is to be noted of its weights is said once."""
-        if self.spec.must_fetch:  # what cannot work is refused before hundreds of megabytes are asked for
+        # what cannot work is refused before hundreds of megabytes are asked for
+        if not NETWORKS.has(self.spec, protocol.drop_path) and self.spec.must_fetch:
             rehearsal = self.spec.random().build()
             rehearsal.new_head(self.plan.task.num_classes)
             rehearse(rehearsal, methods)
-        net = self.spec.build(protocol.drop_path)
+        net = NETWORKS.give(self.spec, protocol.drop_path)
         for note in net.notes:
             if note not in self._noted:
                 say(f"{Path(self.spec.weights).name}: {note}")
