@@ -74,9 +74,7 @@ def loss_of(net: Backbone, installed: Installed, x: Tensor = X) -> Tensor:
 
 
 def optimizer_of(net: Backbone, installed: Installed) -> torch.optim.Optimizer:
-    module = PhaseModule(
-        net, installed, RECIPE, lambda x: x, num_classes=CLASSES, epochs=2, steps_per_epoch=1, seed_parts=(0,)
-    )
+    module = PhaseModule(net, installed, RECIPE, lambda x: x, epochs=2, steps_per_epoch=1, seed_parts=(0,))
     return module.configure_optimizers()["optimizer"]
 
 

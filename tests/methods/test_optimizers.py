@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from headwise.methods.base import Installed
 from headwise.protocol.recipe import Protocol
 from headwise.training.loop import PhaseModule
-from made_networks import CLASSES, batches, composed_method, network
+from made_networks import batches, composed_method, network
 
 LR, DECAY = 1e-3, 1e-2
 
@@ -24,7 +24,7 @@ def optimizer(name: str) -> tuple[Installed, Any]:
     net, method = network("vit"), composed_method(name)
     installed = method.install(net, method.prepare(net, batches(), 20))
     recipe = Protocol(name="test", epochs=4, lr=LR, weight_decay=DECAY)
-    parts: dict[str, Any] = {"num_classes": CLASSES, "epochs": 4, "steps_per_epoch": 5, "seed_parts": (0,)}
+    parts: dict[str, Any] = {"epochs": 4, "steps_per_epoch": 5, "seed_parts": (0,)}
     return installed, PhaseModule(net, installed, recipe, lambda x: x, **parts).configure_optimizers()
 
 

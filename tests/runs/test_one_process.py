@@ -26,7 +26,7 @@ from made_networks import REPO, compose_config
 
 TINY = ["backbone=vit_tiny_random", "dataset=dsprites_loc", "data=synthetic", "protocol=smoke"]
 FAST = [*TINY, "trainer=cpu", "trainer.threads=1", "trainer.progress=false", "logger.pictures=false", "rank=r4"]
-SEARCH = ["+protocol.search.fields={scale:[1,10]}"]
+SEARCH = ["+protocol.search.scale=[1,10]"]
 JOBS: list[list[str]] = [
     ["method=lora"],
     ["method=lora", "seed=1"],
@@ -95,7 +95,7 @@ LEAVING: dict[str, list[str]] = {
     "seed": ["method=lora", "seed=3"],
     "images": ["method=lora", "dataset=svhn"],
     "fewer images": ["method=lora", "protocol.train_images=4"],
-    "augmented images": ["method=lora", "protocol.augment=fewshot"],
+    "augmented images": ["method=lora", "+protocol.augment=fewshot"],
     "a search": ["method=lora", *SEARCH],
 }
 

@@ -8,8 +8,10 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
@@ -22,7 +24,7 @@ from headwise.network.backbone import Backbone
 from headwise.protocol.recipe import Protocol
 from headwise.results.store import PhaseResult, PhaseStore
 from headwise.storage.claims import BusyError, Claim
-from headwise.training import loop
+from headwise.training import address, loop
 from headwise.training.loop import CHECKPOINT, TENSORS, Machine, PhaseModule, chain, read_tensors, run_phases
 from headwise.training.selection import TestSelection
 from made_networks import CLASSES, composed_method, images, logits, spec, toy_data
@@ -139,11 +141,79 @@ def test_a_killed_run_resumes_to_the_same_bits(
     assert not (folder / TENSORS).exists()
     said: list[str] = []
     _, (resumed,) = run(tmp_path, said=said)
-    assert any("resuming after its last finished epoch" in line for line in said)
+    assert any("resuming after its last saved epoch" in line for line in said)
     assert timeless(resumed) == timeless(uninterrupted)
     assert (folder / TENSORS).read_bytes() == (folder_of(root) / TENSORS).read_bytes()
     assert rows(tmp_path) == rows(root)
     assert sorted(file.name for file in folder.iterdir()) == ["metrics.csv", "phase.json", TENSORS]
+
+
+class Clock:
+    """Time that goes on by what a test says: so much an epoch, so much a checkpoint."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, epoch: float, checkpoint: float) -> None:
+        self.now, self.saved = 1000.0, []
+        begin, save = PhaseModule.on_train_epoch_start, L.Trainer.save_checkpoint
+
+        def start(module: Any) -> None:
+            self.now += epoch
+            begin(module)
+
+        def write(trainer: Any, part: Path) -> None:
+            self.now += checkpoint
+            self.saved.append(trainer.current_epoch + 1)
+            save(trainer, part)
+
+        patch.setattr(PhaseModule, "on_train_epoch_start", start)
+        patch.setattr(L.Trainer, "save_checkpoint", write)
+        patch.setattr(address, "time", SimpleNamespace(monotonic=lambda: self.now))
+
+
+@pytest.mark.parametrize(
+    ("epoch", "checkpoint", "saved"),
+    [
+        (60.0, 0.01, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]),  # a long epoch is never lost
+        (1.0, 0.01, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]),  # nor one beside which a checkpoint is nothing
+        (0.01, 0.01, [1, 10]),
+        (2.0, 0.1, [1, 4, 7, 10]),  # one in fifty seconds is for checkpoints
+        (11.0, 5.0, [1, 4, 7, 10]),  # but no more than half a minute may be lost
+    ],
+)
+def test_short_epochs_are_not_all_saved_and_the_last_always_is(
+    epoch: float, checkpoint: float, saved: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch, epoch, checkpoint)
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("power cut")
+
+    monkeypatch.setattr(PhaseStore, "finish", fail)
+    with pytest.raises(RuntimeError):
+        run(tmp_path, protocol=dataclasses.replace(RECIPE, epochs=10))
+    assert clock.saved == saved
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_a_run_that_was_killed_between_checkpoints_resumes_to_the_same_bits(
+    at: int, whole: tuple[Path, PhaseResult], tmp_path: Path
+) -> None:
+    def dies(module: Any) -> None:
+        if module.current_epoch == at:
+            raise RuntimeError("power cut")
+        begin(module)
+
+    begin = PhaseModule.on_train_epoch_start
+    with pytest.MonkeyPatch.context() as patch:
+        clock = Clock(patch, 0.0, 1.0)
+        begin = PhaseModule.on_train_epoch_start
+        patch.setattr(PhaseModule, "on_train_epoch_start", dies)
+        with pytest.raises(RuntimeError):
+            run(tmp_path)
+    assert clock.saved == [1]
+    _, (resumed,) = run(tmp_path)
+    assert timeless(resumed) == timeless(whole[1])
+    assert (folder_of(tmp_path) / TENSORS).read_bytes() == (folder_of(whole[0]) / TENSORS).read_bytes()
+    assert rows(tmp_path) == rows(whole[0])
 
 
 def test_a_run_killed_after_its_last_epoch_is_only_tested(whole: tuple[Path, PhaseResult], tmp_path: Path) -> None:
@@ -192,7 +262,7 @@ def test_training_may_go_on_in_evaluation_mode(tmp_path: Path, monkeypatch: pyte
 def test_an_interrupt_says_how_to_go_on(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(*within_epoch(KeyboardInterrupt))
-        with pytest.raises(Interrupted, match="every finished epoch is saved: run the same command to resume"):
+        with pytest.raises(Interrupted, match="what was saved stays: run the same command to resume"):
             run(tmp_path)
 
 
@@ -340,7 +410,7 @@ def test_the_optimiser_follows_protocol_and_method() -> None:
     installed = HEADS.install(net)
 
     def module(protocol: Protocol, lr: float | None = None) -> PhaseModule:
-        options: dict[str, Any] = {"num_classes": CLASSES, "epochs": 3, "steps_per_epoch": 4, "seed_parts": (0,)}
+        options: dict[str, Any] = {"epochs": 3, "steps_per_epoch": 4, "seed_parts": (0,)}
         return PhaseModule(net, installed, protocol, lambda x: x, lr=lr, **options)
 
     for protocol, lr in ((RECIPE, None), (dataclasses.replace(RECIPE, schedule="r0_legacy"), 0.5)):

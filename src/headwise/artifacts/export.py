@@ -337,7 +337,6 @@ def _retest(net: Backbone, installed: Installed, data: VTABDataModule, protocol:
         installed,
         protocol,
         data.preprocess,
-        num_classes=data.task.num_classes,
         epochs=1,
         steps_per_epoch=1,
         seed_parts=(data.seed,),

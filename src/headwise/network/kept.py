@@ -10,6 +10,7 @@ import contextlib
 import copy
 import json
 import tempfile
+import weakref
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import IO, Any
@@ -27,37 +28,32 @@ from headwise.updates.qkv import SplitQKV
 class KeptNetwork:
     """A network of which any number can be had, each with tensors of its own.
 
-    Args:
-        net: as it was built, on the CPU; it stays the caller's.
-
-    Raises:
-        OSError: if there is no room for its tensors.
-        ValueError: if it holds a tensor of a kind that is not known here.
+    Attributes:
+        close: lets go of it.
     """
 
     def __init__(self, net: Backbone) -> None:
+        """Keep a network as it was built, on the CPU; it stays the caller's.
+
+        Raises:
+            OSError: if there is no room for its tensors.
+            ValueError: if it holds a tensor of a kind that is not known here.
+        """
         tensors = list(_tensors(net))
         if not all(_is_plain(tensor) for tensor in tensors):
             raise ValueError("a tensor that is more than its values")
         self._file: IO[bytes] = tempfile.TemporaryFile(prefix="headwise-")  # noqa: SIM115  as long as this is kept
-        try:
-            for tensor in tensors:
-                self._file.write(_bytes(tensor).data)
-            self._file.flush()
-            # the same modules around tensors without values
-            self._hollow = _around(net, {id(tensor): _hollow(tensor) for tensor in tensors})
-        except BaseException:
-            self._file.close()
-            raise
+        self.close = weakref.finalize(self, self._file.close)
+        for tensor in tensors:
+            self._file.write(_bytes(tensor).data)
+        self._file.flush()
+        # the same modules around tensors without values
+        self._hollow = _around(net, {id(tensor): _hollow(tensor) for tensor in tensors})
 
     def give(self) -> Backbone:
         """The network as it was built, as new."""
         self._file.seek(0)
         return _around(self._hollow, {id(tensor): self._read(tensor) for tensor in _tensors(self._hollow)})
-
-    def close(self) -> None:
-        """Let go of it."""
-        self._file.close()
 
     def _read(self, hollow: Tensor) -> Tensor:
         tensor = torch.empty(hollow.shape, dtype=hollow.dtype)

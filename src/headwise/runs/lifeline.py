@@ -2,7 +2,7 @@
 
 A sweep leaves its process id in the environment, which its workers inherit. A worker of the same machine looks every
 half second whether that process still lives, and ends at once if not. What it was computing is lost back to its last
-finished epoch, exactly as if it had been killed itself.
+saved epoch, exactly as if it had been killed itself.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,10 @@ from headwise.training.progress import History
 
 CHECKPOINT = "last.ckpt"
 TENSORS = "phase.safetensors"
+PERIOD = 30.0
+"""Seconds of training that a run may lose when it is killed."""
+SHARE = 0.02
+"""Of the time that may be spent on checkpoints, as long as no more than `PERIOD` can be lost."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,13 +236,18 @@ def set_aside(file: Path) -> str | None:
 
 
 class Saver(L.Callback):
-    """Writes the checkpoint of each finished epoch, in place of the one before, atomically."""
+    """Writes the checkpoint of a finished epoch, in place of the one before, atomically.
+
+    Of epochs that are over in no time not all are written: a killed run repeats `PERIOD` seconds at most, and less
+    where a checkpoint is quickly written. The last epoch's always is.
+    """
 
     def __init__(self, file: Path, claim: Claim) -> None:
         self.file, self.claim = file, claim
+        self._next = 0.0
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save; a crash meanwhile leaves the previous epoch's file.
+        """Save; a crash meanwhile leaves the file that was there.
 
         Raises:
             BusyError: if this process stood still for so long that another one took the phase over.
@@ -247,5 +257,11 @@ class Saver(L.Callback):
             raise BusyError(
                 f"{self.file.parent} was taken over by another process while this one stood still; it goes on there"
             )
+        start = time.monotonic()
+        is_last = trainer.max_epochs is not None and trainer.current_epoch + 1 >= trainer.max_epochs
+        if start < self._next and not is_last:
+            return
         with atomic.replacing(self.file) as part:
             trainer.save_checkpoint(part)
+        end = time.monotonic()
+        self._next = end + min(PERIOD, (end - start) / SHARE)

@@ -12,7 +12,7 @@ import lightning as L
 from headwise.errors import Interrupted
 from headwise.network.backbone import Backbone
 
-STOPPED = "stopped by the user; every finished epoch is saved: run the same command to resume"
+STOPPED = "stopped by the user; what was saved stays: run the same command to resume"
 
 
 @contextlib.contextmanager

@@ -81,7 +81,7 @@ class PreparedPhase:
 
 
 def train_phase(work: Work, run: PhaseRun, claim: Claim) -> PhaseResult:
-    """Train one phase (from its last finished epoch if there is one), test it once, store it, merge it."""
+    """Train one phase (from its last saved epoch if there is one), test it once, store it, merge it."""
     phase = _prepare(work, run)
     _warm_up(work, run, phase)
     trainer, history = _fit(work, phase, run.folder, phase.module.epochs, run.title, claim)
@@ -111,7 +111,6 @@ def _prepare(work: Work, run: PhaseRun) -> PreparedPhase:
         installed,
         protocol,
         data.preprocess,
-        num_classes=data.task.num_classes,
         epochs=epochs,
         steps_per_epoch=steps_per_epoch,
         seed_parts=run.seed_parts,
@@ -180,7 +179,7 @@ def _fit(
         work.say(f"{title}: {why}; it starts again from its beginning")
     resume = str(checkpoint) if checkpoint.is_file() else None
     if resume:
-        work.say(f"{title}: resuming after its last finished epoch")
+        work.say(f"{title}: resuming after its last saved epoch")
     with attended(trainer, work.net):
         trainer.fit(phase.module, work.data.train_dataloader(), ckpt_path=resume, weights_only=True)
     return trainer, history

@@ -157,7 +157,7 @@ def test_a_file_that_was_replaced_is_read_again(tmp_path: Path) -> None:
         if not norms or len(norms) == 2:
             shutil.copy(tmp_path / f"{name}.safetensors", tmp_path / "new")
             (tmp_path / "new").replace(file)
-        norms.append(tensors_of(networks.give(asked, 0.0))["model.norm.bias"].clone())
+        norms.append(tensors_of(networks.give(asked, 0.0))["model.norm.bias"].detach().clone())
     assert [distance(norm, norms[0]) for norm in norms] == [0.0, 0.0, 1.0, 1.0]
 
 
