@@ -47,13 +47,18 @@ class KeptNetwork:
         for tensor in tensors:
             self._file.write(_bytes(tensor).data)
         self._file.flush()
-        # the same modules around tensors without values
-        self._hollow = _around(net, {id(tensor): _hollow(tensor) for tensor in tensors})
+        # the same modules around tensors without values; what is joined is joined again
+        hollow = {id(tensor): _hollow(tensor) for tensor in tensors}
+        hollow |= {id(joined): torch.empty(0) for part in _split(net) for joined in (part._weight, part._bias)}
+        self._hollow = copy.deepcopy(net, hollow)
 
     def give(self) -> Backbone:
         """The network as it was built, as new."""
         self._file.seek(0)
-        return _around(self._hollow, {id(tensor): self._read(tensor) for tensor in _tensors(self._hollow)})
+        net = copy.deepcopy(self._hollow, {id(tensor): self._read(tensor) for tensor in _tensors(self._hollow)})
+        for part in _split(net):
+            part.join()
+        return net
 
     def _read(self, hollow: Tensor) -> Tensor:
         tensor = torch.empty(hollow.shape, dtype=hollow.dtype)
@@ -120,10 +125,5 @@ def _hollow(tensor: Tensor) -> Tensor:
     return nn.Parameter(hollow, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else hollow
 
 
-def _around(net: Backbone, tensors: dict[int, Any]) -> Backbone:
-    """A copy of a network with other tensors in place of its own, by their `id`."""
-    copied = copy.deepcopy(net, tensors)
-    for module in copied.modules():
-        if isinstance(module, SplitQKV):
-            module.join()
-    return copied
+def _split(net: nn.Module) -> list[SplitQKV]:
+    return [module for module in net.modules() if isinstance(module, SplitQKV)]

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from matplotlib.figure import Figure
 
 from headwise.report import headmap
@@ -16,8 +15,6 @@ from headwise.report.grid import to_csv
 from headwise.report.headmap import HeadMap
 from headwise.storage import atomic
 
-# runs end on machines without a display
-matplotlib.use("Agg")
 _log = logging.getLogger(__name__)
 
 

@@ -30,7 +30,6 @@ from headwise.report.ending import around, summary
 from headwise.results.store import BusyError, Result, ResultStore
 from headwise.runs import lifeline
 from headwise.runs.ledger import Entry, Ledger, folder_of
-from headwise.runs.starting import lighter
 from headwise.storage import atomic
 from headwise.storage.claims import Claim, describe
 
@@ -107,8 +106,7 @@ def _run(plan: Plan) -> float | None:
 
 def _claimed(plan: Plan, store: ResultStore) -> Result:
     """Train under the run's claim; if another process finishes it meanwhile, that is the result."""
-    with lighter():  # torch and all that stands on it are imported here
-        method = plan.build_method()  # what is none is refused before anything lies in the root
+    method = plan.build_method()  # what is none is refused before anything lies in the root
     _note_place(plan)
     result: Result | None = None
 
