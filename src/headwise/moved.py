@@ -148,7 +148,6 @@ RENAMED: dict[str, dict[str, str]] = {
     "headwise.data.stores.tfds": {"Prepared": "PreparedSet"},
     "headwise.methods._catalog": {"Entry": "CatalogRow"},
     "headwise.methods.dylora": {"Drawn": "DrawnRank"},
-    "headwise.protocol.naming": {"Kept": "KeptFiles"},
     "headwise.protocol.revisions": {"Change": "ChangedNumbers"},
     "headwise.protocol.search": {"Found": "SearchOutcome"},
     "headwise.report.summary": {"Drawn": "DrawnPairs"},

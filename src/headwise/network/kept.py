@@ -49,7 +49,9 @@ class KeptNetwork:
         self._file.flush()
         # the same modules around tensors without values; what is joined is joined again
         hollow = {id(tensor): _hollow(tensor) for tensor in tensors}
-        hollow |= {id(joined): torch.empty(0) for part in _split(net) for joined in (part._weight, part._bias)}
+        hollow |= {
+            id(joined): torch.empty(0, device="meta") for part in _split(net) for joined in (part._weight, part._bias)
+        }
         self._hollow = copy.deepcopy(net, hollow)
 
     def give(self) -> Backbone:
