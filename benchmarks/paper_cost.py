@@ -18,10 +18,10 @@ import json
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
@@ -43,7 +43,8 @@ from headwise.protocol.filling import fill_gates
 from headwise.protocol.pertask import fill_protocol, fill_tasks
 from headwise.protocol.presets import fill_presets
 from headwise.protocol.recipe import Protocol
-from headwise.protocol.search import Space
+from headwise.protocol.search import Space, phase_names, settle
+from headwise.results.records import PhaseResult
 from headwise.runs.sweep import requests_of
 from headwise.storage import atomic
 from headwise.storage.plain import every, fields, whole
@@ -246,82 +247,101 @@ def _count(net: Backbone, number: int, train: bool) -> int:
 
 def bill(jobs: Iterable[Sequence[str]]) -> Bill:
     """Add up the runs of an experiment; what several share is counted once."""
-    total, seen = Bill(), set()
+    total, seen = Bill(), set[Any]()
+    jobs = list(jobs)
     alike = Counter(tuple(o for o in job if not o.startswith(("seed=", "draw="))) for job in jobs)
+    num_draws = len({word for job in jobs for word in job if word.startswith("draw=")}) or 1
     for overrides, times in alike.items():
         config = job(overrides)
-        protocol = Protocol(**config["protocol"])
-        backbone = json.dumps(config["backbone"], sort_keys=True)
-        methods: Sequence[Method] = instantiate(config["method"], _convert_="all").phases()
+        method = instantiate(config["method"], _convert_="all")
+        counted = Counted(total, seen, config)
         total.runs += times
         shots = config["dataset"].get("shots")
         count = TRAIN_IMAGES if shots is None else shots * config["dataset"]["num_classes"]
-        num_test = config["dataset"]["num_test"]
-        ground = {"task": config["dataset"]["name"], "shots": shots}
-        addresses = chain(methods, {**ground, "backbone": backbone}, protocol.epochs)
-        for method, address in zip(methods, addresses, strict=True):
-            if address.phase in seen:
-                continue
-            seen.add(address.phase)
-            epochs = method.epochs or protocol.epochs
-            if address.trunk is not None and address.trunk in seen:
-                trained = epochs - Gate.of(method.gate).warmup_epochs(epochs)  # type: ignore[union-attr]
-            else:
-                trained = epochs
-                seen.add(address.trunk)
-            total.phases += times
-            cost = cost_of(method, backbone)
-            total.train_flops += times * trained * _epoch(cost, count, protocol)
-            looks = 1 + (epochs // protocol.select_every if protocol.select == "best_test" else 0)
-            total.test_flops += times * looks * num_test * cost.test
-        searched = count if shots else SEARCH_IMAGES, SEARCH_LISTS.get(config["dataset"]["name"], SEARCH_TEST)
-        for method in methods:
-            _scout(total, times, method, protocol, backbone, *searched)
-        _search(total, times, methods[-1], protocol, backbone, *searched)
+        total.phases += counted.train(method.phases(), times, Images(count, config["dataset"]["num_test"]))
+        num_test = SEARCH_LISTS.get(config["dataset"]["name"], SEARCH_TEST)
+        searched = Images(count if shots else SEARCH_IMAGES, num_test, is_search=True)
+        for phase in method.phases():
+            counted.scout(phase, times, searched)
+        counted.search(method, times, num_draws, searched)
     return total
+
+
+class Images(NamedTuple):
+    """How many images phases are trained on and tested on, and whether a search does so."""
+
+    train: int
+    test: int
+    is_search: bool = False
+
+
+class Counted:
+    """Adds what the runs of one job cost to a bill.
+
+    Args:
+        total: the bill.
+        seen: addresses of phases and warm-ups that stand on it already.
+        config: of the job.
+    """
+
+    def __init__(self, total: Bill, seen: set[Any], config: Mapping[str, Any]) -> None:
+        self.total, self.seen = total, seen
+        self.protocol = Protocol(**config["protocol"])
+        self.backbone = json.dumps(config["backbone"], sort_keys=True)
+        self.ground = {
+            "task": config["dataset"]["name"],
+            "shots": config["dataset"].get("shots"),
+            "backbone": self.backbone,
+        }
+
+    def train(self, methods: Sequence[Method], times: int, images: Images) -> int:
+        """Phases one after the other, those that were not trained before; returns their number."""
+        protocol, num_new = self.protocol, 0
+        addresses = chain(methods, {**self.ground, "is_search": images.is_search}, protocol.epochs)
+        for method, address in zip(methods, addresses, strict=True):
+            if address.phase in self.seen:
+                continue
+            epochs = method.epochs or protocol.epochs
+            is_warm = address.trunk is not None and address.trunk in self.seen
+            warm = Gate.of(method.gate).warmup_epochs(epochs) if is_warm else 0  # type: ignore[union-attr]
+            self.seen |= {address.phase, address.trunk}
+            cost = cost_of(method, self.backbone)
+            has_looks = protocol.select == "best_test" and not images.is_search
+            looks = 1 + (epochs // protocol.select_every if has_looks else 0)
+            self.total.train_flops += times * (epochs - warm) * _epoch(cost, images.train, protocol)
+            self.total.test_flops += times * looks * images.test * cost.test
+            num_new += times
+        return num_new
+
+    def scout(self, method: Method, times: int, images: Images) -> None:
+        """A method that finds its own fields: its supernet is trained, and every subnet tested, like itself."""
+        if method.scout() is None:
+            return
+        recipe, cost = Evolution.of(getattr(method, "search")), cost_of(method, self.backbone)  # noqa: B009
+        self.total.train_flops += times * recipe.epochs * _epoch(cost, images.train, self.protocol)
+        tested = recipe.population * (1 + recipe.generations)
+        self.total.test_flops += times * tested * images.test * cost.test
+
+    def search(self, method: Any, times: int, num_draws: int, images: Images) -> None:
+        """The trials of a run as it makes them, as if each were as good as the others."""
+        if self.protocol.search is None:
+            return
+        space = Space.of(self.protocol.search)
+        phases = [replace(phase, search=None) if phase.scout() is not None else phase for phase in method.phases()]
+        # one search serves all seeds, but each draw has images of its own
+        searches = times if space.seed is None else num_draws
+
+        def attempt(tried: Sequence[Method], seed: int | None) -> PhaseResult:
+            self.total.trials += self.train(tried, searches, images)
+            return PhaseResult(label="trial", accuracy=0.0, num_tunable=1, num_head=1, stored_bytes=1, seconds=0.0)
+
+        settle(phases, phase_names(method), space, attempt, self.protocol.epochs)
 
 
 def _epoch(cost: Cost, count: int, protocol: Protocol) -> float:
     batch = min(protocol.batch_size, count)
     steps = count // batch if protocol.drop_last else math.ceil(count / batch)
     return steps * (cost.step + batch * cost.image)
-
-
-def _scout(
-    total: Bill, times: int, method: Method, protocol: Protocol, backbone: str, count: int, num_test: int
-) -> None:
-    """A method that finds its own fields: its supernet is trained, and every subnet tested, like the method itself."""
-    if method.scout() is None:
-        return
-    recipe, cost = Evolution.of(getattr(method, "search")), cost_of(method, backbone)  # noqa: B009
-    total.train_flops += times * recipe.epochs * _epoch(cost, count, protocol)
-    tested = recipe.population * (1 + recipe.generations)
-    total.test_flops += times * tested * num_test * cost.test
-
-
-def _search(
-    total: Bill, times: int, method: Method, protocol: Protocol, backbone: str, count: int, num_test: int
-) -> None:
-    """Trials of a run: every scale with all fields, then every number of heads with every score over one warm-up."""
-    space = None if protocol.search is None else Space.of(protocol.search).within(method)
-    if space is None:
-        return
-    scales = max(1, len(space.scale))
-    gate = Gate.of(method.gate)
-    heads, warm = 0, 0.0
-    if gate is not None and (space.ne or space.score):
-        scored = gate.mode == "heart"
-        heads = max(1, len([ne for ne in space.ne if ne])) * (max(1, len(space.score)) if scored else 1)
-        warm = replace(gate, count=1, ratio=None).warmup_epochs(protocol.epochs) if scored else 0
-    combinations = space.combinations()
-    for number, values in enumerate(combinations):
-        last = number == len(combinations) - 1  # heads are tried with one of them
-        tried = scales + (heads if last else 0)
-        epochs = tried * protocol.epochs - (max(0, heads - 1) * warm if last else 0)
-        cost = cost_of(replace(method, **values), backbone)
-        total.trials += times * tried
-        total.train_flops += times * epochs * _epoch(cost, count, protocol)
-        total.test_flops += times * tried * num_test * cost.test
 
 
 def hours(made: Bill, reference: Cost, rates: tuple[float, float], precision: str) -> float:

@@ -26,7 +26,7 @@ from headwise.protocol.filling import fill_gates
 from headwise.protocol.pertask import fill_protocol, fill_tasks
 from headwise.protocol.presets import fill_presets
 from headwise.protocol.recipe import Protocol
-from headwise.protocol.search import Space, _check_choices
+from headwise.protocol.search import Space, check_choices, phase_names
 from headwise.runs.experiment import plan_run
 from headwise.runs.sweep import requests_of
 from made_networks import CONF, REPO, compose_config
@@ -230,9 +230,11 @@ def test_what_an_experiment_searches_fits_each_of_its_methods(name: str, protoco
     for job in of_method.values():
         kept = [word for word in job if not (protocol and word.startswith("protocol="))]
         built = build_all(compose_config(*kept, *protocol))
-        last = built["method"].phases()[-1]
-        if (given := built["protocol"].search) and (space := Space.of(given).within(last)) is not None:
-            _check_choices(space, last)
+        if (given := built["protocol"].search) is not None:
+            spaces = Space.of(given).by_phase(phase_names(built["method"]))
+            for space, method in zip(spaces, built["method"].phases(), strict=True):
+                if (own := space.within(method)) is not None:
+                    check_choices(own, method)
 
 
 @pytest.mark.parametrize("name", PAPERS)

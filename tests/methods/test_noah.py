@@ -19,7 +19,7 @@ from headwise.methods import _supernet, noah
 from headwise.methods._evolution import Evolution, Subnet
 from headwise.methods.base import build_method
 from headwise.methods.noah import KINDS, NOAH, Supernet, SupernetInstalled, num_parameters, published_subnets
-from headwise.protocol.search import explore
+from headwise.protocol.search import settle
 from headwise.results.store import PhaseResult, ResultStore
 from headwise.runs.experiment import run
 from headwise.wrappers.prompting import Prompts
@@ -302,13 +302,14 @@ def test_a_later_phase_is_searched_on_the_ones_before_it() -> None:
     asked: list[list[str]] = []
     subnet = {kind: [1, 3] for kind in KINDS}
 
-    def attempt(methods: Sequence[Any]) -> PhaseResult:
+    def attempt(methods: Sequence[Any], seed: int | None) -> PhaseResult:
         asked.append([method.label for method in methods])
         costs = {"num_tunable": 1, "num_head": 1, "stored_bytes": 1, "seconds": 1.0}
         return PhaseResult(label="x", accuracy=50.0, extra={"subnet": subnet, "plan": None}, **costs)
 
     first, said = build("lora"), []
-    chosen, facts = explore([first, NOAH(label="noah", search=SEARCH)], attempt, said.append)
+    methods = [first, NOAH(label="noah", search=SEARCH)]
+    chosen, facts = settle(methods, ["first", "heads"], None, attempt, 1, said.append)
     assert asked == [["lora", "noah_supernet"]]
     assert chosen[0] is first
     assert (chosen[1].subnet, chosen[1].search) == (subnet, None)

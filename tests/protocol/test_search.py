@@ -13,11 +13,11 @@ from headwise.errors import ConfigError
 from headwise.methods.base import Method
 from headwise.methods.baselines import Linear
 from headwise.methods.bi_lora import BiLoRA
-from headwise.methods.hs_lora import HeadLoRA
+from headwise.methods.hs_lora import HeadLoRA, Longer, TwoPhase
 from headwise.methods.lora import LoRA
 from headwise.methods.pissa import PiSSA
 from headwise.protocol.recipe import Protocol
-from headwise.protocol.search import Space, search
+from headwise.protocol.search import Space, check_choices, phase_names, search, settle
 from headwise.results.records import PhaseResult
 from headwise.runs.experiment import run
 from made_networks import compose_config
@@ -25,10 +25,10 @@ from made_networks import compose_config
 HEART = BiLoRA(label="heart", gate={"count": 1})
 
 
-def measure(table: Callable[[Method], float]) -> tuple[list[Method], Callable[[Sequence[Method]], PhaseResult]]:
+def measure(table: Callable[[Method], float]) -> tuple[list[Method], Callable[..., PhaseResult]]:
     tried: list[Method] = []
 
-    def attempt(methods: Sequence[Method]) -> PhaseResult:
+    def attempt(methods: Sequence[Method], seed: int | None = None) -> PhaseResult:
         tried.append(methods[-1])
         return PhaseResult(
             label="x",
@@ -57,10 +57,9 @@ def test_scale_first_then_heads_and_scores() -> None:
 
     tried, attempt = measure(table)
     space = Space(scale=[1.0, 0.1], ne=[3, 1], score=["taylor_neg", "taylor_pos"])
-    found = search([LoRA(label="first", rank=2), HEART], space, attempt)
+    found = search(HEART, [LoRA(label="first", rank=2)], space, attempt, 5)
     assert [(m.scale, gate_of(m)["count"]) for m in tried] == [(0.1, 0), (1, 0), (1, 1), (1, 1), (1, 3), (1, 3)]  # type: ignore[attr-defined]
-    assert len(found.methods) == 2
-    chosen = found.methods[-1]
+    chosen = found.method
     assert (chosen.scale, gate_of(chosen)["count"], gate_of(chosen)["score"]) == (1.0, 1, "taylor_pos")
     report = found.report()
     assert report["num_trials"] == len(report["trials"]) == 6
@@ -76,53 +75,56 @@ def test_scale_first_then_heads_and_scores() -> None:
 
 def test_ties_go_to_fewer_heads_off_then_to_the_smaller_scale() -> None:
     tried, attempt = measure(lambda method: 50.0)
-    found = search([HEART], Space(scale=[10, 0.1, 1], ne=[1, 3], score=["taylor_neg"]), attempt)
-    assert found.methods[0].scale == 0.1
-    assert gate_of(found.methods[0])["count"] == 0
+    found = search(HEART, [], Space(scale=[10, 0.1, 1], ne=[1, 3], score=["taylor_neg"]), attempt, 5)
+    assert found.method.scale == 0.1
+    assert gate_of(found.method)["count"] == 0
     assert len(tried) == 5
 
 
 def test_shares_of_heads() -> None:
     tried, attempt = measure(lambda method: 50.0 + (gate_of(method)["ratio"] or 0.0))
-    found = search([HEART], Space(ne=[0.25, 0.5]), attempt)
+    found = search(HEART, [], Space(ne=[0.25, 0.5]), attempt, 5)
     assert [(gate_of(m)["count"], gate_of(m)["ratio"]) for m in tried] == [(0, None), (None, 0.25), (None, 0.5)]
-    assert gate_of(found.methods[0])["ratio"] == 0.5
+    assert gate_of(found.method)["ratio"] == 0.5
 
 
 def test_scale_alone_needs_no_gate() -> None:
     tried, attempt = measure(lambda method: 50.0)
-    found = search([BiLoRA(label="bi")], Space(scale=[10, 1]), attempt)
+    found = search(BiLoRA(label="bi"), [], Space(scale=[10, 1]), attempt, 5)
     assert found.chosen.ne is None
     assert [m.scale for m in tried] == [1, 10]  # type: ignore[attr-defined]
-    assert found.methods[0] == BiLoRA(label="bi", scale=1)
+    assert found.method == BiLoRA(label="bi", scale=1)
 
 
 def test_other_fields_are_tried_with_every_scale() -> None:
     """Issue line 29: FacT's rank is searched."""
     tried, attempt = measure(lambda method: 50.0 + method.rank - method.scale)  # type: ignore[attr-defined]
-    found = search([LoRA(label="x", rank=1)], Space(scale=[1, 2], fields={"rank": [4, 8]}), attempt)
+    found = search(LoRA(label="x", rank=1), [], Space(scale=[1, 2], fields={"rank": [4, 8]}), attempt, 5)
     assert [(m.rank, m.scale) for m in tried] == [(4, 1), (4, 2), (8, 1), (8, 2)]  # type: ignore[attr-defined]
-    assert (found.methods[0].rank, found.methods[0].scale) == (8, 1)
+    assert (found.method.rank, found.method.scale) == (8, 1)
     assert found.report()["chosen"]["fields"] == {"rank": 8}
     _, attempt = measure(lambda method: 50.0)
-    assert search([LoRA(label="x", rank=1)], Space(fields={"rank": [8, 4]}), attempt).methods[0].rank == 8
+    assert search(LoRA(label="x", rank=1), [], Space(fields={"rank": [8, 4]}), attempt, 5).method.rank == 8
 
 
 def test_a_field_that_a_method_lacks() -> None:
     space = Space(scale=[1], fields={"prompts": [1, 5]}, optional=True)
     assert space.within(LoRA(label="x", rank=1)) == Space(scale=[1], optional=True)
     assert Space(fields={"rank": [1]}, optional=True).within(Linear(label="linear")) is None
-    _, attempt = measure(lambda method: 50.0)
     with pytest.raises(
         ConfigError, match=re.escape("protocol.search.fields: method x has no 'rang' (did you mean 'rank'?)")
     ):
-        search([LoRA(label="x", rank=1)], Space(fields={"rang": [1]}), attempt)
+        check_choices(Space(fields={"rang": [1]}), LoRA(label="x", rank=1))
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         ({"fields": [1]}, "protocol.search.fields must be a mapping, got [1]"),
+        ({"fields": {"heads.rank": 8}}, "protocol.search.fields.heads.rank is a list of different values, got 8"),
+        ({"fields": {"every.gate": [1]}}, "protocol.search.fields.every.gate may not be set here; heads off are"),
+        ({"scale": [1], "seed": -1}, "protocol.search.seed must be a whole number in 0..4294967295, got -1"),
+        ({"scale": [1], "halving": 1}, "protocol.search.halving must be a whole number of at least 2, got 1"),
         ({"fields": {"rank": 8}}, "protocol.search.fields.rank is a list of different values, got 8"),
         ({"fields": {"rank": []}}, "protocol.search.fields.rank is a list of different values, got []"),
         ({"fields": {"rank": [8, 8]}}, "protocol.search.fields.rank is a list of different values, got [8, 8]"),
@@ -145,9 +147,8 @@ def test_bad_space(given: dict[str, Any], message: str) -> None:
 
 
 def test_methods_that_cannot_be_searched() -> None:
-    _, attempt = measure(lambda method: 50.0)
     with pytest.raises(ConfigError, match=r"protocol\.search\.ne: method h has no gate; add gate=heart"):
-        search([HeadLoRA(label="h", rank=2)], Space(ne=[1]), attempt)
+        check_choices(Space(ne=[1]), HeadLoRA(label="h", rank=2))
 
 
 def test_what_does_not_apply_is_left_out_where_that_is_allowed() -> None:
@@ -166,7 +167,7 @@ def test_what_does_not_apply_is_left_out_where_that_is_allowed() -> None:
 def test_fixed_masks_are_not_tried_with_every_score() -> None:
     tried, attempt = measure(lambda method: 50.0)
     front = dataclasses.replace(HEART, gate={**gate_of(HEART), "mode": "front"})
-    search([front], Space(ne=[1, 3], score=["taylor_pos", "taylor_neg"]), attempt)
+    search(front, [], Space(ne=[1, 3], score=["taylor_pos", "taylor_neg"]), attempt, 5)
     assert [gate_of(method)["count"] for method in tried] == [0, 1, 3]
 
 
@@ -175,6 +176,128 @@ def test_search_protocol() -> None:
     trial = protocol.for_search()
     assert (trial.train_split, trial.eval_split, trial.select, trial.epochs) == ("train800", "val200", "last", 7)
     assert trial.search is trial.test_images is None
+
+
+TWO = TwoPhase(label="two", first=LoRA(label="a", rank=2), heads=HeadLoRA(label="b", rank=1))
+
+
+def settled(method: Any, space: Space, attempt: Callable[..., PhaseResult]) -> tuple[tuple[Any, ...], dict[int, Any]]:
+    return settle(method.phases(), phase_names(method), space, attempt, 8)
+
+
+def test_each_phase_chooses_on_what_the_one_before_it_chose() -> None:
+    best = {"a": 0.01, "b": 0.003}
+    tried: list[list[tuple[str, float | None]]] = []
+
+    def attempt(methods: Sequence[Method], seed: int | None) -> PhaseResult:
+        tried.append([(method.label, method.lr) for method in methods])
+        accuracy = 60.0 if methods[-1].lr == best[methods[-1].label] else 50.0
+        costs = {"num_tunable": 1, "num_head": 1, "stored_bytes": 1, "seconds": 1.0}
+        return PhaseResult(label="x", accuracy=accuracy, fingerprint=f"{len(tried):016x}", **costs)
+
+    methods, facts = settled(TWO, Space(fields={"every.lr": [0.003, 0.01]}), attempt)
+    assert tried == [
+        [("a", 0.003)],
+        [("a", 0.01)],
+        [("a", 0.01), ("b", 0.003)],
+        [("a", 0.01), ("b", 0.01)],
+    ]
+    assert [method.lr for method in methods] == [0.01, 0.003]
+    assert {index: fact["search"]["num_trials"] for index, fact in facts.items()} == {0: 2, 1: 2}
+
+
+@pytest.mark.parametrize(
+    ("key", "searched"),
+    [("lr", [1]), ("heads.lr", [1]), ("first.lr", [0]), ("every.lr", [0, 1]), ("first.scale", [0])],
+)
+def test_fields_of_named_phases(key: str, searched: list[int]) -> None:
+    _, attempt = measure(lambda method: 50.0)
+    methods, facts = settled(TWO, Space(fields={key: [0.5, 0.25]}), attempt)
+    assert sorted(facts) == searched
+    name = key.rpartition(".")[2]
+    first = 0.25 if name == "scale" else 0.5  # of equal scales the smaller
+    assert [getattr(method, name) == first for method in methods] == [index in searched for index in range(2)]
+
+
+def test_names_of_phases() -> None:
+    assert phase_names(TWO) == ["first", "heads"]
+    assert phase_names(Longer(label="long", first=LoRA(label="a", rank=2), epochs=4)) == ["first"]
+    assert phase_names(HEART) == [""]
+
+
+def test_a_phase_that_a_method_lacks() -> None:
+    tried, attempt = measure(lambda method: 50.0)
+    with pytest.raises(ConfigError, match=re.escape("has no phase 'head' (did you mean 'heads'?)")):
+        settled(TWO, Space(fields={"head.lr": [0.1]}), attempt)
+    with pytest.raises(ConfigError, match=re.escape("has no phase 'heads'")):
+        settled(HEART, Space(fields={"heads.lr": [0.1]}), attempt)
+    assert settled(HEART, Space(fields={"heads.lr": [0.1]}, optional=True), attempt) == ((HEART,), {})
+    assert tried == []
+
+
+def test_values_that_a_method_does_not_take_are_refused_before_anything_is_tried() -> None:
+    tried, attempt = measure(lambda method: 50.0)
+    for key, value in (("first.lr", -1.0), ("heads.rank", 0), ("every.dropout", 1.5)):
+        with pytest.raises(ConfigError, match=rf"{key.rpartition('.')[2]} of method '\w' must be"):
+            settled(TWO, Space(fields={key: [value]}), attempt)
+    assert tried == []
+
+
+def test_halving_trains_the_better_ones_longer() -> None:
+    tried, attempt = measure(lambda method: 50.0 + method.rank + (method.epochs or 8))  # type: ignore[attr-defined]
+    outcome = search(LoRA(label="x", rank=1), [], Space(fields={"rank": [1, 2, 3, 4]}, halving=2), attempt, 8)
+    assert [(m.rank, m.epochs) for m in tried] == [(1, 2), (2, 2), (3, 2), (4, 2), (4, 4), (3, 4)]  # type: ignore[attr-defined]
+    assert (outcome.method.rank, outcome.method.epochs) == (4, None)
+    trials = outcome.report()["trials"]
+    assert [trial["share"] for trial in trials] == [0.25] * 4 + [0.5] * 2
+    assert outcome.report()["chosen"]["share"] == 0.5
+    assert all("share" not in trial.plain() for trial in search(HEART, [], Space(scale=[1, 2]), attempt_of(), 8).trials)
+
+
+def attempt_of() -> Callable[..., PhaseResult]:
+    return measure(lambda method: 50.0)[1]
+
+
+@pytest.mark.parametrize(
+    ("halving", "num", "shares"), [(None, 5, [1]), (2, 1, [1]), (3, 9, [1 / 9, 1 / 3]), (4, 3, [1 / 4])]
+)
+def test_epochs_of_rounds(halving: int | None, num: int, shares: list[float]) -> None:
+    assert Space(scale=[1], halving=halving).shares(num) == shares
+
+
+def test_one_search_serves_all_seeds_unless_asked_otherwise(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def searched(root: str, seed: int, *words: str) -> dict[str, Any]:
+        run(
+            compose_config(
+                "method=hs_lora",
+                "rank={global:2,head:1}",
+                "backbone=vit_tiny_random",
+                "dataset=dsprites_loc",
+                "data=synthetic",
+                "protocol=smoke",
+                "+protocol.search={fields:{every.lr:[0.001,0.01]}}",
+                "trainer=cpu",
+                "trainer.threads=1",
+                "trainer.progress=false",
+                f"seed={seed}",
+                f"root={tmp_path / root}",
+                *words,
+            )
+        )
+        (file,) = (tmp_path / root).glob(f"runs/**/seed-{seed}/result.json")
+        record: dict[str, Any] = json.loads(file.read_text())
+        return record
+
+    records = [searched("shared", seed) for seed in range(2)]
+    first, second = ([phase["extra"]["search"] for phase in record["phases"]] for record in records)
+    assert first == second
+    assert [search["seed"] for search in first] == [0, 0]
+    # of each seed two phases; of the search two first phases, and two second ones over the chosen first
+    assert len(list(tmp_path.glob("shared/phases/*/phase.json"))) == 2 * 2 + 4
+    own = searched("own", 1, "+protocol.search.seed=null")
+    assert [phase["extra"]["search"]["seed"] for phase in own["phases"]] == [None, None]
+    trials = {trial["fingerprint"] for phase in own["phases"] for trial in phase["extra"]["search"]["trials"]}
+    assert not trials & {trial["fingerprint"] for search in first for trial in search["trials"]}
 
 
 def test_a_run_searches_then_trains_on_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -229,4 +352,6 @@ def test_the_space_of_the_configuration() -> None:
         "score": ["taylor_pos", "taylor_neg", "taylor_abs"],
         "fields": {},
         "optional": False,
+        "seed": 0,
+        "halving": None,
     }

@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from headwise.protocol.naming import variant
 from headwise.protocol.pertask import OTHERS, fill_protocol, fill_tasks
 from headwise.protocol.recipe import Protocol
 from headwise.protocol.revisions import fill_revisions
+from headwise.protocol.search import Space
 from headwise.protocol.variants import BASE
 from headwise.results.fingerprint import fingerprint, identity
 from headwise.results.store import Result, RunKey
@@ -110,6 +111,12 @@ class Plan:
             method = instantiate(self.config["method"], _convert_="all")
             check_made("method", self.config["method"], hasattr(method, "phases"))
         return method
+
+    def seeded(self, seed: int | None) -> Plan:
+        """The same with another seed, whose images are those of this one; with None it is itself."""
+        if seed is None:
+            return self
+        return replace(self, config={**self.config, "seed": seed}, identity={**self.identity, "seed": seed})
 
     def ground(self, protocol: Protocol) -> dict[str, Any]:
         """What every phase measured by `protocol` stands on; a search leaves no trace but in what it chose."""
@@ -347,6 +354,9 @@ def _reduced(config: Mapping[str, Any], task: VTABTask, images: Sequence[str]) -
     }
     if _chooses_anew(config):
         reduced["protocol"] = {**config["protocol"], "choice": CHOICE}
+    if search := config["protocol"].get("search"):
+        # which seed searches is said even where it is the usual one: before, every seed searched for itself
+        reduced["protocol"] = {**reduced["protocol"], "search": {"seed": Space.of(search).seed, **search}}
     contents = {"backbone.weights": weights_content(config["backbone"])}
     for path, node in (("method", config["method"]), ("method.first", config["method"].get("first", {}))):
         if isinstance(node, Mapping) and node.get("checkpoint"):

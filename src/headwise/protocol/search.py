@@ -1,8 +1,8 @@
-"""Choosing scale, number of heads and score on the validation images, as a stage of one run. Never the test images.
+"""Choosing fields of a run's phases on the validation images, as a stage of the run. Never the test images.
 
-Scale s comes first, with every head on, together with any other field of the method; then, at what they reached, every
-number of heads off with every score. Equal accuracies go to fewer heads off, then to the smaller scale, then to the
-fields and the score named first.
+The phases are gone through in order: each is chosen on what the chosen ones before it have become. Of a phase, scale s
+and any other field come first, with every head on; then, at what they reached, every number of heads off with every
+score. Equal accuracies go to fewer heads off, then to the smaller scale, then to the fields and the score named first.
 """
 
 from __future__ import annotations
@@ -18,16 +18,18 @@ from headwise.errors import ConfigError, suggest
 from headwise.results.fingerprint import fingerprint
 from headwise.results.records import PhaseResult
 from headwise.schema.check import built_from, check_fields
-from headwise.schema.kinds import Amounts, Factors, different
+from headwise.schema.kinds import Amounts, AtLeast2, Factors, Seed, different
 from headwise.updates.gate import Gate, Score
 
 TRAIN_SPLIT, EVAL_SPLIT = "train800", "val200"
+EVERY = "every"
+"""In place of a phase's name: all of them."""
 OWN = {
     "scale": "scales are protocol.search.scale",
     "gate": "heads off are protocol.search.ne and protocol.search.score",
     "label": "it changes no number",
 }
-"""Fields of a method that `Space.fields` may not name, and why."""
+"""Fields of a method that `Space.fields` may not name, and why; the scale of a named phase it may."""
 Scores = Annotated[Sequence[Score], AfterValidator(different), Field(description="a list of different scores")]
 
 
@@ -39,9 +41,13 @@ class Space:
         scale: of the last phase's method.
         ne: heads off in every layer, whole numbers, or shares of them below 1; 0 need not be named.
         score: of `headwise.updates.gate.Gate`.
-        fields: of the last phase's method, ``rank`` for one: lists of values, each tried with each and every scale.
-        optional: a method without a scale, without a gate, or without such a field, leaves that part out instead of
-            being refused.
+        fields: lists of values, each tried with each and every scale, by the field's name: ``lr`` of the last phase's
+            method, ``heads.lr`` of the phase of that name, ``every.lr`` of each phase in turn.
+        optional: a method without a scale, without a gate, or without such a field or phase, leaves that part out
+            instead of being refused.
+        seed: of the trials, whatever the run's: one search serves all seeds. None: each seed searches for itself.
+        halving: divides the trials of a stage, again and again until one is left, the epochs of the last round and,
+            once more for each, those of the rounds before it; None: all are trained for all epochs.
     """
 
     scale: Factors = ()
@@ -49,6 +55,8 @@ class Space:
     score: Scores = ()
     fields: Mapping[str, Any] = field(default_factory=dict)
     optional: bool = False
+    seed: Seed | None = 0
+    halving: AtLeast2 | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, lambda name: f"protocol.search.{name}")
@@ -62,31 +70,76 @@ class Space:
         """
         space = built_from(cls, given, lambda name: f"protocol.search.{name}")
         _check_fields(space.fields)
-        if not (space.scale or space.ne or space.score or space.fields):
-            names = ", ".join(f.name for f in fields(cls))
+        if not space.names_something:
+            names = ", ".join(("scale", "ne", "score", "fields"))
             raise ConfigError(f"protocol.search names nothing to try; allowed: {names}")
         return space
 
-    def within(self, method: Any) -> Self | None:
-        """What of it applies to `method`, if parts may be left out; None if nothing does."""
-        if not self.optional:
-            return self
-        space = self if hasattr(method, "scale") else replace(self, scale=())
-        space = space if method.gate is not None else replace(space, ne=(), score=())
-        space = replace(space, fields={name: values for name, values in self.fields.items() if hasattr(method, name)})
-        return space if space.scale or space.ne or space.score or space.fields else None
+    @property
+    def names_something(self) -> bool:
+        """Whether there is anything to try."""
+        return bool(self.scale or self.ne or self.score or self.fields)
+
+    def by_phase(self, names: Sequence[str]) -> list[Space]:
+        """What is tried of each phase, fields by their own names; an empty space where nothing is.
+
+        Args:
+            names: of the phases, see `phase_names`.
+
+        Raises:
+            ConfigError: for fields of a phase that is not among them, unless those may be left out.
+        """
+        wanted: list[dict[str, Any]] = [{} for _ in names]
+        for key, values in self.fields.items():
+            phase, _, name = key.rpartition(".")
+            own = [index for index in range(len(names)) if phase in (names[index], EVERY)] if phase else [-1]
+            if not own and not self.optional:
+                allowed = list(dict.fromkeys([EVERY, *filter(None, names)]))
+                raise ConfigError(
+                    f"protocol.search.fields.{key}: this method has no phase {phase!r}{suggest(phase, allowed)}"
+                )
+            for index in own:
+                wanted[index][name] = values
+        spaces = [replace(self, scale=(), ne=(), score=(), fields=named) for named in wanted]
+        return [*spaces[:-1], replace(self, fields=wanted[-1])]
+
+    def within(self, method: Any) -> Space | None:
+        """What of it applies to a phase's `method`, if parts may be left out; None if nothing does."""
+        if self.optional:
+            space = self if hasattr(method, "scale") else replace(self, scale=())
+            space = space if method.gate is not None else replace(space, ne=(), score=())
+            own = {name: values for name, values in self.fields.items() if hasattr(method, name)}
+            return space if (space := replace(space, fields=own)).names_something else None
+        return self if self.names_something else None
 
     def combinations(self) -> list[dict[str, Any]]:
         """The values of `fields`, one of each; a single empty one where there are none."""
         return [dict(zip(self.fields, values, strict=True)) for values in itertools.product(*self.fields.values())]
 
+    def shares(self, num_trials: int) -> list[float]:
+        """Of the epochs, what each round of a stage trains for."""
+        if self.halving is None:
+            return [1.0]
+        num_rounds, left = 0, num_trials
+        while left > 1:
+            num_rounds, left = num_rounds + 1, -(-left // self.halving)
+        return [self.halving ** (round - num_rounds) for round in range(num_rounds)] or [1.0]
+
+
+def phase_names(method: Any) -> list[str]:
+    """By phase of a run's method, the part that it is: ``first``, ``heads``; empty where there are no parts."""
+    parts = {f.name: getattr(method, f.name) for f in fields(method)}
+    names = [name for name, part in parts.items() if hasattr(part, "phases") for _ in part.phases()]
+    num_phases = len(method.phases())
+    return names if len(names) == num_phases else [""] * num_phases
+
 
 def _check_fields(given: Any) -> None:
-    for name, values in given.items():
-        if name in OWN:
-            raise ConfigError(f"protocol.search.fields.{name} may not be set here; {OWN[name]}")
+    for key, values in given.items():
+        if key in OWN or key.rpartition(".")[2] in ("gate", "label"):
+            raise ConfigError(f"protocol.search.fields.{key} may not be set here; {OWN[key.rpartition('.')[2]]}")
         if not isinstance(values, list | tuple) or not values or any(values.count(value) > 1 for value in values):
-            raise ConfigError(f"protocol.search.fields.{name} is a list of different values, got {values!r}")
+            raise ConfigError(f"protocol.search.fields.{key} is a list of different values, got {values!r}")
 
 
 @dataclass(frozen=True)
@@ -98,6 +151,7 @@ class Trial:
         accuracy: on the validation images, percent.
         fingerprint: of the stored phase.
         fields: other fields of the method that were tried.
+        share: of the phase's epochs for which it was trained.
     """
 
     scale: float | None
@@ -106,116 +160,167 @@ class Trial:
     accuracy: float
     fingerprint: str
     fields: Mapping[str, Any] = field(default_factory=dict)
+    share: float = 1.0
 
     def plain(self) -> dict[str, Any]:
-        """Plain data for the record; without `fields` where there are none."""
-        return {name: value for name, value in asdict(self).items() if name != "fields" or value}
+        """Plain data for the record; without `fields` where there are none, or `share` where it is all."""
+        usual = {"fields": {}, "share": 1.0}
+        return {name: value for name, value in asdict(self).items() if value != usual.get(name, self)}
 
 
-@dataclass
+@dataclass(frozen=True)
 class SearchOutcome:
-    """What a search chose.
+    """What a search of one phase chose.
 
     Attributes:
-        methods: the phases with the chosen values.
+        method: the phase with the chosen values.
         chosen: the winning trial.
         trials: all, in the order of trying.
+        seed: of the trials; None is the run's own.
     """
 
-    methods: list[Any]
+    method: Any
     chosen: Trial
-    trials: list[Trial] = field(default_factory=list)
+    trials: Sequence[Trial]
+    seed: int | None
 
     def report(self) -> dict[str, Any]:
         """Plain data for the record."""
         trials = [trial.plain() for trial in self.trials]
-        splits = {"train_split": TRAIN_SPLIT, "eval_split": EVAL_SPLIT}
-        return {"chosen": self.chosen.plain(), "num_trials": len(trials), "trials": trials, **splits}
+        how = {"train_split": TRAIN_SPLIT, "eval_split": EVAL_SPLIT, "seed": self.seed}
+        return {"chosen": self.chosen.plain(), "num_trials": len(trials), "trials": trials, **how}
 
 
-def explore(
+Attempt = Callable[[Sequence[Any], int | None], PhaseResult]
+"""Trains and measures phases on the search's splits, with a seed (None: the run's); gives the last one's record."""
+Say = Callable[[str], None]
+
+
+def settle(
     methods: Sequence[Any],
-    attempt: Callable[[Sequence[Any]], PhaseResult],
-    say: Callable[[str], None] = lambda line: None,
+    names: Sequence[str],
+    space: Space | None,
+    attempt: Attempt,
+    epochs: int,
+    say: Say = lambda line: None,
 ) -> tuple[tuple[Any, ...], dict[int, dict[str, Any]]]:
-    """Let methods that find their own fields do so, each by its scout, on what the phases before it have become.
+    """Choose what phases leave open, one after the other, each on what the phases before it have become.
+
+    A method that finds its own fields does so first, by its scout, with the run's seed.
 
     Args:
         methods: the phases.
-        attempt: as in `search`.
-        say: told of every scout.
+        names: of them, see `phase_names`.
+        space: what to try, or None.
+        attempt: see `Attempt`.
+        epochs: of phases that do not have their own.
+        say: told of every scout and trial.
 
     Returns:
-        The phases with what was found; and by phase, facts for its record.
+        The phases with what was chosen; and by phase, facts for its record.
+
+    Raises:
+        ConfigError: if a phase has no scale, no gate, or no such field, to choose; before anything is tried.
     """
+    asked = [None] * len(methods) if space is None else space.by_phase(names)
+    spaces = [part and part.within(method) for part, method in zip(asked, methods, strict=True)]
+    for method, part in zip(methods, spaces, strict=True):
+        if part is not None:
+            check_choices(part, method)
     chosen: list[Any] = []
     facts: dict[int, dict[str, Any]] = {}
-    for index, method in enumerate(methods):
-        scout = method.scout()
-        if scout is None:
-            chosen.append(method)
-            continue
-        say(f"phase {index + 1} {method.label}: first {scout.label}, on {TRAIN_SPLIT} and {EVAL_SPLIT}")
-        result = attempt([*chosen, scout])
-        chosen.append(method.after(result.extra))
-        kept = {key: value for key, value in result.extra.items() if value is not None and key != "warmup_steps"}
-        costs = {"seconds": result.seconds, "epochs": result.epochs, "fingerprint": result.fingerprint}
-        facts[index] = {"scout": {"label": scout.label, "accuracy": result.accuracy, **costs, **kept}}
+    for index, (phase, part) in enumerate(zip(methods, spaces, strict=True)):
+        where = f"phase {index + 1} {phase.label}" if len(methods) > 1 else phase.label
+        method, told = _scouted(phase, chosen, attempt, lambda line, where=where: say(f"{where}: {line}"))
+        if part is not None:
+            outcome = search(method, chosen, part, attempt, epochs, lambda line, where=where: say(f"{where}: {line}"))
+            method, told = outcome.method, {**told, "search": outcome.report()}
+        chosen.append(method)
+        if told:
+            facts[index] = told
     return tuple(chosen), facts
 
 
+def _scouted(method: Any, before: Sequence[Any], attempt: Attempt, say: Say) -> tuple[Any, dict[str, Any]]:
+    """A method with the fields that its scout found, if it has one, and what its record says of that."""
+    scout = method.scout()
+    if scout is None:
+        return method, {}
+    say(f"first {scout.label}, on {TRAIN_SPLIT} and {EVAL_SPLIT}")
+    result = attempt([*before, scout], None)
+    kept = {key: value for key, value in result.extra.items() if value is not None and key != "warmup_steps"}
+    costs = {"seconds": result.seconds, "epochs": result.epochs, "fingerprint": result.fingerprint}
+    return method.after(result.extra), {"scout": {"label": scout.label, "accuracy": result.accuracy, **costs, **kept}}
+
+
 def search(
-    methods: Sequence[Any],
-    space: Space,
-    attempt: Callable[[Sequence[Any]], PhaseResult],
-    say: Callable[[str], None] = lambda line: None,
+    method: Any, before: Sequence[Any], space: Space, attempt: Attempt, epochs: int, say: Say = lambda line: None
 ) -> SearchOutcome:
     """Try scales and fields with every head on, then heads and scores at the best of them.
 
     Args:
-        methods: the phases; the last one's scale, gate and fields are chosen.
-        space: what to try.
-        attempt: trains and measures phases on the search splits; gives the record of the last one.
+        method: of the phase that is chosen.
+        before: the phases before it.
+        space: what to try, see `check_choices`.
+        attempt: see `Attempt`.
+        epochs: of a phase that does not have its own.
         say: told of every trial.
-
-    Raises:
-        ConfigError: if the last phase has no scale, no gate, or no such field, to choose.
     """
-    *before, last = methods
-    _check_choices(space, last)
-    trials = _Trials(space, before, attempt, say)
-    gate = None if last.gate is None else Gate.of(last.gate)
+    trials = _Trials(space, before, attempt, epochs, say)
+    gate = None if method.gate is None else Gate.of(method.gate)
     amounts = sorted(value for value in space.ne if value)
     searches_heads = gate is not None and (bool(amounts) or bool(space.score))
-    start = replace(last, gate=_amount(gate, 0)) if gate is not None and searches_heads else last
-    scales: list[float | None] = [*sorted(space.scale)] or [None]
-    for order, values in enumerate(space.combinations()):
-        for scale in scales:
-            changes = values if scale is None else {**values, "scale": scale}
-            trials.run(replace(start, **changes), 0 if searches_heads else None, None, order)
-    if gate is not None and searches_heads and trials.best is not None:
-        scaled = trials.best[1]  # heads are chosen at the scale that is best with all of them on
+    start = replace(method, gate=_amount(gate, 0)) if gate is not None and searches_heads else method
+    all_on = 0 if searches_heads else None
+    best = trials.best_of([_Candidate(one, all_on, None, order) for order, one in _scaled(space, start)])
+    if gate is not None and searches_heads:
         own = gate.ratio or gate.count
-        for amount in amounts or ([] if own is None else [own]):
-            scores = space.score if gate.mode == "heart" else ()  # fixed masks know no score
-            for order, score in enumerate(scores or [gate.score]):
-                trials.run(replace(scaled, gate={**_amount(gate, amount), "score": score}), amount, score, order)
-    if trials.best is None:
-        raise ConfigError("the search tried nothing")
-    _, method, chosen = trials.best
-    return SearchOutcome([*before, method], chosen, trials.tried)
+        scores = (space.score if gate.mode == "heart" else ()) or [gate.score]  # fixed masks know no score
+        heads = [
+            # heads are chosen at the scale that is best with all of them on
+            _Candidate(replace(best.method, gate={**_amount(gate, amount), "score": score}), amount, score, order)
+            for amount in amounts or ([] if own is None else [own])
+            for order, score in enumerate(scores)
+        ]
+        best = trials.best_of([best, *heads])
+    return SearchOutcome(best.method, trials.of(best), trials.tried, space.seed)
 
 
-def _check_choices(space: Space, last: Any) -> None:
-    """Refuse to choose what the last phase's method does not have."""
-    if space.scale and not hasattr(last, "scale"):
-        raise ConfigError(f"protocol.search.scale: method {last.label} has no scale; use search.scale=[]")
-    if (space.ne or space.score) and last.gate is None:
-        raise ConfigError(f"protocol.search.ne: method {last.label} has no gate; add gate=heart, or use search.ne=[]")
+def _scaled(space: Space, method: Any) -> list[tuple[int, Any]]:
+    """The method with every combination of fields and scales, and each combination's place in order."""
+    scales: list[dict[str, Any]] = [{"scale": scale} for scale in sorted(space.scale)] or [{}]
+    return [
+        (order, replace(method, **values, **scale))
+        for order, values in enumerate(space.combinations())
+        for scale in scales
+    ]
+
+
+def check_choices(space: Space, method: Any) -> None:
+    """Refuse to choose what a phase's method does not have, or values that it does not take.
+
+    Raises:
+        ConfigError: see above.
+    """
+    if space.scale and not hasattr(method, "scale"):
+        raise ConfigError(f"protocol.search.scale: method {method.label} has no scale; use search.scale=[]")
+    if (space.ne or space.score) and method.gate is None:
+        raise ConfigError(f"protocol.search.ne: method {method.label} has no gate; add gate=heart, or use search.ne=[]")
     for name in space.fields:
-        if not hasattr(last, name):
-            allowed = [f.name for f in fields(last) if f.name not in OWN]
-            raise ConfigError(f"protocol.search.fields: method {last.label} has no {name!r}{suggest(name, allowed)}")
+        if not hasattr(method, name):
+            allowed = [f.name for f in fields(method) if f.name not in OWN]
+            raise ConfigError(f"protocol.search.fields: method {method.label} has no {name!r}{suggest(name, allowed)}")
+    _scaled(space, method)
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A method to be tried, heads off and score as they were asked for, and its place among equal ones."""
+
+    method: Any
+    ne: float | None
+    score: str | None
+    order: int
 
 
 class _Trials:
@@ -223,40 +328,54 @@ class _Trials:
 
     Attributes:
         tried: in the order of trying.
-        best: rank, method and trial of the best; the smallest rank wins.
     """
 
-    def __init__(
-        self,
-        space: Space,
-        before: Sequence[Any],
-        attempt: Callable[[Sequence[Any]], PhaseResult],
-        say: Callable[[str], None],
-    ) -> None:
-        self.space, self.before, self.attempt, self.say = space, before, attempt, say
+    def __init__(self, space: Space, before: Sequence[Any], attempt: Attempt, epochs: int, say: Say) -> None:
+        self.space, self.before, self.attempt, self.epochs, self.say = space, before, attempt, epochs, say
         self.tried: list[Trial] = []
-        self.best: tuple[tuple[float, ...], Any, Trial] | None = None
-        self._recipes: set[str] = set()
+        self._by_recipe: dict[str, Trial] = {}
+        self._last: dict[str, Trial] = {}
 
-    def run(self, method: Any, ne: float | None, score: str | None, order: int) -> None:
-        """Try a method, unless it is another name of what was tried; `order` decides between equal ones."""
+    def best_of(self, candidates: Sequence[_Candidate]) -> _Candidate:
+        """The best; with halving, of those that were among the best in every round before."""
+        distinct = {fingerprint(candidate.method.spec()): candidate for candidate in reversed(candidates)}
+        left = list(reversed(distinct.values()))  # of several names for one method the first
+        for share in self.space.shares(len(left)):
+            ranks = {id(candidate): self._rank(candidate, share) for candidate in left}
+            left.sort(key=lambda candidate: ranks[id(candidate)])
+            left = left[: -(-len(left) // (self.space.halving or len(left)))]
+        return left[0]
+
+    def of(self, candidate: _Candidate) -> Trial:
+        """The trial of a candidate, the longest if there are several."""
+        return self._last[fingerprint(candidate.method.spec())]
+
+    def _rank(self, candidate: _Candidate, share: float) -> tuple[float, ...]:
+        """Comes first for the best one."""
+        trial = self._run(candidate, share)
+        self._last[fingerprint(candidate.method.spec())] = trial
+        return -trial.accuracy, candidate.ne or 0.0, trial.scale or 0.0, candidate.order
+
+    def _run(self, candidate: _Candidate, share: float) -> Trial:
+        """Train and measure, unless that was done before."""
+        method = candidate.method
+        if share < 1:
+            method = replace(method, epochs=max(1, round(share * (method.epochs or self.epochs))))
         recipe = fingerprint(method.spec())
-        if recipe in self._recipes:
-            return
-        self._recipes.add(recipe)
-        chosen = {name: getattr(method, name) for name in self.space.fields}
-        result = self.attempt([*self.before, method])
-        if result.accuracy is None:
-            raise ConfigError(f"the search needs an accuracy of {result.label}, which was not tested")
-        scale = getattr(method, "scale", None)
-        trial = Trial(scale, ne, score, result.accuracy, result.fingerprint, chosen)
-        self.tried.append(trial)
-        parts = {"scale": scale, "ne": ne, "score": score, **chosen}
-        tried = " ".join(f"{name}={value}" for name, value in parts.items())
-        self.say(f"search {len(self.tried)}: {tried}: {trial.accuracy:.2f} % of the images of {EVAL_SPLIT}")
-        rank = (-trial.accuracy, ne or 0.0, scale or 0.0, order)
-        if self.best is None or rank < self.best[0]:
-            self.best = (rank, method, trial)
+        if recipe not in self._by_recipe:
+            chosen = {name: getattr(method, name) for name in self.space.fields}
+            result = self.attempt([*self.before, method], self.space.seed)
+            if result.accuracy is None:
+                raise ConfigError(f"the search needs an accuracy of {result.label}, which was not tested")
+            scale = getattr(method, "scale", None)
+            trial = Trial(scale, candidate.ne, candidate.score, result.accuracy, result.fingerprint, chosen, share)
+            self._by_recipe[recipe] = trial
+            self.tried.append(trial)
+            parts = {"scale": scale, "ne": candidate.ne, "score": candidate.score, **chosen}
+            told = " ".join(f"{name}={value}" for name, value in parts.items())
+            epochs = f" after {method.epochs} epochs" if share < 1 else ""
+            self.say(f"search {len(self.tried)}: {told}: {trial.accuracy:.2f} % of the images of {EVAL_SPLIT}{epochs}")
+        return self._by_recipe[recipe]
 
 
 def _amount(gate: Gate, amount: float | None) -> dict[str, Any]:

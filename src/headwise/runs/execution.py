@@ -23,7 +23,7 @@ from headwise.network.portions import more_parts
 from headwise.protocol.plan import DEVICES, Plan
 from headwise.protocol.presets import preset_labels
 from headwise.protocol.recipe import Protocol
-from headwise.protocol.search import Space, explore, search
+from headwise.protocol.search import Space, phase_names, settle
 from headwise.report.pictures import learning_curves, score_map
 from headwise.results import provenance
 from headwise.results.store import PhaseResult, PhaseStore, Result, ResultStore
@@ -101,34 +101,29 @@ class Execution:
         Returns:
             The phases with what was chosen, and what their records say of it.
         """
-        chosen, facts = explore(methods, self._trial, say)
         recipe = self.plan.protocol.search
-        space = None if recipe is None else Space.of(recipe).within(chosen[-1])
-        if space is None:
-            return chosen, facts
-        outcome = search(chosen, space, self._trial, say)
-        last = len(chosen) - 1
-        return outcome.methods, {**facts, last: {**facts.get(last, {}), "search": outcome.report()}}
+        space, epochs = None if recipe is None else Space.of(recipe), self.plan.protocol.epochs
+        return settle(methods, phase_names(self.method), space, self._trial, epochs, say)
 
-    def _trial(self, methods: Sequence[Method]) -> PhaseResult:
+    def _trial(self, methods: Sequence[Method], seed: int | None) -> PhaseResult:
         """The last of these phases, measured on the validation images; trained only if the store lacks it."""
-        trial = self.plan.protocol.for_search()
-        address = chain(methods, self.plan.ground(trial), trial.epochs)[-1].phase
-        return self.store.finished(address) or self.train(methods, trial, None).phases[-1]
+        trial, plan = self.plan.protocol.for_search(), self.plan.seeded(seed)
+        address = chain(methods, plan.ground(trial), trial.epochs)[-1].phase
+        return self.store.finished(address) or self.train(methods, trial, None, plan).phases[-1]
 
-    def train(self, methods: Sequence[Method], protocol: Protocol, logger: Any) -> Trained:
+    def train(self, methods: Sequence[Method], protocol: Protocol, logger: Any, plan: Plan | None = None) -> Trained:
         """Train phases in turn; a batch that finds no room goes in twice as many parts, until it does."""
-        parts = 1
+        parts, plan = 1, plan or self.plan
         while True:
             try:
-                return self._train(methods, protocol, replace(self.machine, logger=logger, parts=parts))
+                return self._train(methods, protocol, replace(self.machine, logger=logger, parts=parts), plan)
             except Exception as error:
                 parts = more_parts(error, parts, protocol.batch_size)
             size = -(-protocol.batch_size // parts)
             say(f"out of memory: going on with at most {size} images at a time, {protocol.batch_size} a step as before")
 
-    def _train(self, methods: Sequence[Method], protocol: Protocol, machine: Machine) -> Trained:
-        plan, seed = self.plan, self.plan.config["seed"]
+    def _train(self, methods: Sequence[Method], protocol: Protocol, machine: Machine, plan: Plan) -> Trained:
+        seed = plan.config["seed"]
         net = self._network(methods, protocol)
         options = protocol.data_options(net.mean, net.std)
         options["eval_batch_size"] = -(-options["eval_batch_size"] // machine.parts)
