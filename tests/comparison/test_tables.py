@@ -345,6 +345,66 @@ def test_a_second_phase_is_measured_by_what_separates_its_causes():
     assert not any(f"NO CONTROL ({kind})" in said(one([both])) for kind in controls)
 
 
+def searched(made, *chosen: dict, num_trials: int = 4):
+    """A run whose phases were chosen by a search: the fields of each, which another search may choose differently."""
+    made.phases[:] = [
+        dataclasses.replace(
+            phase,
+            method={**phase.method, **fields},
+            extra={**phase.extra, "search": {"num_trials": num_trials, "searched": sorted(fields)}},
+        )
+        for phase, fields in zip(made.phases, chosen, strict=True)
+    ]
+    return made
+
+
+def test_arms_that_chose_different_values_still_find_their_controls():
+    both = searched(phased("hs", (70.0, 75.0), FIRST, HEADS), {"lr": 0.01}, {"lr": 0.003})
+    controls = {
+        "random rows": searched(phased("permuted", (70.0, 74.0), FIRST, PERMUTED), {"lr": 0.01}, {"lr": 0.1}),
+        "equal-size LoRA": searched(phased("then", (70.0, 76.0), FIRST, PLAIN), {"lr": 0.01}, {"lr": 0.1}),
+        "other order": searched(phased("order", (68.0, 77.0), HEADS, FIRST), {"lr": 0.1}, {"lr": 0.2}),
+        "joint": searched(phased("joint", (71.0,), JOINT, epochs=200), {"lr": 0.3}),
+        "longer P1": searched(phased("long", (72.0,), FIRST, epochs=200), {"lr": 0.3}),
+        "longer P2": searched(phased("heads", (73.0,), HEADS, epochs=200), {"lr": 0.3}),
+    }
+    table = one([both, *controls.values()])
+    for kind, control in controls.items():
+        gain = cell(table, "hs", "svhn", f"P2 - {kind}", "paired")
+        assert gain is not None, kind
+        assert gain["mean"] == 75.0 - control.accuracy
+    assert "hs 8, joint 4, long 4" in said(table)
+    assert "UNTUNED" not in said(table)
+    other_scale = searched(phased("then", (70.0, 76.0), FIRST, {**PLAIN, "scale": 2.0}), {"lr": 0.01}, {"lr": 0.1})
+    assert cell(one([both, other_scale]), "hs", "svhn", "P2 - equal-size LoRA", "paired") is None
+
+
+def test_rows_without_a_search_beside_rows_with_one_are_called_untuned():
+    tuned = searched(phased("lora", (70.0,), FIRST), {"lr": 0.01})
+    notes = said(one([tuned, run("ssf")]))
+    assert "Trials on the validation images behind a run: lora 4." in notes
+    assert "UNTUNED beside rows that were: ssf." in notes
+    assert "UNTUNED beside rows that were: lora (some runs)." in said(
+        one([tuned, phased("lora", (71.0,), FIRST, seed=1)])
+    )
+    assert "Trials" not in said(one([run("ssf")]))
+
+
+def test_numbers_of_heads_that_searches_chose_need_not_be_equal():
+    def gated(method: str, mode: str, off: int):
+        made = run(method)
+        rows = [{"stage": 0, "block": 0, "proj": "q", "active": [0] * off + [1] * (4 - off), "score": [0.5] * 4}]
+        gate = {"mode": mode, "count": off, "score": "taylor_neg", "scope": "global", "budget": None}
+        search = {"num_trials": 5, "searched": ["ne"]}
+        made.phases[0] = dataclasses.replace(
+            made.phases[0], method={**FIRST, "gate": gate}, extra={"gate": gate, "heads": rows, "search": search}
+        )
+        return made
+
+    table = one([gated("heart", "heart", 2), gated("random", "random", 1)])
+    assert cell(table, "heart", "svhn", "P1 - random heads off", "paired")["mean"] == 0.0
+
+
 @pytest.mark.parametrize(
     ("kind", "other"),
     [

@@ -63,6 +63,7 @@ def test_scale_first_then_heads_and_scores() -> None:
     assert (chosen.scale, gate_of(chosen)["count"], gate_of(chosen)["score"]) == (1.0, 1, "taylor_pos")
     report = found.report()
     assert report["num_trials"] == len(report["trials"]) == 6
+    assert report["searched"] == ["scale", "ne", "score"]
     assert report["chosen"] == {
         "scale": 1.0,
         "ne": 1,

@@ -105,6 +105,19 @@ def measured_otherwise(results: Iterable[Result], where: Places) -> list[str]:
     return [f"The experiment measures {row} in its own way: {few(list(lines))}." for row, lines in sorted(rows.items())]
 
 
+def tuned(results: Iterable[Result], where: Places) -> list[str]:
+    """Say how many trials on the validation images stand behind a run of each row, and which rows had none."""
+    rows: dict[str, set[int]] = {}
+    for result in results:
+        rows.setdefault(where[result.key][0], set()).add(sum(phase.num_trials for phase in result.phases))
+    if not any(map(any, rows.values())):
+        return []
+    counts = [f"{row} {' or '.join(map(str, sorted(seen)))}" for row, seen in sorted(rows.items()) if any(seen)]
+    untuned = [row if len(seen) == 1 else f"{row} (some runs)" for row, seen in sorted(rows.items()) if 0 in seen]
+    note = f"UNTUNED beside rows that were: {', '.join(untuned)}." if untuned else ""
+    return [f"Trials on the validation images behind a run: {', '.join(counts)}.", *filter(None, [note])]
+
+
 def made_by_older_code(results: Iterable[Result], name_of: Callable[[Result], str]) -> list[str]:
     """Say which rows were made before their method's numbers changed, and what changed."""
     rows: dict[str, dict[str, None]] = {}

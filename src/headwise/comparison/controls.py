@@ -178,11 +178,11 @@ def matches(results: Sequence[Result], every: Iterable[Result]) -> list[Match]:
         if result.key.dataset not in wanted or not phases:
             continue
         if len(phases) == 1:
-            _keep(alone, _matched(result, phases[0].method), result)
+            _keep(alone, _matched(result, phases[0].asked), result)
         elif is_control(phases):
             # the very Phase 1 and not one trained alike: what follows starts from the same weights
-            _keep(after, _second(result, phases[1].method), result)
-            _keep(orders, _matched(result, *(phase.method for phase in phases)), result)
+            _keep(after, _second(result, phases[1].asked), result)
+            _keep(orders, _matched(result, *(phase.asked for phase in phases)), result)
         # `ground` hashes the whole identity of a run, so it is asked only for tasks on which a mask has to be judged
         if result.key.dataset in masked and (kind := _mask_kind(result.phases[-1])) is not None:
             twins.setdefault((ground(result), kind, _amount(result.phases[-1], kind)), result)
@@ -192,18 +192,18 @@ def matches(results: Sequence[Result], every: Iterable[Result]) -> list[Match]:
         first, last = phases[0], phases[-1]
         others: dict[str, Result | None] = {}
         if len(phases) > 1:
-            others = {"P1": result, "longer P1": alone.get(_matched(result, first.method))}
+            others = {"P1": result, "longer P1": alone.get(_matched(result, first.asked))}
             if PHASE in claims:
-                others["longer P2"] = alone.get(_matched(result, last.method))
+                others["longer P2"] = alone.get(_matched(result, last.asked))
         # made from the run's own recipe, so that the control differs in nothing but whose the parameters are
         if EQUAL_SIZE in claims.get(PHASE, {}):
-            others[EQUAL_SIZE] = after.get(_second(result, _shared_twin(last.method)))
-            others[PERMUTED] = after.get(_second(result, _permuted_twin(last.method)))
-            others[JOINT] = alone.get(_matched(result, _joint_twin(first.method, last.method)))
-            others[ORDER] = orders.get(_matched(result, last.method, first.method))
+            others[EQUAL_SIZE] = after.get(_second(result, _shared_twin(last.asked)))
+            others[PERMUTED] = after.get(_second(result, _permuted_twin(last.asked)))
+            others[JOINT] = alone.get(_matched(result, _joint_twin(first.asked, last.asked)))
+            others[ORDER] = orders.get(_matched(result, last.asked, first.asked))
         if HEADS in claims:
-            others[EQUAL_SIZE] = alone.get(_matched(result, _shared_twin(last.method)))
-            others[PERMUTED] = alone.get(_matched(result, _permuted_twin(last.method)))
+            others[EQUAL_SIZE] = alone.get(_matched(result, _shared_twin(last.asked)))
+            others[PERMUTED] = alone.get(_matched(result, _permuted_twin(last.asked)))
         if MASK in claims:
             for kind in (NO_MASK, *MASKS.values()):
                 others[kind] = twins.get((ground(result), kind, _amount(last, kind)))
@@ -276,7 +276,7 @@ def ground(result: Result, without: Sequence[str] = ()) -> str:
         result: the run.
         without: parts of its identity to leave out as well.
     """
-    methods = [{key: value for key, value in phase.method.items() if key != "gate"} for phase in result.phases]
+    methods = [{key: value for key, value in phase.asked.items() if key != "gate"} for phase in result.phases]
     rest = {key: value for key, value in result.identity.items() if key not in ("method", *without)}
     return fingerprint({"methods": methods, "rest": rest})
 
@@ -287,7 +287,9 @@ def _mask_kind(phase: PhaseResult) -> str | None:
 
 
 def _amount(phase: PhaseResult, kind: str) -> str:
-    """How many heads are off where; a run with none off is measured by whatever the number."""
+    """How many heads are off where; a run with none off is measured by whatever the number, chosen ones are one."""
+    if kind != NO_MASK and "ne" in phase.searched:
+        return "searched"
     # layer by layer: as many heads off in sum, but in other layers, would be another mask
     return "" if kind == NO_MASK else str([(row["proj"], row["active"].count(0)) for row in phase.masks])
 

@@ -27,6 +27,7 @@ from headwise.comparison.comparable import (
     recorded,
     settings,
     shared_choices,
+    tuned,
     varied,
 )
 from headwise.comparison.controls import Claims, Match, lacking, matches, unequal, unmasked
@@ -151,7 +152,7 @@ def compare(
             shown = [result for result in setting.results if where[result.key][0] in rows]
             order = _order(setting.results, where)
             cells = summarise(lines[lines["row"].isin(rows)], True, order)
-            caption = [CELLS, *_facts(replace(setting, results=shown), pool), SPENT, *apart]
+            caption = [CELLS, *_facts(replace(setting, results=shown), pool), SPENT, *tuned(shown, where), *apart]
             costs = _costs(shown, where)
             compared.append(
                 Table(name, [*notes, *caption], cells, costs, summarise(gains, False, order), contrasts(gains))
@@ -294,6 +295,7 @@ def _table(
             *beside_notes,
             *apart,
             *made_by_older_code(results, lambda result: where[result.key][0]),
+            *tuned(results, where),
             *measured_otherwise(results, where),
             *varied(results, where),
         ],

@@ -176,18 +176,20 @@ class SearchOutcome:
         method: the phase with the chosen values.
         chosen: the winning trial.
         trials: all, in the order of trying.
-        seed: of the trials; None is the run's own.
+        space: of what was tried.
     """
 
     method: Any
     chosen: Trial
     trials: Sequence[Trial]
-    seed: int | None
+    space: Space
 
     def report(self) -> dict[str, Any]:
         """Plain data for the record."""
         trials = [trial.plain() for trial in self.trials]
-        how = {"train_split": TRAIN_SPLIT, "eval_split": EVAL_SPLIT, "seed": self.seed}
+        space = self.space
+        searched = [name for name in ("scale", "ne", "score") if getattr(space, name)] + list(space.fields)
+        how = {"train_split": TRAIN_SPLIT, "eval_split": EVAL_SPLIT, "seed": space.seed, "searched": searched}
         return {"chosen": self.chosen.plain(), "num_trials": len(trials), "trials": trials, **how}
 
 
@@ -283,7 +285,7 @@ def search(
             for order, score in enumerate(scores)
         ]
         best = trials.best_of([best, *heads])
-    return SearchOutcome(best.method, trials.of(best), trials.tried, space.seed)
+    return SearchOutcome(best.method, trials.of(best), trials.tried, space)
 
 
 def _scaled(space: Space, method: Any) -> list[tuple[int, Any]]:

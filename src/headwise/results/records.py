@@ -154,6 +154,26 @@ class PhaseResult:
         return gate if isinstance(gate, Mapping) else {}
 
     @property
+    def num_trials(self) -> int:
+        """Trials of the search that chose fields of the phase; 0 where nothing was searched."""
+        return int(self._search.get("num_trials") or 0)
+
+    @property
+    def searched(self) -> frozenset[str]:
+        """Names of what a search chose: fields of the method, ``ne`` and ``score``."""
+        return frozenset(self._search.get("searched") or ())
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """The method without the fields that a search chose: what phases share that may choose them differently."""
+        return {name: value for name, value in self.method.items() if name not in self.searched}
+
+    @property
+    def _search(self) -> Mapping[str, Any]:
+        search = self.extra.get("search")
+        return search if isinstance(search, Mapping) else {}
+
+    @property
     def masks(self) -> list[Mapping[str, Any]]:
         """Of each projection of a gated phase its stage, block, proj, active (0 or 1 per head) and score (or None)."""
         return list(self.extra.get("heads") or []) if self.gate else []

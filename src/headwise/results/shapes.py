@@ -69,7 +69,10 @@ _GATE = fields(
     {**dict.fromkeys(("mode", "score", "scope", "warmup", "count", "ratio", "budget", "score_data", "pooled"), scalar)}
     | {"scoring_seconds": maybe(_AMOUNT)},
 )
-EXTRA = fields({}, {"gate": maybe(_GATE), "heads": maybe(each(_head_row)), "paper_bytes": maybe(count)})
+_SEARCH = fields({}, {"num_trials": count, "searched": each(text)})
+EXTRA = fields(
+    {}, {"gate": maybe(_GATE), "heads": maybe(each(_head_row)), "paper_bytes": maybe(count), "search": maybe(_SEARCH)}
+)
 PHASE = fields(
     {
         "label": text,
