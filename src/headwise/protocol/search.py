@@ -7,6 +7,7 @@ score. Equal accuracies go to fewer heads off, then to the smaller scale, then t
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -232,15 +233,20 @@ def settle(
     chosen: list[Any] = []
     facts: dict[int, dict[str, Any]] = {}
     for index, (phase, part) in enumerate(zip(methods, spaces, strict=True)):
-        where = f"phase {index + 1} {phase.label}" if len(methods) > 1 else phase.label
-        method, told = _scouted(phase, chosen, attempt, lambda line, where=where: say(f"{where}: {line}"))
+        where = f"phase {index + 1} {phase.label}: " if len(methods) > 1 else ""
+        tell = functools.partial(_tell, say, where)
+        method, told = _scouted(phase, chosen, attempt, tell)
         if part is not None:
-            outcome = search(method, chosen, part, attempt, epochs, lambda line, where=where: say(f"{where}: {line}"))
+            outcome = search(method, chosen, part, attempt, epochs, tell)
             method, told = outcome.method, {**told, "search": outcome.report()}
         chosen.append(method)
         if told:
             facts[index] = told
     return tuple(chosen), facts
+
+
+def _tell(say: Say, where: str, line: str) -> None:
+    say(where + line)
 
 
 def _scouted(method: Any, before: Sequence[Any], attempt: Attempt, say: Say) -> tuple[Any, dict[str, Any]]:
