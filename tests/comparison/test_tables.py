@@ -345,13 +345,13 @@ def test_a_second_phase_is_measured_by_what_separates_its_causes():
     assert not any(f"NO CONTROL ({kind})" in said(one([both])) for kind in controls)
 
 
-def searched(made, *chosen: dict, num_trials: int = 4):
+def searched(made, *chosen: dict, num_trials: int = 4, edges: tuple[str, ...] = ()):
     """A run whose phases were chosen by a search: the fields of each, which another search may choose differently."""
     made.phases[:] = [
         dataclasses.replace(
             phase,
             method={**phase.method, **fields},
-            extra={**phase.extra, "search": {"num_trials": num_trials, "searched": sorted(fields)}},
+            extra={**phase.extra, "search": {"num_trials": num_trials, "searched": sorted(fields), "edges": [*edges]}},
         )
         for phase, fields in zip(made.phases, chosen, strict=True)
     ]
@@ -388,6 +388,15 @@ def test_rows_without_a_search_beside_rows_with_one_are_called_untuned():
         one([tuned, phased("lora", (71.0,), FIRST, seed=1)])
     )
     assert "Trials" not in said(one([run("ssf")]))
+
+
+def test_values_at_the_end_of_what_was_tried_are_named():
+    made = [
+        searched(phased("hs", (70.0, 75.0), FIRST, HEADS, seed=seed), {"lr": 0.01}, {"lr": 0.01}, edges=("lr",))
+        for seed in range(2)
+    ]
+    assert "beyond which a better value may lie: hs lr (4)." in said(one(made))
+    assert "better value" not in said(one([searched(phased("lora", (70.0,), FIRST), {"lr": 0.01})]))
 
 
 def test_numbers_of_heads_that_searches_chose_need_not_be_equal():

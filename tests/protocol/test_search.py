@@ -64,6 +64,7 @@ def test_scale_first_then_heads_and_scores() -> None:
     report = found.report()
     assert report["num_trials"] == len(report["trials"]) == 6
     assert report["searched"] == ["scale", "ne", "score"]
+    assert report["edges"] == ["scale"]
     assert report["chosen"] == {
         "scale": 1.0,
         "ne": 1,
@@ -257,6 +258,16 @@ def test_halving_trains_the_better_ones_longer() -> None:
 
 def attempt_of() -> Callable[..., PhaseResult]:
     return measure(lambda method: 50.0)[1]
+
+
+@pytest.mark.parametrize(
+    ("values", "edges"),
+    [([1, 2, 3], []), ([2, 3], ["rank"]), ([1, 2], ["rank"]), ([2], [])],
+)
+def test_a_value_at_the_end_of_what_was_tried_is_an_edge(values: list[int], edges: list[str]) -> None:
+    _, attempt = measure(lambda method: float(method.rank == 2))  # type: ignore[attr-defined]
+    outcome = search(LoRA(label="x", rank=1), [], Space(fields={"rank": values, "label": ["x", "y"]}), attempt, 8)
+    assert (outcome.method.rank, outcome.report()["edges"]) == (2, edges)
 
 
 @pytest.mark.parametrize(

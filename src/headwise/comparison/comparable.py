@@ -105,8 +105,11 @@ def measured_otherwise(results: Iterable[Result], where: Places) -> list[str]:
     return [f"The experiment measures {row} in its own way: {few(list(lines))}." for row, lines in sorted(rows.items())]
 
 
-def tuned(results: Iterable[Result], where: Places) -> list[str]:
-    """Say how many trials on the validation images stand behind a run of each row, and which rows had none."""
+def tuned(results: Sequence[Result], where: Places) -> list[str]:
+    """Say how many trials on the validation images stand behind a run of each row, and which rows had none.
+
+    Values at the end of what was tried are counted, over phases and runs.
+    """
     rows: dict[str, set[int]] = {}
     for result in results:
         rows.setdefault(where[result.key][0], set()).add(sum(phase.num_trials for phase in result.phases))
@@ -114,8 +117,14 @@ def tuned(results: Iterable[Result], where: Places) -> list[str]:
         return []
     counts = [f"{row} {' or '.join(map(str, sorted(seen)))}" for row, seen in sorted(rows.items()) if any(seen)]
     untuned = [row if len(seen) == 1 else f"{row} (some runs)" for row, seen in sorted(rows.items()) if 0 in seen]
+    ends: dict[str, int] = {}
+    for phase, row in ((phase, where[result.key][0]) for result in results for phase in result.phases):
+        for name in phase.edges:
+            ends[f"{row} {name}"] = ends.get(f"{row} {name}", 0) + 1
+    edges = ", ".join(f"{what} ({count})" for what, count in sorted(ends.items()))
+    edge = f"At the end of what was tried, beyond which a better value may lie: {edges}." if edges else ""
     note = f"UNTUNED beside rows that were: {', '.join(untuned)}." if untuned else ""
-    return [f"Trials on the validation images behind a run: {', '.join(counts)}.", *filter(None, [note])]
+    return [f"Trials on the validation images behind a run: {', '.join(counts)}.", *filter(None, [edge, note])]
 
 
 def made_by_older_code(results: Iterable[Result], name_of: Callable[[Result], str]) -> list[str]:

@@ -191,7 +191,15 @@ class SearchOutcome:
         space = self.space
         searched = [name for name in ("scale", "ne", "score") if getattr(space, name)] + list(space.fields)
         how = {"train_split": TRAIN_SPLIT, "eval_split": EVAL_SPLIT, "seed": space.seed, "searched": searched}
+        grids = {"scale": space.scale, **space.fields}
+        how["edges"] = [name for name, values in grids.items() if _is_edge(getattr(self.method, name, None), values)]
         return {"chosen": self.chosen.plain(), "num_trials": len(trials), "trials": trials, **how}
+
+
+def _is_edge(value: Any, values: Sequence[Any]) -> bool:
+    """Whether a number is the smallest or the largest of several that were tried: beyond may lie a better one."""
+    are_numbers = all(isinstance(one, int | float) and not isinstance(one, bool) for one in values)
+    return are_numbers and len(values) > 1 and value in (min(values), max(values))
 
 
 Attempt = Callable[[Sequence[Any], int | None], PhaseResult]

@@ -164,6 +164,11 @@ class PhaseResult:
         return frozenset(self._search.get("searched") or ())
 
     @property
+    def edges(self) -> list[str]:
+        """Names of what a search chose at the end of what it tried."""
+        return list(self._search.get("edges") or ())
+
+    @property
     def asked(self) -> dict[str, Any]:
         """The method without the fields that a search chose: what phases share that may choose them differently."""
         return {name: value for name, value in self.method.items() if name not in self.searched}

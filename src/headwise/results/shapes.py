@@ -69,7 +69,7 @@ _GATE = fields(
     {**dict.fromkeys(("mode", "score", "scope", "warmup", "count", "ratio", "budget", "score_data", "pooled"), scalar)}
     | {"scoring_seconds": maybe(_AMOUNT)},
 )
-_SEARCH = fields({}, {"num_trials": count, "searched": each(text)})
+_SEARCH = fields({}, {"num_trials": count, "searched": each(text), "edges": each(text)})
 EXTRA = fields(
     {}, {"gate": maybe(_GATE), "heads": maybe(each(_head_row)), "paper_bytes": maybe(count), "search": maybe(_SEARCH)}
 )
