@@ -43,7 +43,8 @@ from headwise.protocol.filling import fill_gates
 from headwise.protocol.pertask import fill_protocol, fill_tasks
 from headwise.protocol.presets import fill_presets
 from headwise.protocol.recipe import Protocol
-from headwise.protocol.search import Space, phase_names, settle
+from headwise.protocol.search import settle
+from headwise.protocol.space import Space, phase_names
 from headwise.results.records import PhaseResult
 from headwise.runs.sweep import requests_of
 from headwise.storage import atomic

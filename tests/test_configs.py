@@ -26,7 +26,7 @@ from headwise.protocol.filling import fill_gates
 from headwise.protocol.pertask import fill_protocol, fill_tasks
 from headwise.protocol.presets import fill_presets
 from headwise.protocol.recipe import Protocol
-from headwise.protocol.search import Space, check_choices, phase_names
+from headwise.protocol.space import Space, check_choices, phase_names
 from headwise.runs.experiment import plan_run
 from headwise.runs.sweep import requests_of
 from made_networks import CONF, REPO, compose_config

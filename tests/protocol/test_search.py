@@ -17,7 +17,8 @@ from headwise.methods.hs_lora import HeadLoRA, Longer, TwoPhase
 from headwise.methods.lora import LoRA
 from headwise.methods.pissa import PiSSA
 from headwise.protocol.recipe import Protocol
-from headwise.protocol.search import Space, check_choices, phase_names, search, settle
+from headwise.protocol.search import search, settle
+from headwise.protocol.space import Space, check_choices, phase_names
 from headwise.results.records import PhaseResult
 from headwise.runs.experiment import run
 from made_networks import compose_config

@@ -30,7 +30,7 @@ from headwise.protocol.naming import variant
 from headwise.protocol.pertask import OTHERS, fill_protocol, fill_tasks
 from headwise.protocol.recipe import Protocol
 from headwise.protocol.revisions import fill_revisions
-from headwise.protocol.search import Space
+from headwise.protocol.space import Space
 from headwise.protocol.variants import BASE
 from headwise.results.fingerprint import fingerprint, identity
 from headwise.results.store import Result, RunKey

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from headwise.errors import ConfigError
-from headwise.protocol.search import EVAL_SPLIT, TRAIN_SPLIT, Space
+from headwise.protocol.space import EVAL_SPLIT, TRAIN_SPLIT, Space
 from headwise.schema.check import check_fields
 from headwise.schema.kinds import AtLeast0, Count, Positive, Rate, Split, Text
 

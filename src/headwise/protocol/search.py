@@ -8,139 +8,18 @@ score. Equal accuracies go to fewer heads off, then to the smaller scale, then t
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Annotated, Any, Self
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
-from pydantic import AfterValidator, Field
-
-from headwise.errors import ConfigError, suggest
+from headwise.errors import ConfigError
+from headwise.protocol.space import EVAL_SPLIT as EVAL_SPLIT
+from headwise.protocol.space import TRAIN_SPLIT as TRAIN_SPLIT
+from headwise.protocol.space import Space as Space
+from headwise.protocol.space import check_choices, scaled
 from headwise.results.fingerprint import fingerprint
 from headwise.results.records import PhaseResult
-from headwise.schema.check import built_from, check_fields
-from headwise.schema.kinds import Amounts, AtLeast2, Factors, Seed, different
-from headwise.updates.gate import Gate, Score
-
-TRAIN_SPLIT, EVAL_SPLIT = "train800", "val200"
-EVERY = "every"
-"""In place of a phase's name: all of them."""
-OWN = {
-    "scale": "scales are protocol.search.scale",
-    "gate": "heads off are protocol.search.ne and protocol.search.score",
-    "label": "it changes no number",
-}
-"""Fields of a method that `Space.fields` may not name, and why; the scale of a named phase it may."""
-Scores = Annotated[Sequence[Score], AfterValidator(different), Field(description="a list of different scores")]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Space:
-    """What to try; an empty list leaves the method's own value.
-
-    Attributes:
-        scale: of the last phase's method.
-        ne: heads off in every layer, whole numbers, or shares of them below 1; 0 need not be named.
-        score: of `headwise.updates.gate.Gate`.
-        fields: lists of values, each tried with each and every scale, by the field's name: ``lr`` of the last phase's
-            method, ``heads.lr`` of the phase of that name, ``every.lr`` of each phase in turn.
-        optional: a method without a scale, without a gate, or without such a field or phase, leaves that part out
-            instead of being refused.
-        seed: of the trials, whatever the run's: one search serves all seeds. None: each seed searches for itself.
-        halving: divides the trials of a stage, again and again until one is left, the epochs of the last round and,
-            once more for each, those of the rounds before it; None: all are trained for all epochs.
-    """
-
-    scale: Factors = ()
-    ne: Amounts = ()
-    score: Scores = ()
-    fields: Mapping[str, Any] = field(default_factory=dict)
-    optional: bool = False
-    seed: Seed | None = 0
-    halving: AtLeast2 | None = None
-
-    def __post_init__(self) -> None:
-        check_fields(self, lambda name: f"protocol.search.{name}")
-
-    @classmethod
-    def of(cls, given: Mapping[str, Any]) -> Self:
-        """From ``protocol.search``.
-
-        Raises:
-            ConfigError: for an unknown key, or anything but lists of usable values.
-        """
-        space = built_from(cls, given, lambda name: f"protocol.search.{name}")
-        _check_fields(space.fields)
-        if not space.names_something:
-            names = ", ".join(("scale", "ne", "score", "fields"))
-            raise ConfigError(f"protocol.search names nothing to try; allowed: {names}")
-        return space
-
-    @property
-    def names_something(self) -> bool:
-        """Whether there is anything to try."""
-        return bool(self.scale or self.ne or self.score or self.fields)
-
-    def by_phase(self, names: Sequence[str]) -> list[Space]:
-        """What is tried of each phase, fields by their own names; an empty space where nothing is.
-
-        Args:
-            names: of the phases, see `phase_names`.
-
-        Raises:
-            ConfigError: for fields of a phase that is not among them, unless those may be left out.
-        """
-        wanted: list[dict[str, Any]] = [{} for _ in names]
-        for key, values in self.fields.items():
-            phase, _, name = key.rpartition(".")
-            own = [index for index in range(len(names)) if phase in (names[index], EVERY)] if phase else [-1]
-            if not own and not self.optional:
-                allowed = list(dict.fromkeys([EVERY, *filter(None, names)]))
-                raise ConfigError(
-                    f"protocol.search.fields.{key}: this method has no phase {phase!r}{suggest(phase, allowed)}"
-                )
-            for index in own:
-                wanted[index][name] = values
-        spaces = [replace(self, scale=(), ne=(), score=(), fields=named) for named in wanted]
-        return [*spaces[:-1], replace(self, fields=wanted[-1])]
-
-    def within(self, method: Any) -> Space | None:
-        """What of it applies to a phase's `method`, if parts may be left out; None if nothing does."""
-        if self.optional:
-            space = self if hasattr(method, "scale") else replace(self, scale=())
-            space = space if method.gate is not None else replace(space, ne=(), score=())
-            own = {name: values for name, values in self.fields.items() if hasattr(method, name)}
-            return space if (space := replace(space, fields=own)).names_something else None
-        return self if self.names_something else None
-
-    def combinations(self) -> list[dict[str, Any]]:
-        """The values of `fields`, one of each; a single empty one where there are none."""
-        return [dict(zip(self.fields, values, strict=True)) for values in itertools.product(*self.fields.values())]
-
-    def shares(self, num_trials: int) -> list[float]:
-        """Of the epochs, what each round of a stage trains for."""
-        if self.halving is None:
-            return [1.0]
-        num_rounds, left = 0, num_trials
-        while left > 1:
-            num_rounds, left = num_rounds + 1, -(-left // self.halving)
-        return [self.halving ** (round - num_rounds) for round in range(num_rounds)] or [1.0]
-
-
-def phase_names(method: Any) -> list[str]:
-    """By phase of a run's method, the part that it is: ``first``, ``heads``; empty where there are no parts."""
-    parts = {f.name: getattr(method, f.name) for f in fields(method)}
-    names = [name for name, part in parts.items() if hasattr(part, "phases") for _ in part.phases()]
-    num_phases = len(method.phases())
-    return names if len(names) == num_phases else [""] * num_phases
-
-
-def _check_fields(given: Any) -> None:
-    for key, values in given.items():
-        if key in OWN or key.rpartition(".")[2] in ("gate", "label"):
-            raise ConfigError(f"protocol.search.fields.{key} may not be set here; {OWN[key.rpartition('.')[2]]}")
-        if not isinstance(values, list | tuple) or not values or any(values.count(value) > 1 for value in values):
-            raise ConfigError(f"protocol.search.fields.{key} is a list of different values, got {values!r}")
+from headwise.updates.gate import Gate
 
 
 @dataclass(frozen=True)
@@ -288,7 +167,7 @@ def search(
     searches_heads = gate is not None and (bool(amounts) or bool(space.score))
     start = replace(method, gate=_amount(gate, 0)) if gate is not None and searches_heads else method
     all_on = 0 if searches_heads else None
-    best = trials.best_of([_Candidate(one, all_on, None, order) for order, one in _scaled(space, start)])
+    best = trials.best_of([_Candidate(one, all_on, None, order) for order, one in scaled(space, start)])
     if gate is not None and searches_heads:
         own = gate.ratio or gate.count
         scores = (space.score if gate.mode == "heart" else ()) or [gate.score]  # fixed masks know no score
@@ -300,33 +179,6 @@ def search(
         ]
         best = trials.best_of([best, *heads])
     return SearchOutcome(best.method, trials.of(best), trials.tried, space)
-
-
-def _scaled(space: Space, method: Any) -> list[tuple[int, Any]]:
-    """The method with every combination of fields and scales, and each combination's place in order."""
-    scales: list[dict[str, Any]] = [{"scale": scale} for scale in sorted(space.scale)] or [{}]
-    return [
-        (order, replace(method, **values, **scale))
-        for order, values in enumerate(space.combinations())
-        for scale in scales
-    ]
-
-
-def check_choices(space: Space, method: Any) -> None:
-    """Refuse to choose what a phase's method does not have, or values that it does not take.
-
-    Raises:
-        ConfigError: see above.
-    """
-    if space.scale and not hasattr(method, "scale"):
-        raise ConfigError(f"protocol.search.scale: method {method.label} has no scale; use search.scale=[]")
-    if (space.ne or space.score) and method.gate is None:
-        raise ConfigError(f"protocol.search.ne: method {method.label} has no gate; add gate=heart, or use search.ne=[]")
-    for name in space.fields:
-        if not hasattr(method, name):
-            allowed = [f.name for f in fields(method) if f.name not in OWN]
-            raise ConfigError(f"protocol.search.fields: method {method.label} has no {name!r}{suggest(name, allowed)}")
-    _scaled(space, method)
 
 
 @dataclass(frozen=True)

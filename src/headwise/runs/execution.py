@@ -23,7 +23,8 @@ from headwise.network.portions import more_parts
 from headwise.protocol.plan import DEVICES, Plan
 from headwise.protocol.presets import preset_labels
 from headwise.protocol.recipe import Protocol
-from headwise.protocol.search import Space, phase_names, settle
+from headwise.protocol.search import settle
+from headwise.protocol.space import Space, phase_names
 from headwise.report.pictures import learning_curves, score_map
 from headwise.results import provenance
 from headwise.results.store import PhaseResult, PhaseStore, Result, ResultStore
