@@ -15,8 +15,10 @@ from headwise.analysis.directions import (
     kept,
     random_like,
     ranks,
+    rounding_of,
     singular,
     spaces,
+    spectrum,
 )
 
 
@@ -91,6 +93,21 @@ def test_spaces_are_those_of_the_rows() -> None:
     assert bases.shape == (2, 20, 3), "rounding is no direction"
     assert torch.allclose(thin[0] @ bases[0] @ bases[0].T, thin[0], atol=1e-4)
     assert not bases[1].any()
+
+
+@pytest.mark.parametrize("smallest", [0.1, 1e-3, 2e-4])
+@pytest.mark.parametrize("shape", [(64, 384), (384, 384), (16, 128)])
+def test_the_rank_of_a_change_is_that_of_what_was_added(smallest: float, shape: tuple[int, int]) -> None:
+    """A change is a difference of float32 weights: its rounding is no direction, a small direction is one."""
+    values = 0.3 * torch.logspace(0, math.log10(smallest), 6)
+    before = torch.randn(shape, generator=generator(5)) / shape[1] ** 0.5
+    change = (before + random_like(values, shape, generator())) - before
+    rounding = rounding_of(before)
+    assert int((spectrum(change, rounding) > 0).sum()) == 6
+    bases = spaces(change.double(), rounding)
+    assert bases.shape[-1] == 6 and torch.allclose(change.double() @ bases @ bases.mT, change.double(), atol=1e-5)
+    nothing = (before + 1e-9 * random_like(values, shape, generator())) - before
+    assert not spaces(nothing, rounding).any() and not spectrum(nothing, rounding).any(), "rounding alone"
 
 
 def test_ranks_are_powers_of_two_and_the_last() -> None:

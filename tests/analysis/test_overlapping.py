@@ -13,7 +13,7 @@ from headwise import analysis
 from headwise.analysis.changes import Change
 from headwise.analysis.directions import band, random_like
 from headwise.analysis.kinds import Options
-from headwise.analysis.overlapping import between_phases, heads_of
+from headwise.analysis.overlapping import _said_across, _said_within, between_phases, heads_of
 from headwise.updates.sites import Site
 
 Finished = Callable[..., Path]
@@ -72,6 +72,19 @@ def test_an_update_of_two_heads_of_one_layer_lights_up_there_and_nowhere_else() 
     assert within.group.layers == ["5"]
     assert torch.equal(~within.heads.shared.isnan(), mask.bool()[None])
     assert torch.allclose(within.heads.shared[0, [1, 3]], torch.ones(2, dtype=torch.double), atol=1e-4)
+
+
+@pytest.mark.parametrize("on, said", [((1,), "no layer has two heads with an update"), ((1, 3), "12 heads without an")])
+def test_sentences_say_which_heads_are_compared(on: tuple[int, ...], said: str) -> None:
+    mask = torch.zeros(HEADS)
+    mask[list(on)] = 1.0
+    gated = change("one", lambda site: drawn(0)(site) * site.rows(mask)[:, None])
+    (within,) = heads_of(gated, OPTIONS)
+    sentence = _said_within("", within, False)
+    assert said in sentence and "nan" not in sentence
+    other = change("two", lambda site: drawn(1)(site) * site.rows(1 - mask)[:, None])
+    whole, heads = (_said_across("", one, False) for one in between_phases(gated, other, OPTIONS))
+    assert "nan" not in whole and "no head was changed by both" in heads
 
 
 @pytest.mark.parametrize("method, phases", [("lora", 1), ("hs_lora", 2), ("head_lora", 1)])

@@ -50,6 +50,20 @@ def test_shares_are_shares_of_energy() -> None:
     assert torch.equal(found.overlap[:3, :3].isnan(), torch.zeros(3, 3, dtype=torch.bool))
 
 
+def test_a_head_that_is_alone_shares_nothing_and_has_nothing_of_its_own() -> None:
+    alone = torch.zeros(HEADS, ROWS, WIDTH)
+    alone[2] = normal(ROWS, WIDTH)
+    found = between_heads(alone)
+    assert bool(found.shared.isnan().all() and found.own.isnan().all()), "there is nothing to compare it with"
+
+
+def test_a_small_direction_is_one_of_the_row_space() -> None:
+    whole = normal(ROWS, 1) @ axes(0)
+    small = normal(ROWS, 1) @ axes(0) + 3e-4 * normal(ROWS, 1, seed=1) @ axes(1)
+    found = between_heads(torch.stack([small, normal(ROWS, 1) @ axes(1), whole]))
+    assert float(found.shared[1]) == pytest.approx(0.5, abs=1e-6), "the first reads it, if hardly"
+
+
 def test_what_is_outside_the_others_is_what_a_projection_leaves() -> None:
     update = normal(3, HEADS, ROWS, RANK, seed=3) @ normal(3, HEADS, RANK, WIDTH, seed=4)
     found = between_heads(update)

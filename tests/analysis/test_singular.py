@@ -12,7 +12,7 @@ from torch import Tensor
 from headwise import analysis
 from headwise.analysis.changes import Change, by_head, changes
 from headwise.analysis.directions import random_like
-from headwise.analysis.singular import Part, parts
+from headwise.analysis.singular import Part, _sentences, parts
 from headwise.artifacts.saved import SavedRun
 from headwise.errors import ConfigError
 from headwise.updates.sites import Site
@@ -55,18 +55,48 @@ def test_an_update_of_two_heads_of_one_layer_lights_up_there_and_nowhere_else() 
     lit[0, [3, 7]] = True
     measures = heads.measures
     assert torch.equal(measures["size"].value > 1e-6, lit)
-    assert torch.equal(measures["effective_rank"].value > 0.5, lit)
-    assert torch.equal(measures["right_match"].value < 0.9999, lit)
+    for name in set(measures) - {"size", "relative"}:
+        there = ~measures[name].value.isnan()
+        assert torch.equal(there if there.ndim == 2 else there.all(-1), lit), f"{name}: no update has no directions"
+        assert float(measures[name].mean([0, 1]).value.sum()) == pytest.approx(
+            float(measures[name].value[0, [3, 7]].mean(0).sum()), rel=1e-5
+        ), "and counts in no mean"
+    assert measures["right_match"].num_there == 2 and bool((measures["right_match"].value[lit] < 0.9999).all())
     assert torch.equal(measures["size"].value > measures["size"].null.high, lit), "a random one is in all heads"
 
 
 def test_a_turned_right_space_reads_so_with_the_left_one_fixed() -> None:
     turn = torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(9)))[0]
     plain = planted(lambda site: torch.zeros(WIDTH, WIDTH))
-    whole = found(planted(lambda site: plain.before[site] @ turn - plain.before[site]))["whole"]
+    change = planted(lambda site: plain.before[site] @ turn - plain.before[site])
+    whole = found(change)["whole"]
     assert torch.allclose(whole.measures["left_match"].value, torch.ones(LAYERS), atol=1e-3)
     assert bool((whole.measures["right_match"].value < 0.5).all())
-    assert bool((whole.measures["left_match"].value > whole.measures["left_match"].null.high).all())
+    for draws in (3, 20):
+        left = found(change, draws)["whole"].measures["left_match"]
+        assert bool((left.value > left.null.high).all()), "what is kept exactly is in no band, however few the draws"
+
+
+@pytest.mark.parametrize("draws", [2, 5])
+def test_every_null_has_as_many_draws_as_are_asked_for_and_is_possible(draws: int) -> None:
+    for part in found(planted(drawn), draws).values():
+        for name, measured in part.measures.items():
+            assert len(measured.draws) == draws, name
+            most = {"match": 1.0, "overlap": 1.0, "angle": 90.0}.get(name.split("_")[-1], torch.inf)
+            for null in (measured.null, measured.mean().null):
+                assert bool((null.low >= 0).all() and (null.high <= most + 1e-12).all()), name
+
+
+def test_sentences_say_how_many_heads_count() -> None:
+    mask = torch.tensor([0.0, 1.0] * (HEADS // 2))
+    change = planted(lambda site: drawn(site) * site.rows(mask)[:, None])
+    said = _sentences(found(change)["heads"])
+    assert (
+        sum(f"of {LAYERS * HEADS // 2} lie in their own bands ({LAYERS * HEADS // 2} without" in line for line in said)
+        == 2
+    )
+    assert not any("nan" in line for line in said)
+    assert not any("without" in line for line in _sentences(found(planted(drawn))["heads"]))
 
 
 @pytest.mark.parametrize("which", ["heads", "whole"])
@@ -120,6 +150,7 @@ def test_the_analysis_of_a_run(finished: Finished) -> None:
     assert len(table) == 2 * 6 * (1 + 6), "q and v, six layers, whole and six heads"
     assert set(made.figures) == {"cosines_q", "cosines_v", "layers", "ranks", "heads"}
     assert not table.drop(columns=["projection", "stage", "block", "head"]).isna().any().any()
+    assert not made.tables["overlap_by_rank"].isna().any().any() and table["draws"].eq(3).all()
     assert any("as a random update's" in s or "a random update's" in s for s in made.sentences)
 
 

@@ -47,6 +47,15 @@ class Change:
         """The projections that did change, in network order."""
         return [s for s in self.before if self.update(s).norm() > LEAST * self.before[s].norm()]
 
+    def of(self, group: Group) -> tuple[Tensor, Tensor]:
+        """Weights before, and their updates, of all layers of a group, (L, O, I) each."""
+        return torch.stack([self.before[s] for s in group.sites]), torch.stack([self.update(s) for s in group.sites])
+
+    def live(self, group: Group) -> Tensor:
+        """Which heads of a group changed, (L, H): one that a gate left off has no update, so no directions."""
+        before, update = (by_head(weights, group.num_heads).norm(dim=(-2, -1)) for weights in self.of(group))
+        return update > LEAST * before
+
     def groups(self) -> list[Group]:
         """The changed projections by name (q, k, v) and size, for sums over equal shapes: each a batch of layers."""
         by_shape: dict[tuple[str, torch.Size, int], list[Site]] = {}

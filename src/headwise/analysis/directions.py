@@ -13,15 +13,14 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from scipy import stats
 from torch import Tensor
 
-COVERAGE = 0.95
-"""Share of further random draws that fall into a band."""
-NOISE = 1e-3
-"""A singular value below this share of the largest is rounding: a millionth of the energy."""
-ANGLES_TO = 16
-"""Largest rank whose principal angles are formed."""
+from headwise.analysis.bands import COVERAGE as COVERAGE
+from headwise.analysis.bands import Band as Band
+from headwise.analysis.bands import band as band
+
+EPSILON = torch.finfo(torch.float32).eps
+"""Of the precision that weights are kept in, whatever is computed of them."""
 WIDE = 4
 """Inputs for one row, from which on a matrix is decomposed through the products of its rows."""
 _TINY = 1e-30
@@ -55,11 +54,32 @@ def singular(weights: Tensor) -> Singular:
     return Singular(*(tensor.to(weights.dtype) for tensor in (left, values, right)))
 
 
-def spectrum(weights: Tensor) -> Tensor:
-    """Singular values, largest first, (..., K)."""
+def rounding_of(weights: Tensor) -> Tensor:
+    """What rounding alone can add to singular values of a change of these weights, (...): (..., O, I) are its before.
+
+    The change is a difference of float32 weights, each rounded by at most `EPSILON` of itself.
+    """
+    return EPSILON * weights.norm(dim=(-2, -1))
+
+
+def _is_there(values: Tensor, shape: Sequence[int], rounding: Tensor | None = None) -> Tensor:
+    """Which singular values are no rounding, (..., K): the numerical rank, as of ``numpy.linalg.matrix_rank``.
+
+    Args:
+        values: largest first.
+        shape: (O, I) of the matrices.
+        rounding: see `rounding_of`, (...); None where the matrices are no change of weights.
+    """
+    least = EPSILON * max(shape) * values[..., :1].clamp(min=_TINY)
+    return values > (least if rounding is None else torch.maximum(least, rounding.to(values)[..., None]))
+
+
+def spectrum(weights: Tensor, rounding: Tensor | None = None) -> Tensor:
+    """Singular values, largest first, (..., K); those that are rounding alone are 0, see `rounding_of`."""
     shorter = weights.double() if weights.shape[-2] <= weights.shape[-1] else weights.double().mT
     energies: Tensor = torch.linalg.eigvalsh(shorter @ shorter.mT)
-    return energies.clamp(min=0.0).sqrt().flip(-1).to(weights.dtype)
+    values = energies.clamp(min=0.0).sqrt().flip(-1).to(weights.dtype)
+    return torch.where(_is_there(values, weights.shape[-2:], rounding), values, torch.zeros_like(values))
 
 
 @dataclass(frozen=True)
@@ -70,7 +90,7 @@ class Kept:
         match: mean over the leading vectors of the absolute cosine between the i-th before and the i-th after.
         overlap: by rank, (..., R): the mean squared cosine of the principal angles between the two spaces of that many
             leading vectors. 1 is the same space; random spaces of rank r in n dimensions have r / n.
-        angle: by rank, (..., R): the largest principal angle, degrees; NaN beyond `ANGLES_TO`.
+        angle: by rank, (..., R): the largest principal angle, degrees.
     """
 
     match: Tensor
@@ -100,8 +120,6 @@ def kept(before: Tensor, after: Tensor, leading: int) -> Kept:
     overlap = torch.stack([energy[..., rank - 1, rank - 1] / rank for rank in ranks(leading)], dim=-1)
     angles = [
         torch.linalg.svdvals(table[..., :rank, :rank])[..., -1].clamp(max=1.0).acos().rad2deg()
-        if rank <= ANGLES_TO
-        else torch.full_like(overlap[..., 0], torch.nan)
         for rank in ranks(leading)
     ]
     return Kept(table.diagonal(dim1=-2, dim2=-1).abs().mean(-1), overlap, torch.stack(angles, dim=-1))
@@ -115,14 +133,15 @@ def effective_rank(values: Tensor) -> Tensor:
     return torch.where(energy.sum(-1) > _TINY, entropy.exp(), torch.zeros_like(entropy)).to(values.dtype)
 
 
-def spaces(weights: Tensor) -> Tensor:
+def spaces(weights: Tensor, rounding: Tensor | None = None) -> Tensor:
     """Orthonormal bases of row spaces, (..., I, R), R the largest rank; columns beyond a matrix's own rank are zero.
 
     Args:
-        weights: (..., O, I); directions below `NOISE` of a matrix's largest are left out.
+        weights: (..., O, I).
+        rounding: directions that are no more are left out, see `rounding_of`.
     """
     _, values, right = singular(weights)
-    is_there = values > NOISE * values[..., :1].clamp(min=_TINY)
+    is_there = _is_there(values, weights.shape[-2:], rounding)
     rank = max(1, int(is_there.sum(-1).max()))
     return torch.where(is_there[..., None, :rank], right[..., :rank], torch.zeros((), dtype=right.dtype))
 
@@ -139,7 +158,7 @@ def random_factors(values: Tensor, shape: Sequence[int], generator: torch.Genera
         (..., O, R) with the singular values in it, and (..., I, R), orthonormal: the matrix is the first times the
         second turned.
     """
-    rank = max(1, int((values > NOISE * values[..., :1].clamp(min=_TINY)).sum(-1).max()))
+    rank = max(1, int(_is_there(values, shape).sum(-1).max()))
     sides = []
     for length in shape:
         # the orthogonal factor of a normal matrix is uniform once its signs are fixed by the other factor's diagonal
@@ -152,24 +171,3 @@ def random_like(values: Tensor, shape: Sequence[int], generator: torch.Generator
     """The matrices of `random_factors`, (..., O, I)."""
     left, right = random_factors(values, shape, generator)
     return left @ right.mT
-
-
-class Band(NamedTuple):
-    """What random draws give: their mean, and the ends between which a further draw falls with `COVERAGE`."""
-
-    mean: Tensor
-    low: Tensor
-    high: Tensor
-
-    def holds(self, value: Tensor) -> Tensor:
-        """Whether values are as a random draw could be; rounding is forgiven."""
-        slack = 1e-5 * (1.0 + self.mean.abs())
-        return (value >= self.low - slack) & (value <= self.high + slack)
-
-
-def band(draws: Tensor) -> Band:
-    """The prediction interval of one more draw, from (N, ...) of them: mean +- t s sqrt(1 + 1 / N)."""
-    number = len(draws)
-    mean, deviation = draws.mean(0), draws.std(0)
-    reach = float(stats.t.ppf((1 + COVERAGE) / 2, number - 1)) * (1 + 1 / number) ** 0.5 * deviation
-    return Band(mean, mean - reach, mean + reach)

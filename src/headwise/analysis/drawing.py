@@ -62,10 +62,8 @@ def _layers(wholes: Sequence[Part], heads: Sequence[Part]) -> Figure:
             x = range(len(part.group.layers))
             for number, side in enumerate(SIDES):
                 measured = part.measures[f"{side}_match"]
-                value, draws = measured.value, measured.draws
-                if not part.is_whole:
-                    value, draws = value.mean(1), draws.mean(2)
-                style.banded(axis, x, value, type(measured)(value, draws).null, number, SIDES[side], 1.0)
+                shown = measured if part.is_whole else measured.mean([1])
+                style.banded(axis, x, shown.value, shown.null, number, SIDES[side])
             axis.set_xticks(x, part.group.layers)
             axis.set_title(f"{part.group.name}, {'whole matrix' if part.is_whole else 'mean of the heads'}")
             axis.grid(axis="y")
@@ -85,9 +83,8 @@ def _ranks(wholes: Sequence[Part], heads: Sequence[Part]) -> Figure:
         for axis, part in zip(axes[row], both, strict=True):
             for number, side in enumerate(SIDES):
                 measured = part.measures[f"{side}_overlap"]
-                value = measured.value.flatten(0, -2).mean(0)
-                draws = measured.draws.flatten(1, -2).mean(1)
-                style.banded(axis, part.ranks, value, type(measured)(value, draws).null, number, SIDES[side], 1.0)
+                shown = measured.mean(range(measured.value.ndim - 1))
+                style.banded(axis, part.ranks, shown.value, shown.null, number, SIDES[side])
             axis.set_xscale("log", base=2)
             axis.set_xticks(part.ranks, [str(rank) for rank in part.ranks])
             axis.minorticks_off()
@@ -122,7 +119,7 @@ def _heads(heads: Sequence[Part]) -> Figure:
             axis.set_title(f"{part.group.name}: {said}")
         turned = part.measures["right_match"]
         excess = turned.value - turned.null.mean
-        outside = ~turned.null.holds(turned.value)
+        outside = ~turned.null.holds(turned.value) & ~turned.value.isnan()
         image = style.head_map(axes[row, 2], excess, layers=part.group.layers, diverging=True, marked=outside)
         figure.colorbar(image, ax=axes[row, 2])
         axes[row, 2].set_title(f"{part.group.name}: right |cosine| - random's")

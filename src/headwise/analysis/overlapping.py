@@ -21,8 +21,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from headwise.analysis import style
+from headwise.analysis.bands import COSINE, SHARE, Band, Bounds, band
 from headwise.analysis.changes import Change, Group, by_head, changes, names_of
-from headwise.analysis.directions import Band, band, random_factors, spectrum
+from headwise.analysis.directions import random_factors, rounding_of, spectrum
 from headwise.analysis.kinds import Options
 from headwise.analysis.made import Analysis
 from headwise.analysis.shares import Between, Heads, between, between_heads, spanned
@@ -31,6 +32,8 @@ from headwise.artifacts.saved import SavedRun
 BESIDE = ("apart", "joint")
 SHARES = {"shared": "in another head's row space", "own": "outside all other heads'"}
 AGAINST = {"cosine": "cosine", "rows": "in the first's row space", "columns": "in the first's column space"}
+BOUNDS: dict[str, Bounds] = {"cosine": COSINE}
+"""Of measures that are no shares."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,11 @@ class Within:
 
     def null(self, name: str, kind: str) -> Band:
         """The band of a measure."""
-        return band(getattr(self.random[kind], name))
+        return band(getattr(self.random[kind], name), SHARE)
+
+    def mean_null(self, name: str, kind: str, dims: int = 0) -> Band:
+        """The band of a measure's mean over all but the first `dims` dimensions, of what is there."""
+        return band(_mean(getattr(self.random[kind], name), dims + 1), SHARE)
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,14 @@ class Across:
     is_whole: bool
     measured: Between
     random: Between
+
+    def null(self, name: str) -> Band:
+        """The band of a measure."""
+        return band(getattr(self.random, name), BOUNDS.get(name, SHARE))
+
+    def mean_null(self, name: str, dims: int = 0) -> Band:
+        """The band of a measure's mean over all but the first `dims` dimensions, of what is there."""
+        return band(_mean(getattr(self.random, name), dims + 1), BOUNDS.get(name, SHARE))
 
 
 def analyse(runs: Sequence[SavedRun], options: Options) -> Analysis:
@@ -111,10 +126,11 @@ _NULLS = (
 def heads_of(change: Change, options: Options) -> Iterator[Within]:
     """Measure the heads of every changed projection."""
     for group in change.groups():
-        update = torch.stack([change.update(site) for site in group.sites])
+        before, update = change.of(group)
         num_heads = group.num_heads
-        cut = by_head(update, num_heads)
-        values = {"apart": spectrum(cut), "joint": spectrum(update)}
+        cut, rounding = by_head(update, num_heads), rounding_of(by_head(before, num_heads))
+        cut = cut.where(change.live(group)[..., None, None], torch.zeros(()))
+        values = {"apart": spectrum(cut, rounding), "joint": spectrum(update, rounding_of(before))}
         drawn: dict[str, Heads] = {}
         for kind in BESIDE:
             generator = torch.Generator().manual_seed(options.seed)
@@ -124,7 +140,7 @@ def heads_of(change: Change, options: Options) -> Iterator[Within]:
                 left, right = random_factors(values[kind], shape, generator)
                 draws.append(between_heads(_turned(left, right) if kind == "apart" else by_head(left, num_heads)))
             drawn[kind] = Heads(*(torch.stack(parts) for parts in zip(*draws, strict=True)))
-        yield Within(change.label, group, between_heads(cut), drawn)
+        yield Within(change.label, group, between_heads(cut, rounding), drawn)
 
 
 def _turned(left: Tensor, right: Tensor) -> Tensor:
@@ -145,10 +161,17 @@ def between_phases(first: Change, second: Change, options: Options) -> Iterator[
     for group in (group.among(changed) for group in second.groups()):
         if not group.sites:
             continue
-        one, two = (torch.stack([change.update(site) for site in group.sites]) for change in (first, second))
+        (start_one, one), (start_two, two) = (change.of(group) for change in (first, second))
         for is_whole in (True, False):
-            before, after = (x[:, None] if is_whole else by_head(x, group.num_heads) for x in (one, two))
-            start, values = spanned(before), spectrum(after)
+            weights, before, weights_two, after = (
+                x[:, None] if is_whole else by_head(x, group.num_heads) for x in (start_one, one, start_two, two)
+            )
+            if not is_whole:
+                before, after = (
+                    x.where(change.live(group)[..., None, None], torch.zeros(()))
+                    for x, change in ((before, first), (after, second))
+                )
+            start, values = spanned(before, rounding_of(weights)), spectrum(after, rounding_of(weights_two))
             generator = torch.Generator().manual_seed(options.seed)
             shape = after.shape[-2:]
             drawn = [between(start, *random_factors(values, shape, generator)) for _ in range(options.draws)]
@@ -193,7 +216,7 @@ def _pairs_table(entries: Sequence[tuple[str, Within]]) -> pd.DataFrame:
 def _phases_table(entries: Sequence[tuple[str, Across]]) -> pd.DataFrame:
     lines: list[dict[str, Any]] = []
     for run, one in entries:
-        nulls = {name: band(getattr(one.random, name)) for name in AGAINST}
+        nulls = {name: one.null(name) for name in AGAINST}
         for place in np.ndindex(tuple(one.measured.cosine.shape)):
             line: dict[str, Any] = {"run": run, "first": one.labels[0], "second": one.labels[1]}
             line |= {**one.group.named(place[0]), "head": "whole" if one.is_whole else str(place[1])}
@@ -210,32 +233,40 @@ def _mean(values: Tensor, dims: int) -> Tensor:
 
 
 def _said(value: Tensor, null: Band) -> str:
-    low, high = float(null.low), float(null.high)
-    place = "within" if bool(null.holds(value)) else "above" if float(value) > high else "below"
-    return f"{float(null.mean):.3f} ({low:.3f} to {high:.3f}), {place} it"
+    return f"{float(null.mean):.3f} ({float(null.low):.3f} to {float(null.high):.3f}), {null.place(value)} it"
 
 
 def _said_within(run: str, one: Within, with_run: bool) -> str:
     shared, own = _mean(one.heads.shared, 0), _mean(one.heads.own, 0)
-    beside = [f"{kind} random heads {_said(shared, band(_mean(one.random[kind].shared, 1)))}" for kind in BESIDE]
+    what = f"{f'{run}: ' if with_run else ''}{one.label}, {one.group.name}"
+    there = int((~one.heads.shared.isnan()).sum())
+    if not there:
+        return f"{what}: no layer has two heads with an update, which it needs to compare them."
+    beside = [f"{kind} random heads {_said(shared, one.mean_null('shared', kind))}" for kind in BESIDE]
+    absent = one.heads.shared.numel() - there
+    left_out = f"; {absent} heads without an update, or alone in their layer, are left out" if absent else ""
     return (
-        f"{f'{run}: ' if with_run else ''}{one.label}, {one.group.name}: {float(shared):.3f} of a head's energy lies "
+        f"{what}: {float(shared):.3f} of a head's energy lies "
         f"in another head's row space ({'; '.join(beside)}), {float(own):.3f} outside all others' ({BESIDE[0]} "
-        f"{_said(own, band(_mean(one.random['apart'].own, 1)))})."
+        f"{_said(own, one.mean_null('own', 'apart'))}){left_out}."
     )
 
 
 def _said_across(run: str, one: Across, with_run: bool) -> str:
+    what = (
+        f"{f'{run}: ' if with_run else ''}{one.labels[1]} after {one.labels[0]}, {one.group.name}, "
+        f"{'whole matrices' if one.is_whole else 'each head'}"
+    )
+    absent = int(one.measured.cosine.isnan().sum())
+    if absent == one.measured.cosine.numel():
+        return f"{what}: no head was changed by both phases."
     parts = [
-        f"{said} {float(value):.3f}, random {_said(value, band(_mean(getattr(one.random, name), 1)))}"
+        f"{said} {float(value):.3f}, random {_said(value, one.mean_null(name))}"
         for name, said in AGAINST.items()
         for value in [_mean(getattr(one.measured, name), 0)]
     ]
-    what = "whole matrices" if one.is_whole else "each head"
-    return (
-        f"{f'{run}: ' if with_run else ''}{one.labels[1]} after {one.labels[0]}, {one.group.name}, {what}, energy "
-        f"of the second: {'; '.join(parts)}."
-    )
+    left_out = f"; {absent} heads that one of the two left alone are left out" if absent else ""
+    return f"{what}, energy of the second: {'; '.join(parts)}{left_out}."
 
 
 def _pairs(run: str, entries: Sequence[Within]) -> Figure:
@@ -264,7 +295,7 @@ def _shares(run: str, entries: Sequence[Within]) -> Figure:
         for axis, (name, said) in zip(row, SHARES.items(), strict=True):
             x = range(len(one.group.layers))
             for number, kind in enumerate(BESIDE, start=1):
-                style.banded(axis, x, None, band(_mean(getattr(one.random[kind], name), 2)), number, f"random, {kind}")
+                style.banded(axis, x, None, one.mean_null(name, kind, 1), number, f"random, {kind}")
             style.banded(axis, x, _mean(getattr(one.heads, name), 1), None, 0, "measured")
             axis.set_xticks(x, one.group.layers)
             axis.set(ylim=(-0.03, 1.03), xlabel="layer")
@@ -283,7 +314,7 @@ def _phases(run: str, entries: Sequence[Across]) -> Figure:
     for row, one in zip(axes, entries, strict=True):
         for axis, (name, said) in zip(row, AGAINST.items(), strict=True):
             x = range(len(one.group.layers))
-            style.banded(axis, x, None, band(_mean(getattr(one.random, name), 2)), 1, "random second phase (95 %)")
+            style.banded(axis, x, None, one.mean_null(name, 1), 1, "random second phase (95 %)")
             style.banded(axis, x, _mean(getattr(one.measured, name), 1), None, 0, "measured")
             axis.set_xticks(x, one.group.layers)
             axis.set_title(f"{one.group.name}, {'whole' if one.is_whole else 'heads'}: {said}")

@@ -18,7 +18,7 @@ _RIDGE = 1e-6
 
 
 class Heads(NamedTuple):
-    """Between the heads of one update. NaN where a head has no update.
+    """Between the heads of one update. NaN where a head has no update, or no other head has one.
 
     Attributes:
         overlap: of each pair, (..., H, H): |D_g D_h'|^2 / (|D_g D_g'| |D_h D_h'|), Frobenius norms: 0 where the rows
@@ -33,8 +33,8 @@ class Heads(NamedTuple):
     own: Tensor
 
 
-def between_heads(updates: Tensor) -> Heads:
-    """Compare the heads of updates, (..., H, e, I)."""
+def between_heads(updates: Tensor, rounding: Tensor | None = None) -> Heads:
+    """Compare the heads of updates, (..., H, e, I), with what is rounding in them, see `spaces`, (..., H)."""
     updates = updates.double()
     size = updates.norm(dim=(-2, -1))
     is_there = size > 1e-6 * size.amax(-1, keepdim=True).clamp(min=_TINY)
@@ -44,11 +44,12 @@ def between_heads(updates: Tensor) -> Heads:
     both = is_there[..., :, None] & is_there[..., None, :]
     overlap = (grams / (norms[..., :, None] * norms[..., None, :])).where(both, torch.nan)
 
-    bases = spaces(unit)  # (..., H, I, R)
+    bases = spaces(updates, rounding)  # (..., H, I, R)
     inside = torch.einsum("...gei,...hir->...gher", unit, bases).square().sum((-2, -1))  # energy of g in h's space
     others = both & ~torch.eye(updates.shape[-3], dtype=torch.bool)
-    shared = (inside * others).sum(-1) / others.sum(-1)  # NaN of a head that is alone
-    return Heads(overlap, shared.where(is_there, torch.nan), _own(unit, bases).where(is_there, torch.nan))
+    shared = (inside * others).sum(-1) / others.sum(-1)
+    compared = others.any(-1)
+    return Heads(overlap, shared.where(compared, torch.nan), _own(unit, bases).where(compared, torch.nan))
 
 
 def _own(unit: Tensor, bases: Tensor) -> Tensor:
@@ -93,10 +94,11 @@ class Spaces(NamedTuple):
     columns: Tensor
 
 
-def spanned(update: Tensor) -> Spaces:
-    """An update, (..., O, I), with its spaces; of nothing everything is zero."""
-    unit = update.double() / update.double().norm(dim=(-2, -1), keepdim=True).clamp(min=_TINY)
-    return Spaces(unit, spaces(unit), spaces(unit.mT))
+def spanned(update: Tensor, rounding: Tensor | None = None) -> Spaces:
+    """An update, (..., O, I), with its spaces, see `spaces`; of nothing everything is zero."""
+    update = update.double()
+    unit = update / update.norm(dim=(-2, -1), keepdim=True).clamp(min=_TINY)
+    return Spaces(unit, spaces(update, rounding), spaces(update.mT, rounding))
 
 
 def between(first: Spaces, left: Tensor, right: Tensor | None = None) -> Between:

@@ -16,16 +16,16 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from headwise.analysis.bands import FREE, POSITIVE, SHARE, Band, Bounds, band
 from headwise.analysis.changes import Change, Group, by_head, changes
 from headwise.analysis.directions import (
-    Band,
     Singular,
-    band,
     effective_rank,
     kept,
     random_factors,
     random_like,
     ranks,
+    rounding_of,
     singular,
     spectrum,
 )
@@ -35,26 +35,35 @@ from headwise.analysis.made import Analysis
 from headwise.artifacts.saved import SavedRun
 from headwise.errors import ConfigError
 
-WHOLE_DRAWS = 3
-"""Random updates of whole matrices: their measures hardly vary, and decomposing one takes as long as all its heads."""
 SIDES = ("left", "right")
+SIZES = ("size", "relative")
+"""Measures that a head without an update has too; all others it has not: no update has no directions."""
+BOUNDS: dict[str, Bounds] = {"match": SHARE, "overlap": SHARE, "angle": (0.0, 90.0)}
+"""By the last word of a measure's name; the others are positive."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A measure of matrices and the same of random updates: value (...), draws (N, ...)."""
+    """A measure of matrices and the same of random updates: value (...), draws (N, ...), NaN where there is none."""
 
     value: Tensor
     draws: Tensor
+    bounds: Bounds = FREE
 
     @property
     def null(self) -> Band:
         """The band of each matrix."""
-        return band(self.draws)
+        return band(self.draws, self.bounds)
 
-    def mean(self) -> Measured:
-        """Over all matrices, draw by draw."""
-        return Measured(self.value.mean(), self.draws.flatten(1).mean(1))
+    @property
+    def num_there(self) -> int:
+        """Values that there are."""
+        return int((~self.value.isnan()).sum())
+
+    def mean(self, dims: Sequence[int] | None = None) -> Measured:
+        """Of what is there, over these dimensions of the matrices, or all, draw by draw."""
+        over = tuple(range(self.value.ndim) if dims is None else dims)
+        return Measured(self.value.nanmean(over), self.draws.nanmean(tuple(dim + 1 for dim in over)), self.bounds)
 
 
 @dataclass(frozen=True)
@@ -66,7 +75,8 @@ class Part:
         is_whole: or by head.
         ranks: of ``overlap``.
         measures: by name: ``size`` (Frobenius norm), ``relative`` (to the weight), ``effective_rank``, and of each side
-            ``<side>_match`` (...), ``<side>_overlap`` and ``<side>_angle`` (..., R), see `Kept`.
+            ``<side>_match`` (...), ``<side>_overlap`` and ``<side>_angle`` (..., R), see `Kept`. Of a head without an
+            update all but its size are NaN.
         shown: place in the group of the layer that changed most.
         first, tuned, random: decompositions of that layer: before, after, after a random update.
     """
@@ -100,54 +110,46 @@ def analyse(runs: Sequence[SavedRun], options: Options) -> Analysis:
 def parts(change: Change, draws: int, seed: int) -> Iterator[Part]:
     """Measure every changed projection, whole and by head."""
     for group in change.groups():
-        before = torch.stack([change.before[site] for site in group.sites])
-        update = torch.stack([change.update(site) for site in group.sites])
-        shown = int((update.flatten(1).norm(dim=1) / before.flatten(1).norm(dim=1)).argmax())
         for is_whole in (True, False):
-            generator = torch.Generator().manual_seed(seed)
-            yield _part(group, is_whole, before, update, draws, generator, shown)
+            yield _part(change, group, is_whole, draws, torch.Generator().manual_seed(seed))
 
 
-def _part(
-    group: Group,
-    is_whole: bool,
-    before: Tensor,
-    update: Tensor,
-    draws: int,
-    generator: torch.Generator,
-    shown: int,
-) -> Part:
+def _part(change: Change, group: Group, is_whole: bool, draws: int, generator: torch.Generator) -> Part:
+    before, update = change.of(group)
+    live = torch.ones(len(before), dtype=torch.bool) if is_whole else change.live(group)
+    shown = int((update.flatten(1).norm(dim=1) / before.flatten(1).norm(dim=1)).argmax())
     cut: Callable[[Tensor], Tensor] = (lambda x: x) if is_whole else (lambda x: by_head(x, group.num_heads))
     leading = before.shape[-2] // group.num_heads
-    whole_values = spectrum(update)  # (L, K)
-    values = whole_values if is_whole else spectrum(cut(update))
+    whole_values = spectrum(update, rounding_of(before))  # (L, K)
+    values = whole_values if is_whole else spectrum(cut(update), rounding_of(cut(before)))
     first = singular(cut(before))
     tuned = singular(cut(before + update))
-    values_by_name = {**_sizes(cut(update), values, cut(before)), **_sides(first, tuned, leading)}
-    collected: dict[str, list[Tensor]] = {name: [] for name in values_by_name}
+    found = _of_live({**_sizes(cut(update), values, cut(before)), **_sides(first, tuned, leading)}, live)
+    collected: dict[str, list[Tensor]] = {name: [] for name in found}
     examples: list[Singular] = []
-    for _ in range(min(draws, WHOLE_DRAWS) if is_whole else draws):
+    for _ in range(draws):
         turned = singular(cut(before) + random_like(values, cut(update).shape[-2:], generator))
         # sizes and ranks of rows are those of the rows of the left factor: the right one is orthonormal
         spread = cut(random_factors(whole_values, update.shape[-2:], generator)[0])
-        drawn = {
-            **_sizes(spread, spectrum(spread), cut(before)),
-            **_sides(first, turned, leading),
-        }
-        for name, value in drawn.items():
+        drawn = {**_sizes(spread, spectrum(spread), cut(before)), **_sides(first, turned, leading)}
+        for name, value in _of_live(drawn, live).items():
             collected[name].append(value)
         examples += [] if examples else [_one(turned, shown)]
-    measures = {name: Measured(value, torch.stack(collected[name])) for name, value in values_by_name.items()}
-    return Part(
-        group,
-        is_whole,
-        ranks(leading),
-        measures,
-        shown,
-        _one(first, shown),
-        _one(tuned, shown),
-        *examples,
-    )
+    measures = {
+        name: Measured(value, torch.stack(collected[name]), BOUNDS.get(name.split("_")[-1], POSITIVE))
+        for name, value in found.items()
+    }
+    return Part(group, is_whole, ranks(leading), measures, shown, _one(first, shown), _one(tuned, shown), *examples)
+
+
+def _of_live(measures: dict[str, Tensor], live: Tensor) -> dict[str, Tensor]:
+    """The measures, all but sizes NaN where there is no update."""
+    return {
+        name: value
+        if name in SIZES
+        else value.where(live.view(*live.shape, *[1] * (value.ndim - live.ndim)), torch.nan)
+        for name, value in measures.items()
+    }
 
 
 def _one(layers: Singular, layer: int) -> Singular:
@@ -214,7 +216,7 @@ def _by_rank(pieces: Sequence[Part]) -> pd.DataFrame:
 
 def verdict(value: float, null: Band, digits: int = 4) -> str:
     """A number beside its band: ``0.9312, as a random update's 0.9207 (0.9013 to 0.9401)``."""
-    place = "as" if bool(null.holds(torch.tensor(value))) else "above" if value > float(null.high) else "below"
+    place = {"within": "as", None: "beside"}.get(where := null.place(torch.tensor(value)), where)
     mean, low, high = (f"{float(end):.{digits}f}" for end in null)
     return f"{value:.{digits}f}, {place} a random update's {mean} ({low} to {high})"
 
@@ -222,22 +224,24 @@ def verdict(value: float, null: Band, digits: int = 4) -> str:
 def _sentences(part: Part) -> list[str]:
     what = f"{part.group.name}, {'whole matrices' if part.is_whole else 'each head'}"
     said = []
+    rank, size = part.measures["effective_rank"], part.measures["size"]
+    absent = rank.value.numel() - rank.num_there
+    left_out = f" ({absent} without an update are left out)" if absent else ""
     for side in SIDES:
         measured = part.measures[f"{side}_match"]
         inside = int(measured.null.holds(measured.value).sum())
         mean = measured.mean()
         said.append(
             f"{what}: matching {side} singular vectors have a mean absolute cosine of "
-            f"{verdict(float(mean.value), mean.null)}; {inside} of {measured.value.numel()} lie in their own bands."
+            f"{verdict(float(mean.value), mean.null)}; {inside} of {measured.num_there} lie in their own bands{left_out}."
         )
-    mean = part.measures["effective_rank"].mean()
-    size = part.measures["size"]
+    mean = rank.mean()
     if part.is_whole:
         return [*said, f"{what}: the update has an effective rank of {float(mean.value):.1f} on average."]
     largest = size.value.flatten().argmax()
     layer, head = divmod(int(largest), size.value.shape[1])
     above = int((size.value > size.null.high).sum())
-    said.append(f"{what}: the update has an effective rank of {verdict(float(mean.value), mean.null, 1)}.")
+    said.append(f"{what}: the update has an effective rank of {verdict(float(mean.value), mean.null, 1)}{left_out}.")
     said.append(
         f"{what}: the largest update is that of layer {part.group.layers[layer]}, head {head}; {above} of "
         f"{size.value.numel()} heads have a larger one than the same energy spread at random."
@@ -246,10 +250,10 @@ def _sentences(part: Part) -> list[str]:
 
 
 def _explained(pieces: Sequence[Part]) -> str:
-    draws = " and ".join(str(number) for number in sorted({len(part.measures["size"].draws) for part in pieces}))
+    draws = len(pieces[0].measures["size"].draws)
     leading = ", ".join(str(number) for number in sorted({part.ranks[-1] for part in pieces}))
     return (
         f"Leading vectors are as many as a head has rows ({leading}). Bands hold 95 % of further random updates: of "
         f"directions with each matrix's own singular values, of sizes and ranks of heads with those of the "
-        f"whole (n = {draws} draws of whole matrices and of heads): one number in twenty lies outside by chance."
+        f"whole (n = {draws} draws each): one number in twenty lies outside by chance."
     )
