@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from headwise.analysis.agreement import agreement, best_of, jaccard, jaccard_by_chance, shared, spearman
+from headwise.analysis.agreement import agreement, best_of, correlations, jaccard, jaccard_by_chance, shared, spearman
 from headwise.errors import ConfigError
 
 TRUTH = np.random.default_rng(0).normal(size=144)
@@ -75,6 +76,28 @@ def test_one_mask_for_all_layers_varies_more_than_one_for_each():
         jaccard_by_chance(masks, masks, masks is alike, 500, 0) for masks in (alike, apart)
     )
     assert high - low > 2 * (far - near)
+
+
+@pytest.mark.parametrize("n", [3, 4, 7, 8, 12])
+def test_the_best_of_few_things_is_bounded_and_true(n):
+    random = np.random.default_rng(0)
+    for scores in (1, 6):
+        bound = best_of(scores, n)
+        orders = random.permuted(np.tile(np.arange(float(n)), (4000 * scores, 1)), axis=1)
+        best = correlations(orders, np.arange(n)).reshape(4000, scores).max(axis=1)
+        assert bound <= 1.0 and (best <= bound + 1e-9).mean() >= 0.96
+    assert (best_of(6, n) == 1.0) == (n <= 5), "of so few even the right order is one that chance gives"
+
+
+def test_every_correlation_is_the_one_of_scipy():
+    random = np.random.default_rng(1)
+    one, other = random.integers(0, 5, size=(2, 30, 12)).astype(float)
+    expected = [stats.spearmanr(a, b).statistic for a, b in zip(one, other, strict=True)]
+    assert correlations(one, other) == pytest.approx(expected)
+    assert [spearman(a, b) for a, b in zip(one, other, strict=True)] == pytest.approx(expected)
+    noise = random.permuted(np.tile(np.arange(12.0), (9, 1)), axis=1)
+    assert correlations(noise, one[0]) == pytest.approx([stats.spearmanr(row, one[0]).statistic for row in noise])
+    assert np.isnan(correlations(np.ones(4), np.arange(4)))
 
 
 @pytest.mark.parametrize("score, k", [([1.0, 2.0], 1), ([1.0, 2.0, 3.0, 4.0], 2), ([1.0, 2.0, 3.0], 4)])

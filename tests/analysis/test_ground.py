@@ -3,15 +3,18 @@
 import dataclasses
 import itertools
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from test_switches import BATCHES, everywhere, trained
 
 from headwise import analysis
+from headwise.analysis import ground, looking
 from headwise.analysis.ground import Truth, differing
-from headwise.analysis.kinds import Options
-from headwise.analysis.lorenz import carried, counted
-from headwise.analysis.opened import images_of, of_weights, opened
+from headwise.analysis.kinds import MOST, Options
+from headwise.analysis.lorenz import carried, counted, half
+from headwise.analysis.opened import drawn, images_of, of_weights, opened
 from headwise.analysis.switches import HeadUpdate, Switches, toggled
 from headwise.artifacts.saved import SavedRun
 from headwise.errors import CheckpointError, ConfigError, WeightsError
@@ -33,7 +36,7 @@ def test_scores_of_the_weights_are_those_of_the_gates(lora):
         other = torch.tensor([again[update][name] for update in one.switches.updates])
         assert torch.allclose(one.scores[name], other, atol=1e-6, rtol=1e-3), name
     assert torch.equal(one.scores["taylor_neg"], -one.scores["taylor_pos"])
-    assert list(one.by_batches) == [1, 2]
+    assert list(one.by_images) == [3, 6, 12]
 
 
 def test_the_taylor_score_foretells_a_small_update():
@@ -59,7 +62,7 @@ def test_the_score_is_zero_where_nothing_changed():
 
 def test_everything_of_one_run(lora, tmp_path):
     made = analysis.responsiveness(lora, **FEW, greedy=1)
-    assert set(made.tables) == {"heads", "agreement", "between_scores", "masks", "batches", "greedy"}
+    assert set(made.tables) == {"heads", "agreement", "between_scores", "masks", "images", "greedy"}
     heads = made.tables["heads"]
     assert len(heads) == heads["heads"].iloc[0] * len(heads[["block", "projection"]].drop_duplicates())
     least = heads.loc[heads["loss_rise"].idxmin()]
@@ -126,7 +129,7 @@ def test_a_run_of_few_images_is_scored_on_those(finished):
     trained_images = set(run.data(net, run.source()).pixels("train800val200").keys)
     for wanted, count in ((24, 24), (None, 40), (300, 40)):
         chosen = images_of(run, net, Options(images=wanted, batch_size=8), "train")
-        assert len(chosen) == count and set(chosen.pixels.keys) <= trained_images
+        assert len(chosen) == count and {chosen.pixels.keys[place] for place in chosen.places} <= trained_images
 
 
 def test_two_phases(finished):
@@ -146,10 +149,129 @@ def test_a_planted_head_carries_all():
     switches = Switches(net, before)
     labels = [net(x).argmax(-1) for x, _ in BATCHES]  # what the trained network says is taken for the truth
     found = carried(switches, [(x, y) for (x, _), y in zip(BATCHES, labels, strict=True)], "toy", 2, 0)
-    assert found.counts == [0, 1]
+    assert found.counts == [0, 1] and "head 1 of v in layer 0" in found.first, "no head without an update is the best"
+    assert found.gain == found.best[1] - found.best[0]
     assert float(found.alone.accuracy[1]) == 100.0 > float(found.alone.accuracy[0]) == float(found.none.accuracy)
     assert found.best[-1] == 100.0
     assert found.needed(found.best) == 1
+
+
+def test_a_head_without_an_update_is_never_the_best():
+    """Also where every update that there is does harm."""
+    net, before = trained("vit", [(0, 1, "v", 2)], size=1.0)
+    switches = Switches(net, before)
+    switches.set(())
+    labels = [net(x).argmax(-1) for x, _ in BATCHES]  # what the network says without the update
+    switches.set(switches.updates)
+    found = carried(switches, [(x, y) for (x, _), y in zip(BATCHES, labels, strict=True)], "toy", 2, 0)
+    assert "head 2 of v in layer 1" in found.first and found.gain <= 0
+
+
+def test_the_size_of_batches_changes_nothing():
+    net, before = trained("vit", everywhere("vit"), size=0.5)
+    switches = Switches(net, before)
+    x, y = (torch.cat(parts) for parts in zip(*BATCHES, strict=True))
+    found = [
+        carried(switches, list(zip(x.split(size), y.split(size), strict=True)), "toy", 3, 0) for size in (1, 5, 12)
+    ]
+    for other in found[1:]:
+        assert torch.equal(other.chooses, found[0].chooses) and other.first == found[0].first
+        for name in ("best", "worst", "random", "gain"):
+            assert (
+                (getattr(other, name) == getattr(found[0], name)).all()
+                if name != "gain"
+                else other.gain == found[0].gain
+            )
+    assert 0 < found[0].num_measured < len(y)
+    none = found[0].none.correct[~found[0].chooses].double().mean() * 100
+    assert found[0].best[0] == found[0].worst[0] == pytest.approx(float(none)), "one set of images"
+
+
+@pytest.mark.parametrize("kind, tables", [("heads", ("alone", "curves")), ("responsiveness", ("heads", "images"))])
+def test_the_size_of_batches_changes_no_table(lora, kind, tables):
+    one, other = (getattr(analysis, kind)(lora, images=24, batch_size=size) for size in (5, 24))
+    for name in tables:
+        a, b = one.tables[name], other.tables[name]
+        assert list(a) == list(b)
+        pd.testing.assert_frame_equal(a, b, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("sizes", [[50, 50], [90, 10], [3] * 40, [1, 99], [200]])
+def test_images_are_drawn_from_every_class_by_the_seed(sizes):
+    labels = np.repeat(np.arange(len(sizes)), sizes)  # as lists have them
+    total = len(labels)
+    for count in (total // 4, total // 2, total):
+        chosen = drawn(labels, count, 1)
+        assert len(set(chosen.tolist())) == count
+        for part in (count // 2, count):
+            there = np.bincount(labels[chosen[:part]], minlength=len(sizes))
+            assert (np.abs(there - np.array(sizes) * part / total) <= 1 + 1e-9).all(), "a share of each class"
+        halves = half(torch.from_numpy(labels[chosen])).numpy()
+        one, other = (np.bincount(labels[chosen][part], minlength=len(sizes)) for part in (halves, ~halves))
+        assert (np.abs(one - other) <= 1).all() and 0 <= halves.sum() - (~halves).sum() <= 1
+    assert drawn(labels, None, 1).tolist() == drawn(labels, total, 1).tolist()
+    assert drawn(labels, total // 4, 1).tolist() == chosen[: total // 4].tolist(), "fewer are the first of more"
+    assert set(drawn(labels, total // 4, 1)) != set(drawn(labels, total // 4, 2))
+
+
+@pytest.mark.parametrize("kind", ["responsiveness", "heads", "attention"])
+def test_the_seed_chooses_the_images(lora, kind):
+    run = SavedRun.read(lora)
+    net = run.network()
+    keys = [
+        {images.pixels.keys[place] for place in images.places}
+        for images in (images_of(run, net, Options(images=24, seed=seed), kind=kind) for seed in (0, 0, 1))
+    ]
+    assert keys[0] == keys[1] != keys[2]
+
+
+@pytest.mark.parametrize("kind, least", [("responsiveness", 2), ("heads", 2), ("attention", 3)])
+def test_too_few_images_are_refused_and_few_are_told_in_words(lora, kind, least):
+    with pytest.raises(ConfigError, match=f"{kind} needs {least} images or more, got {least - 1}"):
+        getattr(analysis, kind)(lora, images=least - 1)
+    made = getattr(analysis, kind)(lora, images=least, **({} if kind != "heads" else {"draws": 2}))
+    assert not any("nan" in sentence.split() or "nan)" in sentence for sentence in made.sentences)
+
+
+def test_more_images_than_there_are(lora):
+    run = SavedRun.read(lora)
+    net = run.network()
+    counts = [len(images_of(run, net, Options(images=count), "val")) for count in (100_000, MOST, None)]
+    assert counts == [200] * 3
+
+
+def test_different_images_are_paired_in_few_ways(monkeypatch):
+    maps = torch.rand(40, 3, 3, generator=torch.Generator().manual_seed(0))
+    looks = [looking.Looked(name, {"rollout": m}, torch.ones(40)) for name, m in (("a", maps), ("b", maps + 0.1))]
+    row = looking._compare(looks).iloc[0]
+    assert row["spearman"] == pytest.approx(1.0) and row["other_images_low"] < 0 < row["other_images_high"] < 0.5
+    monkeypatch.setattr(looking, "MOST_PAIRINGS", 10)
+    assert looking._compare(looks).iloc[0]["other_images"] == pytest.approx(row["other_images"], abs=0.1)
+
+
+def test_a_run_of_too_few_heads_has_no_order(lora, monkeypatch):
+    monkeypatch.setattr(ground, "LEAST_HEADS", 100)
+    with pytest.raises(ConfigError, match=r"has 72 with an update; it needs 100 or more"):
+        analysis.responsiveness(lora, **FEW)
+
+
+@pytest.mark.parametrize("change", ["on", "off", "missing", "elsewhere"])
+@pytest.mark.parametrize("kind", ["responsiveness", "heads"])
+def test_masks_that_the_tensors_contradict_are_refused(finished, kind, change):
+    run = SavedRun.read(finished("method=heart_lora", "ne=quarter"))
+    phase = run.result.phases[-1]
+    rows = [dict(row, active=list(row["active"])) for row in phase.extra["heads"]]
+    head = rows[0]["active"].index(0 if change == "on" else 1)
+    if change in ("on", "off"):
+        rows[0]["active"][head] = int(change == "on")
+    elif change == "missing":
+        del rows[0]
+    else:
+        rows[0]["proj"] = "k"
+    changed = dataclasses.replace(phase, extra={**phase.extra, "heads": rows})
+    broken = SavedRun(run.folder, dataclasses.replace(run.result, phases=[changed]))
+    with pytest.raises(ConfigError, match=r"result\.json says of [qk] in stage 0, block 0 .* stored tensors say"):
+        getattr(analysis, kind)(broken, **FEW)
 
 
 @pytest.mark.parametrize("total", [1, 2, 13, 144])

@@ -137,6 +137,9 @@ def test_runs_that_cannot_be_analysed(finished: Finished, tmp_path: Path) -> Non
     with pytest.raises(ConfigError, match="is given twice"):
         analyse("subspaces", [run, run])
     broken = Path(shutil.copytree(run, tmp_path / "run"))
+    for kind in KINDS:
+        with pytest.raises(ConfigError, match=r"holds the same run as .* give each run once"):
+            analyse(kind, [run, broken])
     (broken / "phase-1.safetensors").unlink()
     with pytest.raises(CheckpointError):
         analysis.subspaces(broken)

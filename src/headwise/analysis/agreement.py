@@ -5,7 +5,7 @@ Legend: n things, D draws.
 
 from __future__ import annotations
 
-import warnings
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from headwise.analysis.bands import COVERAGE, percentiles
 from headwise.errors import ConfigError
 
 Values = NDArray[np.float64]
-BAND = (2.5, 97.5)
-"""Percentiles between which a random order falls in 95 of 100 cases."""
+FEW = 7
+"""Of so few things every order is looked at."""
 
 
 @dataclass(frozen=True)
@@ -68,21 +69,33 @@ def agreement(score: Any, truth: Any, k: int, draws: int, seed: int) -> Agreemen
     if not 1 <= k <= n:
         raise ConfigError(f"the k largest of {n} are asked for, got k={k}")
     noise = np.random.default_rng(seed).permuted(np.tile(np.arange(float(n)), (draws, 1)), axis=1)
-    # Spearman's is Pearson's of the ranks, for all draws at once
-    ranks = stats.zscore(stats.rankdata(other)) if np.ptp(other) else np.full(n, np.nan)
-    low, high = np.percentile(stats.zscore(noise, axis=1) @ ranks / n, BAND)
+    low, high = percentiles(correlations(noise, other))
     members = among_largest(other, k)[np.argsort(-noise, axis=1)[:, :k]]
-    top_low, top_high = np.percentile(members.mean(axis=1), BAND)
-    return Agreement(
-        n, spearman(one, other), float(low), float(high), shared(one, other, k), float(top_low), float(top_high), k
-    )
+    top_low, top_high = percentiles(members.mean(axis=1))
+    return Agreement(n, spearman(one, other), low, high, shared(one, other, k), top_low, top_high, k)
+
+
+def standard_ranks(values: Any) -> Values:
+    """Ranks along the last axis, ties at their mean rank, less their mean and over their deviation; NaN if all tie."""
+    ranks = stats.rankdata(np.asarray(values, dtype=float), axis=-1)
+    ranks = ranks - ranks.mean(-1, keepdims=True)
+    deviation = np.sqrt(np.square(ranks).mean(-1, keepdims=True))
+    return np.asarray(np.divide(ranks, deviation, out=np.full_like(ranks, np.nan), where=deviation > 0))
+
+
+def of_ranks(one: Values, other: Values) -> Values:
+    """Spearman's correlation along the last axis of what `standard_ranks` gave: it is Pearson's of the ranks."""
+    return np.asarray(np.clip((one * other).mean(-1), -1.0, 1.0))
+
+
+def correlations(one: Any, other: Any) -> Values:
+    """Spearman's along the last axis, (...); NaN where one of the two does not vary."""
+    return of_ranks(standard_ranks(one), standard_ranks(other))
 
 
 def spearman(one: Any, other: Any) -> float:
-    """Rank correlation, ties at their mean rank; NaN where one list does not vary."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", stats.ConstantInputWarning)
-        return float(stats.spearmanr(one, other).statistic)
+    """Rank correlation of two lists, ties at their mean rank; NaN where one does not vary."""
+    return float(correlations(one, other))
 
 
 def shared(one: Any, other: Any, k: int) -> float:
@@ -104,8 +117,16 @@ def among_largest(values: Any, k: int) -> Values:
 
 
 def best_of(scores: int, n: int) -> float:
-    """What the best of several independent random orders of n things stays below in 97.5 of 100 cases, as Spearman."""
-    return float(stats.norm.ppf((BAND[1] / 100) ** (1 / scores)) / np.sqrt(n - 1))
+    """What the best of several independent random orders of n things does not exceed in 97.5 of 100 cases, as Spearman.
+
+    At most 1: of few things even the right order is nothing that chance does not do.
+    """
+    share = (0.5 + COVERAGE / 2) ** (1 / scores)
+    if n <= FEW:
+        every = correlations(list(itertools.permutations(range(n))), range(n))
+        return round(float(np.quantile(every, share, method="inverted_cdf")), 12)
+    t = float(stats.t.ppf(share, n - 2))
+    return float(t / np.sqrt(n - 2 + t**2))
 
 
 Masks = Mapping[Any, NDArray[Any]]
@@ -137,5 +158,4 @@ def jaccard_by_chance(one: Masks, other: Masks, is_global: bool, draws: int, see
             else:
                 mixed[name] = random.permuted(mask, axis=1)
         drawn.append(jaccard(one, mixed))
-    low, high = np.percentile(drawn, BAND)
-    return float(np.mean(drawn)), float(low), float(high)
+    return float(np.mean(drawn)), *percentiles(drawn)

@@ -34,6 +34,7 @@ from headwise.analysis.opened import (
 from headwise.analysis.responsive_pictures import agreements, maps, matrix
 from headwise.analysis.switches import HeadUpdate, Outcome, greedy, toggled
 from headwise.artifacts.saved import SavedRun
+from headwise.errors import ConfigError
 from headwise.updates import heads
 from headwise.updates.gate import Gate
 from headwise.updates.sites import Site
@@ -45,6 +46,7 @@ TRUTHS = {"loss_rise": "loss", "accuracy_drop": "accuracy"}
 """Columns of what is true, larger where a head matters more, and their words."""
 NULLS = 1000
 """Random orders behind a band: they cost nothing beside a forward pass."""
+LEAST_HEADS = 3
 NO_CHANGE = 2.0
 """Standard errors within which a head's effect is not told from none."""
 CHANCE = float(2 * stats.norm.sf(NO_CHANGE))
@@ -76,7 +78,7 @@ class Truth:
         count = rise.shape[-1]
         return cls(
             loss_rise=rise.mean(-1),
-            loss_error=rise.std(-1) / count**0.5 if count > 1 else torch.zeros(len(rise)),
+            loss_error=rise.std(-1) / count**0.5,
             accuracy_drop=base.accuracy - without.accuracy,
             loss=float(base.mean_loss),
             accuracy=float(base.accuracy),
@@ -121,7 +123,7 @@ def analyse(runs: Sequence[SavedRun], options: Options) -> Analysis:
         "between_scores": pd.DataFrame([row for one in examined for row in between_scores(one)]),
     }
     chosen = [row for one in examined for row in masks(one, options.seed)]
-    batches = [row for one in examined for row in by_batches(one)]
+    images = [row for one in examined for row in by_images(one)]
     between = [row for pair in itertools.combinations(examined, 2) for row in between_runs(*pair, options.seed)]
     steps = [
         {"run": one.name, "step": step, "head": update.key, "loss": loss, "accuracy": accuracy}
@@ -130,7 +132,7 @@ def analyse(runs: Sequence[SavedRun], options: Options) -> Analysis:
     ]
     tables |= {
         name: pd.DataFrame(rows)
-        for name, rows in {"masks": chosen, "batches": batches, "between_runs": between, "greedy": steps}.items()
+        for name, rows in {"masks": chosen, "images": images, "between_runs": between, "greedy": steps}.items()
         if rows
     }
     figures = {
@@ -149,10 +151,15 @@ def analyse(runs: Sequence[SavedRun], options: Options) -> Analysis:
 
 def _measure(run: SavedRun, name: str, options: Options) -> Examined:
     one = opened(run, options)
-    images = images_of(run, one.switches.net, options)
+    if len(one.switches.live) < LEAST_HEADS:
+        raise ConfigError(
+            f"responsiveness orders heads by what their updates do, and {run.folder} has "
+            f"{len(one.switches.live)} with an update; it needs {LEAST_HEADS} or more"
+        )
+    images = images_of(run, one.switches.net, options, kind="responsiveness")
     one.switches.suffix.check(next(iter(images))[0])
     base, without = toggled(one.switches, images, one.switches.updates, one.switches.updates)
-    steps = greedy(one.switches, list(images), options.greedy) if options.greedy else []
+    steps = greedy(one.switches, images, options.greedy) if options.greedy else []
     return Examined(name, one, Truth.of(base, without), images.split, steps)
 
 
@@ -192,18 +199,18 @@ def between_scores(examined: Examined) -> list[dict[str, Any]]:
     ]
 
 
-def by_batches(examined: Examined) -> list[dict[str, Any]]:
-    """Rank correlation of a score of the first batches with that of all."""
+def by_images(examined: Examined) -> list[dict[str, Any]]:
+    """Rank correlation of a score of the first images with that of all."""
     return [
         {
             "run": examined.name,
             "score": score,
-            "batches": count,
+            "images": count,
             "all_images": examined.opened.scored_on,
             "n": int(examined.live.sum()),
             "spearman": spearman(values[examined.live], examined.opened.scores[score][examined.live]),
         }
-        for count, scores in examined.opened.by_batches.items()
+        for count, scores in examined.opened.by_images.items()
         for score, values in scores.items()
     ]
 
@@ -324,13 +331,20 @@ def _verdict(rows: pd.DataFrame, examined: Examined) -> str:
     is_told = not (pd.isna(taylor["is_chance"]) or taylor["is_chance"])
     right = sign if is_told else "not to be told from chance here"
     n, low, high = int(best["n"]), taylor["low"], taylor["high"]
+    scored = f"Scores are of {examined.opened.scored_on} training images."
+    if pd.isna(best["spearman"]):
+        return (
+            f"over {n} heads' updates no score, or not the true rise of the loss, varies: there is no order. {scored}"
+        )
+    bound = best_of(len(rows), n)
+    chance = f"stays below {bound:.2f}" if bound < 1 else f"reaches 1 as well: {n} heads are too few to tell"
     return (
         f"over {n} heads' updates the best score of the true rise of the loss is {SCORE_NAMES[best['score']]!r} "
-        f"(Spearman {best['spearman']:.2f}; the best of {len(rows)} random orders stays below "
-        f"{best_of(len(rows), n):.2f}; {best['top']:.0%} of the top {int(best['k'])} shared, a random order "
+        f"(Spearman {best['spearman']:.2f}; the best of {len(rows)} random orders {chance}; "
+        f"{best['top']:.0%} of the top {int(best['k'])} shared, a random order "
         f"{best['top_low']:.0%} to {best['top_high']:.0%}). Taylor's sign that orders "
         f"by use is {right} (Spearman {signs['taylor_neg']:+.2f}, random orders {low:.2f} to {high:.2f}); its size "
-        f"alone gives {signs['taylor_abs']:+.2f}. Scores are of {examined.opened.scored_on} training images."
+        f"alone gives {signs['taylor_abs']:+.2f}. {scored}"
     )
 
 

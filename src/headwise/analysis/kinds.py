@@ -28,11 +28,13 @@ class AnalysisKind:
             is the kind's function.
         shows: what, in one line.
         reads: the `Options` that it reads; it takes no other.
+        least_images: fewer say nothing: half of them chooses, a deviation is taken, or other ones are the null.
     """
 
     module: str
     shows: str
     reads: tuple[str, ...]
+    least_images: int = 1
 
     @property
     def opens_networks(self) -> bool:
@@ -54,15 +56,19 @@ KINDS: dict[str, AnalysisKind] = {
         (*_NETWORK, "seed", "draws"),
     ),
     "responsiveness": AnalysisKind(
-        "headwise.analysis.ground", "what each head's update is worth, and which score knows it", (*_IMAGES, "greedy")
+        "headwise.analysis.ground",
+        "what each head's update is worth, and which score knows it",
+        (*_IMAGES, "greedy"),
+        2,
     ),
     "heads": AnalysisKind(
         "headwise.analysis.lorenz",
         "accuracy that a head's update carries alone, and the best of them together",
         (*_IMAGES, "draws"),
+        2,
     ),
     "attention": AnalysisKind(
-        "headwise.analysis.looking", "where the class token looks, and rollout, runs side by side", _IMAGES
+        "headwise.analysis.looking", "where the class token looks, and rollout, runs side by side", _IMAGES, 3
     ),
     "curves": AnalysisKind(
         "headwise.analysis.accuracies",
@@ -81,8 +87,8 @@ class Options:
     """What an analysis is told beside the runs; each kind reads what it needs.
 
     Attributes:
-        seed: of everything that is drawn: random updates, chosen images.
-        draws: random updates behind each null.
+        seed: of everything that is drawn: random updates and orders, and which images.
+        draws: random updates, or random orders, behind each null.
         weights: file of the pretrained weights, if it is not where the runs found it.
         data_root: folder of the images, if it has moved.
         split: of the images, one of `SPLITS`; ``val`` is VTAB's val200.
@@ -154,6 +160,16 @@ def kind_of(name: str) -> AnalysisKind:
     return KINDS[name]
 
 
+def check_images(kind: str, count: int) -> None:
+    """Refuse so few images that a kind can say nothing of them.
+
+    Raises:
+        ConfigError: for fewer than its least.
+    """
+    if count < kind_of(kind).least_images:
+        raise ConfigError(f"{kind} needs {KINDS[kind].least_images} images or more, got {count}")
+
+
 def analyse(kind: str, runs: Iterable[SavedRun | Path | str], options: Options | None = None) -> Analysis:
     """Make one kind of analysis of finished runs.
 
@@ -172,14 +188,32 @@ def analyse(kind: str, runs: Iterable[SavedRun | Path | str], options: Options |
     read: list[Any] = [reader(run) if isinstance(run, str | Path) else run for run in runs]
     if not read:
         raise ConfigError(f"an analysis of {kind} needs at least one run, got none")
-    seen: set[Path] = set()
-    for run in read:
-        if run.folder.resolve() in seen:
-            raise ConfigError(f"{run.folder} is given twice to the analysis of {kind}; give each run once")
-        seen.add(run.folder.resolve())
+    if options.images is not None and "images" in KINDS[kind].reads:
+        check_images(kind, options.images)
+    _check_apart(read, kind)
     with _own_randomness() if opens else contextlib.nullcontext():
         made: Analysis = importlib.import_module(module).analyse(read, options)
     return made.of(read, {name: getattr(options, name) for name in KINDS[kind].reads})
+
+
+def _check_apart(runs: Sequence[SavedRun | Recorded], kind: str) -> None:
+    """Refuse a run that counts twice.
+
+    Raises:
+        ConfigError: for a folder given twice, and for a copy of another.
+    """
+    folders: set[Path] = set()
+    copies: dict[str, Path] = {}
+    for run in runs:
+        if run.folder.resolve() in folders:
+            raise ConfigError(f"{run.folder} is given twice to the analysis of {kind}; give each run once")
+        folders.add(run.folder.resolve())
+        first = copies.setdefault(run.result.fingerprint, run.folder)
+        if first != run.folder:
+            raise ConfigError(
+                f"{run.folder} holds the same run as {first} (fingerprint {run.result.fingerprint[:12]}), so it would "
+                f"count twice in the analysis of {kind}; give each run once"
+            )
 
 
 def function(kind: str) -> Callable[..., Analysis]:

@@ -5,7 +5,7 @@ Legend: B images, T tokens, g side of the grid of patches.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +14,15 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from scipy import stats
 from torch import Tensor
 
-from headwise.analysis.agreement import BAND
+from headwise.analysis.agreement import of_ranks, standard_ranks
+from headwise.analysis.bands import COSINE, band
 from headwise.analysis.changes import names_of, same_network
 from headwise.analysis.made import Analysis
 from headwise.analysis.opened import images_of
 from headwise.analysis.style import SEQUENTIAL, figure, styled
+from headwise.analysis.switches import Batch
 from headwise.artifacts.saved import SavedRun
 from headwise.errors import ConfigError
 from headwise.network.attending import Attention, attentions, rollout
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 SHOWN = 4
 """Images in the picture."""
 PRETRAINED = "before tuning"
+MOST_PAIRINGS = 199
+"""Ways to pair different images, as many as of 200 images, spread over all of them."""
 
 
 @dataclass(frozen=True)
@@ -59,44 +62,33 @@ def analyse(runs: Sequence[SavedRun], options: Options) -> Analysis:
                 f"attention shows runs on the same images: {runs[0].folder} is of {runs[0].task.name}, {run.folder} of "
                 f"{run.task.name}; give runs of one task"
             )
-    looks: list[Looked] = []
-    pixels, labels = torch.empty(0), torch.empty(0)
     tokens: dict[str, int] = {}
+    pretrained = runs[0].network(options.weights)
+    images = images_of(runs[0], pretrained, options, kind="attention")
+    looks = [looked(PRETRAINED, pretrained.eval(), images, tokens)]
     names = names_of(runs)
     for run, name in zip(runs, names, strict=True):
-        net = run.network(options.weights)
-        if not looks:
-            pixels, labels = _images(run, net, options)
-            looks.append(looked(PRETRAINED, net.eval(), pixels, None, tokens))
+        net = pretrained if run is runs[0] else run.network(options.weights)
         for _, installed in run.install(net):
             last = installed
         last.merge()
-        looks.append(looked(name, net.eval(), pixels, labels, tokens))
+        looks.append(looked(name, net.eval(), images, tokens))
     table = _compare(looks)
-    shown = min(SHOWN, len(pixels))
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (net.mean, net.std))
-    pictures = (pixels[:shown] * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
-    figures = {kind.replace(" ", "_"): compared(looks, kind, pictures, labels[:shown]) for kind in looks[0].maps}
+    pixels, labels = (torch.cat(parts) for parts in zip(*images.first(SHOWN), strict=True))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (pretrained.mean, pretrained.std))
+    pictures = (pixels * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    figures = {kind.replace(" ", "_"): compared(looks, kind, pictures, labels) for kind in looks[0].maps}
     title = "Where the network looks, before and after tuning"
     return Analysis("attention", title, {"similarity": table}, figures, _sentences(table, options))
 
 
-def _images(run: SavedRun, net: Backbone, options: Options) -> tuple[Tensor, Tensor]:
-    """Random images of the split, chosen by the seed."""
-    batches = list(images_of(run, net, options))
-    images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(options.seed))
-    return images[order], labels[order]
-
-
-def looked(name: str, net: Backbone, images: Tensor, labels: Tensor | None, tokens: dict[str, int]) -> Looked:
+def looked(name: str, net: Backbone, images: Iterable[Batch], tokens: dict[str, int]) -> Looked:
     """Maps of one network.
 
     Args:
         name: of it.
         net: in evaluation mode.
-        images: normalised.
-        labels: of the images; None for a network that was not trained.
+        images: normalised, in batches.
         tokens: of networks seen before, by name; this one's is added.
 
     Raises:
@@ -104,8 +96,7 @@ def looked(name: str, net: Backbone, images: Tensor, labels: Tensor | None, toke
     """
     pieces: dict[str, list[Tensor]] = {}
     correct = []
-    classes = torch.zeros(len(images)) if labels is None else labels
-    for part, own in zip(images.split(32), classes.split(32), strict=True):
+    for part, labels in images:
         blocks, logits = attentions(net, part)
         tokens[name] = blocks[-1].num_tokens
         for other, count in tokens.items():
@@ -117,7 +108,7 @@ def looked(name: str, net: Backbone, images: Tensor, labels: Tensor | None, toke
         prefix = int(getattr(net.model, "num_prefix_tokens", 0)) if blocks[0].windows is None else 0
         for kind, values in maps_of(blocks, prefix).items():
             pieces.setdefault(kind, []).append(values)
-        correct.append(logits.argmax(-1) == own)
+        correct.append(logits.argmax(-1) == labels)
     return Looked(name, {kind: torch.cat(parts) for kind, parts in pieces.items()}, torch.cat(correct))
 
 
@@ -151,38 +142,30 @@ def _square(values: Tensor, blocks: list[Attention], kind: str) -> Tensor:
 def _compare(looks: Sequence[Looked]) -> pd.DataFrame:
     """How alike two networks' maps of an image are, beside maps of two different images (the null).
 
-    Both are means over the images; the null has one for each number of places by which one network's images move on.
+    Both are means over the images; the null has one for each number of places by which one network's images move on,
+    at most `MOST_PAIRINGS`.
     """
     rows = []
     for kind in looks[0].maps:
         for index, one in enumerate(looks):
             for other in looks[index + 1 :]:
                 a, b = (seen.maps[kind].flatten(1).numpy() for seen in (one, other))
-                table = _correlations(a, b)
-                moved = [np.nanmean(np.diagonal(np.roll(table, places, axis=1))) for places in range(1, len(a))]
-                low, high = np.percentile(moved, BAND) if moved else (float("nan"),) * 2
+                ranks, others = standard_ranks(a), standard_ranks(b)
+                places = np.unique(np.linspace(1, len(a) - 1, min(len(a) - 1, MOST_PAIRINGS)).round().astype(int))
+                moved = [np.nanmean(of_ranks(ranks, np.roll(others, place, axis=0))) for place in places]
+                apart = band(torch.tensor(moved), COSINE)
                 rows.append(
                     {
                         "map": kind,
                         "one": one.name,
                         "other": other.name,
                         "images": len(a),
-                        "spearman": float(np.nanmean(np.diagonal(table))),
-                        "other_images": float(np.mean(moved)) if moved else float("nan"),
-                        "other_images_low": float(low),
-                        "other_images_high": float(high),
+                        "spearman": float(np.nanmean(of_ranks(ranks, others))),
+                        **{f"other_images{end}": float(v) for end, v in zip(("", "_low", "_high"), apart, strict=True)},
                         "total_variation": float(np.abs(a - b).sum(1).mean() / 2),
                     }
                 )
     return pd.DataFrame(rows)
-
-
-def _correlations(one: NDArray[Any], other: NDArray[Any]) -> NDArray[Any]:
-    """Spearman of each map of one network, (B, P), with each of another, (B, B); NaN where one does not vary."""
-    ranks = [stats.rankdata(maps, axis=1) for maps in (one, other)]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        a, b = ((r - r.mean(1, keepdims=True)) / r.std(1, keepdims=True) for r in ranks)
-    return np.asarray(a @ b.T / one.shape[1])
 
 
 def compared(looks: Sequence[Looked], kind: str, pictures: NDArray[Any], labels: Tensor) -> Figure:

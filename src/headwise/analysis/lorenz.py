@@ -5,7 +5,7 @@ Legend: U updates of heads, N images.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,9 +14,10 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from torch import Tensor
 
+from headwise.analysis.bands import Band, band
 from headwise.analysis.changes import names_of, same_network
-from headwise.analysis.directions import Band, band
 from headwise.analysis.made import Analysis
 from headwise.analysis.opened import head_columns, images_of, unscored
 from headwise.analysis.responsive_pictures import maps
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 
 POINTS = 12
 """Numbers of heads at which a curve is measured, beside none and all."""
-MOST_ORDERS = 10
-"""Random orders at most: each is a curve of forward passes."""
 SHARE = 0.9
 
 
@@ -43,8 +42,9 @@ class Carried:
         updates: (U,), in network order.
         none: all of them off; the classifier and what else was trained stay.
         alone: each alone on, (U, N).
-        first: in words, where the one lies that carries most alone.
-        num_measured: images behind the curves; the order was chosen on others, if there was more than one batch.
+        chooses: images that the order of the heads is chosen on, (N,); the curves are measured on the others.
+        first: in words, where the one lies that carries most alone on the former.
+        gain: points of accuracy that it adds alone on the latter.
         counts: how many are on, ascending from 0 to all that are not nothing.
         best, worst: accuracy, percent, with the best first, or the worst, (counts,).
         random: of random orders, (orders, counts).
@@ -54,18 +54,23 @@ class Carried:
     updates: tuple[HeadUpdate, ...]
     none: Outcome
     alone: Outcome
+    chooses: Tensor
     first: str
-    num_measured: int
+    gain: float
     counts: list[int]
     best: NDArray[np.float64]
     worst: NDArray[np.float64]
     random: NDArray[np.float64]
 
     @property
+    def num_measured(self) -> int:
+        """Images behind the curves."""
+        return int((~self.chooses).sum())
+
+    @property
     def band(self) -> Band:
         """Where the curve of one more random order falls, percent, (counts,) each."""
-        drawn = band(torch.from_numpy(self.random))
-        return Band(*(end.clamp(0.0, 100.0) for end in drawn))
+        return band(torch.from_numpy(self.random), (0.0, 100.0), 0.5 / self.num_measured)
 
     def needed(self, curve: NDArray[np.float64], share: float = SHARE) -> int:
         """The least measured number of heads that reach a share of what all together gain; all if they gain nothing."""
@@ -94,26 +99,49 @@ def analyse(runs: Sequence[SavedRun], options: Options) -> Analysis:
 
 def _measure(run: SavedRun, name: str, options: Options) -> Carried:
     switches = unscored(run, options)
-    images = images_of(run, switches.net, options)
+    images = images_of(run, switches.net, options, kind="heads")
     switches.suffix.check(next(iter(images))[0])
-    return carried(switches, list(images), name, min(options.draws, MOST_ORDERS), options.seed)
+    return carried(switches, images, name, options.draws, options.seed)
 
 
-def carried(switches: Switches, batches: Sequence[Batch], name: str, orders: int, seed: int) -> Carried:
+def half(labels: Tensor) -> Tensor:
+    """Which images are of the first half, (N,): every second one of each class."""
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    chosen[labels.argsort(stable=True)[::2]] = True
+    return chosen
+
+
+@dataclass(frozen=True)
+class _Among:
+    """Those images of batches, read again at each pass, that are wanted, (N,)."""
+
+    batches: Iterable[Batch]
+    wanted: Tensor
+
+    def __iter__(self) -> Iterator[Batch]:
+        start = 0
+        for images, labels in self.batches:
+            own = self.wanted[start : start + len(labels)]
+            start += len(labels)
+            if own.any():
+                yield images[own], labels[own]
+
+
+def carried(switches: Switches, batches: Iterable[Batch], name: str, orders: int, seed: int) -> Carried:
     """Measure what the heads of one network carry.
 
     Args:
         switches: of the network.
-        batches: of the images; the order of the heads is chosen on every other one, the curves are measured on the
-            rest, so that luck in the choice does not raise them. With a single batch both are of the same images.
+        batches: of two images or more in random order, given again at each pass; the order of the heads is chosen on
+            half of every class, the curves are measured on the rest, so that luck in the choice does not raise them.
         name: of the run.
         orders: random orders.
         seed: of them.
     """
     updates = switches.updates
     none, alone = toggled(switches, batches, (), updates)
-    chosen = torch.cat([torch.full((len(labels),), place % 2 == 0) for place, (_, labels) in enumerate(batches)])
-    measured = batches[1::2] or batches
+    chosen = half(torch.cat([labels for _, labels in batches]))
+    measured = _Among(batches, ~chosen)
     # by accuracy, and of equal ones by loss: on few images many are equal
     chooses = Outcome(alone.loss[:, chosen], alone.correct[:, chosen])
     ranked = np.lexsort((chooses.mean_loss.numpy(), -chooses.accuracy.numpy()))
@@ -125,9 +153,8 @@ def carried(switches: Switches, batches: Sequence[Batch], name: str, orders: int
         cumulative(switches, measured, [updates[place] for place in places], counts).accuracy.numpy()
         for places in (order, order[::-1], *drawn)
     ]
-    first = switches.words(updates[int(alone.accuracy.argmax())])
-    num_measured = sum(len(labels) for _, labels in measured)
-    return Carried(name, updates, none, alone, first, num_measured, counts, rows[0], rows[1], np.stack(rows[2:]))
+    first, gain = switches.words(updates[order[0]]), float(rows[0][1] - rows[0][0])
+    return Carried(name, updates, none, alone, chosen, first, gain, counts, rows[0], rows[1], np.stack(rows[2:]))
 
 
 def counted(total: int) -> list[int]:
@@ -191,16 +218,14 @@ def curves(several: Sequence[Carried]) -> Figure:
 
 
 def _sentences(heads: Carried, options: Options) -> list[str]:
-    total, last, images = heads.counts[-1], float(heads.best[-1]), heads.alone.loss.shape[-1]
-    chosen = f"chosen on the other {images - heads.num_measured}" if heads.num_measured < images else "of the same"
+    total, last = heads.counts[-1], float(heads.best[-1])
     random = [heads.needed(row) for row in heads.random]
-    gain = float(heads.alone.accuracy.max() - heads.none.accuracy)
     lines = [
         f"{heads.name}: with no head's update on (classifier and all else as trained) accuracy is "
-        f"{float(heads.none.accuracy):.1f} %, with all {total} it is {last:.1f} % "
-        f"(the former on {images} images of {options.split}, the latter and the curves on {heads.num_measured}).",
-        f"{heads.name}: the best single update, {heads.first}, adds "
-        f"{gain:+.1f} points alone, the best of {total} by luck or not. Best first ({chosen} images), "
+        f"{float(heads.best[0]):.1f} %, with all {total} it is {last:.1f} % ({heads.num_measured} images of "
+        f"{options.split}, as all that follows).",
+        f"{heads.name}: the best single update, {heads.first}, adds {heads.gain:+.1f} points alone. Best first (both "
+        f"chosen on {int(heads.chooses.sum())} other images), "
         f"{heads.needed(heads.best)} of {total} updates give {SHARE:.0%} of the whole gain; worst first "
         f"{heads.needed(heads.worst)}; {len(random)} random orders {np.mean(random):.0f} on average, {min(random)} to "
         f"{max(random)}.",

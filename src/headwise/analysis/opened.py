@@ -6,18 +6,22 @@ Legend: U updates of heads, B batch, S side of the network's input.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
+from headwise.analysis.kinds import check_images
 from headwise.analysis.switches import Batch, HeadUpdate, Rows, Switches, rows_of, with_heads
 from headwise.artifacts.saved import SavedRun
+from headwise.data.bulk import release
 from headwise.data.pixels import Pixels
 from headwise.data.tasks import PARTS
-from headwise.data.vtab import EvalBatches, VTABDataModule
+from headwise.data.vtab import VTABDataModule, to_tensor
 from headwise.errors import ConfigError
 from headwise.methods.base import Installed
 from headwise.network.backbone import Backbone
@@ -31,6 +35,8 @@ from headwise.updates.sites import Site
 if TYPE_CHECKING:
     from headwise.analysis.kinds import Options
 
+POOL = 8
+"""Images are drawn from a fixed subset of so many times as many, whose pixels alone are read."""
 UPDATE = "update_l2"
 """The score that needs no gradient and no factor: the norm of what the head's rows gained."""
 DENSE = {"grad_l2": "dense_grad_l2"}
@@ -58,43 +64,73 @@ class Images:
     Attributes:
         split: its name.
         data: says how they are resized and normalised.
-        pixels: as they are stored.
+        pixels: what they are drawn from, as stored.
+        places: of the images among the pixels, in order, see `drawn`.
         batch_size: B.
     """
 
     split: str
     data: VTABDataModule
     pixels: Pixels
+    places: NDArray[np.int64]
     batch_size: int
 
     def __len__(self) -> int:
-        return len(self.pixels.labels)
+        return len(self.places)
 
     def __iter__(self) -> Iterator[Batch]:
-        for images, labels in EvalBatches(self.pixels.images, self.pixels.labels, self.batch_size):
-            yield self.data.preprocess(images), labels
+        for start in range(0, len(self), self.batch_size):
+            places = self.places[start : start + self.batch_size]
+            images = to_tensor(self.pixels.images[places])
+            release(self.pixels.images)
+            yield self.data.preprocess(images), torch.from_numpy(np.array(self.pixels.labels[places]))
+
+    def first(self, count: int) -> Images:
+        """The first of them: these, too, are drawn from every class."""
+        return replace(self, places=self.places[:count])
 
 
-def images_of(run: SavedRun, net: Backbone, options: Options, split: str | None = None) -> Images:
-    """Images of a run.
+def drawn(labels: Any, count: int | None, seed: int) -> NDArray[np.int64]:
+    """Places of random images, (N,) for labels (M,): each first part of them has of every class its share.
+
+    Args:
+        labels: in any order, as lists are sorted by class.
+        count: N; None for all.
+        seed: decides which, and their order.
+    """
+    labels, random = np.asarray(labels), np.random.default_rng(seed)
+    mixed = random.permutation(len(labels))
+    by_class = mixed[np.argsort(labels[mixed], kind="stable")]
+    sizes = np.unique(labels, return_counts=True)[1]
+    rank = np.concatenate([np.arange(size) for size in sizes])
+    turns = (rank + random.random(len(labels))) / np.repeat(sizes, sizes)
+    return by_class[np.argsort(turns, kind="stable")][:count]
+
+
+def images_of(run: SavedRun, net: Backbone, options: Options, split: str | None = None, kind: str = "") -> Images:
+    """Random images of a run, see `drawn`.
 
     Args:
         run: decides how they are resized and normalised.
         net: what takes them.
-        options: says how many and where they lie.
+        options: says how many, where they lie, and the seed.
         split: ``train`` for those that it was trained on, ``val`` or ``test``; None for that of the options.
+        kind: of the analysis, if that needs more than one.
 
     Raises:
-        DataError: if they are not there.
+        DataError: if they are not there. ConfigError: if they are too few for the kind.
     """
     data = run.data(net, run.source(options.data_root))
     name = {"train": data.train_split, "val": "val200", "test": "test"}[split or options.split]
     # a run of few training images is scored on those, not on others of the split: smaller subsets lie within larger
-    limits = (options.images, data.train_images if name == data.train_split else None)
+    pool = None if options.images is None else POOL * options.images
+    limits = (pool, data.train_images if name == data.train_split else None)
     limit = min((count for count in limits if count is not None), default=None)
-    return Images(
-        name, data, data.source.load(run.task, name, data.stored_size, data.resize, limit), options.batch_size
-    )
+    pixels = data.source.load(run.task, name, data.stored_size, data.resize, limit)
+    images = Images(name, data, pixels, drawn(pixels.labels, options.images, options.seed), options.batch_size)
+    if kind:
+        check_images(kind, len(images))
+    return images
 
 
 def trained_on(run: SavedRun, split: str) -> bool:
@@ -110,14 +146,14 @@ class Opened:
         run: it.
         switches: of its network.
         scores: (U,) each, by name, in the order of `Switches.updates`.
-        by_batches: the same from the first 1, 2, 4 ... batches only, by their number; empty for one batch.
+        by_images: the same from the first eighth, quarter and half of the images only, by their number.
         scored_on: images behind the scores.
     """
 
     run: SavedRun
     switches: Switches
     scores: Mapping[str, Tensor]
-    by_batches: Mapping[int, Mapping[str, Tensor]]
+    by_images: Mapping[int, Mapping[str, Tensor]]
     scored_on: int
 
 
@@ -132,21 +168,20 @@ def opened(run: SavedRun, options: Options) -> Opened:
     """
     net, before, last = _installed(run, options)
     images = images_of(run, net, options, "train")
-    batches = list(images)
-    counts = [1 << power for power in range(len(batches).bit_length()) if 1 << power < len(batches)]
+    counts = sorted({max(1, len(images) // share) for share in (8, 4, 2, 1)})
     gated = _gated(run, net, last)
-    by_count = {count: _of_gates(gated, net, batches[:count]) for count in (*counts, len(batches))} if gated else {}
+    by_count = {count: _of_gates(gated, net, images.first(count)) for count in counts} if gated else {}
     last.merge()
     switches = Switches(net, before)
     if not gated:
-        by_count = {count: of_weights(switches, batches[:count]) for count in (*counts, len(batches))}
+        by_count = {count: of_weights(switches, images.first(count)) for count in counts}
     sizes = torch.stack([switches.difference(*update).norm() for update in switches.updates])
     live = torch.tensor([update in switches.live for update in switches.updates])
     known = {
         count: {**{name: rows * live for name, rows in _in_order(scores, switches.updates).items()}, UPDATE: sizes}
         for count, scores in by_count.items()
     }
-    whole = known.pop(len(batches))
+    whole = known.pop(len(images))
     return Opened(run, switches, whole, known, len(images))
 
 
@@ -170,7 +205,31 @@ def _installed(run: SavedRun, options: Options) -> tuple[Backbone, dict[Site, Ro
     before = {site: rows_of(net, site) for site in sites}
     for _, installed in run.install(net):
         last = installed
+    _check_masks(run, net, last)
     return net, before, last
+
+
+def _check_masks(run: SavedRun, net: Backbone, installed: Installed) -> None:
+    """Compare the record's masks of the last phase with those that lie beside its tensors.
+
+    Raises:
+        ConfigError: if the record says otherwise, naming the projection.
+    """
+    recorded, by_key = recorded_masks(run), {site.key: site for site in net.sites}
+    stored = {
+        place_of(by_key[key]): owner.get_buffer("active").int().tolist()
+        for key, owner in installed.owners.items()
+        if key in by_key and "active" in owner._buffers
+    }
+    for place in dict.fromkeys((*stored, *recorded)):
+        there = stored.get(place)
+        said = recorded.get(place, None if there is None else [1] * len(there))
+        if said != there:
+            stage, block, proj = place
+            raise ConfigError(
+                f"{run.folder / 'result.json'} says of {proj} in stage {stage}, block {block} that heads are on (1) or "
+                f"off (0) as {said}, but the stored tensors say {there}: record and tensors are not of one run"
+            )
 
 
 def _gated(run: SavedRun, net: Backbone, installed: Installed) -> dict[Site, Delta]:
@@ -185,7 +244,7 @@ def _gated(run: SavedRun, net: Backbone, installed: Installed) -> dict[Site, Del
     }
 
 
-def _of_gates(deltas: Mapping[Site, Delta], net: Backbone, batches: Sequence[Batch]) -> Scores:
+def _of_gates(deltas: Mapping[Site, Delta], net: Backbone, batches: Iterable[Batch]) -> Scores:
     """Scores from gradients of the gates, as `HeadMasking` takes them."""
     owns = all("B" in delta._parameters for delta in deltas.values())
     gate = Gate(ratio=0.5, score="grad_l2" if owns else "taylor_neg")

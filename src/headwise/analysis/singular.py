@@ -233,7 +233,8 @@ def _sentences(part: Part) -> list[str]:
         mean = measured.mean()
         said.append(
             f"{what}: matching {side} singular vectors have a mean absolute cosine of "
-            f"{verdict(float(mean.value), mean.null)}; {inside} of {measured.num_there} lie in their own bands{left_out}."
+            f"{verdict(float(mean.value), mean.null)}; {inside} of {measured.num_there} lie in their own "
+            f"bands{left_out}."
         )
     mean = rank.mean()
     if part.is_whole:

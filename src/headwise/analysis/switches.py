@@ -234,7 +234,7 @@ def cumulative(
     return _joined(outcomes)
 
 
-def greedy(switches: Switches, batches: Sequence[Batch], steps: int) -> list[tuple[HeadUpdate, float, float]]:
+def greedy(switches: Switches, batches: Iterable[Batch], steps: int) -> list[tuple[HeadUpdate, float, float]]:
     """Switch off, step by step, the update without which the loss is least; those that are nothing are left out.
 
     Returns:
