@@ -9,12 +9,13 @@ import pandas as pd
 import pytest
 
 from headwise.analysis.accuracies import analyse, pooled, size_of
-from headwise.analysis.kinds import Options
+from headwise.analysis.kinds import Options, Recorded
 from headwise.analysis.made import Analysis
 from headwise.artifacts.saved import SavedRun
 from headwise.comparison.tables import tables
 from headwise.errors import ConfigError
 from headwise.results.records import Result
+from made_networks import REPO
 from made_results import FEWSHOT, few, masked_suite, published_run, run, suite
 
 
@@ -70,6 +71,35 @@ def test_what_seeds_do_is_said() -> None:
     made = drawn([run(seed=seed, accuracy=(90.0 + seed,)) for seed in range(3)])
     assert "deviate by 1.00 points (2 degrees of freedom)" in " ".join(made.sentences)
     assert "what chance does is not known" in " ".join(drawn([run(), run("bi_lora")]).sentences)
+
+
+def of_phases(method: str, seed: int, *phases: tuple[str, float]) -> Result:
+    """A run of tested phases, each with its fingerprint and accuracy."""
+    made = run(method, seed=seed, accuracy=tuple(accuracy for _, accuracy in phases))
+    named = [dataclasses.replace(p, fingerprint=name) for p, (name, _) in zip(made.phases, phases, strict=True)]
+    return dataclasses.replace(made, phases=named)
+
+
+def test_a_phase_that_runs_share_counts_once() -> None:
+    first = {0: ("one", 80.0), 1: ("two", 84.0), 2: ("three", 82.0)}
+    results = [of_phases("hs_lora", seed, first[seed], (f"heads {seed}", 85.0 + seed)) for seed in (0, 1)]
+    results += [of_phases("lora_then_lora", seed, first[seed], (f"lora {seed}", 85.0 + seed)) for seed in (0, 1)]
+    results += [of_phases("lora", seed, first[seed]) for seed in (0, 1, 2)]
+    made = drawn(results)
+    seeds = made.tables["seeds"]
+    # the first phase's three seeds have 2 degrees of freedom and squares of 8, two second phases 1 and 0.5 each
+    assert sorted(seeds[seeds["phase"] == "P1"]["value"]) == [80.0, 82.0, 84.0]
+    assert seeds[seeds["phase"] == "P1"]["row"].nunique() == 1
+    assert "7 runs of 3 methods on 1 tasks" in made.sentences[0]
+    assert "deviate by 1.50 points (4 degrees of freedom)" in " ".join(made.sentences)
+    nameless = [of_phases(method, seed, ("", 80.0 + seed)) for method in "ab" for seed in (0, 2)]
+    assert "(2 degrees of freedom)" in " ".join(drawn(nameless).sentences), "of records without fingerprints all count"
+
+
+def test_spread_of_the_stored_records() -> None:
+    records = (REPO / "docs" / "results" / "records" / "standins").rglob("result.json")
+    made = analyse([Recorded.read(file.parent) for file in records], Options())
+    assert any("deviate by 1.67 points (18 degrees of freedom)" in sentence for sentence in made.sentences)
 
 
 def test_settings_are_drawn_apart() -> None:

@@ -25,6 +25,7 @@ from headwise.comparison.controls import NO_MASK
 from headwise.comparison.tables import AVERAGES, Table, frame, tables
 from headwise.errors import ConfigError
 from headwise.report import gallery
+from headwise.results.records import Result
 
 COLUMNS = 4
 """Panels beside each other."""
@@ -74,8 +75,8 @@ def _pictures(table: Table, setting: Setting) -> Iterator[tuple[str, pd.DataFram
         shown = [one for one in scatters if one.title in AVERAGES] or scatters
         data = pd.concat([_numbers(one).assign(task=one.title) for one in shown], ignore_index=True)
         yield "parameters", *_parameters(data, table.published)
-    lines = frame(results, where)
-    if lines.groupby(["row", "phase", "column"]).size().max() > 1:
+    lines = once(results, where)
+    if _freedom(lines):
         yield "seeds", lines, _seeds(lines)
 
 
@@ -240,6 +241,25 @@ def _seeds(lines: pd.DataFrame) -> Figure:
     return figure
 
 
+def once(results: Sequence[Result], where: Places) -> pd.DataFrame:
+    """Lines of `frame`, each trained phase once.
+
+    Runs that share a first phase (a method and its controls) give its one accuracy under several rows. It is no further
+    draw of chance: it stands in the first of these rows, and so do the other seeds of the same phase.
+    """
+    lines = frame(results, where)
+    lines["fingerprint"] = [phase.fingerprint for result in results for phase in result.tested]
+    row_of: dict[str, str] = {}
+    for _, cell in lines.groupby(["column", "phase", "row"], sort=False):
+        known = [trained for trained in cell["fingerprint"] if trained]  # records of older code have none
+        first = next((row_of[trained] for trained in known if trained in row_of), cell["row"].iloc[0])
+        for trained in known:
+            row_of.setdefault(trained, first)
+        lines.loc[cell.index, "row"] = first
+    is_again = lines["fingerprint"].ne("") & lines["fingerprint"].duplicated()
+    return lines[~is_again].drop(columns="fingerprint").reset_index(drop=True)
+
+
 def pooled(lines: pd.DataFrame) -> float:
     """Deviation between runs that differ in their seed alone, points, pooled over all cells; NaN without any."""
     cells = lines.groupby(["row", "phase", "column"])["value"]
@@ -256,11 +276,10 @@ def _freedom(lines: pd.DataFrame) -> int:
 
 def _sentences(table: Table, setting: Setting, start: str) -> list[str]:
     where: Places = places(setting.results, common=setting.common)[0]
-    lines = frame(setting.results, where)
+    rows, columns = zip(*(where[result.key] for result in setting.results), strict=True)
+    lines = once(setting.results, where)
     spread = pooled(lines)
-    said = [
-        f"{start}{len(setting.results)} runs of {lines['row'].nunique()} methods on {lines['column'].nunique()} tasks."
-    ]
+    said = [f"{start}{len(setting.results)} runs of {len(set(rows))} methods on {len(set(columns))} tasks."]
     if math.isnan(spread):
         said.append(f"{start}No two runs differ in their seed alone: what chance does is not known.")
     else:
