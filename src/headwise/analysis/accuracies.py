@@ -6,9 +6,10 @@ that differ in their seed alone.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,10 +28,8 @@ from headwise.errors import ConfigError
 from headwise.report import gallery
 from headwise.results.records import Result
 
-COLUMNS = 4
-"""Panels beside each other."""
-MOST_PANELS = 24
-MOST_LINES = len(style.COLORS)
+WIDTH = 2.5
+"""Of a panel, inches."""
 MIB_PARAMETERS = 2**20 / 4
 """Parameters of 4 bytes in a MiB, by which Heart-LoRA's table counts."""
 
@@ -50,15 +49,15 @@ def analyse(runs: Sequence[Recorded], options: Options) -> Analysis:
         if not tested.results:
             continue
         end = f"_{number}" if len(split) > 1 else ""
-        with style.styled():
-            for name, data, figure in _pictures(table, tested):
-                numbers[f"{name}{end}"], figures[f"{name}{end}"] = data, figure
+        for name, data, pictures in _pictures(table, tested, end):
+            numbers[name] = data
+            figures |= pictures
         said += _sentences(table, tested, f"Setting {number}: " if end else "")
     return Analysis("curves", "Accuracy over what was varied", numbers, figures, said)
 
 
-def _pictures(table: Table, setting: Setting) -> Iterator[tuple[str, pd.DataFrame, Figure]]:
-    """What these results have something to show of: name, numbers, picture."""
+def _pictures(table: Table, setting: Setting, end: str) -> Iterator[tuple[str, pd.DataFrame, dict[str, Figure]]]:
+    """What these results have something to show of: name, numbers, pictures; the end is that of all names."""
     results, common = setting.results, setting.common
     where, _ = places(results, common=common)
     for name, kind, over, drawn in (
@@ -67,17 +66,17 @@ def _pictures(table: Table, setting: Setting) -> Iterator[tuple[str, pd.DataFram
     ):
         if drawn:
             data = pd.concat([_numbers(one).assign(task=one.title) for one in drawn], ignore_index=True)
-            yield name, data, _lines(data, kind, over)
+            yield name + end, data, _lines(data, kind, over, name + end)
     if len(table.ratios):
-        yield "ratios", table.ratios, _ratios(table.ratios)
+        yield f"ratios{end}", table.ratios, _ratios(table.ratios, f"ratios{end}")
     scatters = gallery.scatters(table, results, where, "x")
     if scatters:
         shown = [one for one in scatters if one.title in AVERAGES] or scatters
         data = pd.concat([_numbers(one).assign(task=one.title) for one in shown], ignore_index=True)
-        yield "parameters", *_parameters(data, table.published)
+        yield f"parameters{end}", *_parameters(data, table.published, f"parameters{end}")
     lines = once(results, where)
     if _freedom(lines):
-        yield "seeds", lines, _seeds(lines)
+        yield f"seeds{end}", lines, _seeds(lines, f"seeds{end}")
 
 
 def _numbers(drawn: gallery.Figure) -> pd.DataFrame:
@@ -85,112 +84,112 @@ def _numbers(drawn: gallery.Figure) -> pd.DataFrame:
     return pd.read_csv(io.StringIO(drawn.data.csv))
 
 
-def _panels(names: Sequence[str], height: float = 2.6) -> tuple[Figure, list[Any]]:
-    """A figure with a panel per name."""
-    across = min(COLUMNS, len(names))
-    down = math.ceil(len(names) / across)
-    figure, axes = style.figure(down, across, size=(max(5.0, 3.1 * across), 0.9 + height * down))
-    flat = list(axes.flat)
-    for axis in flat[len(names) :]:
-        axis.set_axis_off()
-    for axis, name in zip(flat, names, strict=False):
-        axis.set_title(name)
-        axis.grid(axis="y")
-    return figure, flat[: len(names)]
+@contextlib.contextmanager
+def _panels(names: Sequence[str], height: float = 1.9) -> Iterator[list[Any]]:
+    """A picture with a panel per name, as `style.picture`."""
+    columns = style.across(len(names), WIDTH)
+    with style.picture(math.ceil(len(names) / columns), columns, panel=(WIDTH, height)) as (_, axes):
+        flat = list(axes.flat)
+        for axis in flat[len(names) :]:
+            axis.set_axis_off()
+        for axis, name in zip(flat, names, strict=False):
+            axis.set_title(name)
+            axis.grid(axis="y")
+        for axis in axes[:, 0]:
+            axis.set_ylabel("test accuracy, %")
+        yield flat[: len(names)]
 
 
-def _legend(figure: Figure, axes: Sequence[Any]) -> None:
-    """One legend of all panels, below them."""
-    known: dict[str, Any] = {}
-    for axis in axes:
-        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
-            known.setdefault(label, handle)
-    if known:
-        columns = 1 if max(map(len, known)) > 50 else 2 if max(map(len, known)) > 24 else 4
-        figure.legend(list(known.values()), list(known), loc="outside lower center", ncols=columns)
-
-
-def _look(number: int) -> dict[str, Any]:
-    """Colour and shape of a line; beyond the colours hollow and dashed, in another shape."""
-    turn = number // MOST_LINES
-    return {
-        "color": style.COLORS[number % MOST_LINES],
-        "marker": style.MARKERS[(number + turn) % len(style.MARKERS)],
-        "markerfacecolor": "white" if turn % 2 else None,
-        "linestyle": "--" if turn else "-",
-    }
-
-
-def _lines(data: pd.DataFrame, kind: str, over: str) -> Figure:
+def _lines(data: pd.DataFrame, kind: str, over: str, name: str) -> dict[str, Figure]:
     """A panel per task: a line per kind with its deviation over seeds; a single value at 0 heads off is a level."""
-    tasks = list(dict.fromkeys(data["task"]))[:MOST_PANELS]
     labels = [label for label in dict.fromkeys(data[kind]) if label != NO_MASK]
-    figure, axes = _panels(tasks)
-    for axis, task in zip(axes, tasks, strict=True):
-        for label, part in data[data["task"] == task].groupby(kind, sort=False):
-            if label == NO_MASK:
-                axis.axhline(part["mean"].iloc[0], color=style.NULL, linestyle="--", label=label)
-                continue
-            errors = part["std"].fillna(0.0)
-            axis.errorbar(part[over], part["mean"], errors, capsize=2, label=label, **_look(labels.index(label)))
-        axis.set_xlabel("images per class" if over == "shots" else "heads off per layer")
-        axis.set_xticks(sorted(data[over].unique()) if len(data[over].unique()) < 9 else axis.get_xticks())
-    for axis in axes[::COLUMNS]:
-        axis.set_ylabel("test accuracy, %")
-    _legend(figure, axes)
+
+    def draw(tasks: Sequence[str]) -> Figure:
+        with _panels(tasks) as axes:
+            for axis, task in zip(axes, tasks, strict=True):
+                for label, part in data[data["task"] == task].groupby(kind, sort=False):
+                    if label == NO_MASK:
+                        axis.axhline(part["mean"].iloc[0], color=style.NULL, linestyle="--", label=label)
+                        continue
+                    errors, look = part["std"].fillna(0.0), style.look(labels.index(label))
+                    axis.errorbar(part[over], part["mean"], errors, capsize=2, label=label, **look)
+                axis.set_xlabel("images per class" if over == "shots" else "heads off per layer")
+                axis.set_xticks(sorted(data[over].unique()) if len(data[over].unique()) < 9 else axis.get_xticks())
+        return _whole(axes)
+
+    return style.parted(name, list(dict.fromkeys(data["task"])), draw)
+
+
+def _whole(axes: Sequence[Any]) -> Figure:
+    figure: Figure = axes[0].figure
     return figure
 
 
-def _ratios(ratios: pd.DataFrame) -> Figure:
+def _by_task(
+    tasks: Sequence[str], rows: int, y: str, name: str, draw: Callable[[Any, Sequence[str]], None]
+) -> dict[str, Figure]:
+    """Pictures with a place per task, as wide as that many rows beside each other need."""
+    place = max(0.42, 0.1 * rows)
+
+    def one(part: Sequence[str]) -> Figure:
+        with style.picture(panel=(max(4.5, place * len(part)), 2.4)) as (figure, axes):
+            axis = axes[0, 0]
+            draw(axis, part)
+            axis.set_xticks(range(len(part)), part, rotation=40, ha="right", rotation_mode="anchor")
+            axis.set_xlim(-0.5, len(part) - 0.5)
+            axis.set_ylabel(y)
+            axis.grid(axis="y")
+        return figure
+
+    return style.parted(name, tasks, one, max(1, int(2 * style.WIDEST / place)))
+
+
+def _ratios(ratios: pd.DataFrame, name: str) -> dict[str, Figure]:
     """Accuracy with heads off over that with none, task by task (Heart-LoRA, Figure 3)."""
-    tasks = list(dict.fromkeys(ratios["column"]))
     rows = sorted(set(ratios["row"]), key=natural)
-    figure, grid = style.figure(size=(max(6.0, 1.6 + 0.42 * len(tasks) * max(1, len(rows) / 3)), 3.6))
-    axis = grid[0, 0]
-    axis.axhline(1.0, color=style.NULL, linestyle="--", label=NO_MASK)
-    for number, row in enumerate(rows):
-        part = ratios[ratios["row"] == row].set_index("column").reindex(tasks)
-        x = [place + (number - (len(rows) - 1) / 2) * min(0.14, 0.7 / len(rows)) for place in range(len(tasks))]
-        look = {**_look(number), "linestyle": "none"}
-        axis.errorbar(x, part["mean"], part["std"].fillna(0.0), capsize=2, label=row, **look)
-    axis.set_xticks(range(len(tasks)), tasks, rotation=40, ha="right", rotation_mode="anchor")
-    axis.set_ylabel("accuracy over that with no head off")
-    axis.grid(axis="y")
-    _legend(figure, [axis])
-    return figure
+
+    def draw(axis: Any, tasks: Sequence[str]) -> None:
+        axis.axhline(1.0, color=style.NULL, linestyle="--", label=NO_MASK)
+        for number, row in enumerate(rows):
+            part = ratios[ratios["row"] == row].set_index("column").reindex(tasks)
+            x = [place + (number - (len(rows) - 1) / 2) * min(0.14, 0.7 / len(rows)) for place in range(len(tasks))]
+            look = {**style.look(number), "linestyle": "none"}
+            axis.errorbar(x, part["mean"], part["std"].fillna(0.0), capsize=2, label=row, **look)
+
+    tasks = list(dict.fromkeys(ratios["column"]))
+    return _by_task(tasks, len(rows), "accuracy over that with no head off", name, draw)
 
 
-def _parameters(data: pd.DataFrame, published: pd.DataFrame) -> tuple[pd.DataFrame, Figure]:
+def _parameters(data: pd.DataFrame, published: pd.DataFrame, name: str) -> tuple[pd.DataFrame, dict[str, Figure]]:
     """Accuracy against trained parameters, and published points: filled where they may be compared with ours."""
     theirs = published.assign(parameters=published["size"].map(size_of)).dropna(subset=["parameters"])
     theirs = theirs[theirs["column"].isin(set(data["task"]))].drop_duplicates(["row_id", "column"])
-    tasks = list(dict.fromkeys(data["task"]))[:MOST_PANELS]
     rows = sorted(set(data["method"]), key=natural)
-    figure, axes = _panels(tasks, 3.0)
-    for axis, task in zip(axes, tasks, strict=True):
-        for number, row in enumerate(rows):
-            part = data[(data["task"] == task) & (data["method"] == row)]
-            look = {**_look(number), "linestyle": "none"}
-            label = row if len(rows) <= 2 * MOST_LINES else None
-            axis.errorbar(part["parameters"], part["mean"], part["std"].fillna(0.0), capsize=2, label=label, **look)
-        for is_near, said in ((True, "published"), (False, "published, measured otherwise")):
-            part = theirs[(theirs["column"] == task) & (theirs["comparable"].astype(bool) == is_near)]
-            if len(part):
-                face = style.NULL if is_near else "none"
-                axis.plot(
-                    part["parameters"], part["value"].astype(float), "D", color=style.NULL, mfc=face, ms=5, label=said
-                )
-        _by_size(axis, [*data["parameters"], *theirs["parameters"]])
-        axis.set_xlabel("trained parameters, head apart")
-    for axis in axes[::COLUMNS]:
-        axis.set_ylabel("test accuracy, %")
-    _legend(figure, axes)
+    figures = style.parted(name, list(dict.fromkeys(data["task"])), lambda tasks: _scatter(data, theirs, tasks, rows))
     mine = data.assign(source="run")
     lines = theirs.assign(
         method=theirs["title"], mean=theirs["value"], task=theirs["column"], source="published", std=None, n=None
     )
     kept = ["source", "task", "method", "phase", "parameters", "mean", "std", "n", "comparable"]
-    return pd.concat([mine, lines[lines.columns.intersection(kept)]])[kept] if len(lines) else mine, figure
+    return pd.concat([mine, lines[lines.columns.intersection(kept)]])[kept] if len(lines) else mine, figures
+
+
+def _scatter(data: pd.DataFrame, theirs: pd.DataFrame, tasks: Sequence[str], rows: Sequence[str]) -> Figure:
+    with _panels(tasks, 2.3) as axes:
+        for axis, task in zip(axes, tasks, strict=True):
+            for number, row in enumerate(rows):
+                part = data[(data["task"] == task) & (data["method"] == row)]
+                look = {**style.look(number), "linestyle": "none"}
+                axis.errorbar(part["parameters"], part["mean"], part["std"].fillna(0.0), capsize=2, label=row, **look)
+            for is_near, said in ((True, "published"), (False, "published, measured otherwise")):
+                part = theirs[(theirs["column"] == task) & (theirs["comparable"].astype(bool) == is_near)]
+                if len(part):
+                    face = style.NULL if is_near else "none"
+                    look = {"color": style.NULL, "mfc": face, "ms": 5, "label": said}
+                    axis.plot(part["parameters"], part["value"].astype(float), "D", **look)
+            _by_size(axis, [*data["parameters"], *theirs["parameters"]])
+            axis.set_xlabel("trained parameters, head apart")
+    return _whole(axes)
 
 
 def _by_size(axis: Any, sizes: Sequence[float]) -> None:
@@ -220,25 +219,22 @@ def size_of(printed: str) -> float | None:
     return value * (MIB_PARAMETERS if unit.startswith("MiB") else 1e6)
 
 
-def _seeds(lines: pd.DataFrame) -> Figure:
+def _seeds(lines: pd.DataFrame, name: str) -> dict[str, Figure]:
     """Every seed of every row, less the row's mean, by task: what chance alone does."""
     lines = lines.assign(apart=lines["value"] - lines.groupby(["row", "phase", "column"])["value"].transform("mean"))
-    tasks = sorted(set(lines["column"]), key=natural)
-    figure, grid = style.figure(size=(max(6.0, 1.6 + 0.4 * len(tasks)), 3.4))
-    axis = grid[0, 0]
     spread = pooled(lines)
-    axis.axhspan(-spread, spread, color=style.NULL, alpha=0.22, linewidth=0, label=f"pooled deviation, {spread:.2f}")
-    axis.axhline(0.0, color=style.NULL, linewidth=0.8)
-    for number, phase in enumerate(sorted(set(lines["phase"]))):
-        part = lines[lines["phase"] == phase]
-        x = [tasks.index(column) + 0.16 * number - 0.08 for column in part["column"]]
-        axis.plot(x, part["apart"], alpha=0.7, label=phase, **{**_look(number), "linestyle": "none"})
-    axis.set_xticks(range(len(tasks)), tasks, rotation=40, ha="right", rotation_mode="anchor")
-    axis.set_xlim(-0.5, len(tasks) - 0.5)
-    axis.set_ylabel("accuracy less the mean of\nthe seeds, points")
-    axis.grid(axis="y")
-    _legend(figure, [axis])
-    return figure
+
+    def draw(axis: Any, tasks: Sequence[str]) -> None:
+        said = f"pooled deviation, {spread:.2f}"
+        axis.axhspan(-spread, spread, color=style.NULL, alpha=0.22, linewidth=0, label=said)
+        axis.axhline(0.0, color=style.NULL, linewidth=0.8)
+        for number, phase in enumerate(sorted(set(lines["phase"]))):
+            part = lines[(lines["phase"] == phase) & lines["column"].isin(tasks)]
+            x = [tasks.index(column) + 0.16 * number - 0.08 for column in part["column"]]
+            axis.plot(x, part["apart"], alpha=0.7, label=phase, **{**style.look(number), "linestyle": "none"})
+
+    tasks = sorted(set(lines["column"]), key=natural)
+    return _by_task(tasks, 1, "accuracy less the mean of the seeds, points", name, draw)
 
 
 def once(results: Sequence[Result], where: Places) -> pd.DataFrame:

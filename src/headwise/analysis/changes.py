@@ -17,6 +17,7 @@ from headwise.artifacts.saved import SavedRun
 from headwise.errors import ConfigError
 from headwise.network.backbone import Backbone
 from headwise.network.nf4 import FourBit
+from headwise.protocol.variants import beside_common, common_choices
 from headwise.report.headmap import layer_names
 from headwise.updates.sites import Site
 from headwise.wrappers.settling import BesideLinear
@@ -194,10 +195,11 @@ def same_network(runs: Sequence[SavedRun], kind: str) -> None:
 
 
 def names_of(runs: Sequence[SavedRun]) -> list[str]:
-    """The shortest names that tell runs apart: method, dataset, variant and seed, without what all share."""
+    """The shortest names that tell runs apart: method, dataset, and what not all share of variant and seed."""
+    common = common_choices(run.result.key.variant for run in runs)
     keys = [
-        (run.result.key.method, run.result.key.dataset, run.result.key.variant, f"seed {run.result.key.seed}")
-        for run in runs
+        (key.method, key.dataset, beside_common(key.variant, common), f"seed {key.seed}")
+        for key in (run.result.key for run in runs)
     ]
     shown = [len({key[part] for key in keys}) > 1 or part < 2 for part in range(4)]
     names = [", ".join(word for word, wanted in zip(key, shown, strict=True) if wanted) for key in keys]

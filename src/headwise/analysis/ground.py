@@ -136,15 +136,15 @@ def analyse(runs: Sequence[SavedRun], options: Options) -> Analysis:
         if rows
     }
     figures = {
-        "truth": maps(table, ["loss_rise"], "Rise of the loss when a head's update is switched off"),
-        "responsiveness": maps(table, ["taylor_neg"], "Responsiveness: Taylor score, larger where the head helps"),
-        "agreement": agreements(tables["agreement"]),
+        **maps(table, ["loss_rise"], "Rise of the loss when a head's update is switched off", "truth"),
+        **maps(table, ["taylor_neg"], "Responsiveness: Taylor score, larger where the head helps", "responsiveness"),
+        **agreements(tables["agreement"], "agreement"),
         "scores": matrix(tables["between_scores"]),
     }
     for index, one in enumerate(examined, 1):
         name = "patterns" if len(examined) == 1 else f"patterns-{index}"
         columns = [*TRUTHS, *one.opened.scores]
-        figures[name] = maps(table[table["run"] == one.name], columns, f"The same heads by every score: {one.name}")
+        figures |= maps(table[table["run"] == one.name], columns, f"The same heads by every score: {one.name}", name)
     title = "Which heads' updates matter, and which score knows"
     return Analysis("responsiveness", title, tables, figures, sentences(examined, tables))
 
@@ -166,7 +166,7 @@ def _measure(run: SavedRun, name: str, options: Options) -> Examined:
 def heads_table(examined: Examined) -> pd.DataFrame:
     """A line per head's update."""
     columns = {
-        **head_columns(examined.opened.run, examined.name, examined.updates),
+        **head_columns(examined.opened.run, examined.name, examined.updates, examined.opened.switches.live),
         "loss_error": examined.truth.loss_error.tolist(),
         **examined.columns(),
         "split": examined.split,

@@ -16,12 +16,12 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
+from headwise.analysis import style
 from headwise.analysis.agreement import of_ranks, standard_ranks
 from headwise.analysis.bands import COSINE, band
 from headwise.analysis.changes import names_of, same_network
 from headwise.analysis.made import Analysis
 from headwise.analysis.opened import images_of
-from headwise.analysis.style import SEQUENTIAL, figure, styled
 from headwise.analysis.switches import Batch
 from headwise.artifacts.saved import SavedRun
 from headwise.errors import ConfigError
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 SHOWN = 4
 """Images in the picture."""
+MOST_BESIDE = 6
+"""Networks in a picture, beside the one before tuning."""
 PRETRAINED = "before tuning"
 MOST_PAIRINGS = 199
 """Ways to pair different images, as many as of 200 images, spread over all of them."""
@@ -77,7 +79,9 @@ def analyse(runs: Sequence[SavedRun], options: Options) -> Analysis:
     pixels, labels = (torch.cat(parts) for parts in zip(*images.first(SHOWN), strict=True))
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (pretrained.mean, pretrained.std))
     pictures = (pixels * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
-    figures = {kind.replace(" ", "_"): compared(looks, kind, pictures, labels) for kind in looks[0].maps}
+    figures: dict[str, Figure] = {}
+    for kind in looks[0].maps:
+        figures |= compared(looks, kind, pictures, labels)
     title = "Where the network looks, before and after tuning"
     return Analysis("attention", title, {"similarity": table}, figures, _sentences(table, options))
 
@@ -168,32 +172,51 @@ def _compare(looks: Sequence[Looked]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def compared(looks: Sequence[Looked], kind: str, pictures: NDArray[Any], labels: Tensor) -> Figure:
-    """A row per image: the image, then every network's map over it, on one scale per image."""
-    count = len(pictures)
-    with styled():
-        made, axes = figure(count, len(looks) + 1, size=(1.75 * (len(looks) + 1) + 0.4, 1.72 * count + 0.7))
-        for row in range(count):
-            maps = [seen.maps[kind][row].numpy() for seen in looks]
-            high = max(float(values.max()) for values in maps)
-            axes[row, 0].imshow(pictures[row])
+def compared(looks: Sequence[Looked], kind: str, pictures: NDArray[Any], labels: Tensor) -> dict[str, Figure]:
+    """A row per image: the image, then every network's map over it, on one scale per image.
+
+    The first network stands in every picture where there are too many for one.
+    """
+    high = [max(float(seen.maps[kind][row].max()) for seen in looks) for row in range(len(pictures))]
+    first, others = looks[:1], looks[1:]
+    return style.parted(
+        kind.replace(" ", "_"),
+        others,
+        lambda part: _compared([*first, *part], kind, pictures, labels, high),
+        MOST_BESIDE,
+    )
+
+
+def _compared(
+    looks: Sequence[Looked], kind: str, pictures: NDArray[Any], labels: Tensor, high: Sequence[float]
+) -> Figure:
+    words = {"class token": "Attention of the class token in the last block", "rollout": "Attention rollout"}
+    title = words.get(kind, "Attention that each token receives in the last block")
+    with style.picture(len(pictures), len(looks) + 1, panel=(1.6, 1.6), title=title) as (made, axes):
+        for row, picture in enumerate(pictures):
+            axes[row, 0].imshow(picture)
             axes[row, 0].set_ylabel(f"class {int(labels[row])}")
-            for axis, seen, values in zip(axes[row, 1:], looks, maps, strict=True):
-                axis.imshow(pictures[row].mean(-1), cmap="gray", vmin=0, vmax=1)
+            for axis, seen in zip(axes[row, 1:], looks, strict=True):
+                axis.imshow(picture.mean(-1), cmap="gray", vmin=0, vmax=1)
                 side = pictures.shape[1] - 0.5
-                extent = (-0.5, side, side, -0.5)
-                axis.imshow(values, cmap=SEQUENTIAL, alpha=0.65, vmin=0, vmax=high, extent=extent)
+                image = axis.imshow(
+                    seen.maps[kind][row].numpy(),
+                    cmap=style.SEQUENTIAL,
+                    alpha=0.65,
+                    vmin=0,
+                    vmax=high[row],
+                    extent=(-0.5, side, side, -0.5),
+                )
                 if seen.name != PRETRAINED:
                     axis.set_xlabel("right" if seen.correct[row] else "wrong", fontsize=8)
                 if row == 0:
-                    axis.set_title(seen.name.replace(", ", "\n"), fontsize=8.5)
-        axes[0, 0].set_title("image", fontsize=8.5)
+                    axis.set_title(seen.name, fontsize=8)
+            made.colorbar(image, ax=list(axes[row]), label="share of a patch", pad=0.01)
+        axes[0, 0].set_title("image", fontsize=8)
         for axis in axes.flat:
             axis.set_xticks([])
             axis.set_yticks([])
             axis.spines[:].set_visible(False)
-        words = {"class token": "Attention of the class token in the last block", "rollout": "Attention rollout"}
-        made.suptitle(words.get(kind, "Attention that each token receives in the last block"))
     return made
 
 

@@ -5,7 +5,7 @@ Legend: U updates of heads, N images.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,12 +16,12 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
+from headwise.analysis import style
 from headwise.analysis.bands import Band, band
 from headwise.analysis.changes import names_of, same_network
 from headwise.analysis.made import Analysis
 from headwise.analysis.opened import head_columns, images_of, unscored
 from headwise.analysis.responsive_pictures import maps
-from headwise.analysis.style import COLORS, NULL, figure, styled
 from headwise.analysis.switches import Batch, HeadUpdate, Outcome, Switches, cumulative, toggled
 from headwise.artifacts.saved import SavedRun
 
@@ -40,6 +40,7 @@ class Carried:
     Attributes:
         name: of the run.
         updates: (U,), in network order.
+        live: those of them that are not nothing.
         none: all of them off; the classifier and what else was trained stay.
         alone: each alone on, (U, N).
         chooses: images that the order of the heads is chosen on, (N,); the curves are measured on the others.
@@ -52,6 +53,7 @@ class Carried:
 
     name: str
     updates: tuple[HeadUpdate, ...]
+    live: Collection[HeadUpdate]
     none: Outcome
     alone: Outcome
     chooses: Tensor
@@ -88,8 +90,8 @@ def analyse(runs: Sequence[SavedRun], options: Options) -> Analysis:
     table = pd.concat([_alone(one, run) for one, run in zip(runs_carried, runs, strict=True)], ignore_index=True)
     tables = {"alone": table, "curves": pd.concat([_curves(one) for one in runs_carried], ignore_index=True)}
     figures = {
-        "curves": curves(runs_carried),
-        "alone": maps(table, ["gain"], "Accuracy that one head's update adds alone, all others off (points)"),
+        **curves(runs_carried, "curves"),
+        **maps(table, ["gain"], "Accuracy that one head's update adds alone, all others off (points)", "alone"),
     }
     title = "How much of what was learned lies in few heads"
     return Analysis(
@@ -154,7 +156,9 @@ def carried(switches: Switches, batches: Iterable[Batch], name: str, orders: int
         for places in (order, order[::-1], *drawn)
     ]
     first, gain = switches.words(updates[order[0]]), float(rows[0][1] - rows[0][0])
-    return Carried(name, updates, none, alone, chosen, first, gain, counts, rows[0], rows[1], np.stack(rows[2:]))
+    return Carried(
+        name, updates, switches.live, none, alone, chosen, first, gain, counts, rows[0], rows[1], np.stack(rows[2:])
+    )
 
 
 def counted(total: int) -> list[int]:
@@ -168,7 +172,7 @@ def _alone(heads: Carried, run: SavedRun) -> pd.DataFrame:
     saved = heads.none.mean_loss - heads.alone.mean_loss
     return pd.DataFrame(
         {
-            **head_columns(run, heads.name, heads.updates),
+            **head_columns(run, heads.name, heads.updates, heads.live),
             "gain": gain.tolist(),
             "loss_saved": saved.tolist(),
             "images": heads.alone.loss.shape[-1],
@@ -191,29 +195,33 @@ def _curves(heads: Carried) -> pd.DataFrame:
     )
 
 
-def curves(several: Sequence[Carried]) -> Figure:
-    """A panel per run: accuracy by the share of heads' updates that are on, in three orders."""
-    beside = min(len(several), 3)
-    lines = -(-len(several) // beside)
-    with styled():
-        made, axes = figure(lines, beside, size=(max(4.6, 3.3 * beside), 2.9 * lines + 0.9), sharey=True)
+def curves(several: Sequence[Carried], name: str) -> dict[str, Figure]:
+    """A panel per run: accuracy by the share of heads' updates that are on, in three orders; pictures by name."""
+    values = np.concatenate([np.ravel(one) for c in several for one in (c.best, c.worst, *c.band)])
+    room = 0.05 * (float(np.ptp(values)) or 1.0)
+    limits = float(values.min()) - room, float(values.max()) + room
+    return style.parted(name, several, lambda part: _curves_of(part, limits))
+
+
+def _curves_of(several: Sequence[Carried], limits: tuple[float, float]) -> Figure:
+    size, title = (2.7, 2.1), "What the heads' updates carry together"
+    beside = style.across(len(several), size[0])
+    with style.picture(-(-len(several) // beside), beside, panel=size, title=title, sharey=True) as (made, axes):
         for axis, one in zip(axes.flat, several, strict=False):
             share = np.array(one.counts) / one.counts[-1] * 100
             mean, low, high = (end.numpy() for end in one.band)
-            axis.fill_between(share, low, high, color=NULL, alpha=0.3, linewidth=0)
-            axis.plot(share, mean, color=NULL, linestyle="--", label="random order (band: 95 %)")
-            axis.plot(share, one.best, color=COLORS[0], marker="o", label="best alone first")
-            axis.plot(share, one.worst, color=COLORS[1], marker="s", label="worst alone first")
+            axis.fill_between(share, low, high, color=style.NULL, alpha=0.3, linewidth=0)
+            axis.plot(share, mean, color=style.NULL, linestyle="--", label="random order (band: 95 %)")
+            axis.plot(share, one.best, color=style.COLORS[0], marker="o", label="best alone first")
+            axis.plot(share, one.worst, color=style.COLORS[1], marker="s", label="worst alone first")
             axis.set_title(one.name)
             axis.set_xlabel(f"heads' updates that are on (% of {one.counts[-1]})")
+            axis.set_ylim(limits)
             axis.grid(axis="y")
         for axis in axes.flat[len(several) :]:
             axis.set_axis_off()
         for axis in axes[:, 0]:
             axis.set_ylabel("accuracy (%)")
-        handles, labels = axes[0, 0].get_legend_handles_labels()
-        made.legend(handles, labels, loc="outside lower center", ncols=3 if beside > 1 else 2)
-        made.suptitle("What the heads' updates carry together")
     return made
 
 

@@ -5,7 +5,7 @@ Legend: U updates of heads, B batch, S side of the network's input.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -329,8 +329,10 @@ def _in_order(scores: Mapping[HeadUpdate, Mapping[str, float]], updates: Sequenc
     return {name: torch.tensor([scores.get(update, none)[name] for update in updates]) for name in names}
 
 
-def head_columns(run: SavedRun, name: str, updates: Sequence[HeadUpdate]) -> dict[str, Any]:
-    """The columns of a table that name the heads of a run, a line each."""
+def head_columns(
+    run: SavedRun, name: str, updates: Sequence[HeadUpdate], live: Collection[HeadUpdate]
+) -> dict[str, Any]:
+    """The columns of a table that name the heads of a run, a line each; ``live`` says whether there is an update."""
     gates = recorded_masks(run)
     return {
         "run": [name] * len(updates),
@@ -343,6 +345,7 @@ def head_columns(run: SavedRun, name: str, updates: Sequence[HeadUpdate]) -> dic
         "head": [update.head for update in updates],
         "heads": [update.site.num_heads for update in updates],
         "gate": [gates[place_of(site)][head] if place_of(site) in gates else 1 for site, head in updates],
+        "live": [int(update in live) for update in updates],
     }
 
 

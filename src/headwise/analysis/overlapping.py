@@ -9,6 +9,7 @@ Legend: L layers, O/I features, H heads, N draws.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ from headwise.analysis.made import Analysis
 from headwise.analysis.shares import Between, Heads, between, between_heads, spanned
 from headwise.artifacts.saved import SavedRun
 
+MOST_ROWS = 8
+"""Of a picture: phases and projections."""
 BESIDE = ("apart", "joint")
 SHARES = {"shared": "in another head's row space", "own": "outside all other heads'"}
 AGAINST = {"cosine": "cosine", "rows": "in the first's row space", "columns": "in the first's column space"}
@@ -97,13 +100,12 @@ def analyse(runs: Sequence[SavedRun], options: Options) -> Analysis:
             across += [(name, one) for one in between_phases(first, second, options)]
     tables = {"heads": _heads_table(within), "pairs": _pairs_table(within)}
     figures: dict[str, Figure] = {}
-    with style.styled():
-        for number, name in enumerate(dict.fromkeys(name for name, _ in within), start=1):
-            end = f"_{number}" if len(runs) > 1 else ""
-            mine, two = [one for of, one in within if of == name], [one for of, one in across if of == name]
-            figures |= {f"pairs{end}": _pairs(name, mine), f"shares{end}": _shares(name, mine)}
-            if two:
-                figures[f"phases{end}"] = _phases(name, two)
+    for number, name in enumerate(dict.fromkeys(name for name, _ in within), start=1):
+        end = f"_{number}" if len(runs) > 1 else ""
+        mine, two = [one for of, one in within if of == name], [one for of, one in across if of == name]
+        figures |= style.parted(f"pairs{end}", mine, functools.partial(_pairs, name), MOST_ROWS)
+        figures |= style.parted(f"shares{end}", mine, functools.partial(_shares, name), MOST_ROWS)
+        figures |= style.parted(f"phases{end}", two, functools.partial(_phases, name), MOST_ROWS)
     if across:
         tables["phases"] = _phases_table(across)
     said = [_said_within(name, one, len(runs) > 1) for name, one in within]
@@ -271,63 +273,60 @@ def _said_across(run: str, one: Across, with_run: bool) -> str:
 
 def _pairs(run: str, entries: Sequence[Within]) -> Figure:
     """Overlap of each pair of heads, mean of the layers: measured, and both kinds of random."""
-    figure, axes = style.figure(len(entries), 3, size=(9.6, 0.9 + 2.7 * len(entries)))
-    image: Any = None
-    for row, one in zip(axes, entries, strict=True):
-        shown = [("measured", one.heads.overlap.nanmean(0))]
-        shown += [(f"random, {kind}", one.random[kind].overlap.flatten(0, 1).nanmean(0)) for kind in BESIDE]
-        for axis, (said, values) in zip(row, shown, strict=True):
-            image = axis.imshow(values.numpy(), cmap=style.SEQUENTIAL, vmin=0, vmax=1)
-            axis.set_title(f"{one.label}, {one.group.name}: {said}")
-            axis.tick_params(length=0)
-            axis.spines[:].set_visible(False)
-            axis.set(xlabel="head")
-        row[0].set_ylabel("head")
-    figure.colorbar(image, ax=axes, label="overlap", shrink=0.7)
-    figure.suptitle(f"Overlap of the heads' updates, mean of the layers ({run})")
+    title = f"Overlap of the heads' updates, mean of the layers ({run})"
+    with style.picture(len(entries), 3, panel=(2.2, 2.2), title=title) as (figure, axes):
+        image: Any = None
+        for row, one in zip(axes, entries, strict=True):
+            shown = [("measured", one.heads.overlap.nanmean(0))]
+            shown += [(f"random, {kind}", one.random[kind].overlap.flatten(0, 1).nanmean(0)) for kind in BESIDE]
+            for axis, (said, values) in zip(row, shown, strict=True):
+                image = axis.imshow(values.numpy(), cmap=style.SEQUENTIAL, vmin=0, vmax=1)
+                style.hatched(axis, values.isnan(), style.ABSENT_WORDS)
+                axis.set_title(f"{one.label}, {one.group.name}: {said}")
+                axis.tick_params(length=0)
+                axis.spines[:].set_visible(False)
+                axis.set(xlabel="head")
+            row[0].set_ylabel("head")
+        figure.colorbar(image, ax=axes, label="overlap", shrink=0.7)
     return figure
 
 
 def _shares(run: str, entries: Sequence[Within]) -> Figure:
     """Energy that heads share, and that is each one's own, layer by layer."""
-    figure, axes = style.figure(len(entries), 2, size=(9.6, 1.1 + 2.4 * len(entries)), sharey=True)
-    for row, one in zip(axes, entries, strict=True):
-        for axis, (name, said) in zip(row, SHARES.items(), strict=True):
-            x = range(len(one.group.layers))
-            for number, kind in enumerate(BESIDE, start=1):
-                style.banded(axis, x, None, one.mean_null(name, kind, 1), number, f"random, {kind}")
-            style.banded(axis, x, _mean(getattr(one.heads, name), 1), None, 0, "measured")
-            axis.set_xticks(x, one.group.layers)
-            axis.set(ylim=(-0.03, 1.03), xlabel="layer")
-            axis.set_title(f"{one.label}, {one.group.name}: {said}")
-            axis.grid(axis="y")
-        row[0].set_ylabel("share of a head's energy")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3)
-    figure.suptitle(f"What heads share, mean of the heads ({run})")
+    title = f"What heads share, mean of the heads ({run})"
+    with style.picture(len(entries), 2, panel=(3.6, 1.5), title=title, sharey=True) as (figure, axes):
+        for row, one in zip(axes, entries, strict=True):
+            for axis, (name, said) in zip(row, SHARES.items(), strict=True):
+                x = range(len(one.group.layers))
+                for number, kind in enumerate(BESIDE, start=1):
+                    style.banded(axis, x, None, one.mean_null(name, kind, 1), number, f"random, {kind}")
+                style.banded(axis, x, _mean(getattr(one.heads, name), 1), None, 0, "measured")
+                style.layer_ticks(axis, one.group.layers)
+                axis.set(ylim=(-0.03, 1.03), xlabel="layer")
+                axis.set_title(f"{one.label}, {one.group.name}: {said}")
+                axis.grid(axis="y")
+            row[0].set_ylabel("share of a head's energy")
     return figure
 
 
 def _phases(run: str, entries: Sequence[Across]) -> Figure:
     """How much of the second phase lies where the first did, layer by layer."""
-    figure, axes = style.figure(len(entries), 3, size=(11.0, 1.1 + 2.3 * len(entries)))
-    for row, one in zip(axes, entries, strict=True):
-        for axis, (name, said) in zip(row, AGAINST.items(), strict=True):
-            x = range(len(one.group.layers))
-            style.banded(axis, x, None, one.mean_null(name, 1), 1, "random second phase (95 %)")
-            style.banded(axis, x, _mean(getattr(one.measured, name), 1), None, 0, "measured")
-            axis.set_xticks(x, one.group.layers)
-            axis.set_title(f"{one.group.name}, {'whole' if one.is_whole else 'heads'}: {said}")
-            axis.set_xlabel("layer")
-            axis.grid(axis="y")
-            if name == "cosine":
-                largest = max(0.1, *(abs(end) for end in axis.get_ylim()))
-                axis.set_ylim(-largest, largest)
-            else:
-                axis.set_ylim(-0.03, 1.03)
-        row[0].set_ylabel("cosine")
-        row[1].set_ylabel("share of energy")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2)
-    figure.suptitle(f"{entries[0].labels[1]} after {entries[0].labels[0]}: is the second orthogonal? ({run})")
+    title = f"{entries[0].labels[1]} after {entries[0].labels[0]}: is the second orthogonal? ({run})"
+    with style.picture(len(entries), 3, panel=(3.0, 1.5), title=title) as (figure, axes):
+        for row, one in zip(axes, entries, strict=True):
+            for axis, (name, said) in zip(row, AGAINST.items(), strict=True):
+                x = range(len(one.group.layers))
+                style.banded(axis, x, None, one.mean_null(name, 1), 1, "random second phase (95 %)")
+                style.banded(axis, x, _mean(getattr(one.measured, name), 1), None, 0, "measured")
+                style.layer_ticks(axis, one.group.layers)
+                axis.set_title(f"{one.group.name}, {'whole' if one.is_whole else 'heads'}: {said}")
+                axis.set_xlabel("layer")
+                axis.grid(axis="y")
+                if name == "cosine":
+                    largest = max(0.1, *(abs(end) for end in axis.get_ylim()))
+                    axis.set_ylim(-largest, largest)
+                else:
+                    axis.set_ylim(-0.03, 1.03)
+            row[0].set_ylabel("cosine")
+            row[1].set_ylabel("share of energy")
     return figure

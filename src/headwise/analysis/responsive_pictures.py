@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,8 +10,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from headwise.analysis import style
 from headwise.analysis.opened import SCORE_NAMES
-from headwise.analysis.style import COLORS, DIVERGING, MARKERS, NULL, figure, head_map, styled
 from headwise.report.headmap import layer_names
 
 WORDS = {
@@ -23,99 +21,100 @@ WORDS = {
     **SCORE_NAMES,
 }
 CELL = 0.2
-MOST_COLUMNS = 8
+MOST_RUNS = 12
+"""In one picture of agreement."""
 
 
 def _grid(rows: pd.DataFrame, column: str) -> tuple[Any, Any, list[str]]:
-    """Values and gates as (layers, heads), NaN where there is no update, and the layers' names."""
+    """Values, NaN where there is no head; where no update is; (layers, heads) both; and the layers' names."""
     layers = sorted(set(zip(rows["stage"], rows["block"], strict=True)))
     values = np.full((len(layers), int(rows["heads"].max())), np.nan)
     off = np.zeros(values.shape, dtype=bool)
     for line in rows.itertuples():
         place = layers.index((line.stage, line.block)), line.head
-        values[place], off[place] = getattr(line, column), line.gate == 0
+        values[place], off[place] = getattr(line, column), not line.live
     return values, off, layer_names(layers)
 
 
-def maps(table: pd.DataFrame, columns: Sequence[str], title: str) -> Figure:
-    """A panel per projection (rows) and run or score (columns).
+def maps(table: pd.DataFrame, columns: Sequence[str], title: str, name: str) -> dict[str, Figure]:
+    """A panel per projection (rows) and run or score (columns); several pictures where there are many, by name.
 
     One column of the table is drawn on one scale for all runs. Of several columns their ranks are drawn, since
-    different scores have no common unit.
+    different scores have no common unit. Heads without an update are no part of either.
     """
-    ranked = len(columns) > 1
-    runs, projections = list(dict.fromkeys(table["run"])), list(dict.fromkeys(table["projection"]))
-    panels = [(run, column) for run in runs for column in columns]
+    ranked, live = len(columns) > 1, table["live"].astype(bool)
     if ranked:
-        table = table.assign(**{name: table[name].rank(pct=True) for name in columns})
-    beside = min(len(panels), MOST_COLUMNS)
-    lines = math.ceil(len(panels) / beside)
+        table = table.assign(**{column: table[column].where(live).rank(pct=True) for column in columns})
+    scale = (0.0, 1.0) if ranked else style.scale_of(table.loc[live, list(columns)], diverging=True)
+    panels = [(run, column) for run in dict.fromkeys(table["run"]) for column in columns]
+    most = max(1, style.MOST_PANELS // table["projection"].nunique())
+    return style.parted(name, panels, lambda part: _maps(table, part, title, scale, ranked), most)
+
+
+def _maps(
+    table: pd.DataFrame, panels: Sequence[tuple[str, str]], title: str, scale: tuple[float, float], ranked: bool
+) -> Figure:
+    projections = list(dict.fromkeys(table["projection"]))
     num_layers = len(set(zip(table["stage"], table["block"], strict=True)))
-    num_heads = int(table["heads"].max())
-    width = max(1.15, CELL * num_heads + 0.35)
-    size = (max(4.2, beside * width + 1.2), lines * len(projections) * (CELL * num_layers + 0.55) + 0.6)
-    high = 1.0 if ranked else float(np.nanmax(np.abs(table[list(columns)].to_numpy(dtype=float))))
-    with styled():
-        made, axes = figure(lines * len(projections), beside, size=size)
+    size = (max(1.7, CELL * int(table["heads"].max())), max(1.0, CELL * num_layers))
+    beside = style.across(len(panels), size[0])
+    lines = math.ceil(len(panels) / beside)
+    with style.picture(lines * len(projections), beside, panel=size, title=title) as (made, axes):
         image: Any = None
-        for row, column in itertools.product(range(axes.shape[0]), range(beside)):
-            axis, line = axes[row, column], row // len(projections)
-            index, projection = line * beside + column, projections[row % len(projections)]
-            if index >= len(panels):
+        for (row, column), axis in np.ndenumerate(axes):
+            line, projection = row // len(projections), projections[row % len(projections)]
+            run, name = panels[min(line * beside + column, len(panels) - 1)]
+            own = table[(table["run"] == run) & (table["projection"] == projection)]
+            if line * beside + column >= len(panels) or own.empty:
                 axis.set_axis_off()
                 continue
-            run, name = panels[index]
-            own = table[(table["run"] == run) & (table["projection"] == projection)]
             values, off, layers = _grid(own, name)
-            image = head_map(
-                axis, values, layers=layers, low=0.0 if ranked else -high, high=high, diverging=not ranked, marked=off
-            )
-            if row % len(projections) == 0:
-                words = WORDS[name] if ranked else run
-                axis.set_title(words.replace(", ", "\n", 2) if len(words) > 14 else words, fontsize=8)
-            if row == axes.shape[0] - 1:
+            image = style.head_map(axis, values, layers=layers, scale=scale, diverging=not ranked, absent=off)
+            if projection == projections[0]:
+                axis.set_title(WORDS[name] if ranked else run, fontsize=8)
+            if projection == projections[-1]:
                 axis.set_xlabel("head")
             if column == 0:
                 axis.set_ylabel(f"{projection}: layer")
-        label = "rank among all heads (1 most)" if ranked else WORDS[columns[0]]
+        label = "rank among heads with an update (1 most)" if ranked else WORDS[panels[0][1]]
         made.colorbar(image, ax=axes, shrink=0.6, pad=0.02, label=label)
-        made.suptitle(textwrap.fill(title, round(9 * size[0])))  # a letter is about a ninth of an inch
     return made
 
 
-def agreements(rows: pd.DataFrame) -> Figure:
-    """Rank correlation of every score with both truths over all heads, a point per run, over the band of chance."""
+def agreements(rows: pd.DataFrame, name: str) -> dict[str, Figure]:
+    """Rank correlation of every score with both truths over all heads, a point per run over its band of chance."""
     rows = rows[rows["projections"] == "all"]
+    runs = list(dict.fromkeys(rows["run"]))
+    return style.parted(name, runs, lambda part: _agreements(rows[rows["run"].isin(part)]), MOST_RUNS)
+
+
+def _agreements(rows: pd.DataFrame) -> Figure:
     scores, runs = list(dict.fromkeys(rows["score"])), list(dict.fromkeys(rows["run"]))
     truths = list(dict.fromkeys(rows["truth"]))
-    with styled():
-        made, axes = figure(1, len(truths), size=(7.4, 0.36 * len(scores) + 1.5 + 0.1 * len(runs)), sharey=True)
+    title = "Which score knows what happens when a head's update is switched off"
+    size = (2.9, len(scores) * max(0.36, 0.1 * len(runs) + 0.12))
+    with style.picture(1, len(truths), panel=size, title=title, sharey=True) as (made, axes):
         for axis, truth in zip(axes[0], truths, strict=True):
-            own = rows[rows["truth"] == truth]
-            if own["low"].notna().any():
-                axis.axvspan(
-                    own["low"].min(),
-                    own["high"].max(),
-                    color=NULL,
-                    alpha=0.25,
-                    linewidth=0,
-                    label="random orders, 95 %",
-                )
-            axis.axvline(0, color=NULL, linewidth=0.8)
+            axis.axvline(0, color=style.NULL, linewidth=0.8)
             for index, run in enumerate(runs):
-                points = own[own["run"] == run].set_index("score").reindex(scores)
-                offset = (index - (len(runs) - 1) / 2) * min(0.18, 0.7 / len(runs))
-                style = {"color": COLORS[index % len(COLORS)], "marker": MARKERS[index % len(MARKERS)]}
-                axis.plot(points["spearman"], np.arange(len(scores)) + offset, linestyle="none", label=run, **style)
+                points = rows[(rows["truth"] == truth) & (rows["run"] == run)].set_index("score").reindex(scores)
+                y = np.arange(len(scores)) + (index - (len(runs) - 1) / 2) * min(0.18, 0.8 / len(runs))
+                axis.hlines(
+                    y,
+                    points["low"],
+                    points["high"],
+                    color=style.NULL,
+                    alpha=0.35,
+                    linewidth=6,
+                    label="band of random orders, 95 %, of each run",
+                )
+                axis.plot(points["spearman"], y, label=run, **{**style.look(index), "linestyle": "none"})
             axis.set_xlim(-1.02, 1.02)
             axis.set_yticks(range(len(scores)), [WORDS[score] for score in scores])
             axis.set_title(f"true change of the {truth}")
             axis.set_xlabel("Spearman with the score")
             axis.grid(axis="y")
         axes[0, 0].invert_yaxis()
-        handles, labels = axes[0, 0].get_legend_handles_labels()
-        made.legend(handles, labels, loc="outside lower center", ncols=min(3, len(labels)))
-        made.suptitle("Which score knows what happens when a head's update is switched off")
     return made
 
 
@@ -124,18 +123,18 @@ def matrix(rows: pd.DataFrame) -> Figure:
     names = list(dict.fromkeys(rows["one"]))
     values = rows.groupby(["one", "other"])["spearman"].mean().unstack().reindex(index=names, columns=names)
     words = [WORDS[name] for name in names]
-    with styled():
-        made, axes = figure(size=(0.62 * len(names) + 2.6, 0.5 * len(names) + 2.0))
+    size, title = (0.62 * len(names), 0.5 * len(names)), "How scores agree with each other"
+    with style.picture(panel=size, title=title) as (made, axes):
         axis = axes[0, 0]
-        image = axis.imshow(values.to_numpy(dtype=float), cmap=DIVERGING, vmin=-1, vmax=1)
+        image = axis.imshow(values.to_numpy(dtype=float), cmap=style.DIVERGING, vmin=-1, vmax=1, aspect="auto")
         for (row, column), value in np.ndenumerate(values.to_numpy(dtype=float)):
             if np.isfinite(value):
                 color = "white" if abs(value) > 0.6 else "black"
                 axis.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color=color)
+        style.hatched(axis, values.isna(), "one of the two is the same for all heads")
         axis.set_xticks(range(len(names)), words, rotation=35, ha="right", rotation_mode="anchor")
         axis.set_yticks(range(len(names)), words)
         axis.tick_params(length=0)
         axis.spines[:].set_visible(False)
         made.colorbar(image, ax=axis, shrink=0.7, label="Spearman, mean of the runs")
-        made.suptitle("How scores agree with each other")
     return made

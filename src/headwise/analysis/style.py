@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import matplotlib
 import numpy as np
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.text import Text
+from matplotlib.textpath import TextPath
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Of lines, told apart by the colour-blind as well (Okabe and Ito); the first are the report's blue, orange, green."""
@@ -21,6 +26,8 @@ NULL = "#8b9098"
 """Of everything random."""
 DIVERGING, SEQUENTIAL = "RdBu_r", "viridis"
 """Maps of colours: of values about zero, and of values from zero."""
+ABSENT, ABSENT_WORDS = "#d3d5d8", "no update (gated off, or none learned)"
+"""Of what is not there, hatched: no value of any map has this colour."""
 INK, SOFT, RULE = "#1b1d20", "#5a606a", "#dedfd9"
 _RC: Any = {
     "font.family": ["DejaVu Sans"],
@@ -54,7 +61,16 @@ _RC: Any = {
     "svg.hashsalt": "headwise",
     "svg.fonttype": "none",
 }
+Item = TypeVar("Item")
 DPI = 130
+MOST_PANELS = 24
+"""Of one picture: what has more is split over several."""
+WIDEST = 13.0
+"""Inches that panels beside each other take, about."""
+_NARROWEST = 5.0
+"""Inches of a picture, so that its title and legend have room."""
+_BESIDE_PANEL = 0.7
+"""Inches that the numbers and the name of an axis take."""
 
 
 @contextlib.contextmanager
@@ -64,16 +80,146 @@ def styled() -> Iterator[None]:
         yield
 
 
-def figure(num_rows: int = 1, num_columns: int = 1, *, size: tuple[float, float], **options: Any) -> tuple[Figure, Any]:
-    """A figure and its axes, (rows, columns).
+@contextlib.contextmanager
+def picture(
+    num_rows: int = 1, num_columns: int = 1, *, panel: tuple[float, float], title: str = "", **options: Any
+) -> Iterator[tuple[Figure, Any]]:
+    """A figure and its axes, (rows, columns), to draw on inside the block.
+
+    At its end the words are broken to the width that they have, one legend of everything with a label is put below, and
+    the figure grows or shrinks until each panel has its size: panels are as readable of many runs as of one.
 
     Args:
         num_rows, num_columns: of panels.
-        size: of the whole, inches.
+        panel: width and height of each, without what is written around it, inches.
+        title: of the whole.
         options: of ``Figure.subplots``.
     """
-    made = Figure(figsize=size, layout="constrained")
-    return made, made.subplots(num_rows, num_columns, squeeze=False, **options)
+    with styled():
+        width, height = num_columns * (panel[0] + 2 * _BESIDE_PANEL) + 2.0, num_rows * (panel[1] + 1.5) + 2.0
+        made = Figure(figsize=(width, height), layout="constrained")
+        axes = made.subplots(num_rows, num_columns, squeeze=False, **options)
+        yield made, axes
+        _break_words(made, axes, panel)
+        _fit(made, axes, panel)
+        lines = _legend(made, axes)
+        if title:
+            made.suptitle(wrapped(title, made.get_figwidth() - 0.4, _RC["figure.titlesize"], "bold"))
+            lines += made.get_suptitle().count("\n") + 1
+        made.set_figheight(made.get_figheight() + 0.25 * lines)  # room for them, taken back by what they do not need
+        _fit(made, axes, panel)
+
+
+def across(count: int, width: float) -> int:
+    """How many panels of a width stand beside each other, so that rows are equally full."""
+    most = max(1, int(WIDEST / (width + _BESIDE_PANEL)))
+    return math.ceil(count / math.ceil(count / most))
+
+
+def parted(
+    name: str, items: Sequence[Item], draw: Callable[[Sequence[Item]], Figure], most: int = MOST_PANELS
+) -> dict[str, Figure]:
+    """Draw one picture, none of nothing, or several where there are more items than one takes."""
+    count = max(1, math.ceil(len(items) / most))
+    size = max(1, math.ceil(len(items) / count))
+    parts = [items[start : start + size] for start in range(0, len(items), size)]
+    return {name if count == 1 else f"{name}-{index}": draw(part) for index, part in enumerate(parts, 1)}
+
+
+def _fit(made: Figure, axes: Any, panel: tuple[float, float]) -> None:
+    """Give the figure the size at which its panels have theirs."""
+    num_rows, num_columns = axes.shape
+    engine = made.get_layout_engine()
+    if engine is not None:
+        engine.execute(made)  # as drawing does, which takes far longer
+    cells = [axis.get_position(original=True) for axis in axes.flat]
+    width, height = made.get_size_inches()
+    width += num_columns * (panel[0] - width * min(cell.width for cell in cells))
+    height += num_rows * (panel[1] - height * min(cell.height for cell in cells))
+    made.set_size_inches(max(width, _NARROWEST), height)
+
+
+def _break_words(made: Figure, axes: Any, panel: tuple[float, float]) -> None:
+    """Break titles and names of axes to the size of a panel, and those of colour bars to its height."""
+    for axis in made.axes:
+        is_panel = any(axis is one for one in axes.flat)
+        texts = [(text, panel[0]) for text in axis.get_children() if isinstance(text, Text)] if is_panel else []
+        for text, room in (*texts, (axis.xaxis.label, panel[0]), (axis.yaxis.label, max(panel[1], 1.2))):
+            text.set_text(wrapped(text.get_text(), room, float(text.get_fontsize()), str(text.get_fontweight())))
+
+
+def _legend(made: Figure, axes: Any) -> int:
+    """One legend of all panels, below them; returns its lines."""
+    known: dict[str, Any] = {}
+    for axis in axes.flat:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            known.setdefault(label, handle)
+    if not known:
+        return 0
+    size, room = float(_RC["legend.fontsize"]), made.get_figwidth() - 0.4
+    beside = 0.6  # inches of a line's sample and of the space between columns
+    widest = max(_width(label, size, "normal") for label in known)
+    columns = min(len(known), max(1, int(room / (widest + beside))))
+    words = [wrapped(label, room - beside, size) for label in known]
+    made.legend(list(known.values()), words, loc="outside lower center", ncols=columns)
+    return sum(word.count("\n") + 1 for word in words)
+
+
+def wrapped(text: str, room: float, size: float, weight: str = "normal") -> str:
+    """Break a text behind spaces, commas and the signs that names are made with, within words only if it must be.
+
+    Args:
+        text: with line breaks that stay.
+        room: inches.
+        size: of the letters, points.
+        weight: of them.
+    """
+    lines = []
+    for paragraph in text.split("\n"):
+        line = ""
+        for piece in re.split(r"(?<=[\s,/_-])", paragraph):
+            if line and _width((line + piece).rstrip(), size, weight) > room:
+                lines.append(line.rstrip())
+                line = ""
+            line += piece
+            while len(line) > 1 and _width(line.rstrip(), size, weight) > room:
+                fits = max(1, sum(_width(line[:end], size, weight) <= room for end in range(1, len(line))))
+                lines.append(line[:fits])
+                line = line[fits:]
+        lines.append(line.rstrip())
+    return "\n".join(lines)
+
+
+@functools.lru_cache(maxsize=8192)
+def _width(text: str, size: float, weight: str) -> float:
+    """Of a line, inches."""
+    if not text.strip():
+        return 0.0
+    font = FontProperties(family=_RC["font.family"], weight=weight)
+    # letters of few pixels are drawn a little wider than they are
+    return 1.07 * float(TextPath((0, 0), text, size=size, prop=font).get_extents().x1) / 72
+
+
+def look(number: int) -> dict[str, Any]:
+    """Colour and shape of a line; beyond the colours in other shapes and dashed, beyond all shapes hollow."""
+    turn = number // len(COLORS)
+    return {
+        "color": COLORS[number % len(COLORS)],
+        "marker": MARKERS[(number + turn) % len(MARKERS)],
+        "markerfacecolor": "white" if turn // len(MARKERS) % 2 else None,
+        "linestyle": "--" if turn else "-",
+    }
+
+
+def scale_of(values: Any, diverging: bool = False) -> tuple[float, float]:
+    """Ends of a scale of colours: about zero, or from zero; zero keeps its colour where there is nothing else."""
+    table = np.asarray(values, dtype=float)
+    finite = table[np.isfinite(table)]
+    largest = float(np.abs(finite).max()) if finite.size else 0.0
+    if finite.size and not np.ptp(finite):
+        largest *= 2  # what does not vary is neither little nor much
+    largest = largest or 1.0
+    return (-largest if diverging or (finite.size and finite.min() < 0) else 0.0), largest
 
 
 def head_map(
@@ -81,10 +227,11 @@ def head_map(
     values: Any,
     *,
     layers: Sequence[str],
-    low: float | None = None,
-    high: float | None = None,
+    scale: tuple[float, float] | None = None,
     diverging: bool = False,
     marked: Any = None,
+    said: str = "",
+    absent: Any = None,
 ) -> Any:
     """Draw values of heads: a row per layer, a column per head; returns the image, for a colour bar.
 
@@ -92,18 +239,16 @@ def head_map(
         axis: of the panel.
         values: (layers, heads); NaN leaves a place empty.
         layers: names of the rows.
-        low, high: ends of the scale, so that panels can share one; their own if left out.
+        scale: its ends, so that panels can share one; their own if left out.
         diverging: whether the scale is about zero.
         marked: (layers, heads), true where a cross is to stand.
+        said: what a cross means.
+        absent: (layers, heads), true where no update is, whatever the value.
     """
     table = np.asarray(values, dtype=float)
-    finite = table[np.isfinite(table)]
-    if high is None:
-        high = float(np.abs(finite).max() if diverging else finite.max()) if finite.size else 1.0
-    if low is None:
-        low = -high if diverging else 0.0
-    if not low < high:
-        high = low + 1.0
+    if absent is not None:
+        table = np.where(absent, np.nan, table)
+    low, high = scale or scale_of(table, diverging)
     image = axis.imshow(table, cmap=DIVERGING if diverging else SEQUENTIAL, vmin=low, vmax=high, aspect="auto")
     num_layers, num_heads = table.shape
     every, beside = math.ceil(num_layers / 16), math.ceil(num_heads / 16)
@@ -111,11 +256,30 @@ def head_map(
     axis.set_xticks(range(0, num_heads, beside))
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
+    if absent is not None:
+        hatched(axis, absent, ABSENT_WORDS)
     if marked is not None:
         rows, columns = np.nonzero(np.asarray(marked))
-        for color, width in (("white", 2.6), ("black", 1.1)):  # seen on every colour
-            axis.plot(columns, rows, "x", color=color, markersize=6, markeredgewidth=width, linestyle="none")
+        for color, width, label in (("white", 2.6, None), ("black", 1.1, said)):  # seen on every colour
+            axis.plot(
+                columns, rows, "x", color=color, markersize=6, markeredgewidth=width, linestyle="none", label=label
+            )
     return image
+
+
+def hatched(axis: Axes, places: Any, label: str) -> None:
+    """Hatch cells of an image, for the legend as what the label says; nothing where there is none."""
+    rows, columns = np.nonzero(np.asarray(places))
+    if len(rows):
+        x, y = axis.get_xlim(), axis.get_ylim()
+        axis.bar(columns, 1.0, 1.0, rows - 0.5, color=ABSENT, hatch="/////", edgecolor=NULL, linewidth=0.0, label=label)
+        axis.set(xlim=x, ylim=y)
+
+
+def layer_ticks(axis: Axes, layers: Sequence[str]) -> None:
+    """Name layers along an axis, as many as have room."""
+    every = math.ceil(len(layers) / (12 if max(map(len, layers)) < 3 else 8))
+    axis.set_xticks(range(0, len(layers), every), list(layers)[::every])
 
 
 def banded(
@@ -136,8 +300,14 @@ def banded(
     if null is not None:
         low, high = (np.asarray(end, dtype=float) for end in (null.low, null.high))
         high = np.minimum(high, highest)
+        mean = np.asarray(null.mean, dtype=float)
         axis.fill_between(x, low, high, color=color, alpha=0.22, linewidth=0, label=label if value is None else None)
-        axis.plot(x, np.asarray(null.mean, dtype=float), color=color, linewidth=0.9, linestyle=(0, (3, 2)))
+        axis.plot(x, mean, color=color, linewidth=0.9, linestyle=(0, (3, 2)))
+        alone = _alone(low)  # an area over a single place has no width
+        if alone.any():
+            there = np.asarray(x)[alone]
+            axis.vlines(there, low[alone], high[alone], color=color, alpha=0.22, linewidth=_WIDE)
+            axis.plot(there, mean[alone], color=color, linestyle="none", marker="_", markersize=_WIDE)
     if value is not None:
         # a line of a lower number is wider, so that it is seen where another lies on it
         axis.plot(
@@ -149,3 +319,14 @@ def banded(
             linewidth=max(1.4, 3.2 - 1.6 * number),
             markersize=max(4.0, 7.0 - 3.0 * number),
         )
+
+
+_WIDE = 14.0
+"""Points of a band over a single place."""
+
+
+def _alone(values: Any) -> Any:
+    """Whether each value is there, and none beside it."""
+    there = np.isfinite(values)
+    around = np.concatenate([[False], there, [False]])
+    return there & ~around[:-2] & ~around[2:]
