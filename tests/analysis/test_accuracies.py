@@ -131,7 +131,8 @@ def test_every_method_is_in_the_legend_however_many() -> None:
 
 
 def test_tasks_beyond_a_picture_are_in_the_next() -> None:
-    made = drawn([run("lora", f"task{number}") for number in range(style.MOST_PANELS + 2)])
+    tasks = [f"task{number}" for number in range(style.MOST_PANELS + 2)]
+    made = drawn([run(method, task) for method in ("lora", "bi_lora") for task in tasks])
     assert [name for name in made.figures if name.startswith("parameters")] == ["parameters-1", "parameters-2"]
 
 

@@ -158,8 +158,11 @@ def _legend(made: Figure, axes: Any) -> int:
         return 0
     size, room = float(_RC["legend.fontsize"]), made.get_figwidth() - 0.4
     beside = 0.6  # inches of a line's sample and of the space between columns
-    widest = max(_width(label, size, "normal") for label in known)
-    columns = min(len(known), max(1, int(room / (widest + beside))))
+    widths = [_width(label, size, "normal") + beside for label in known]
+    columns = next(
+        (n for n in range(min(len(widths), 6), 1, -1) if sum(max(part) for part in np.array_split(widths, n)) <= room),
+        1,
+    )
     words = [wrapped(label, room - beside, size) for label in known]
     made.legend(list(known.values()), words, loc="outside lower center", ncols=columns)
     return sum(word.count("\n") + 1 for word in words)
