@@ -56,6 +56,7 @@ def _cosines(whole: Part, heads: Part) -> Figure:
                 diagonal = float(table.diagonal().mean())
                 axis.set_title(f"{which}, {name}\n{said}: diagonal {diagonal:.3f}", fontsize=8, fontweight="normal")
                 axis.tick_params(length=0)
+                axis.locator_params(integer=True)
                 axis.spines[:].set_visible(False)
         figure.colorbar(image, ax=axes, label="absolute cosine", shrink=0.6)
         figure.supxlabel("singular vector after", fontsize=9, color=style.SOFT)
@@ -117,7 +118,7 @@ def _heads(heads: Sequence[Part]) -> Figure:
     num_layers = max(len(part.group.layers) for part in heads)
     num_heads = max(part.group.num_heads for part in heads)
     size = (max(2.2, 0.18 * num_heads), max(1.4, 0.16 * num_layers))
-    title = "Heads: how large their updates are, and which turned more than a random one"
+    title = "Heads: size and rank of updates, and what turned beyond random ones"
     with style.picture(len(heads), 3, panel=size, title=title) as (figure, axes):
         for row, part in enumerate(heads):
             for axis, (name, said) in zip(axes[row], panels, strict=False):

@@ -96,17 +96,17 @@ def picture(
         options: of ``Figure.subplots``.
     """
     with styled():
-        width, height = num_columns * (panel[0] + 2 * _BESIDE_PANEL) + 2.0, num_rows * (panel[1] + 1.5) + 2.0
+        width, height = num_columns * (panel[0] + _BESIDE_PANEL) + 2.0, num_rows * (panel[1] + 1.5) + 2.0
         made = Figure(figsize=(width, height), layout="constrained")
         axes = made.subplots(num_rows, num_columns, squeeze=False, **options)
         yield made, axes
         _break_words(made, axes, panel)
-        _fit(made, axes, panel)
-        lines = _legend(made, axes)
+        room = max(_NARROWEST, num_columns * panel[0] + 0.3 * num_columns) - 0.4  # the figure is no narrower
+        lines = _legend(made, axes, room)
         if title:
-            made.suptitle(wrapped(title, made.get_figwidth() - 0.4, _RC["figure.titlesize"], "bold"))
+            made.suptitle(wrapped(title, room, _RC["figure.titlesize"], "bold"))
             lines += made.get_suptitle().count("\n") + 1
-        made.set_figheight(made.get_figheight() + 0.25 * lines)  # room for them, taken back by what they do not need
+        made.set_figheight(height + 0.25 * lines)
         _fit(made, axes, panel)
 
 
@@ -148,21 +148,19 @@ def _break_words(made: Figure, axes: Any, panel: tuple[float, float]) -> None:
             text.set_text(wrapped(text.get_text(), room, float(text.get_fontsize()), str(text.get_fontweight())))
 
 
-def _legend(made: Figure, axes: Any) -> int:
-    """One legend of all panels, below them; returns its lines."""
+def _legend(made: Figure, axes: Any, room: float) -> int:
+    """One legend of all panels, below them, at most as wide as the room; returns its lines."""
     known: dict[str, Any] = {}
     for axis in axes.flat:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             known.setdefault(label, handle)
     if not known:
         return 0
-    size, room = float(_RC["legend.fontsize"]), made.get_figwidth() - 0.4
+    size = float(_RC["legend.fontsize"])
     beside = 0.6  # inches of a line's sample and of the space between columns
     widths = [_width(label, size, "normal") + beside for label in known]
-    columns = next(
-        (n for n in range(min(len(widths), 6), 1, -1) if sum(max(part) for part in np.array_split(widths, n)) <= room),
-        1,
-    )
+    fit = [n for n in range(2, min(len(widths), 6) + 1) if sum(map(max, np.array_split(widths, n))) <= room]
+    columns = max(fit, default=1)
     words = [wrapped(label, room - beside, size) for label in known]
     made.legend(list(known.values()), words, loc="outside lower center", ncols=columns)
     return sum(word.count("\n") + 1 for word in words)
