@@ -159,7 +159,9 @@ def carried(name: str) -> Carried:
     none = Outcome(torch.zeros(4), torch.zeros(4))
     counts = [0, 1, 5, 100]
     values = np.array([0.0, 30.0, 50.0, 80.0])
-    return Carried(name, (), (), none, none, "", 4, counts, values, values / 2, np.stack([values / 3, values / 4]))
+    chooses = torch.tensor([True, False, True, False])
+    random = np.stack([values / 3, values / 4])
+    return Carried(name, (), (), none, none, chooses, "", 0.0, counts, values, values / 2, random)
 
 
 @pytest.mark.parametrize("count", COUNTS)
