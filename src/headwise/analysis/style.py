@@ -130,13 +130,16 @@ def _fit(made: Figure, axes: Any, panel: tuple[float, float]) -> None:
     """Give the figure the size at which its panels have theirs."""
     num_rows, num_columns = axes.shape
     engine = made.get_layout_engine()
-    if engine is not None:
-        engine.execute(made)  # as drawing does, which takes far longer
-    cells = [axis.get_position(original=True) for axis in axes.flat]
-    width, height = made.get_size_inches()
-    width += num_columns * (panel[0] - width * min(cell.width for cell in cells))
-    height += num_rows * (panel[1] - height * min(cell.height for cell in cells))
-    made.set_size_inches(max(width, _NARROWEST), height)
+    for _ in range(3):  # colour bars are shares of the figure: what they take changes with it
+        if engine is not None:
+            engine.execute(made)  # as drawing does, which takes far longer
+        cells = [axis.get_position(original=True) for axis in axes.flat]
+        width, height = made.get_size_inches()
+        wider = num_columns * (panel[0] - width * min(cell.width for cell in cells))
+        higher = num_rows * (panel[1] - height * min(cell.height for cell in cells))
+        made.set_size_inches(max(width + wider, _NARROWEST), height + higher)
+        if max(abs(wider), abs(higher)) < 0.3:
+            break
 
 
 def _break_words(made: Figure, axes: Any, panel: tuple[float, float]) -> None:
