@@ -6,11 +6,12 @@ score. Only runs that differ in one of these tell what the heads, or the scores,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
 from headwise.comparison.comparable import Places, recorded
+from headwise.comparison.recipes import class_of, is_matched, joint_twin, permuted_twin, recipe, shared_twin
 from headwise.results.fingerprint import fingerprint
 from headwise.results.records import PhaseResult, Result, RunKey
 
@@ -169,51 +170,70 @@ def matches(results: Sequence[Result], every: Iterable[Result]) -> list[Match]:
     asked = [(result, claims) for result, claims in asked if claims or len(result.tested) > 1]
     wanted = {result.key.dataset for result, _ in asked}
     masked = {result.key.dataset for result, claims in asked if MASK in claims}
-    alone: dict[str, Result] = {}
-    after: dict[tuple[str, int, str], Result] = {}
-    orders: dict[str, Result] = {}
-    twins: dict[tuple[str, str, str], Result] = {}
-    for result in every:
-        phases = result.tested
-        if result.key.dataset not in wanted or not phases:
-            continue
-        if len(phases) == 1:
-            _keep(alone, _matched(result, phases[0].asked), result)
-        elif is_control(phases):
-            # the very Phase 1 and not one trained alike: what follows starts from the same weights
-            _keep(after, _second(result, phases[1].asked), result)
-            _keep(orders, _matched(result, *(phase.asked for phase in phases)), result)
-        # `ground` hashes the whole identity of a run, so it is asked only for tasks on which a mask has to be judged
-        if result.key.dataset in masked and (kind := _mask_kind(result.phases[-1])) is not None:
-            twins.setdefault((ground(result), kind, _amount(result.phases[-1], kind)), result)
+    there = _Controls(every, wanted, masked)
     matched = []
     for result, claims in asked:
         phases = result.tested
         first, last = phases[0], phases[-1]
-        others: dict[str, Result | None] = {}
-        if len(phases) > 1:
-            others = {"P1": result, "longer P1": alone.get(_matched(result, first.asked))}
-            if PHASE in claims:
-                others["longer P2"] = alone.get(_matched(result, last.asked))
-        # made from the run's own recipe, so that the control differs in nothing but whose the parameters are
-        if EQUAL_SIZE in claims.get(PHASE, {}):
-            others[EQUAL_SIZE] = after.get(_second(result, _shared_twin(last.asked)))
-            others[PERMUTED] = after.get(_second(result, _permuted_twin(last.asked)))
-            others[JOINT] = alone.get(_matched(result, _joint_twin(first.asked, last.asked)))
-            others[ORDER] = orders.get(_matched(result, last.asked, first.asked))
-        if HEADS in claims:
-            others[EQUAL_SIZE] = alone.get(_matched(result, _shared_twin(last.asked)))
-            others[PERMUTED] = alone.get(_matched(result, _permuted_twin(last.asked)))
-        if MASK in claims:
-            for kind in (NO_MASK, *MASKS.values()):
-                others[kind] = twins.get((ground(result), kind, _amount(last, kind)))
-        for kind, other in others.items():
+        for kind, other in there.of(result, claims).items():
             if other is not None:
                 reached = first if kind == "P1" else other.tested[-1]
                 value = float(last.accuracy or 0.0) - float(reached.accuracy or 0.0)
                 size = reached.num_tunable / last.num_tunable - 1 if kind == EQUAL_SIZE and last.num_tunable else 0.0
                 matched.append(Match(result, f"P{len(phases)}", kind, value, other.key, size))
     return matched
+
+
+class _Controls:
+    """Runs that others are measured by, found by what they share with those.
+
+    Args:
+        every: results.
+        wanted: tasks that are asked about.
+        masked: those of them on which a mask has to be judged.
+    """
+
+    def __init__(self, every: Iterable[Result], wanted: Set[str], masked: Set[str]) -> None:
+        self.alone: dict[str, Result] = {}
+        self.after: dict[tuple[str, int, str], Result] = {}
+        self.orders: dict[str, Result] = {}
+        self.twins: dict[tuple[str, str, str], Result] = {}
+        for result in every:
+            phases = result.tested
+            if result.key.dataset not in wanted or not phases:
+                continue
+            if len(phases) == 1:
+                _keep(self.alone, _matched(result, phases[0].asked), result)
+            elif is_control(phases):
+                # the very Phase 1 and not one trained alike: what follows starts from the same weights
+                _keep(self.after, _second(result, phases[1].asked), result)
+                _keep(self.orders, _matched(result, *(phase.asked for phase in phases)), result)
+            # `ground` hashes the whole identity of a run: it is asked only for tasks on which a mask has to be judged
+            if result.key.dataset in masked and (kind := _mask_kind(result.phases[-1])) is not None:
+                self.twins.setdefault((ground(result), kind, _amount(result.phases[-1], kind)), result)
+
+    def of(self, result: Result, claims: Mapping[str, Mapping[str, str]]) -> dict[str, Result | None]:
+        """By kind, what a run that claims this is measured by; None where there is no such run."""
+        phases = result.tested
+        first, last = phases[0], phases[-1]
+        others: dict[str, Result | None] = {}
+        if len(phases) > 1:
+            others = {"P1": result, "longer P1": self.alone.get(_matched(result, first.asked))}
+            if PHASE in claims:
+                others["longer P2"] = self.alone.get(_matched(result, last.asked))
+        # made from the run's own recipe, so that the control differs in nothing but whose the parameters are
+        if EQUAL_SIZE in claims.get(PHASE, {}):
+            others[EQUAL_SIZE] = self.after.get(_second(result, shared_twin(last.asked)))
+            others[PERMUTED] = self.after.get(_second(result, permuted_twin(last.asked)))
+            others[JOINT] = self.alone.get(_matched(result, joint_twin(first.asked, last.asked)))
+            others[ORDER] = self.orders.get(_matched(result, last.asked, first.asked))
+        if HEADS in claims:
+            others[EQUAL_SIZE] = self.alone.get(_matched(result, shared_twin(last.asked)))
+            others[PERMUTED] = self.alone.get(_matched(result, permuted_twin(last.asked)))
+        if MASK in claims:
+            for kind in (NO_MASK, *MASKS.values()):
+                others[kind] = self.twins.get((ground(result), kind, _amount(last, kind)))
+        return others
 
 
 def unequal(matched: Iterable[Match], where: Places) -> list[str]:
@@ -302,55 +322,14 @@ def is_control(phases: Sequence[PhaseResult]) -> bool:
     """
     if len(phases) != 2:
         return False
-    first, second = (_class_of(phase.method) for phase in phases)
+    first, second = (class_of(phase.method) for phase in phases)
     return second in ("MatchedLoRA", "PermutedLoRA") or (first == "HeadLoRA" and second != "HeadLoRA")
 
 
 def is_per_head(result: Result) -> bool:
     """Whether a run is one tested phase of per-head updates."""
     phases = result.tested
-    return len(phases) == 1 and _class_of(phases[0].method) == "HeadLoRA"
-
-
-def _shared_twin(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe of plain LoRA that has as many parameters as these per-head updates."""
-    kind = str(spec.get("_target_")).replace(".HeadLoRA", ".MatchedLoRA")
-    rest = {name: value for name, value in spec.items() if name not in ("rank", "gate")}
-    return {**rest, "_target_": kind, "head_rank": spec.get("rank")}
-
-
-def _permuted_twin(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe of groups of random rows in the place of these heads."""
-    return {
-        **{name: value for name, value in spec.items() if name != "gate"},
-        "_target_": "headwise.methods.hs_controls.PermutedLoRA",
-    }
-
-
-def _joint_twin(first: Mapping[str, Any], heads: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe of plain LoRA and per-head updates in one phase; that of no method where the two differ in more."""
-    shared = {name: first.get(name) for name in ("targets", "scale", "dropout", "lr")}
-    if _class_of(first) != "LoRA" or any(heads.get(name) != value for name, value in shared.items()):
-        return {"_target_": ""}
-    rest = {name: value for name, value in heads.items() if name not in ("rank", "gate")}
-    kind = "headwise.methods.hs_controls.JointLoRA"
-    return {**rest, "_target_": kind, "rank": first.get("rank"), "head_rank": heads.get("rank")}
-
-
-def _class_of(spec: Mapping[str, Any]) -> str:
-    """Name of a recipe's class, without its module."""
-    return str(spec.get("_target_", "")).rpartition(".")[2]
-
-
-def _recipe(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """A method without its name and its epochs; a control of equal size without its revision, since `Match` says it."""
-    apart = ("label", "epochs", "revision") if _is_matched(spec) else ("label", "epochs")
-    return {name: value for name, value in spec.items() if name not in apart}
-
-
-def _is_matched(spec: Mapping[str, Any]) -> bool:
-    """Whether a method is plain LoRA of the size of per-head updates."""
-    return _class_of(spec) == "MatchedLoRA"
+    return len(phases) == 1 and class_of(phases[0].method) == "HeadLoRA"
 
 
 def _keep(kept: dict[Any, Result], place: Any, result: Result) -> None:
@@ -358,7 +337,7 @@ def _keep(kept: dict[Any, Result], place: Any, result: Result) -> None:
 
     def revision(result: Result) -> int:
         spec = result.tested[-1].method
-        return int(spec.get("revision") or 1) if _is_matched(spec) else 0
+        return int(spec.get("revision") or 1) if is_matched(spec) else 0
 
     if place not in kept or revision(result) > revision(kept[place]):
         kept[place] = result
@@ -366,7 +345,7 @@ def _keep(kept: dict[Any, Result], place: Any, result: Result) -> None:
 
 def _second(result: Result, method: Mapping[str, Any]) -> tuple[str, int, str]:
     """What a run and a control share that has the very same Phase 1 and this method after it."""
-    return result.tested[0].fingerprint, result.epochs, fingerprint(_recipe(method))
+    return result.tested[0].fingerprint, result.epochs, fingerprint(recipe(method))
 
 
 def _matched(result: Result, *methods: Mapping[str, Any]) -> str:
@@ -375,7 +354,7 @@ def _matched(result: Result, *methods: Mapping[str, Any]) -> str:
     if isinstance(protocol, Mapping):
         # these are the epochs of one phase; what has to agree is their sum over the phases, below
         protocol = {name: value for name, value in protocol.items() if name != "epochs"}
-    specs = [_recipe(method) for method in methods]
+    specs = [recipe(method) for method in methods]
     return fingerprint(
         {
             "dataset": result.key.dataset,
