@@ -27,14 +27,20 @@ def test_a_band_holds_as_many_further_draws_as_it_says(number: int, bounds: tupl
 def test_what_is_exact_lies_outside_of_a_band_that_only_comes_near() -> None:
     found = band(torch.tensor([0.93, 0.99, 0.96]), SHARE)
     assert float(found.low) > 0.0 and float(found.high) < 1.0
-    assert found.place(torch.tensor(1.0)) == "above" and found.place(torch.tensor(0.97)) == "within"
-    assert band(torch.ones(3), SHARE).place(torch.tensor(1.0)) == "within", "draws are exact as well"
+    assert found.place(torch.tensor(1.0), 4) == "above" and found.place(torch.tensor(0.97), 4) == "within"
+    assert band(torch.ones(3), SHARE).place(torch.tensor(1.0), 4) == "within", "draws are exact as well"
+
+
+def test_numbers_that_are_shown_alike_are_not_told_apart() -> None:
+    found = band(1.0 - torch.tensor([1e-9, 2e-9, 3e-9], dtype=torch.float64), SHARE)
+    value = torch.tensor(1.0 - 2e-5)
+    assert not found.holds(value) and found.place(value, 3) == "within" and found.place(value, 5) == "below"
 
 
 def test_what_is_not_there_is_nowhere() -> None:
     found = band(torch.tensor([0.1, 0.2, 0.3]))
-    assert found.place(torch.tensor(torch.nan)) is None and not found.holds(torch.tensor(torch.nan))
-    assert band(torch.full((3,), torch.nan)).place(torch.tensor(0.5)) is None
+    assert found.place(torch.tensor(torch.nan), 4) is None and not found.holds(torch.tensor(torch.nan))
+    assert band(torch.full((3,), torch.nan)).place(torch.tensor(0.5), 4) is None
 
 
 def test_many_draws_give_their_band_themselves() -> None:

@@ -37,11 +37,12 @@ class Band(NamedTuple):
         slack = _ROUNDING * (1.0 + self.mean.abs())
         return (value >= self.low - slack) & (value <= self.high + slack)
 
-    def place(self, value: Tensor) -> Place | None:
-        """Where one value stands; None if it, or the band, is NaN."""
+    def place(self, value: Tensor, digits: int) -> Place | None:
+        """Where one value stands, as all are shown with so many digits; None if it, or the band, is NaN."""
         if not bool(torch.isfinite(value) & torch.isfinite(self.low) & torch.isfinite(self.high)):
             return None
-        return "within" if bool(self.holds(value)) else "above" if float(value) > float(self.high) else "below"
+        shown, low, high = (round(float(number), digits) for number in (value, self.low, self.high))
+        return "within" if low <= shown <= high else "above" if shown > high else "below"
 
 
 def band(draws: Tensor, bounds: Bounds = FREE, edge: float = EDGE) -> Band:

@@ -235,7 +235,7 @@ def _mean(values: Tensor, dims: int) -> Tensor:
 
 
 def _said(value: Tensor, null: Band) -> str:
-    return f"{float(null.mean):.3f} ({float(null.low):.3f} to {float(null.high):.3f}), {null.place(value)} it"
+    return f"{float(null.mean):.3f} ({float(null.low):.3f} to {float(null.high):.3f}), {null.place(value, 3)} it"
 
 
 def _said_within(run: str, one: Within, with_run: bool) -> str:

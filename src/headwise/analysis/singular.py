@@ -216,7 +216,7 @@ def _by_rank(pieces: Sequence[Part]) -> pd.DataFrame:
 
 def verdict(value: float, null: Band, digits: int = 4) -> str:
     """A number beside its band: ``0.9312, as a random update's 0.9207 (0.9013 to 0.9401)``."""
-    place = {"within": "as", None: "beside"}.get(where := null.place(torch.tensor(value)), where)
+    place = {"within": "as", None: "beside"}.get(where := null.place(torch.tensor(value), digits), where)
     mean, low, high = (f"{float(end):.{digits}f}" for end in null)
     return f"{value:.{digits}f}, {place} a random update's {mean} ({low} to {high})"
 
