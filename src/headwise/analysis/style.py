@@ -286,9 +286,7 @@ def layer_ticks(axis: Axes, layers: Sequence[str]) -> None:
     axis.set_xticks(range(0, len(layers), every), list(layers)[::every])
 
 
-def banded(
-    axis: Axes, x: Sequence[Any], value: Any, null: Any, number: int, label: str, highest: float = math.inf
-) -> None:
+def banded(axis: Axes, x: Sequence[Any], value: Any, null: Any, number: int, label: str) -> None:
     """Draw a line, a band, or a line over the band of random updates in the same colour.
 
     Args:
@@ -298,12 +296,10 @@ def banded(
         null: with ``mean``, ``low`` and ``high`` of each; None for a line alone.
         number: of colour and marker.
         label: for the legend, of the line if there is one.
-        highest: that can be; a band ends there.
     """
     color = COLORS[number]
     if null is not None:
         low, high = (np.asarray(end, dtype=float) for end in (null.low, null.high))
-        high = np.minimum(high, highest)
         mean = np.asarray(null.mean, dtype=float)
         axis.fill_between(x, low, high, color=color, alpha=0.22, linewidth=0, label=label if value is None else None)
         axis.plot(x, mean, color=color, linewidth=0.9, linestyle=(0, (3, 2)))
