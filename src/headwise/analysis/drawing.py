@@ -100,7 +100,7 @@ def _ranks(pairs: Sequence[Both]) -> Figure:
 
 
 def _side(axis: Any, x: Sequence[int], measured: Any, number: int, side: str) -> None:
-    style.banded(axis, x, measured.value, measured.null, number, f"{SIDES[side]} singular vectors", 1.0)
+    style.banded(axis, x, measured.value, measured.null, number, f"{SIDES[side]} singular vectors")
 
 
 def _named(axes: Any, x: str, y: str) -> None:
