@@ -126,6 +126,11 @@ def test_a_field_that_a_method_lacks() -> None:
         ({"fields": [1]}, "protocol.search.fields must be a mapping, got [1]"),
         ({"fields": {"heads.rank": 8}}, "protocol.search.fields.heads.rank is a list of different values, got 8"),
         ({"fields": {"every.gate": [1]}}, "protocol.search.fields.every.gate may not be set here; heads off are"),
+        ({"fields": {".lr": [1]}}, "protocol.search.fields..lr is neither FIELD nor PHASE.FIELD"),
+        ({"fields": {"every.": [1]}}, "protocol.search.fields.every. is neither FIELD nor PHASE.FIELD"),
+        ({"fields": {"heads.gate.count": [1]}}, "protocol.search.fields.heads.gate.count is neither FIELD nor"),
+        ({"fields": {"every.checkpoint": ["a"]}}, "protocol.search.fields.every.checkpoint may not be set here; it is"),
+        ({"fields": {"revision": [1, 2]}}, "protocol.search.fields.revision may not be set here; it names the code"),
         ({"scale": [1], "seed": -1}, "protocol.search.seed must be a whole number in 0..4294967295, got -1"),
         ({"scale": [1], "halving": 1}, "protocol.search.halving must be a whole number of at least 2, got 1"),
         ({"fields": {"rank": 8}}, "protocol.search.fields.rank is a list of different values, got 8"),
@@ -226,6 +231,34 @@ def test_names_of_phases() -> None:
     assert phase_names(TWO) == ["first", "heads"]
     assert phase_names(Longer(label="long", first=LoRA(label="a", rank=2), epochs=4)) == ["first"]
     assert phase_names(HEART) == [""]
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        Space(fields={"every.lr": [0.1], "heads.lr": [0.2]}),
+        Space(fields={"lr": [0.1], "heads.lr": [0.2]}),
+        Space(scale=[1.0], fields={"heads.scale": [2.0]}),
+        Space(scale=[1.0], fields={"every.scale": [2.0]}),
+    ],
+)
+def test_a_field_of_a_phase_is_named_once(space: Space) -> None:
+    tried, attempt = measure(lambda method: 50.0)
+    with pytest.raises(ConfigError, match=r"fields\.(heads|every)\.\w+: (lr|scale) of phase 2 is named twice"):
+        settled(TWO, space, attempt)
+    assert tried == []
+
+
+def test_what_is_left_out_is_said() -> None:
+    said: list[str] = []
+    space = Space(scale=[1.0], ne=[1], fields={"haeds.lr": [0.1], "every.prompts": [1]}, optional=True)
+    settle(TWO.phases(), phase_names(TWO), space, attempt_of(), 8, said.append)
+    left_out = [line for line in said if "left out" in line]
+    assert left_out == [
+        "phase 1 a: left out of the search, since the method has none: prompts",
+        "phase 2 b: left out of the search, since the method has none: ne, prompts",
+        "left out of the search, since the method has no such phase: haeds.lr",
+    ]
 
 
 def test_a_phase_that_a_method_lacks() -> None:

@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from headwise.analysis.bands import FREE, POSITIVE, SHARE, Band, Bounds, band
+from headwise.analysis.bands import POSITIVE, SHARE, Band, Bounds, band
 from headwise.analysis.changes import Change, Group, by_head, changes
 from headwise.analysis.directions import (
     Singular,
@@ -48,7 +48,7 @@ class Measured:
 
     value: Tensor
     draws: Tensor
-    bounds: Bounds = FREE
+    bounds: Bounds
 
     @property
     def null(self) -> Band:

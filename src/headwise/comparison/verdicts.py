@@ -14,6 +14,7 @@ from functools import cached_property
 from headwise.comparison.comparable import Places
 from headwise.comparison.controls import CONTROLS, HEADS, KINDS, MASK, PHASE, Claims, Match, is_control
 from headwise.comparison.paired import Contrast, contrast
+from headwise.comparison.recipes import class_of
 from headwise.results.records import Result
 
 QUESTIONS = {PHASE: "A second, head-wise phase", HEADS: "Updates per head, alone", MASK: "Heads switched off"}
@@ -211,5 +212,5 @@ def is_headwise(result: Result) -> bool:
     """Whether heads have updates of their own, or some are off."""
     last = result.phases[-1]
     # by the name of the class: the class itself is made of torch, which this room never imports
-    per_head = str(last.method.get("_target_", "")).rpartition(".")[2].startswith("Head")
+    per_head = class_of(last.method).startswith("Head")
     return per_head or last.is_masked or (len(result.tested) > 1 and not is_control(result.tested))

@@ -18,7 +18,7 @@ class KeptImages:
     """Splits of the task that was asked for last, each small or memory-mapped."""
 
     def __init__(self) -> None:
-        self._task: tuple[Any, ...] = ()
+        self._task: VTABTask | None = None
         self._splits: dict[tuple[Any, ...], Pixels] = {}
 
     def of(self, source: Source, config: Mapping[str, Any], content: str) -> Source:
@@ -33,8 +33,8 @@ class KeptImages:
 
     def load(self, source: Source, content: tuple[str, ...], task: VTABTask, split: str, *how: Any) -> Pixels:
         """As `Source.load`; of another task's images none are kept."""
-        if self._task != (task,):
-            self._task = (task,)
+        if self._task != task:
+            self._task = task
             self._splits.clear()
         key = (*content, split, *how)
         if key in self._splits:

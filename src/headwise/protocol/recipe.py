@@ -62,7 +62,7 @@ class Protocol:
         select_after: with best_test, epochs before the looks begin (with one right after the next epoch); None: from
             the start.
         search: values of scale, ne, score and other fields of the phases to choose from on train800 and val200 first
-            (`headwise.protocol.search.Space`), or None. The phases are then trained as the rest says.
+            (`headwise.protocol.space.Space`), or None. The phases are then trained as the rest says.
     """
 
     name: Text = "strict"

@@ -117,6 +117,12 @@ def settle(
     for method, part in zip(methods, spaces, strict=True):
         if part is not None:
             check_choices(part, method)
+    for index, (method, whole, part) in enumerate(zip(methods, asked, spaces, strict=True)):
+        if whole is not None and (names_left := whole.without(part)):
+            where = f"phase {index + 1} {method.label}: " if len(methods) > 1 else ""
+            say(f"{where}left out of the search, since the method has none: {', '.join(names_left)}")
+    if space is not None and (keys := space.lacking(names)):
+        say(f"left out of the search, since the method has no such phase: {', '.join(keys)}")
     chosen: list[Any] = []
     facts: dict[int, dict[str, Any]] = {}
     for index, (phase, part) in enumerate(zip(methods, spaces, strict=True)):
@@ -162,13 +168,11 @@ def search(
         say: told of every trial.
     """
     trials = _Trials(space, before, attempt, epochs, say)
-    gate = None if method.gate is None else Gate.of(method.gate)
     amounts = sorted(value for value in space.ne if value)
-    searches_heads = gate is not None and (bool(amounts) or bool(space.score))
-    start = replace(method, gate=_amount(gate, 0)) if gate is not None and searches_heads else method
-    all_on = 0 if searches_heads else None
+    gate = Gate.of(method.gate) if amounts or space.score else None  # of a search that leaves heads alone, none
+    start, all_on = (method, None) if gate is None else (replace(method, gate=_amount(gate, 0)), 0)
     best = trials.best_of([_Candidate(one, all_on, None, order) for order, one in scaled(space, start)])
-    if gate is not None and searches_heads:
+    if gate is not None:
         own = gate.ratio or gate.count
         scores = (space.score if gate.mode == "heart" else ()) or [gate.score]  # fixed masks know no score
         heads = [

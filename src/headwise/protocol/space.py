@@ -21,6 +21,8 @@ OWN = {
     "scale": "scales are protocol.search.scale",
     "gate": "heads off are protocol.search.ne and protocol.search.score",
     "label": "it changes no number",
+    "checkpoint": "it is the run's own, and its content is part of the run's identity",
+    "revision": "it names the code",
 }
 """Fields of a method that `Space.fields` may not name, and why; the scale of a named phase it may."""
 Scores = Annotated[Sequence[Score], AfterValidator(different), Field(description="a list of different scores")]
@@ -64,8 +66,7 @@ class Space:
         space = built_from(cls, given, lambda name: f"protocol.search.{name}")
         _check_fields(space.fields)
         if not space.names_something:
-            names = ", ".join(("scale", "ne", "score", "fields"))
-            raise ConfigError(f"protocol.search names nothing to try; allowed: {names}")
+            raise ConfigError("protocol.search names nothing to try; allowed: scale, ne, score, fields")
         return space
 
     @property
@@ -92,9 +93,22 @@ class Space:
                     f"protocol.search.fields.{key}: this method has no phase {phase!r}{suggest(phase, allowed)}"
                 )
             for index in own:
+                if name in wanted[index] or (self.scale and name == "scale" and index in (-1, len(names) - 1)):
+                    number = index % len(names) + 1
+                    raise ConfigError(f"protocol.search.fields.{key}: {name} of phase {number} is named twice")
                 wanted[index][name] = values
         spaces = [replace(self, scale=(), ne=(), score=(), fields=named) for named in wanted]
         return [*spaces[:-1], replace(self, fields=wanted[-1])]
+
+    def lacking(self, names: Sequence[str]) -> list[str]:
+        """Keys of fields that name none of these phases."""
+        parted = {key: key.rpartition(".")[0] for key in self.fields}
+        return [key for key, phase in parted.items() if phase not in ("", EVERY, *names)]
+
+    def without(self, other: Space | None) -> list[str]:
+        """Names of what it tries and `other`, which is what of it applies to a method, does not."""
+        parts = [name for name in ("scale", "ne", "score") if getattr(self, name) and not getattr(other, name, ())]
+        return parts + [name for name in self.fields if other is None or name not in other.fields]
 
     def within(self, method: Any) -> Space | None:
         """What of it applies to a phase's `method`, if parts may be left out; None if nothing does."""
@@ -129,8 +143,11 @@ def phase_names(method: Any) -> list[str]:
 
 def _check_fields(given: Any) -> None:
     for key, values in given.items():
-        if key in OWN or key.rpartition(".")[2] in ("gate", "label"):
-            raise ConfigError(f"protocol.search.fields.{key} may not be set here; {OWN[key.rpartition('.')[2]]}")
+        phase, dot, name = key.rpartition(".")
+        if not name or "." in phase or (dot and not phase):
+            raise ConfigError(f"protocol.search.fields.{key} is neither FIELD nor PHASE.FIELD")
+        if name in OWN and not (phase and name == "scale"):
+            raise ConfigError(f"protocol.search.fields.{key} may not be set here; {OWN[name]}")
         if not isinstance(values, list | tuple) or not values or any(values.count(value) > 1 for value in values):
             raise ConfigError(f"protocol.search.fields.{key} is a list of different values, got {values!r}")
 

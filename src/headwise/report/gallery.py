@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from headwise.comparison.comparable import Places, named
 from headwise.comparison.controls import NO_MASK, ground
+from headwise.comparison.recipes import class_of
 from headwise.comparison.tables import AVERAGES, Table
 from headwise.comparison.verdicts import is_headwise
 from headwise.report import figures, grids
@@ -116,7 +117,7 @@ def curves(results: Sequence[Result], where: Places, slug: str) -> list[Figure]:
             continue
         several = ("seed",) if result.shots is None else ("seed", "data")  # every draw has images of its own
         key = _task(result, where), ground(result, several)
-        family = families.setdefault(key, Family(str(last.method.get("_target_", "")).rpartition(".")[2]))
+        family = families.setdefault(key, Family(class_of(last.method)))
         if last.is_masked:
             seeds = family.lines.setdefault(_gate_name(result, len(warmups) > 1), {}).setdefault(last.heads_off, {})
         else:
