@@ -379,6 +379,22 @@ def test_arms_that_chose_different_values_still_find_their_controls():
     assert cell(one([both, other_scale]), "hs", "svhn", "P2 - equal-size LoRA", "paired") is None
 
 
+def test_a_control_of_another_search_is_none():
+    def made(method: str, last: dict, rates: list[float]):
+        protocol = {**PROTOCOL, "search": {"fields": {"heads.lr": rates}}}
+        return searched(phased(method, (70.0, 75.0), FIRST, last, protocol=protocol), {"lr": 0.01}, {"lr": rates[0]})
+
+    for rates, is_found in (([0.1, 0.2], True), ([0.1], False)):
+        table = one([made("hs", HEADS, [0.1, 0.2]), made("then", PLAIN, rates)], pool=True)
+        assert (cell(table, "hs", "svhn", "P2 - equal-size LoRA", "paired") is not None) == is_found
+
+
+def test_a_rank_that_searches_chose_need_not_be_equal():
+    both = searched(phased("hs", (70.0, 75.0), FIRST, HEADS), {"lr": 0.01}, {"rank": 4})
+    plain = searched(phased("then", (70.0, 76.0), FIRST, PLAIN), {"lr": 0.01}, {"head_rank": 2})
+    assert cell(one([both, plain]), "hs", "svhn", "P2 - equal-size LoRA", "paired")["mean"] == -1.0
+
+
 def test_rows_without_a_search_beside_rows_with_one_are_called_untuned():
     tuned = searched(phased("lora", (70.0,), FIRST), {"lr": 0.01})
     notes = said(one([tuned, run("ssf")]))

@@ -126,6 +126,7 @@ def test_a_field_that_a_method_lacks() -> None:
         ({"fields": [1]}, "protocol.search.fields must be a mapping, got [1]"),
         ({"fields": {"heads.rank": 8}}, "protocol.search.fields.heads.rank is a list of different values, got 8"),
         ({"fields": {"every.gate": [1]}}, "protocol.search.fields.every.gate may not be set here; heads off are"),
+        ({"fields": {"heads.epochs": [1, 2]}, "halving": 2}, "protocol.search.fields names epochs, which"),
         ({"fields": {".lr": [1]}}, "protocol.search.fields..lr is neither FIELD nor PHASE.FIELD"),
         ({"fields": {"every.": [1]}}, "protocol.search.fields.every. is neither FIELD nor PHASE.FIELD"),
         ({"fields": {"heads.gate.count": [1]}}, "protocol.search.fields.heads.gate.count is neither FIELD nor"),
@@ -277,6 +278,29 @@ def test_values_that_a_method_does_not_take_are_refused_before_anything_is_tried
         with pytest.raises(ConfigError, match=rf"{key.rpartition('.')[2]} of method '\w' must be"):
             settled(TWO, Space(fields={key: [value]}), attempt)
     assert tried == []
+
+
+def test_the_order_of_fields_decides_nothing() -> None:
+    """They have one fingerprint, so they are one search."""
+    grids = {"lr": [0.2, 0.1], "rank": [1, 3, 2]}
+    chosen = [
+        search(LoRA(label="x", rank=1), [], Space(fields={name: grids[name] for name in names}), attempt_of(), 8).method
+        for names in (("lr", "rank"), ("rank", "lr"))
+    ]
+    assert chosen[0] == chosen[1]
+
+
+@pytest.mark.parametrize("name", ["spec", "phases", "__class__", "merges"])
+def test_what_is_no_field_of_a_method(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"method x has no '{name}'"):
+        check_choices(Space(fields={name: [1]}), LoRA(label="x", rank=1))
+    assert Space(fields={name: [1]}, optional=True).within(LoRA(label="x", rank=1)) is None
+
+
+def test_shares_are_those_that_were_trained() -> None:
+    _, attempt = measure(lambda method: 50.0)
+    outcome = search(LoRA(label="x", rank=1), [], Space(fields={"rank": [1, 2, 3, 4]}, halving=2), attempt, 2)
+    assert {trial.share for trial in outcome.trials} == {0.5}, "a quarter of two epochs is one"
 
 
 def test_halving_trains_the_better_ones_longer() -> None:

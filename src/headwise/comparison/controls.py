@@ -344,8 +344,10 @@ def _keep(kept: dict[Any, Result], place: Any, result: Result) -> None:
 
 
 def _second(result: Result, method: Mapping[str, Any]) -> tuple[str, int, str]:
-    """What a run and a control share that has the very same Phase 1 and this method after it."""
-    return result.tested[0].fingerprint, result.epochs, fingerprint(recipe(method))
+    """What a run and a control share that has the very same Phase 1, and this method after it by the same search."""
+    protocol = recorded(result, "protocol")
+    search = protocol.get("search") if isinstance(protocol, Mapping) else None
+    return result.tested[0].fingerprint, result.epochs, fingerprint({"recipe": recipe(method), "search": search})
 
 
 def _matched(result: Result, *methods: Mapping[str, Any]) -> str:

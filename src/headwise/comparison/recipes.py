@@ -10,7 +10,8 @@ def shared_twin(spec: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe of plain LoRA that has as many parameters as these per-head updates."""
     kind = str(spec.get("_target_")).replace(".HeadLoRA", ".MatchedLoRA")
     rest = {name: value for name, value in spec.items() if name not in ("rank", "gate")}
-    return {**rest, "_target_": kind, "head_rank": spec.get("rank")}
+    sizes = {"head_rank": spec["rank"]} if "rank" in spec else {}  # a search chose it, as it may the control's
+    return {**rest, "_target_": kind, **sizes}
 
 
 def permuted_twin(spec: Mapping[str, Any]) -> dict[str, Any]:

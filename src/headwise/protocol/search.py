@@ -232,7 +232,9 @@ class _Trials:
         """Train and measure, unless that was done before."""
         method = candidate.method
         if share < 1:
-            method = replace(method, epochs=max(1, round(share * (method.epochs or self.epochs))))
+            whole = method.epochs or self.epochs
+            method = replace(method, epochs=max(1, round(share * whole)))
+            share = method.epochs / whole
         recipe = fingerprint(method.spec())
         if recipe not in self._by_recipe:
             chosen = {name: getattr(method, name) for name in self.space.fields}

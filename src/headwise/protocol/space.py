@@ -65,6 +65,10 @@ class Space:
         """
         space = built_from(cls, given, lambda name: f"protocol.search.{name}")
         _check_fields(space.fields)
+        if space.halving is not None and any(key.rpartition(".")[2] == "epochs" for key in space.fields):
+            raise ConfigError(
+                "protocol.search.fields names epochs, which protocol.search.halving sets; use one of them"
+            )
         if not space.names_something:
             raise ConfigError("protocol.search names nothing to try; allowed: scale, ne, score, fields")
         return space
@@ -115,13 +119,15 @@ class Space:
         if self.optional:
             space = self if hasattr(method, "scale") else replace(self, scale=())
             space = space if method.gate is not None else replace(space, ne=(), score=())
-            own = {name: values for name, values in self.fields.items() if hasattr(method, name)}
+            own = {name: values for name, values in self.fields.items() if name in _fields_of(method)}
             return space if (space := replace(space, fields=own)).names_something else None
         return self if self.names_something else None
 
     def combinations(self) -> list[dict[str, Any]]:
         """The values of `fields`, one of each; a single empty one where there are none."""
-        return [dict(zip(self.fields, values, strict=True)) for values in itertools.product(*self.fields.values())]
+        names = sorted(self.fields)  # in whatever order they stand, they are the same search
+        combined = itertools.product(*(self.fields[name] for name in names))
+        return [dict(zip(names, values, strict=True)) for values in combined]
 
     def shares(self, num_trials: int) -> list[float]:
         """Of the epochs, what each round of a stage trains for."""
@@ -139,6 +145,10 @@ def phase_names(method: Any) -> list[str]:
     names = [name for name, part in parts.items() if hasattr(part, "phases") for _ in part.phases()]
     num_phases = len(method.phases())
     return names if len(names) == num_phases else [""] * num_phases
+
+
+def _fields_of(method: Any) -> list[str]:
+    return [f.name for f in fields(method)]
 
 
 def _check_fields(given: Any) -> None:
@@ -173,7 +183,7 @@ def check_choices(space: Space, method: Any) -> None:
     if (space.ne or space.score) and method.gate is None:
         raise ConfigError(f"protocol.search.ne: method {method.label} has no gate; add gate=heart, or use search.ne=[]")
     for name in space.fields:
-        if not hasattr(method, name):
-            allowed = [f.name for f in fields(method) if f.name not in OWN]
+        if name not in _fields_of(method):
+            allowed = [name for name in _fields_of(method) if name not in OWN]
             raise ConfigError(f"protocol.search.fields: method {method.label} has no {name!r}{suggest(name, allowed)}")
     scaled(space, method)
