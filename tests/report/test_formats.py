@@ -73,7 +73,7 @@ def test_latex_is_escaped_and_complete():
     assert rf"hs\_lora & 300 & 7,690 & 20 & 200 &  & {second} & 75.50 $\pm$ 0.71 (2) \\" in text
     assert rf"lora (e) & 100 & 7,690 & 10 & 200 &  & {best} &  \\" in text
     assert r"\multicolumn{3}{c}{natural} \\ \cmidrule(lr){6-8}" in text
-    assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 2
+    assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 3
     assert r"\begin{tabular}{lrrrrrrr}" in text
 
 
@@ -126,6 +126,42 @@ def test_csv_is_tidy_and_unrounded():
     ]
     cost = found["cost", "hs_lora", "", "parameters"]
     assert (cost["mean"], cost["low"], cost["high"]) == ("", "300", "300")
+
+
+def where_it_pays():
+    results = [
+        run("hs", f"{group}{place}", seed, group=group, accuracy=(70.0, 71.0 + 3 * (group == "structured") + seed / 10))
+        for group in ("natural", "structured")
+        for place in (0, 1)
+        for seed in range(3)
+    ]
+    return tables(results, "T")
+
+
+def test_where_it_pays_is_in_every_format():
+    made = where_it_pays()
+    text = render(made, "md")
+    assert "### T: where it pays" in text
+    assert (
+        "| method | difference | natural | structured | structured - natural | chance to be better "
+        "| natural0 | natural1 | structured0 | structured1 |"
+    ) in text
+    assert "| hs | P2 - P1 | +1.10 (+1.0" in text and "| +3.00 (+2.9" in text and "| 1.00 (1.00 to 1.00) |" in text
+    assert "| +1.10 (p 0.003, Holm 0.005) |" in text and "| +4.10 (p < 0.001, Holm < 0.001) |" in text
+    assert "p of a two-sided paired t test" in text
+    assert r"structured $-$ natural" in render(made, "latex")
+    rows = {
+        (row["kind"], row["column"]): row
+        for row in csv.DictReader(io.StringIO(render(made, "csv")))
+        if row["kind"].startswith("pays")
+    }
+    assert float(rows["pays, interaction", "structured - natural"]["mean"]) == pytest.approx(3.0)
+    assert float(rows["pays, improvement", "all tasks"]["low"]) == 1.0
+    task = rows["pays, task", "natural0"]
+    assert 0 < float(task["p"]) <= float(task["holm"]) < 0.02 and task["low"] == "" and task["n"] == "3"
+    (plain,) = json.loads(render(made, "json"))["tables"]
+    assert [one["kind"] for one in plain["pays"]] == ["group", "group", "interaction", "improvement", *["task"] * 4]
+    assert plain["pays"][0]["p"] is None
 
 
 def test_csv_keeps_the_caption():

@@ -6,6 +6,7 @@ import pytest
 
 from headwise.comparison.tables import tables
 from headwise.report import grids
+from headwise.report.page import report
 from made_results import run, suite
 
 
@@ -24,6 +25,24 @@ def test_phases_stand_under_their_task() -> None:
     assert grid.over[2:4] == ["mean_19", "mean_groups"]
     assert grid.over[7:9] == ["nat0", "nat0"]
     assert grid.head[7:9] == ["P1", "P2"]
+
+
+def test_where_it_pays_has_marks_and_minus_signs() -> None:
+    results = [
+        run("hs", f"t{place}", seed, group="natural", accuracy=(70.0, 71.0 - 3 * place + seed / 10))
+        for place in (0, 1)
+        for seed in range(3)
+    ]
+    (table,) = tables(results)
+    grid = grids.pays(table, "x")
+    assert grid.head == ["method", "difference", "natural", "chance to be better", "t0", "t1"]
+    (line,) = grid.body
+    assert [str(cell) for cell in line[:2]] == ["hs", "P2 - P1"]
+    assert line[5].text == "\u22121.90" and line[5].mark == "loss" and line[4].mark == "gain"
+    assert line[5].small.startswith("(p ") and "Holm" in line[5].small
+    assert line[3].text == "0.50" and line[3].mark == ""
+    assert grid.csv.startswith("row,phase,kind,column,mean,low,high,p,holm,tasks,pairs\n")
+    assert "Where it pays" in report(results)
 
 
 def test_differences_are_summed_up_before_each_task() -> None:

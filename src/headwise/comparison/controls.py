@@ -101,7 +101,7 @@ class Match:
         result: the head-wise run.
         phase: its last tested one, ``P2``.
         against: one of `KINDS`.
-        value: its accuracy minus the other's, percentage points.
+        reached: accuracy of the other, percent.
         other: key of the other; for ``P1`` the run's own.
         size: by which share the control of equal size has more parameters than what it stands against; 0 of others.
     """
@@ -109,9 +109,19 @@ class Match:
     result: Result
     phase: str
     against: str
-    value: float
+    reached: float
     other: RunKey
     size: float = 0.0
+
+    @property
+    def accuracy(self) -> float:
+        """Of the head-wise run after its last phase, percent."""
+        return float(self.result.tested[-1].accuracy or 0.0)
+
+    @property
+    def value(self) -> float:
+        """Its accuracy minus the other's, percentage points."""
+        return self.accuracy - self.reached
 
     @property
     def size_note(self) -> str:
@@ -178,9 +188,8 @@ def matches(results: Sequence[Result], every: Iterable[Result]) -> list[Match]:
         for kind, other in there.of(result, claims).items():
             if other is not None:
                 reached = first if kind == "P1" else other.tested[-1]
-                value = float(last.accuracy or 0.0) - float(reached.accuracy or 0.0)
                 size = reached.num_tunable / last.num_tunable - 1 if kind == EQUAL_SIZE and last.num_tunable else 0.0
-                matched.append(Match(result, f"P{len(phases)}", kind, value, other.key, size))
+                matched.append(Match(result, f"P{len(phases)}", kind, float(reached.accuracy or 0.0), other.key, size))
     return matched
 
 

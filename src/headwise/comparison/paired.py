@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from headwise.comparison.comparable import Places
 from headwise.comparison.controls import NO_MASK, Match
@@ -16,11 +18,15 @@ from headwise.errors import ConfigError, suggest
 from headwise.results.records import Result
 
 LINE = ["row", "phase", "column", "group", "repeat", "value"]
+PAIRED = [*LINE, "own", "other"]
+"""Of a difference also the two accuracies, percent, that it is of."""
 CONTRAST = ["row", "phase", "mean", "low", "high", "wins", "ties", "losses", "tasks", "pairs"]
 RESAMPLES, LEVEL = 10_000, 0.95
 FEWEST = 6
 """Pairs below which there is no interval and nothing is clear: five of five would not pass a sign test at 5 %."""
 _BATCH = 200_000
+Drawn = Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]
+"""From tasks drawn, (step, tasks), and their seeds, (step, tasks, most), to a value of each drawn task."""
 
 
 def line(result: Result, where: Places, phase: str, value: float | None) -> dict[str, Any]:
@@ -36,10 +42,14 @@ def pair(matches: Iterable[Match], where: Places) -> pd.DataFrame:
         matches: of one table.
         where: rows and columns of its results.
     Returns:
-        Lines of the columns `LINE`; ``phase`` says which difference, ``value`` is in percentage points.
+        Lines of the columns `PAIRED`; ``phase`` says which difference, ``value`` is in percentage points.
     """
-    lines = [line(match.result, where, f"{match.phase} - {match.against}", match.value) for match in matches]
-    return pd.DataFrame(lines, columns=LINE)
+    lines = [
+        line(match.result, where, f"{match.phase} - {match.against}", match.value)
+        | {"own": match.accuracy, "other": match.reached}
+        for match in matches
+    ]
+    return pd.DataFrame(lines, columns=PAIRED)
 
 
 def ratios(pairs: Iterable[tuple[Result, Result]], where: Places) -> pd.DataFrame:
@@ -91,11 +101,11 @@ def contrast(differences: Mapping[str, Iterable[float]]) -> Contrast:
     tasks = [sorted(float(value) for value in differences[name]) for name in sorted(differences)]
     tasks = [values for values in tasks if values]
     every = [value for values in tasks for value in values]
-    interval = bootstrap(tasks) if len(every) >= FEWEST else None
+    ends = bootstrap(tasks) if len(every) >= FEWEST else None
     return Contrast(
         mean=float(np.mean([np.mean(values) for values in tasks])),
-        low=interval[0] if interval else None,
-        high=interval[1] if interval else None,
+        low=ends[0] if ends else None,
+        high=ends[1] if ends else None,
         wins=sum(value > 0 for value in every),
         ties=sum(value == 0 for value in every),
         losses=sum(value < 0 for value in every),
@@ -119,27 +129,68 @@ def bootstrap(
     """
     if sum(len(values) for values in tasks) < 2:
         return None
-    counts = np.array([len(values) for values in tasks])
-    most = int(counts.max())
-    table = np.zeros((len(tasks), most))
+    return _ends(tuple(map(tuple, tasks)), resamples, seed)
+
+
+Tasks = tuple[tuple[float, ...], ...]
+
+
+@functools.lru_cache(maxsize=4096)
+def _ends(tasks: Tasks, resamples: int, seed: int) -> tuple[float, float]:
+    # a table's contrasts, the verdicts on them and its only group of tasks ask for the same intervals
+    return interval(means(tasks, resamples, seed))
+
+
+@functools.lru_cache(maxsize=8)
+def means(tasks: Tasks, resamples: int = RESAMPLES, seed: int = 0) -> NDArray[Any]:
+    """The means behind `bootstrap`, one of each resample; kept for the next who asks, so nobody may change them."""
+    sizes = np.array([len(values) for values in tasks])
+    # a place more than the most seeds, for the draws that do not count
+    table = np.zeros((len(tasks), sizes.max() + 1))
     for place, values in enumerate(tasks):
         table[place, : len(values)] = values
+
+    def value(drawn: NDArray[Any], seeds: NDArray[Any]) -> NDArray[Any]:
+        # indices into the flat table, and a sum seed by seed: several times as fast as along a short last axis
+        first = drawn * table.shape[1]
+        sums = sum(table.take(first + seeds[..., place]) for place in range(seeds.shape[-1]))
+        return np.asarray(sums / sizes[drawn])
+
+    draws = resample(sizes, value, resamples, seed)
+    draws.setflags(write=False)
+    return draws
+
+
+def resample(sizes: NDArray[Any], value: Drawn, resamples: int = RESAMPLES, seed: int = 0) -> NDArray[Any]:
+    """Draw tasks with replacement, then the seeds of each task drawn; returns the mean value of each draw.
+
+    Args:
+        sizes: number of seeds of each task. A drawn task has as many draws of its seeds; its other places up to the
+            most seeds of any task hold that number, which is the seed of none.
+        value: of each task drawn.
+        resamples: how often; the draws are those of `seed`.
+    """
+    most = int(sizes.max())
     rng = np.random.default_rng(seed)
     # so many resamples at once that an array of indices, (step, tasks, seeds), has about `_BATCH` entries
-    step = max(1, _BATCH // (len(tasks) * most))
-    means = []
+    step = max(1, _BATCH // (len(sizes) * most))
+    drawings = []
     for start in range(0, resamples, step):
-        shape = (min(step, resamples - start), len(tasks))
-        drawn = rng.integers(len(tasks), size=shape)
-        width = counts[drawn][..., None]
+        shape = (min(step, resamples - start), len(sizes))
+        drawn = rng.integers(len(sizes), size=shape)
+        width = sizes[drawn][..., None]
         # tasks have their own numbers of seeds: a uniform number each, (step, tasks, most), scaled to that of its task
         seeds = (rng.random((*shape, most)) * width).astype(np.intp)
-        # a task with fewer seeds counts as many draws as it has seeds, the rest of its places are padding
-        kept = np.arange(most) < width
-        sums = np.where(kept, table[drawn[..., None], seeds], 0.0).sum(-1)
-        means.append((sums / width[..., 0]).mean(-1))
+        if sizes.min() < most:
+            seeds[np.arange(most) >= width] = most
+        drawings.append(value(drawn, seeds).mean(-1))
+    return np.concatenate(drawings)
+
+
+def interval(draws: NDArray[Any]) -> tuple[float, float]:
+    """The ends that leave out 2.5 % of the draws on either side."""
     tail = (1 - LEVEL) / 2
-    low, high = np.quantile(np.concatenate(means), (tail, 1 - tail))
+    low, high = np.quantile(draws, (tail, 1 - tail))
     return float(low), float(high)
 
 
@@ -168,7 +219,7 @@ def against(lines: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
         first, second: rows as the table names them, ``lora`` or ``heart_lora (ne3)``; with ``:P1`` of that tested
             phase, else of the last.
     Returns:
-        Lines of the columns `LINE`, of the first row; empty where they share no task and seed.
+        Lines of the columns `PAIRED`, of the first row; empty where they share no task and seed.
     Raises:
         ConfigError: if a row or phase does not exist, or both are the same.
     """
@@ -178,10 +229,10 @@ def against(lines: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
     cell = ["column", "group", "repeat"]
     # pooled results may have a task and seed twice, of different settings: their mean is compared
     left, right = (part.groupby(cell, as_index=False)["value"].mean() for part in (left, right))
-    joined = left.merge(right, on=cell, suffixes=("", "_other"))
-    joined["value"] -= joined["value_other"]
+    joined = left.rename(columns={"value": "own"}).merge(right.rename(columns={"value": "other"}), on=cell)
+    joined["value"] = joined["own"] - joined["other"]
     joined["row"], joined["phase"] = row, f"{phase} - {' '.join(name)}"
-    return joined[LINE]
+    return joined[PAIRED]
 
 
 def chosen(lines: pd.DataFrame, given: str) -> tuple[pd.DataFrame, str, str]:

@@ -1,7 +1,7 @@
 """Results to tables: the statistics, the costs, the captions. Never imports torch.
 
-What is compared with what is decided in `comparable`, differences are formed in `paired`, published rows are joined in
-`beside`, the text is written in `headwise.report.formats`.
+What is compared with what is decided in `comparable`, differences are formed in `paired` and parted by task in
+`pays`, published rows are joined in `beside`, the text is written in `headwise.report.formats`.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from headwise.comparison.comparable import (
 from headwise.comparison.controls import Claims, Match, lacking, matches, unequal, unmasked
 from headwise.comparison.costs import COSTS, spans
 from headwise.comparison.paired import CONTRAST, LINE, against, chosen, contrasts, line, pair, ratios
+from headwise.comparison.pays import PAYS, pays
 from headwise.comparison.verdicts import Judgement, judged, uncontrolled
 from headwise.errors import ConfigError, suggest
 from headwise.results.fingerprint import differences, fingerprint
@@ -88,6 +89,8 @@ class Table:
     """Sentences over the published rows that are shown although ours may not be set beside them."""
     ratios: pd.DataFrame = field(default_factory=lambda: summarise(pd.DataFrame(columns=LINE), False))
     """As ``cells``, of the accuracy of runs with heads off over that of the same run with none off."""
+    pays: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=PAYS))
+    """Of each row and kind of difference, what groups of tasks and single ones say: as `pays.pays` gives it."""
 
     @property
     def answers(self) -> list[str]:
@@ -154,9 +157,8 @@ def compare(
             cells = summarise(lines[lines["row"].isin(rows)], True, order)
             caption = [CELLS, *_facts(replace(setting, results=shown), pool), SPENT, *tuned(shown, where), *apart]
             costs = _costs(shown, where)
-            compared.append(
-                Table(name, [*notes, *caption], cells, costs, summarise(gains, False, order), contrasts(gains))
-            )
+            paired = summarise(gains, False, order)
+            compared.append(Table(name, [*notes, *caption], cells, costs, paired, contrasts(gains), pays=pays(gains)))
     if not compared:
         every = [result for setting in split for result in setting.results]
         against(
@@ -307,6 +309,7 @@ def _table(
         shown,
         apart_notes,
         summarise(ratios(unmasked(results, every), where), False, order),
+        pays(differences_),
     )
 
 

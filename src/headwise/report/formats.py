@@ -19,7 +19,7 @@ from headwise.report.grid import BEST, SECOND, Cell, Grid
 from headwise.report.layout import WIDE, parts
 
 TIDY = ["table", "kind", "method", "phase", "column", "group", "mean", "std", "n"]
-TIDY += ["low", "high", "wins", "ties", "losses", "text"]
+TIDY += ["low", "high", "wins", "ties", "losses", "p", "holm", "text"]
 
 
 def render(tables: Sequence[Table], form: str) -> str:
@@ -61,8 +61,9 @@ def latex(tables: Sequence[Table]) -> str:
 def tidy_csv(tables: Sequence[Table]) -> str:
     """One line per number, unrounded, of the columns `TIDY`.
 
-    ``kind`` is accuracy, paired, ratio (to no head off), contrast (all tasks; n pairs, low and high the interval), cost
-    (low and high over the tasks), published (``method`` is the row's id, ``text`` as printed; ``published, apart``
+    ``kind`` is accuracy, paired, ratio (to no head off), contrast (all tasks; n pairs, low and high the interval), pays
+    with what it is of (group, interaction, improvement, task; p, and holm over the tasks), cost (low and high over the
+    tasks), published (``method`` is the row's id, ``text`` as printed; ``published, apart``
     where ours may not be compared) or note (``text``, a sentence of the caption).
     """
     out = io.StringIO()
@@ -81,6 +82,7 @@ def _tidy(table: Table) -> list[dict[str, Any]]:
     lines += [{"kind": "paired", **cell} for cell in _records(table.paired)]
     lines += [{"kind": "ratio", **cell} for cell in _records(table.ratios)]
     lines += [{"kind": "contrast", **cell, "n": cell["pairs"]} for cell in _records(table.contrasts)]
+    lines += [{**cell, "kind": f"pays, {cell['kind']}", "n": cell["pairs"]} for cell in _records(table.pays)]
     for cost in _records(table.costs):
         for name in COSTS:
             low, high = cost[name]
@@ -92,13 +94,14 @@ def _tidy(table: Table) -> list[dict[str, Any]]:
 
 
 def plain_json(tables: Sequence[Table]) -> str:
-    """Everything, unrounded: the fields of each `headwise.comparison.tables.Table`; ratios where there are any."""
-    names = ("title", "notes", "cells", "costs", "paired", "contrasts", "answers", "published", "apart", "ratios")
+    """Everything, unrounded: the fields of each `headwise.comparison.tables.Table`; ratios, pays where any."""
+    optional = ("ratios", "pays")
+    names = ("title", "notes", "cells", "costs", "paired", "contrasts", "answers", "published", "apart", *optional)
     plain = [
         {
             name: _records(part) if isinstance(part, pd.DataFrame) else part
             for name in names
-            if len(part := getattr(table, name)) or name != "ratios"
+            if len(part := getattr(table, name)) or name not in optional
         }
         for table in tables
     ]

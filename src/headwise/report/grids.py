@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -13,7 +14,7 @@ from headwise.comparison.cells import in_csv
 from headwise.comparison.comparable import Places, natural
 from headwise.comparison.costs import COSTS, Span, in_words, spans
 from headwise.comparison.tables import AVERAGES, Table
-from headwise.report import headmap
+from headwise.report import headmap, layout
 from headwise.report.grid import BEST, Cell, Grid, cell_of, measured, plain, sign, signed, to_csv
 from headwise.results.records import PhaseResult, Result
 
@@ -65,6 +66,11 @@ def differences(table: Table, name: str) -> Grid:
     ]
     head = ["method", "difference", "all tasks", "won, tied, lost", *columns]
     return Grid(name, head, body, cells.map(in_csv).to_csv(index=False), (), 2)
+
+
+def pays(table: Table, name: str) -> Grid:
+    """Where the differences come from, as in the tables."""
+    return replace(layout.pays(table, signed), name=name, csv=table.pays.map(in_csv).to_csv(index=False))
 
 
 def _difference(cell: Any) -> Cell:

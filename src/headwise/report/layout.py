@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -11,8 +11,9 @@ import pandas as pd
 from headwise.comparison.comparable import natural
 from headwise.comparison.controls import KINDS
 from headwise.comparison.costs import COSTS, in_words
+from headwise.comparison.pays import GROUP, IMPROVEMENT, INTERACTION, OVERALL, TASK
 from headwise.comparison.tables import Table
-from headwise.report.grid import BEST, SECOND, Cell, Grid, measured
+from headwise.report.grid import BEST, SECOND, Cell, Grid, measured, sign
 from headwise.results.records import FEWSHOT, GROUP_SIZES
 
 WIDE = 8
@@ -24,6 +25,21 @@ RATIO_NOTE = (
     "Accuracy with heads off over that of the same run with none off, formed task by task and seed by seed; 1 is no "
     "change. Mean \u00b1 sample standard deviation over seeds, n in brackets."
 )
+PAYS = "where it pays"
+PAYS_NOTE = (
+    "The differences above by group of tasks and by task, percentage points. Of a group: mean over those of its tasks "
+    "that are here, and its 95 % interval, a bootstrap as above, from six pairs on. structured - natural: how much "
+    "more the one is than the other, with an interval where both groups have six pairs."
+)
+IMPROVED_NOTE = (
+    "Chance to be better: the probability that a run of the method is better than one it is compared with, over all "
+    "pairs of runs of a task, ties half, mean over the tasks; 0.5 is no difference. The interval draws tasks, "
+    "then seeds."
+)
+TESTED_NOTE = (
+    "Of a task: mean over its seeds; p of a two-sided paired t test over them, and that p after Holm's adjustment for "
+    "all tasks of its line (not for the number of lines). One seed, or differences that are all the same, have none."
+)
 
 
 def parts(table: Table) -> list[tuple[Grid, Sequence[str]]]:
@@ -31,6 +47,8 @@ def parts(table: Table) -> list[tuple[Grid, Sequence[str]]]:
     grids: list[tuple[Grid, Sequence[str]]] = [(accuracies(table), table.notes)]
     if len(table.paired):
         grids.append((paired(table), [paired_note(table), *table.answers]))
+    if len(table.pays):
+        grids.append((pays(table), [PAYS_NOTE, IMPROVED_NOTE, TESTED_NOTE]))
     if len(table.ratios):
         grids.append((ratios(table), [RATIO_NOTE]))
     if table.apart:
@@ -115,15 +133,19 @@ def paired(table: Table) -> Grid:
     names = list(dict.fromkeys(cells["column"]))
     at = {(c.row, c.phase, c.column): measured(c, "{:+.2f}".format) for c in cells.itertuples()}
     together = {(c.row, c.phase): c for c in table.contrasts.itertuples()}
-    kinds = sorted(set(cells["phase"]), key=_kind)
     body = []
-    for row in sorted(set(cells["row"]), key=natural):
-        for kind in kinds:
-            if total := together.get((row, kind)):
-                tasks = (at.get((row, kind, name), Cell()) for name in names)
-                body.append([*map(Cell, (row, kind, *_summary(total))), *tasks])
+    for row, kind in _lines(cells):
+        if total := together.get((row, kind)):
+            tasks = (at.get((row, kind, name), Cell()) for name in names)
+            body.append([*map(Cell, (row, kind, *_summary(total))), *tasks])
     head = ["method", "difference", "mean", "95 % interval", "wins / ties / losses", "tasks, pairs", *names]
     return Grid("paired differences", head, body, num_left=2)
+
+
+def _lines(cells: pd.DataFrame) -> list[tuple[str, str]]:
+    """Rows and kinds of difference, rows by name and kinds in the order of `KINDS`."""
+    both = set(zip(cells["row"], cells["phase"], strict=True))
+    return sorted(both, key=lambda line: (natural(line[0]), _kind(line[1])))
 
 
 def _kind(phase: str) -> tuple[int, str]:
@@ -135,6 +157,42 @@ def _summary(total: Any) -> list[str]:
     interval = "" if pd.isna(total.low) else f"{total.low:+.2f} to {total.high:+.2f}"
     counts = f"{total.wins} / {total.ties} / {total.losses}"
     return [f"{total.mean:+.2f}", interval, counts, f"{total.tasks}, {total.pairs}"]
+
+
+def pays(table: Table, written: Callable[[float], str] = "{:+.2f}".format) -> Grid:
+    """Where differences come from: a line per row and kind; groups, the chance to be better, then each task.
+
+    Args:
+        table: to show.
+        written: a difference in words.
+    """
+    at = {(c.row, c.phase, c.column): c for c in table.pays.itertuples()}
+    kinds = dict(zip(table.pays["column"], table.pays["kind"], strict=True))
+    groups = [name for name in (*GROUP_SIZES, *kinds) if kinds.get(name) in (GROUP, INTERACTION)]
+    tasks = [name for name in dict.fromkeys(table.paired["column"]) if kinds.get(name) == TASK]
+    columns = [*dict.fromkeys(groups), OVERALL, *tasks]
+    body = []
+    for row, phase in _lines(table.pays):
+        cells = ((at.get((row, phase, name)), written) for name in columns)
+        body.append([Cell(row), Cell(phase), *(_said(cell, form) for cell, form in cells)])
+    head = ["chance to be better" if name == OVERALL else name for name in columns]
+    return Grid(PAYS, ["method", "difference", *head], body, num_left=2)
+
+
+def _said(cell: Any, written: Callable[[float], str]) -> Cell:
+    """A mean, and what says how sure it is: an interval, or p values; empty where there is none."""
+    if cell is None:
+        return Cell()
+    if cell.kind == IMPROVEMENT:
+        written = "{:.2f}".format
+    small = "" if pd.isna(cell.low) else f"({written(cell.low)} to {written(cell.high)})"
+    if not pd.isna(cell.p):
+        small = f"(p {_probable(cell.p)}, Holm {_probable(cell.holm)})"
+    return Cell(written(cell.mean), cell.mean, small, "" if cell.kind == IMPROVEMENT else sign(cell.mean))
+
+
+def _probable(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
 
 
 def ratios(table: Table) -> Grid:

@@ -18,7 +18,7 @@ from headwise.comparison.comparable import Setting, ordered, places, settings
 from headwise.comparison.tables import Others, Table, tables
 from headwise.comparison.verdicts import Judgement, Verdict
 from headwise.errors import ConfigError
-from headwise.report import gallery, grids, origins
+from headwise.report import gallery, grids, layout, origins
 from headwise.report.gallery import Figure, slugged
 from headwise.report.grid import Grid
 from headwise.report.summary import questions
@@ -160,6 +160,9 @@ def _chapter(table: Table, setting: Setting, title: str, slug: str) -> Chapter:
     if len(table.paired):
         caption = "Percentage points, seed by seed: the second phase minus its own first, and minus its controls."
         shown.append(("Paired differences", caption, grids.differences(table, f"{slug}-differences")))
+    if len(table.pays):
+        caption = f"{layout.PAYS_NOTE} {layout.IMPROVED_NOTE} {layout.TESTED_NOTE}"
+        shown.append(("Where it pays", caption, grids.pays(table, f"{slug}-where-it-pays")))
     if beside := grids.published(table, f"{slug}-published"):
         shown.append(("Published", "Rows of papers under the same protocol, and how far ours is off.", beside))
     scatters = gallery.scatters(table, results, where, slug)
