@@ -75,6 +75,11 @@ KINDS: dict[str, AnalysisKind] = {
         "accuracy over shots, heads off and parameters; by seed; needs no weights",
         (),
     ),
+    "ranking": AnalysisKind(
+        "headwise.analysis.ranks",
+        "methods ranked over tasks, with their critical difference; needs no weights, but the extra [ranking]",
+        (),
+    ),
 }
 SPLITS = ("train", "val", "test")
 LEAST = {"seed": 0, "draws": 2, "images": 1, "batch_size": 1, "greedy": 0}
