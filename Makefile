@@ -110,7 +110,7 @@ MINIATURE           := protocol.epochs=2 logger.pictures=false
 ARGS_methods_1      := 'method=glob(*)' $(TASKS3) $(MINIATURE)
 ARGS_methods_2      := method=hs_lora,heart_lora 'dataset=glob(*)' $(MINIATURE)
 ARGS_hs_table2      := $(TASKS3)
-ARGS_hs_controls    := $(TASKS3)
+ARGS_hs_controls    := $(TASKS3) method@method.first=pissa,cara
 ARGS_hs_head_only   := $(TASKS3)
 ARGS_hs_fused       := $(TASKS3)
 ARGS_hs_rank        := $(TASKS3) rank=r16_h1,r16_h4

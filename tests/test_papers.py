@@ -58,6 +58,7 @@ CURVE = {f"ne{number}" for number in (1, 3, 5, 7, 9, 11)}
 SETS = tuple(f"fewshot/{name}" for name in ("aircraft", "cars196", "flowers102", "food101", "pets"))
 FIG2 = frozenset(("noah", "bi_lora", "vpt_deep", "lora", "adaptformer", "heart_lora"))
 RANKS = {"r16_h1", "r16_h2", "r16", "r16_h4", "r16_h8"}
+FIRST = ("lora", "adalora", "dora", "pissa", "cara")
 SHOWN = {
     **{f"heart_table{number}": heart(number) for number in range(1, 6)},
     "heart_table6": heart(6, extra=frozenset(["heart_random"])),
@@ -69,7 +70,9 @@ SHOWN = {
     "heart_fig8": Shown(rows=frozenset(["heart_lora"]), axes={"ne": CURVE, "seed": SEEDS}),
     "hs_table1": Shown(table=("HS-LoRA", "Table 1"), tasks=("svhn",)),
     "hs_table2": Shown(table=("HS-LoRA", "Table 2")),
-    "hs_controls": Shown(rows=frozenset(["hs_pissa", "pissa_long", "pissa_then_lora", "head_lora_long"])),
+    "hs_controls": Shown(
+        rows=frozenset(row for first in FIRST for row in (f"hs_{first}", f"{first}_long", f"{first}_then_lora"))
+    ),
     "hs_head_only": Shown(rows=frozenset(["head_lora", "head_lora_long", "matched_lora", "hs_pissa"])),
     "hs_fused": Shown(rows=frozenset(["qkv_fused", "qkv_fused_matched", "qkv_split", "qkv_peft"]), tasks=GROUPS),
     "hs_rank": Shown(
@@ -170,6 +173,8 @@ def test_columns_and_axes_are_the_papers(name: str) -> None:
 SCALES, LENGTHS = [0.01, 0.1, 1, 10, 100], [1, 5, 10, 50, 100, 200]
 SCORES = ["taylor_pos", "taylor_neg", "taylor_abs"]
 PETL = {"epochs": 100, "batch_size": 64, "optimizer": "adamw", "lr": 1e-3, "weight_decay": 1e-4, "warmup": 0.1}
+CARA = ("hs_cara", "cara_long", "cara_then_lora")
+"""Rows over CaRA, in the experiment that asks whether its second phase pays."""
 SETTINGS = {
     ("heart_table1", "lora"): {
         "rank": 8,
@@ -220,6 +225,7 @@ SETTINGS = {
     ("hs_table1", "hs_lora"): {"first.rank": 16, "heads.rank": 4},
     ("hs_table2", "hs_pissa"): {"first.rank": 16, "heads.rank": 3, "heads.targets": ["q", "v"]},
     ("hs_table2", "hs_cara"): {"heads.rank": 3, "heads.targets": ["q", "k", "v"]},
+    **{("hs_controls", label): dict.fromkeys(("first.scale", "first.mean", "first.std"), "published") for label in CARA},
     ("hs_table2", "adaptformer"): {"bias": True},
     ("hs_table2", "ssf"): {"lr": 0.005},
     ("hs_table2", "vpt_shallow"): {"protocol.search": {"fields": {"prompts": LENGTHS}}},
