@@ -225,7 +225,9 @@ SETTINGS = {
     ("hs_table1", "hs_lora"): {"first.rank": 16, "heads.rank": 4},
     ("hs_table2", "hs_pissa"): {"first.rank": 16, "heads.rank": 3, "heads.targets": ["q", "v"]},
     ("hs_table2", "hs_cara"): {"heads.rank": 3, "heads.targets": ["q", "k", "v"]},
-    **{("hs_controls", label): dict.fromkeys(("first.scale", "first.mean", "first.std"), "published") for label in CARA},
+    **{
+        ("hs_controls", label): dict.fromkeys(("first.scale", "first.mean", "first.std"), "published") for label in CARA
+    },
     ("hs_table2", "adaptformer"): {"bias": True},
     ("hs_table2", "ssf"): {"lr": 0.005},
     ("hs_table2", "vpt_shallow"): {"protocol.search": {"fields": {"prompts": LENGTHS}}},

@@ -160,7 +160,7 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
     """Tasks and seeds are drawn anew each time: the interval speaks of both. Of few tasks it is a little narrow."""
     rng = np.random.default_rng(1)
     covered = {"group": [], "interaction": [], "improvement": []}
-    for _ in range(150):
+    for _ in range(60):
         groups = [
             {str(task): rng.normal(rng.normal(gain, 1.0), 0.5, 3).tolist() for task in range(count)}
             for gain, count in ((2.0, 8), (0.5, 7))
