@@ -187,7 +187,7 @@ def per_head(delta: Delta) -> Iterator[tuple[str, Tensor]]:
     for name, parameter in delta.named_parameters():
         if name in delta.by_head:
             assert parameter.grad is not None
-            yield name, parameter.grad.reshape(len(delta.active), -1)
+            yield name, delta.head_parts(parameter.grad)
 
 
 def test_masked_rows_get_no_gradient(phases: tuple[Phase, ...]) -> None:

@@ -16,6 +16,7 @@ from headwise.updates.sites import Site
 
 HEADS, WIDTH, INPUTS = 4, 48, 40
 SITE = Site(0, 0, "q", HEADS, WIDTH // HEADS)
+O_SITE = Site(0, 0, "o", HEADS, INPUTS // HEADS, "input")
 
 
 def distance(a: Tensor, b: Tensor) -> float:

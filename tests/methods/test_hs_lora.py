@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hydra.utils import instantiate
-from made_peft import HEADS, SITE, count, distance, linear, ours, pass_through, peft_layer
+from made_peft import HEADS, INPUTS, O_SITE, SITE, WIDTH, count, distance, linear, ours, pass_through, peft_layer
 from made_runs import train
 from omegaconf import OmegaConf
 from peft import LoraConfig
 from peft.tuners.lora.config import BdLoraConfig
+from torch import Tensor
 
 from headwise.errors import ConfigError
 from headwise.methods.hs_lora import HeadLoRA, TwoPhase
 from headwise.protocol.filling import fill_gates
 from headwise.updates.adapted import AdaptedLinear
 from headwise.updates.lowrank import LowRank
+from headwise.updates.sites import Site
 from headwise.wrappers.settling import BesideLinear
 from headwise.wrappers.wrapping import Wrapper
 from made_networks import CONF, SIZES, compose_config, composed_method, images, logits, network, perturb
@@ -26,22 +29,65 @@ from made_networks import CONF, SIZES, compose_config, composed_method, images, 
 RANK = 3
 
 
-def test_agrees_with_pefts_block_diagonal_lora_forward_and_backward() -> None:
-    blocks = BdLoraConfig(target_modules_bd_b=["q"], nblocks=HEADS)
+def stacked(blocks: Tensor) -> Tensor:
+    """(H, n, R) as (H n, R)."""
+    return blocks.flatten(0, 1)
+
+
+def beside(blocks: Tensor) -> Tensor:
+    """(H, O, R) as (O, H R)."""
+    return torch.cat(tuple(blocks), dim=1)
+
+
+@pytest.mark.parametrize(
+    ("site", "blocks", "wide"),
+    [
+        (SITE, BdLoraConfig(target_modules_bd_b=["q"], nblocks=HEADS), stacked),
+        (O_SITE, BdLoraConfig(target_modules_bd_a=["q"], nblocks=HEADS), beside),
+    ],
+    ids=["rows", "columns"],
+)
+def test_agrees_with_pefts_block_diagonal_lora_forward_and_backward(
+    site: Site, blocks: BdLoraConfig, wide: Callable[[Tensor], Tensor]
+) -> None:
     rank = HEADS * RANK
     theirs = peft_layer(LoraConfig(r=rank, lora_alpha=rank, use_bdlora=blocks, target_modules=["q"]))
     down, up = theirs.lora_A["default"].weight, theirs.lora_B["default"].weight
-    delta = LowRank(SITE, linear().weight, rank=RANK, groups=HEADS)
+    delta = LowRank(site, linear().weight, rank=RANK, groups=HEADS)
     mine = ours(delta)
     perturb([delta.A, delta.B])
-    down.data.copy_(delta.A.data.flatten(0, 1))
-    up.data.copy_(delta.B.data.flatten(0, 1))
+    assert {down.shape, up.shape} == {stacked(delta.A).shape, wide(delta.B).shape}
+    down.data.copy_(stacked(delta.A.data))
+    up.data.copy_(wide(delta.B.data))
     (y, gx), (z, gz) = pass_through(mine), pass_through(theirs)
     assert distance(y, z) < 1e-5
     assert distance(gx, gz) < 1e-5
     assert delta.A.grad is not None and delta.B.grad is not None
-    assert distance(delta.A.grad.flatten(0, 1), down.grad) < 1e-5
-    assert distance(delta.B.grad.flatten(0, 1), up.grad) < 1e-5
+    assert distance(stacked(delta.A.grad), down.grad) < 1e-5
+    assert distance(wide(delta.B.grad), up.grad) < 1e-5
+
+
+def test_on_o_a_head_reads_its_columns_alone() -> None:
+    weight = linear().weight
+    torch.manual_seed(0)
+    delta = LowRank(O_SITE, weight, rank=RANK, groups=HEADS, scale=2.0)
+    assert delta.A.shape == (HEADS, RANK, INPUTS // HEADS)
+    assert delta.B.shape == (HEADS, WIDTH, RANK)
+    assert 0.9 * (INPUTS // HEADS) ** -0.5 < float(delta.A.detach().abs().max()) <= (INPUTS // HEADS) ** -0.5
+    assert not delta.B.any()
+    perturb([delta.A, delta.B], size=0.5)
+    want = torch.cat([2.0 * up @ down for up, down in zip(delta.B, delta.A, strict=True)], dim=1)
+    assert distance(delta.weight(weight), want) < 1e-5
+    parts = O_SITE.head_parts(want)
+    delta.switch(torch.tensor([1.0, 0.0, 1.0, 0.0]))
+    left = O_SITE.head_parts(delta.weight(weight))
+    assert [bool(part.any()) for part in left] == [True, False, True, False]
+    assert distance(left[::2], parts[::2]) < 1e-5
+
+
+def test_on_o_a_rank_is_bounded_by_the_columns_of_a_head() -> None:
+    with pytest.raises(ConfigError, match=r"rank must be in 1\.\.10 for s0\.b0\.o with 4 column group\(s\), got 11"):
+        LowRank(O_SITE, linear().weight, rank=11, groups=HEADS)
 
 
 def test_equals_lora_with_a_block_diagonal_b() -> None:
@@ -55,7 +101,7 @@ def test_equals_lora_with_a_block_diagonal_b() -> None:
 
 @pytest.mark.parametrize(
     ("rank", "targets", "expected"),
-    [(2, "qv", 479_232), (3, "qv", 718_848), (2, "qkv", 718_848), (3, "qkv", 1_078_272)],
+    [(2, "qv", 479_232), (3, "qv", 718_848), (2, "qkv", 718_848), (3, "qkv", 1_078_272), (2, "o", 239_616)],
 )
 def test_count_on_vit_b16(rank: int, targets: str, expected: int) -> None:
     assert count(HeadLoRA(label="heads", rank=rank, targets=tuple(targets))) == expected
@@ -100,7 +146,7 @@ def test_phases_must_be_single() -> None:
         TwoPhase(label="hs", first=composed_method("hs_lora"), heads=heads)
 
 
-@pytest.mark.parametrize("target", ["o", "fc1", "fc2"])
+@pytest.mark.parametrize("target", ["fc1", "fc2"])
 def test_projections_without_heads_are_refused(target: str) -> None:
-    with pytest.raises(ConfigError, match=rf"rows of heads, which s0.b0.{target} does not have; .* q, k, v"):
+    with pytest.raises(ConfigError, match=rf"s0.b0.{target} has no heads; .* q, k, v, o"):
         HeadLoRA(label="head_lora", rank=2, targets=(target,)).install(network("vit"))

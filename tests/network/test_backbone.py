@@ -69,12 +69,38 @@ def test_sites_of_a_vit() -> None:
     sites = network("vit").sites
     assert [site.key for site in sites[:6]] == [f"s0.b0.{proj}" for proj in ("q", "k", "v", "o", "fc1", "fc2")]
     assert len(sites) == 12
-    assert {(site.num_heads, site.head_dim) for site in sites if site.proj in "qkv"} == {(4, 12)}
+    divided = {site.proj: (site.num_heads, site.head_dim, site.head_axis) for site in sites}
+    assert divided == {
+        **dict.fromkeys("qkv", (4, 12, "output")),
+        "o": (4, 12, "input"),
+        "fc1": (1, 192, None),
+        "fc2": (1, 48, None),
+    }
 
 
 def test_sites_of_a_swin() -> None:
     queries = [site for site in network("swin").sites if site.proj == "q"]
     assert [(s.stage, s.block, s.num_heads, s.head_dim) for s in queries] == [(0, 0, 4, 8), (1, 0, 8, 8), (1, 1, 8, 8)]
+    outputs = [site for site in network("swin").sites if site.proj == "o"]
+    assert [(s.num_heads, s.head_dim, s.head_axis) for s in outputs] == [(n, 8, "input") for n in (4, 8, 8)]
+
+
+def test_a_head_of_o_reads_what_the_head_computed() -> None:
+    """Zeroing the values of a head and zeroing its columns of o are the same."""
+    for family in ("vit", "swin"):
+        net, x = network(family), images()
+        one, other = copy.deepcopy(net), copy.deepcopy(net)
+        for changed, proj in ((one, "v"), (other, "o")):
+            for site in (site for site in changed.sites if site.proj == proj):
+                mask = site.rows((torch.arange(site.num_heads) != 1).float())
+                linear = changed.linear(site)
+                if proj == "v":
+                    linear.weight.data *= mask[:, None]
+                    linear.bias.data *= mask
+                else:
+                    linear.weight.data *= mask[None, :]
+        assert float((logits(one, x) - logits(net, x)).abs().max()) > 1e-3
+        assert float((logits(one, x) - logits(other, x)).abs().max()) < 1e-5
 
 
 @pytest.mark.parametrize("family", ["vit", "swin"])

@@ -119,7 +119,7 @@ def test_front_and_random() -> None:
             "gate.count=1 on layers of 4, 8 heads: give the share of heads instead, ne=quarter",
         ),
         (Gate(ratio=0.2), sites(site(0, heads=4)), "gate.ratio=0.2 of 4 heads rounds to nothing; the least is 0.25"),
-        (Gate(count=0), sites(Site(0, 0, "o", 1, 8)), "o has no heads to gate; allowed targets: q, k, v"),
+        (Gate(count=0), sites(Site(0, 0, "fc1", 1, 8, None)), "fc1 has no heads to gate; allowed targets: q, k, v, o"),
         (Gate(budget=7), sites(site(0), site(1)), "gate.budget=7 heads are to stay on, there are 6"),
         (Gate(budget=7), sites(site(0), site(0, stage=1)), "stages are never compared; use gate.ratio"),
     ],

@@ -41,6 +41,9 @@ METHODS: dict[str, Callable[..., Method]] = {
     "pissa": lambda **more: PiSSA(label="pissa", rank=3, **more),
     "dora": lambda **more: DoRA(label="dora", rank=3, **more),
     "cara": lambda **more: CaRA(label="cara", rank=5, targets=("q", "k", "v"), **more),
+    "lora on o": lambda **more: LoRA(label="lora_o", rank=3, targets=("q", "o"), **more),
+    "head_lora on o": lambda **more: HeadLoRA(label="head_lora_o", rank=2, targets=("q", "o"), **more),
+    "pissa on o": lambda **more: PiSSA(label="pissa_o", rank=3, targets=("q", "o"), **more),
 }
 
 
@@ -96,7 +99,7 @@ def test_gate_gradient_is_update_times_its_gradient(method: Method) -> None:
     net, installed, deltas = install(method)
     found = evidence(net, installed)
     for site, (update, grad) in dense_gradients(net, deltas).items():
-        expected = per_head(site, update * grad)
+        expected = site.head_parts(update * grad).sum((1, 2))
         assert distance(found[site].gate, expected) <= 2e-4 * float(expected.abs().max()) + 1e-7, site.key
 
 
@@ -114,12 +117,31 @@ def test_gate_gradient_of_lora_is_sum_of_b_times_g() -> None:
         assert distance(found[site].grad, per_head(site, g.square()).sqrt()) <= 1e-6
 
 
+def test_on_o_the_scores_are_of_the_columns_of_a() -> None:
+    """The gate of a head of o multiplies its columns of A: r_i = sum(A_i * G_i), G = dL/dA."""
+    net, installed, deltas = install(METHODS["lora on o"](gate={"count": 1, "score": "grad_l2"}))
+    found = evidence(net, installed)
+    net.zero_grad()
+    torch.stack([F.cross_entropy(net(x), y) for x, y in batches()()]).mean().backward()
+    for site, delta in deltas.items():
+        if site.proj != "o":
+            continue
+        a, g = delta.get_parameter("A").detach(), delta.get_parameter("A").grad
+        assert g is not None
+        for seen, values in ((found[site].gate, a * g), (found[site].weight, a.square()), (found[site].grad, g * g)):
+            by_head = values[0].view(3, site.num_heads, site.head_dim).sum((0, 2))
+            assert distance(seen, by_head if seen is found[site].gate else by_head.sqrt()) <= 1e-6
+
+
 def test_mask_on_the_update_is_zeroed_rows(method: Method) -> None:
     net, _, deltas = install(method)
     mask = torch.tensor([1.0, 0.0, 0.0, 1.0])
     net.requires_grad_(False)
     bases = {site: net.linear(site).weight for site in deltas}
-    expected = {site: delta.weight(bases[site]) * site.rows(mask)[:, None] for site, delta in deltas.items()}
+    expected = {}
+    for site, delta in deltas.items():
+        switches = site.rows(mask)[None, :] if site.proj == "o" else site.rows(mask)[:, None]
+        expected[site] = delta.weight(bases[site]) * switches
     for delta in deltas.values():
         delta.switch(mask)
     masked = logits(net, images())
@@ -143,7 +165,7 @@ def test_rows_that_are_off_get_no_gradient(method: Method) -> None:
         for name in delta.by_head:
             grad = dict(delta.named_parameters()).get(name)
             if grad is not None and grad.grad is not None:
-                found = grad.grad.reshape(site.num_heads, -1).abs().sum(1) > 0
+                found = delta.head_parts(grad.grad).abs().sum(1) > 0
                 assert found.tolist() == [False, True, True, False], f"{site.key}.{name}"
 
 
@@ -334,7 +356,10 @@ def test_front_and_random_masks_stand_from_the_start() -> None:
 def errors() -> Iterator[Any]:
     yield "swin", lambda: METHODS["lora"](gate=ONE), "gate.count=1 on layers of 4, 8 heads: .*ne=quarter"
     yield "vit", lambda: METHODS["lora"](gate={"count": 4}), "0..3 for 4 heads, got 4"
-    yield "vit", lambda: LoRA(label="lora", rank=2, targets=("o", "q"), gate=ONE), "o has no heads to gate"
+    yield "vit", lambda: LoRA(label="lora", rank=2, targets=("fc1", "q"), gate=ONE), "fc1 has no heads to gate"
+    columns = r"at s0\.b0\.o has no gate on its heads, which own columns of o; allowed targets: q, k, v"
+    for make in (DoRA, BiLoRA, CaRA):
+        yield "vit", lambda make=make: make(label="x", rank=2, targets=("q", "o"), gate=ONE), columns
     yield (
         "vit",
         lambda: PeftMethod(label="peft", config={"_target_": "peft.LoraConfig"}, gate="heart"),

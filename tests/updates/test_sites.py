@@ -18,6 +18,16 @@ def test_a_head_is_consecutive_rows() -> None:
     assert site.rows(torch.tensor([1.0, 0.0, 2.0, 0.0])).tolist() == [1, 1, 1, 0, 0, 0, 2, 2, 2, 0, 0, 0]
 
 
+def test_a_head_of_o_is_consecutive_columns() -> None:
+    weight = torch.arange(8 * 6.0).view(8, 6)
+    rows, columns = Site(0, 3, "q", 4, 2), Site(0, 3, "o", 3, 2, "input")
+    assert torch.equal(rows.head_parts(weight)[1], weight[2:4])
+    assert torch.equal(columns.head_parts(weight)[1], weight[:, 2:4].T)
+    assert rows.per_head_size(weight.shape) == 4 * 6 + 8
+    assert columns.per_head_size(weight.shape) == 3 * 8 + 6
+    assert columns.key == "s0.b3.o"  # names in files are what they were
+
+
 def test_sites_sort_by_stage_then_block() -> None:
     assert sorted([Site(1, 0, "q", 4, 8), Site(0, 1, "q", 4, 8)])[0].stage == 0
 

@@ -1,4 +1,4 @@
-"""What a finished run changed: the weights of every projection with heads, before and after each phase.
+"""What a finished run changed: the weights of q, k and v, whose rows are heads', before and after each phase.
 
 Legend: L layers, O/I features, H heads, e rows of a head.
 """
@@ -19,7 +19,7 @@ from headwise.network.backbone import Backbone
 from headwise.network.nf4 import FourBit
 from headwise.protocol.variants import beside_common, common_choices
 from headwise.report.headmap import layer_names
-from headwise.updates.sites import Site
+from headwise.updates.sites import QKV, Site
 from headwise.wrappers.settling import BesideLinear
 
 LEAST = 1e-6
@@ -132,7 +132,7 @@ def changes(run: SavedRun, weights: str | Path | None = None) -> list[Change]:
             projection with heads: what it trained lies elsewhere (adapters, prompts, the head alone).
     """
     net = run.network(weights)
-    sites = [site for site in net.sites if site.num_heads > 1]
+    sites = [site for site in net.sites if site.proj in QKV and site.num_heads > 1]
     if not sites:
         raise ConfigError(f"{run.folder}: {run.spec.name} has no projection of several heads to analyse")
     first = before = _weights(net, sites)

@@ -236,11 +236,11 @@ def _gated(run: SavedRun, net: Backbone, installed: Installed) -> dict[Site, Del
     """The deltas whose own gates say how much a head matters; none where another phase changed the heads as well."""
     if len(run.result.phases) > 1:
         return {}
-    by_key = {site.key: site for site in net.sites}
+    by_key = {site.key: site for site in with_heads(net)}
     return {
         by_key[key]: delta
         for key, delta in installed.owners.items()
-        if key in by_key and by_key[key].num_heads > 1 and isinstance(delta, Delta) and "active" in delta._buffers
+        if key in by_key and isinstance(delta, Delta) and "active" in delta._buffers
     }
 
 

@@ -85,7 +85,7 @@ def rows_of(net: Backbone, site: Site) -> Rows:
 
 
 def with_heads(net: Backbone) -> list[Site]:
-    """The projections that divide into heads, in network order."""
+    """The projections whose rows divide into heads, in network order."""
     return [site for site in net.sites if site.proj in QKV and site.num_heads > 1]
 
 

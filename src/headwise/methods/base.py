@@ -23,7 +23,7 @@ from headwise.schema.kinds import Count, Positive, Text
 from headwise.updates.adapted import AdaptedLinear, Delta
 from headwise.updates.gate import Gate
 from headwise.updates.masking import HeadMasking
-from headwise.updates.sites import QKV, Site
+from headwise.updates.sites import HEADED, Site
 from headwise.wrappers.settling import BesideLinear
 
 Plan = dict[str, Any]
@@ -218,15 +218,15 @@ def _gateable() -> list[str]:
 
 
 def check_heads(method: Method, site: Site) -> None:
-    """Refuse a projection whose rows belong to no head.
+    """Refuse a projection no part of which belongs to a head.
 
     Raises:
-        ConfigError: for o, fc1 and fc2.
+        ConfigError: for fc1 and fc2.
     """
-    if site.proj not in QKV:
+    if site.head_axis is None:
         raise ConfigError(
-            f"method {method.label!r} updates the rows of heads, which {site.key} does not have; "
-            f"targets of {type(method).__name__} are among {', '.join(QKV)}"
+            f"method {method.label!r} updates what heads own, and {site.key} has no heads; "
+            f"targets of {type(method).__name__} are among {', '.join(HEADED)}"
         )
 
 
@@ -237,6 +237,11 @@ def per_projection(net: Backbone, targets: Sequence[str], cost: Callable[[int, i
         num_rows, num_inputs = base.shape
         total += cost(num_rows, num_inputs, site.num_heads)
     return total
+
+
+def per_head(net: Backbone, targets: Sequence[str], rank: int) -> int:
+    """Parameters of an update of `rank` for every head: r' (H I + O) per projection, r' (H O + I) of o."""
+    return sum(rank * site.per_head_size(base.shape) for site, base in net.bases(targets).items())
 
 
 def _plain(value: Any) -> Any:

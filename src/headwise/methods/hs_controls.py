@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from headwise.methods.base import Method, check_heads, per_projection
+from headwise.methods.base import Method, check_heads, per_head, per_projection
 from headwise.network.backbone import Backbone
 from headwise.schema.kinds import Count, Factor, Rate
 from headwise.updates.adapted import Delta, Factors
@@ -31,7 +31,7 @@ def side_by_side(parts: Sequence[Factors]) -> Factors:
 
 
 class PermutedRows(LowRank):
-    """A `LowRank` of several groups whose rows are drawn at random over the projection.
+    """A `LowRank` of several groups whose rows, of o columns, are drawn at random over the projection.
 
     The draw is torch's present random state, so that each seed has groups of its own; it is stored with the factors.
     """
@@ -40,14 +40,15 @@ class PermutedRows(LowRank):
 
     def __init__(self, site: Site, base: Tensor, rank: int, scale: float, dropout: float) -> None:
         super().__init__(site, base, rank, groups=site.num_heads, scale=scale, dropout=dropout)
-        # row i of the projection gets row order[i] of the blocks
-        order = torch.randperm(base.shape[0]).to(device=base.device, dtype=torch.int32)
+        # row i of the projection gets row order[i] of the blocks, of o column i column order[i]
+        order = torch.randperm(site.num_rows).to(device=base.device, dtype=torch.int32)
         self.register_buffer("order", order)
 
     def factors(self) -> Factors:
-        """A (1, G R, I) and B (1, O, G R), whose rows are not zero in one group each."""
+        """A (1, G R, I) and B (1, O, G R); B's rows, of o A's columns, are not zero in one group each."""
         down, up, dropout, _ = side_by_side([super().factors()])
-        return Factors(down, up[:, self.order.long()], dropout)
+        order = self.order.long()
+        return Factors(down[..., order], up, dropout) if self.in_columns else Factors(down, up[:, order], dropout)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,14 +69,14 @@ class PermutedLoRA(Method):
     dropout: Rate = 0.0
 
     def count(self, net: Backbone) -> int:
-        """r' (H I + O) per projection."""
-        return per_projection(net, self.targets, lambda o, i, h: self.rank * (h * i + o))
+        """r' (H I + O) per projection, of o r' (H O + I)."""
+        return per_head(net, self.targets, self.rank)
 
     def build(self, site: Site, base: Tensor) -> Delta:
-        """One group of random rows per head.
+        """One group of random rows per head, of o of random columns.
 
         Raises:
-            ConfigError: for a projection whose rows belong to no head.
+            ConfigError: for fc1 and fc2, which have no heads.
         """
         check_heads(self, site)
         return PermutedRows(site, base, self.rank, self.scale, self.dropout)
@@ -118,14 +119,15 @@ class JointLoRA(Method):
     dropout: Rate = 0.0
 
     def count(self, net: Backbone) -> int:
-        """r (I + O) + r' (H I + O) per projection."""
-        return per_projection(net, self.targets, lambda o, i, h: self.rank * (i + o) + self.head_rank * (h * i + o))
+        """r (I + O) + r' (H I + O) per projection, of o r (I + O) + r' (H O + I)."""
+        shared = per_projection(net, self.targets, lambda o, i, _: self.rank * (i + o))
+        return shared + per_head(net, self.targets, self.head_rank)
 
     def build(self, site: Site, base: Tensor) -> Delta:
         """Both updates of one projection.
 
         Raises:
-            ConfigError: for a projection whose rows belong to no head.
+            ConfigError: for fc1 and fc2, which have no heads.
         """
         check_heads(self, site)
         shared, heads = (

@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from headwise.errors import ConfigError
-from headwise.methods.base import Method, check_heads, per_projection
+from headwise.methods.base import Method, check_heads, per_head
 from headwise.network.backbone import Backbone
 from headwise.schema.kinds import Count, Factor, Rate, Text
 from headwise.updates.adapted import Delta
@@ -21,9 +21,10 @@ from headwise.updates.sites import Site
 class HeadLoRA(Method):
     """A private low-rank update B_i A_i for the rows of each head i (HS-LoRA sec. 4.2).
 
-    Equal to LoRA of rank H r' with a dense A and a block-diagonal B. The paper leaves init, scale and dropout open: A
+    Equal to LoRA of rank H r' with a dense A and a block-diagonal B. On o, which the paper leaves out, for the columns
+    of each head: a block-diagonal A and a dense B. The paper leaves init, scale and dropout open: A
     is Kaiming uniform per head, B zero, scale 1, dropout 0.
-    Parameters: r' * (H * I + O) per projection, 9,984 r' on ViT-B/16.
+    Parameters: r' * (H * I + O) per projection, r' * (H * O + I) of o: 9,984 r' on ViT-B/16.
 
     Attributes:
         rank: r' per head, in 1 .. head_dim.
@@ -38,14 +39,14 @@ class HeadLoRA(Method):
     gateable: ClassVar[bool] = True
 
     def count(self, net: Backbone) -> int:
-        """r' (H I + O) per projection."""
-        return per_projection(net, self.targets, lambda o, i, h: self.rank * (h * i + o))
+        """r' (H I + O) per projection, of o r' (H O + I)."""
+        return per_head(net, self.targets, self.rank)
 
     def build(self, site: Site, base: Tensor) -> Delta:
-        """One group of rows per head.
+        """One group of rows per head, of o one of columns.
 
         Raises:
-            ConfigError: for a projection whose rows belong to no head.
+            ConfigError: for fc1 and fc2, which have no heads.
         """
         check_heads(self, site)
         return LowRank(site, base, self.rank, groups=site.num_heads, scale=self.scale, dropout=self.dropout)
@@ -146,9 +147,8 @@ def matched_ranks(head_rank: int, shapes: Mapping[Site, tuple[int, int]]) -> dic
     ranks: dict[Site, int] = {}
     due = 0  # parameters that the layers so far should have and do not
     for site in sorted(shapes, key=lambda site: (site.proj, site.stage, site.block)):
-        num_rows, num_inputs = shapes[site]
-        due += head_rank * (site.num_heads * num_inputs + num_rows)
-        cost = num_inputs + num_rows
+        due += head_rank * site.per_head_size(shapes[site])
+        cost = sum(shapes[site])
         ranks[site] = max(1, round(due / cost))
         due -= ranks[site] * cost
     return ranks

@@ -34,7 +34,6 @@ class PiSSADelta(Delta):
     """
 
     optional = ("active",)
-    by_head = ("B", "B0")
     A0: Tensor
     B0: Tensor
 
@@ -48,7 +47,8 @@ class PiSSADelta(Delta):
         check_rank(site, base, rank)
         if not scale > 0.0:
             raise ConfigError(f"scale must be positive for {site.key}, got {scale}")
-        self.have_heads(site, base)
+        self.have_heads(site, base, columns=True)
+        self.by_head = ("A", "A0") if site.head_axis == "input" else ("B", "B0")
         self.constant = float(scale)
         left, values, right = torch.linalg.svd(base.detach().to(at_least_float32(base)), full_matrices=False)
         # (R,): the singular values are shared out evenly, so that A and B start with equal norms
@@ -59,9 +59,9 @@ class PiSSADelta(Delta):
         self.B = nn.Parameter(self.B0.clone())
 
     def factors(self) -> Factors:
-        """``[A; A0]``, (1, 2 R, I), and the scaled, gated ``[B, -B0]``, (1, O, 2 R)."""
-        gate = self.gate().view(1, -1, 1) * self.constant
-        return Factors(torch.cat([self.A, self.A0], dim=1), torch.cat([self.B, -self.B0], dim=2) * gate)
+        """``[A; A0]``, (1, 2 R, I), and the scaled ``[B, -B0]``, (1, O, 2 R), one of them gated."""
+        both = torch.cat([self.A, self.A0], dim=1), torch.cat([self.B, -self.B0], dim=2)
+        return Factors(*self.gated(*both, self.constant))
 
     def weight(self, base: Tensor) -> Tensor:
         """Dense update, (O, I)."""

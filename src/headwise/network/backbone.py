@@ -91,8 +91,14 @@ class Backbone(nn.Module):
         mlp: Any = block.mlp
         for proj, owner, attribute in (("o", attention, "proj"), ("fc1", mlp, "fc1"), ("fc2", mlp, "fc2")):
             linear = getattr(owner, attribute, None)
-            if isinstance(linear, nn.Linear):
-                self._owners[Site(stage, index, proj, 1, linear.out_features)] = (owner, attribute)
+            if not isinstance(linear, nn.Linear):
+                continue
+            # o reads the heads' outputs side by side, (B, T, H * head_dim): its columns divide into heads
+            if proj == "o" and linear.weight.shape == (width, width):
+                site = Site(stage, index, proj, heads, width // heads, "input")
+            else:
+                site = Site(stage, index, proj, 1, linear.out_features, None)
+            self._owners[site] = (owner, attribute)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits, (B, C), for normalised images (B, 3, img_size, img_size)."""

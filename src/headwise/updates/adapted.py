@@ -6,6 +6,7 @@ Legend: B batch, T tokens, I/O features, H heads, G groups, R rank.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple, Self
 
 import torch
@@ -41,8 +42,9 @@ class Delta(nn.Module):
         reads_base: whether the update depends on the base weight; one that does not also serves a quantised base.
         undecayed: names of parameters that get no weight decay.
         optional: names that a stored file may lack (see `pack`).
-        by_head: names of tensors that are cut into one equal piece per head, in order; a head that is off is left out
-            of the stored file. A delta with heads has a buffer ``active``, (H,), 1 where the head is on.
+        by_head: names of tensors that are cut into one equal piece per head, in order: (H, ...), or (1, ...) along the
+            side that the heads divide, the rows of B or the columns of A. A head that is off is left out of the stored
+            file. A delta with heads has a buffer ``active``, (H,), 1 where the head is on.
         site: the projection of a delta with heads (see `have_heads`).
     """
 
@@ -100,7 +102,7 @@ class Delta(nn.Module):
         if active is None or bool(active.all()):
             return stored
         on = active.bool()
-        kept = {name: _take(stored[name], on) for name in self.by_head}
+        kept = {name: _take(stored[name], on, self.site) for name in self.by_head}
         return {**stored, **kept, "active": pack_codes(on, 1)}
 
     def unpack(self, tensors: Mapping[str, Tensor]) -> None:
@@ -116,21 +118,46 @@ class Delta(nn.Module):
             on.data.copy_(torch.ones_like(on) if bits is None else unpack_codes(bits.to(on.device), 1, len(on)))
             if bits is not None:
                 for name in set(self.by_head) & set(tensors):
-                    tensors[name] = _put(tensors[name], on.bool(), own[name], name)
+                    tensors[name] = _put(tensors[name], on.bool(), own[name], name, self.site)
         for name, tensor in tensors.items():
             if own[name].shape != tensor.shape:
                 raise CheckpointError(f"{name} is {tuple(tensor.shape)} in the file, {tuple(own[name].shape)} here")
             own[name].data.copy_(tensor)
         self.refresh()
 
-    def have_heads(self, site: Site, base: Tensor) -> None:
-        """Give the delta a switch for each head of its projection, all on: the buffer ``active``."""
+    def have_heads(self, site: Site, base: Tensor, columns: bool = False) -> None:
+        """Give the delta a switch for each head of its projection, all on: the buffer ``active``.
+
+        Args:
+            site: the projection.
+            base: its weight, (O, I).
+            columns: whether the delta can switch input columns off, which is what a head of o owns. Without, o has one
+                switch, for all of its rows, and `HeadMasking` refuses it.
+        """
+        if site.head_axis == "input" and not columns:
+            site = replace(site, num_heads=1, head_dim=base.shape[0], head_axis=None)
         self.site = site
         self.register_buffer("active", torch.ones(site.num_heads, device=base.device))
 
     def gate(self) -> Tensor:
-        """The switch of every output row, (O,)."""
+        """The switch of every output row, (O,), or of every input column, (I,), where heads own columns."""
         return self.site.rows(self.get_buffer("active"))
+
+    def gated(self, down: Tensor, up: Tensor, constant: float) -> tuple[Tensor, Tensor]:
+        """A and B of an update ``constant * B A``, each group's, with the heads' switches in the one that they divide.
+
+        Args:
+            down: A, (G, R, I), of o in G > 1 groups (G, R, I // G).
+            up: B, (G, O // G, R), of o (G, O, R).
+            constant: factor of the update.
+        """
+        if self.site.head_axis == "input":
+            return down * self.gate().view(len(down), 1, -1), up * constant
+        return down, up * (self.gate().view(*up.shape[:2], 1) * constant)
+
+    def head_parts(self, tensor: Tensor) -> Tensor:
+        """One of the tensors in `by_head`, or its gradient, cut by head, (H, ...)."""
+        return (tensor.mT if _has_columns(tensor, self.site) else tensor).reshape(self.site.num_heads, -1)
 
     def switch(self, active: Tensor) -> None:
         """Switch heads on (1) and off (0): (H,), copied into the buffer ``active``."""
@@ -258,22 +285,31 @@ def _blocks(row: int, factors: Factors, dropout: float) -> list[Block]:
     return [Block(row + first * width, down[first:end], up[first:end], dropout) for first, end in factors.runs]
 
 
-def _take(tensor: Tensor, on: Tensor) -> Tensor:
+def _take(tensor: Tensor, on: Tensor, site: Site) -> Tensor:
     """The pieces of the heads that are on, side by side: (O, ...) as (O', ...), (1, O, R) as (1, O', R)."""
+    if _has_columns(tensor, site):  # (1, R, I) as (1, R, I')
+        return _take(tensor.mT, on, replace(site, head_axis="output")).mT.contiguous()
     kept = tensor.reshape(len(on), -1)[on]
     return kept.view(1, -1, *tensor.shape[2:]) if tensor.shape[0] == 1 else kept.view(-1, *tensor.shape[1:])
 
 
-def _put(kept: Tensor, on: Tensor, like: Tensor, name: str) -> Tensor:
+def _put(kept: Tensor, on: Tensor, like: Tensor, name: str, site: Site) -> Tensor:
     """What `_take` took at its place in a tensor shaped as `like`, zero elsewhere."""
-    expected = _take(like, on).shape
+    expected = _take(like, on, site).shape
     if kept.shape != expected:
         raise CheckpointError(
             f"{name} is {tuple(kept.shape)} in the file, {tuple(expected)} with the heads that are on"
         )
+    turned = _has_columns(like, site)
+    kept, shape = (kept.mT, like.mT.shape) if turned else (kept, like.shape)
     full = like.new_zeros(len(on), like.numel() // len(on))
-    full[on] = kept.to(like).view(-1, full.shape[1])
-    return full.view(like.shape)
+    full[on] = kept.to(like).reshape(-1, full.shape[1])
+    return full.view(shape).mT if turned else full.view(shape)
+
+
+def _has_columns(tensor: Tensor, site: Site) -> bool:
+    """Whether the heads' pieces of a tensor, (1, R, I), are columns: A, shared by the heads of o."""
+    return site.head_axis == "input" and len(tensor) == 1
 
 
 def _bias_of(part: nn.Linear) -> Tensor:

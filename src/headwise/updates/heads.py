@@ -17,7 +17,7 @@ from torch import Tensor
 
 from headwise.errors import ConfigError
 from headwise.updates.gate import Gate
-from headwise.updates.sites import Site
+from headwise.updates.sites import HEADED, Site
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def check(gate: Gate, sites: Mapping[Site, object]) -> None:
     heads = {site.num_heads for site in sites}
     headless = sorted({site.proj for site in sites if site.num_heads == 1})
     if headless:
-        raise ConfigError(f"{', '.join(headless)} has no heads to gate; allowed targets: q, k, v")
+        raise ConfigError(f"{', '.join(headless)} has no heads to gate; allowed targets: {', '.join(HEADED)}")
     if len(heads) > 1 and gate.count:
         raise ConfigError(
             f"gate.count={gate.count} on layers of {', '.join(map(str, sorted(heads)))} heads: give the share of heads "

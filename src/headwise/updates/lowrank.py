@@ -18,17 +18,18 @@ from headwise.updates.sites import Site
 
 
 def check_rank(site: Site, base: Tensor, rank: int, groups: int = 1) -> None:
-    """Check the rank of each of `groups` equal row groups of a weight, (O, I).
+    """Check the rank of each of `groups` equal groups of the rows of a weight, (O, I), or of the columns of o.
 
     Raises:
-        ConfigError: if it is not in 1 .. min(O // groups, I), or the groups do not divide the rows.
+        ConfigError: if it is not in 1 .. min(O // groups, I), of o min(O, I // groups), or the groups do not divide the
+            rows.
     """
-    num_rows, num_inputs = base.shape
-    if groups < 1 or num_rows % groups:
-        raise ConfigError(f"groups must divide the {num_rows} rows of {site.key}, got {groups}")
-    largest = min(num_rows // groups, num_inputs)
+    (own, other), side = (base.shape, "row") if site.head_axis != "input" else (reversed(base.shape), "column")
+    if groups < 1 or own % groups:
+        raise ConfigError(f"groups must divide the {own} {side}s of {site.key}, got {groups}")
+    largest = min(own // groups, other)
     if not is_whole(rank, largest):
-        raise ConfigError(f"rank must be in 1..{largest} for {site.key} with {groups} row group(s), got {rank}")
+        raise ConfigError(f"rank must be in 1..{largest} for {site.key} with {groups} {side} group(s), got {rank}")
 
 
 def kaiming_(down: Tensor) -> None:
@@ -38,15 +39,19 @@ def kaiming_(down: Tensor) -> None:
 
 
 class LowRank(Delta):
-    """gate * blockrows(s B_g A_g): one group is LoRA, a group per head is Head-Specific LoRA, a 0/1 gate is Heart-LoRA.
+    """gate * blocks(s B_g A_g): one group is LoRA, a group per head is Head-Specific LoRA, a 0/1 gate is Heart-LoRA.
 
     With G = 1 this is LoRA (Hu et al., arXiv:2106.09685); with G = num_heads, HS-LoRA sec. 4.4 (A (H, r', d),
     B (H, d_h, r')); the gate is Heart-LoRA's mask (Eq. 6), one value per head on the update, never on the weight. With
     a quantiser, A and B are replaced by their quantised values wherever they are used (Bi-LoRA).
 
+    The blocks are rows of q, k and v and columns of o, whose heads own inputs: there A_g, (R, I // G), reads the inputs
+    of its group alone and B_g, (O, R), reaches every row, a block-diagonal A and a dense B. A gate then switches
+    columns, but for a quantised update, which has none on o.
+
     A is Kaiming uniform per group (the nn.Linear default), B is zero, so the start is the identity. Quantised, B is
     normal with std 0.001 cut at 0.002, since a constant matrix would never learn, and the start is slightly off.
-    Parameters: R * (G * I + O).
+    Parameters: R * (G * I + O), on o R * (G * O + I).
     """
 
     reads_base = False
@@ -68,8 +73,8 @@ class LowRank(Delta):
         Args:
             site: the projection, for its heads.
             base: its weight, (O, I).
-            rank: per group, in 1 .. min(O // groups, I).
-            groups: row groups; divides O.
+            rank: per group, in 1 .. min(O // groups, I), of o in 1 .. min(O, I // groups).
+            groups: of rows; divides O. On o of columns; divides I.
             scale: s, constant.
             dropout: of the hidden A x, in [0, 1).
             quantizer: of A and B, each with one mean and deviation; None keeps them as they are.
@@ -82,18 +87,23 @@ class LowRank(Delta):
         num_rows, num_inputs = base.shape
         if not 0.0 <= dropout < 1.0:
             raise ConfigError(f"dropout must be in [0, 1) for {site.key}, got {dropout}")
-        self.have_heads(site, base)
+        self.have_heads(site, base, columns=quantizer is None)
         self.constant, self.dropout = float(scale), float(dropout)
         self.quantizer = quantizer
         self.coded = {} if quantizer is None else {"A": Coded(quantizer), "B": Coded(quantizer)}
+        self.in_columns = self.site.head_axis == "input" and groups > 1
+        if self.in_columns:
+            num_inputs //= groups
+        else:
+            num_rows //= groups
         self.A = nn.Parameter(torch.empty(groups, rank, num_inputs, device=base.device))
-        self.B = nn.Parameter(torch.zeros(groups, num_rows // groups, rank, device=base.device))
+        self.B = nn.Parameter(torch.zeros(groups, num_rows, rank, device=base.device))
         kaiming_(self.A)
         if quantizer is not None:  # quantised, a constant matrix has no deviation and stays constant
             nn.init.trunc_normal_(self.B, std=0.001, a=-0.002, b=0.002)
         # with a factor pair per head (HS-LoRA) a head that is off takes its A along; a shared A stays (Heart-LoRA)
         self.is_per_head = groups == site.num_heads > 1
-        self.by_head = ("A", "B") if self.is_per_head else ("B",)
+        self.by_head = ("A", "B") if self.is_per_head else ("A",) if self.site.head_axis == "input" else ("B",)
         self.runs: tuple[tuple[int, int], ...] | None = None
         self.register_load_state_dict_post_hook(lambda module, _: module.refresh())
 
@@ -102,13 +112,17 @@ class LowRank(Delta):
         for matrix in self.coded.values():
             matrix.stored = None  # other heads, or other latent values, have other codes
         on = self.active.bool().tolist()
-        self.runs = runs_of(on) if self.is_per_head and not all(on) else None
+        self.runs = runs_of(on) if self.is_per_head and not self.in_columns and not all(on) else None
 
     def factors(self) -> Factors:
-        """A (G, R, I) and the scaled, gated B (G, O // G, R), both quantised if there is a quantiser."""
-        gate = self.gate().view(*self.B.shape[:2], 1)  # a switch for every output row, (G, O // G, 1)
-        down, up = self.values()
-        return Factors(down, up * (gate * self.constant), self.dropout, self.runs)
+        """A (G, R, I) and the scaled, gated B (G, O // G, R), both quantised if there is a quantiser.
+
+        Groups of columns are one group of rows, A (1, G R, I) with zeros where a group does not read, B (1, O, G R).
+        """
+        down, up = self.gated(*self.values(), self.constant)
+        if self.in_columns:
+            down, up = torch.block_diag(*down).unsqueeze(0), torch.cat(tuple(up), dim=1).unsqueeze(0)
+        return Factors(down, up, self.dropout, self.runs)
 
     def values(self) -> tuple[Tensor, Tensor]:
         """A and B as they are used: quantised if there is a quantiser; after `unpack` they already are."""

@@ -54,8 +54,10 @@ class HeadMasking(L.Callback):
         """
         heads.check(gate, deltas)
         for site, delta in deltas.items():
-            if "active" not in dict(delta.named_buffers(recurse=False)):
-                raise ConfigError(f"{type(delta).__name__} at {site.key} has no gate on its heads")
+            active = dict(delta.named_buffers(recurse=False)).get("active")
+            if active is None or len(active) != site.num_heads:
+                why = ", which own columns of o; allowed targets: q, k, v" if site.head_axis == "input" else ""
+                raise ConfigError(f"{type(delta).__name__} at {site.key} has no gate on its heads{why}")
         effective = gate.effective()
         self.gate, self.deltas, self.bases, self.full_bytes = effective or gate, dict(deltas), bases, full_bytes
         self.evidence: dict[Site, Evidence] = {}
@@ -161,11 +163,11 @@ class HeadMasking(L.Callback):
         for site, delta in self.deltas.items():
             gate, up, grad = gates[site], _up(delta), ups.get(site)
             # an update without a B of its own (CaRA) is judged by its dense form: (O, I), a head is head_dim rows of it
-            rows = delta.weight(self.bases(site)) if up is None else up
+            parts = site.head_parts(delta.weight(self.bases(site))) if up is None else delta.head_parts(up)
             evidence[site] = Evidence(
                 gate=torch.zeros(site.num_heads) if gate is None else gate.float().cpu(),
-                weight=heads.head_norms(rows, site.num_heads).cpu(),
-                grad=None if grad is None else heads.head_norms(grad, site.num_heads).cpu(),
+                weight=heads.head_norms(parts, site.num_heads).cpu(),
+                grad=None if grad is None else heads.head_norms(delta.head_parts(grad), site.num_heads).cpu(),
             )
         return evidence
 
@@ -217,6 +219,7 @@ class HeadMasking(L.Callback):
 
 
 def _up(delta: Delta) -> nn.Parameter | None:
-    """The delta's own up-projection B, whose leading entries are the heads' rows; None where it has none."""
-    up = dict(delta.named_parameters(recurse=False)).get("B")
+    """The delta's own up-projection B, or A where that alone divides into heads (o); None where it has none."""
+    name = "A" if "A" in delta.by_head and "B" not in delta.by_head else "B"
+    up = dict(delta.named_parameters(recurse=False)).get(name)
     return up if isinstance(up, nn.Parameter) else None
