@@ -318,6 +318,7 @@ def test_a_second_phase_with_heads_off_has_no_plain_lora_of_its_size():
 
 FIRST = {"_target_": "headwise.methods.lora.LoRA", "rank": 8, "targets": ["q", "v"], "scale": 1.0}
 PERMUTED = {**HEADS, "_target_": "headwise.methods.hs_controls.PermutedLoRA"}
+SCALED = {**HEADS, "_target_": "headwise.methods.hs_lora.ScaledHeadLoRA"}
 JOINT = {**FIRST, "_target_": "headwise.methods.hs_controls.JointLoRA", "head_rank": 2}
 
 
@@ -334,14 +335,23 @@ def test_a_second_phase_is_measured_by_what_separates_its_causes():
     both = phased("hs", (70.0, 75.0), FIRST, HEADS)
     controls = {
         "random rows": phased("permuted", (70.0, 74.0), FIRST, PERMUTED),
+        "equal steps": phased("scaled", (70.0, 75.5), FIRST, SCALED),
         "other order": phased("order", (68.0, 77.0), HEADS, FIRST),
         "joint": phased("joint", (71.0,), JOINT, epochs=200),
+        "longer P1, restarted": phased("restart", (72.0,), {**FIRST, "cycles": 2}, epochs=200),
     }
     table = one([both, *controls.values()])
     gains = {kind: cell(table, "hs", "svhn", f"P2 - {kind}", "paired")["mean"] for kind in controls}
-    assert gains == {"random rows": 1.0, "other order": -2.0, "joint": 4.0}
+    assert gains == {
+        "random rows": 1.0,
+        "equal steps": -0.5,
+        "other order": -2.0,
+        "joint": 4.0,
+        "longer P1, restarted": 3.0,
+    }
+    assert cell(table, "hs", "svhn", "P2 - longer P1", "paired") is None  # one cosine is another control
     # they claim nothing, and no claim needs them
-    assert not any(f"for {row} on" in note for row in ("permuted", "order", "joint") for note in table.notes)
+    assert not any(f"for {row} on" in note for row in ("permuted", "scaled", "order", "joint") for note in table.notes)
     assert not any(f"NO CONTROL ({kind})" in said(one([both])) for kind in controls)
 
 
@@ -438,6 +448,9 @@ def test_numbers_of_heads_that_searches_chose_need_not_be_equal():
         ("other order", phased("order", (68.0, 77.0), HEADS, {**FIRST, "rank": 4})),
         ("joint", phased("joint", (71.0,), {**JOINT, "rank": 4}, epochs=200)),
         ("joint", phased("joint", (71.0,), JOINT, epochs=100)),
+        ("equal steps", phased("scaled", (70.0, 74.0), FIRST, {**SCALED, "rank": 3})),
+        ("longer P1, restarted", phased("restart", (72.0,), FIRST, epochs=200)),
+        ("longer P1, restarted", phased("restart", (72.0,), {**FIRST, "cycles": 4}, epochs=200)),
     ],
 )
 def test_no_other_recipe_is_such_a_control(kind, other):
@@ -445,9 +458,11 @@ def test_no_other_recipe_is_such_a_control(kind, other):
     assert cell(table, "hs", "svhn", f"P2 - {kind}", "paired") is None
 
 
-def test_per_head_updates_alone_are_measured_by_random_rows():
-    table = one([phased("heads", (75.0,), HEADS), phased("permuted", (73.0,), PERMUTED)])
+def test_per_head_updates_alone_are_measured_by_random_rows_and_larger_steps():
+    others = [phased("permuted", (73.0,), PERMUTED), phased("scaled", (74.0,), SCALED)]
+    table = one([phased("heads", (75.0,), HEADS), *others])
     assert cell(table, "heads", "svhn", "P1 - random rows", "paired")["mean"] == 2.0
+    assert cell(table, "heads", "svhn", "P1 - equal steps", "paired")["mean"] == 1.0
 
 
 def test_the_second_method_alone_is_a_control():

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from made_peft import HEADS, O_SITE, SITE, distance, linear, ours, pass_through
+from made_peft import HEADS, O_SITE, SITE, distance, linear, ours, pass_through, vit_b16
 
 from headwise.errors import ConfigError
 from headwise.methods.hs_controls import JointLoRA, PermutedLoRA, PermutedRows, SharedAndHeads
-from headwise.methods.hs_lora import HeadLoRA, MatchedLoRA
+from headwise.methods.hs_lora import HeadLoRA, MatchedLoRA, ScaledHeadLoRA
 from headwise.methods.lora import LoRA
 from headwise.updates.lowrank import LowRank
 from headwise.updates.sites import Site
@@ -83,6 +83,30 @@ def test_sizes_are_those_of_what_they_stand_against(family: str, targets: str) -
     largest = max(sum(base.shape) for base in net.bases(on).values())
     # whole ranks make up for each other from layer to layer: at most half a rank is left of each target
     assert abs(MatchedLoRA(label="m", head_rank=2, targets=on).count(net) - heads) <= len(on) * largest / 2
+
+
+@pytest.mark.parametrize(("rank", "ranks"), [(1, {6, 7}), (2, {13}), (3, {19, 20})])
+def test_the_scale_makes_steps_as_large_as_those_of_lora_of_equal_size(rank: int, ranks: set[int]) -> None:
+    """s r / r' on ViT-B/16, r = r' (12 * 768 + 768) / (768 + 768) = 6.5 r' on average."""
+    net = vit_b16()
+    bases = net.bases(("q", "v", "o"))
+    scaled = ScaledHeadLoRA(label="s", rank=rank, scale=2.0, targets=("q", "v", "o"))
+    plain = MatchedLoRA(label="m", head_rank=rank, targets=("q", "v", "o")).build_all(bases)
+    scales = {delta.constant for delta in scaled.build_all(bases).values()}
+    assert scales == {2.0 * r / rank for r in ranks}
+    assert {delta.B.shape[-1] for delta in plain.values()} == ranks
+    assert scaled.count(net) == HeadLoRA(label="h", rank=rank, targets=("q", "v", "o")).count(net)
+
+
+@pytest.mark.parametrize("site", [SITE, O_SITE], ids=["rows", "columns"])
+def test_a_scaled_update_is_the_update_of_heads_times_the_ratio_of_ranks(site: Site) -> None:
+    weight = linear().weight
+    (scaled,) = ScaledHeadLoRA(label="s", rank=RANK).build_all({site: weight}).values()
+    (plain,) = MatchedLoRA(label="m", head_rank=RANK).build_all({site: weight}).values()
+    heads = LowRank(site, weight, RANK, groups=HEADS)
+    perturb([scaled.A, scaled.B])
+    heads.load_state_dict(scaled.state_dict())
+    assert distance(scaled.weight(weight), heads.weight(weight) * plain.B.shape[-1] / RANK) < 1e-6
 
 
 @pytest.mark.parametrize("method", [PermutedLoRA(label="x", rank=1), JointLoRA(label="x", rank=1, head_rank=1)])

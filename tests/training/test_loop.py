@@ -429,6 +429,66 @@ def test_the_optimiser_follows_protocol_and_method() -> None:
     assert sgd.param_groups[0]["momentum"] == 0.9
 
 
+LONG = dataclasses.replace(HEADS, epochs=4, cycles=2)
+"""The schedule of two epochs, twice."""
+
+
+def test_a_restarted_schedule_runs_once_more_with_its_warmup() -> None:
+    net = spec("vit").build()
+    net.new_head(CLASSES)
+    options: dict[str, Any] = {"epochs": 6, "steps_per_epoch": 4, "seed_parts": (0,), "cycles": 2}
+    made = PhaseModule(net, LONG.install(net), RECIPE, lambda x: x, **options).configure_optimizers()
+    optimizer, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
+    wanted = RECIPE.learning_rate(3, 4)
+    for step in range(24):
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(wanted(step % 12))
+        optimizer.step()
+        schedule.step()
+
+
+def test_a_restart_is_the_short_run_and_then_a_fresh_optimiser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    states: list[tuple[int, dict[str, torch.Tensor], set[float]]] = []
+    ended = loop.Saver.on_train_epoch_end
+
+    def watch(self: Any, trainer: Any, module: Any) -> None:
+        ended(self, trainer, module)
+        steps = {float(state["step"]) for state in trainer.optimizers[0].state.values()}
+        tensors = {name: tensor.detach().clone() for name, tensor in module.installed.state().items()}
+        states.append((trainer.current_epoch, tensors, steps))
+
+    monkeypatch.setattr(loop.Saver, "on_train_epoch_end", watch)
+    (result,) = run(tmp_path / "long", [LONG])[1]
+    long = list(states)
+    states.clear()
+    run(tmp_path / "short", [dataclasses.replace(HEADS, epochs=2)])
+    assert [steps for _, _, steps in long] == [{2.0}, {4.0}, {2.0}, {4.0}]  # counted anew from the second cycle on
+    for (_, first, _), (_, second, _) in zip(long, states, strict=False):
+        assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    assert result.epochs == 4
+    assert result.extra["warmup_steps"] == RECIPE.warmup_count(4)
+    assert result.method["cycles"] == 2
+    assert "cycles" not in HEADS.spec()  # addresses of what was trained before are what they were
+
+
+@pytest.mark.parametrize("when", [after_epoch, within_epoch], ids=["at the restart", "after it"])
+def test_a_restarted_run_resumes_to_the_same_bits(when: Callable[..., Any], tmp_path: Path) -> None:
+    (uninterrupted,) = run(tmp_path / "whole", [LONG])[1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(*when(RuntimeError))
+        with pytest.raises(RuntimeError, match="power cut"):
+            run(tmp_path / "killed", [LONG])
+    (resumed,) = run(tmp_path / "killed", [LONG])[1]
+    assert timeless(resumed) == timeless(uninterrupted)
+
+
+@pytest.mark.parametrize(("epochs", "given"), [(3, 3), (None, None)])
+def test_cycles_must_divide_the_epochs(epochs: int | None, given: int | None) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"cycles of method 'heads' must divide its epochs, got 2 for {given} epochs"
+    ):
+        dataclasses.replace(HEADS, epochs=epochs, cycles=2)
+
+
 def test_weights_are_left_where_they_were(tmp_path: Path) -> None:
     """What is not trained is bit-identical after two phases, but for what merging added."""
     net, _ = run(tmp_path, [LORA, HEADS], dataclasses.replace(RECIPE, epochs=1))

@@ -11,12 +11,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from headwise.comparison.comparable import Places, recorded
-from headwise.comparison.recipes import class_of, is_matched, joint_twin, permuted_twin, recipe, shared_twin
+from headwise.comparison.recipes import (
+    class_of,
+    is_matched,
+    joint_twin,
+    permuted_twin,
+    recipe,
+    scaled_twin,
+    shared_twin,
+)
 from headwise.results.fingerprint import fingerprint
 from headwise.results.records import PhaseResult, Result, RunKey
 
 EQUAL_SIZE = "equal-size LoRA"
-PERMUTED, JOINT, ORDER = "random rows", "joint", "other order"
+PERMUTED, SCALED, JOINT, ORDER = "random rows", "equal steps", "joint", "other order"
+RESTARTED = "longer P1, restarted"
 NO_MASK = "no head off"
 MASKS = {"random": "random heads off", "front": "first heads off"}
 """Modes of a gate that need no score: what runs with scored heads off are measured by."""
@@ -44,6 +53,10 @@ KINDS = {
         "the first method, trained as long",
         "its gain over P1 proves little",
     ),
+    RESTARTED: Kind(
+        "the first method alone, for the epochs of both phases, its schedule and optimiser started anew for the second",
+        "the first method, its schedule run twice",
+    ),
     EQUAL_SIZE: Kind(
         "plain LoRA of equal size, after the same first phase if there is one",
         "LoRA of equal size instead",
@@ -57,6 +70,10 @@ KINDS = {
     PERMUTED: Kind(
         "updates of as many groups of random rows, after the same first phase if there is one",
         "groups of random rows instead of heads",
+    ),
+    SCALED: Kind(
+        "the same heads, scaled to the steps of plain LoRA of equal size, after the same first phase if there is one",
+        "the same heads, of larger scale",
     ),
     JOINT: Kind(
         "both updates trained together, in one phase of the epochs of both",
@@ -165,10 +182,12 @@ def matches(results: Sequence[Result], every: Iterable[Result]) -> list[Match]:
 
     A two-phase run is compared with its own Phase 1; with each of its two methods alone (longer P1, longer P2): a
     one-phase run of the same task, seed, weights, images and protocol, whose epochs are those of both phases together;
-    after the very same Phase 1, for as many epochs, with plain LoRA of as many parameters (equal-size LoRA) and with
-    groups of random rows; with both updates trained together; and with its phases in the other order.
-    A one-phase run of per-head updates is compared with plain LoRA of as many parameters, and with groups of random
-    rows, for as many epochs.
+    with the first whose schedule ran once per phase (restarted); after the very same Phase 1, for as many epochs, with
+    plain LoRA of as many parameters (equal-size LoRA), with groups of random rows and with heads of the scale that
+    makes their steps equal to plain LoRA's (equal steps); with both updates trained together; and with its phases in
+    the other order.
+    A one-phase run of per-head updates is compared with plain LoRA of as many parameters, with groups of random rows,
+    and with heads of that scale, for as many epochs.
     A run with heads off by score is compared with the same with none off, and with as many random or first ones off.
 
     Args:
@@ -229,16 +248,19 @@ class _Controls:
         if len(phases) > 1:
             others = {"P1": result, "longer P1": self.alone.get(_matched(result, first.asked))}
             if PHASE in claims:
+                others[RESTARTED] = self.alone.get(_matched(result, {**first.asked, "cycles": len(phases)}))
                 others["longer P2"] = self.alone.get(_matched(result, last.asked))
         # made from the run's own recipe, so that the control differs in nothing but whose the parameters are
         if EQUAL_SIZE in claims.get(PHASE, {}):
             others[EQUAL_SIZE] = self.after.get(_second(result, shared_twin(last.asked)))
             others[PERMUTED] = self.after.get(_second(result, permuted_twin(last.asked)))
+            others[SCALED] = self.after.get(_second(result, scaled_twin(last.asked)))
             others[JOINT] = self.alone.get(_matched(result, joint_twin(first.asked, last.asked)))
             others[ORDER] = self.orders.get(_matched(result, last.asked, first.asked))
         if HEADS in claims:
             others[EQUAL_SIZE] = self.alone.get(_matched(result, shared_twin(last.asked)))
             others[PERMUTED] = self.alone.get(_matched(result, permuted_twin(last.asked)))
+            others[SCALED] = self.alone.get(_matched(result, scaled_twin(last.asked)))
         if MASK in claims:
             for kind in (NO_MASK, *MASKS.values()):
                 others[kind] = self.twins.get((ground(result), kind, _amount(last, kind)))
@@ -326,13 +348,13 @@ def _amount(phase: PhaseResult, kind: str) -> str:
 def is_control(phases: Sequence[PhaseResult]) -> bool:
     """Whether a run of two phases is there to measure others by and claims nothing itself.
 
-    Its second phase is plain LoRA of the size that per-head updates would have, or has groups of random rows; or its
-    first has the per-head updates.
+    Its second phase is plain LoRA of the size that per-head updates would have, or has groups of random rows or another
+    scale; or its first has the per-head updates.
     """
     if len(phases) != 2:
         return False
     first, second = (class_of(phase.method) for phase in phases)
-    return second in ("MatchedLoRA", "PermutedLoRA") or (first == "HeadLoRA" and second != "HeadLoRA")
+    return second in ("MatchedLoRA", "PermutedLoRA", "ScaledHeadLoRA") or (first == "HeadLoRA" and second != "HeadLoRA")
 
 
 def is_per_head(result: Result) -> bool:

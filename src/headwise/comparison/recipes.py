@@ -22,6 +22,14 @@ def permuted_twin(spec: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def scaled_twin(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe of the same heads, of the scale with which plain LoRA of equal size moves."""
+    return {
+        **{name: value for name, value in spec.items() if name != "gate"},
+        "_target_": "headwise.methods.hs_lora.ScaledHeadLoRA",
+    }
+
+
 def joint_twin(first: Mapping[str, Any], heads: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe of plain LoRA and per-head updates in one phase; that of no method where the two differ in more."""
     shared = {name: first.get(name) for name in ("targets", "scale", "dropout", "lr")}

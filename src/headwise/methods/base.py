@@ -46,6 +46,8 @@ class Method:
         targets: projections to adapt, of q, k, v, o, fc1, fc2.
         epochs: of this phase; None takes the protocol's.
         lr: peak learning rate of this phase; None takes the protocol's.
+        cycles: times that the schedule runs over this phase, each with its warm-up, over an equal part of `epochs` and
+            with a fresh state of the optimiser.
         checkpoint: a saved phase to start from instead of training, or None.
         gate: heads to switch off: a mode (``heart``), fields of `headwise.updates.gate.Gate`, or None for no gate.
         revision: raised when the method's numbers change; part of the fingerprint.
@@ -55,6 +57,7 @@ class Method:
     targets: Sequence[str] = ("q", "v")
     epochs: Count | None = None
     lr: Positive | None = None
+    cycles: Count = 1
     checkpoint: Text | None = None
     gate: Mapping[str, Any] | str | None = None
     revision: Count = 1
@@ -75,6 +78,10 @@ class Method:
     def __post_init__(self) -> None:
         check_fields(self, lambda name: f"{name} of method {self.label!r}")
         check_factor(self.label, "scale", getattr(self, "scale", 1.0))
+        if self.cycles > 1 and (not self.epochs or self.epochs % self.cycles):
+            raise ConfigError(
+                f"cycles of method {self.label!r} must divide its epochs, got {self.cycles} for {self.epochs} epochs"
+            )
         gate = self.gating()
         object.__setattr__(self, "gate", None if gate is None else gate.spec())
 
@@ -184,12 +191,14 @@ class Method:
     def spec(self) -> dict[str, Any]:
         """The recipe as plain data: ``_target_`` and every field but the label, which changes no number.
 
-        Of its gate only what can change one, see `headwise.schema.effective`.
+        Of its gate only what can change one, see `headwise.schema.effective`; ``cycles`` where there are several.
         """
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "label"}
         gate = self.gating()
         if gate is None:
             del values["gate"]
+        if self.cycles == 1:  # results of before it was a field keep their address
+            del values["cycles"]
         return {"_target_": f"{type(self).__module__}.{type(self).__qualname__}", **effective_method(_plain(values))}
 
 

@@ -85,21 +85,26 @@ class TwoPhase:
 class Longer:
     """Control of equal length: Phase 1 alone for the epochs of both phases.
 
+    A second phase also begins its schedule anew, with a warm-up and a fresh optimiser. With two cycles so does this
+    one, and trains on the same factors: it has the parameters of Phase 1.
+
     Attributes:
         label: names the run's folder and the table's row.
         first: Phase 1 of the comparison.
         epochs: of both phases together.
+        cycles: times that the schedule runs over them, see `Method`.
         revision: of the composition itself.
     """
 
     label: Text
     first: Method
     epochs: Count
+    cycles: Count = 1
     revision: Count = 1
 
     def phases(self) -> tuple[Method, ...]:
         """One long phase."""
-        return (replace(self.first, epochs=self.epochs),)
+        return (replace(self.first, epochs=self.epochs, cycles=self.cycles),)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +136,51 @@ class MatchedLoRA(Method):
         ranks = matched_ranks(self.head_rank, {site: (base.shape[0], base.shape[1]) for site, base in bases.items()})
         return {
             site: LowRank(site, base, ranks[site], groups=1, scale=self.scale, dropout=self.dropout)
+            for site, base in bases.items()
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaledHeadLoRA(Method):
+    """Control of equal steps: `HeadLoRA` whose updates move as far as those of `MatchedLoRA` at the same rate.
+
+    A step of Adam changes every entry of A and B by about the rate, so an update of rank r moves r times as far as one
+    of rank 1. Plain LoRA of equal size has a larger rank than each head; here the scale makes up for it: s r / r', r
+    the rank of `MatchedLoRA` in the same layer, 6.5 s on q and v of ViT-B/16 at r' = 2.
+    Parameters: those of per-head updates, r' (H I + O) per projection, of o r' (H O + I).
+
+    Attributes:
+        rank: r' per head, in 1 .. head_dim.
+        scale: s of the plain LoRA that it stands beside, constant.
+        dropout: of the hidden, in [0, 1).
+    """
+
+    rank: Count
+    scale: Factor = 1.0
+    dropout: Rate = 0.0
+
+    def count(self, net: Backbone) -> int:
+        """r' (H I + O) per projection, of o r' (H O + I)."""
+        return per_head(net, self.targets, self.rank)
+
+    def build_all(self, bases: Mapping[Site, Tensor]) -> dict[Site, Delta]:
+        """One group per head, of the scales that the ranks of plain LoRA give.
+
+        Raises:
+            ConfigError: for fc1 and fc2, which have no heads.
+        """
+        for site in bases:
+            check_heads(self, site)
+        ranks = matched_ranks(self.rank, {site: (base.shape[0], base.shape[1]) for site, base in bases.items()})
+        return {
+            site: LowRank(
+                site,
+                base,
+                self.rank,
+                groups=site.num_heads,
+                scale=self.scale * ranks[site] / self.rank,
+                dropout=self.dropout,
+            )
             for site, base in bases.items()
         }
 

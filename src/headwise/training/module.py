@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -48,6 +49,7 @@ class PhaseModule(L.LightningModule):
         steps_per_epoch: int,
         seed_parts: Sequence[int | str],
         lr: float | None = None,
+        cycles: int = 1,
         batches: Batches | None = None,
         parts: int = 1,
     ) -> None:
@@ -62,18 +64,23 @@ class PhaseModule(L.LightningModule):
             steps_per_epoch: optimiser steps.
             seed_parts: with the epoch, the source of every random number of the phase.
             lr: peak learning rate; None takes the protocol's.
+            cycles: times that the schedule runs, each over an equal part of the epochs and with a fresh optimiser.
             batches: the training set in a fixed order, for methods that measure something over all of it.
             parts: in which a batch is computed; their gradients add up to the batch's.
         """
         super().__init__()
         self.net, self.installed, self.protocol, self.preprocess = net, installed, protocol, preprocess
-        self.epochs, self.steps_per_epoch, self.peak = epochs, steps_per_epoch, lr
+        self.epochs, self.steps_per_epoch, self.peak, self.cycles = epochs, steps_per_epoch, lr, cycles
         self.seed_parts, self.batches, self.parts = tuple(seed_parts), batches, parts
         self.correct, self.seen = torch.zeros((), dtype=torch.long), 0
 
     def on_train_epoch_start(self) -> None:
         """Draw this epoch's randomness from the epoch alone, so that a resumed run repeats it."""
         reseed(*self.seed_parts, "epoch", self.current_epoch)
+        if self.current_epoch and self.current_epoch % (self.epochs // self.cycles) == 0:
+            # a new cycle starts as a second phase does; the state of a checkpoint of the epoch before goes as well
+            for optimizer in self.trainer.optimizers:
+                optimizer.state.clear()
         self.installed.set_mode()
         if self.protocol.eval_mode_after is not None and self.current_epoch >= self.protocol.eval_mode_after:
             self.net.eval()
@@ -132,8 +139,10 @@ class PhaseModule(L.LightningModule):
             optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, lr=peak, momentum=0.9)
         else:
             optimizer = torch.optim.AdamW(groups, lr=peak)
-        rate = self.protocol.learning_rate(self.epochs, self.steps_per_epoch, peak)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step) / peak)
+        epochs = self.epochs // self.cycles
+        rate = self.protocol.learning_rate(epochs, self.steps_per_epoch, peak)
+        period = epochs * self.steps_per_epoch if self.cycles > 1 else sys.maxsize
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step % period) / peak)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -115,6 +115,7 @@ def _prepare(work: Work, run: PhaseRun) -> PreparedPhase:
         steps_per_epoch=steps_per_epoch,
         seed_parts=run.seed_parts,
         lr=method.lr,
+        cycles=method.cycles,
         batches=_batches(work.net, data, work.machine.parts),
         parts=work.machine.parts,
     )
@@ -223,7 +224,7 @@ def _store(
         extra={
             "plan": phase.plan,
             **({"made": dict(machine.made)} if machine.made else {}),
-            "warmup_steps": work.protocol.warmup_count(steps),
+            "warmup_steps": work.protocol.warmup_count(steps // phase.module.cycles),
             **({"batch_parts": machine.parts} if machine.parts > 1 else {}),
             **installed.report(),
             **selection.report(),
