@@ -143,8 +143,8 @@ def test_every_format_has_them(form):
     assert "88.9" in text
     assert "36.6" in text
     if form == "csv":
-        assert "T,published,heart_t1_lora,P1,svhn,,88.9,,,,,,,,88.9" in text.splitlines()
-        assert 'T,"published, apart",heart_t1_linear,P1,svhn,,36.6,,,,,,,,36.6' in text.splitlines()
+        assert "T,published,heart_t1_lora,P1,svhn,,88.9,,,,,,,,,,88.9" in text.splitlines()
+        assert 'T,"published, apart",heart_t1_linear,P1,svhn,,36.6,,,,,,,,,,36.6' in text.splitlines()
 
 
 COPIES = "Measured on JPEG copies of lossless images (lineage): "
