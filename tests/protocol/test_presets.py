@@ -18,16 +18,24 @@ from made_networks import CONF, compose_config
 TINY = ["backbone=vit_tiny_random", "data=synthetic", "protocol=smoke", "trainer=cpu", "trainer.threads=1"]
 
 
-def test_every_table_has_the_19_tasks_and_a_free_licence() -> None:
+LACKING = {
+    "convpass": "caltech101 cifar100 clevr_dist eurosat pets resisc45 smallnorb_azi svhn",
+    "convpass_attn": "caltech101 camelyon clevr_count clevr_dist dsprites_ori dtd eurosat kitti_dist pets smallnorb_ele "
+    "svhn",
+}
+"""Tasks whose files were not in the copy of the source that was read: a refusal names those that have a value."""
+
+
+def test_every_table_has_the_19_tasks_but_those_that_are_named_and_a_free_licence() -> None:
     tasks = {file.stem for file in (CONF / "dataset").glob("*.yaml")}
     fields: dict[tuple[str, str], set[str]] = {}
     for preset in presets():
         assert preset.licence in ("MIT", "Apache-2.0")
         assert preset.source.count("/") >= 2
         fields.setdefault((preset.method, preset.field), set()).add(preset.task)
-    assert len(presets()) == 19 * len(fields)
+    assert len(presets()) == sum(map(len, fields.values()))
     for (method, name), found in fields.items():
-        assert found == tasks, (method, name)
+        assert found == tasks - set(LACKING.get(method, "").split()), (method, name)
         assert name in yaml.safe_load((CONF / "method" / f"{method}.yaml").read_text())
 
 
@@ -41,9 +49,13 @@ def test_every_table_has_the_19_tasks_and_a_free_licence() -> None:
         ("bi_lora", "retinopathy", "scale", 10),
         ("bi_adaptformer", "pets", "scale", 0.01),
         ("vpt_deep", "smallnorb_ele", "prompts", 200),
+        ("convpass", "dsprites_loc", "scale", 100),
+        ("convpass", "sun397", "conv", "identity"),
+        ("convpass_attn", "cifar100", "scale", 0.1),
+        ("convpass_attn", "dmlab", "conv", "xavier"),
     ],
 )
-def test_values_as_in_the_sources(method: str, task: str, field: str, value: float) -> None:
+def test_values_as_in_the_sources(method: str, task: str, field: str, value: float | str) -> None:
     assert published_value(method, task, field).value == value
 
 
@@ -75,6 +87,11 @@ def test_phases_are_filled_by_their_own_labels() -> None:
             "food101",
             "no published 'scale' of task 'food101'.*caltech101, camel",
         ),
+        (
+            {"label": "convpass", "scale": "published"},
+            "svhn",
+            "method 'convpass' has no published 'scale' of task 'svhn'.*camelyon",
+        ),
     ],
 )
 def test_what_has_no_value(method: dict[str, Any], task: str, message: str) -> None:
@@ -90,6 +107,13 @@ def test_the_identity_holds_the_number() -> None:
     assert [entry["value"] for entry in chosen.config["published"]] == [16, 100]
     assert "published" not in given.config
     assert plan_run(compose_config(*words)).config["method"]["scale"] == 1
+
+
+def test_a_word_is_published_too() -> None:
+    words = [*TINY, "method=convpass", "dataset=dtd"]
+    chosen = plan_run(compose_config(*words, "method.scale=published", "method.conv=published"))
+    given = plan_run(compose_config(*words, "method.scale=0.01", "method.conv=xavier"))
+    assert chosen.identity == given.identity
 
 
 def test_a_result_is_stamped(tmp_path: Path) -> None:

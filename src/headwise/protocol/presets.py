@@ -29,7 +29,7 @@ class Preset:
         method: label of the method, as in its YAML.
         task: of the 19.
         field: of the method.
-        value: a number.
+        value: a number, or one of the field's words.
         source: repository and file.
         licence: of the source.
         note: what else the source fixes.
@@ -38,7 +38,7 @@ class Preset:
     method: str
     task: str
     field: str
-    value: int | float
+    value: int | float | str
     source: str
     licence: str
     note: str = ""
@@ -49,7 +49,7 @@ def presets() -> tuple[Preset, ...]:
     """The table, paper/scales.csv."""
     file = importlib.resources.files("headwise") / "paper" / "scales.csv"
     rows = csv.DictReader(file.read_text(encoding="utf-8").splitlines())
-    return tuple(Preset(value=_number(row.pop("value")), **row) for row in rows)
+    return tuple(Preset(value=_value(row.pop("value")), **row) for row in rows)
 
 
 def published_value(method: str, task: str, field: str) -> Preset:
@@ -80,7 +80,7 @@ def published_value(method: str, task: str, field: str) -> Preset:
 def with_published(
     node: Mapping[str, Any], task: str, key: str = "method"
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """One method's configuration with every ``published`` in it replaced by the number.
+    """One method's configuration with every ``published`` in it replaced by the value.
 
     Args:
         node: of the method; what is within it has a label of its own and is left as it is.
@@ -116,5 +116,8 @@ def preset_labels(config: Mapping[str, Any]) -> list[str]:
     return [POSSIBLY_TUNED] if config.get(PUBLISHED) else []
 
 
-def _number(text: str) -> int | float:
-    return int(text) if text.lstrip("-").isdigit() else float(text)
+def _value(text: str) -> int | float | str:
+    try:
+        return int(text) if text.lstrip("-").isdigit() else float(text)
+    except ValueError:
+        return text

@@ -42,6 +42,10 @@ class Wrapper(Settling):
         """The network's module with the wrapper folded in, or None where it cannot be folded."""
         return None
 
+    def enter(self, x: Tensor) -> Tensor:
+        """What the inner module reads in place of x: the same, unless tokens are put in or taken out."""
+        return x
+
 
 class After(Wrapper):
     """y + part(y) with y the inner module's output."""
@@ -108,6 +112,13 @@ def feed(block: nn.Module, x: Tensor) -> Tensor:
         return own.feed(x)
     scale = getattr(own, "ls2", nn.Identity())
     return own.drop_path2(scale(own.mlp(own.norm2(x))))
+
+
+def entered(block: nn.Module, x: Tensor) -> Tensor:
+    """What the network's own block reads where its wrappers get x: the sequence with their prompts."""
+    while isinstance(block, Wrapper):
+        x, block = block.enter(x), block.inner
+    return x
 
 
 def unwrapped(module: nn.Module) -> nn.Module:

@@ -1,0 +1,142 @@
+"""Convolutional bypasses: a 3x3 convolution between the two layers of a bottleneck, over the grid of patches.
+
+Legend: B batch, T tokens, C channels, h hidden, R x K the grid (rows, columns).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from headwise.errors import ConfigError, suggest
+from headwise.schema.kinds import is_whole
+from headwise.wrappers.bottleneck import quick_gelu
+from headwise.wrappers.prompting import chain
+from headwise.wrappers.wrapping import Wrapper, attend, entered, feed, unwrapped
+
+CONVS = ("identity", "xavier")
+
+
+class ConvBypass(nn.Module):
+    """s U drop(g(conv(g(D x)))), g quick_gelu, D (h, C), conv 3x3 from h to h channels, U (C, h), all with biases.
+
+    D starts Xavier uniform, the convolution as the identity or Xavier uniform, U and every bias zero: the start is the
+    identity. Parameters: 2 C h + 9 h^2 + 2 h + C.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        grid: tuple[int, int] | None,
+        *,
+        conv: str = "identity",
+        dropout: float = 0.0,
+        scale: float = 1.0,
+    ) -> None:
+        """Build one bypass.
+
+        Args:
+            width: C.
+            hidden: h, in 1 .. C.
+            grid: (R, K) of the patches in a sequence of tokens; None where inputs are grids themselves.
+            conv: how the convolution starts, one of `CONVS`.
+            dropout: of the hidden, in [0, 1).
+            scale: s, constant.
+
+        Raises:
+            ConfigError: for a hidden width out of range, or another start.
+        """
+        super().__init__()
+        if not is_whole(hidden, width):
+            raise ConfigError(f"the bypass's hidden width must be in 1..{width}, got {hidden}")
+        if conv not in CONVS:
+            raise ConfigError(f"unknown start of the convolution {conv!r}{suggest(conv, CONVS)}")
+        self.grid, self.scale = grid, float(scale)
+        self.down = nn.Linear(width, hidden)
+        self.conv = nn.Conv2d(hidden, hidden, kernel_size=3, padding=1)
+        self.up = nn.Linear(hidden, width)
+        self.drop = nn.Dropout(dropout)
+        nn.init.xavier_uniform_(self.down.weight)
+        # Dirac: the middle of each channel's own kernel is 1, everything else 0
+        (nn.init.dirac_ if conv == "identity" else nn.init.xavier_uniform_)(self.conv.weight)
+        nn.init.zeros_(self.up.weight)
+        for layer in (self.down, self.conv, self.up):
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor, front: int = 0) -> Tensor:
+        """Correction, same shape as x.
+
+        Args:
+            x: tokens (B, T, C), the patches row by row, or a grid (B, R, K, C).
+            front: tokens before the first patch.
+        """
+        hidden = quick_gelu(self.down(x))
+        mixed = self._over_grid(hidden) if self.grid is None else self._over_tokens(hidden, front)
+        y: Tensor = self.scale * self.up(self.drop(quick_gelu(mixed)))
+        return y
+
+    def _over_tokens(self, hidden: Tensor, front: int) -> Tensor:
+        rows, columns = self.grid  # type: ignore[misc]
+        before, patches, after = hidden.tensor_split((front, front + rows * columns), dim=1)
+        grid = self._over_grid(patches.unflatten(1, (rows, columns))).flatten(1, 2)
+        return torch.cat([self._alone(before), grid, self._alone(after)], dim=1)
+
+    def _over_grid(self, grid: Tensor) -> Tensor:
+        y: Tensor = self.conv(grid.permute(0, 3, 1, 2))
+        return y.permute(0, 2, 3, 1)
+
+    def _alone(self, tokens: Tensor) -> Tensor:
+        """Tokens that are no patch, each an image of one pixel: only the middle of a kernel meets more than zeros."""
+        return F.linear(tokens, self.conv.weight[:, :, 1, 1], self.conv.bias)
+
+
+class Bypassed(Wrapper):
+    """A block with bypasses beside its attention and its MLP.
+
+    Each reads what the LayerNorm gives there, and has a draw of its own of the block's drop-path; a layer scale of the
+    block does not reach it.
+
+    Attributes:
+        beside_attn, beside_mlp: the bypasses; None for none.
+    """
+
+    def __init__(
+        self, inner: nn.Module, model: nn.Module, beside_attn: ConvBypass, beside_mlp: ConvBypass | None
+    ) -> None:
+        """Put bypasses beside the halves of a block of `model`."""
+        super().__init__(inner)
+        self.beside_attn = beside_attn
+        self.beside_mlp = beside_mlp
+        self._model = (model,)  # no part of this module
+
+    def attend(self, x: Tensor) -> Tensor:
+        """The block's first half, and the bypass beside its attention."""
+        own: Any = unwrapped(self.inner)
+        correction = self.beside_attn(own.norm1(entered(self.inner, x)), self._front())
+        return attend(self.inner, x) + unwrapped(own.drop_path1)(correction)
+
+    def feed(self, x: Tensor) -> Tensor:
+        """What the second half adds, and the bypass beside its MLP."""
+        y = feed(self.inner, x)
+        if self.beside_mlp is None:
+            return y
+        own: Any = unwrapped(self.inner)
+        added: Tensor = unwrapped(own.drop_path2)(self.beside_mlp(own.norm2(x), self._front()))
+        return y + added
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Output of the block, same shape as x."""
+        x = self.attend(x)
+        return x + self.feed(x)
+
+    def _front(self) -> int:
+        """Tokens before the first patch: the network's own, and prompts of any phase, known where they leave."""
+        if self.beside_attn.grid is None:
+            return 0
+        model: Any = self._model[0]
+        prompts = sum(wrapper.replaced for wrapper in chain(model.norm) if not wrapper.at_end)
+        return int(model.num_prefix_tokens) + prompts
