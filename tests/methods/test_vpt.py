@@ -137,3 +137,17 @@ def test_refuses() -> None:
     block.attn = nn.Identity()
     with pytest.raises(ConfigError, match="attention Identity has no windows to join"):
         build("vpt_deep").install(net)
+
+
+def test_the_bound_of_adapter_plus_counts_prompts_in_place_of_channels() -> None:
+    for family in ("vit", "swin"):
+        torch.manual_seed(0)
+        net = network(family)
+        installed = build("vpt_deep", "method.prompts=100", "+method.bound=prompts").install(net)
+        rows, columns = net.model.patch_embed.patch_size
+        bound = math.sqrt(6 / (3 * rows * columns + 100))
+        for part in installed.owners.values():
+            assert 0.99 * bound < part.tokens.abs().max() <= bound
+    assert build("vpt_deep", "+method.bound=width").spec() == build("vpt_deep").spec()
+    with pytest.raises(ConfigError, match=r"unknown bound 'prompt' of method 'vpt_deep' .did you mean 'prompts'"):
+        build("vpt_deep", "+method.bound=prompt")

@@ -18,13 +18,15 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from headwise.errors import ConfigError
+from headwise.errors import ConfigError, suggest
 from headwise.methods._structural import blocks, install_parts, is_vit, place, refuse_targets, require_vit, width_of
 from headwise.methods.base import Installed, Method, Plan
 from headwise.network.backbone import Backbone
 from headwise.schema.kinds import NumPrompts, Rate
-from headwise.wrappers.prompting import Prompted, Prompts, WindowPrompts, chain
+from headwise.wrappers.prompting import Prompted, Prompts, WindowPrompts, before_patches
 from headwise.wrappers.wrapping import unwrapped
+
+BOUNDS = ("width", "prompts")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,18 +40,26 @@ class VPT(Method):
         deep: whether every block has prompts.
         prompts: p, in 1 .. 200.
         dropout: of prompt entries, in [0, 1).
+        bound: what stands for C in the bound of the start: width, or prompts (p, as in Adapter+'s code).
     """
 
     targets: Sequence[str] = ()
     deep: bool
     prompts: NumPrompts
     dropout: Rate = 0.0
+    bound: str = "width"
     merges: ClassVar[bool] = False
     identity_tolerance: ClassVar[float] = 10.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         refuse_targets(self)
+        if self.bound not in BOUNDS:
+            raise ConfigError(f"unknown bound {self.bound!r} of method {self.label!r}{suggest(self.bound, BOUNDS)}")
+
+    def spec(self) -> dict[str, Any]:
+        """As `Method.spec`; the bound only where it is not VPT's own."""
+        return {name: value for name, value in super().spec().items() if (name, value) != ("bound", "width")}
 
     @property
     def networks(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -70,7 +80,31 @@ class VPT(Method):
         if self.deep and not is_vit(net):
             return self._install_swin(net)
         require_vit(net, self)
-        return insert(net, self.prompts, self.dropout, deep=self.deep)
+        return self._install_vit(net)
+
+    def _prompts(self, net: Backbone, width: int) -> Prompts:
+        """The prompts of one block."""
+        model: Any = net.model
+        rows, columns = model.patch_embed.patch_size
+        beside = self.prompts if self.bound == "prompts" else width
+        return Prompts(self.prompts, width, math.sqrt(6.0 / (3 * rows * columns + beside)), self.dropout)
+
+    def _install_vit(self, net: Backbone) -> Installed:
+        """Put prompts behind the tokens before the patches, at the first block or all, and out before the norm."""
+        model: Any = net.model
+        front = before_patches(model)
+        parts: dict[str, nn.Module] = {}
+        for index, (key, path, _) in enumerate(blocks(net)):
+            if index and not self.deep:
+                break
+            part = self._prompts(net, width_of(net, key))
+            parts[f"{key}.prompts"] = part
+            # prompts of an earlier phase are not there yet at the first block, which puts them before these; deep: from
+            # the second block on, p tokens at this place are the block's before and give way
+            offset, replaced = (front, self.prompts) if index else (int(model.num_prefix_tokens), 0)
+            place(net, path, functools.partial(Prompted, prompts=part, offset=offset, replaced=replaced))
+        place(net, "norm", lambda inner: Prompted(inner, None, front, self.prompts))
+        return install_parts(net, parts)
 
     def _install_swin(self, net: Backbone) -> Installed:
         parts: dict[str, nn.Module] = {}
@@ -79,35 +113,8 @@ class VPT(Method):
             if not hasattr(unwrapped(own.attn), "_get_rel_pos_bias"):
                 name = type(unwrapped(own.attn)).__name__
                 raise ConfigError(f"attention {name} has no windows to join; allowed: timm's ViT and Swin-V1")
-            width = width_of(net, key)
-            part = Prompts(self.prompts, width, bound(net, width), self.dropout)
+            part = self._prompts(net, width_of(net, key))
             parts[f"{key}.prompts"] = part
             norm = own.norm1
             place(net, f"{path}.attn", functools.partial(WindowPrompts, prompts=part, norm=norm))
         return install_parts(net, parts)
-
-
-def bound(net: Backbone, width: int) -> float:
-    """Largest entry of a fresh prompt."""
-    model: Any = net.model
-    rows, columns = model.patch_embed.patch_size
-    return math.sqrt(6.0 / (3 * rows * columns + width))
-
-
-def insert(net: Backbone, count: int, dropout: float, *, deep: bool) -> Installed:
-    """Put `count` prompts behind the prefix tokens of a ViT, before the first block or all, and out before the norm."""
-    model: Any = net.model
-    prefix = int(model.num_prefix_tokens)
-    earlier = sum(wrapper.replaced for wrapper in chain(model.norm) if not wrapper.at_end)
-    parts: dict[str, nn.Module] = {}
-    for index, (key, path, _) in enumerate(blocks(net)):
-        if index and not deep:
-            break
-        width = width_of(net, key)
-        part = Prompts(count, width, bound(net, width), dropout)
-        parts[f"{key}.prompts"] = part
-        # deep: from the second block on, p tokens at this place are the block's before and give way
-        offset, replaced = (prefix + earlier, count) if index else (prefix, 0)
-        place(net, path, functools.partial(Prompted, prompts=part, offset=offset, replaced=replaced))
-    place(net, "norm", lambda inner: Prompted(inner, None, prefix + earlier, count))
-    return install_parts(net, parts)

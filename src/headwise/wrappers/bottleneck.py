@@ -21,20 +21,31 @@ def quick_gelu(x: Tensor) -> Tensor:
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "quick_gelu": quick_gelu}
-INITS = ("lora", "houlsby", "xavier")
+INITS = ("lora", "lora_bias", "houlsby", "bert", "xavier")
 STD = 0.01
 """Of Houlsby's normal, which is cut at twice that: the values have the deviation 0.0088."""
+
+
+class InputNorm(nn.LayerNorm):
+    """A LayerNorm that an adapter reads through, eps 1e-6, not decayed. Parameters: 2 C."""
+
+    undecayed = ("weight", "bias")
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, eps=1e-6)
 
 
 class Bottleneck(nn.Module):
     """s U drop(act(D x)), D (h, C), U (C, h), with or without biases. Parameters: 2 C h, with biases + h + C.
 
     Never zero on both sides: then no gradient could reach either matrix. With channel scales, c * that: one trained
-    factor per channel, 1 at the start and not decayed, + C.
+    factor per channel, 1 at the start and not decayed, + C; with a learned scale one factor for all, + 1. With a norm
+    it reads LN(x), + 2 C.
     """
 
-    undecayed = ("channel_scale",)
+    undecayed = ("channel_scale", "learned_scale")
     channel_scale: nn.Parameter | None
+    learned_scale: nn.Parameter | None
 
     def __init__(
         self,
@@ -48,6 +59,8 @@ class Bottleneck(nn.Module):
         init: str = "lora",
         channel_scale: bool = False,
         drop_path: float = 0.0,
+        learned_scale: bool = False,
+        norm: bool = False,
     ) -> None:
         """Build one adapter.
 
@@ -58,10 +71,13 @@ class Bottleneck(nn.Module):
             bias: of both layers, zero at the start.
             dropout: of the hidden, in [0, 1).
             scale: s, constant.
-            init: ``lora`` (D Kaiming uniform, U zero: the identity), ``houlsby`` (both normal with std 0.01, cut at
-                0.02) or ``xavier`` (both Xavier uniform, biases normal with std 1e-6).
+            init: ``lora`` (D Kaiming uniform, U zero: the identity), ``lora_bias`` (the same, and the bias of D uniform
+                in +-1/sqrt(C), as torch's Linear has it), ``houlsby`` (both normal with std 0.01, cut at 0.02),
+                ``bert`` (both normal with std 0.02) or ``xavier`` (both Xavier uniform, biases normal with std 1e-6).
             channel_scale: whether there is a trained factor per channel.
             drop_path: probability with which the correction of a whole sample is dropped in training, in [0, 1).
+            learned_scale: whether there is one trained factor.
+            norm: whether it reads x through a LayerNorm of its own.
 
         Raises:
             ConfigError: for a width, dropout or name out of range.
@@ -82,23 +98,33 @@ class Bottleneck(nn.Module):
         self.drop = nn.Dropout(dropout)
         self.drop_path = float(drop_path)
         self.register_parameter("channel_scale", nn.Parameter(torch.ones(width)) if channel_scale else None)
+        self.register_parameter("learned_scale", nn.Parameter(torch.ones(1)) if learned_scale else None)
+        self.norm = InputNorm(width) if norm else None
+        self._start(init)
+
+    def _start(self, init: str) -> None:
+        """Set the two layers to where they start; torch's Linear has drawn both uniform."""
         for layer in (self.down, self.up):
-            if bias:
+            biased: bool = layer.bias is not None
+            if biased and not (init == "lora_bias" and layer is self.down):
                 nn.init.zeros_(layer.bias)
             if init == "houlsby":
                 nn.init.trunc_normal_(layer.weight, std=STD, a=-2 * STD, b=2 * STD)
+            elif init == "bert":
+                nn.init.normal_(layer.weight, std=2 * STD)
             elif init == "xavier":
                 nn.init.xavier_uniform_(layer.weight)
-                if bias:
+                if biased:
                     nn.init.normal_(layer.bias, std=1e-6)
-        if init == "lora":
+        if init in ("lora", "lora_bias"):
             nn.init.zeros_(self.up.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """Correction, same shape as x (..., C)."""
-        y: Tensor = self.scale * self.up(self.drop(ACTIVATIONS[self.activation](self.down(x))))
-        if self.channel_scale is not None:
-            y = y * self.channel_scale
+        read = x if self.norm is None else self.norm(x)
+        y: Tensor = self.scale * self.up(self.drop(ACTIVATIONS[self.activation](self.down(read))))
+        for factor in (self.channel_scale, self.learned_scale):
+            y = y if factor is None else y * factor
         if self.drop_path and self.training:
             # one draw per sample, (B, 1, ..., 1), divided by its probability so that the expectation stays
             kept = torch.full((len(y), *[1] * (y.ndim - 1)), 1.0 - self.drop_path, device=y.device, dtype=y.dtype)

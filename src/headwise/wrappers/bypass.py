@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from headwise.errors import ConfigError, suggest
 from headwise.schema.kinds import is_whole
 from headwise.wrappers.bottleneck import quick_gelu
-from headwise.wrappers.prompting import chain
+from headwise.wrappers.prompting import before_patches
 from headwise.wrappers.wrapping import Wrapper, attend, entered, feed, unwrapped
 
 CONVS = ("identity", "xavier")
@@ -134,9 +134,5 @@ class Bypassed(Wrapper):
         return x + self.feed(x)
 
     def _front(self) -> int:
-        """Tokens before the first patch: the network's own, and prompts of any phase, known where they leave."""
-        if self.beside_attn.grid is None:
-            return 0
-        model: Any = self._model[0]
-        prompts = sum(wrapper.replaced for wrapper in chain(model.norm) if not wrapper.at_end)
-        return int(model.num_prefix_tokens) + prompts
+        """Tokens before the first patch at this moment: prompts of a later phase move it."""
+        return 0 if self.beside_attn.grid is None else before_patches(self._model[0])

@@ -130,3 +130,9 @@ def chain(module: nn.Module) -> list[Prompted]:
             prompted.append(module)
         module = module.inner
     return prompted
+
+
+def before_patches(model: nn.Module) -> int:
+    """Tokens of a ViT before its first patch: its own, and prompts, which the final norm takes out."""
+    own: Any = model
+    return int(own.num_prefix_tokens) + sum(wrapper.replaced for wrapper in chain(own.norm) if not wrapper.at_end)

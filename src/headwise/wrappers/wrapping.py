@@ -81,6 +81,28 @@ class Beside(Wrapper):
         return x + self.feed(x)
 
 
+class Between(Wrapper):
+    """A block with a part between its halves: the second half reads y + part(y), y what the first one gives."""
+
+    def __init__(self, inner: nn.Module, part: nn.Module) -> None:
+        super().__init__(inner)
+        self.part = part
+
+    def attend(self, x: Tensor) -> Tensor:
+        """The block's first half, corrected."""
+        y = attend(self.inner, x)
+        return y + self.part(y)
+
+    def feed(self, x: Tensor) -> Tensor:
+        """What the second half adds."""
+        return feed(self.inner, x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Output of the block, same shape as x."""
+        x = self.attend(x)
+        return x + self.feed(x)
+
+
 class AfterBlock(After):
     """y + part(y) with y the output of a block, after its last residual."""
 
