@@ -23,6 +23,7 @@ from headwise.commands.messages import instantiation, unmade
 from headwise.data.sources import Source, source_of
 from headwise.data.tasks import VTABTask, check_apart, task_of
 from headwise.errors import ConfigError
+from headwise.protocol import described as described  # registers what conf/ interpolates with
 from headwise.protocol.filling import fill_method
 from headwise.protocol.job import asked, overrides_of, sources, turn
 from headwise.protocol.known import check_names
@@ -43,8 +44,6 @@ from headwise.storage.atomic import at_home
 from headwise.storage.hashes import file_sha256
 from headwise.storage.plain import is_blocked
 from headwise.storage.weights import network_name, weights_content
-
-OmegaConf.register_new_resolver("mul", lambda a, b: a * b, replace=True)
 
 DEVICES = Path("/dev")
 """Where the system shows its GPUs."""
