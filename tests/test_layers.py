@@ -216,7 +216,8 @@ def test_torch_is_not_loaded(name: str) -> None:
 
 
 def test_nothing_imports_the_runner() -> None:
-    assert {name for name in FILES if "runs/experiment" in internal(name)} <= {"train", "cli"}
+    allowed = {"train", "cli", "runs/calling"}  # which is train.py, called from Python
+    assert {name for name in FILES if "runs/experiment" in internal(name)} <= allowed
 
 
 @pytest.mark.parametrize("package", sorted(moved.PACKAGES))

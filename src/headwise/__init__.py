@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Any
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from headwise.moved import install
 
+if TYPE_CHECKING:
+    from headwise.artifacts.adapting import Adapted as Adapted
+    from headwise.artifacts.adapting import adapt as adapt
+    from headwise.artifacts.export import load as load
+    from headwise.runs.calling import train as train
+
 __version__ = "0.1.0"
-__all__ = ["load"]
+PUBLIC = {
+    "Adapted": "headwise.artifacts.adapting",
+    "adapt": "headwise.artifacts.adapting",
+    "load": "headwise.artifacts.export",
+    "train": "headwise.runs.calling",
+}
+"""Where the library is defined; it is imported on first use, so that ``import headwise`` costs nothing."""
+__all__ = ["Adapted", "adapt", "load", "train"]
 install()
 
 
 def __getattr__(name: str) -> Any:
-    """Import ``headwise.load`` on first use, so that ``import headwise`` costs nothing."""
-    if name == "load":
-        from headwise.artifacts.export import load
-
-        return load
+    """Import a function of the library on first use."""
+    if name in PUBLIC:
+        return getattr(importlib.import_module(PUBLIC[name]), name)
     raise AttributeError(f"module 'headwise' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """What the library offers, as well."""
+    return sorted({*globals(), *__all__})

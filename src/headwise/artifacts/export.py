@@ -7,23 +7,21 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
+from headwise.artifacts.adapting import is_adapted, read_adapted
+from headwise.artifacts.classifier import Classifier as Classifier
+from headwise.artifacts.classifier import Guess as Guess
 from headwise.artifacts.saved import SavedRun, own_randomness
-from headwise.data.decode import NATIVE_LIMIT, RESIZES, decode, to_channels
-from headwise.data.notices import say_once
-from headwise.data.own import notes
 from headwise.data.sources import SyntheticSource
-from headwise.data.stored import BROKEN, Reading, facts, read
-from headwise.data.vtab import VTABDataModule, to_tensor
+from headwise.data.vtab import VTABDataModule
 from headwise.errors import CheckpointError, ConfigError, DataError
 from headwise.methods.base import Installed
 from headwise.network.backbone import Backbone
@@ -35,125 +33,50 @@ TOLERANCE = 1e-3
 """Largest difference of a logit between the trained and the exported network that is taken for rounding."""
 NUM_COMPARED = 32
 
-Images = Image.Image | str | Path | Tensor | Sequence[Image.Image | str | Path]
-
-
-@dataclass(frozen=True)
-class Guess:
-    """What a network says an image is.
-
-    Attributes:
-        index: of the class.
-        name: of the class, its number where the task knows no names.
-        probability: softmax, 0..1.
-    """
-
-    index: int
-    name: str
-    probability: float
-
-
-class Classifier(nn.Module):
-    """A trained network with the preprocessing it was trained with.
-
-    Attributes:
-        net: the Backbone, in evaluation mode, frozen.
-        task: what it classifies; `VTABTask.class_names` may be empty.
-        result: the record of the run.
-    """
-
-    def __init__(self, net: Backbone, saved: SavedRun) -> None:
-        super().__init__()
-        self.net, self.task, self.result = net, saved.task, saved.result
-        # Only the module's preprocess is used; no image is ever read from this source.
-        self._data = saved.data(net, SyntheticSource())
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits, (B, K), for normalised images (B, 3, S, S), such as `preprocess` gives."""
-        logits: Tensor = self.net(x)
-        return logits
-
-    def preprocess(self, images: Images) -> Tensor:
-        """Bring images to what the network takes, as the run did.
-
-        Args:
-            images: a PIL image, the path of one, a sequence of either, or a uint8 batch (B, C, H, W). Images are turned
-                upright by their EXIF orientation, and values of more than 8 bits scaled as the run did; of a colour
-                PIL keeps 8 bits, so give the path of such a file.
-
-        Returns:
-            (B, 3, S, S), normalised, on the network's device; B is 0 for an empty sequence.
-
-        Raises:
-            DataError: if an image cannot be read.
-        """
-        device = self.net.head.weight.device
-        if isinstance(images, Tensor):
-            return self._data.preprocess(images.to(device))
-        several = images if isinstance(images, Sequence) and not isinstance(images, str | bytes) else [images]
-        none = torch.zeros(0, 3, self.net.img_size, self.net.img_size, device=device)
-        return torch.cat([none, *(self._one(image).to(device) for image in several)])
-
-    def _one(self, image: Any) -> Tensor:
-        if not isinstance(image, Image.Image | str | Path):
-            raise DataError(
-                f"classify takes PIL images, paths, sequences of them, or a uint8 tensor (B, C, H, W), "
-                f"got {type(image).__name__}"
-            )
-        channels, reading = self.task.channels, Reading(self.task.depth)
-        file = image if isinstance(image, Image.Image) else Path(image)
-        for line in notes(facts(file), self.task.depth):
-            say_once(f"classify: {line}")
-        if isinstance(file, Image.Image):
-            try:
-                pixels = to_channels(read(file, None, reading), channels)
-            except BROKEN as error:
-                raise DataError(f"classify: the image cannot be used ({error})") from error
-        else:
-            pixels = decode(file, channels, "classify", reading)
-        if max(pixels.shape[:2]) > NATIVE_LIMIT:
-            pixels = RESIZES[self._data.resize](pixels, self._data.stored_size)
-        return self._data.preprocess(to_tensor(pixels[None]))
-
-    @torch.no_grad()
-    def probabilities(self, images: Images) -> Tensor:
-        """Softmax over the classes, (B, K)."""
-        return self(self.preprocess(images)).float().softmax(dim=-1)
-
-    def classify(self, images: Images) -> list[Guess]:
-        """The most probable class of each image."""
-        best = self.probabilities(images).max(dim=-1)
-        names = self.task.class_names or [str(index) for index in range(self.task.num_classes)]
-        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        return [Guess(index, names[index], probability) for index, probability in pairs]
-
 
 def load(
-    run_dir: str | Path, weights: str | Path | None = None, merged: bool = True, trust: str | Iterable[str] = ()
+    run_dir: str | Path,
+    weights: str | Path | None = None,
+    merged: bool | None = None,
+    trust: str | Iterable[str] = (),
+    model: nn.Module | None = None,
 ) -> Classifier:
-    """Load a finished run for use. The folder may come from anybody: nothing in it is executed or imported.
+    """Load a finished run, or what `Adapted.save` wrote. The folder may come from anybody: nothing in it is executed.
 
         net = headwise.load("outputs/runs/hs_lora/dsprites_loc/base/seed-0")
         net.classify("image.png")
 
     Args:
-        run_dir: the folder that holds result.json.
-        weights: file of the pretrained weights, if it is not where the run found it.
-        merged: fold the updates into the weights; False leaves the last phase's beside them.
+        run_dir: the folder that holds result.json, or adapter.json.
+        weights: file of the pretrained weights, if it is not where it was.
+        merged: fold the updates into the weights; False leaves the last phase's beside them. None folds those of a run,
+            and leaves an adapted network as it was saved, an `Adapted` that can go on training.
         trust: modules of your own, such as ``my_methods``, whose methods the record may name; they are imported.
+        model: the timm module that was adapted, where `headwise.adapt` was given one and no name.
 
     Raises:
         HeadwiseError: what is missing, damaged, not allowed, or not what the run was made with.
     """
+    if isinstance(run_dir, str | Path) and is_adapted(Path(run_dir)):
+        with own_randomness():
+            adapted = read_adapted(Path(run_dir), model, weights, trust).eval()
+            if not merged:
+                return adapted
+            adapted.installed.merge()
+        return Classifier(adapted.net, adapted.task, adapted.preparation).eval()
+    if model is not None:
+        raise ConfigError(f"model belongs to a folder that Adapted.save wrote; {str(run_dir)[:300]!r} is none")
     saved = SavedRun.read(run_dir, trust)
     with own_randomness():
         net = saved.network(weights)
         # a phase is merged when the next one is asked for: after the loop the last one is still beside the weights
         for _, last in saved.install(net):
             installed = last
-        if merged:
+        if merged is None or merged:
             installed.merge()
-    return Classifier(net.requires_grad_(False), saved).eval()
+    # only how the module prepares images is used; none is ever read from this source
+    preparation = saved.data(net, SyntheticSource()).preparation
+    return Classifier(net.requires_grad_(False), saved.task, preparation, saved.result).eval()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from headwise.data import augment as augmentation
 from headwise.data.bulk import release
 from headwise.data.decode import check_resize
+from headwise.data.preparation import Preparation
 from headwise.data.sources import Pixels, Source
 from headwise.data.tasks import VTABTask, check_apart, check_split
 from headwise.errors import ConfigError, suggest
@@ -203,7 +203,6 @@ class VTABDataModule(L.LightningDataModule):
         self.phase = 0
         self._pixels: dict[str, Pixels] = {}
         self._train: tuple[NDArray[np.uint8], Tensor] | None = None
-        self._constants: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     @property
     def num_classes(self) -> int:
@@ -258,38 +257,14 @@ class VTABDataModule(L.LightningDataModule):
         """Batches of ``eval_split``."""
         return self.eval_batches()
 
+    @property
+    def preparation(self) -> Preparation:
+        """How images become what the network takes."""
+        return Preparation(self.img_size, self.resize, self.mean, self.std, self.stored_size)
+
     def preprocess(self, images: Tensor) -> Tensor:
-        """Resize and normalise a batch where it lies; ``images`` itself is left as it is.
-
-        Native images are resized by ``interpolate``. For tf_bilinear this is TensorFlow's default resize. For the two
-        of PIL it is their antialiased kernel, cut off and rounded after each axis as PIL does; where that falls on a
-        tie the two differ, by at most two levels of 255.
-
-        Args:
-            images: (B, C, H, W) uint8.
-        Returns:
-            (B, 3, S, S) float32.
-        Raises:
-            ConfigError: if the images are no uint8, since they would be normalised twice.
-        """
-        if images.dtype != torch.uint8:
-            raise ConfigError(f"preprocess takes uint8 images, got {images.dtype}: are they preprocessed already?")
-        pixels = images.to(torch.float32)
-        if images.shape[-2:] != (self.img_size, self.img_size):
-            if images.shape[-2:] != (self.stored_size, self.stored_size):
-                pixels = _resize(pixels, self.stored_size, self.resize)
-            pixels = augmentation.middle(pixels, self.img_size)
-        pixels = pixels.expand(-1, 3, -1, -1)
-        shift, scale = self._normalisation(pixels.device)
-        return torch.addcmul(shift, pixels, scale)
-
-    def _normalisation(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """(3, 1, 1) shift and scale with which pixels of 0..255 become normalised, kept per device."""
-        if device not in self._constants:
-            # in float64, rounded once at the end
-            mean, std = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in (self.mean, self.std))
-            self._constants[device] = (-mean / std).float().to(device), (1 / (255 * std)).float().to(device)
-        return self._constants[device]
+        """Resize and normalise a batch, (B, C, H, W) uint8, where it lies: (B, 3, S, S) float32, see `Preparation`."""
+        return self.preparation(images)
 
     def provenance(self) -> dict[str, Any]:
         """Where pixels came from and what was done to them, as plain values for the result file."""
@@ -319,17 +294,6 @@ class VTABDataModule(L.LightningDataModule):
         limits = {self.train_split: self.train_images, self.eval_split: self.test_images}
         subset = any(n is not None and n < self.source.count(self.task, split) for split, n in limits.items())
         return self.source.labels(self.task) + (["subset"] if subset else [])
-
-
-def _resize(pixels: Tensor, size: int, method: str) -> Tensor:
-    """(B, C, H, W) in 0..255 -> (B, C, size, size)."""
-    if method == "tf_bilinear":
-        return F.interpolate(pixels, (size, size), mode="bilinear", align_corners=False, antialias=False)
-    for shape in ((pixels.shape[-2], size), (size, size)):
-        mode = {"pil_bicubic": "bicubic", "pil_bilinear": "bilinear"}[method]
-        pixels = F.interpolate(pixels, shape, mode=mode, align_corners=False, antialias=True)
-        pixels = (pixels + 0.5).floor().clamp(0, 255)  # halves go up, as in PIL
-    return pixels
 
 
 def to_tensor(images: NDArray[np.uint8]) -> Tensor:

@@ -152,7 +152,7 @@ class Method:
         if gate is not None:
             # with every head on: the paper's formula takes its share of this size
             whole = installed.stored_bytes()
-            installed.masking = HeadMasking(gate, deltas, lambda site: net.bases([site.proj])[site], whole)
+            installed.masking = HeadMasking(gate, deltas, functools.partial(_base_at, net), whole)
         return installed
 
     def trunk(self, epochs: int) -> tuple[dict[str, Any], int] | None:
@@ -200,6 +200,11 @@ class Method:
         if self.cycles == 1:  # results of before it was a field keep their address
             del values["cycles"]
         return {"_target_": f"{type(self).__module__}.{type(self).__qualname__}", **effective_method(_plain(values))}
+
+
+def _base_at(net: Backbone, site: Site) -> Tensor:
+    """The frozen weight of one projection. As a partial it goes with a copy of the network; a closure would not."""
+    return net.bases([site.proj])[site]
 
 
 def with_its_gate(method: Method, installed: Installed) -> Installed:

@@ -38,8 +38,21 @@ def run(cfg: DictConfig) -> float | None:
     """Run one configuration, or return the stored accuracy of its last phase if it is finished.
 
     Returns:
-        Accuracy of the last phase, percent. In a sweep NaN for a run that failed, or that another process computes
-        while ``wait`` is false; why is in the ledger.
+        Accuracy of the last phase, percent. In a sweep NaN for a run without a result, see `obtained`.
+
+    Raises:
+        HeadwiseError: as `obtained`.
+    """
+    result = obtained(cfg)
+    return math.nan if result is None else result.accuracy
+
+
+def obtained(cfg: DictConfig) -> Result | None:
+    """The result of one configuration, computed if it is not stored.
+
+    Returns:
+        The record. In a sweep None for a run that failed, or that another process computes while ``wait`` is false; why
+        is in the ledger.
 
     Raises:
         HeadwiseError: outside of a sweep, for anything the user can mend. The traceback is in the run's folder, nothing
@@ -68,7 +81,7 @@ def run(cfg: DictConfig) -> float | None:
             raise
         place = shlex.join(overrides_of()) if plan is None else plan.folder
         print(f"failed: {place}: {one_line(error)}", file=sys.stderr, flush=True)
-    return math.nan
+    return None
 
 
 def _note_failure(error: Exception, plan: Plan | None, cfg: DictConfig) -> None:
@@ -84,7 +97,7 @@ def _note_failure(error: Exception, plan: Plan | None, cfg: DictConfig) -> None:
             Ledger(root_of(cfg.root)).write(request, entry)
 
 
-def _run(plan: Plan) -> float | None:
+def _run(plan: Plan) -> Result:
     """Take the stored result, or claim the run and train it."""
     store = ResultStore(plan.root)
     done = store.get(plan.key, plan.identity)
@@ -101,7 +114,7 @@ def _run(plan: Plan) -> float | None:
     else:
         done = _claimed(plan, store)
     print(summary(done, around(done, store)), flush=True)
-    return done.accuracy
+    return done
 
 
 def _claimed(plan: Plan, store: ResultStore) -> Result:

@@ -105,7 +105,7 @@ class LowRank(Delta):
         self.is_per_head = groups == site.num_heads > 1
         self.by_head = ("A", "B") if self.is_per_head else ("A",) if self.site.head_axis == "input" else ("B",)
         self.runs: tuple[tuple[int, int], ...] | None = None
-        self.register_load_state_dict_post_hook(lambda module, _: module.refresh())
+        self.register_load_state_dict_post_hook(_refreshed)
 
     def refresh(self) -> None:
         """Find the runs of heads that are on; with a factor pair per head the others are not computed at all."""
@@ -167,3 +167,9 @@ def runs_of(on: Sequence[bool]) -> tuple[tuple[int, int], ...]:
     """Stretches of True as (first, last + 1)."""
     edges = [index for index in range(len(on) + 1) if (index < len(on) and on[index]) != (index > 0 and on[index - 1])]
     return tuple(zip(edges[0::2], edges[1::2], strict=True))
+
+
+def _refreshed(module: nn.Module, _: object) -> None:
+    """After weights were loaded; a function of the module, which a copy and a pickle of the network can hold."""
+    if isinstance(module, LowRank):
+        module.refresh()

@@ -78,14 +78,25 @@ class HeadMasking(L.Callback):
         if self.is_done or trainer.current_epoch < self.warmup:
             return
         start = time.perf_counter()
-        if self.gate.score_data == "last_batch":
-            self.evidence = self.last  # left behind by the last step of the warm-up, see on_train_batch_end
-        else:
-            self.evidence = self._full_pass(trainer, pl_module)
-        scores = {site: heads.responsiveness(seen, self.gate.score) for site, seen in self.evidence.items()}
+        # of last_batch: left behind by the last step of the warm-up, see on_train_batch_end
+        is_last = self.gate.score_data == "last_batch"
+        self._choose(self.last if is_last else self._full_pass(trainer, pl_module))
+        self.seconds = time.perf_counter() - start
+
+    def _choose(self, evidence: dict[Site, Evidence]) -> None:
+        self.evidence = evidence
+        scores = {site: heads.responsiveness(seen, self.gate.score) for site, seen in evidence.items()}
         self._switch(heads.choose(self.gate, scores))
         self.is_done = True
-        self.seconds = time.perf_counter() - start
+
+    def decide(self, net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Choose the heads now, in a training loop that is not Lightning's, by a pass over all images.
+
+        Args:
+            net: the network whose updates these are.
+            batches: of normalised images and labels.
+        """
+        self._choose(self._passed(net, batches))
 
     def final_from(self, epochs: int, steps_per_epoch: int) -> int:
         """First epoch, counted from 1, at whose end the masks are final."""
@@ -125,12 +136,15 @@ class HeadMasking(L.Callback):
     def _full_pass(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[Site, Evidence]:
         """Evidence of the mean cross-entropy over the training images in stored order, in evaluation mode."""
         module: Any = pl_module
-        modes = {child: child.training for child in module.net.modules()}
-        module.net.eval()
+        with trainer.precision_plugin.forward_context():
+            return self._passed(module.net, module.batches())
+
+    def _passed(self, net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[Site, Evidence]:
+        modes = {child: child.training for child in net.modules()}
+        net.eval()
         self._require(True)
         try:
-            with trainer.precision_plugin.forward_context():
-                return self.score(module.net, module.batches())
+            return self.score(net, batches)
         finally:
             self._require(False)
             for child, mode in modes.items():

@@ -34,7 +34,7 @@ class SplitQKV(nn.Module):
         self._weight: Tensor
         self._bias: Tensor | None
         self.join()
-        self.register_load_state_dict_post_hook(lambda module, _: module.join())
+        self.register_load_state_dict_post_hook(_joined)
 
     @property
     def parts(self) -> tuple[nn.Module, ...]:
@@ -89,3 +89,9 @@ class SplitQKV(nn.Module):
         if bias is not None and any(part.bias.requires_grad for part in parts):
             bias = torch.cat([part.bias for part in parts])
         return adapted_linear(x, weight, bias, parts)
+
+
+def _joined(module: nn.Module, _: object) -> None:
+    """After weights were loaded; a function of the module, which a copy and a pickle of the network can hold."""
+    if isinstance(module, SplitQKV):
+        module.join()

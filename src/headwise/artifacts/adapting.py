@@ -1,0 +1,369 @@
+"""adapt: a method in anybody's network, for anybody's training loop; written to a folder and read back.
+
+Nothing of hydra or Lightning is needed. What installs, merges and stores is what ``train.py`` uses.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import importlib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from torch import Tensor, nn
+
+from headwise.artifacts.classifier import Classifier
+from headwise.data.preparation import Preparation
+from headwise.errors import CheckpointError, ConfigError, WeightsError
+from headwise.methods._fitting import dry_forward, fitted, fitting, rehearse
+from headwise.methods.base import Batches, Installed, Method, build_method
+from headwise.network.backbone import Backbone, BackboneSpec
+from headwise.network.given import around, body_content, plain_of, resize_of, spec_of
+from headwise.protocol.described import CONF, described
+from headwise.schema import targets
+from headwise.storage import atomic, plain
+from headwise.training.address import read_tensors, write_tensors
+
+RECORD = "adapter.json"
+FORMAT = "headwise-adapter/1"
+OF_A_RUN = ("epochs", "lr", "checkpoint")
+"""Fields of methods that only a run reads: a loop of the user's own decides how long and how fast it trains."""
+SHAPE = plain.fields(
+    {
+        "format": plain.text,
+        "content": plain.text,
+        "network": plain.text,
+        "num_classes": plain.whole,
+        "class_names": plain.each(plain.text),
+        "phases": plain.each(
+            plain.fields(
+                {"label": plain.text, "method": plain.mapping},
+                {"sha256": plain.maybe(plain.text), "plan": plain.maybe(plain.mapping)},
+            )
+        ),
+    },
+    {"backbone": plain.maybe(plain.mapping)},
+)
+Pairs = Iterable[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class OwnClasses:
+    """What a network of the user's own tells apart, see `headwise.artifacts.classifier.Classes`."""
+
+    num_classes: int
+    class_names: tuple[str, ...] = ()
+    channels: int = 3
+    depth: int | None = None
+
+
+@dataclass
+class Stage:
+    """One phase of an adapted network.
+
+    Attributes:
+        method: of the phase.
+        plan: what it learned of network and images before.
+        tensors: of a phase that is over, as they are stored.
+    """
+
+    method: Method
+    plan: dict[str, Any] | None = None
+    tensors: dict[str, Tensor] | None = None
+
+
+class Adapted(Classifier):
+    """A network with a method in it: an ordinary module, of which `trainable_parameters` train.
+
+    Attributes:
+        stages: the phases of the method.
+        phase: number of the one that trains, from 0.
+        installed: the method of that phase at work.
+    """
+
+    def __init__(
+        self, net: Backbone, methods: Sequence[Method], class_names: Sequence[str], spec: BackboneSpec | None
+    ) -> None:
+        """Nothing is installed yet; `headwise.adapt` does that."""
+        names = tuple(str(name) for name in class_names)
+        task = OwnClasses(net.head.out_features, names)
+        if names and len(names) != task.num_classes:
+            raise ConfigError(f"{len(names)} class_names for a classifier of {task.num_classes} classes")
+        super().__init__(net, task, Preparation(net.img_size, resize_of(net), net.mean, net.std))
+        self.stages, self.phase, self.spec = [Stage(method) for method in methods], -1, spec
+        self.content = body_content(net)
+        self.installed: Installed
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode; a probe of a frozen network keeps that in evaluation mode."""
+        super().train(mode)
+        if mode and self.phase >= 0:
+            self.installed.set_mode()
+        return self
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """The update's parameters and the classifier's: what an optimiser gets. Everything else is frozen."""
+        return [tensor for tensor in self.installed.trainable().values() if isinstance(tensor, nn.Parameter)]
+
+    def param_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """The same for an optimiser with weight decay, which some parameters must not have (DoRA's magnitudes)."""
+        return self.installed.param_groups(weight_decay)
+
+    def choose_heads(self, batches: Pairs) -> None:
+        """Switch off the heads that the gate chooses, after as many epochs of warm-up as you like.
+
+        Args:
+            batches: of normalised images and labels, usually the whole training set.
+
+        Raises:
+            ConfigError: if there is no gate that scores, or its heads are chosen.
+        """
+        masking = self.installed.masking
+        if masking is None or masking.is_done:
+            raise ConfigError(f"method {self.stages[self.phase].method.label} has no heads to choose now")
+        masking.decide(self.net, batches)
+
+    def next_phase(self, batches: Pairs | None = None) -> None:
+        """End a phase: its update is merged, the next one's is installed. Make a new optimiser afterwards.
+
+        Args:
+            batches: as for `headwise.adapt`.
+
+        Raises:
+            ConfigError: after the last phase, or if heads are not chosen yet.
+        """
+        if self.phase + 1 >= len(self.stages):
+            raise ConfigError(f"{self.stages[self.phase].method.label} is the last of {len(self.stages)} phases")
+        if self.phase >= 0:
+            self._check_chosen()
+            self.stages[self.phase].tensors = self.installed.packed()
+            self.installed.merge()
+        stage = self.stages[self.phase + 1]
+        if stage.method.scout() is not None:
+            raise ConfigError(f"method {stage.method.label} searches first, which is left to headwise.train")
+        with fitting(self.net, stage.method):
+            stage.plan = stage.method.prepare(self.net, _batches(stage.method, batches), 0)
+        self._install(stage)
+
+    def _install(self, stage: Stage) -> None:
+        self.installed = fitted(stage.method, self.net, stage.plan)
+        others = [one for one in self.installed.callbacks() if one is not self.installed.masking]
+        if others or self.installed.penalty() is not None:
+            raise ConfigError(
+                f"method {stage.method.label} steers its own training ({type(others[0]).__name__ if others else 'loss'}"
+                "), which a loop of your own would not let it; use headwise.train"
+            )
+        self.phase += 1
+        self.train(self.training)
+
+    def merge(self) -> nn.Module:
+        """A plain timm module with the update in its weights, frozen, in evaluation mode; this network stays as it is.
+
+        Raises:
+            CheckpointError: for a method that stays in place. ConfigError: if heads are not chosen yet.
+        """
+        self._check_chosen()
+        other = copy.deepcopy(self.installed)
+        other.merge()
+        return plain_of(other.net)
+
+    def _check_chosen(self) -> None:
+        masking = self.installed.masking
+        if masking is not None and not masking.is_done:
+            raise ConfigError(
+                f"method {self.stages[self.phase].method.label} has not chosen its heads: call choose_heads(batches) "
+                "when its warm-up is over"
+            )
+
+    def save(self, folder: str | Path) -> Path:
+        """Write what was trained to a folder: safetensors and JSON. The network's own weights are not in it.
+
+        Returns:
+            The folder, which `headwise.load` reads.
+        """
+        place, phases = Path(folder), []
+        for index, stage in enumerate(self.stages):
+            tensors = stage.tensors if index < self.phase else self.installed.packed() if index == self.phase else None
+            sha = None if tensors is None else write_tensors(place / f"phase-{index + 1}.safetensors", tensors)
+            spec = stage.method.spec()
+            phases.append({"label": stage.method.label, "method": spec, "plan": stage.plan, "sha256": sha})
+        record = {
+            "format": FORMAT,
+            "content": self.content,
+            "network": str(self.net.provenance.get("timm_name")),
+            "backbone": None if self.spec is None else dataclasses.asdict(self.spec),
+            "num_classes": self.task.num_classes,
+            "class_names": list(self.task.class_names),
+            "phases": phases,
+        }
+        atomic.write_json(place / RECORD, record)
+        return place
+
+
+def adapt(
+    model: nn.Module | str,
+    method: str | Method = "head_lora",
+    *,
+    num_classes: int | None = None,
+    class_names: Sequence[str] = (),
+    weights: str | Path | None = None,
+    img_size: int | None = None,
+    batches: Pairs | None = None,
+    **fields: Any,
+) -> Adapted:
+    """Put a method into a network.
+
+        net = headwise.adapt("vit_base_patch16_224.augreg_in21k", "head_lora", rank=3, num_classes=10)
+        optimizer = torch.optim.AdamW(net.trainable_parameters(), lr=1e-3)
+
+    Args:
+        model: a timm module, which is copied, or a name: timm's, or one of conf/backbone.
+        method: name of a file of conf/method, whose values are the defaults, or a `Method` of your own.
+        num_classes: of a fresh classifier; None keeps that of a module that was given.
+        class_names: in the order of the logits; they say `num_classes` as well.
+        weights: of a name: ``auto`` (pretrained), ``none`` (random) or a file; None: as the name has them.
+        img_size: of a name: side of the square input; None: as the name has it.
+        batches: normalised images and labels of the training set, for methods that look at them first (SPT-LoRA).
+        fields: of the method, as on the command line: ``rank=3``, ``targets=["q", "v"]``, ``gate="heart"``. Of a method
+            of two phases ``first`` and ``heads``: another method's name, or fields of the one that stands there.
+
+    Returns:
+        The adapted network in training mode, in the first phase of the method.
+
+    Raises:
+        ConfigError: for an unknown name or field (with the nearest spelling), or what does not fit the network.
+        WeightsError: if pretrained weights cannot be had.
+    """
+    methods = _phases(method, fields)
+    num_classes = len(class_names) if num_classes is None and class_names else num_classes
+    spec = None
+    if isinstance(model, str):
+        spec = spec_of(model, CONF, weights, img_size)
+        if num_classes is None:
+            raise ConfigError(f"num_classes must be given: {model!r} is a network without a classifier of yours")
+        net = spec.build()
+    else:
+        for name, value in (("weights", weights), ("img_size", img_size)):
+            if value is not None:
+                raise ConfigError(
+                    f"{name}={value!r} belongs to a network's name; the module that was given has its own"
+                )
+        net = around(model)
+    _classify(net, num_classes)
+    rehearse(net, methods)
+    adapted = Adapted(net, methods, class_names, spec)
+    adapted.next_phase(batches)
+    return adapted.train()
+
+
+def is_adapted(folder: Path) -> bool:
+    """Whether a folder is one that `Adapted.save` wrote."""
+    try:
+        return (folder / RECORD).is_file()
+    except (OSError, ValueError):  # a name that no folder can have
+        return False
+
+
+def read_adapted(
+    folder: Path, model: nn.Module | None = None, weights: str | Path | None = None, trust: str | Iterable[str] = ()
+) -> Adapted:
+    """What `Adapted.save` wrote; nothing in the folder is executed.
+
+    Args:
+        folder: that was written.
+        model: the network, where a module was adapted and not a name.
+        weights: file of its pretrained weights, if it has moved.
+        trust: as for `headwise.load`.
+
+    Raises:
+        CheckpointError: for a damaged folder. WeightsError: if the network is another one.
+    """
+    try:
+        record = plain.read_json(folder / RECORD)
+        SHAPE(record, "")
+    except plain.Misfit as error:
+        raise CheckpointError(f"{folder / RECORD} is no record of an adapted network: {error}") from error
+    if record["format"] != FORMAT:
+        raise CheckpointError(f"{folder / RECORD}: format {record['format'][:80]!r}, this version reads {FORMAT!r}")
+    spec = None if record.get("backbone") is None else targets.fit(BackboneSpec, record["backbone"], f"{folder}")
+    if model is None and spec is None:
+        raise ConfigError(
+            f"{folder} was made of a module ({record['network']}): give it, headwise.load(folder, model=net)"
+        )
+    if spec is not None and weights is not None:
+        spec = dataclasses.replace(spec, weights=str(weights))
+    net = around(model) if model is not None else spec.build()  # type: ignore[union-attr]
+    _classify(net, record["num_classes"])
+    methods = [build_method(phase["method"], phase["label"], trust) for phase in record["phases"]]
+    adapted = Adapted(net, methods, record["class_names"], spec)
+    if adapted.content != record["content"]:
+        raise WeightsError(
+            f"{folder} stands on {record['network']} with the content {record['content'][:12]}; the network here is "
+            f"{adapted.content[:12]}: give the right one with model= or weights="
+        )
+    for index, (stage, phase) in enumerate(zip(adapted.stages, record["phases"], strict=True)):
+        if phase.get("sha256") is None:
+            break
+        stage.plan = phase.get("plan")
+        if index:
+            adapted.stages[index - 1].tensors = adapted.installed.packed()
+            adapted.installed.merge()
+        adapted._install(stage)
+        file = folder / f"phase-{index + 1}.safetensors"
+        adapted.installed.unpack(read_tensors(file, "save it again", phase["sha256"]))
+    if adapted.phase < 0:
+        raise CheckpointError(f"{folder / RECORD} holds no phase")
+    if (masking := adapted.installed.masking) is not None:
+        are_off = (delta.get_buffer("active") == 0 for delta in masking.deltas.values())
+        masking.is_done = masking.is_done or any(bool(off.any()) for off in are_off)
+    return adapted
+
+
+def _classify(net: Backbone, num_classes: int | None) -> None:
+    """A fresh classifier, or the one that is there; two blank images pass it."""
+    like = next(net.parameters())
+    if num_classes is not None:
+        net.new_head(num_classes)
+        net.head.to(like.device, like.dtype)
+    elif not isinstance(net.model.get_classifier(), nn.Linear):  # type: ignore[operator]
+        raise ConfigError("num_classes must be given: the module has no linear classifier")
+    if like.dtype.itemsize >= 4:  # blank images are float32
+        dry_forward(net)
+
+
+def _phases(method: str | Method, fields: Mapping[str, Any]) -> tuple[Method, ...]:
+    if not isinstance(method, str):
+        if fields:
+            raise ConfigError(f"{next(iter(fields))} belongs to the method, which was given whole; set it there")
+        return tuple(method.phases())
+    for name in OF_A_RUN:
+        if fields.get(name) is not None:
+            raise ConfigError(
+                f"{name}={fields[name]!r} means nothing to adapt: your training loop decides; leave it out"
+            )
+    phases: tuple[Method, ...] = tuple(_built(described(method, fields)).phases())
+    return phases
+
+
+def _built(node: Mapping[str, Any]) -> Any:
+    """The method of a configuration of conf/, and those within it."""
+    module, _, name = str(node["_target_"]).rpartition(".")
+    options = {
+        key: _built(value) if isinstance(value, Mapping) and {"_target_", "label"} <= value.keys() else value
+        for key, value in node.items()
+        if not re.fullmatch("_[a-z]+_", key)
+    }
+    return getattr(importlib.import_module(module), name)(**options)
+
+
+def _batches(method: Method, given: Pairs | None) -> Batches:
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        if given is None:
+            raise ConfigError(f"method {method.label} looks at training images first: give batches of (images, labels)")
+        yield from given
+
+    return batches

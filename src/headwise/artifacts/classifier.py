@@ -1,0 +1,216 @@
+"""A trained network with its preprocessing: images, files and folders in, classes out.
+
+Legend: B batch, C channels of an image (3, or 1 for grey tasks), K classes, S side of the square that the network sees.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from headwise.data.decode import NATIVE_LIMIT, RESIZES, decode, to_channels
+from headwise.data.notices import say_once
+from headwise.data.own import notes
+from headwise.data.preparation import Preparation
+from headwise.data.stored import BROKEN, Reading, facts, read
+from headwise.data.vtab import to_tensor
+from headwise.errors import DataError
+from headwise.network.backbone import Backbone
+from headwise.results.records import Result
+from headwise.storage import atomic
+
+Images = Any
+"""A PIL image, a path, a numpy array, a sequence of these, or a uint8 tensor (B, C, H, W)."""
+TAKEN = "PIL images, paths, sequences of them, or a uint8 tensor (B, C, H, W)"
+ARRAY = "a uint8 array (H, W), (H, W, C) or (B, H, W, C) with 1, 3 or 4 channels"
+AT_ONCE = 64
+"""Images of a folder that pass the network together."""
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".jp2", ".png", ".ppm", ".pgm", ".tga", ".tif", ".tiff", ".webp")
+"""Ends of names, in any case, of the files of a folder that are taken for images."""
+COLUMNS = ("path", "index", "name", "probability")
+
+
+class Classes(Protocol):
+    """What a classifier must know of a task."""
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """In the order of the logits; empty if unknown."""
+
+    @property
+    def channels(self) -> int:
+        """3, or 1 for grey images."""
+
+    @property
+    def depth(self) -> int | None:
+        """Bits of a value of images of more than 8 bits; None: what each needs."""
+
+
+@dataclass(frozen=True)
+class Guess:
+    """What a network says an image is.
+
+    Attributes:
+        index: of the class.
+        name: of the class, its number where the task knows no names.
+        probability: softmax, 0..1.
+    """
+
+    index: int
+    name: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Prediction(Guess):
+    """What a network says a file is.
+
+    Attributes:
+        path: of the file, below the folder that was asked about.
+    """
+
+    path: str
+
+
+class Classifier(nn.Module):
+    """A trained network with the preprocessing it was trained with. It can be copied and pickled.
+
+    Attributes:
+        net: the Backbone.
+        task: what it classifies; its `class_names` may be empty.
+        preparation: how images become input.
+        result: the record of the run; None where there was none.
+    """
+
+    def __init__(self, net: Backbone, task: Classes, preparation: Preparation, result: Result | None = None) -> None:
+        super().__init__()
+        self.net, self.task, self.preparation, self.result = net, task, preparation, result
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits, (B, K), for normalised images (B, 3, S, S), such as `preprocess` gives."""
+        logits: Tensor = self.net(x)
+        return logits
+
+    def preprocess(self, images: Images) -> Tensor:
+        """Bring images to what the network takes, as in training.
+
+        Args:
+            images: a PIL image, the path of one, an array, a sequence of these, or a uint8 batch (B, C, H, W). Arrays
+                are uint8: (H, W), (H, W, C), or a batch (B, H, W, C). Images are turned upright by their EXIF
+                orientation, and values of more than 8 bits scaled as the run did; of a colour PIL keeps 8 bits, so
+                give the path of such a file.
+
+        Returns:
+            (B, 3, S, S), normalised, on the network's device and in its type; B is 0 for an empty sequence.
+
+        Raises:
+            DataError: if an image cannot be read.
+        """
+        weight, size = self.net.head.weight, self.preparation.img_size
+        if isinstance(images, np.ndarray) and images.ndim == 4:
+            images = list(images)
+        if isinstance(images, Tensor):
+            return self.preparation(images.to(weight.device)).to(weight.dtype)
+        several = images if isinstance(images, Sequence) and not isinstance(images, str | bytes) else [images]
+        none = torch.zeros(0, 3, size, size, device=weight.device)
+        return torch.cat([none, *(self._one(image).to(weight.device) for image in several)]).to(weight.dtype)
+
+    def _one(self, image: Any) -> Tensor:
+        channels, reading = self.task.channels, Reading(self.task.depth)
+        if isinstance(image, np.ndarray):
+            image = _of_array(image)
+        if not isinstance(image, Image.Image | str | Path):
+            raise DataError(f"classify takes {TAKEN}, got {type(image).__name__}")
+        file = image if isinstance(image, Image.Image) else Path(image)
+        for line in notes(facts(file), self.task.depth):
+            say_once(f"classify: {line}")
+        if isinstance(file, Image.Image):
+            try:
+                pixels = to_channels(read(file, None, reading), channels)
+            except BROKEN as error:
+                raise DataError(f"classify: the image cannot be used ({error})") from error
+        else:
+            pixels = decode(file, channels, "classify", reading)
+        if max(pixels.shape[:2]) > NATIVE_LIMIT:
+            pixels = RESIZES[self.preparation.resize](pixels, self.preparation.side)
+        return self.preparation(to_tensor(pixels[None]))
+
+    @torch.no_grad()
+    def probabilities(self, images: Images) -> Tensor:
+        """Softmax over the classes, (B, K) float32, of the network in evaluation mode."""
+        modes = [(module, module.training) for module in self.modules()]
+        self.eval()
+        try:
+            return self(self.preprocess(images)).float().softmax(dim=-1)
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
+    def classify(self, images: Images) -> list[Guess]:
+        """The most probable class of each image."""
+        best = self.probabilities(images).max(dim=-1)
+        names = self.task.class_names or [str(index) for index in range(self.task.num_classes)]
+        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        return [Guess(index, names[index], probability) for index, probability in pairs]
+
+    def predict_folder(self, folder: str | Path, csv_file: str | Path | None = None) -> list[Prediction]:
+        """The most probable class of every image below a folder, in the order of their paths.
+
+        Args:
+            folder: whose files with the ending of an image are taken, at any depth; hidden ones are not.
+            csv_file: where to write the rows as well: path, index, name, probability.
+
+        Raises:
+            DataError: if there is no image below the folder, or one cannot be read.
+        """
+        root = Path(folder)
+        paths = sorted(_images_below(root))
+        if not paths:
+            raise DataError(f"{str(root)!r} holds no image; looked for names that end in {', '.join(SUFFIXES)}")
+        rows = [
+            Prediction(guess.index, guess.name, guess.probability, path)
+            for some in (paths[start : start + AT_ONCE] for start in range(0, len(paths), AT_ONCE))
+            for path, guess in zip(some, self.classify([root / path for path in some]), strict=True)
+        ]
+        if csv_file is not None:
+            text = io.StringIO()
+            writer = csv.writer(text, lineterminator="\n")
+            writer.writerows([COLUMNS, *([getattr(row, column) for column in COLUMNS] for row in rows)])
+            atomic.write_text(Path(csv_file), text.getvalue())
+        return rows
+
+
+def _images_below(root: Path) -> Iterator[str]:
+    """Paths below a folder of what is taken for an image."""
+    for place, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
+                yield (Path(place) / name).relative_to(root).as_posix()
+
+
+def _of_array(array: np.ndarray[Any, Any]) -> Image.Image:
+    """An array as an image.
+
+    Raises:
+        DataError: for one that is none.
+    """
+    shape = array.shape[:-1] if array.ndim == 3 and array.shape[-1] == 1 else array.shape
+    is_image = len(shape) == 2 or (len(shape) == 3 and shape[-1] in (3, 4))
+    if array.dtype != np.uint8 or not is_image or 0 in shape:
+        raise DataError(f"classify takes of arrays {ARRAY}, got {array.dtype} {array.shape}")
+    return Image.fromarray(np.ascontiguousarray(array.reshape(shape)))

@@ -1,0 +1,97 @@
+"""Networks that are given: a user's own timm module, or the name of one; and the way back to a plain module."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import yaml
+from torch import nn
+
+from headwise.errors import ConfigError
+from headwise.network.backbone import Backbone, BackboneSpec, content_of
+from headwise.updates.qkv import SplitQKV
+
+RESIZES = {"bilinear": "pil_bilinear"}
+"""What timm says of a network's images, and how they are resized here; anything else is bicubic."""
+
+
+def spec_of(name: str, conf: Path, weights: str | Path | None = None, img_size: int | None = None) -> BackboneSpec:
+    """The network that a name means: one of conf/backbone, or one that timm knows.
+
+    Args:
+        name: such as ``vit_nano``, or ``vit_base_patch16_224.augreg_in21k``.
+        conf: the configuration folder.
+        weights: as `BackboneSpec.weights`; None: those that belong to the name.
+        img_size: None: that of the name.
+
+    Raises:
+        ConfigError: for a name that neither knows.
+    """
+    files = {file.stem: file for file in (conf / "backbone").glob("*.yaml")}
+    if name in files:
+        values = yaml.safe_load(files[name].read_text(encoding="utf-8"))
+    else:
+        known: Any = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+        side = known.input_size[-1] if known is not None else 224
+        values = {"name": name, "timm_name": name, "img_size": side}
+    given = {"weights": None if weights is None else str(weights), "img_size": img_size}
+    return BackboneSpec(**{**values, **{key: value for key, value in given.items() if value is not None}})
+
+
+def around(model: nn.Module) -> Backbone:
+    """A copy of a user's timm network as a Backbone, with its classifier; the module that was given stays as it is.
+
+    Raises:
+        ConfigError: for a network that is not square, or whose attention cannot be adapted.
+    """
+    if isinstance(model, Backbone):
+        return copy.deepcopy(model)
+    record = _record(model)
+    size = getattr(getattr(model, "patch_embed", None), "img_size", None) or record.get("input_size", (3, None))[1:]
+    sides = {size} if isinstance(size, int) else set(size)
+    if len(sides) != 1 or not isinstance(side := sides.pop(), int):
+        raise ConfigError(f"{type(model).__name__} takes images of {tuple(size)} pixels; allowed: square ones")
+    mean, std = record.get("mean", (0.5,) * 3), record.get("std", (0.5,) * 3)
+    net = Backbone(copy.deepcopy(model), side, mean, std)
+    net.provenance = {"timm_name": record.get("architecture") or type(model).__name__}
+    return net
+
+
+def resize_of(net: Backbone) -> str:
+    """How timm says that images of a network are resized, by the names of `headwise.data.decode.RESIZES`."""
+    return RESIZES.get(_record(net.model).get("interpolation", ""), "pil_bicubic")
+
+
+def body_content(net: Backbone) -> str:
+    """Hash of the weights of a network without an update, and without its classifier."""
+    own = {id(tensor) for tensor in net.head.parameters()}
+    names = {name for name, tensor in net.model.named_parameters() if id(tensor) in own}
+    return content_of({name: tensor for name, tensor in net.export_state_dict().items() if name not in names})
+
+
+def plain_of(net: Backbone) -> nn.Module:
+    """timm's own module with the weights of a merged network: frozen, in evaluation mode, in the network's type.
+
+    Raises:
+        CheckpointError: while an update stands beside the weights, or a method stays in place.
+    """
+    state = net.export_state_dict()
+    model = copy.deepcopy(net.model)
+    for name, module in [(name, module) for name, module in model.named_modules() if isinstance(module, SplitQKV)]:
+        first: Any = module.q
+        parent, _, attribute = name.rpartition(".")
+        like = {"device": first.weight.device, "dtype": first.weight.dtype}
+        fused = nn.Linear(first.in_features, 3 * first.out_features, first.bias is not None, **like)
+        setattr(model.get_submodule(parent), attribute, fused)
+    model.load_state_dict(state)
+    return model.requires_grad_(False).eval()
+
+
+def _record(model: nn.Module) -> dict[str, Any]:
+    """What timm says of a network's pretrained weights; empty for one that timm has not made."""
+    record: Any = getattr(model, "pretrained_cfg", None)
+    return dict(record if isinstance(record, Mapping) else vars(record)) if record else {}
