@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +22,8 @@ from headwise.data.notices import say_once
 from headwise.data.own import notes
 from headwise.data.preparation import Preparation
 from headwise.data.stored import BROKEN, Reading, facts, read
+from headwise.data.stores.classfolders import images_below
+from headwise.data.stores.listfiles import SUFFIXES
 from headwise.data.vtab import to_tensor
 from headwise.errors import DataError
 from headwise.network.backbone import Backbone
@@ -35,8 +36,6 @@ TAKEN = "PIL images, paths, sequences of them, or a uint8 tensor (B, C, H, W)"
 ARRAY = "a uint8 array (H, W), (H, W, C) or (B, H, W, C) with 1, 3 or 4 channels"
 AT_ONCE = 64
 """Images of a folder that pass the network together."""
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".jp2", ".png", ".ppm", ".pgm", ".tga", ".tif", ".tiff", ".webp")
-"""Ends of names, in any case, of the files of a folder that are taken for images."""
 COLUMNS = ("path", "index", "name", "probability")
 
 
@@ -178,7 +177,7 @@ class Classifier(nn.Module):
             DataError: if there is no image below the folder, or one cannot be read.
         """
         root = Path(folder)
-        paths = sorted(_images_below(root))
+        paths = sorted(images_below(root))
         if not paths:
             raise DataError(f"{str(root)!r} holds no image; looked for names that end in {', '.join(SUFFIXES)}")
         rows = [
@@ -192,15 +191,6 @@ class Classifier(nn.Module):
             writer.writerows([COLUMNS, *([getattr(row, column) for column in COLUMNS] for row in rows)])
             atomic.write_text(Path(csv_file), text.getvalue())
         return rows
-
-
-def _images_below(root: Path) -> Iterator[str]:
-    """Paths below a folder of what is taken for an image."""
-    for place, folders, files in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
-                yield (Path(place) / name).relative_to(root).as_posix()
 
 
 def _of_array(array: np.ndarray[Any, Any]) -> Image.Image:

@@ -40,8 +40,8 @@ def check(lists: Contents, task: VTABTask) -> None:
     twice = [list(by_label.values()) for by_label in labels.values() if len(by_label) > 1]
     if twice:
         pairs = "; ".join(
-            f"{one.path!r} is {one.label} ({one.file.name}, line {one.line}) and "
-            f"{'' if one.path == two.path else f'as {two.path!r} '}{two.label} ({two.file.name}, line {two.line})"
+            f"{one.path!r} is {one.label} ({one.place}) and "
+            f"{'' if one.path == two.path else f'as {two.path!r} '}{two.label} ({two.place})"
             for one, two, *_ in twice[:2]
         )
         raise DataError(

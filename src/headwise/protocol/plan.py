@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 
 from headwise.commands.messages import instantiation, unmade
+from headwise.data.found import with_classes
 from headwise.data.sources import Source, source_of
 from headwise.data.tasks import VTABTask, check_apart, task_of
 from headwise.errors import ConfigError
@@ -220,6 +221,7 @@ def resolved(
     config = _plain(cfg)
     refuse_secrets(config)
     root_of(config.get("root"))
+    config["dataset"] = with_classes(config.get("dataset"), config.get("data"))
     check_config(config)
     trainer = config["trainer"]
     trainer["accelerator"] = _accelerator(trainer["accelerator"])

@@ -28,6 +28,7 @@ DECIDING = "headwise.protocol.plan"
 So do what reads a method's own fields, which the method names in ``written`` (see `headwise.protocol.filling`).
 """
 APART = {
+    "headwise.data.found": "classes, which are found beside images",
     "headwise.data.sources": "images, which are no part of a request",
     "headwise.results.store": "results, which are looked for by it",
 }

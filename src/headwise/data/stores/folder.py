@@ -22,6 +22,7 @@ from headwise.data.decode import decode_all
 from headwise.data.pixels import CHUNK, FINAL_SPLITS, Pixels, decoder
 from headwise.data.splits import subset
 from headwise.data.stored import Facts, Reading
+from headwise.data.stores.classfolders import ClassFolders, class_names
 from headwise.data.stores.fewshot import FewShotLists
 from headwise.data.stores.listfiles import Contents, Digest, ListedImage, digests, locate, read_list
 from headwise.data.tasks import VTABTask, check_split
@@ -36,8 +37,9 @@ LIST_NAMES = {
 }
 OWN_LIST_NAMES = {
     **LIST_NAMES,
-    "val200": ("val200.txt", "val.txt"),
-    "train800val200": ("train800val200.txt", "train.txt"),
+    "val200": ("val200.txt", "val.txt", "val.csv", "val.tsv"),
+    "train800val200": ("train800val200.txt", "train.txt", "train.csv", "train.tsv"),
+    "test": ("test.txt", "test.csv", "test.tsv"),
 }
 """Names of the list files; a user's own images may use the plain ones."""
 SHOWN = 20
@@ -64,7 +66,7 @@ class SplitLists:
         """Lines of a split. A user's own images without train800.txt use the train list without the val list."""
         file = self.file(split)
         if file is not None:
-            return read_list(file, self.task.num_classes)
+            return read_list(file, self.task.num_classes, self.task.class_names if self.task.is_own else ())
         if split == "train800" and not self.task.is_official:
             # ./a.png and a.png are one image
             held_out = {os.path.normpath(entry.path) for entry in self.entries("val200")}
@@ -224,9 +226,13 @@ class FolderSource:
         except DataError:
             return False
 
-    def _lists(self, task: VTABTask) -> SplitLists | FewShotLists:
+    def _lists(self, task: VTABTask) -> SplitLists | FewShotLists | ClassFolders:
         folder = self.folder(task)
-        return SplitLists(folder, task) if task.shots is None else FewShotLists(folder, task)
+        if task.shots is not None:
+            return FewShotLists(folder, task)
+        lists = SplitLists(folder, task)
+        has_none = task.is_own and all(lists.file(split) is None for split in LIST_NAMES)
+        return ClassFolders(folder, task) if has_none and class_names(folder) else lists
 
     def _entries(self, task: VTABTask, split: str) -> list[ListedImage]:
         check_split(split)

@@ -5,14 +5,15 @@ Standard library only. Nothing is ever written beside the images: hashes are rem
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from headwise.errors import DataError
+from headwise.errors import DataError, suggest
 from headwise.storage.hashes import Remembered, stamp_of
 from headwise.storage.plain import no_file
 
@@ -20,6 +21,11 @@ JPEG_MAGIC = b"\xff\xd8\xff"
 BLANKS = " \t"
 MOST_DIGITS = 18
 """Of a label; Python refuses to make numbers of thousands."""
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".jp2", ".png", ".ppm", ".pgm", ".tga", ".tif", ".tiff", ".webp")
+"""Ends of names, in any case, of the files of a folder that are taken for images."""
+COLUMNS = (("path", "image", "file", "filename", "image_path"), ("label", "class", "class_name", "target"))
+"""What a table may call the columns of the path and of the label; without such a line they are the first two."""
+_NAMED = re.compile(rf"(?P<path>.*({'|'.join(map(re.escape, SUFFIXES))}))( *[\t,] *| +)(?P<label>.*)", re.IGNORECASE)
 SHOWN, SHOWN_DIGITS = 200, 40
 """Characters of a line, and of a label, that an error shows."""
 
@@ -35,19 +41,86 @@ class ListedImage:
 
     @property
     def where(self) -> str:
-        """List file and line, for errors."""
-        return f"{self.file}, line {self.line}"
+        """List file and line, for errors; of an image that no list names its folder."""
+        return f"{self.file}, line {self.line}" if self.line else str(self.file)
+
+    @property
+    def place(self) -> str:
+        """The same without the folders above."""
+        return f"{self.file.name}, line {self.line}" if self.line else self.file.name
 
 
-def read_list(file: Path, num_classes: int) -> list[ListedImage]:
+def read_list(file: Path, num_classes: int, class_names: Sequence[str] = ()) -> list[ListedImage]:
     """Read a list file. The label follows the last space, so paths may hold spaces; blank lines may end the file.
 
-    Blanks and tabs after a label mean nothing.
+    Blanks and tabs after a label mean nothing. Where classes have names, a label may be one of these, and may follow a
+    tab or a comma after the ending of an image; a ``.csv`` or ``.tsv`` may name its columns, see `COLUMNS`.
 
     Raises:
         DataError: naming file and line, if the file is missing, empty or no text, a line is malformed, or a label is
-            not in 0 .. num_classes - 1.
+            not in 0 .. num_classes - 1, nor a name.
     """
+    indices = {name: index for index, name in enumerate(class_names)}
+    entries = []
+    for number, line, path, label in _rows(file):
+        is_number = re.fullmatch(r"-?[0-9]+", label) is not None
+        if not path.strip() or "\0" in path or not (is_number or indices):
+            raise DataError(
+                f"{file}, line {number}: expected 'relative/path label', the label a whole number, got {_short(line)}"
+            )
+        if not is_number and label not in indices:
+            named = f"{_short(label)} is no class{suggest(label, indices)}"
+            raise DataError(f"{file}, line {number}: {named}")
+        digits = label.lstrip("0") or "0"
+        if is_number and (label[0] == "-" or len(digits) > MOST_DIGITS or int(digits) >= num_classes):
+            raise DataError(
+                f"{file}, line {number}: label {label[:SHOWN_DIGITS]} is outside of 0..{num_classes - 1} "
+                f"({num_classes} classes)"
+            )
+        entries.append(ListedImage(path, int(digits) if is_number else indices[label], file, number))
+    return entries
+
+
+def labels_in(file: Path) -> set[str]:
+    """The labels of a list file, as they are written.
+
+    Raises:
+        DataError: as `read_list`, for a file that cannot be read.
+    """
+    return {label for _, _, _, label in _rows(file)}
+
+
+def _rows(file: Path) -> Iterator[tuple[int, str, str, str]]:
+    """Number, line, path and label of every line of a list file."""
+    lines = _lines(file)
+    if file.suffix.lower() in (".csv", ".tsv"):
+        yield from _table(file, lines)
+        return
+    for number, line in enumerate(lines, start=1):
+        path, _, label = line.rstrip(BLANKS).rpartition(" ")
+        if not re.fullmatch(r"-?[0-9]+", label) and (match := _NAMED.fullmatch(line.rstrip(BLANKS))):
+            path, label = match["path"], match["label"]
+        yield number, line, path, label
+
+
+def _table(file: Path, lines: Sequence[str]) -> Iterator[tuple[int, str, str, str]]:
+    reader = csv.reader(lines, delimiter="\t" if "\t" in lines[0] else ",", skipinitialspace=True)
+    columns = [0, 1]
+    for row in reader:
+        number, line = reader.line_num, lines[reader.line_num - 1]
+        names = [cell.strip().lower() for cell in row]
+        found = [next((names.index(name) for name in kind if name in names), None) for kind in COLUMNS]
+        if number == 1 and None not in found:
+            columns = [index for index in found if index is not None]
+        elif len(row) <= max(columns):
+            raise DataError(
+                f"{file}, line {number}: {len(row)} columns, got {_short(line)}; it needs a path and a label"
+            )
+        else:
+            yield number, line, row[columns[0]], row[columns[1]].strip()
+
+
+def _lines(file: Path) -> list[str]:
     if why := no_file(file):
         raise DataError(f"{file}: {why}; a list file is needed")
     try:
@@ -62,21 +135,7 @@ def read_list(file: Path, num_classes: int) -> list[ListedImage]:
         lines.pop()
     if not lines:
         raise DataError(f"{file}: is empty; it needs one 'relative/path label' per line")
-    entries = []
-    for number, line in enumerate(lines, start=1):
-        path, _, label = line.rstrip(BLANKS).rpartition(" ")
-        if not path.strip() or "\0" in path or not re.fullmatch(r"-?[0-9]+", label):
-            raise DataError(
-                f"{file}, line {number}: expected 'relative/path label', the label a whole number, got {_short(line)}"
-            )
-        digits = label.lstrip("0") or "0"
-        if label[0] == "-" or len(digits) > MOST_DIGITS or int(digits) >= num_classes:
-            raise DataError(
-                f"{file}, line {number}: label {label[:SHOWN_DIGITS]} is outside of 0..{num_classes - 1} "
-                f"({num_classes} classes)"
-            )
-        entries.append(ListedImage(path, int(digits), file, number))
-    return entries
+    return lines
 
 
 def _short(text: str) -> str:

@@ -1,0 +1,56 @@
+"""Classes that a configuration leaves open, found where a user's images lie. Standard library only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from headwise.data.stores.classfolders import class_names
+from headwise.data.stores.folder import OWN_LIST_NAMES
+from headwise.data.stores.listfiles import labels_in
+from headwise.errors import ConfigError, DataError
+from headwise.storage.atomic import at_home
+
+
+def with_classes(dataset: Any, data: Any) -> Any:
+    """A task's configuration with ``num_classes`` and ``class_names``, where they are null.
+
+    Class folders give names in their order; list files names, or the number of their labels.
+
+    Args:
+        dataset, data: groups of the configuration, plain.
+
+    Raises:
+        ConfigError: where there are no images to find them in.
+    """
+    is_open = isinstance(dataset, Mapping) and dataset.get("group") == "own" and dataset.get("num_classes") is None
+    if not is_open:
+        return dataset
+    names, count = list(dataset.get("class_names") or ()), 0
+    root = data.get("root") if isinstance(data, Mapping) else None
+    if not names and isinstance(root, str):
+        folders = [at_home(root) / str(name) for name in dataset.get("folders") or ()]
+        for folder in [folder for folder in folders if folder.is_dir()][:1]:
+            names, count = _found(folder)
+    count = len(names) or count
+    if count < 2:
+        raise ConfigError(
+            "dataset.num_classes must be given: add dataset.num_classes=VALUE to the command, or data.root=PATH, a "
+            "folder of class folders or list files"
+        )
+    return {**dataset, "num_classes": count, "class_names": names}
+
+
+def _found(folder: Path) -> tuple[list[str], int]:
+    """Names of the classes, or none and how many numbers there are."""
+    lists = [folder / name for split in OWN_LIST_NAMES.values() for name in split if (folder / name).is_file()]
+    if not lists:
+        return class_names(folder), 0
+    labels = {label for file in lists for label in labels_in(file)}
+    numbers = [int(label) for label in labels if label.isdecimal()]
+    if numbers and len(numbers) < len(labels):
+        raise DataError(
+            f"{folder}: labels are numbers in some lines and names in others; dataset.class_names says which"
+        )
+    return ([], max(numbers) + 1) if numbers else (sorted(labels), 0)
