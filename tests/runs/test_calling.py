@@ -73,7 +73,10 @@ def test_lists_are_a_sweep_in_order(tmp_path: Path) -> None:
     ("options", "said"),
     [
         ({"method": "lroa"}, r"unknown method 'lroa' \(did you mean 'lora'"),
-        ({"method.rnak": 3}, r"unknown configuration key 'method\.rnak' \(did you mean 'method\.rank'"),
+        (
+            {"method": "lora", "method.rnak": 3},
+            r"unknown configuration key 'method\.rnak' \(did you mean 'method\.rank'",
+        ),
         ({"protocol": {"epoch": 3}}, r"unknown configuration key 'protocol\.epoch' \(did you mean 'protocol\.epochs'"),
         ({"seed": -1}, r"seed must be"),
         ({"seed": []}, r"seed=\[\] is a sweep over nothing"),

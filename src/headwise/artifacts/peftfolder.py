@@ -1,0 +1,205 @@
+"""Adapters in the peft library's format, out and in: on timm's own network, whose q, k and v are one projection.
+
+Of a fused projection peft knows one A (r, I) and one B (3 d, r). Updates of q, k and v that have factors of their own
+are laid side by side: A of all of them, r = 3 R, and B with zeros outside of their rows. Per-head updates are BdLoRA,
+whose B is block-diagonal by heads: r = 3 H R. Nothing of peft is needed.
+
+Legend: I, O features, H heads, R rank of one update, d rows of q.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headwise.artifacts.adapting import Adapted
+from headwise.errors import CheckpointError, ConfigError
+from headwise.methods.base import Method
+from headwise.methods.dora import DoRA, DoRADelta
+from headwise.methods.hs_lora import HeadLoRA
+from headwise.methods.lora import LoRA
+from headwise.network.backbone import Backbone
+from headwise.network.given import around
+from headwise.storage import atomic, plain
+from headwise.training.address import read_tensors, write_tensors
+from headwise.updates.adapted import AdaptedLinear
+from headwise.updates.lowrank import LowRank
+from headwise.updates.sites import PROJECTIONS, QKV, Site
+
+CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."
+MODULES = {**dict.fromkeys(QKV, "qkv"), "o": "proj", "fc1": "fc1", "fc2": "fc2"}
+"""timm's name of the module of each projection."""
+
+
+def module_of(net: Backbone, site: Site) -> str:
+    """Path of a projection in timm's own network: ``blocks.0.attn.qkv``."""
+    path = net.path(site).removeprefix("model.")
+    return path.rpartition(".")[0] if site.proj in QKV else path
+
+
+def write_peft(adapted: Adapted, folder: str | Path) -> Path:
+    """Write a LoRA, DoRA or per-head update as a folder for ``peft.PeftModel.from_pretrained(timm_model, folder)``.
+
+    Raises:
+        ConfigError: for any other update, or one over phases that are merged already.
+    """
+    net, label = adapted.net, adapted.stages[adapted.phase].method.label
+    if adapted.phase:
+        raise ConfigError(
+            f"{label} stands on a phase that is merged, which peft's base network would lack; use merge()"
+        )
+    groups: dict[str, dict[str, AdaptedLinear]] = {}
+    for site in net.sites:
+        linear = net.linear(site)
+        if isinstance(linear, AdaptedLinear):
+            if not isinstance(linear.delta, LowRank | DoRADelta) or linear.delta.updates_bias:
+                raise ConfigError(
+                    f"peft has no form for {label} ({type(linear.delta).__name__}); allowed: LoRA, DoRA, HeadLoRA"
+                )
+            groups.setdefault(module_of(net, site), {})[site.proj] = linear
+    if not groups:
+        raise ConfigError(f"peft has no form for {label}; allowed: LoRA, DoRA and HeadLoRA")
+    tensors: dict[str, Tensor] = {}
+    ranks: dict[str, int] = {}
+    blocks = set()
+    for module, parts in groups.items():
+        named, nblocks = _written(net, module, parts)
+        blocks.add(nblocks)
+        ranks[module] = named["lora_A.weight"].shape[0]
+        tensors |= {f"{PREFIX}{module}.{name}": tensor for name, tensor in named.items()}
+    if len(blocks) > 1:
+        raise ConfigError(f"peft's BdLoRA has one number of blocks for all layers; {label} has {sorted(blocks)}")
+    head = next(name for name, module in net.model.named_modules() if module is net.head)
+    tensors |= {f"{PREFIX}{head}.{name}": tensor for name, tensor in net.head.named_parameters()}
+    nblocks = blocks.pop()
+    first = next(iter(ranks.values()))
+    config = {
+        "peft_type": "LORA",
+        "r": first,
+        "lora_alpha": first,
+        "rank_pattern": {module: rank for module, rank in ranks.items() if rank != first},
+        "alpha_pattern": {module: rank for module, rank in ranks.items() if rank != first},
+        "target_modules": sorted(groups),
+        "modules_to_save": [head],
+        "use_dora": any(name.endswith("magnitude_vector") for name in tensors),
+        "inference_mode": True,
+        "use_bdlora": None if nblocks == 1 else {"target_modules_bd_b": ["qkv"], "nblocks": nblocks},
+    }
+    write_tensors(Path(folder) / TENSORS, tensors, {"format": "pt"})
+    atomic.write_json(Path(folder) / CONFIG, config)
+    return Path(folder)
+
+
+@torch.no_grad()
+def _written(net: Backbone, module: str, parts: Mapping[str, AdaptedLinear]) -> tuple[dict[str, Tensor], int]:
+    """Peft's tensors of one module, and the number of blocks of its B; 1 if that is dense."""
+    names = QKV if set(parts) <= set(QKV) else tuple(parts)
+    some = next(iter(parts.values()))
+    given: Any = some.delta.factors()
+    num_groups, rank, num_inputs = given.down.shape
+    num_rows = some.out_features
+    # (G R, I) and (G, O // G, R) of each; a projection without an update has zeros
+    downs, ups, sizes = [], [], []
+    for proj in names:
+        linear = parts.get(proj)
+        factors: Any = None if linear is None else linear.delta.factors()
+        downs.append(
+            given.down.new_zeros(num_groups * rank, num_inputs) if factors is None else factors.down.flatten(0, 1)
+        )
+        ups.append(given.up.new_zeros(given.up.shape) if factors is None else factors.up)
+        plain_linear: Any = linear or net.linear(
+            next(s for s in net.sites if s.proj == proj and module_of(net, s) == module)
+        )
+        norms = plain_linear.weight.float().square().sum(dim=1).sqrt()
+        if linear is not None and isinstance(linear.delta, DoRADelta):
+            norms = torch.where(linear.delta.gate().bool(), linear.delta.magnitude, norms)
+        sizes.append(norms)
+    if num_groups > 1:
+        up = torch.cat([up.reshape(num_rows, rank) for up in ups])  # (3 O, R): what BdLoRA keeps of its blocks
+    else:
+        up = torch.block_diag(*(up[0] for up in ups))
+    named = {"lora_A.weight": torch.cat(downs), "lora_B.weight": up}
+    if isinstance(some.delta, DoRADelta):
+        named["lora_magnitude_vector"] = torch.cat(sizes)
+    return named, num_groups * len(names) if num_groups > 1 else 1
+
+
+def read_peft(folder: Path, model: nn.Module) -> Adapted:
+    """A LoRA, DoRA or BdLoRA adapter of peft, put into the timm network that it was trained on.
+
+    Raises:
+        CheckpointError: for a damaged folder, or an adapter of another network. ConfigError: for one of another kind.
+    """
+    config = _config(folder)
+    tensors = read_tensors(folder / TENSORS, "save it again")
+    net = around(model)
+    own = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+    head = next(name for name, module in net.model.named_modules() if module is net.head)
+    weight = own.pop(f"{head}.weight", None)
+    if weight is not None:
+        net.new_head(len(weight))
+        net.head.weight.data.copy_(weight)
+        net.head.bias.data.copy_(own.pop(f"{head}.bias"))
+    modules = {name.removesuffix(".lora_A.weight") for name in own if name.endswith(".lora_A.weight")}
+    sites = [site for site in net.sites if module_of(net, site) in modules]
+    if not sites or {module_of(net, site) for site in sites} != modules:
+        raise CheckpointError(f"{folder}: its modules {sorted(modules)[:3]} are not those of {type(model).__name__}")
+    method = _method(folder, config, own, sites)
+    adapted = Adapted(net, [method], (), None)
+    adapted.next_phase()
+    for site in sites:
+        linear: Any = net.linear(site)
+        _fill(linear.delta, site, own, module_of(net, site), method)
+    return adapted
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    try:
+        config = plain.read_json(folder / CONFIG)
+        plain.mapping(config, "it")
+    except plain.Misfit as error:
+        raise CheckpointError(f"{folder / CONFIG} is no configuration of an adapter: {error}") from error
+    if config.get("peft_type") != "LORA":
+        raise ConfigError(f"{folder}: adapters of peft's type {config.get('peft_type')!r} are not read; allowed: LORA")
+    patterns = config.get("alpha_pattern") or {}, config.get("rank_pattern") or {}
+    usual = {"use_rslora": (None, False), "bias": (None, "none"), "alpha_pattern": (None, {}, patterns[1])}
+    for key, allowed in usual.items():
+        if config.get(key) not in allowed:
+            raise ConfigError(f"{folder}: {key}={config[key]!r} is not read")
+    return dict(config)
+
+
+def _method(folder: Path, config: Mapping[str, Any], own: Mapping[str, Tensor], sites: list[Site]) -> Method:
+    targets = [proj for proj in PROJECTIONS if proj in {site.proj for site in sites}]
+    ranks = {len(tensor) for name, tensor in own.items() if name.endswith(".lora_A.weight")}
+    if len(ranks) > 1:
+        raise ConfigError(f"{folder}: layers of several ranks {sorted(ranks)} are not read")
+    (rank,) = ranks
+    scale = float(config["lora_alpha"]) / float(config["r"])
+    if blocks := config.get("use_bdlora"):
+        heads = {site.num_heads for site in sites}
+        if set(targets) != set(QKV) or heads != {blocks["nblocks"] // 3} or blocks["nblocks"] % 3:
+            raise ConfigError(f"{folder}: a BdLoRA of {blocks['nblocks']} blocks is no update of {sorted(heads)} heads")
+        return HeadLoRA(label="peft_bdlora", rank=rank // blocks["nblocks"], targets=targets, scale=scale)
+    kind = DoRA if config.get("use_dora") else LoRA
+    return kind(label="peft_dora" if config.get("use_dora") else "peft_lora", rank=rank, targets=targets, scale=scale)
+
+
+@torch.no_grad()
+def _fill(delta: Any, site: Site, own: Mapping[str, Tensor], module: str, method: Method) -> None:
+    """Put peft's tensors into the update of one projection: its third of a fused one."""
+    down, up = own[f"{module}.lora_A.weight"], own[f"{module}.lora_B.weight"]
+    index, parts = (QKV.index(site.proj), 3) if site.proj in QKV else (0, 1)
+    up = up.chunk(parts)[index]
+    if isinstance(method, HeadLoRA):
+        down = down.chunk(parts)[index]
+    delta.A.copy_(down.reshape(delta.A.shape))
+    delta.B.copy_(up.reshape(delta.B.shape))
+    if isinstance(method, DoRA):
+        delta.magnitude.copy_(own[f"{module}.lora_magnitude_vector"].chunk(parts)[index])
+    delta.refresh()
