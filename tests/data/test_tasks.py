@@ -82,9 +82,9 @@ def test_each_file_says_what_it_is_for_and_how_to_run_it(file: object) -> None:
     assert first.startswith("# ") and second.startswith("# Run: python train.py ")
 
 
-def test_own_folder_asks_for_the_number_of_classes() -> None:
+def test_own_folder_leaves_the_number_of_classes_to_what_is_found() -> None:
     plain = yaml.safe_load((REPO / "conf" / "dataset" / "own" / "folder.yaml").read_text())
-    assert plain["num_classes"] == "???"
+    assert plain["num_classes"] is None
     task = load_task("own/folder", num_classes=5)
     assert not task.is_official and task.folders == (".",) and task.official_count("test") is None
 
