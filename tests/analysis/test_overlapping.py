@@ -13,8 +13,10 @@ from headwise import analysis
 from headwise.analysis.changes import Change
 from headwise.analysis.directions import band, random_like
 from headwise.analysis.kinds import Options
+from headwise.analysis.mechanism import Gains
 from headwise.analysis.overlapping import _said_across, _said_within, between_phases, heads_of
 from headwise.updates.sites import Site
+from made_results import run
 
 Finished = Callable[..., Path]
 LAYERS, HEADS, ROWS = 6, 4, 4
@@ -93,7 +95,7 @@ def test_the_analysis_of_a_run(finished: Finished, method: str, phases: int) -> 
     table = made.tables["heads"]
     assert len(table) == phases * 2 * 6 * 6
     assert set(made.figures) == {"pairs", "shares", *(["phases"] if phases > 1 else [])}
-    assert ("phases" in made.tables) == (phases > 1)
+    assert ("phases" in made.tables) == ("gains" in made.tables) == (phases > 1)
     lora = table[table["phase"] == "lora"]
     assert (lora["shared"] > 0.98).all() and (lora["own"] < 0.001).all(), "all heads stand on one A"
     assert (table[table["phase"] == "head_lora"]["shared"] < 0.5).all()
@@ -110,3 +112,26 @@ def test_runs_stand_side_by_side(finished: Finished) -> None:
     assert set(made.figures) == {"pairs_1", "shares_1", "phases_1", "pairs_2", "shares_2"}
     assert made.tables["heads"]["run"].nunique() == 2
     assert sum(sentence.startswith("lora, dsprites_loc") for sentence in made.sentences) == 2
+
+
+def test_gains_stand_beside_where_the_second_phase_lies(finished: Finished) -> None:
+    made = analysis.overlap([finished("method=hs_lora"), finished("method=hs_lora", "seed=1")], draws=2)
+    gains, heads, spaces = (made.tables[name] for name in ("gains", "heads", "phases"))
+    assert "gains" in made.figures and len(gains) == 2
+    for row in gains.itertuples():
+        second = heads[(heads["run"] == row.run) & (heads["phase"] == "head_lora")]
+        assert (row.shared, row.own) == (pytest.approx(second["shared"].mean()), pytest.approx(second["own"].mean()))
+        by_head = spaces[(spaces["run"] == row.run) & (spaces["head"] != "whole")]
+        assert row.rows == pytest.approx(by_head["rows"].mean())
+
+
+def test_a_gain_that_follows_a_measure_is_said_to() -> None:
+    results = {f"run {n}": run("hs_lora", seed=n, accuracy=(60.0, 61.0 + n)) for n in range(6)}
+    heads = {name: (0.5, 0.1 * n) for n, name in enumerate(results)}
+    gains = Gains.of(results, heads, {name: (0.3 - 0.01 * n, 0.2) for n, name in enumerate(results)})
+    assert gains.table["gain"].tolist() == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+    (said,) = gains.sentences(draws=200, seed=0)
+    assert "outside all other heads' +1.00" in said and "first's row space -1.00" in said
+    assert "energy in another head's row space" not in said, "it does not vary"
+    few = Gains.of(dict(list(results.items())[:2]), heads, {"run 0": (0.1, 0.1), "run 1": (0.2, 0.2)})
+    assert few.sentences(draws=200, seed=0) == [] and set(few.figures()) == {"gains"}

@@ -75,6 +75,11 @@ KINDS: dict[str, AnalysisKind] = {
         "accuracy over shots, heads off and parameters; by seed; needs no weights",
         (),
     ),
+    "rates": AnalysisKind(
+        "headwise.analysis.rate_effect",
+        "training loss over learning rate and rank, shared and per-head updates; needs no weights",
+        ("seed",),
+    ),
     "ranking": AnalysisKind(
         "headwise.analysis.ranks",
         "methods ranked over tasks, with their critical difference; needs no weights, but the extra [ranking]",

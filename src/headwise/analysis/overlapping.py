@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,11 +27,15 @@ from headwise.analysis.changes import Change, Group, by_head, changes, names_of
 from headwise.analysis.directions import random_factors, rounding_of, spectrum
 from headwise.analysis.kinds import Options
 from headwise.analysis.made import Analysis
+from headwise.analysis.mechanism import Gains
 from headwise.analysis.shares import Between, Heads, between, between_heads, spanned
 from headwise.artifacts.saved import SavedRun
+from headwise.results.records import Result
 
 MOST_ROWS = 8
 """Of a picture: phases and projections."""
+RANDOM_ORDERS = 1000
+"""Behind the band of a correlation over runs."""
 BESIDE = ("apart", "joint")
 SHARES = {"shared": "in another head's row space", "own": "outside all other heads'"}
 AGAINST = {"cosine": "cosine", "rows": "in the first's row space", "columns": "in the first's column space"}
@@ -106,10 +110,15 @@ def analyse(runs: Sequence[SavedRun], options: Options) -> Analysis:
         figures |= style.parted(f"pairs{end}", mine, functools.partial(_pairs, name), MOST_ROWS)
         figures |= style.parted(f"shares{end}", mine, functools.partial(_shares, name), MOST_ROWS)
         figures |= style.parted(f"phases{end}", two, functools.partial(_phases, name), MOST_ROWS)
+    gains = _gains({name: run.result for run, name in zip(runs, names_of(runs), strict=True)}, within, across)
     if across:
         tables["phases"] = _phases_table(across)
+    if len(gains.table):
+        tables["gains"] = gains.table
+        figures |= gains.figures()
     said = [_said_within(name, one, len(runs) > 1) for name, one in within]
     said += [_said_across(name, one, len(runs) > 1) for name, one in across]
+    said += gains.sentences(RANDOM_ORDERS, options.seed)
     said.append(
         f"Bands hold 95 % of further random updates (n = {options.draws} draws each): {'; '.join(_NULLS)}. "
         "In them one number in twenty lies outside by chance."
@@ -180,6 +189,32 @@ def between_phases(first: Change, second: Change, options: Options) -> Iterator[
             random = Between(*(torch.stack(parts) for parts in zip(*drawn, strict=True)))
             labels = (first.label, second.label)
             yield Across(labels, group, is_whole, between(start, after), random)
+
+
+def _gains(
+    results: Mapping[str, Result], within: Sequence[tuple[str, Within]], across: Sequence[tuple[str, Across]]
+) -> Gains:
+    """Gains of the runs' second phases beside the means of their heads, all projections together."""
+    heads = {
+        run: [
+            _pooled([getattr(one.heads, name) for of, one in within if (of, one.label) == (run, label)])
+            for name in SHARES
+        ]
+        for run, label in {run: one.labels[1] for run, one in across}.items()
+    }
+    spaces = {
+        run: [
+            _pooled([getattr(one.measured, name) for of, one in across if of == run and not one.is_whole])
+            for name in ("rows", "columns")
+        ]
+        for run in heads
+    }
+    return Gains.of(results, heads, spaces)
+
+
+def _pooled(values: Sequence[Tensor]) -> float:
+    """Mean of everything that is there."""
+    return float(torch.cat([value.flatten() for value in values]).nanmean()) if values else float("nan")
 
 
 def _ends(name: str, null: Band, place: tuple[int, ...]) -> dict[str, float]:
