@@ -8,7 +8,7 @@ from made_peft import HEADS, O_SITE, SITE, distance, linear, ours, pass_through,
 
 from headwise.errors import ConfigError
 from headwise.methods.hs_controls import JointLoRA, PermutedLoRA, PermutedRows, SharedAndHeads
-from headwise.methods.hs_lora import HeadLoRA, MatchedLoRA, ScaledHeadLoRA
+from headwise.methods.hs_lora import HeadLoRA, MatchedLoRA, ScaledHeadLoRA, matched_ranks
 from headwise.methods.lora import LoRA
 from headwise.updates.lowrank import LowRank
 from headwise.updates.sites import Site
@@ -102,11 +102,11 @@ def test_the_scale_makes_steps_as_large_as_those_of_lora_of_equal_size(rank: int
 def test_a_scaled_update_is_the_update_of_heads_times_the_ratio_of_ranks(site: Site) -> None:
     weight = linear().weight
     (scaled,) = ScaledHeadLoRA(label="s", rank=RANK).build_all({site: weight}).values()
-    (plain,) = MatchedLoRA(label="m", head_rank=RANK).build_all({site: weight}).values()
+    (rank,) = matched_ranks(RANK, {site: (weight.shape[0], weight.shape[1])}).values()
     heads = LowRank(site, weight, RANK, groups=HEADS)
     perturb([scaled.A, scaled.B])
     heads.load_state_dict(scaled.state_dict())
-    assert distance(scaled.weight(weight), heads.weight(weight) * plain.B.shape[-1] / RANK) < 1e-6
+    assert distance(scaled.weight(weight), heads.weight(weight) * rank / RANK) < 1e-6
 
 
 @pytest.mark.parametrize("method", [PermutedLoRA(label="x", rank=1), JointLoRA(label="x", rank=1, head_rank=1)])

@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 
+from headwise.errors import ConfigError
 from headwise.methods.hs_lora import HeadLoRA, MatchedLoRA, matched_ranks
 from headwise.updates.sites import Site
 from made_networks import network
@@ -65,3 +66,11 @@ def test_in_a_network(family: str, rank: int) -> None:
         installed = method.install(network(family))
         found.append(sum(tensor.numel() for tensor in installed.adapter().values()))
     assert abs(found[1] / found[0] - 1) <= 0.005
+
+
+def test_a_size_that_whole_ranks_cannot_have_is_refused() -> None:
+    net = network("vit")
+    bases = dict(list(net.bases(["q"]).items())[:1])
+    with pytest.raises(ConfigError, match=r"whole ranks have [+-]\d+\.\d % parameters.*can be matched: 2, 4, 6, 8"):
+        MatchedLoRA(label="matched_lora", targets=["q"], head_rank=1).build_all(bases)
+    assert MatchedLoRA(label="matched_lora", targets=["q"], head_rank=2).build_all(bases)

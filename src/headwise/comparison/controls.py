@@ -22,6 +22,7 @@ from headwise.comparison.recipes import (
 )
 from headwise.results.fingerprint import fingerprint
 from headwise.results.records import PhaseResult, Result, RunKey
+from headwise.schema.kinds import SAME_SIZE
 
 EQUAL_SIZE = "equal-size LoRA"
 PERMUTED, SCALED, JOINT, ORDER = "random rows", "equal steps", "joint", "other order"
@@ -104,8 +105,6 @@ CONTROLS = {
     MASK: {NO_MASK: "the same with ne=ne0", MASKS["random"]: "the same with mode=random in its gate"},
 }
 """Of each claim, the kinds of run that it must beat, and how such a run is made."""
-SAME_SIZE = 0.005
-"""Share of parameters up to which a control counts as of equal size without a word."""
 Claims = Mapping[tuple[str, str], Mapping[str, Sequence[str]]]
 """Of each claim and row, by the controls it needs, the tasks on which a run lacks one."""
 
@@ -180,14 +179,11 @@ def controls_of(result: Result) -> dict[str, dict[str, str]]:
 def matches(results: Sequence[Result], every: Iterable[Result]) -> list[Match]:
     """Return the differences of head-wise runs to their controls.
 
-    A two-phase run is compared with its own Phase 1; with each of its two methods alone (longer P1, longer P2): a
-    one-phase run of the same task, seed, weights, images and protocol, whose epochs are those of both phases together;
-    with the first whose schedule ran once per phase (restarted); after the very same Phase 1, for as many epochs, with
-    plain LoRA of as many parameters (equal-size LoRA), with groups of random rows and with heads of the scale that
-    makes their steps equal to plain LoRA's (equal steps); with both updates trained together; and with its phases in
-    the other order.
-    A one-phase run of per-head updates is compared with plain LoRA of as many parameters, with groups of random rows,
-    and with heads of that scale, for as many epochs.
+    A two-phase run is compared with its own Phase 1; with one-phase runs of the same task, seed, weights, images and
+    protocol whose epochs are those of both phases together: each of its methods alone, the first with its schedule run
+    twice, and both updates trained together; with the other order; and, after the very same Phase 1, with plain LoRA of
+    as many parameters, groups of random rows, and heads whose steps are equal to plain LoRA's.
+    A one-phase run of per-head updates is compared with the last three, trained for as many epochs.
     A run with heads off by score is compared with the same with none off, and with as many random or first ones off.
 
     Args:

@@ -138,7 +138,7 @@ class Adapters(Method):
                 part = self._part(width_of(net, key))
                 parts[f"{key}.adapter_{name}"] = part
                 where = DROP_PATHS[name] if self.outside else name
-                around = STREAM.get(self.placement, After)
+                around: Callable[..., Wrapper] = STREAM.get(self.placement, After)
                 place(net, path if name == "block" else f"{path}.{where}", functools.partial(around, part=part))
             if self.train_ln:
                 own: Any = unwrapped(block)

@@ -11,7 +11,7 @@ from torch import Tensor
 from headwise.errors import ConfigError
 from headwise.methods.base import Method, check_heads, per_head
 from headwise.network.backbone import Backbone
-from headwise.schema.kinds import Count, Factor, Rate, Text
+from headwise.schema.kinds import SAME_SIZE, Count, Factor, Rate, Text
 from headwise.updates.adapted import Delta
 from headwise.updates.lowrank import LowRank
 from headwise.updates.sites import Site
@@ -112,8 +112,8 @@ class MatchedLoRA(Method):
     """Control of equal size: plain LoRA with as many parameters as `HeadLoRA` of rank r' has.
 
     r = r' (H I + O) / (I + O) on average; where that is not whole, neighbouring layers of a target take the whole ranks
-    around it, so that all of them together have the size: 6 and 7 at r' = 1 on ViT-B/16, 13 everywhere at r' = 2. One
-    projection alone can be up to half a rank off.
+    around it, so that all of them together have the size: 6 and 7 at r' = 1 on ViT-B/16, 13 everywhere at r' = 2. Where
+    few projections leave more than 0.5 % between the two, it is refused.
 
     Attributes:
         head_rank: r' of the per-head update it stands against.
@@ -132,8 +132,20 @@ class MatchedLoRA(Method):
         return sum(ranks[site] * sum(shape) for site, shape in shapes.items())
 
     def build_all(self, bases: Mapping[Site, Tensor]) -> dict[Site, Delta]:
-        """One group of rows each, of the matched ranks."""
-        ranks = matched_ranks(self.head_rank, {site: (base.shape[0], base.shape[1]) for site, base in bases.items()})
+        """One group of rows each, of the matched ranks.
+
+        Raises:
+            ConfigError: if whole ranks cannot have the size.
+        """
+        shapes = {site: (base.shape[0], base.shape[1]) for site, base in bases.items()}
+        if abs(off := _off(self.head_rank, shapes)) > SAME_SIZE:
+            equal = [str(rank) for rank in range(1, 65) if abs(_off(rank, shapes)) <= SAME_SIZE]
+            raise ConfigError(
+                f"{self.label!r} cannot match per-head updates of rank {self.head_rank} on "
+                f"{', '.join(site.key for site in shapes)}: whole ranks have {100 * off:+.1f} % parameters, allowed is "
+                f"{100 * SAME_SIZE:g} %; ranks per head that can be matched: {', '.join(equal[:4]) or 'none'}"
+            )
+        ranks = matched_ranks(self.head_rank, shapes)
         return {
             site: LowRank(site, base, ranks[site], groups=1, scale=self.scale, dropout=self.dropout)
             for site, base in bases.items()
@@ -202,3 +214,10 @@ def matched_ranks(head_rank: int, shapes: Mapping[Site, tuple[int, int]]) -> dic
         ranks[site] = max(1, round(due / cost))
         due -= ranks[site] * cost
     return ranks
+
+
+def _off(head_rank: int, shapes: Mapping[Site, tuple[int, int]]) -> float:
+    """By which share plain LoRA of the matched ranks has more parameters than per-head updates."""
+    ranks = matched_ranks(head_rank, shapes)
+    wanted = sum(head_rank * site.per_head_size(shape) for site, shape in shapes.items())
+    return sum(ranks[site] * sum(shape) for site, shape in shapes.items()) / wanted - 1

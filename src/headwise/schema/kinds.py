@@ -17,6 +17,8 @@ PUBLISHED = "published"
 """In place of a value: what the method's authors published for the task."""
 PROJECTIONS = ("q", "k", "v", "o", "fc1", "fc2")
 """What updates of projections may reach, in the order of a block."""
+SAME_SIZE = 0.005
+"""Share of parameters up to which a control counts as of equal size."""
 
 
 def _other_than_0(value: float) -> float:
