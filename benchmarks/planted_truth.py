@@ -36,7 +36,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from headwise.cli import script
-from headwise.commands.arguments import Parser, Whole, record_file
+from headwise.commands.arguments import Parser, Whole, out_folder, record_file
 from headwise.comparison.comparable import distinct, places
 from headwise.comparison.controls import MASK, PHASE, lacking, matches
 from headwise.comparison.verdicts import Judgement, Verdict, judged
@@ -241,7 +241,7 @@ def verdict(folder: Path, planted: Planted) -> Judgement:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, help="folder of images, weights and runs")
+    parser.add_argument("out", type=out_folder, help="folder of images, weights and runs")
     parser.add_argument(
         "--seeds", type=Whole(1, 100), default=6, help="runs of each arm; six are needed for a verdict (6)"
     )

@@ -62,12 +62,12 @@ def read_task(name: str, options: argparse.Namespace) -> VTABTask:
     else:
         exclusive({"--shots": options.shots, "--draw": options.draw}, f"to task {name}, which is no few-shot set")
     if options.num_classes is not None:
-        if plain["num_classes"] != "???":
+        if plain["num_classes"] is not None:
             exclusive(
                 {"--num-classes": options.num_classes}, f"to task {name}, which has {plain['num_classes']} classes"
             )
         plain["num_classes"] = options.num_classes
-    if plain["num_classes"] == "???":
+    if plain["num_classes"] is None:
         raise ConfigError(f"{name} needs --num-classes")
     return VTABTask(**plain)
 

@@ -68,7 +68,7 @@ def build_all(cfg: DictConfig) -> dict[str, Any]:
     """Every object that a run would build from a configuration."""
     OmegaConf.set_struct(cfg, False)
     for group, key, value in (("backbone", "weights", "some.npz"), ("dataset", "num_classes", 2)):
-        if OmegaConf.is_missing(cfg[group], key):
+        if OmegaConf.is_missing(cfg[group], key) or (group, cfg[group].get(key)) == ("dataset", None):
             cfg[group][key] = value
     if "root" in cfg.data.keys() and (OmegaConf.is_missing(cfg.data, "root") or cfg.data.root is not None):  # noqa: SIM118
         cfg.data.root = str(REPO)  # a folder that exists

@@ -22,7 +22,9 @@ import torch
 from PIL import EpsImagePlugin, Image
 
 from headwise.artifacts import released
+from headwise.artifacts.adapting import read_adapted
 from headwise.artifacts.export import load
+from headwise.artifacts.peftfolder import read_peft
 from headwise.cli import earlier_record
 from headwise.commands.arguments import record_file
 from headwise.data import bulk, own
@@ -30,6 +32,7 @@ from headwise.data.decode import decode
 from headwise.data.stored import facts
 from headwise.data.stores import prepared
 from headwise.data.stores.cache import META, Cache, label_file
+from headwise.data.stores.listfiles import labels_in
 from headwise.data.stores.prepared import FEATURES, INFO, MARKER, check_features
 from headwise.errors import HeadwiseError
 from headwise.network import hub, reading
@@ -41,7 +44,7 @@ from headwise.runs.ledger import Ledger
 from headwise.storage import hashes, plain
 from headwise.storage.claims import standing
 from headwise.training import address
-from made_networks import REPO, network
+from made_networks import REPO, network, plain_timm
 from made_results import result
 
 READERS = {
@@ -296,6 +299,17 @@ LOADERS: dict[str, Check | str] = {
     "methods/_catalog.py:csv.DictReader": OURS,
     "methods/noah.py:csv.DictReader": OURS,
     "report/pictures.py:csv.DictReader": read_curves,
+    "data/stores/listfiles.py:csv.reader": lambda folder, content: _refused(
+        labels_in, put(folder, "train.csv", content)
+    ),
+    "artifacts/adapting.py:plain.read_json": lambda folder, content: _refused(
+        read_adapted, put(folder, "adapter.json", content).parent
+    ),
+    "artifacts/peftfolder.py:plain.read_json": lambda folder, content: _refused(
+        read_peft, put(folder, "adapter_config.json", content).parent, plain_timm("vit")
+    ),
+    "network/given.py:yaml.safe_load": OURS,
+    "protocol/described.py:OmegaConf.load": OURS,
     "scripts/show_task.py:yaml.safe_load": OURS,
 }
 """Every place that reads a file: how to give it one, or why nobody else can."""

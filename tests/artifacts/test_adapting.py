@@ -187,7 +187,7 @@ def test_it_classifies_copies_and_pickles(tmp_path: Path) -> None:
         ("vit_tiny_random", "head_lroa", {}, r"unknown method 'head_lroa' \(did you mean 'head_lora'"),
         ("vit_tiny_random", "head_lora", {"rank": 0}, r"method\.rank must be a whole number"),
         ("vit_tiny_random", "head_lora", {"rank": 49}, r"rank must be in 1\.\.12"),
-        ("vit_tiny_random", "head_lora", {"targets": ["o"]}, r"updates the rows of heads, which s0\.b0\.o does not"),
+        ("vit_tiny_random", "head_lora", {"targets": ["fc1"]}, r"updates what heads own, and s0\.b0\.fc1 has no heads"),
         ("vit_tiny_random", "head_lora", {"epochs": 3}, r"epochs=3 means nothing to adapt"),
         ("vit_tiny_random", "head_lora", {"num_classes": None}, r"num_classes must be given"),
         ("vit_tiny_random", "head_lora", {"class_names": ["a"]}, r"1 class_names for a classifier of 5 classes"),

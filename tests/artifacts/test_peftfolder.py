@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def test_out_and_in(network: str, method: str, fields: dict[str, Any], tmp_path:
     perturb(net.trainable_parameters(), 0.1)
     expected = logits(net, X)
     write_peft(net, tmp_path)
-    theirs = peft.PeftModel.from_pretrained(plain_timm(network), str(tmp_path))
+    theirs = peft.PeftModel.from_pretrained(copy.deepcopy(model), str(tmp_path))
     assert distance(logits(theirs, X), expected) < 1e-4 < distance(logits(model, X), expected)
     if len({len(t) for n, t in theirs.named_parameters() if "lora_A" in n}) == 1:
         assert distance(logits(read_peft(tmp_path, model), X), expected) < 1e-4
@@ -43,10 +44,11 @@ def test_out_and_in(network: str, method: str, fields: dict[str, Any], tmp_path:
 @pytest.mark.parametrize("dora", [False, True])
 def test_in_from_peft(dora: bool, tmp_path: Path) -> None:
     config = peft.LoraConfig(r=2, lora_alpha=6, target_modules=["qkv"], modules_to_save=["head"], use_dora=dora)
-    theirs = peft.get_peft_model(plain_timm("vit"), config)
+    model = plain_timm("vit")
+    theirs = peft.get_peft_model(copy.deepcopy(model), config)
     perturb([p for p in theirs.parameters() if p.requires_grad], 0.1)
     theirs.save_pretrained(str(tmp_path))
-    ours = read_peft(tmp_path, plain_timm("vit"))
+    ours = read_peft(tmp_path, model)
     assert distance(logits(ours, X), logits(theirs, X)) < 1e-4
     assert distance(logits(ours.merge(), X), logits(theirs, X)) < 1e-4
 

@@ -135,7 +135,7 @@ def test_own_images(tmp_path: Path) -> None:
     assert source.labels(task) == ["own data"]
     assert source.load(task, "train800val200", 32).keys == ("a.png", "b.png", "c.png")
     assert source.load(task, "test", 32).labels.tolist() == [1, 0]
-    with pytest.raises(DataError, match=r"val200 needs val200.txt or val.txt in .*own'"):
+    with pytest.raises(DataError, match=r"val200 needs val200.txt or val.txt or val.csv or val.tsv in .*own'"):
         source.load(task, "train800", 32)
 
 

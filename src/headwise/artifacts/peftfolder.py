@@ -162,15 +162,24 @@ def _config(folder: Path) -> dict[str, Any]:
     try:
         config = plain.read_json(folder / CONFIG)
         plain.mapping(config, "it")
+        for key in ("r", "lora_alpha"):
+            plain.number(config.get(key), key)
+        if (blocks := config.get("use_bdlora")) is not None:
+            plain.mapping(blocks, "use_bdlora")
+            plain.count(blocks.get("nblocks"), "use_bdlora.nblocks")
+        for key in ("alpha_pattern", "rank_pattern"):
+            plain.maybe(plain.mapping)(config.get(key), key)
     except plain.Misfit as error:
         raise CheckpointError(f"{folder / CONFIG} is no configuration of an adapter: {error}") from error
     if config.get("peft_type") != "LORA":
-        raise ConfigError(f"{folder}: adapters of peft's type {config.get('peft_type')!r} are not read; allowed: LORA")
+        raise ConfigError(
+            f"{folder}: adapters of peft's type {str(config.get('peft_type'))[:40]!r} are not read; allowed: LORA"
+        )
     patterns = config.get("alpha_pattern") or {}, config.get("rank_pattern") or {}
     usual = {"use_rslora": (None, False), "bias": (None, "none"), "alpha_pattern": (None, {}, patterns[1])}
     for key, allowed in usual.items():
         if config.get(key) not in allowed:
-            raise ConfigError(f"{folder}: {key}={config[key]!r} is not read")
+            raise ConfigError(f"{folder}: {key}={str(config[key])[:40]} is not read")
     return dict(config)
 
 
