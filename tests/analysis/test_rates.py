@@ -40,6 +40,13 @@ def made(kind: str, rate: float, rank: int, value: float, task: str = "eurosat",
     return dataclasses.replace(result, phases=[phase])
 
 
+def other(steps: int = 75, **provenance) -> Result:
+    """A run of shared updates that was trained otherwise."""
+    result = made(LORA, 0.001, 1, 1.0)
+    phase = dataclasses.replace(result.phases[0], steps=steps)
+    return dataclasses.replace(result, phases=[phase], provenance={**result.provenance, **provenance})
+
+
 def grid(power: float, apart: float) -> list[Result]:
     return [
         made(kind, rate, rank, loss(rate, rank, kind == HEAD, power, apart))
@@ -79,7 +86,12 @@ def test_the_scale_counts_as_rate_and_a_methods_own_rate_before_the_protocols() 
 @pytest.mark.parametrize(
     ("results", "said"),
     [
-        ([*grid(1.0, 0.0), made(LORA, 0.1, 1, 1.0, task="svhn")], "several tasks are no one curve, got eurosat, svhn"),
+        ([*grid(1.0, 0.0), made(LORA, 0.1, 1, 1.0, task="svhn")], "no one curve: .*task.*eurosat.*svhn"),
+        ([*grid(1.0, 0.0), made(LORA, 0.1, 1, 1.0, targets=["q"])], "no one curve: .*targets"),
+        ([*grid(1.0, 0.0), other(steps=150)], "no one curve: steps"),
+        ([*grid(1.0, 0.0), other(weights={"name": "other"})], "no one curve: weights"),
+        ([*grid(1.0, 0.0), other(protocol={"name": "strict", "lr": 0.001, "batch_size": 8})], "curve: protocol.batch"),
+        ([one for one in grid(1.0, 0.0) if one.phases[0].method["_target_"] == LORA], "got none of per head"),
         (
             [one for one in grid(1.0, 0.0) if one.phases[0].method["rank"] < 4],
             "three values of the rank or more, got 2",

@@ -23,9 +23,10 @@ from headwise.analysis import style
 from headwise.analysis.bands import percentiles
 from headwise.analysis.kinds import Options, Recorded
 from headwise.analysis.made import Analysis
-from headwise.comparison.comparable import recorded
+from headwise.comparison.comparable import few, recorded
 from headwise.comparison.recipes import class_of
 from headwise.errors import ConfigError
+from headwise.results.fingerprint import differences
 from headwise.results.records import Result
 
 SHARED = "shared"
@@ -57,16 +58,19 @@ class Fit:
 
 
 def analyse(runs: Sequence[Recorded], options: Options) -> Analysis:
-    """Make the analysis of runs of one task that differ in rate, rank and structure."""
+    """Make the analysis of runs that differ in seed, rate, rank and structure alone."""
     table = pd.DataFrame([_row(run.result) for run in runs]).sort_values(["structure", "rank", "rate"])
-    tasks = sorted(set(table["task"]))
-    if len(tasks) > 1:
-        raise ConfigError(f"losses of several tasks are no one curve, got {', '.join(tasks)}; give runs of one")
+    grounds = [_ground(run.result) for run in runs]
+    for other in grounds[1:]:
+        if apart := differences(grounds[0], other):
+            raise ConfigError(f"losses of runs that differ in more than rate and rank are no one curve: {few(apart)}")
     for name in ("rate", "rank"):
         if table[name].nunique() < 3:
             raise ConfigError(f"rates needs runs at three values of the {name} or more, got {table[name].nunique()}")
     if len(table) < LEAST:
         raise ConfigError(f"rates needs {LEAST} runs or more, got {len(table)}")
+    if missing := set(STRUCTURES.values()) - set(table["structure"]):
+        raise ConfigError(f"rates compares shared and per-head updates, got none of {', '.join(missing)}")
     fits = {name: fit(table, power) for name, power in AXES.items()} | {"fitted": fit(table)}
     draws = np.random.default_rng(options.seed)
     again = [fit(table.iloc[draws.integers(len(table), size=len(table))]) for _ in range(DRAWS)]
@@ -103,6 +107,20 @@ def _row(result: Result) -> dict[str, Any]:
         "steps": phase.steps,
         "loss": phase.train_loss,
         "accuracy": phase.accuracy,
+    }
+
+
+def _ground(result: Result) -> dict[str, Any]:
+    """What runs of one curve share: everything that a loss depends on but seed, rate, rank and structure."""
+    phase, protocol = result.phases[-1], recorded(result, "protocol")
+    free = ("_target_", "label", "rank", "lr", "scale", "epochs", "revision")
+    return {
+        "task": result.key.dataset,
+        "weights": recorded(result, "weights"),
+        "data": recorded(result, "data"),
+        "protocol": {name: value for name, value in protocol.items() if name != "lr"},
+        "method": {name: value for name, value in phase.method.items() if name not in free and value},
+        "steps": phase.steps,
     }
 
 
