@@ -47,6 +47,7 @@ def read_task(name: str, options: argparse.Namespace) -> VTABTask:
     """The task of a file in conf/dataset."""
     import yaml
 
+    from headwise.data.found import with_classes
     from headwise.data.tasks import VTABTask
     from headwise.errors import ConfigError, suggest
 
@@ -67,8 +68,9 @@ def read_task(name: str, options: argparse.Namespace) -> VTABTask:
                 {"--num-classes": options.num_classes}, f"to task {name}, which has {plain['num_classes']} classes"
             )
         plain["num_classes"] = options.num_classes
-    if plain["num_classes"] is None:
-        raise ConfigError(f"{name} needs --num-classes")
+    if plain["num_classes"] is None and options.root is None:
+        raise ConfigError(f"{name} needs --num-classes, or --root PATH to find them in")
+    plain = with_classes(plain, {"root": str(options.root)})
     return VTABTask(**plain)
 
 

@@ -133,5 +133,9 @@ def test_a_gain_that_follows_a_measure_is_said_to() -> None:
     (said,) = gains.sentences(draws=200, seed=0)
     assert "outside all other heads' +1.00" in said and "first's row space -1.00" in said
     assert "energy in another head's row space" not in said, "it does not vary"
+    other = {f"x {n}": run("hs_lora", "dtd", seed=n, accuracy=(60.0, 70.0 - n)) for n in range(4)}
+    shares = {**heads, **{name: (0.5, 0.1 * n) for n, name in enumerate(other)}}
+    both = Gains.of({**results, **other}, shares, dict.fromkeys(shares, (0.2, 0.2)))
+    assert [("+1.00" in line, "-1.00" in line) for line in both.sentences(200, 0)] == [(True, False), (False, True)]
     few = Gains.of(dict(list(results.items())[:2]), heads, {"run 0": (0.1, 0.1), "run 1": (0.2, 0.2)})
     assert few.sentences(draws=200, seed=0) == [] and set(few.figures()) == {"gains"}

@@ -124,3 +124,17 @@ def test_what_contradicts_itself_is_refused(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text("path,label\na.png\n")
     with pytest.raises(DataError, match=r"train\.csv, line 2: 1 columns"):
         read_list(tmp_path / "train.csv", 2, ["cats", "dogs"])
+
+
+def test_class_folders_say_which_test_images_are_in_the_training_set(tmp_path: Path) -> None:
+    put(tmp_path, "train/cat/a.png", "train/dog/b.png", "test/cat/c.png", "test/dog/d.png")
+    (tmp_path / "test/cat/again.png").write_bytes((tmp_path / "train/cat/a.png").read_bytes())
+    task = task_of(tmp_path)
+    assert "test images in train: 1" in FolderSource(tmp_path).labels(task)
+
+
+@pytest.mark.parametrize("label", ["9" * 5000, "99999999"])
+def test_a_huge_label_makes_no_huge_classifier(label: str, tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_text(f"a.png 0\nb.png {label}\n")
+    with pytest.raises(DataError, match=r"a label is 9+, and there are 2 labels"):
+        with_classes({"group": "own", "num_classes": None, "folders": ["."]}, {"root": str(tmp_path)})

@@ -20,7 +20,7 @@ MEASURES = {
     "columns": "energy in the first's column space",
 }
 LEAST = 4
-"""Runs from which on a rank correlation can be beyond chance."""
+"""Runs of a task from which on a rank correlation can be beyond chance."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Gains:
         lines = []
         for name in across:
             tested = results[name].tested
-            if len(tested) < 2 or name not in within:
+            if len(tested) < 2:
                 continue
             gain = float(tested[-1].accuracy or 0.0) - float(tested[-2].accuracy or 0.0)
             measures = dict(zip(MEASURES, (*within[name], *across[name]), strict=True))
@@ -68,14 +68,15 @@ class Gains:
         return {"gains": figure}
 
     def sentences(self, draws: int, seed: int) -> list[str]:
-        """Rank correlations with the gain over the runs, against random orders."""
-        there = self.table.dropna()
-        if len(there) < LEAST:
-            return []
-        gain, said = there["gain"].to_numpy(float), []
-        for name, words in MEASURES.items():
-            found = agreement(there[name].to_numpy(float), gain, 1, draws, seed)
-            if not np.isnan(found.spearman):
-                said.append(f"{words} {found.spearman:+.2f} (random orders {found.low:+.2f} to {found.high:+.2f})")
-        where = f"{len(there)} runs of {there['task'].nunique()} task(s)"
-        return [f"Rank correlation of the second phase's gain over {where}: {'; '.join(said)}."] if said else []
+        """Rank correlations with the gain over the runs of each task, against random orders; tasks are never mixed."""
+        lines = []
+        for task, there in self.table.dropna().groupby("task", sort=False) if len(self.table) else ():
+            gain, said = there["gain"].to_numpy(float), []
+            for name, words in MEASURES.items() if len(there) >= LEAST else ():
+                found = agreement(there[name].to_numpy(float), gain, 1, draws, seed)
+                if not np.isnan(found.spearman):
+                    said.append(f"{words} {found.spearman:+.2f} (random orders {found.low:+.2f} to {found.high:+.2f})")
+            if said:
+                of = f"the {len(there)} runs on {task}"
+                lines.append(f"Rank correlation of the second phase's gain over {of}: {'; '.join(said)}.")
+        return lines

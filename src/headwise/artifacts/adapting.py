@@ -30,7 +30,7 @@ from headwise.training.address import read_tensors, write_tensors
 
 RECORD = "adapter.json"
 FORMAT = "headwise-adapter/1"
-OF_A_RUN = ("epochs", "lr", "checkpoint")
+OF_A_RUN = ("epochs", "lr", "cycles", "checkpoint")
 """Fields of methods that only a run reads: a loop of the user's own decides how long and how fast it trains."""
 SHAPE = plain.fields(
     {

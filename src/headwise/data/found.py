@@ -1,4 +1,4 @@
-"""Classes that a configuration leaves open, found where a user's images lie. Standard library only."""
+"""Classes that a configuration leaves open, found where a user's images lie."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from typing import Any
 
 from headwise.data.stores.classfolders import class_names
 from headwise.data.stores.folder import OWN_LIST_NAMES
-from headwise.data.stores.listfiles import labels_in
+from headwise.data.stores.listfiles import MOST_DIGITS, NUMBER, labels_in
 from headwise.errors import ConfigError, DataError
 from headwise.storage.atomic import at_home
+
+MOST_TIMES = 100
+"""As many times the number of labels that are there the largest may be: beyond it is a slip, and a huge classifier."""
 
 
 def with_classes(dataset: Any, data: Any) -> Any:
@@ -48,9 +51,18 @@ def _found(folder: Path) -> tuple[list[str], int]:
     if not lists:
         return class_names(folder), 0
     labels = {label for file in lists for label in labels_in(file)}
-    numbers = [int(label) for label in labels if label.isdecimal()]
-    if numbers and len(numbers) < len(labels):
+    numbers = {label for label in labels if NUMBER.fullmatch(label)}
+    if not numbers:
+        return sorted(labels), 0
+    if len(numbers) < len(labels):
         raise DataError(
             f"{folder}: labels are numbers in some lines and names in others; dataset.class_names says which"
         )
-    return ([], max(numbers) + 1) if numbers else (sorted(labels), 0)
+    # what is no label at all is refused with its line, when the lists are read
+    largest = max((int(label[-MOST_DIGITS:]) for label in numbers if label[0] != "-"), default=0)
+    if largest >= MOST_TIMES * len(numbers):
+        raise DataError(
+            f"{folder}: a label is {largest}, and there are {len(numbers)} labels; dataset.num_classes={largest + 1} "
+            "says that it is meant"
+        )
+    return [], largest + 1

@@ -156,9 +156,10 @@ class MatchedLoRA(Method):
 class ScaledHeadLoRA(Method):
     """Control of equal steps: `HeadLoRA` whose updates move as far as those of `MatchedLoRA` at the same rate.
 
-    A step of Adam changes every entry of A and B by about the rate, so an update of rank r moves r times as far as one
-    of rank 1. Plain LoRA of equal size has a larger rank than each head; here the scale makes up for it: s r / r', r
-    the rank of `MatchedLoRA` in the same layer, 6.5 s on q and v of ViT-B/16 at r' = 2.
+    The hypothesis: a step of Adam changes every entry of A and B by about the rate, so an update of rank r moves r
+    times as far as one of rank 1; docs/results.md tests it, and finds much less. Plain LoRA of equal size has a larger
+    rank than each head; here the scale makes up for it: s r / r', r the rank of `MatchedLoRA` in the same layer, 6.5 s
+    on q and v of ViT-B/16 at r' = 2.
     Parameters: those of per-head updates, r' (H I + O) per projection, of o r' (H O + I).
 
     Attributes:

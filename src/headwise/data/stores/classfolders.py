@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from headwise.data import own
 from headwise.data.stores.listfiles import SUFFIXES, ListedImage
 from headwise.data.tasks import VTABTask
 from headwise.errors import DataError, suggest
@@ -106,9 +107,9 @@ class ClassFolders:
             raise DataError(f"task {self.task.name!r}: {name!r} is no class{suggest(name, self.labels_of)}")
         return self.labels_of[name]
 
-    def labels(self, contents: Mapping[str, object]) -> list[str]:
-        """``own data``, and ``own split`` where the test images were chosen here."""
-        return ["own data", *([OWN_SPLIT] if "" in self.parts else [])]
+    def labels(self, contents: own.Contents) -> list[str]:
+        """``own data``, what is odd about it, and ``own split`` where the test images were chosen here."""
+        return ["own data", *own.labels(contents), *([OWN_SPLIT] if "" in self.parts else [])]
 
 
 def _divided(classes: Mapping[str, Sequence[str]]) -> tuple[dict[str, list[str]], dict[str, list[str]]]:

@@ -19,6 +19,8 @@ from headwise.storage.plain import no_file
 
 JPEG_MAGIC = b"\xff\xd8\xff"
 BLANKS = " \t"
+NUMBER = re.compile(r"-?[0-9]+")
+"""How a label is written that is no name."""
 MOST_DIGITS = 18
 """Of a label; Python refuses to make numbers of thousands."""
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".jp2", ".png", ".ppm", ".pgm", ".tga", ".tif", ".tiff", ".webp")
@@ -63,7 +65,7 @@ def read_list(file: Path, num_classes: int, class_names: Sequence[str] = ()) -> 
     indices = {name: index for index, name in enumerate(class_names)}
     entries = []
     for number, line, path, label in _rows(file):
-        is_number = re.fullmatch(r"-?[0-9]+", label) is not None
+        is_number = NUMBER.fullmatch(label) is not None
         if not path.strip() or "\0" in path or not (is_number or indices):
             raise DataError(
                 f"{file}, line {number}: expected 'relative/path label', the label a whole number, got {_short(line)}"
@@ -98,7 +100,7 @@ def _rows(file: Path) -> Iterator[tuple[int, str, str, str]]:
         return
     for number, line in enumerate(lines, start=1):
         path, _, label = line.rstrip(BLANKS).rpartition(" ")
-        if not re.fullmatch(r"-?[0-9]+", label) and (match := _NAMED.fullmatch(line.rstrip(BLANKS))):
+        if not NUMBER.fullmatch(label) and (match := _NAMED.fullmatch(line.rstrip(BLANKS))):
             path, label = match["path"], match["label"]
         yield number, line, path, label
 
