@@ -421,6 +421,7 @@ def test_the_space_of_the_configuration() -> None:
         "ne": [1, 3, 6],
         "score": ["taylor_pos", "taylor_neg", "taylor_abs"],
         "fields": {},
+        "trials": None,
         "optional": False,
         "seed": 0,
         "halving": None,

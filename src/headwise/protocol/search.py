@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from headwise.errors import ConfigError
+from headwise.protocol.ranges import Range, Values, draw
 from headwise.protocol.space import EVAL_SPLIT as EVAL_SPLIT
 from headwise.protocol.space import TRAIN_SPLIT as TRAIN_SPLIT
 from headwise.protocol.space import Space as Space
@@ -70,13 +71,16 @@ class SearchOutcome:
         space = self.space
         searched = [name for name in ("scale", "ne", "score") if getattr(space, name)] + list(space.fields)
         how = {"train_split": TRAIN_SPLIT, "eval_split": EVAL_SPLIT, "seed": space.seed, "searched": searched}
-        grids = {"scale": space.scale, **space.fields}
-        how["edges"] = [name for name, values in grids.items() if _is_edge(getattr(self.method, name, None), values)]
+        how["edges"] = [
+            name for name, values in space.grids.items() if _is_edge(getattr(self.method, name, None), values)
+        ]
         return {"chosen": self.chosen.plain(), "num_trials": len(trials), "trials": trials, **how}
 
 
-def _is_edge(value: Any, values: Sequence[Any]) -> bool:
+def _is_edge(value: Any, values: Values) -> bool:
     """Whether a number is the smallest or the largest of several that were tried: beyond may lie a better one."""
+    if isinstance(values, Range):
+        return values.is_edge(value)
     are_numbers = all(isinstance(one, int | float) and not isinstance(one, bool) for one in values)
     return are_numbers and len(values) > 1 and value in (min(values), max(values))
 
@@ -171,7 +175,10 @@ def search(
     amounts = sorted(value for value in space.ne if value)
     gate = Gate.of(method.gate) if amounts or space.score else None  # of a search that leaves heads alone, none
     start, all_on = (method, None) if gate is None else (replace(method, gate=_amount(gate, 0)), 0)
-    best = trials.best_of([_Candidate(one, all_on, None, order) for order, one in scaled(space, start)])
+    if space.trials is None or not space.grids:
+        best = trials.best_of([_Candidate(one, all_on, None, order) for order, one in scaled(space, start)])
+    else:
+        best = trials.best_drawn(start, all_on)
     if gate is not None:
         own = gate.ratio or gate.count
         scores = (space.score if gate.mode == "heart" else ()) or [gate.score]  # fixed masks know no score
@@ -208,11 +215,29 @@ class _Trials:
         self._by_recipe: dict[str, Trial] = {}
         self._last: dict[str, Trial] = {}
 
-    def best_of(self, candidates: Sequence[_Candidate]) -> _Candidate:
-        """The best; with halving, of those that were among the best in every round before."""
+    def best_drawn(self, method: Any, ne: float | None) -> _Candidate:
+        """The best of those that optuna draws by what the first round, the only one without halving, makes of them."""
+        drawn: list[_Candidate] = []
+        num, seed = self.space.trials or 0, self.space.seed
+        shares = self.space.shares(num)
+
+        def measure(order: int, chosen: dict[str, Any]) -> float:
+            drawn.append(_Candidate(replace(method, **chosen), ne, None, order))
+            return self._run(drawn[-1], shares[0]).accuracy
+
+        draw(self.space.grids, num, 0 if seed is None else seed, measure)
+        return self.best_of(drawn, shares)
+
+    def best_of(self, candidates: Sequence[_Candidate], shares: Sequence[float] = ()) -> _Candidate:
+        """The best; with halving, of those that were among the best in every round before.
+
+        Args:
+            candidates: in any number.
+            shares: of the epochs, what the rounds train for; empty for what their number asks for.
+        """
         distinct = {fingerprint(candidate.method.spec()): candidate for candidate in reversed(candidates)}
         left = list(reversed(distinct.values()))  # of several names for one method the first
-        for share in self.space.shares(len(left)):
+        for share in shares or self.space.shares(len(left)):
             ranks = {id(candidate): self._rank(candidate, share) for candidate in left}
             left.sort(key=lambda candidate: ranks[id(candidate)])
             left = left[: -(-len(left) // (self.space.halving or len(left)))]

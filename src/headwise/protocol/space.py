@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, Self
@@ -10,6 +9,7 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, Field
 
 from headwise.errors import ConfigError, suggest
+from headwise.protocol.ranges import Range, Values, combined, values_of
 from headwise.schema.check import built_from, check_fields
 from headwise.schema.kinds import Amounts, AtLeast2, Factors, Seed, different
 from headwise.updates.gate import Score
@@ -37,7 +37,9 @@ class Space:
         ne: heads off in every layer, whole numbers, or shares of them below 1; 0 need not be named.
         score: of `headwise.updates.gate.Gate`.
         fields: lists of values, each tried with each and every scale, by the field's name: ``lr`` of the last phase's
-            method, ``heads.lr`` of the phase of that name, ``every.lr`` of each phase in turn.
+            method, ``heads.lr`` of the phase of that name, ``every.lr`` of each phase in turn. With `trials`, also
+            ranges, see `headwise.protocol.ranges.Range`.
+        trials: so many combinations of fields and scales are drawn by optuna, instead of all of them; of each phase.
         optional: a method without a scale, without a gate, or without such a field or phase, leaves that part out
             instead of being refused.
         seed: of the trials, whatever the run's: one search serves all seeds. None: each seed searches for itself.
@@ -49,6 +51,7 @@ class Space:
     ne: Amounts = ()
     score: Scores = ()
     fields: Mapping[str, Any] = field(default_factory=dict)
+    trials: AtLeast2 | None = None
     optional: bool = False
     seed: Seed | None = 0
     halving: AtLeast2 | None = None
@@ -71,6 +74,12 @@ class Space:
             )
         if not space.names_something:
             raise ConfigError("protocol.search names nothing to try; allowed: scale, ne, score, fields")
+        space = replace(space, fields={key: values_of(given, _where(key)) for key, given in space.fields.items()})
+        ranges = [key for key, values in space.fields.items() if isinstance(values, Range)]
+        if ranges and space.trials is None:
+            raise ConfigError(f"{_where(ranges[0])} is a range: protocol.search.trials says how many values are drawn")
+        if space.trials is not None and not (space.scale or space.fields):
+            raise ConfigError("protocol.search.trials: there is no scale and no field to draw")
         return space
 
     @property
@@ -123,11 +132,10 @@ class Space:
             return space if (space := replace(space, fields=own)).names_something else None
         return self if self.names_something else None
 
-    def combinations(self) -> list[dict[str, Any]]:
-        """The values of `fields`, one of each; a single empty one where there are none."""
-        names = sorted(self.fields)  # in whatever order they stand, they are the same search
-        combined = itertools.product(*(self.fields[name] for name in names))
-        return [dict(zip(names, values, strict=True)) for values in combined]
+    @property
+    def grids(self) -> dict[str, Values]:
+        """What is tried of scales and fields, by name."""
+        return {**self.fields, **({"scale": sorted(self.scale)} if self.scale else {})}
 
     def shares(self, num_trials: int) -> list[float]:
         """Of the epochs, what each round of a stage trains for."""
@@ -152,23 +160,24 @@ def _fields_of(method: Any) -> list[str]:
 
 
 def _check_fields(given: Any) -> None:
-    for key, values in given.items():
+    for key in given:
         phase, dot, name = key.rpartition(".")
         if not name or "." in phase or (dot and not phase):
             raise ConfigError(f"protocol.search.fields.{key} is neither FIELD nor PHASE.FIELD")
         if name in OWN and not (phase and name == "scale"):
             raise ConfigError(f"protocol.search.fields.{key} may not be set here; {OWN[name]}")
-        if not isinstance(values, list | tuple) or not values or any(values.count(value) > 1 for value in values):
-            raise ConfigError(f"protocol.search.fields.{key} is a list of different values, got {values!r}")
+
+
+def _where(key: str) -> str:
+    return f"protocol.search.fields.{key}"
 
 
 def scaled(space: Space, method: Any) -> list[tuple[int, Any]]:
     """The method with every combination of fields and scales, and each combination's place in order."""
-    scales: list[dict[str, Any]] = [{"scale": scale} for scale in sorted(space.scale)] or [{}]
     return [
         (order, replace(method, **values, **scale))
-        for order, values in enumerate(space.combinations())
-        for scale in scales
+        for order, values in enumerate(combined(space.fields))
+        for scale in combined({"scale": sorted(space.scale)} if space.scale else {})
     ]
 
 

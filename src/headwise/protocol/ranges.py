@@ -1,0 +1,130 @@
+"""Values between two ends, drawn by optuna, where a search tries more than a short list."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self, TypeGuard
+
+from headwise.errors import ConfigError, suggest
+
+OUTER = 0.05
+"""Of a range, measured as it is drawn from: a value as near to an end as this counts as the end."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """All values between two ends.
+
+    Attributes:
+        low, high: the ends, both of them allowed; two whole numbers make a range of whole numbers.
+        log: whether equal ratios are equally likely, rather than equal distances.
+    """
+
+    low: float
+    high: float
+    log: bool = False
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any], where: str) -> Self:
+        """From ``{low: 0.0001, high: 0.03, log: true}``.
+
+        Raises:
+            ConfigError: for another key, an end that is missing or no number, or ends that leave nothing between them.
+        """
+        allowed = ["low", "high", "log"]
+        for key in given:
+            if key not in allowed:
+                raise ConfigError(f"unknown key {where}.{key}{suggest(str(key), allowed)}")
+        low, high = given.get("low"), given.get("high")
+        if not (_is_number(low) and _is_number(high)):
+            raise ConfigError(f"{where}: a range is two numbers, {{low: 0.001, high: 0.1}}, got {dict(given)!r}")
+        made = cls(low, high, given.get("log", False))
+        if not isinstance(made.log, bool) or made.low >= made.high or (made.log and made.low <= 0):
+            raise ConfigError(
+                f"{where}: low must be below high, log true or false, and low above 0 with log, got {dict(given)!r}"
+            )
+        return made
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is one of whole numbers."""
+        return isinstance(self.low, int) and isinstance(self.high, int)
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Both of them."""
+        return self.low, self.high
+
+    def is_edge(self, value: Any) -> bool:
+        """Whether a value lies so near to an end (`OUTER`) that a better one may lie beyond it."""
+        if self.is_whole:
+            return value in self.ends
+        low, high, here = (math.log(part) if self.log else part for part in (*self.ends, value))
+        return min(here - low, high - here) <= OUTER * (high - low)
+
+
+def _is_number(given: Any) -> TypeGuard[float]:
+    return isinstance(given, int | float) and not isinstance(given, bool) and math.isfinite(given)
+
+
+Values = Sequence[Any] | Range
+
+
+def values_of(given: Any, where: str) -> Values:
+    """A list of different values, or a range.
+
+    Raises:
+        ConfigError: for anything else.
+    """
+    if isinstance(given, Range):
+        return given
+    if isinstance(given, Mapping):
+        return Range.of(given, where)
+    if not isinstance(given, list | tuple) or not given or any(given.count(value) > 1 for value in given):
+        raise ConfigError(f"{where} is a list of different values, got {given!r}")
+    return given
+
+
+def combined(values: Mapping[str, Values]) -> list[dict[str, Any]]:
+    """Each value with each, of a range both ends; a single empty one where there are none."""
+    names = sorted(values)  # in whatever order they stand, they are the same search
+    grids = [one.ends if isinstance(one, Range) else one for one in (values[name] for name in names)]
+    return [dict(zip(names, chosen, strict=True)) for chosen in itertools.product(*grids)]
+
+
+Measure = Callable[[int, dict[str, Any]], float]
+"""The accuracy of a combination of values, given with its number; the higher the better."""
+
+
+def draw(values: Mapping[str, Values], num: int, seed: int, measure: Measure) -> None:
+    """Have optuna's TPE sampler (Bergstra et al., NeurIPS 2011) choose combinations, each knowing those before.
+
+    Its random numbers come from `seed` alone: the same accuracies lead to the same combinations, so that a search that
+    was interrupted finds its trials again.
+
+    Raises:
+        ConfigError: if optuna is not installed.
+    """
+    try:
+        import optuna
+    except ImportError as error:
+        raise ConfigError(
+            f"protocol.search.trials needs the package optuna ({error}): pip install -e '.[search]' -c constraints.txt"
+        ) from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed))
+    for number in range(num):
+        trial = study.ask()
+        chosen = {name: _suggested(trial, name, values[name]) for name in sorted(values)}
+        study.tell(trial, measure(number, chosen))
+
+
+def _suggested(trial: Any, name: str, values: Values) -> Any:
+    if not isinstance(values, Range):
+        return values[trial.suggest_categorical(name, list(range(len(values))))]  # a value may be a list
+    if values.is_whole:
+        return trial.suggest_int(name, *values.ends, log=values.log)
+    return trial.suggest_float(name, *values.ends, log=values.log)

@@ -1,0 +1,159 @@
+"""Ranges that optuna draws from: ends, edges, repeatability, halving, and what is refused."""
+
+from __future__ import annotations
+
+import builtins
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from headwise.errors import ConfigError
+from headwise.methods.base import Method
+from headwise.methods.bi_lora import BiLoRA
+from headwise.methods.lora import LoRA
+from headwise.protocol.ranges import Range, draw
+from headwise.protocol.recipe import Protocol
+from headwise.protocol.search import search, settle
+from headwise.protocol.space import Space
+from headwise.results.records import PhaseResult
+
+LR = {"low": 0.0001, "high": 0.1, "log": True}
+
+
+def at_best(best: float) -> tuple[list[Any], Any]:
+    """An accuracy that falls with the distance of log10(lr) from a best one."""
+    tried: list[Any] = []
+
+    def attempt(methods: Sequence[Method], seed: int | None = None) -> PhaseResult:
+        method: Any = methods[-1]
+        tried.append(method)
+        accuracy = 90 - 10 * abs(math.log10((method.lr or best) / best))
+        numbers = {"num_tunable": 1, "num_head": 1, "stored_bytes": 1, "seconds": 1.0}
+        return PhaseResult(label="x", accuracy=accuracy, fingerprint=f"{len(tried):016x}", **numbers)  # type: ignore[arg-type]
+
+    return tried, attempt
+
+
+def space_of(**given: Any) -> Space:
+    return Space.of(given)
+
+
+def test_rates_between_two_ends_are_drawn_and_the_best_is_taken() -> None:
+    tried, attempt = at_best(0.004)
+    outcome = search(LoRA(label="x", rank=8), [], space_of(fields={"lr": LR}, trials=25), attempt, 5)
+    rates = [method.lr for method in tried]
+    assert len(rates) == len(set(rates)) == 25
+    assert all(LR["low"] <= rate <= LR["high"] for rate in rates)
+    assert outcome.method.lr == min(rates, key=lambda rate: abs(math.log10(rate / 0.004)))
+    assert abs(math.log10(outcome.method.lr / 0.004)) < 0.1
+    report = outcome.report()
+    assert report["num_trials"] == 25 and report["edges"] == [] and report["searched"] == ["lr"]
+
+
+def test_later_draws_learn_from_earlier_ones() -> None:
+    early, late = [], []
+    for seed in range(5):
+        tried, attempt = at_best(0.004)
+        search(LoRA(label="x", rank=8), [], space_of(fields={"lr": LR}, trials=40, seed=seed), attempt, 5)
+        away = [abs(math.log10(method.lr / 0.004)) for method in tried]
+        early += away[:10]  # drawn before anything is known
+        late += away[-10:]
+    assert sum(late) < 0.6 * sum(early)
+
+
+def test_the_same_search_draws_the_same() -> None:
+    rates = []
+    for seed in (0, 0, 1):
+        tried, attempt = at_best(0.01)
+        search(LoRA(label="x", rank=8), [], space_of(fields={"lr": LR}, trials=12, seed=seed), attempt, 5)
+        rates.append([method.lr for method in tried])
+    assert rates[0] == rates[1] != rates[2]
+
+
+def test_halving_trains_the_better_half_of_the_draws_for_longer() -> None:
+    tried, attempt = at_best(0.01)
+    outcome = search(LoRA(label="x", rank=8), [], space_of(fields={"lr": LR}, trials=8, halving=2), attempt, 8)
+    assert [method.epochs for method in tried] == [1] * 8 + [2] * 4 + [4] * 2
+    assert outcome.chosen.share == 0.5, "as with a grid, the last round is one of half the epochs"
+
+
+def test_lists_and_scales_are_drawn_beside_ranges() -> None:
+    tried, attempt = at_best(0.01)
+    fields = {"lr": LR, "rank": {"low": 2, "high": 16}, "targets": [["q"], ["q", "v"]]}
+    search(BiLoRA(label="x"), [], space_of(fields=fields, scale=[1, 10], trials=20), attempt, 5)
+    assert {method.scale for method in tried} == {1, 10}
+    assert {tuple(method.targets) for method in tried} == {("q",), ("q", "v")}
+    ranks = {method.rank for method in tried}
+    assert all(type(rank) is int and 2 <= rank <= 16 for rank in ranks) and len(ranks) > 4
+
+
+def test_a_draw_made_twice_is_trained_once() -> None:
+    tried, attempt = at_best(0.01)
+    outcome = search(LoRA(label="x", rank=8), [], space_of(fields={"rank": [2, 4]}, trials=6), attempt, 5)
+    assert len(tried) == len(outcome.trials) == 2
+
+
+def test_heads_are_chosen_at_what_was_drawn() -> None:
+    tried, attempt = at_best(0.01)
+    method = BiLoRA(label="x", gate={"count": 1})
+    outcome = search(method, [], space_of(fields={"lr": LR}, ne=[1, 3], trials=4), attempt, 5)
+    assert len(tried) == 6 and len({method.lr for method in tried[4:]}) == 1
+    assert outcome.method.lr == tried[-1].lr
+
+
+def test_every_phase_draws_for_itself() -> None:
+    tried, attempt = at_best(0.01)
+    methods = [LoRA(label="a", rank=8), LoRA(label="b", rank=2)]
+    _, facts = settle(methods, ["first", "second"], space_of(fields={"every.lr": LR}, trials=5), attempt, 5)
+    assert [method.label for method in tried] == ["a"] * 5 + ["b"] * 5
+    assert all(facts[index]["search"]["num_trials"] == 5 for index in (0, 1))
+
+
+def test_values_near_an_end_are_edges() -> None:
+    rates = Range.of(LR, "here")
+    assert rates.is_edge(0.00012) and rates.is_edge(0.09) and not rates.is_edge(0.0002) and not rates.is_edge(0.01)
+    assert Range(1, 8).is_edge(8) and not Range(1, 8).is_edge(7)
+    assert Range(0.0, 1.0).is_edge(0.04) and not Range(0.0, 1.0).is_edge(0.06)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"fields": {"lr": LR}}, "protocol.search.fields.lr is a range: protocol.search.trials says how many"),
+        ({"ne": [1], "trials": 5}, "protocol.search.trials: there is no scale and no field to draw"),
+        ({"fields": {"lr": LR}, "trials": 1}, "protocol.search.trials must be a whole number of at least 2, got 1"),
+        ({"fields": {"lr": {"lo": 1}}, "trials": 5}, "unknown key protocol.search.fields.lr.lo (did you mean 'low'?)"),
+        ({"fields": {"lr": {"low": 1}}, "trials": 5}, "protocol.search.fields.lr: a range is two numbers"),
+        ({"fields": {"lr": {"low": 1, "high": float("nan")}}, "trials": 5}, "a range is two numbers"),
+        ({"fields": {"lr": {"low": True, "high": 2}}, "trials": 5}, "a range is two numbers"),
+        ({"fields": {"lr": {"low": 2, "high": 1}}, "trials": 5}, "low must be below high"),
+        ({"fields": {"lr": {"low": 0, "high": 1, "log": True}}, "trials": 5}, "low above 0 with log"),
+        ({"fields": {"lr": {"low": 0.1, "high": 1, "log": "yes"}}, "trials": 5}, "log true or false"),
+    ],
+)
+def test_what_is_no_range_is_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        Protocol(search=given)
+
+
+def test_ends_that_the_method_refuses_are_refused_before_anything_is_tried() -> None:
+    tried, attempt = at_best(0.01)
+    with pytest.raises(ConfigError, match="rank"):
+        settle([LoRA(label="x", rank=8)], [""], space_of(fields={"rank": {"low": 0, "high": 4}}, trials=4), attempt, 5)
+    assert tried == []
+
+
+def test_without_optuna_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def absent(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name == "optuna":
+            raise ImportError("No module named 'optuna'")
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", absent)
+    with pytest.raises(ConfigError, match=re.escape("needs the package optuna (No module named 'optuna')")):
+        draw({"lr": Range(0.1, 1.0)}, 2, 0, lambda number, chosen: 0.0)
