@@ -156,7 +156,7 @@ def test_bad_space(given: dict[str, Any], message: str) -> None:
 
 
 def test_methods_that_cannot_be_searched() -> None:
-    with pytest.raises(ConfigError, match=r"protocol\.search\.ne: method h has no gate; add gate=heart"):
+    with pytest.raises(ConfigError, match=r"protocol\.search\.ne: method h has no gate; add method.gate=heart"):
         check_choices(Space(ne=[1]), HeadLoRA(label="h", rank=2))
 
 

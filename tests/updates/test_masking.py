@@ -18,8 +18,10 @@ from headwise.methods.base import Installed, Method
 from headwise.methods.bi_lora import BiLoRA
 from headwise.methods.cara import CaRA
 from headwise.methods.dora import DoRA
+from headwise.methods.fact import FacT
 from headwise.methods.hs_lora import HeadLoRA
 from headwise.methods.lora import LoRA
+from headwise.methods.mora import MoRA
 from headwise.methods.peft_bridge import PeftMethod
 from headwise.methods.pissa import PiSSA
 from headwise.protocol.recipe import Protocol
@@ -41,6 +43,10 @@ METHODS: dict[str, Callable[..., Method]] = {
     "pissa": lambda **more: PiSSA(label="pissa", rank=3, **more),
     "dora": lambda **more: DoRA(label="dora", rank=3, **more),
     "cara": lambda **more: CaRA(label="cara", rank=5, targets=("q", "k", "v"), **more),
+    "fact tt": lambda **more: FacT(label="fact_tt", kind="tt", rank=3, targets=("q", "v", "o"), **more),
+    "fact tk": lambda **more: FacT(label="fact_tk", kind="tk", rank=3, targets=("q", "v", "o"), **more),
+    "mora sharing": lambda **more: MoRA(label="mora_1", rank=2, type=1, targets=("q", "o"), **more),
+    "mora rotation": lambda **more: MoRA(label="mora_6", rank=2, targets=("q", "o"), **more),
     "lora on o": lambda **more: LoRA(label="lora_o", rank=3, targets=("q", "o"), **more),
     "head_lora on o": lambda **more: HeadLoRA(label="head_lora_o", rank=2, targets=("q", "o"), **more),
     "pissa on o": lambda **more: PiSSA(label="pissa_o", rank=3, targets=("q", "o"), **more),
@@ -185,8 +191,10 @@ def test_heads_that_are_off_are_left_out_of_the_file(method: Method, mask: list[
         assert installed.stored_bytes() == whole * on // 4 + (len(deltas) if on < 4 else 0)
         assert stored["s0.b0.q.A"].shape == (on, 2, 48)
         assert stored["s0.b0.q.B"].shape == (on, 12, 2)
-    elif on < 4 and not isinstance(method, CaRA):
+    elif on < 4 and any(delta.by_head for delta in deltas.values()):
         assert installed.stored_bytes() < whole
+    elif on < 4:  # what its heads share stays whole
+        assert installed.stored_bytes() == whole + len(deltas)
     assert installed.report()["paper_bytes"] == round(whole * on / 4)
 
 
@@ -357,6 +365,7 @@ def errors() -> Iterator[Any]:
     yield "swin", lambda: METHODS["lora"](gate=ONE), "gate.count=1 on layers of 4, 8 heads: .*ne=quarter"
     yield "vit", lambda: METHODS["lora"](gate={"count": 4}), "0..3 for 4 heads, got 4"
     yield "vit", lambda: LoRA(label="lora", rank=2, targets=("fc1", "q"), gate=ONE), "fc1 has no heads to gate"
+    yield "vit", lambda: FacT(label="fact", kind="tt", rank=2, gate=ONE), "fc1, fc2 has no heads to gate"
     columns = r"at s0\.b0\.o has no gate on its heads, which own columns of o; allowed targets: q, k, v"
     for make in (DoRA, BiLoRA, CaRA):
         yield "vit", lambda make=make: make(label="x", rank=2, targets=("q", "o"), gate=ONE), columns
@@ -369,7 +378,7 @@ def errors() -> Iterator[Any]:
         "vit",
         lambda: PeftMethod(label="peft", config={"_target_": "peft.LoraConfig"}, gate=ONE),
         r"method peft \(PeftMethod\) has no gate on its heads, got gate=heart; allowed: methods of the classes "
-        r"BiLoRA, CaRA, DoRA, HeadLoRA, LoRA, PiSSA, and classes of your own that set gateable = True",
+        r"BiLoRA, CaRA, DoRA, FacT, HeadLoRA, LoRA, MoRA, PiSSA, and classes of your own that set gateable = True",
     )
 
 

@@ -79,6 +79,8 @@ def _of_groups(text: str) -> str | None:
     if match := re.match(r"Could not override '(.*)'\.\s+(?:No match|Did you mean)", text):
         group = match[1].partition("@")[0]
         hint = "" if group in GROUPS else suggest(group, GROUPS)
+        if group == "gate":
+            hint = "; a method's own is method.gate=heart"
         return f"no option of {match[1]!r} is chosen here, so none can be replaced{hint}"
     if match := re.match(r"Could not delete '(.*)'\.\s+No match", text):
         return f"{match[1]} is not chosen here, so it cannot be removed"

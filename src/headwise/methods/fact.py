@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +56,7 @@ class FacTDelta(Delta):
     """One projection's update, low-rank: B = s V, A = S U by parts; dropout acts on A x."""
 
     reads_base = False
+    optional = ("active",)
 
     def __init__(self, base: Tensor, shared: Shared, scale: float, dropout: float) -> None:
         super().__init__()
@@ -71,6 +73,8 @@ class FacTDelta(Delta):
         """A (outputs / d, r, I) and B (outputs / d, d, r)."""
         # S U of every part, (outputs / d, r, inputs / d, d); parts of one input side by side make A (outputs / d, r, I)
         down = torch.einsum("gjab,bd->gajd", self.middle(), self.shared.U).flatten(2)
+        if self.has_heads:  # of q, k, v and o, which are a single part
+            return Factors(*self.gated(down, self.shared.V.unsqueeze(0), self.constant), self.dropout)
         up = (self.constant * self.shared.V).expand(self.num_outs, -1, -1)
         return Factors(down, up, self.dropout)
 
@@ -122,7 +126,7 @@ class TKDelta(FacTDelta):
 @dataclass(frozen=True, kw_only=True)
 class FacT(Method):
     """U and V shared by all blocks; S free (FacT-TT) or from a shared core (FacT-TK). V is zero, so the start is the
-    identity; merges.
+    identity; merges. A gate (targets q, k, v, o only) multiplies a head's rows of V, of o its columns of U.
 
     Parameters: 2 d r and P L r^2 (TT), P L r + r^3 (TK). ViT-B/16, all six projections (P = 12): TT r = 16 61,440,
     r = 8 21,504, r = 4 8,448; TK r = 32 86,528, r = 16 30,976.
@@ -139,6 +143,8 @@ class FacT(Method):
     rank: Count
     scale: Factor = 1.0
     dropout: Rate = 0.1
+
+    gateable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -173,4 +179,7 @@ class FacT(Method):
             core = Core(first, self.rank, sum(slots))
             for site, offset in zip(sites, itertools.accumulate(slots, initial=0), strict=False):
                 deltas[site] = TKDelta(bases[site], shared, core, offset, self.scale, self.dropout)
+        for site, delta in deltas.items():
+            if site.head_axis is not None:
+                delta.have_heads(site, bases[site], columns=True)
         return deltas

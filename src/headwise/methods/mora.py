@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +40,7 @@ class MoRADelta(Delta):
     """  # noqa: D205
 
     reads_base = False
+    optional = ("active",)
     cos: Tensor
     sin: Tensor
 
@@ -78,12 +80,16 @@ class MoRADelta(Delta):
         """Update of the output, (..., O), chunk by chunk: m / O of the arithmetic of the dense update."""
         num_outputs, num_inputs = self.shape
         side = self.M.shape[0]
+        gate = self.gate().to(x.dtype) if self.has_heads else None
+        if gate is not None and self.site.head_axis == "input":
+            x, gate = x * gate, None
         whole = torch.cat([x, x[..., : -num_inputs % side]], dim=-1).unflatten(-1, (-1, side))
         if self.kind == 1:
             y = F.linear(whole.sum(-2), self.M.to(x.dtype))
         else:
             y = torch.einsum("...ji,joi->...jo", whole, self.turned().to(x.dtype)).flatten(-2)
-        return torch.cat([y] * -(-num_outputs // y.shape[-1]), dim=-1)[..., :num_outputs]
+        y = torch.cat([y] * -(-num_outputs // y.shape[-1]), dim=-1)[..., :num_outputs]
+        return y if gate is None else y * gate
 
     def weight(self, base: Tensor) -> Tensor:
         """Dense update, (O, I)."""
@@ -97,12 +103,16 @@ class MoRADelta(Delta):
         dense = padded[:, :num_inputs]
         if extra := chunks * side - num_inputs:
             dense = dense + F.pad(padded[:, num_inputs:], (0, num_inputs - extra))
+        if self.has_heads:
+            dense = dense * (self.gate() if self.site.head_axis == "input" else self.gate().unsqueeze(1))
         return dense.to(base.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MoRA(Method):
     """A square update of about LoRA's size, on q and v as LoRA. Starts at the identity; merges; no scale, no dropout.
+
+    A gate multiplies a head's rows of the update, of o its columns; M serves all heads and is stored whole.
 
     Parameters: m^2 per projection; ViT-B/16, q and v, r = 8: type 6 (m = 110) 290,400, type 1 (m = 111) 295,704.
 
@@ -114,6 +124,8 @@ class MoRA(Method):
     rank: Count
     type: int = 6
 
+    gateable: ClassVar[bool] = True
+
     def count(self, net: Backbone) -> int:
         """m^2 per projection."""
         even = 2 if self.type == 6 else 1
@@ -124,4 +136,7 @@ class MoRA(Method):
 
     def build(self, site: Site, base: Tensor) -> Delta:
         """The delta with the square matrix of one projection."""
-        return MoRADelta(site, base, self.rank, self.type)
+        delta = MoRADelta(site, base, self.rank, self.type)
+        if site.head_axis is not None:
+            delta.have_heads(site, base, columns=True)
+        return delta

@@ -139,6 +139,11 @@ class Delta(nn.Module):
         self.site = site
         self.register_buffer("active", torch.ones(site.num_heads, device=base.device))
 
+    @property
+    def has_heads(self) -> bool:
+        """Whether `have_heads` was called."""
+        return "active" in self._buffers
+
     def gate(self) -> Tensor:
         """The switch of every output row, (O,), or of every input column, (I,), where heads own columns."""
         return self.site.rows(self.get_buffer("active"))
