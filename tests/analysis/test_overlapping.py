@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,11 +11,13 @@ import torch
 from torch import Tensor
 
 from headwise import analysis
+from headwise.analysis.bands import band
 from headwise.analysis.changes import Change
-from headwise.analysis.directions import band, random_like
 from headwise.analysis.kinds import Options
 from headwise.analysis.mechanism import Gains
 from headwise.analysis.overlapping import _said_across, _said_within, between_phases, heads_of
+from headwise.results.records import Result
+from headwise.updates.directions import random_like
 from headwise.updates.sites import Site
 from made_results import run
 
@@ -123,6 +126,20 @@ def test_gains_stand_beside_where_the_second_phase_lies(finished: Finished) -> N
         assert (row.shared, row.own) == (pytest.approx(second["shared"].mean()), pytest.approx(second["own"].mean()))
         by_head = spaces[(spaces["run"] == row.run) & (spaces["head"] != "whole")]
         assert row.rows == pytest.approx(by_head["rows"].mean())
+
+
+@pytest.mark.parametrize("words", [("method=hs_lora",), ("method=hs_lora", "method.heads.gate=heart", "ne=ne1")])
+def test_the_record_of_a_run_says_what_the_analysis_finds(finished: Finished, words: tuple[str, ...]) -> None:
+    folder = finished(*words)
+    made = analysis.overlap(folder, draws=2)
+    phases = Result.from_json(json.loads((folder / "result.json").read_text()), folder).phases
+    (row,) = made.tables["gains"].itertuples()
+    recorded = phases[1].mechanism
+    assert set(recorded) == {"shared", "own", "rows", "columns"}
+    for name, value in recorded.items():
+        assert value == pytest.approx(getattr(row, name), abs=1e-5), name
+    first = made.tables["heads"].query("phase == 'lora'")
+    assert phases[0].mechanism == {name: pytest.approx(first[name].mean(), abs=1e-5) for name in ("shared", "own")}
 
 
 def test_a_gain_that_follows_a_measure_is_said_to() -> None:

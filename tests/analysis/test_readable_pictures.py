@@ -14,7 +14,7 @@ from made_pictures import LONG, check_readable, heads_table, names, panels_of, s
 from matplotlib.figure import Figure
 
 from headwise.analysis import style
-from headwise.analysis.directions import Band
+from headwise.analysis.bands import Band
 from headwise.analysis.looking import PRETRAINED, Looked, compared
 from headwise.analysis.lorenz import Carried, curves
 from headwise.analysis.responsive_pictures import MOST_RUNS, agreements, maps, matrix

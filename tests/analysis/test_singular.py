@@ -11,10 +11,10 @@ from torch import Tensor
 
 from headwise import analysis
 from headwise.analysis.changes import Change, by_head, changes
-from headwise.analysis.directions import random_like
 from headwise.analysis.singular import Part, _sentences, parts
 from headwise.artifacts.saved import SavedRun
 from headwise.errors import ConfigError
+from headwise.updates.directions import random_like
 from headwise.updates.sites import Site
 from made_networks import network
 

@@ -19,11 +19,9 @@ from headwise.network.backbone import Backbone
 from headwise.network.nf4 import FourBit
 from headwise.protocol.variants import beside_common, common_choices
 from headwise.report.headmap import layer_names
+from headwise.training.mechanism import LEAST
 from headwise.updates.sites import QKV, Site
 from headwise.wrappers.settling import BesideLinear
-
-LEAST = 1e-6
-"""A change below this share of the weight is rounding."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.figure import Figure
 
 from headwise.analysis import style
-from headwise.analysis.directions import Singular, cosines
+from headwise.updates.directions import Singular, cosines
 
 if TYPE_CHECKING:
     from headwise.analysis.singular import Part

@@ -24,13 +24,13 @@ from torch import Tensor
 from headwise.analysis import style
 from headwise.analysis.bands import COSINE, SHARE, Band, Bounds, band
 from headwise.analysis.changes import Change, Group, by_head, changes, names_of
-from headwise.analysis.directions import random_factors, rounding_of, spectrum
 from headwise.analysis.kinds import Options
 from headwise.analysis.made import Analysis
 from headwise.analysis.mechanism import Gains
-from headwise.analysis.shares import Between, Heads, between, between_heads, spanned
 from headwise.artifacts.saved import SavedRun
 from headwise.results.records import Result
+from headwise.updates.directions import random_factors, rounding_of, spectrum
+from headwise.updates.shares import Between, Heads, between, between_heads, spanned
 
 MOST_ROWS = 8
 """Of a picture: phases and projections."""

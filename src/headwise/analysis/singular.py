@@ -18,7 +18,12 @@ from torch import Tensor
 
 from headwise.analysis.bands import POSITIVE, SHARE, Band, Bounds, band
 from headwise.analysis.changes import Change, Group, by_head, changes
-from headwise.analysis.directions import (
+from headwise.analysis.drawing import draw
+from headwise.analysis.kinds import Options
+from headwise.analysis.made import Analysis
+from headwise.artifacts.saved import SavedRun
+from headwise.errors import ConfigError
+from headwise.updates.directions import (
     Singular,
     effective_rank,
     kept,
@@ -29,11 +34,6 @@ from headwise.analysis.directions import (
     singular,
     spectrum,
 )
-from headwise.analysis.drawing import draw
-from headwise.analysis.kinds import Options
-from headwise.analysis.made import Analysis
-from headwise.artifacts.saved import SavedRun
-from headwise.errors import ConfigError
 
 SIDES = ("left", "right")
 SIZES = ("size", "relative")

@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from headwise.comparison import mechanism as lying
 from headwise.comparison import printed
 from headwise.comparison.averages import SIZES, averages
 from headwise.comparison.beside import PUBLISHED, SHOW, beside
@@ -91,6 +92,9 @@ class Table:
     """As ``cells``, of the accuracy of runs with heads off over that of the same run with none off."""
     pays: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=PAYS))
     """Of each row and kind of difference, what groups of tasks and single ones say: as `pays.pays` gives it."""
+
+    mechanism: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=lying.RUNS))
+    """One line per run whose record says where its second phase lies: as `mechanism.runs` gives it."""
 
     @property
     def answers(self) -> list[str]:
@@ -310,6 +314,7 @@ def _table(
         apart_notes,
         summarise(ratios(unmasked(results, every), where), False, order),
         pays(differences_),
+        lying.runs(results, where),
     )
 
 

@@ -190,7 +190,9 @@ def check_choices(space: Space, method: Any) -> None:
     if space.scale and not hasattr(method, "scale"):
         raise ConfigError(f"protocol.search.scale: method {method.label} has no scale; use search.scale=[]")
     if (space.ne or space.score) and method.gate is None:
-        raise ConfigError(f"protocol.search.ne: method {method.label} has no gate; add method.gate=heart, or use search.ne=[]")
+        raise ConfigError(
+            f"protocol.search.ne: method {method.label} has no gate; add method.gate=heart, or use search.ne=[]"
+        )
     for name in space.fields:
         if name not in _fields_of(method):
             allowed = [name for name in _fields_of(method) if name not in OWN]

@@ -13,6 +13,7 @@ import pandas as pd
 
 from headwise.comparison.cells import bullets, in_csv, in_markdown, one_line, pipes
 from headwise.comparison.costs import COSTS
+from headwise.comparison.mechanism import MEASURES, lies
 from headwise.comparison.tables import Table
 from headwise.errors import ConfigError, suggest
 from headwise.report.grid import BEST, SECOND, Cell, Grid
@@ -62,9 +63,9 @@ def tidy_csv(tables: Sequence[Table]) -> str:
     """One line per number, unrounded, of the columns `TIDY`.
 
     ``kind`` is accuracy, paired, ratio (to no head off), contrast (all tasks; n pairs, low and high the interval), pays
-    with what it is of (group, interaction, improvement, task; p, and holm over the tasks), cost (low and high over the
-    tasks), published (``method`` is the row's id, ``text`` as printed; ``published, apart``
-    where ours may not be compared) or note (``text``, a sentence of the caption).
+    with what it is of (group, interaction, improvement, task; p, and holm over the tasks), mechanism with its measure
+    (mean over n runs), cost (low and high over the tasks), published (``method`` is the row's id, ``text`` as printed;
+    ``published, apart`` where ours may not be compared) or note (``text``, a sentence of the caption).
     """
     out = io.StringIO()
     writer = csv.DictWriter(out, TIDY, restval="", lineterminator="\n")
@@ -83,6 +84,9 @@ def _tidy(table: Table) -> list[dict[str, Any]]:
     lines += [{"kind": "ratio", **cell} for cell in _records(table.ratios)]
     lines += [{"kind": "contrast", **cell, "n": cell["pairs"]} for cell in _records(table.contrasts)]
     lines += [{**cell, "kind": f"pays, {cell['kind']}", "n": cell["pairs"]} for cell in _records(table.pays)]
+    for mean in _records(lies(table.mechanism)):
+        names = {"row": mean["row"], "column": mean["column"], "n": mean["n"]}
+        lines += [{"kind": f"mechanism, {name}", **names, "mean": mean[name]} for name in ("gain", *MEASURES)]
     for cost in _records(table.costs):
         for name in COSTS:
             low, high = cost[name]
@@ -94,8 +98,8 @@ def _tidy(table: Table) -> list[dict[str, Any]]:
 
 
 def plain_json(tables: Sequence[Table]) -> str:
-    """Everything, unrounded: the fields of each `headwise.comparison.tables.Table`; ratios, pays where any."""
-    optional = ("ratios", "pays")
+    """Everything, unrounded: the fields of each `headwise.comparison.tables.Table`; the last three if any."""
+    optional = ("ratios", "pays", "mechanism")
     names = ("title", "notes", "cells", "costs", "paired", "contrasts", "answers", "published", "apart", *optional)
     plain = [
         {

@@ -73,6 +73,11 @@ def pays(table: Table, name: str) -> Grid:
     return replace(layout.pays(table, signed), name=name, csv=table.pays.map(in_csv).to_csv(index=False))
 
 
+def mechanism(table: Table, name: str) -> Grid:
+    """Where second phases lie, as in the tables."""
+    return replace(layout.mechanism(table), name=name, csv=table.mechanism.map(in_csv).to_csv(index=False))
+
+
 def _difference(cell: Any) -> Cell:
     return measured(cell, signed, "" if cell is None else sign(cell.mean))
 

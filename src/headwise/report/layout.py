@@ -11,6 +11,7 @@ import pandas as pd
 from headwise.comparison.comparable import natural
 from headwise.comparison.controls import KINDS
 from headwise.comparison.costs import COSTS, in_words
+from headwise.comparison.mechanism import MEASURES, correlations, lies
 from headwise.comparison.pays import GROUP, IMPROVEMENT, INTERACTION, OVERALL, TASK
 from headwise.comparison.tables import Table
 from headwise.report.grid import BEST, SECOND, Cell, Grid, measured, sign
@@ -36,6 +37,11 @@ IMPROVED_NOTE = (
     "pairs of runs of a task, ties half, mean over the tasks; 0.5 is no difference. The interval draws tasks, "
     "then seeds."
 )
+MECHANISM = "where second phases lie"
+MECHANISM_NOTE = (
+    "Gain of the last phase over the one before it, percentage points, and the shares of the energy of a head's update "
+    "in it that lie where it says: means over heads, projections and runs."
+)
 TESTED_NOTE = (
     "Of a task: mean over its seeds; p of a two-sided paired t test over them, and that p after Holm's adjustment for "
     "all tasks of its line (not for the number of lines). One seed, or differences that are all the same, have none."
@@ -49,6 +55,8 @@ def parts(table: Table) -> list[tuple[Grid, Sequence[str]]]:
         grids.append((paired(table), [paired_note(table), *table.answers]))
     if len(table.pays):
         grids.append((pays(table), [PAYS_NOTE, IMPROVED_NOTE, TESTED_NOTE]))
+    if len(table.mechanism):
+        grids.append((mechanism(table), [MECHANISM_NOTE, *correlations(table.mechanism)]))
     if len(table.ratios):
         grids.append((ratios(table), [RATIO_NOTE]))
     if table.apart:
@@ -193,6 +201,16 @@ def _said(cell: Any, written: Callable[[float], str]) -> Cell:
 
 def _probable(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+
+
+def mechanism(table: Table) -> Grid:
+    """Where second phases lie: a line per row and task, means over its runs."""
+    body = []
+    for line in lies(table.mechanism).to_dict("records"):
+        shares = (Cell() if pd.isna(line[name]) else Cell(f"{line[name]:.3f}", line[name]) for name in MEASURES)
+        gain = Cell(f"{line['gain']:+.2f}", line["gain"], "", sign(line["gain"]))
+        body.append([Cell(line["row"]), Cell(line["column"]), gain, *shares, Cell(str(line["n"]), line["n"])])
+    return Grid(MECHANISM, ["method", "task", "gain", *MEASURES.values(), "runs"], body, num_left=2)
 
 
 def ratios(table: Table) -> Grid:

@@ -15,6 +15,7 @@ import jinja2
 from markupsafe import Markup
 
 from headwise.comparison.comparable import Setting, ordered, places, settings
+from headwise.comparison.mechanism import correlations
 from headwise.comparison.tables import Others, Table, tables
 from headwise.comparison.verdicts import Judgement, Verdict
 from headwise.errors import ConfigError
@@ -163,6 +164,9 @@ def _chapter(table: Table, setting: Setting, title: str, slug: str) -> Chapter:
     if len(table.pays):
         caption = f"{layout.PAYS_NOTE} {layout.IMPROVED_NOTE} {layout.TESTED_NOTE}"
         shown.append(("Where it pays", caption, grids.pays(table, f"{slug}-where-it-pays")))
+    if len(table.mechanism):
+        caption = " ".join([layout.MECHANISM_NOTE, *correlations(table.mechanism)])
+        shown.append(("Where second phases lie", caption, grids.mechanism(table, f"{slug}-where-they-lie")))
     if beside := grids.published(table, f"{slug}-published"):
         shown.append(("Published", "Rows of papers under the same protocol, and how far ours is off.", beside))
     scatters = gallery.scatters(table, results, where, slug)

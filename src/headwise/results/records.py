@@ -179,6 +179,12 @@ class PhaseResult:
         return search if isinstance(search, Mapping) else {}
 
     @property
+    def mechanism(self) -> Mapping[str, float]:
+        """Where its update lies, see `headwise.training.mechanism`; empty of older code, and without heads."""
+        found = self.extra.get("mechanism")
+        return found if isinstance(found, Mapping) else {}
+
+    @property
     def masks(self) -> list[Mapping[str, Any]]:
         """Of each projection of a gated phase its stage, block, proj, active (0 or 1 per head) and score (or None)."""
         return list(self.extra.get("heads") or []) if self.gate else []

@@ -71,7 +71,14 @@ _GATE = fields(
 )
 _SEARCH = fields({}, {"num_trials": count, "searched": each(text), "edges": each(text)})
 EXTRA = fields(
-    {}, {"gate": maybe(_GATE), "heads": maybe(each(_head_row)), "paper_bytes": maybe(count), "search": maybe(_SEARCH)}
+    {},
+    {
+        "gate": maybe(_GATE),
+        "heads": maybe(each(_head_row)),
+        "paper_bytes": maybe(count),
+        "search": maybe(_SEARCH),
+        "mechanism": every(between(0, 1)),
+    },
 )
 PHASE = fields(
     {

@@ -112,18 +112,22 @@ class Execution:
         address = chain(methods, plan.ground(trial), trial.epochs)[-1].phase
         return self.store.finished(address) or self.train(methods, trial, None, plan).phases[-1]
 
-    def train(self, methods: Sequence[Method], protocol: Protocol, logger: Any, plan: Plan | None = None) -> Trained:
-        """Train phases in turn; a batch that finds no room goes in twice as many parts, until it does."""
-        parts, plan = 1, plan or self.plan
+    def train(self, methods: Sequence[Method], protocol: Protocol, logger: Any, trial: Plan | None = None) -> Trained:
+        """Train phases in turn, of the run, or of a trial of its search as that is planned.
+
+        A batch that finds no room goes in twice as many parts, until it does.
+        """
+        parts = 1
         while True:
             try:
-                return self._train(methods, protocol, replace(self.machine, logger=logger, parts=parts), plan)
+                return self._train(methods, protocol, replace(self.machine, logger=logger, parts=parts), trial)
             except Exception as error:
                 parts = more_parts(error, parts, protocol.batch_size)
             size = -(-protocol.batch_size // parts)
             say(f"out of memory: going on with at most {size} images at a time, {protocol.batch_size} a step as before")
 
-    def _train(self, methods: Sequence[Method], protocol: Protocol, machine: Machine, plan: Plan) -> Trained:
+    def _train(self, methods: Sequence[Method], protocol: Protocol, machine: Machine, trial: Plan | None) -> Trained:
+        plan = trial or self.plan
         seed = plan.config["seed"]
         net = self._network(methods, protocol)
         options = protocol.data_options(net.mean, net.std)
@@ -131,7 +135,18 @@ class Execution:
         ground = plan.ground(protocol)
         source = IMAGES.of(plan.source, plan.config["data"], ground["data"]["fingerprint"])
         data = VTABDataModule(plan.task, source, net.img_size, seed=seed, **options)
-        phases = run_phases(net, methods, data, protocol, self.store, ground, seed=seed, machine=machine, say=say)
+        phases = run_phases(
+            net,
+            methods,
+            data,
+            protocol,
+            self.store,
+            ground,
+            seed=seed,
+            machine=machine,
+            say=say,
+            follow=trial is None,  # what a trial's record says beside its accuracy is never read
+        )
         return Trained(net, data, phases)
 
     def _network(self, methods: Sequence[Method], protocol: Protocol) -> Backbone:

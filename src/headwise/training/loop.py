@@ -24,6 +24,7 @@ from headwise.training.address import chain as chain
 from headwise.training.address import read_tensors as read_tensors
 from headwise.training.address import set_aside as set_aside
 from headwise.training.address import write_tensors as write_tensors
+from headwise.training.mechanism import Follower
 from headwise.training.module import PhaseModule as PhaseModule
 from headwise.training.module import reseed as reseed
 from headwise.training.phase import GIVEN as GIVEN
@@ -44,6 +45,7 @@ def run_phases(
     seed: int,
     machine: Machine,
     say: Callable[[str], None] = print,
+    follow: bool = False,
 ) -> list[PhaseResult]:
     """Train each phase on the merged result of the one before; a phase that the store holds is loaded and merged.
 
@@ -57,6 +59,7 @@ def run_phases(
         seed: of the run.
         machine: where to compute.
         say: told what happens.
+        follow: whether the records say where the phases' updates lie, see `headwise.training.mechanism`.
 
     Returns:
         One record per phase. Afterwards `net` carries all of them, merged.
@@ -84,7 +87,12 @@ def run_phases(
         )
         for index, (method, address) in enumerate(zip(methods, chain(methods, ground, protocol.epochs), strict=True))
     ]
-    return [_trained_or_taken(work, run) for run in runs]
+    follower = Follower(net) if follow else None
+    results = []
+    for run in runs:
+        result = _trained_or_taken(work, run)
+        results.append(result if follower is None else follower.noted(net, result))
+    return results
 
 
 def _trained_or_taken(work: Work, run: PhaseRun) -> PhaseResult:

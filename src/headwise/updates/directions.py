@@ -15,10 +15,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from headwise.analysis.bands import COVERAGE as COVERAGE
-from headwise.analysis.bands import Band as Band
-from headwise.analysis.bands import band as band
-
 EPSILON = torch.finfo(torch.float32).eps
 """Of the precision that weights are kept in, whatever is computed of them."""
 WIDE = 4

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from headwise.analysis.directions import random_factors, random_like, spaces
-from headwise.analysis.shares import between, between_heads, spanned
+from headwise.updates.directions import random_factors, random_like, spaces
+from headwise.updates.shares import between, between_heads, spanned
 
 HEADS, ROWS, WIDTH, RANK = 4, 6, 24, 2
 

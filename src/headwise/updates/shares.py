@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from headwise.analysis.directions import spaces
+from headwise.updates.directions import spaces
 
 _TINY = 1e-30
 _RIDGE = 1e-6

@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from headwise.analysis.directions import (
-    COVERAGE,
-    band,
+from headwise.analysis.bands import COVERAGE, band
+from headwise.updates.directions import (
     effective_rank,
     kept,
     random_like,
