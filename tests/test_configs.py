@@ -83,7 +83,7 @@ def build_all(cfg: DictConfig) -> dict[str, Any]:
     built["backbone"] = BackboneSpec(**plain["backbone"])
     built["protocol"] = Protocol(**plain["protocol"])
     assert plain["trainer"].keys() == {"accelerator", "threads", "attention", "progress"}
-    assert plain["logger"]["kind"] in ("csv", "wandb")
+    assert plain["logger"]["kind"] in ("csv", "wandb", "tensorboard")
     assert isinstance(plain["logger"]["pictures"], bool)
     return built
 

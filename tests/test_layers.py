@@ -162,7 +162,6 @@ def test_only_training_and_callbacks_of_methods_import_lightning() -> None:
         "network/portions",
         "data/vtab",
         "artifacts/export",
-        "runs/tracker",
     }
 
 

@@ -73,11 +73,11 @@ def test_no_score_map_without_a_gate(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "epoch\nx\n", "epoch,train_loss,lr\n1,x,1\n", "epoch,train_loss,lr\n1,1\n", "\x00", '"']
+    "text", ["", "epoch\nx\n", "epoch,step,train_loss,lr\n1,1,x,1\n", "epoch,step,train_loss,lr\n1,1,1\n", "\x00", '"']
 )
 def test_damaged_curves_of_a_phase_are_left_out(tmp_path: Path, text: str) -> None:
     whole, damaged = tmp_path / "a.csv", tmp_path / "b.csv"
-    whole.write_text("epoch,train_loss,lr\n1,0.5,0.1\n")
+    whole.write_text("epoch,step,train_loss,lr\n1,4,0.5,0.1\n")
     damaged.write_text(text)
     learning_curves([whole, damaged], ["=a,b", "c"], tmp_path)
-    assert (tmp_path / "metrics.csv").read_text() == 'phase,label,epoch,train_loss,lr\n1,"\'=a,b",1,0.5,0.1\n'
+    assert (tmp_path / "metrics.csv").read_text() == 'phase,label,epoch,step,train_loss,lr\n1,"\'=a,b",1,4,0.5,0.1\n'

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
 import os
@@ -16,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import wandb
 from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -26,7 +24,6 @@ from headwise.protocol import job, plan, request
 from headwise.results.store import BusyError, PhaseStore, Result, ResultStore
 from headwise.runs import experiment
 from headwise.runs.experiment import plan_run, run
-from headwise.runs.tracker import tracked
 from headwise.training import loop
 from made_networks import CONF, REPO, compose_config, plain_timm
 from made_results import gated, masked_suite, phase, result
@@ -390,60 +387,6 @@ def test_a_conflict_is_found_before_anything_is_trained(folder: Path) -> None:
     root, variant = folder.parents[4], folder.parent.name
     with pytest.raises(ResultConflict, match=r"protocol.lr: .*vs"):
         in_process(*HS_LORA, "method.first.rank=2", "protocol.lr=0.5", f"variant={variant}", f"root={root}")
-
-
-@pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt])
-def test_the_tracker_gets_one_run_a_job_in_the_sweeps_group_and_its_true_exit_code(
-    error: type[BaseException] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: dict[str, Any] = {}
-    monkeypatch.setattr("lightning.pytorch.loggers.WandbLogger", lambda **options: seen.update(options))
-    monkeypatch.setattr("wandb.finish", lambda exit_code: seen.update(exit_code=exit_code))
-    plan = plan_run(compose_config(*LORA, "logger=wandb", f"root={tmp_path}", "name=table1", "seed=3"))
-    with contextlib.suppress(error or ArithmeticError), tracked(plan.config, plan.key):
-        if error is not None:
-            raise error
-    assert seen["exit_code"] == (0 if error is None else 1)
-    assert (seen["group"], seen["name"]) == ("table1", "lora/dsprites_loc/base/3")
-    assert seen["offline"] is True
-    assert seen["save_dir"] == str(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("answer", "says"),
-    [
-        (False, "wandb knows no key"),
-        (wandb.errors.AuthenticationError("a key of 40\ncharacters"), "a key of 40 characters"),
-    ],
-)
-def test_an_online_tracker_without_a_key_is_refused_at_once(
-    answer: bool | Exception, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def login(prompt: bool) -> bool:
-        assert not prompt
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    monkeypatch.setattr("wandb.login", login)
-    plan = plan_run(compose_config(*LORA, "logger=wandb", "logger.offline=false", f"root={tmp_path}"))
-    with pytest.raises(ConfigError, match=f"logger.offline=false: {says}; run `wandb login`") as caught:
-        tracked(plan.config, plan.key).__enter__()
-    assert "\n" not in str(caught.value)
-
-
-def test_the_tracker_learns_that_a_result_could_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: dict[str, Any] = {}
-
-    def full(*_: Any) -> None:
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr("lightning.pytorch.loggers.WandbLogger", lambda **options: None)
-    monkeypatch.setattr("wandb.finish", lambda exit_code: seen.update(exit_code=exit_code))
-    monkeypatch.setattr(ResultStore, "put", full)
-    with pytest.raises(OSError, match="no space left"):
-        run(compose_config(*LORA, "logger=wandb", f"root={tmp_path}"))
-    assert seen["exit_code"] == 1
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,24 +11,11 @@ from matplotlib.figure import Figure
 from headwise.report import headmap
 from headwise.report.grid import to_csv
 from headwise.report.headmap import HeadMap
+from headwise.results.curve import CURVE, read_curve
 from headwise.storage import atomic
 
-_log = logging.getLogger(__name__)
-
-
-def _read(history: Path) -> list[dict[str, str]]:
-    """Rows of one phase; none where the file is damaged, for the run itself is finished and whole."""
-    try:
-        with history.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        for row in rows:
-            if None in row or None in row.values() or int(row["epoch"]) < 0:
-                raise ValueError("a row of another length")
-            float(row["train_loss"]), float(row["lr"])
-    except (OSError, ValueError, KeyError, csv.Error) as error:
-        _log.warning("%s is damaged (%s): its phase is left out of the curves", history, error)
-        return []
-    return rows
+PICTURES = ("curve.png", "heads.png")
+"""Of a run, in its folder."""
 
 
 def learning_curves(histories: Sequence[Path], labels: Sequence[str], folder: Path, draw: bool = True) -> None:
@@ -46,11 +31,11 @@ def learning_curves(histories: Sequence[Path], labels: Sequence[str], folder: Pa
     for index, (history, label) in enumerate(zip(histories, labels, strict=True), start=1):
         if not history.is_file():  # a phase that was taken from a file instead of trained
             continue
-        rows += [{"phase": str(index), "label": label, **row} for row in _read(history)]
+        rows += [{"phase": str(index), "label": label, **row} for row in read_curve(history)]
     if not rows:
         return
     columns = list(rows[0])
-    atomic.write_text(folder / "metrics.csv", to_csv(columns, [[row[name] for name in columns] for row in rows]))
+    atomic.write_text(folder / CURVE, to_csv(columns, [[row[name] for name in columns] for row in rows]))
     if not draw:
         return
 

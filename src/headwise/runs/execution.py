@@ -25,12 +25,14 @@ from headwise.protocol.presets import preset_labels
 from headwise.protocol.recipe import Protocol
 from headwise.protocol.search import settle
 from headwise.protocol.space import Space, phase_names
-from headwise.report.pictures import learning_curves, score_map
+from headwise.report.ending import around
+from headwise.report.pictures import PICTURES, learning_curves, score_map
 from headwise.results import provenance
 from headwise.results.store import PhaseResult, PhaseStore, Result, ResultStore
 from headwise.runs.tracker import tracked
 from headwise.storage import atomic
 from headwise.training.loop import TENSORS, Machine, chain, hush, run_phases
+from headwise.training.progress import Tell
 
 AGAIN = "again"
 """Folder of a run in which resume=force trains; it is taken over when it is complete."""
@@ -50,12 +52,16 @@ class Trained(NamedTuple):
 
 def execute(plan: Plan, method: Any) -> Result:
     """Train all phases of a method and record the result; the tracker's run ends with it, or fails."""
-    with tracked(plan.config, plan.key) as logger:
+    with tracked(plan) as tracker:
         hush()
         execution = Execution(plan, method)
         methods, facts = execution.search(execution.method.phases())
-        trained = execution.train(methods, plan.protocol, logger)
-        return execution.record(trained, facts)
+        trained = execution.train(methods, plan.protocol, None if tracker is None else tracker.epoch)
+        result = execution.record(trained, facts)
+        if tracker is not None:
+            pictures = [file for name in PICTURES if (file := plan.folder / name).is_file()]
+            tracker.finish(result, around(result, ResultStore(plan.root)), pictures)
+        return result
 
 
 class Execution:
@@ -112,7 +118,9 @@ class Execution:
         address = chain(methods, plan.ground(trial), trial.epochs)[-1].phase
         return self.store.finished(address) or self.train(methods, trial, None, plan).phases[-1]
 
-    def train(self, methods: Sequence[Method], protocol: Protocol, logger: Any, trial: Plan | None = None) -> Trained:
+    def train(
+        self, methods: Sequence[Method], protocol: Protocol, tell: Tell | None, trial: Plan | None = None
+    ) -> Trained:
         """Train phases in turn, of the run, or of a trial of its search as that is planned.
 
         A batch that finds no room goes in twice as many parts, until it does.
@@ -120,7 +128,7 @@ class Execution:
         parts = 1
         while True:
             try:
-                return self._train(methods, protocol, replace(self.machine, logger=logger, parts=parts), trial)
+                return self._train(methods, protocol, replace(self.machine, tell=tell, parts=parts), trial)
             except Exception as error:
                 parts = more_parts(error, parts, protocol.batch_size)
             size = -(-protocol.batch_size // parts)

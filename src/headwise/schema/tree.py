@@ -48,23 +48,20 @@ TRAINER = Fields(
     },
     ("accelerator", "threads", "attention", "progress"),
 )
-CSV = Fields({"kind": Literal["csv", "wandb"], "pictures": bool}, ("kind",))
+CSV = Fields({"kind": Literal["csv", "wandb", "tensorboard"], "pictures": bool}, ("kind",))
 WANDB = Fields(
     {
         **CSV.types,
         "project": Text,
         "offline": bool,
-        **dict.fromkeys(("entity", "group", "job_type", "notes", "id", "version", "mode"), Text | None),
+        **dict.fromkeys(("entity", "group", "job_type", "notes", "id"), Text | None),
         "tags": list[str] | None,
-        "log_model": bool | Literal["all"],
-        "prefix": str,
         "save_code": bool | None,
         "resume": bool | Literal["allow", "never", "must", "auto"] | None,
-        "anonymous": Literal["never", "allow", "must"] | bool | None,
     },
     ("kind",),
 )
-"""Fields of Lightning's WandbLogger and wandb.init that a run may set; name, folder and config are the run's own."""
+"""Fields of wandb.init that a run may set; name, folder and config are the run's own."""
 LOGGERS = {"csv": CSV, "wandb": WANDB}
 CLASSES = {"backbone": "headwise.network.backbone.BackboneSpec", "protocol": "headwise.protocol.recipe.Protocol"}
 """Groups that are one class of ours."""

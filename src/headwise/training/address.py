@@ -23,7 +23,7 @@ from headwise.results.store import PhaseResult
 from headwise.storage import atomic
 from headwise.storage.claims import BusyError, Claim
 from headwise.storage.hashes import file_sha256
-from headwise.training.progress import History
+from headwise.training.progress import History, Tell
 
 CHECKPOINT = "last.ckpt"
 TENSORS = "phase.safetensors"
@@ -42,7 +42,7 @@ class Machine:
         threads: CPU threads; part of a number's identity, since sums depend on their order.
         attention: how it is computed, see `Backbone.set_attention`; part of a number's identity like the threads.
         progress: whether a bar or lines tell how far it is.
-        logger: a Lightning logger, or None.
+        tell: told of each epoch, with the number of its phase, from 1, and its row of `History`; or None.
         parts: in which a batch is computed where it does not fit the memory whole.
         gpu: number of the GPU, of those that this process sees.
         made: with what code and on what a phase is trained, plain data for its record.
@@ -52,7 +52,7 @@ class Machine:
     threads: int = 2
     attention: str = "timm"
     progress: bool = True
-    logger: Any = None
+    tell: Tell | None = None
     parts: int = 1
     gpu: int = 0
     made: Mapping[str, Any] = field(default_factory=dict)

@@ -14,6 +14,7 @@ from headwise.methods._fitting import rehearse
 from headwise.methods.base import Installed, Method
 from headwise.network.backbone import Backbone
 from headwise.protocol.recipe import Protocol
+from headwise.results.curve import CURVE, read_curve
 from headwise.results.store import PhaseResult, PhaseStore
 from headwise.training.address import CHECKPOINT as CHECKPOINT
 from headwise.training.address import TENSORS as TENSORS
@@ -104,6 +105,10 @@ def _trained_or_taken(work: Work, run: PhaseRun) -> PhaseResult:
     if finished is None:
         raise CheckpointError(f"phase {run.fingerprint} was finished a moment ago and cannot be read now; run again")
     work.say(f"{run.title}: already trained, taken from {run.fingerprint}")
+    if work.machine.tell is not None:
+        curve = run.folder / CURVE  # a phase that was taken from a file has none
+        for row in read_curve(curve) if curve.is_file() else ():
+            work.machine.tell(run.index + 1, row)
     installed = restore(run, work.net, finished)
     asked = _as_asked(finished, run.method, installed)
     installed.merge()

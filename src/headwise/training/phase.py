@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -84,7 +85,7 @@ def train_phase(work: Work, run: PhaseRun, claim: Claim) -> PhaseResult:
     """Train one phase (from its last saved epoch if there is one), test it once, store it, merge it."""
     phase = _prepare(work, run)
     _warm_up(work, run, phase)
-    trainer, history = _fit(work, phase, run.folder, phase.module.epochs, run.title, claim)
+    trainer, history = _fit(work, phase, run, run.folder, phase.module.epochs, run.title, claim)
     # what is tested is what is stored and merged: the tensors are taken once, before the test
     tensors = _final_tensors(work, run, phase)
     accuracy = _test(work, phase, trainer, tensors)
@@ -137,7 +138,7 @@ def _warm_up(work: Work, run: PhaseRun, phase: PreparedPhase) -> None:
     source = work.store.path(run.trunk) / CHECKPOINT
     with work.store.claim(run.trunk, on_wait=lambda holder: waiting(holder, work.say)) as shared:
         if shared.held:
-            _, history = _fit(work, phase, source.parent, warmup, f"{run.title} warm-up", shared)
+            _, history = _fit(work, phase, run, source.parent, warmup, f"{run.title} warm-up", shared)
             steps = warmup * phase.module.steps_per_epoch
             work.store.finish(run.trunk, warmup_record(run, phase.installed, history, spec, warmup, steps))
         else:
@@ -152,12 +153,13 @@ def _warm_up(work: Work, run: PhaseRun, phase: PreparedPhase) -> None:
 
 
 def _fit(
-    work: Work, phase: PreparedPhase, folder: Path, epochs: int, title: str, claim: Claim
+    work: Work, phase: PreparedPhase, run: PhaseRun, folder: Path, epochs: int, title: str, claim: Claim
 ) -> tuple[L.Trainer, History]:
     """Train up to epoch `epochs`, going on from the checkpoint in `folder` if there is one."""
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / CHECKPOINT
-    history = History(folder)
+    tell = work.machine.tell and functools.partial(work.machine.tell, run.index + 1)
+    history = History(folder, tell)
     bars = [Progress(title, epochs, work.say)] if work.machine.progress else []
     # the method's callbacks change the network before the selection measures it; the checkpoint has what both decided
     callbacks = [history, *bars, *phase.installed.callbacks(), phase.selection, Saver(checkpoint, claim)]
@@ -166,7 +168,7 @@ def _fit(
         devices=work.machine.devices,
         precision=PRECISIONS[work.protocol.precision],  # type: ignore[arg-type]
         max_epochs=epochs,
-        logger=work.machine.logger or False,
+        logger=False,
         callbacks=callbacks,
         enable_checkpointing=False,
         enable_progress_bar=False,

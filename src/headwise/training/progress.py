@@ -16,10 +16,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+from headwise.results.curve import COLUMNS, CURVE
 from headwise.storage import atomic
 from headwise.training.memory import forget_peak, peak_memory
 
-COLUMNS = ("epoch", "step", "train_loss", "lr", "seconds")
+Tell = Callable[[int, Mapping[str, Any]], None]
+"""Told of an epoch: the number of its phase, from 1, and its row of `History`."""
 
 
 def hush() -> None:
@@ -38,8 +40,8 @@ class History(L.Callback):
         peak_memory: of training, see `headwise.training.memory.peak_memory`; the largest where the phase was resumed.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, tell: Callable[[Mapping[str, Any]], None] | None = None) -> None:
+        self.folder, self.tell = folder, tell
         self.rows: list[dict[str, Any]] = []
         self.images = 0
         self.peak_memory: int | None = None
@@ -51,8 +53,11 @@ class History(L.Callback):
         return sum(row["seconds"] for row in self.rows)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Measure memory from here."""
+        """Measure memory from here; tell of the epochs before a resume."""
         forget_peak(pl_module.device)
+        if self.tell is not None:
+            for row in self.rows:
+                self.tell(row)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
@@ -77,12 +82,14 @@ class History(L.Callback):
                 "seconds": time.perf_counter() - self._start,
             }
         )
+        if self.tell is not None:
+            self.tell(self.rows[-1])
         # the whole file anew, since a resumed phase may have rows of epochs that are trained again
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows)
-        atomic.write_text(self.folder / "metrics.csv", text.getvalue())
+        atomic.write_text(self.folder / CURVE, text.getvalue())
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run goes on from: the rows, images and peak so far."""
