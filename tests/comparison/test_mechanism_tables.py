@@ -69,3 +69,11 @@ def test_measures_that_are_none_are_refused(value: Any) -> None:
     raw["phases"][1]["extra"]["mechanism"]["rows"] = value
     with pytest.raises(ResultError, match="mechanism"):
         Result.from_json(raw, Path("x"))
+
+
+def test_p_values_are_those_of_a_correlation() -> None:
+    from scipy import stats
+
+    for other in ([2.0, 1.0, 4.0, 3.0, 6.0, 5.0, 8.0], [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0]):
+        found = stats.pearsonr([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0], other)
+        assert mechanism._p_value(found.statistic, 7) == pytest.approx(found.pvalue, rel=1e-6)

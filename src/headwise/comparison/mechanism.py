@@ -5,11 +5,12 @@ The measures are those of `headwise.training.mechanism`; pictures of single head
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
-from scipy import stats
+from scipy.special import stdtr
 
 from headwise.comparison.comparable import Places
 from headwise.results.records import Result
@@ -68,11 +69,17 @@ def correlations(lines: pd.DataFrame) -> list[str]:
         if len(part) < FEWEST or any(ranks[key].std() < _ROUNDING for key in ranks):
             continue
         counted = max(counted, len(part))
-        found = stats.pearsonr(ranks["gain"], ranks[name])
-        said.append(f"{words} {found.statistic:+.2f} (p {found.pvalue:.2g})")
+        along = float(ranks["gain"].corr(ranks[name]))
+        said.append(f"{words} {along:+.2f} (p {_p_value(along, len(part)):.2g})")
     if not said:
         return []
     return [
         f"Rank correlation of the gain with where the second phase lies, over {counted} runs, ranked within their "
         f"tasks: {'; '.join(said)}. The p values are of each by itself."
     ]
+
+
+def _p_value(correlation: float, number: int) -> float:
+    """Two-sided, of a correlation of so many pairs: would unrelated ones correlate as much?"""
+    left = max(1.0 - correlation**2, _ROUNDING)
+    return 2 * float(stdtr(number - 2, -abs(correlation) * math.sqrt((number - 2) / left)))
