@@ -298,7 +298,8 @@ LOADERS: dict[str, Check | str] = {
     "protocol/presets.py:csv.DictReader": OURS,
     "methods/_catalog.py:csv.DictReader": OURS,
     "methods/noah.py:csv.DictReader": OURS,
-    "report/pictures.py:csv.DictReader": read_curves,
+    "results/curve.py:csv.DictReader": read_curves,
+    "runs/tracker.py:Image.open": "pictures that the run itself has drawn a moment before",
     "data/stores/listfiles.py:csv.reader": lambda folder, content: _refused(
         labels_in, put(folder, "train.csv", content)
     ),
