@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from headwise.errors import ConfigError, Interrupted, ResultConflict, WeightsError
-from headwise.protocol import job, plan, request
+from headwise.protocol import job, plan, request, subsets
 from headwise.results.store import BusyError, PhaseStore, Result, ResultStore
 from headwise.runs import experiment
 from headwise.runs.experiment import plan_run, run
@@ -434,7 +434,7 @@ def test_a_subset_of_own_images_is_smaller_than_their_number(own: list[str], key
             plan_run(compose_config(*strict, f"++protocol.{key}={limit}"))
     assert plan_run(compose_config(*strict, f"++protocol.{key}=5"))
     smoke = plan_run(compose_config(*own)).protocol
-    assert plan.SMOKE[key] == getattr(smoke, key) > 6, "the limits of protocol=smoke are upper bounds"
+    assert subsets.SMOKE[key] == getattr(smoke, key) > 6, "the limits of protocol=smoke are upper bounds"
     with pytest.raises(ConfigError, match="not a subset of the 1000 training images of svhn"):
         plan_run(compose_config("method=lora", "backbone=vit_tiny_random", "++protocol.train_images=1000"))
 

@@ -249,6 +249,7 @@ def evaluate(
                 measured=_retest(net, installed, data, saved.protocol, machine),
             )
             for phase, installed in saved.install(net)
+            if phase.accuracy is not None  # of another task, see from=RUN_DIR
         ]
 
 

@@ -25,6 +25,7 @@ from headwise.data.sources import Source, source_of
 from headwise.data.tasks import VTABTask, check_apart, task_of
 from headwise.errors import ConfigError
 from headwise.protocol import described as described  # registers what conf/ interpolates with
+from headwise.protocol.earlier import FROM, Earlier
 from headwise.protocol.filling import fill_method
 from headwise.protocol.job import asked, overrides_of, sources, turn
 from headwise.protocol.known import check_names
@@ -33,6 +34,7 @@ from headwise.protocol.pertask import OTHERS, fill_protocol, fill_tasks
 from headwise.protocol.recipe import Protocol
 from headwise.protocol.revisions import fill_revisions
 from headwise.protocol.space import Space
+from headwise.protocol.subsets import check_subsets
 from headwise.protocol.variants import BASE
 from headwise.results.fingerprint import fingerprint, identity
 from headwise.results.store import Result, RunKey
@@ -52,8 +54,6 @@ CHOICE = 2
 """Raised when the epoch that ``protocol.select=best_test`` takes, or what is kept of it, changes."""
 ACCELERATORS = {"auto": "auto", "cpu": "cpu", "gpu": "gpu", "cuda": "gpu"}
 """What trainer.accelerator may be, and what it means."""
-SMOKE = {"train_images": 8, "test_images": 32}
-"""What protocol=smoke takes of a set, or all of it: its numbers mean nothing."""
 PIXELS = {"channels": 3, "pixel_scale": 1}
 """What turns stored images into pixels, and its usual value, which a run's identity does not mention."""
 
@@ -72,6 +72,7 @@ class Plan:
             result at the end; ``never`` refuses if there is a result.
         wait: for another process that computes the same run; False is an error instead.
         auto: whether the device was left to us (trainer=auto).
+        earlier: the run that it goes on from, if any.
         request: see `headwise.protocol.request`; empty outside of hydra's command line.
         overrides: what was asked on the command line or by a sweep.
         turn: of this job among those that run at the same time on this machine; they take its GPUs in turn.
@@ -87,6 +88,7 @@ class Plan:
     resume: str = "auto"
     wait: bool = True
     auto: bool = False
+    earlier: Earlier | None = None
     request: str = ""
     overrides: tuple[str, ...] = ()
     turn: int = 0
@@ -150,8 +152,10 @@ def plan_run(cfg: DictConfig) -> Plan:
         )
         protocol = Protocol(**config["protocol"])
     check_apart(protocol.train_split, protocol.eval_split)
-    _check_subsets(task, source, protocol)
+    check_subsets(task, source, protocol)
     identity = _identity(config, task, source, protocol)
+    if earlier := Earlier.of(config):
+        earlier.check(identity)
     key = RunKey(
         name=str(config["name"]),
         method=str(config["method"]["label"]),
@@ -173,6 +177,7 @@ def plan_run(cfg: DictConfig) -> Plan:
         resume=resume,
         wait=wait,
         auto=cfg.trainer.accelerator == "auto",
+        earlier=earlier,
         request=asked(),
         overrides=overrides_of(),
         turn=turn(),
@@ -282,24 +287,6 @@ def _has_gpu() -> bool:
     return os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1") and any(DEVICES.glob("nvidia[0-9]*"))
 
 
-def _check_subsets(task: VTABTask, source: Source, protocol: Protocol) -> None:
-    """Refuse a subset that is none. The limits of protocol=smoke are upper bounds.
-
-    Raises:
-        ConfigError: saying how many images there are.
-    """
-    for key, split in (("train_images", protocol.train_split), ("test_images", protocol.eval_split)):
-        limit = getattr(protocol, key)
-        if limit is None or (protocol.name == "smoke" and limit <= SMOKE[key]):
-            continue
-        total = source.count(task, split) if task.is_own else task.official_count(split)
-        if total is not None and limit >= total:
-            kind = "test" if split == "test" else "training" if split.startswith("train") else "validation"
-            raise ConfigError(
-                f"protocol.{key}={limit} is not a subset of the {total} {kind} images of {task.name}; use null for all"
-            )
-
-
 def _given(overrides: Sequence[str]) -> set[str]:
     """Keys that the command line or a sweep sets."""
     return {override.lstrip("+~").partition("=")[0] for override in overrides}
@@ -359,6 +346,8 @@ def _reduced(config: Mapping[str, Any], task: VTABTask, images: Sequence[str]) -
         # which seed searches is said even where it is the usual one: before, every seed searched for itself
         reduced["protocol"] = {**reduced["protocol"], "search": {"seed": Space.of(search).seed, **search}}
     contents = {"backbone.weights": weights_content(config["backbone"])}
+    if earlier := Earlier.of(config):
+        contents[FROM] = earlier.content
     for path, node in (("method", config["method"]), ("method.first", config["method"].get("first", {}))):
         if isinstance(node, Mapping) and node.get("checkpoint"):
             contents[f"{path}.checkpoint"] = file_sha256(node["checkpoint"])

@@ -58,7 +58,9 @@ def variant_of(overrides: Sequence[str], limit: int = 120, contents: Mapping[str
     for override in filter(_names, overrides):
         key, value = _split(override)
         content = "" if value in WEIGHTS_BY_NAME else (contents or {}).get(key, "")
-        if content:
+        if content and key == "from":
+            value = f"from_{content[:8]}"
+        elif content:
             value = f"{PurePath(value.strip(QUOTES).removeprefix('package:')).stem[:40]}_{content[:8]}"
         elif key == "backbone.weights" and value not in WEIGHTS_BY_NAME:
             continue

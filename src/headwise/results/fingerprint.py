@@ -50,6 +50,7 @@ IGNORED: dict[str, str] = {
 """Dotted keys (shell patterns, ``*`` crosses dots) that cannot change a number, each with its reason."""
 
 LOCATIONS: tuple[str, ...] = (
+    "from",
     "data.root",
     "backbone.weights",
     "backbone.checkpoint",

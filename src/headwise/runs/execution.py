@@ -16,10 +16,11 @@ from headwise.data.kept import KeptImages
 from headwise.data.vtab import VTABDataModule
 from headwise.errors import ConfigError
 from headwise.methods._fitting import rehearse
-from headwise.methods.base import Method
+from headwise.methods.base import Method, build_method
 from headwise.network.backbone import Backbone, BackboneSpec
 from headwise.network.kept import Networks
 from headwise.network.portions import more_parts
+from headwise.protocol.earlier import FROM, LABEL, Earlier
 from headwise.protocol.plan import DEVICES, Plan
 from headwise.protocol.presets import preset_labels
 from headwise.protocol.recipe import Protocol
@@ -70,6 +71,7 @@ class Execution:
     Attributes:
         plan: what to do.
         method: built, before any search.
+        earlier: phases of the run that it goes on from.
         spec: of the network.
         shared: finished phases of all runs.
         store: where this run's phases go: the shared store, or one of its own until all of them are trained again.
@@ -94,6 +96,8 @@ class Execution:
         say(f"run: {plan.folder}")
         place = device or f"CPU, {machine['cpu'] or 'of unknown kind'}"
         say(f"device: {place}{' (trainer=auto)' if plan.auto else ''}")
+        earlier = plan.earlier
+        self.earlier = [] if earlier is None else _phases_of(earlier)
         with instantiation():
             self.spec = BackboneSpec(**plan.config["backbone"])
         atomic.write_text(plan.folder / "config.yaml", plan.yaml)
@@ -115,7 +119,7 @@ class Execution:
     def _trial(self, methods: Sequence[Method], seed: int | None) -> PhaseResult:
         """The last of these phases, measured on the validation images; trained only if the store lacks it."""
         trial, plan = self.plan.protocol.for_search(), self.plan.seeded(seed)
-        address = chain(methods, plan.ground(trial), trial.epochs)[-1].phase
+        address = chain([*self.earlier, *methods], plan.ground(trial), trial.epochs)[-1].phase
         return self.store.finished(address) or self.train(methods, trial, None, plan).phases[-1]
 
     def train(
@@ -135,7 +139,7 @@ class Execution:
             say(f"out of memory: going on with at most {size} images at a time, {protocol.batch_size} a step as before")
 
     def _train(self, methods: Sequence[Method], protocol: Protocol, machine: Machine, trial: Plan | None) -> Trained:
-        plan = trial or self.plan
+        plan, methods = trial or self.plan, [*self.earlier, *methods]
         seed = plan.config["seed"]
         net = self._network(methods, protocol)
         options = protocol.data_options(net.mean, net.std)
@@ -153,6 +157,7 @@ class Execution:
             seed=seed,
             machine=machine,
             say=say,
+            foreign=0 if plan.earlier is None or plan.earlier.keeps_head(plan.identity) else len(self.earlier),
             follow=trial is None,  # what a trial's record says beside its accuracy is never read
         )
         return Trained(net, data, phases)
@@ -174,7 +179,8 @@ class Execution:
     def record(self, trained: Trained, facts: Facts) -> Result:
         """Write down what was reached; the result is the last file, and what makes the run a finished one."""
         plan, config = self.plan, self.plan.config
-        extras = [{**phase.extra, **facts.get(index, {})} for index, phase in enumerate(trained.phases)]
+        num_earlier = len(self.earlier)
+        extras = [{**phase.extra, **facts.get(index - num_earlier, {})} for index, phase in enumerate(trained.phases)]
         phases = [replace(phase, extra=extra) for phase, extra in zip(trained.phases, extras, strict=True)]
         # with resume=force: the phases of before stay in use until all of the new ones are there
         if self.store is not self.shared:
@@ -182,9 +188,12 @@ class Execution:
         self._illustrate(phases)
         in_parts = ["batches in parts"] if any(phase.extra.get("batch_parts") for phase in phases) else []
         data_labels = plan.source.labels(plan.task)
-        labels = [*self.spec.labels, *data_labels, *plan.protocol.labels, *preset_labels(config), *in_parts]
+        continued = [LABEL] if plan.earlier else []
+        labels = [*continued, *self.spec.labels, *data_labels, *plan.protocol.labels, *preset_labels(config), *in_parts]
         weights = {**trained.net.provenance, "content": plan.identity["backbone"]["weights"]}
         sources = {"weights": weights, "data": trained.data.provenance(), "protocol": config["protocol"]}
+        if plan.earlier is not None:
+            sources[FROM] = plan.earlier.provenance
         result = Result(
             key=plan.key,
             identity=plan.identity,
@@ -207,6 +216,18 @@ class Execution:
         labels = [phase.label for phase in phases]
         learning_curves([source / "metrics.csv" for source in stored], labels, folder, draw)
         score_map([phase.extra.get("heads") for phase in phases], labels, folder, draw)
+
+
+def _phases_of(earlier: Earlier) -> list[Method]:
+    """The phases of a finished run as phases that are taken from its files.
+
+    Raises:
+        ConfigError: if they are of a method that is none of headwise's.
+    """
+    phases = enumerate(earlier.result.phases)
+    return [
+        replace(build_method(phase.method, phase.label), checkpoint=str(earlier.file(index))) for index, phase in phases
+    ]
 
 
 def _device(plan: Plan) -> tuple[int, str | None]:

@@ -28,6 +28,7 @@ TOP = Fields(
         "shots": Shots | None,
         "draw": Draw,
         "root": Text,
+        "from": Text | None,
         "name": Text,
         "variant": Text | None,
         "resume": Literal["auto", "force", "never"],

@@ -101,6 +101,8 @@ class PhaseRun:
     folder: Path
     seed: int
     trunk: str | None = None
+    is_foreign: bool = False
+    """Whether it is another task's, taken from a file: its classifier is left out, and it is not tested."""
 
     @property
     def seed_parts(self) -> tuple[int | str, ...]:

@@ -47,6 +47,7 @@ def run_phases(
     machine: Machine,
     say: Callable[[str], None] = print,
     follow: bool = False,
+    foreign: int = 0,
 ) -> list[PhaseResult]:
     """Train each phase on the merged result of the one before; a phase that the store holds is loaded and merged.
 
@@ -61,6 +62,7 @@ def run_phases(
         machine: where to compute.
         say: told what happens.
         follow: whether the records say where the phases' updates lie, see `headwise.training.mechanism`.
+        foreign: leading phases that were trained on another task.
 
     Returns:
         One record per phase. Afterwards `net` carries all of them, merged.
@@ -85,6 +87,7 @@ def run_phases(
             folder=store.path(address.phase),
             seed=seed,
             trunk=address.trunk,
+            is_foreign=index < foreign,
         )
         for index, (method, address) in enumerate(zip(methods, chain(methods, ground, protocol.epochs), strict=True))
     ]

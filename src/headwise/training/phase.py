@@ -88,7 +88,9 @@ def train_phase(work: Work, run: PhaseRun, claim: Claim) -> PhaseResult:
     trainer, history = _fit(work, phase, run, run.folder, phase.module.epochs, run.title, claim)
     # what is tested is what is stored and merged: the tensors are taken once, before the test
     tensors = _final_tensors(work, run, phase)
-    accuracy = _test(work, phase, trainer, tensors)
+    accuracy = None if run.is_foreign else _test(work, phase, trainer, tensors)
+    if run.is_foreign:
+        phase.installed.unpack(tensors)
     result = _store(work, run, phase, history, tensors, accuracy)
     phase.installed.merge()
     return result
@@ -192,8 +194,15 @@ def _final_tensors(work: Work, run: PhaseRun, phase: PreparedPhase) -> dict[str,
     """What is kept of the phase by name: of the chosen epoch, of the last one, or of the given checkpoint."""
     if run.method.checkpoint is None:
         return phase.selection.best or phase.installed.packed()
-    work.say(f"{run.title}: taken from {Path(run.method.checkpoint).name}, not trained")
-    return read_tensors(Path(run.method.checkpoint), GIVEN)
+    work.say(f"{run.title}: taken from {run.method.checkpoint}, not trained")
+    tensors = read_tensors(Path(run.method.checkpoint), GIVEN)
+    if not run.is_foreign:
+        return tensors
+    own, other = (
+        {name: tensor for name, tensor in held.items() if name.startswith("head.") == is_head}
+        for held, is_head in ((phase.installed.packed(), True), (tensors, False))
+    )
+    return {**other, **own}
 
 
 def _test(work: Work, phase: PreparedPhase, trainer: L.Trainer, tensors: Mapping[str, Tensor]) -> float:
@@ -205,7 +214,12 @@ def _test(work: Work, phase: PreparedPhase, trainer: L.Trainer, tensors: Mapping
 
 
 def _store(
-    work: Work, run: PhaseRun, phase: PreparedPhase, history: History, tensors: Mapping[str, Tensor], accuracy: float
+    work: Work,
+    run: PhaseRun,
+    phase: PreparedPhase,
+    history: History,
+    tensors: Mapping[str, Tensor],
+    accuracy: float | None,
 ) -> PhaseResult:
     """Write the tensors, then the record that makes them count, and say what was reached."""
     installed, machine, selection, epochs = phase.installed, work.machine, phase.selection, phase.module.epochs
@@ -214,7 +228,7 @@ def _store(
         label=run.method.label,
         accuracy=accuracy,
         **costs(installed, history),
-        num_test=len(work.data.test_dataloader().labels),
+        num_test=None if accuracy is None else len(work.data.test_dataloader().labels),
         images_per_second=history.images / history.seconds if history.seconds else None,
         peak_memory=history.peak_memory,
         epochs=epochs,
@@ -235,6 +249,8 @@ def _store(
     work.store.finish(run.fingerprint, result)
     # the record is written: from here on the phase counts as finished, and nothing resumes from its checkpoint
     (run.folder / CHECKPOINT).unlink(missing_ok=True)
+    if accuracy is None:
+        return result
     images = "test images" if work.data.eval_split == "test" else f"images of {work.data.eval_split}"
     taken = f" (epoch {selection.epoch} of {epochs})" if selection.epoch else ""
     parameters = f"{result.num_tunable:,} parameters"

@@ -1,0 +1,101 @@
+"""A finished run that another one goes on from, ``from=RUN_DIR``. Torch is not needed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from headwise.errors import CheckpointError, ConfigError, HeadwiseError
+from headwise.results.fingerprint import differences, fingerprint
+from headwise.results.reading import read_result
+from headwise.results.records import Result
+from headwise.storage.atomic import at_home
+from headwise.storage.hashes import file_sha256
+
+FROM = "from"
+"""The key of the configuration, of a run's identity, and of its record's provenance."""
+LABEL = "continued"
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """The run whose phases come first, as they are stored.
+
+    Attributes:
+        folder: of the run.
+        result: its record.
+    """
+
+    folder: Path
+    result: Result
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Earlier | None:
+        """From a run's configuration; None where it starts from pretrained weights alone.
+
+        Raises:
+            ConfigError: if there is no finished run, or one whose record does not say what its files held.
+        """
+        if not (given := config.get(FROM)):
+            return None
+        folder = at_home(str(given))
+        try:
+            result = read_result(folder)
+        except HeadwiseError as error:
+            raise ConfigError(f"from={given}: {error}") from error
+        for number, phase in enumerate(result.phases, start=1):
+            if phase.sha256 is None:
+                raise ConfigError(
+                    f"from={given}: the record of its phase {number} is of older code and does not say what its file "
+                    "held; train it again with resume=force"
+                )
+            if phase.extra.get("plan"):
+                raise ConfigError(
+                    f"from={given}: phase {number} {phase.label} was laid out by a look at its images, which is not "
+                    "repeated; go on from a run of another method, or from exported weights (backbone.weights=FILE)"
+                )
+        return cls(folder, result)
+
+    @property
+    def content(self) -> str:
+        """What it hands on, as a hash: the phases and the content of their files."""
+        phases = [{"method": phase.method, "sha256": phase.sha256} for phase in self.result.phases]
+        return fingerprint({"phases": phases, "dataset": self.result.identity.get("dataset")}, 64)
+
+    def file(self, index: int) -> Path:
+        """The tensors of a phase, by its place from 0.
+
+        Raises:
+            CheckpointError: if they are not what the record speaks of.
+        """
+        file = self.folder / f"phase-{index + 1}.safetensors"
+        if not file.is_file() or file_sha256(file) != self.result.phases[index].sha256:
+            raise CheckpointError(
+                f"from={self.folder}: {file.name} is missing, or not the file that the record speaks of"
+            )
+        return file
+
+    def keeps_head(self, identity: Mapping[str, Any]) -> bool:
+        """Whether the classifier goes on as well: where the run of this identity has the same classes to tell apart."""
+        return bool(self.result.identity.get("dataset") == identity["dataset"])
+
+    def check(self, identity: Mapping[str, Any]) -> None:
+        """Check that the run of an identity can go on from it.
+
+        Raises:
+            ConfigError: if that stands on another network, or on other weights.
+        """
+        found = self.result.identity.get("backbone")
+        apart = differences(
+            {"backbone": found if isinstance(found, Mapping) else {}}, {"backbone": identity["backbone"]}
+        )
+        if apart:
+            raise ConfigError(f"from={self.folder} stands on another network than this run: {'; '.join(apart[:3])}")
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """For the record: which run it is, and how many phases are its."""
+        run = self.result.key.path(Path()).as_posix()
+        return {"run": run, "fingerprint": self.result.fingerprint, "phases": len(self.result.phases)}
