@@ -57,6 +57,7 @@ TAKES: dict[str, set[str]] = {
     "dataset.shots": {"int"},
     "dataset.class_names": {"list"},
     "protocol.search": set(),
+    "from": {"text"},
     "backbone.mean": set(),
     "backbone.std": set(),
 }
