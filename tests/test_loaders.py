@@ -298,6 +298,9 @@ LOADERS: dict[str, Check | str] = {
     "protocol/presets.py:csv.DictReader": OURS,
     "methods/_catalog.py:csv.DictReader": OURS,
     "methods/noah.py:csv.DictReader": OURS,
+    "results/classes.py:csv.DictReader": lambda folder, content: pictures.confusion(
+        put(folder, "x.csv", content), ["a", "b"], folder / "run"
+    ),
     "results/curve.py:csv.DictReader": read_curves,
     "runs/tracker.py:Image.open": "pictures that the run itself has drawn a moment before",
     "data/stores/listfiles.py:csv.reader": lambda folder, content: _refused(

@@ -125,6 +125,8 @@ def test_what_a_run_leaves(folder: Path) -> None:
         "config.yaml",
         "metrics.csv",
         "curve.png",
+        "confusion.csv",
+        "confusion.png",
         "phase-1.safetensors",
         "phase-2.safetensors",
     }

@@ -145,7 +145,7 @@ def test_a_killed_run_resumes_to_the_same_bits(
     assert timeless(resumed) == timeless(uninterrupted)
     assert (folder / TENSORS).read_bytes() == (folder_of(root) / TENSORS).read_bytes()
     assert rows(tmp_path) == rows(root)
-    assert sorted(file.name for file in folder.iterdir()) == ["metrics.csv", "phase.json", TENSORS]
+    assert sorted(file.name for file in folder.iterdir()) == ["confusion.csv", "metrics.csv", "phase.json", TENSORS]
 
 
 class Clock:

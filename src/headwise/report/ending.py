@@ -8,6 +8,7 @@ from dataclasses import replace
 from headwise.comparison import cells
 from headwise.comparison.comparable import places
 from headwise.comparison.controls import HEADS, KINDS, PHASE, controls_of, lacking, matches
+from headwise.results.classes import said
 from headwise.results.records import Result
 from headwise.results.store import ResultStore
 
@@ -55,6 +56,8 @@ def summary(result: Result, others: Iterable[Result] = ()) -> str:
             f"{stored:>15}{phase.seconds:>10.1f}"
         )
         before = phase.accuracy
+    if result.task.get("group") == "own" and (last := said(result.phases[-1].extra)):
+        lines.append(f"Of the classes: {last} (confusion.csv).")
     others = list(others)
     return "\n".join(map(cells.one_line, [*lines, *_measured(result, others), *verdicts(result, others)]))
 

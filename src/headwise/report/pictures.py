@@ -6,16 +6,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from headwise.report import headmap
 from headwise.report.grid import to_csv
 from headwise.report.headmap import HeadMap
+from headwise.results.classes import COLUMNS, CONFUSION, read_confusion
 from headwise.results.curve import CURVE, read_curve
 from headwise.storage import atomic
 
-PICTURES = ("curve.png", "heads.png")
+PICTURES = ("curve.png", "heads.png", "confusion.png")
 """Of a run, in its folder."""
+MOST_CLASSES = 60
+"""Of a picture of what is taken for what."""
 
 
 def learning_curves(histories: Sequence[Path], labels: Sequence[str], folder: Path, draw: bool = True) -> None:
@@ -92,6 +96,41 @@ def score_map(
         _draw_scores(figure, axis, panel, num_heads)
         axis.set_title(f"{label}: {panel.name}")
     with atomic.replacing(folder / "heads.png") as part:
+        figure.savefig(part, dpi=120)
+
+
+def confusion(file: Path, names: Sequence[str], folder: Path, draw: bool = True) -> None:
+    """Write the confusion matrix of the last phase with the classes' names, ``confusion.csv``, and draw it.
+
+    Of more than `MOST_CLASSES` classes nothing is drawn. A row is a true class, its colours are shares of its images.
+
+    Args:
+        file: as `headwise.results.classes.write_confusion` wrote it; nothing is done if there is none.
+        names: of the classes, (K,).
+        folder: of the run.
+        draw: the picture as well.
+    """
+    matrix = read_confusion(file, len(names)) if file.is_file() else None
+    if matrix is None:
+        return
+    pairs = [(names[row], names[column], int(matrix[row, column])) for row, column in np.argwhere(matrix)]
+    atomic.write_text(folder / CONFUSION, to_csv(COLUMNS, pairs))
+    if not draw or len(names) > MOST_CLASSES:
+        return
+    side = 1.8 + 0.32 * len(names)
+    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    axis = figure.subplots()
+    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    image = axis.imshow(100 * shares, cmap="Blues", vmin=0, vmax=100)
+    axis.set(xlabel="predicted", ylabel="true", xticks=range(len(names)), yticks=range(len(names)))
+    shown = [name if len(name) <= 24 else f"{name[:23]}\u2026" for name in names]
+    axis.set_xticklabels(shown, rotation=90, parse_math=False)
+    axis.set_yticklabels(shown, parse_math=False)
+    for row, column in np.argwhere(matrix):
+        color = "white" if shares[row, column] > 0.5 else "black"
+        axis.text(column, row, matrix[row, column], ha="center", va="center", fontsize=7, color=color)
+    figure.colorbar(image, ax=axis, label="% of the true class", shrink=0.7)
+    with atomic.replacing(folder / "confusion.png") as part:
         figure.savefig(part, dpi=120)
 
 

@@ -78,6 +78,7 @@ EXTRA = fields(
         "paper_bytes": maybe(count),
         "search": maybe(_SEARCH),
         "mechanism": every(between(0, 1)),
+        "classes": fields(dict.fromkeys(("balanced_accuracy", "macro_f1"), between(0, 100))),
     },
 )
 PHASE = fields(

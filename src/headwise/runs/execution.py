@@ -27,8 +27,9 @@ from headwise.protocol.recipe import Protocol
 from headwise.protocol.search import settle
 from headwise.protocol.space import Space, phase_names
 from headwise.report.ending import around
-from headwise.report.pictures import PICTURES, learning_curves, score_map
+from headwise.report.pictures import PICTURES, confusion, learning_curves, score_map
 from headwise.results import provenance
+from headwise.results.classes import CONFUSION
 from headwise.results.store import PhaseResult, PhaseStore, Result, ResultStore
 from headwise.runs.tracker import tracked
 from headwise.storage import atomic
@@ -216,6 +217,8 @@ class Execution:
         labels = [phase.label for phase in phases]
         learning_curves([source / "metrics.csv" for source in stored], labels, folder, draw)
         score_map([phase.extra.get("heads") for phase in phases], labels, folder, draw)
+        task = self.plan.task
+        confusion(stored[-1] / CONFUSION, task.class_names or [*map(str, range(task.num_classes))], folder, draw)
 
 
 def _phases_of(earlier: Earlier) -> list[Method]:

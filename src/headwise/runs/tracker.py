@@ -116,6 +116,7 @@ def summary(result: Result, others: Sequence[Result]) -> dict[str, float]:
             f"{where}/stored_bytes": phase.stored_bytes,
             f"{where}/seconds": phase.seconds,
             f"{where}/peak_memory": phase.peak_memory,
+            **{f"{where}/{name}": value for name, value in phase.extra.get("classes", {}).items()},
         }
         if before is not None and phase.accuracy is not None:
             facts[f"{where}/gain"] = phase.accuracy - before

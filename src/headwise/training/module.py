@@ -73,6 +73,7 @@ class PhaseModule(L.LightningModule):
         self.epochs, self.steps_per_epoch, self.peak, self.cycles = epochs, steps_per_epoch, lr, cycles
         self.seed_parts, self.batches, self.parts = tuple(seed_parts), batches, parts
         self.correct, self.seen = torch.zeros((), dtype=torch.long), 0
+        self.confusion: Tensor | None = None  # (K, K) images by true and predicted class, of the last test
 
     def on_train_epoch_start(self) -> None:
         """Draw this epoch's randomness from the epoch alone, so that a resumed run repeats it."""
@@ -124,8 +125,11 @@ class PhaseModule(L.LightningModule):
         images, labels = batch
         logits = self.net(self.preprocess(images)).float()
         # added up where the logits are, and read once: on a GPU every reading waits for it
-        self.correct = self.correct.to(logits.device) + (logits.argmax(1) == labels).sum()
+        predicted, num_classes = logits.argmax(1), logits.shape[1]
+        self.correct = self.correct.to(logits.device) + (predicted == labels).sum()
         self.seen += len(labels)
+        pairs = torch.bincount(labels * num_classes + predicted, minlength=num_classes**2).view(num_classes, -1)
+        self.confusion = pairs if self.confusion is None else self.confusion + pairs
 
     def on_test_epoch_end(self) -> None:
         """Log the accuracy in percent."""

@@ -18,6 +18,7 @@ from headwise.methods.base import Batches, Installed, Plan
 from headwise.network.backbone import Backbone
 from headwise.network.portions import split
 from headwise.protocol.recipe import PRECISIONS, Protocol
+from headwise.results.classes import CONFUSION, measures, write_confusion
 from headwise.results.store import PhaseResult, PhaseStore
 from headwise.storage import atomic
 from headwise.storage.claims import Claim, describe
@@ -224,6 +225,11 @@ def _store(
     """Write the tensors, then the record that makes them count, and say what was reached."""
     installed, machine, selection, epochs = phase.installed, work.machine, phase.selection, phase.module.epochs
     steps = epochs * phase.module.steps_per_epoch
+    classes = {}
+    if accuracy is not None and phase.module.confusion is not None:
+        confusion = phase.module.confusion.cpu().numpy()
+        write_confusion(run.folder / CONFUSION, confusion)
+        classes = {"classes": measures(confusion)}
     result = PhaseResult(
         label=run.method.label,
         accuracy=accuracy,
@@ -244,6 +250,7 @@ def _store(
             **({"batch_parts": machine.parts} if machine.parts > 1 else {}),
             **installed.report(),
             **selection.report(),
+            **classes,
         },
     )
     work.store.finish(run.fingerprint, result)
