@@ -1,6 +1,7 @@
 """Write the tables of an experiment from its results: python scripts/make_tables.py table1 --out outputs/table1.md.
 
 Two methods, paired by task and seed: python scripts/make_tables.py table1 --compare hs_lora lora_long
+For a paper: python scripts/make_tables.py table1 --out t.tex --paper --rows lora,hs_lora --columns 'parameters,mean_*'
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from headwise.cli import exclusive, of_results, results_of, script
-from headwise.commands.arguments import OutFile
+from headwise.commands.arguments import OutFile, names_file, patterns
 from headwise.commands.written import writing
 from headwise.comparison.beside import SHOW
 from headwise.comparison.tables import compare, tables
 from headwise.errors import ConfigError
-from headwise.report.formats import FORMATS, SUFFIXES, render
+from headwise.report.formats import FORMATS, SUFFIXES, notes_of, render
+from headwise.report.selection import Selection
 from headwise.results import reading
 from headwise.storage import atomic
 
@@ -41,6 +43,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         choices=SHOW,
         help="published rows: beside comparable results (auto), the others as well but apart (always), none (never)",
     )
+    parser.add_argument("--rows", type=patterns, help="rows of the main table, in order: 'lora,hs_lora*'")
+    parser.add_argument("--columns", type=patterns, help="its columns, in order: 'parameters,svhn,mean_*'")
+    parser.add_argument("--names", type=names_file, help='JSON file of other names: {"hs_lora": "HS-LoRA"}')
+    parser.add_argument(
+        "--paper", action="store_true", help="a short caption, 0.72 M; the notes go to OUT.notes.md (needs --out)"
+    )
     return parser.parse_args(arguments)
 
 
@@ -51,7 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.experiment and options.name not in (None, options.experiment):
         raise ConfigError(f"{options.experiment} and --name {options.name} are two names; give one")
     form = _form(options.out, options.format)
-    with writing(options.out, options.json, force=options.force):
+    shown = Selection(options.rows or (), options.columns or (), options.names or {}, options.paper)
+    if options.paper and options.out is None:
+        raise ConfigError("--paper writes its notes beside the table; say where with --out FILE")
+    notes = options.out.with_name(f"{options.out.name}.notes.md") if options.paper else None
+    with writing(options.out, options.json, notes, force=options.force):
         found = results_of(options.root, options.name or options.experiment)
         title = found.name or "Results"
         if options.compare:
@@ -61,11 +73,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             others = reading.others(options.root, [found.name])
             made = tables(found.results, title, options.pool, options.published or "auto", others)
         made[0].notes += found.notes
-        text = render(made, form)
+        text = render(made, form, None if shown == Selection() else shown)
         if options.out:
             atomic.write_text(options.out, text)
         else:
             print(text)
+        if notes:
+            atomic.write_text(notes, notes_of(made))
         if options.json:
             atomic.write_text(options.json, render(made, "json"))
         return 0

@@ -39,9 +39,11 @@ from headwise.commands.arguments import (
     Whole,
     folder,
     module,
+    names_file,
     old_file,
     old_folder,
     out_folder,
+    patterns,
     record_file,
     weights,
 )
@@ -382,6 +384,11 @@ SCRIPTS: list[tuple[str, str, str]] = [
     ("make_tables {name} --root {root}", "--compare lora lora", "are the same runs"),
     ("make_tables {name} --root {root}", "--compare lora:P9 bi_lora", "no tested phase 'P9'"),
     ("make_tables {name} --root {root}", "--published sometimes", "invalid choice: 'sometimes'"),
+    ("make_tables {name} --root {root}", "--paper", "--paper writes its notes beside the table"),
+    ("make_tables {name} --root {root}", "--rows nothing", "--rows: no row 'nothing' in the table"),
+    ("make_tables {name} --root {root}", "--rows lora,,x", "--rows must be different names separated by commas"),
+    ("make_tables {name} --root {root}", "--names none.json", "name a file that can be read"),
+    ("make_tables {name} --root {root} --format csv", "--rows lora", "are for md and latex; csv holds everything"),
     ("make_tables --root {root}", "../../etc", "no finished run of '../../etc'"),
     ("make_report --root {root}", "--out .", ". is a folder"),
     ("make_report --root {root} --out r.html", "--name nothing", "no finished run of 'nothing'"),
@@ -588,6 +595,8 @@ WRONG: dict[Any, tuple[str, ...]] = {
     weights: ("dir", "file/x", "pipe.md", "a\nb", "missing", "/dev/zero", "package:nothing"),
     record_file: ("dir", "file", *NO_PLACE),
     module: ("../x", "os.system()", "a b"),
+    patterns: (",", "a,a", "a,,b"),
+    names_file: ("dir", "file", "file/x", "pipe.md", "loop", "a\nb", "missing", "/dev/zero"),
     finished_run: ("dir", "file", "file/x", "pipe.md", "loop", "missing", "run"),
 }
 """By type of argument what is refused."""

@@ -132,6 +132,26 @@ class OutFile:
         return file
 
 
+def patterns(word: str) -> tuple[str, ...]:
+    """Names with ``*``, separated by commas."""
+    found = tuple(part.strip() for part in word.split(","))
+    if not all(found) or len(set(found)) < len(found):
+        raise ConfigError(f"must be different names separated by commas, got {shown(word)}")
+    return found
+
+
+def names_file(word: str) -> dict[str, str]:
+    """A JSON file of names by names."""
+    try:
+        given = read_json(old_file(word))
+        mapping(given, "it")
+    except Misfit as error:
+        raise ConfigError(f"{word}: {error}; allowed: a JSON object of text by name") from error
+    if not all(isinstance(value, str) and value.strip() for value in given.values()):
+        raise ConfigError(f"{word}: a name is text that is not empty; allowed: a JSON object of text by name")
+    return dict(given)
+
+
 def record_file(word: str) -> Path:
     """A file for what a benchmark measured: none yet, or an earlier record, which is replaced."""
     file = OutFile()(word)

@@ -18,41 +18,65 @@ from headwise.comparison.tables import Table
 from headwise.errors import ConfigError, suggest
 from headwise.report.grid import BEST, SECOND, Cell, Grid
 from headwise.report.layout import WIDE, parts
+from headwise.report.selection import Selection
 
 TIDY = ["table", "kind", "method", "phase", "column", "group", "mean", "std", "n"]
 TIDY += ["low", "high", "wins", "ties", "losses", "p", "holm", "text"]
 
 
-def render(tables: Sequence[Table], form: str) -> str:
+def render(tables: Sequence[Table], form: str, shown: Selection | None = None) -> str:
     """Return all tables as text of one of `FORMATS`.
 
+    Args:
+        tables: in order.
+        form: of `FORMATS`.
+        shown: what of the main tables; of files of data nothing can be left out.
+
     Raises:
-        ConfigError: for an unknown format.
+        ConfigError: for an unknown format, or a selection of what there is not.
     """
     if form not in FORMATS:
         raise ConfigError(f"unknown table format {form!r}{suggest(form, FORMATS)}")
-    return FORMATS[form](tables)
+    if form in DATA:
+        if shown is not None:
+            raise ConfigError(f"rows, columns, names and a short caption are for md and latex; {form} holds everything")
+        return DATA[form](tables)
+    return TEXT[form](tables, shown or Selection())
 
 
-def markdown(tables: Sequence[Table]) -> str:
+def notes_of(tables: Sequence[Table]) -> str:
+    """Return what the captions of a paper's tables leave out, as Markdown."""
+    return "\n\n".join(
+        f"## {in_markdown(table.title)}\n\n{bullets([*table.notes, *table.answers])}" for table in tables
+    )
+
+
+def _parts(table: Table, shown: Selection) -> list[tuple[Grid, Sequence[str]]]:
+    (main, notes), *rest = parts(table)
+    if not shown.is_short:
+        return [(shown.of(main), notes), *rest]
+    return [(shown.of(main), [note for note in notes if note.startswith("Test accuracy in percent")])]
+
+
+def markdown(tables: Sequence[Table], shown: Selection) -> str:
     """One heading, caption and table each; then paired differences, ratios, and published rows kept apart."""
     sections = []
     for table in tables:
-        for grid, notes in parts(table):
+        for grid, notes in _parts(table, shown):
             heading = f"### {table.title}: {grid.name}" if grid.name else f"## {table.title}"
             lines = pipes(grid.head, [list(map(str, line)) for line in grid.body], grid.num_left)
             sections.append("\n".join([in_markdown(heading), "", bullets(notes), "", *lines, ""]))
     return "\n".join(sections)
 
 
-def latex(tables: Sequence[Table]) -> str:
+def latex(tables: Sequence[Table], shown: Selection) -> str:
     r"""A booktabs ``table`` each, the best of a column bold, the second underlined; one more for paired differences.
 
     Needs the packages booktabs and graphicx (wide tables are shrunk to the page).
     """
     sections = [r"% \usepackage{booktabs,graphicx}"]
     for table in tables:
-        for grid, notes in parts(table):
+        for grid, notes in _parts(table, shown):
             title = f"{table.title}: {grid.name}" if grid.name else table.title
             marked = "" if grid.name else " Best of ours bold, second underlined."
             sections.append(_tabular(f"{title}. {' '.join(notes)}{marked}", grid))
@@ -112,12 +136,9 @@ def plain_json(tables: Sequence[Table]) -> str:
     return json.dumps({"tables": plain}, indent=2, allow_nan=False) + "\n"
 
 
-FORMATS: dict[str, Callable[[Sequence[Table]], str]] = {
-    "md": markdown,
-    "latex": latex,
-    "csv": tidy_csv,
-    "json": plain_json,
-}
+TEXT: dict[str, Callable[[Sequence[Table], Selection], str]] = {"md": markdown, "latex": latex}
+DATA: dict[str, Callable[[Sequence[Table]], str]] = {"csv": tidy_csv, "json": plain_json}
+FORMATS = (*TEXT, *DATA)
 SUFFIXES = {".md": "md", ".tex": "latex", ".csv": "csv", ".json": "json"}
 """Of a file, and the format that it is given."""
 
