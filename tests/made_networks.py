@@ -28,6 +28,21 @@ CONF = REPO / "conf"
 CLASSES = 5
 SIDE = 32
 NETWORKS = {"vit": "vit_tiny_random", "swin": "swin_tiny_random"}
+_SMALL = {"patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 4}
+FURTHER: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "registers": ("vit", "vit_small_patch14_reg4_dinov2", _SMALL),
+    "clip": ("vit", "vit_base_patch16_clip_224", _SMALL),
+    "siglip": ("vit", "vit_base_patch16_siglip_224", _SMALL),
+    "dinov3": ("eva", "vit_small_patch16_dinov3_qkvb", _SMALL),
+    "eva02": ("eva", "eva02_tiny_patch14_224", {**_SMALL, "mlp_ratio": 2.0}),
+    "beit": ("beit", "beit_base_patch16_224", _SMALL),
+    "swinv2": (
+        "swinv2",
+        "swinv2_tiny_window8_256",
+        {"embed_dim": 32, "depths": [1, 2], "num_heads": [4, 8], "window_size": 4},
+    ),
+}
+"""Tiny networks of timm's other families: the family as `Method.networks` has it, timm's name, and what is changed."""
 
 
 def compose_config(*overrides: str) -> DictConfig:
@@ -53,17 +68,20 @@ def composed_method(name: str) -> Any:
 
 @functools.cache
 def spec(network: str) -> BackboneSpec:
+    if network in FURTHER:
+        _, name, overrides = FURTHER[network]
+        return BackboneSpec(name=network, timm_name=name, img_size=SIDE, weights="none", overrides=overrides)
     cfg = compose_config(f"backbone={NETWORKS[network]}")
     return BackboneSpec(**OmegaConf.to_container(cfg.backbone, resolve=True))  # type: ignore[arg-type]
 
 
 @functools.cache
-def _built(network: str) -> Backbone:
-    net = spec(network).build()
+def _built(name: str) -> Backbone:
+    net = spec(name).build()
     torch.manual_seed(7)
     for module in net.modules():  # weights that make every part count: a fresh network has zero biases and unit scales
-        if isinstance(module, nn.LayerNorm | nn.Linear):
-            for parameter in module.parameters():
+        if isinstance(module, nn.LayerNorm | nn.Linear) or name in FURTHER:
+            for parameter in module.parameters(recurse=False):
                 parameter.data.add_(0.02 * torch.randn_like(parameter))
     for module in net.modules():
         if hasattr(module, "join"):
@@ -73,7 +91,7 @@ def _built(network: str) -> Backbone:
 
 
 def network(name: str) -> Backbone:
-    """A copy of the tiny "vit" or "swin" in evaluation mode, with a head of `CLASSES`; all copies are equal."""
+    """A copy of the tiny "vit", "swin" or one of `FURTHER`, in evaluation mode, with a head; all copies are equal."""
     return copy.deepcopy(_built(name))
 
 

@@ -11,17 +11,20 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from headwise.errors import ConfigError
 from headwise.methods.base import Installed, Method, Plan
 from headwise.network.backbone import Backbone
 from headwise.protocol.recipe import Protocol
 from headwise.training.loop import PhaseModule
-from made_networks import CLASSES, batches, composed_method, images, network, perturb
+from headwise.updates.adapted import AdaptedLinear, Delta
+from headwise.wrappers.settling import BesideLinear
+from made_networks import CLASSES, CONF, FURTHER, batches, composed_method, images, network, perturb
 
 RECIPE = Protocol(name="test", epochs=2, lr=1e-2, lr_start=1e-2, schedule="constant", warmup=0.0, drop_path=0.0)
 STEPS = 20
+METHODS = sorted(file.relative_to(CONF / "method").with_suffix("").as_posix() for file in CONF.glob("method/**/*.yaml"))
 X = images()
 
 
@@ -54,7 +57,7 @@ def unfolded(method: Any, family: str) -> tuple[Phase, ...]:
     """The phases of a method on a tiny network; none where it declares that it is not defined for it."""
     net, phases = network(family), []
     for part in method.phases():
-        if family not in part.networks:
+        if FURTHER.get(family, (family,))[0] not in part.networks:
             with pytest.raises(ConfigError, match=f"method '{part.label}' is defined for networks with"):
                 part.install(net, part.prepare(net, batches(), STEPS))
             return ()
@@ -89,5 +92,26 @@ def train(net: Backbone, installed: Installed, steps: int) -> None:
 
 
 def family_of(net: Backbone) -> str:
-    """vit or swin."""
-    return "vit" if hasattr(net.model, "blocks") else "swin"
+    """vit or swin, or the name of one of `FURTHER`."""
+    name = net.provenance["name"]
+    return name if name in FURTHER else "vit" if hasattr(net.model, "blocks") else "swin"
+
+
+def declared_count(phase: Phase) -> int:
+    """Tunable parameters by the method's own closed form, which may build no module to find out."""
+
+    def refuse(self: nn.Module, *args: object, **options: object) -> None:
+        raise AssertionError(f"count() of {phase.method.label!r} builds a {type(self).__name__}: state a closed form")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nn.Module, "__init__", refuse)
+        return phase.method.count(phase.base, *(() if phase.plan is None else (phase.plan,)))
+
+
+def tensors_of(net: Backbone) -> dict[str, Tensor]:
+    return net.state_dict(keep_vars=True)
+
+
+def leftovers(net: Backbone) -> list[str]:
+    kinds = (Delta, AdaptedLinear, BesideLinear)
+    return [name for name, module in net.named_modules() if isinstance(module, kinds)]

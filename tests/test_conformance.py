@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from headwise.errors import CheckpointError, ConfigError
 from headwise.methods.base import Installed, Method
@@ -20,12 +20,10 @@ from headwise.methods.peft_bridge import PeftMethod
 from headwise.network.backbone import Backbone
 from headwise.results.store import PhaseStore
 from headwise.training.loop import Machine, hush, read_tensors, run_phases, write_tensors
-from headwise.updates.adapted import AdaptedLinear, Delta
+from headwise.updates.adapted import Delta
 from headwise.updates.lowrank import LowRank
 from headwise.updates.sites import Site
-from headwise.wrappers.settling import BesideLinear
 from made_networks import (
-    CONF,
     NETWORKS,
     TOY_TASK,
     batches,
@@ -35,9 +33,20 @@ from made_networks import (
     plain_timm,
     toy_data,
 )
-from made_phases import RECIPE, STEPS, Phase, X, family_of, loss_of, phases_of, train
-
-METHODS = sorted(file.relative_to(CONF / "method").with_suffix("").as_posix() for file in CONF.glob("method/**/*.yaml"))
+from made_phases import (
+    METHODS,
+    RECIPE,
+    STEPS,
+    Phase,
+    X,
+    declared_count,
+    family_of,
+    leftovers,
+    loss_of,
+    phases_of,
+    tensors_of,
+    train,
+)
 
 
 def loaded(request: pytest.FixtureRequest) -> tuple[Phase, ...]:
@@ -56,17 +65,6 @@ def phases(request: pytest.FixtureRequest) -> tuple[Phase, ...]:
 @pytest.fixture(params=[f"{name}-vit" for name in METHODS])
 def vit_phases(request: pytest.FixtureRequest) -> tuple[Phase, ...]:
     return loaded(request)
-
-
-def declared_count(phase: Phase) -> int:
-    """Tunable parameters by the method's own closed form, which may build no module to find out."""
-
-    def refuse(self: nn.Module, *args: object, **options: object) -> None:
-        raise AssertionError(f"count() of {phase.method.label!r} builds a {type(self).__name__}: state a closed form")
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nn.Module, "__init__", refuse)
-        return phase.method.count(phase.base, *(() if phase.plan is None else (phase.plan,)))
 
 
 def test_count(phases: tuple[Phase, ...]) -> None:
@@ -100,15 +98,6 @@ def test_a_wrong_count_and_one_that_is_no_closed_form_fail() -> None:
         test_count((dataclasses.replace(phase, method=Circular(label="circular", rank=4)),))
     with pytest.raises(NotImplementedError, match="Method does not declare how many parameters it trains"):
         Method(label="mine").count(phase.base)
-
-
-def tensors_of(net: Backbone) -> dict[str, Tensor]:
-    return net.state_dict(keep_vars=True)
-
-
-def leftovers(net: Backbone) -> list[str]:
-    kinds = (Delta, AdaptedLinear, BesideLinear)
-    return [name for name, module in net.named_modules() if isinstance(module, kinds)]
 
 
 def grouped(installed: Installed) -> dict[str, list[Tensor]]:

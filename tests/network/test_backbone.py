@@ -165,17 +165,14 @@ def tiny(timm_name: str, img_size: int = 32, **overrides: Any) -> BackboneSpec:
     ("recipe", "message"),
     [
         (
-            tiny("beit_base_patch16_224", patch_size=8, embed_dim=48, depth=1, num_heads=4),
-            r"attention Attention reads .qkv.weight itself.*not EVA, BEiT, Swin-V2",
+            tiny("vit_small_patch16_dinov3", attn_type="rope", qkv_fused=False, num_kv_heads=2),
+            r"attention AttentionRope does not divide q, k and v into the same heads; allowed: timm's ViT .*, BEiT",
         ),
         (
-            tiny("swinv2_tiny_window8_256", embed_dim=32, depths=[1], num_heads=[4], window_size=4),
-            r"attention WindowAttention reads .qkv.weight itself",
+            tiny("vit_dpwee_patch16_reg1_gap_256", depth=1),
+            r"VisionTransformer has blocks of DiffParallelScalingBlock, not of one attention and one mlp; allowed: .*EVA",
         ),
-        (
-            tiny("eva02_tiny_patch14_224", 28, embed_dim=48, depth=1, num_heads=4),
-            r"attention EvaAttention (has no fused qkv|reads .qkv.weight)",
-        ),
+        (tiny("swinv2_cr_tiny_224", 64), r"SwinTransformerV2Cr has neither blocks nor layers of them; allowed: timm's"),
         (tiny("resnet18"), r"cannot build|has neither blocks nor layers"),
         (
             tiny("vit_tiny_patch16_225"),

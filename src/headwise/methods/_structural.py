@@ -88,6 +88,22 @@ def require_vit(net: Backbone, method: Method) -> None:
         )
 
 
+def require_plain_positions(net: Backbone, method: Method) -> None:
+    """Refuse networks whose attention knows the place of every token, where a token more has none.
+
+    Raises:
+        ConfigError: naming the network's class.
+    """
+    model: Any = net.model
+    biased = any(getattr(module, "relative_position_bias_table", None) is not None for module in model.modules())
+    if is_vit(net) and (biased or getattr(model, "rope", None) is not None):
+        kind = "a bias of relative positions" if biased else "rotary positions"
+        raise ConfigError(
+            f"method {method.label!r} is defined for networks with positions that are added to the tokens, got "
+            f"{type(model).__name__} with {kind}; allowed: backbones of timm's VisionTransformer, such as DINOv2's"
+        )
+
+
 def refuse_four_bits(net: Backbone, method: Method) -> None:
     """Refuse a network that an earlier phase holds in 4 bits, for a method that trains or rescales its weights.
 

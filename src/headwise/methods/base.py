@@ -66,7 +66,7 @@ class Method:
     """Whether the update folds into the base weights without a trace."""
     identity_tolerance: ClassVar[float] = 1e-5
     """Largest change of any logit at installation; above the default, the method declares that it starts off zero."""
-    networks: ClassVar[tuple[str, ...]] = ("vit", "swin")
+    networks: ClassVar[tuple[str, ...]] = ("vit", "swin", "eva", "beit", "swinv2")
     """Families of networks it is defined for; `install` raises ConfigError on any other."""
     gateable: ClassVar[bool] = False
     """Whether heads of its update can be switched off: its deltas call `Delta.have_heads` and multiply by `Delta.gate`.

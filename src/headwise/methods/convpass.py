@@ -95,9 +95,9 @@ def patch_grid(net: Backbone, method: Method) -> tuple[int, int] | None:
     if grid is None or getattr(model.patch_embed, "dynamic_img_pad", False):
         raise ConfigError(
             f"method {method.label!r} convolves over the grid of patches, which {type(model.patch_embed).__name__} "
-            "does not state; allowed: timm's ViT with one size of images, and Swin"
+            "does not state; allowed: timm's ViT, EVA and BEiT with one size of images, and Swin"
         )
-    if not isinstance(getattr(model, "patch_drop", nn.Identity()), nn.Identity):
+    if not isinstance(getattr(model, "patch_drop", None), nn.Identity | None):
         raise ConfigError(
             f"method {method.label!r} convolves over the whole grid of patches, of which this network drops some in "
             "training; allowed: backbone.overrides.patch_drop_rate=0"

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from headwise.errors import ConfigError, suggest
 from headwise.methods._evolution import Evolution, Subnet
-from headwise.methods._structural import blocks, place, require_vit, width_of
+from headwise.methods._structural import blocks, place, require_plain_positions, require_vit, width_of
 from headwise.methods._supernet import SlicedBottleneck, SlicedLowRank, SlicedPrompts, SubnetSearch
 from headwise.methods.base import Installed, Method, Plan
 from headwise.network.backbone import Backbone
@@ -179,6 +179,7 @@ class NOAH(Method):
             ConfigError: on a network that is no ViT, for sizes out of range, or while `search` is still to be done.
         """
         require_vit(net, self)
+        require_plain_positions(net, self)
         if self.search is not None:
             raise ConfigError(
                 f"method {self.label!r} has a search, which a run does first: headwise.protocol.search.explore"
@@ -282,6 +283,7 @@ class Supernet(Method):
             ConfigError: on a network that is no ViT, or for sizes out of range.
         """
         require_vit(net, self)
+        require_plain_positions(net, self)
         recipe = Evolution.of(self.search)
         owners = dict(super().install(net, plan).owners)
         whole = {kind: [max(recipe.sizes)] * len(list(blocks(net))) for kind in KINDS}

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -99,6 +99,7 @@ class RepAdapter(Method):
     """
 
     targets: Sequence[str] = ()
+    networks: ClassVar[tuple[str, ...]] = ("vit", "swin")
     hidden: Count
     groups: Count = 2
     scale: Factor = 1.0
@@ -130,7 +131,10 @@ class RepAdapter(Method):
                             f"{key}.{name} is a {type(linear).__name__}; RepAdapter folds into plain linears"
                         )
                     if linear.bias is None:
-                        raise ConfigError(f"{key}.{name} has no bias, which RepAdapter's own must fold into")
+                        raise ConfigError(
+                            f"method {self.label!r} is defined for networks with a bias at q, k, v and fc1 to fold its "
+                            f"own into; {key}.{name} of {type(net.model).__name__} has none"
+                        )
                 width = linears[0].weight.shape[1]
                 part = InputAdapter(width, self.hidden, self.groups, self.scale, self.dropout)
                 parts[f"{key}.before_{name.rpartition('.')[2]}"] = part

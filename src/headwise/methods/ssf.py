@@ -28,19 +28,33 @@ from headwise.wrappers.wrapping import Wrapper, pretrained_modules, with_affine
 
 
 class ScaleShift(nn.Module):
-    """gamma * y + beta over the channels; without a shift where the layer has no bias to fold it into."""
+    """gamma * y + beta over the channels; without a shift where a layer has no bias to fold it into."""
 
     undecayed = ("scale", "shift")
 
-    def __init__(self, num_channels: int, std: float, shifts: bool) -> None:
+    def __init__(self, layers: Sequence[Any], std: float) -> None:
+        """Draw both for layers that lie side by side."""
         super().__init__()
-        self.scale = nn.Parameter(torch.empty(num_channels).normal_(1.0, std))
-        self.shift = nn.Parameter(torch.empty(num_channels).normal_(0.0, std)) if shifts else None
+        self.sizes = [layer.weight.shape[0] for layer in layers]
+        self.shifted = [layer.bias is not None for layer in layers]
+        self.scale = nn.Parameter(torch.empty(sum(self.sizes)).normal_(1.0, std))
+        num_shifts = sum(size for size, shifts in zip(self.sizes, self.shifted, strict=True) if shifts)
+        self.shift = nn.Parameter(torch.empty(num_shifts).normal_(0.0, std)) if num_shifts else None
+
+    def shifts(self) -> list[Tensor | None]:
+        """The shift of each layer, (O',), None where it has none."""
+        if self.shift is None:
+            return [None] * len(self.sizes)
+        pieces = iter(self.shift.split([size for size, has in zip(self.sizes, self.shifted, strict=True) if has]))
+        return [next(pieces) if has else None for has in self.shifted]
 
     def forward(self, y: Tensor) -> Tensor:
         """Scaled and shifted y, (..., O)."""
         y = y * self.scale
-        return y if self.shift is None else y + self.shift
+        if self.shift is None or all(self.shifted):
+            return y if self.shift is None else y + self.shift
+        whole = zip(self.shifts(), self.sizes, strict=True)
+        return y + torch.cat([self.shift.new_zeros(size) if shift is None else shift for shift, size in whole])
 
 
 class Rescaled(Wrapper):
@@ -58,10 +72,9 @@ class Rescaled(Wrapper):
     @torch.no_grad()
     def merged(self) -> nn.Module:
         """The inner module with both folded into its weight and bias."""
-        scale, shift = self.part.scale, self.part.shift
+        scale, shifts = self.part.scale, self.part.shifts()
         if not isinstance(self.inner, SplitQKV):
-            return _folded(self.inner, scale, shift)
-        shifts = [None] * len(QKV) if shift is None else shift.chunk(len(QKV))
+            return _folded(self.inner, scale, shifts[0])
         for proj, part, gamma, beta in zip(QKV, self.inner.parts, scale.chunk(len(QKV)), shifts, strict=True):
             setattr(self.inner, proj, _folded(part, gamma, beta))
         self.inner.join()
@@ -127,11 +140,7 @@ class SSF(Method):
             block = next((name for name in keys if path.startswith(f"{name}.")), None)
             name = path if block is None else keys[block] + path[len(block) :]
             layers = module.parts if isinstance(module, SplitQKV) else (module,)
-            part = ScaleShift(
-                sum(layer.weight.shape[0] for layer in layers),  # type: ignore[union-attr,misc,operator,index]
-                self.std,
-                all(layer.bias is not None for layer in layers),
-            )
+            part = ScaleShift(layers, self.std)
             parts[name] = part
             place(net, path, functools.partial(Rescaled, part=part))
         return install_parts(net, parts)

@@ -19,7 +19,16 @@ from typing import Any, ClassVar
 from torch import nn
 
 from headwise.errors import ConfigError, suggest
-from headwise.methods._structural import blocks, install_parts, is_vit, place, refuse_targets, require_vit, width_of
+from headwise.methods._structural import (
+    blocks,
+    install_parts,
+    is_vit,
+    place,
+    refuse_targets,
+    require_plain_positions,
+    require_vit,
+    width_of,
+)
 from headwise.methods.base import Installed, Method, Plan
 from headwise.network.backbone import Backbone
 from headwise.schema.kinds import NumPrompts, Rate
@@ -64,7 +73,7 @@ class VPT(Method):
     @property
     def networks(self) -> tuple[str, ...]:  # type: ignore[override]
         """Swin's windows have no common input."""
-        return Method.networks if self.deep else ("vit",)
+        return ("vit", "swin") if self.deep else ("vit",)
 
     def count(self, net: Backbone) -> int:
         """p C at the input, or in every block."""
@@ -80,6 +89,7 @@ class VPT(Method):
         if self.deep and not is_vit(net):
             return self._install_swin(net)
         require_vit(net, self)
+        require_plain_positions(net, self)
         return self._install_vit(net)
 
     def _prompts(self, net: Backbone, width: int) -> Prompts:
@@ -111,8 +121,10 @@ class VPT(Method):
         for key, path, block in blocks(net):
             own: Any = unwrapped(block)
             if not hasattr(unwrapped(own.attn), "_get_rel_pos_bias"):
-                name = type(unwrapped(own.attn)).__name__
-                raise ConfigError(f"attention {name} has no windows to join; allowed: timm's ViT and Swin-V1")
+                raise ConfigError(
+                    f"method {self.label!r} is defined for networks with windows of Swin-V1 or one token sequence, got "
+                    f"attention {type(unwrapped(own.attn)).__name__}; allowed: timm's ViT and Swin-V1"
+                )
             part = self._prompts(net, width_of(net, key))
             parts[f"{key}.prompts"] = part
             norm = own.norm1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,19 +10,19 @@ from typing import Any
 
 import timm
 import torch
-from timm.models import swin_transformer, vision_transformer
 from torch import Tensor, nn
 
 from headwise.errors import CheckpointError, ConfigError, WeightsError, suggest
 from headwise.network.hub import compare, fetched, kept
 from headwise.network.nf4 import FourBit
+from headwise.network.projections import ALLOWED, exported, places, stages_of
 from headwise.network.reading import load_weights
 from headwise.schema.check import check_fields
 from headwise.schema.kinds import Colour, Count, Overrides, Seed, Spread, Text
 from headwise.storage.weights import network_name, stated_weights, weights_file, weights_labels
 from headwise.updates.adapted import AdaptedLinear
 from headwise.updates.qkv import SplitQKV
-from headwise.updates.sites import QKV, Site, select
+from headwise.updates.sites import Site, select
 from headwise.wrappers.settling import BesideLinear
 from headwise.wrappers.wrapping import Wrapper
 
@@ -59,46 +58,11 @@ class Backbone(nn.Module):
         self.provenance: dict[str, Any] = {}
         self.notes: list[str] = []
         self._owners: dict[Site, tuple[nn.Module, str]] = {}
-        for stage, blocks in enumerate(_stages(model)):
+        for stage, blocks in enumerate(stages_of(model)):
             for index, block in enumerate(blocks):
-                self._add_block(stage, index, block)
+                # each projection becomes a module of its own that can be replaced, (d, d) instead of (3 d, d)
+                self._owners |= {site: (owner, name) for site, owner, name in places(model, stage, index, block)}
         self.sites = tuple(self._owners)
-
-    def _add_block(self, stage: int, index: int, block: nn.Module) -> None:
-        attention: Any = getattr(block, "attn", None)
-        if attention is None or getattr(block, "mlp", None) is None:
-            raise ConfigError(
-                f"{type(self.model).__name__} has blocks of {type(block).__name__}, not of one attention and one mlp; "
-                "allowed: timm's ViT and Swin-V1"
-            )
-        name = type(attention).__name__
-        if not isinstance(getattr(attention, "qkv", None), nn.Linear):
-            raise ConfigError(f"attention {name} has no fused qkv projection to split; allowed: timm's ViT and Swin-V1")
-        # such code multiplies by the weight and never calls the module, so that an adapted linear would not be seen
-        if "qkv.weight" in inspect.getsource(type(attention)):
-            raise ConfigError(
-                f"attention {name} reads .qkv.weight itself, so an adapted projection would be ignored; "
-                "allowed: timm's ViT and Swin-V1 (not EVA, BEiT, Swin-V2)"
-            )
-        heads = getattr(attention, "num_heads", None)
-        if not isinstance(heads, int) or attention.qkv.out_features % (3 * heads):
-            raise ConfigError(f"attention {name} does not divide its rows into heads; allowed: timm's ViT and Swin-V1")
-        width = attention.qkv.out_features // 3
-        # from here on each projection is a module of its own that can be replaced, (d, d) instead of (3 d, d)
-        attention.qkv = SplitQKV(attention.qkv)
-        for proj in QKV:
-            self._owners[Site(stage, index, proj, heads, width // heads)] = (attention.qkv, proj)
-        mlp: Any = block.mlp
-        for proj, owner, attribute in (("o", attention, "proj"), ("fc1", mlp, "fc1"), ("fc2", mlp, "fc2")):
-            linear = getattr(owner, attribute, None)
-            if not isinstance(linear, nn.Linear):
-                continue
-            # o reads the heads' outputs side by side, (B, T, H * head_dim): its columns divide into heads
-            if proj == "o" and linear.weight.shape == (width, width):
-                site = Site(stage, index, proj, heads, width // heads, "input")
-            else:
-                site = Site(stage, index, proj, 1, linear.out_features, None)
-            self._owners[site] = (owner, attribute)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits, (B, C), for normalised images (B, 3, img_size, img_size)."""
@@ -116,8 +80,7 @@ class Backbone(nn.Module):
         model.reset_classifier(num_classes)
         if not isinstance(self.head, nn.Linear):
             raise ConfigError(
-                f"{type(model).__name__} has no single linear classifier but a {type(self.head).__name__}; "
-                "allowed: timm's ViT and Swin-V1"
+                f"{type(model).__name__} has no single linear classifier but a {type(self.head).__name__}; {ALLOWED}"
             )
         nn.init.normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
@@ -190,7 +153,7 @@ class Backbone(nn.Module):
         names = {id(module): name for name, module in self.model.named_modules()}
         return [
             (stage, index, names[id(block)])
-            for stage, blocks in enumerate(_stages(self.model))
+            for stage, blocks in enumerate(stages_of(self.model))
             for index, block in enumerate(blocks)
         ]
 
@@ -233,16 +196,7 @@ class Backbone(nn.Module):
                     "that stay in place (adapters, AdaptFormer, Compacter, prompts, NOAH) cannot be exported; "
                     "use headwise.load(run_dir)"
                 )
-        state: dict[str, Tensor] = {}
-        for key, tensor in self.model.state_dict().items():
-            head, dot, tail = key.rpartition(".qkv.q.")
-            # q, k and v, (d, d) each, become timm's one (3 d, d) again, in this order
-            if dot:
-                rows = [self.model.state_dict()[f"{head}.qkv.{proj}.{tail}"] for proj in QKV]
-                state[f"{head}.qkv.{tail}"] = torch.cat(rows)
-            elif not any(f".qkv.{proj}." in key for proj in QKV):
-                state[key] = tensor.clone()
-        return state
+        return exported(self.model)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -349,8 +303,7 @@ class BackboneSpec:
             except Exception as error:
                 told = f" with backbone.overrides={dict(self.overrides)}" if self.overrides else ""
                 raise ConfigError(
-                    f"timm cannot build {self.timm_name!r} of {self.img_size} pixels{told} ({error}); "
-                    "allowed: timm's ViT and Swin-V1"
+                    f"timm cannot build {self.timm_name!r} of {self.img_size} pixels{told} ({error}); {ALLOWED}"
                 ) from error
 
     def _fetch(self, model: nn.Module) -> None:
@@ -383,18 +336,3 @@ def _patch_of(timm_name: str) -> int:
         if part.startswith("patch") and part[5:].isdigit():
             return int(part[5:])
     return 1
-
-
-def _stages(model: nn.Module) -> list[list[nn.Module]]:
-    """Blocks by stage: one stage for a ViT, four for a Swin."""
-    network: Any = model
-    if isinstance(model, vision_transformer.VisionTransformer):
-        return [list(network.blocks)]
-    if isinstance(model, swin_transformer.SwinTransformer):
-        return [list(layer.blocks) for layer in network.layers]
-    # other families that are built alike are tried too: `_add_block` refuses what does not fit
-    if hasattr(network, "blocks"):
-        return [list(network.blocks)]
-    if hasattr(network, "layers") and all(hasattr(layer, "blocks") for layer in network.layers):
-        return [list(layer.blocks) for layer in network.layers]
-    raise ConfigError(f"{type(model).__name__} has neither blocks nor layers of them; allowed: timm's ViT and Swin-V1")

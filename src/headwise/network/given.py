@@ -13,7 +13,7 @@ from torch import nn
 
 from headwise.errors import ConfigError
 from headwise.network.backbone import Backbone, BackboneSpec, content_of
-from headwise.updates.qkv import SplitQKV
+from headwise.network.projections import put_back
 
 RESIZES = {"bilinear": "pil_bilinear"}
 """What timm says of a network's images, and how they are resized here; anything else is bicubic."""
@@ -81,12 +81,7 @@ def plain_of(net: Backbone) -> nn.Module:
     """
     state = net.export_state_dict()
     model = copy.deepcopy(net.model)
-    for name, module in [(name, module) for name, module in model.named_modules() if isinstance(module, SplitQKV)]:
-        first: Any = module.q
-        parent, _, attribute = name.rpartition(".")
-        like = {"device": first.weight.device, "dtype": first.weight.dtype}
-        fused = nn.Linear(first.in_features, 3 * first.out_features, first.bias is not None, **like)
-        setattr(model.get_submodule(parent), attribute, fused)
+    put_back(model)
     model.load_state_dict(state)
     return model.requires_grad_(False).eval()
 

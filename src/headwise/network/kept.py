@@ -50,7 +50,10 @@ class KeptNetwork:
         # the same modules around tensors without values; what is joined is joined again
         hollow = {id(tensor): _hollow(tensor) for tensor in tensors}
         hollow |= {
-            id(joined): torch.empty(0, device="meta") for part in _split(net) for joined in (part._weight, part._bias)
+            id(joined): torch.empty(0, device="meta")
+            for part in _split(net)
+            for joined in (part._weight, part._bias)
+            if joined is not None
         }
         self._hollow = copy.deepcopy(net, hollow)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import torch
@@ -18,18 +18,38 @@ class SplitQKV(nn.Module):
     """Stands where timm's ``attn.qkv`` was; children q, k and v are ordinary linears.
 
     The three weights are row views of one (3 d, d) storage, so the projection stays one GEMM. Children that a library
-    has replaced by modules of its own are called one by one and their outputs concatenated.
+    has replaced by modules of its own are called one by one and their outputs concatenated. Some of the biases may be
+    missing, as that of k is in EVA, BEiT and Swin-V2; it then is zero.
     """
+
+    layout = "fused"
+    """How timm's network holds the three, of `headwise.network.projections.LAYOUTS`."""
 
     def __init__(self, qkv: nn.Linear) -> None:
         super().__init__()
-        width = qkv.out_features // 3
-        for index, name in enumerate(QKV):
-            rows = slice(index * width, (index + 1) * width)
-            child = nn.Linear(qkv.in_features, width, qkv.bias is not None, device="meta")
-            child.weight = nn.Parameter(qkv.weight.detach()[rows].clone())
-            if qkv.bias is not None:
-                child.bias = nn.Parameter(qkv.bias.detach()[rows].clone())
+        biases = [None] * 3 if qkv.bias is None else qkv.bias.chunk(3)
+        self._hold(list(zip(qkv.weight.chunk(3), biases, strict=True)))
+
+    @classmethod
+    def of(cls, parts: Sequence[tuple[Tensor, Tensor | None]], layout: str) -> Self:
+        """Copy projections that are no one linear.
+
+        Args:
+            parts: weight (d, I) and bias (d,), or None, of q, k and v.
+            layout: how the network held them, of `headwise.network.projections.LAYOUTS`.
+        """
+        self = cls.__new__(cls)
+        nn.Module.__init__(self)
+        self.layout = layout
+        self._hold(parts)
+        return self
+
+    def _hold(self, parts: Sequence[tuple[Tensor, Tensor | None]]) -> None:
+        for name, (weight, bias) in zip(QKV, parts, strict=True):
+            child = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
+            child.weight = nn.Parameter(weight.detach().clone())
+            if bias is not None:
+                child.bias = nn.Parameter(bias.detach().clone())
             self.add_module(name, child)
         self._weight: Tensor
         self._bias: Tensor | None
@@ -49,11 +69,12 @@ class SplitQKV(nn.Module):
             self._weight, self._bias = torch.empty(0, 0), None  # it would keep alive what a 4-bit projection replaced
             return
         self._weight = torch.cat([part.weight for part in parts])
-        self._bias = None if parts[0].bias is None else torch.cat([part.bias for part in parts])
+        self._bias = _side_by_side(parts)
         for storage, name in ((self._weight, "weight"), (self._bias, "bias")):
             if storage is not None:
                 for part, rows in zip(parts, storage.chunk(3), strict=True):
-                    getattr(part, name).data = rows
+                    if getattr(part, name) is not None:
+                        getattr(part, name).data = rows
 
     def _linears(self) -> tuple[nn.Linear, ...] | None:
         """The children if all are of this project's kinds, None where a library has replaced one."""
@@ -86,9 +107,16 @@ class SplitQKV(nn.Module):
         weight, bias = self._weight, self._bias  # (3 d, d) and (3 d,); autograd does not see the parts behind them
         if any(part.weight.requires_grad for part in parts):
             weight = torch.cat([part.weight for part in parts])
-        if bias is not None and any(part.bias.requires_grad for part in parts):
-            bias = torch.cat([part.bias for part in parts])
+        if any(part.bias is not None and part.bias.requires_grad for part in parts):
+            bias = _side_by_side(parts)
         return adapted_linear(x, weight, bias, parts)
+
+
+def _side_by_side(parts: Sequence[nn.Linear]) -> Tensor | None:
+    """The biases, (3 d,), zero where there is none; None where there is none at all."""
+    if all(part.bias is None for part in parts):
+        return None
+    return torch.cat([part.weight.new_zeros(part.out_features) if part.bias is None else part.bias for part in parts])
 
 
 def _joined(module: nn.Module, _: object) -> None:

@@ -15,7 +15,7 @@ from headwise.errors import ConfigError, suggest
 from headwise.schema.kinds import is_whole
 from headwise.wrappers.bottleneck import quick_gelu
 from headwise.wrappers.prompting import before_patches
-from headwise.wrappers.wrapping import Wrapper, attend, entered, feed, unwrapped
+from headwise.wrappers.wrapping import Wrapper, attend, entered, feed, read_by_attention, read_by_mlp, unwrapped
 
 CONVS = ("identity", "xavier")
 
@@ -97,8 +97,8 @@ class ConvBypass(nn.Module):
 class Bypassed(Wrapper):
     """A block with bypasses beside its attention and its MLP.
 
-    Each reads what the LayerNorm gives there, and has a draw of its own of the block's drop-path; a layer scale of the
-    block does not reach it.
+    Each reads what attention and MLP read (of the LayerNorm before them, in most blocks), and has a draw of its own of
+    the block's drop-path; a layer scale of the block does not reach it.
 
     Attributes:
         beside_attn, beside_mlp: the bypasses; None for none.
@@ -113,11 +113,11 @@ class Bypassed(Wrapper):
         self.beside_mlp = beside_mlp
         self._model = (model,)  # no part of this module
 
-    def attend(self, x: Tensor) -> Tensor:
+    def attend(self, x: Tensor, **beside: Any) -> Tensor:
         """The block's first half, and the bypass beside its attention."""
         own: Any = unwrapped(self.inner)
-        correction = self.beside_attn(own.norm1(entered(self.inner, x)), self._front())
-        return attend(self.inner, x) + unwrapped(own.drop_path1)(correction)
+        correction = self.beside_attn(read_by_attention(own, entered(self.inner, x)), self._front())
+        return attend(self.inner, x, **beside) + unwrapped(own.drop_path1)(correction)
 
     def feed(self, x: Tensor) -> Tensor:
         """What the second half adds, and the bypass beside its MLP."""
@@ -125,12 +125,12 @@ class Bypassed(Wrapper):
         if self.beside_mlp is None:
             return y
         own: Any = unwrapped(self.inner)
-        added: Tensor = unwrapped(own.drop_path2)(self.beside_mlp(own.norm2(x), self._front()))
+        added: Tensor = unwrapped(own.drop_path2)(self.beside_mlp(read_by_mlp(own, x), self._front()))
         return y + added
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Output of the block, same shape as x."""
-        x = self.attend(x)
+    def forward(self, x: Tensor, **beside: Any) -> Tensor:
+        """Output of the block, same shape as x; `beside` is what the block takes beside it."""
+        x = self.attend(x, **beside)
         return x + self.feed(x)
 
     def _front(self) -> int:

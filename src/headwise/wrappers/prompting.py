@@ -62,17 +62,17 @@ class Prompted(Wrapper):
         new = [] if self.prompts is None else [self.prompts(x)]
         return torch.cat([x[:, :first], *new, x[:, first + self.replaced :]], dim=1)
 
-    def attend(self, x: Tensor) -> Tensor:
+    def attend(self, x: Tensor, **beside: Any) -> Tensor:
         """First half of the block, on the prompted sequence."""
-        return attend(self.inner, self.enter(x))
+        return attend(self.inner, self.enter(x), **beside)
 
     def feed(self, x: Tensor) -> Tensor:
         """What the second half adds."""
         return feed(self.inner, x)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Output of the inner module for the prompted sequence, (B, T', C)."""
-        y: Tensor = self.inner(self.enter(x))
+    def forward(self, x: Tensor, **beside: Any) -> Tensor:
+        """Output of the inner module for the prompted sequence, (B, T', C); `beside` is what it takes beside x."""
+        y: Tensor = self.inner(self.enter(x), **beside)
         return y
 
 

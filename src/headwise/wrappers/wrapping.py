@@ -19,8 +19,14 @@ from torch import Tensor, nn
 from headwise.errors import ConfigError
 from headwise.wrappers.settling import Settling
 
-BLOCKS = ("Block", "SwinTransformerBlock")
-"""Classes of timm's blocks whose two halves are known: attention first, then the MLP, each on a pre-norm residual."""
+BLOCKS = {
+    **dict.fromkeys(("Block", "EvaBlock", "SwinTransformerBlock"), True),
+    **dict.fromkeys(("ResPostBlock", "EvaBlockPostNorm", "SwinTransformerV2Block"), False),
+}
+"""Classes of timm's blocks whose two halves are known: attention first, then the MLP, each on a residual. Whether the
+norm stands before each (True) or behind it."""
+SCALES = {"1": ("ls1", "gamma_1"), "2": ("ls2", "gamma_2")}
+"""Layer scales of the two halves: a module, or a parameter."""
 
 
 class Wrapper(Settling):
@@ -67,17 +73,17 @@ class Beside(Wrapper):
         super().__init__(inner)
         self.part = part
 
-    def attend(self, x: Tensor) -> Tensor:
+    def attend(self, x: Tensor, **beside: Any) -> Tensor:
         """The block's first half."""
-        return attend(self.inner, x)
+        return attend(self.inner, x, **beside)
 
     def feed(self, x: Tensor) -> Tensor:
         """What the second half adds, and the part's share."""
         return feed(self.inner, x) + self.part(x)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Output of the block, same shape as x."""
-        x = self.attend(x)
+    def forward(self, x: Tensor, **beside: Any) -> Tensor:
+        """Output of the block, same shape as x; `beside` is what the block takes beside it."""
+        x = self.attend(x, **beside)
         return x + self.feed(x)
 
 
@@ -88,27 +94,27 @@ class Between(Wrapper):
         super().__init__(inner)
         self.part = part
 
-    def attend(self, x: Tensor) -> Tensor:
+    def attend(self, x: Tensor, **beside: Any) -> Tensor:
         """The block's first half, corrected."""
-        y = attend(self.inner, x)
+        y = attend(self.inner, x, **beside)
         return y + self.part(y)
 
     def feed(self, x: Tensor) -> Tensor:
         """What the second half adds."""
         return feed(self.inner, x)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Output of the block, same shape as x."""
-        x = self.attend(x)
+    def forward(self, x: Tensor, **beside: Any) -> Tensor:
+        """Output of the block, same shape as x; `beside` is what the block takes beside it."""
+        x = self.attend(x, **beside)
         return x + self.feed(x)
 
 
 class AfterBlock(After):
     """y + part(y) with y the output of a block, after its last residual."""
 
-    def attend(self, x: Tensor) -> Tensor:
+    def attend(self, x: Tensor, **beside: Any) -> Tensor:
         """The block's first half."""
-        return attend(self.inner, x)
+        return attend(self.inner, x, **beside)
 
     def feed(self, x: Tensor) -> Tensor:
         """What the second half adds, and the part's correction of the sum."""
@@ -116,15 +122,21 @@ class AfterBlock(After):
         return y + self.part(x + y)
 
 
-def attend(block: nn.Module, x: Tensor) -> Tensor:
-    """First half of a block: x plus its attention branch."""
+def attend(block: nn.Module, x: Tensor, **beside: Any) -> Tensor:
+    """First half of a block: x plus its attention branch.
+
+    Args:
+        block: of timm's, or a wrapper of it.
+        x: tokens (B, T, C), or a grid (B, H, W, C).
+        beside: what the block takes beside x: rotary positions, a bias of the scores.
+    """
     own: Any = block
     if isinstance(block, Wrapper):
-        return own.attend(x)
+        return own.attend(x, **beside)
     # Swin's block cuts its windows in `_attn`, (B, H, W, C); a ViT's attention takes the sequence (B, T, C)
     attention = own._attn if hasattr(own, "_attn") else own.attn
-    scale = getattr(own, "ls1", nn.Identity())
-    return x + own.drop_path1(scale(attention(own.norm1(x))))
+    y = attention(read_by_attention(block, x), **beside)
+    return x + own.drop_path1(_ended(block, y, "1"))
 
 
 def feed(block: nn.Module, x: Tensor) -> Tensor:
@@ -132,8 +144,31 @@ def feed(block: nn.Module, x: Tensor) -> Tensor:
     own: Any = block
     if isinstance(block, Wrapper):
         return own.feed(x)
-    scale = getattr(own, "ls2", nn.Identity())
-    return own.drop_path2(scale(own.mlp(own.norm2(x))))
+    return own.drop_path2(_ended(block, own.mlp(read_by_mlp(block, x)), "2"))
+
+
+def read_by_attention(block: nn.Module, x: Tensor) -> Tensor:
+    """What the attention of the network's own block reads of x."""
+    own: Any = block
+    return own.norm1(x) if BLOCKS[type(block).__name__] else x
+
+
+def read_by_mlp(block: nn.Module, x: Tensor) -> Tensor:
+    """What the MLP of the network's own block reads of x."""
+    own: Any = block
+    return own.norm2(x) if BLOCKS[type(block).__name__] else x
+
+
+def _ended(block: nn.Module, y: Tensor, half: str) -> Tensor:
+    """What a branch does with y behind its attention or MLP: the norm if it stands there, the layer scale."""
+    own: Any = block
+    y = y if BLOCKS[type(block).__name__] else getattr(own, f"norm{half}")(y)
+    for name in SCALES[half]:
+        if isinstance(scale := getattr(own, name, None), nn.Module):
+            y = scale(y)
+        elif scale is not None:
+            y = scale * y
+    return y
 
 
 def entered(block: nn.Module, x: Tensor) -> Tensor:
@@ -158,7 +193,7 @@ def check_block(block: nn.Module) -> None:
     """
     name = type(unwrapped(block)).__name__
     if name not in BLOCKS:
-        raise ConfigError(f"blocks of class {name} have no known halves to adapt; allowed: timm's {BLOCKS}")
+        raise ConfigError(f"blocks of class {name} have no known halves to adapt; allowed: timm's {', '.join(BLOCKS)}")
 
 
 def through(model: nn.Module, path: str) -> str:

@@ -1,0 +1,72 @@
+"""Every conf/method/*.yaml in tiny networks of timm's other families, where it declares that it is defined for them.
+
+What they all must do is in test_conformance.py; here is what another attention or block could break.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from headwise.methods.base import Method
+from headwise.network.backbone import Backbone
+from made_networks import FURTHER, composed_method, distance, logits, network, perturb, plain_timm
+from made_phases import METHODS, X, declared_count, leftovers, tensors_of, train, unfolded
+
+CASES = [f"{name}-{family}" for family in FURTHER for name in METHODS]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_method_in_a_family(case: str) -> None:
+    name, _, family = case.rpartition("-")
+    phases = unfolded(composed_method(name), family)
+    if not phases:
+        pytest.skip(f"{name} declares that it is not defined for {family}")
+    merges = True
+    for phase in phases:
+        net, installed = phase.install()
+        assert sum(tensor.numel() for tensor in installed.adapter().values()) == declared_count(phase)
+        if phase.method.identity_tolerance == Method.identity_tolerance:
+            assert distance(logits(net, X), logits(phase.base, X)) <= 1e-5
+        tunable = {id(tensor) for tensor in installed.trainable().values()}
+        before = {key: tensor.detach().clone() for key, tensor in tensors_of(net).items()}
+        train(net, installed, 1)
+        changed = {key: tensor for key, tensor in tensors_of(net).items() if not torch.equal(tensor, before[key])}
+        assert changed and {id(tensor) for tensor in changed.values()} <= tunable
+        perturb(list(installed.trainable().values()))
+        moved = logits(net.eval(), X)
+        assert distance(moved, logits(phase.base, X)) > 1e-6
+        installed.merge()
+        assert distance(logits(net, X), moved) <= 1e-5
+        merges = merges and phase.method.merges
+        if merges:
+            assert leftovers(net) == []
+            plain = plain_timm(family)
+            plain.load_state_dict(net.export_state_dict(), strict=True)
+            assert distance(logits(plain, X), moved) <= 1e-5
+
+
+@pytest.mark.parametrize("family", FURTHER)
+def test_logits_and_tensors_are_timms(family: str) -> None:
+    model = plain_timm(family)
+    perturb(list(model.parameters()), 0.05)
+    net = Backbone(copy.deepcopy(model), 32, (0.5,) * 3, (0.5,) * 3)
+    assert distance(logits(net, X), logits(model, X)) <= 1e-5
+    state = net.export_state_dict()
+    assert set(state) == set(model.state_dict())
+    assert all(torch.equal(state[key], tensor) for key, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("family", FURTHER)
+def test_every_projection_is_called(family: str) -> None:
+    """An update of each projection of each block changes the logits, and it has the rows that its site says."""
+    net = network(family)
+    before = logits(net, X)
+    for site in net.sites:
+        moved = copy.deepcopy(net)
+        linear = moved.linear(site)
+        assert linear.weight.shape[0] == site.num_rows
+        linear.weight.data.add_(0.5 * torch.randn_like(linear.weight))
+        assert distance(logits(moved, X), before) > 1e-6, site.key
