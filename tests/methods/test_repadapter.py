@@ -88,5 +88,5 @@ def test_refuses() -> None:
         build("repadapter", "method.groups=5").install(network("vit"))
     net = network("vit")
     net.model.get_submodule("blocks.0.mlp.fc1").register_parameter("bias", None)
-    with pytest.raises(ConfigError, match=r"s0\.b0\.mlp\.fc1 has no bias"):
+    with pytest.raises(ConfigError, match=r"s0\.b0\.mlp\.fc1 of VisionTransformer has none"):
         build("repadapter").install(net)

@@ -135,7 +135,7 @@ def test_refuses() -> None:
     net = network("swin")
     block: Any = net.model.get_submodule(net.blocks[0][2])
     block.attn = nn.Identity()
-    with pytest.raises(ConfigError, match="attention Identity has no windows to join"):
+    with pytest.raises(ConfigError, match="windows of Swin-V1 or one token sequence, got attention Identity"):
         build("vpt_deep").install(net)
 
 

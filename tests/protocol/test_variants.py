@@ -24,6 +24,9 @@ from headwise.protocol.variants import beside_common, choices_of, common_choices
         (["+method.scale=-1"], "scale-1"),
         (["method.rank=4", "method.rank=8"], "rank8"),
         (["protocol=smoke", "backbone=vit_nano"], "vit_nano-smoke"),
+        (["backbone=timm", "backbone.name=vit_base.mae", "protocol=smoke"], "vit_base.mae-smoke"),
+        (["backbone=timm", "backbone.name=timm/../vit", "rank=r8"], "timm_._vit-r8"),
+        (["backbone.name=mine"], "namemine"),
     ],
 )
 def test_variant(overrides: list[str], variant: str) -> None:

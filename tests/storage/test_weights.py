@@ -14,7 +14,7 @@ from headwise.comparison.printed import BACKBONES
 from headwise.errors import ConfigError, WeightsError
 from headwise.network.backbone import BackboneSpec
 from headwise.protocol.plan import plan_run
-from headwise.storage.weights import NETWORKS, PAPERS, network_name, weights_labels
+from headwise.storage.weights import BY_NAME, NETWORKS, PAPERS, network_name, weights_labels
 from made_networks import CONF, compose_config
 
 OTHER = "backbone.timm_name=vit_base_patch16_224.augreg_in21k"
@@ -27,6 +27,7 @@ def backbone(*overrides: str) -> dict[str, Any]:
 
 def test_our_names_stand_for_what_their_files_say() -> None:
     files = {file.stem: yaml.safe_load(file.read_text()) for file in (CONF / "backbone").glob("*.yaml")}
+    assert files.pop(BY_NAME)["timm_name"] == "${.name}"
     assert {name: (content["timm_name"], content["overrides"]) for name, content in files.items()} == NETWORKS
     assert all(content["name"] == name == network_name(content) for name, content in files.items())
     assert set(PAPERS) == set(BACKBONES.values())
@@ -113,6 +114,25 @@ def test_what_is_said_of_weights_is_recorded_and_changes_no_identity(tmp_path: P
     assert "stated" not in dataclasses.replace(recipe, weights_are=None).build().provenance
 
 
+def test_a_name_of_timms_is_a_network_and_no_mere_label() -> None:
+    name = "vit_small_patch16_dinov3.lvd1689m"
+    planned = plan("backbone=timm", f"backbone.name={name}")
+    assert (
+        planned.identity["backbone"] | {"name": name, "timm_name": name, "img_size": None}
+        == (planned.identity["backbone"])
+    )
+    assert planned.identity["backbone"]["weights"] == f"hub:{name}"
+    assert weights_labels(planned.config["backbone"]) == [f"network {name}"]
+    changed = {**planned.config["backbone"], "overrides": {"depth": 2}}
+    assert network_name(changed) == f"{name} with depth=2"
+    fields = backbone(f"backbone.name={name}")
+    with pytest.raises(
+        ConfigError, match=r"would be a mere label of vit_base_patch16_224.orig_in21k; a network of timm's is .*"
+    ):
+        network_name(fields, ["backbone.name"])
+    assert network_name(fields, ["backbone.name", "backbone.timm_name"]) == network_name(fields) == name
+
+
 def test_a_missing_file_is_named_whatever_is_said_of_it() -> None:
     with pytest.raises(WeightsError, match=r"weights file 'gone.npz' does not exist"):
         plan("backbone=vit_b16_in21k", "backbone.weights=gone.npz", "backbone.weights_are=official")
@@ -132,7 +152,7 @@ def test_overrides_change_the_architecture_only(key: str, instead: str) -> None:
         BackboneSpec(name="x", timm_name="vit_tiny_patch16_224", weights="none", overrides={key: 1}).build()
 
 
-@pytest.mark.parametrize("size", [[32, 64], "32", 32.5, True, None])
+@pytest.mark.parametrize("size", [[32, 64], "32", 32.5, True])
 def test_the_image_size_is_one_whole_number(size: Any) -> None:
-    with pytest.raises(ConfigError, match=r"backbone.img_size must be a whole number of at least 1, got"):
+    with pytest.raises(ConfigError, match=r"backbone.img_size must be the side of a square in pixels, a whole .*, got"):
         BackboneSpec(name="x", timm_name="vit_tiny_patch16_224", weights="none", img_size=size).build()

@@ -142,8 +142,8 @@ def obstacles(result: Result, row: Row, phase: PhaseResult) -> list[str]:
     needed = BACKBONES[row.backbone]
     if (name := backbone.get("timm_name")) != needed:
         reasons.append(f"weights {name or 'not recorded'}, there {needed}")
-    elif backbone.get("img_size") != IMG_SIZE:
-        reasons.append(f"images of {backbone.get('img_size')} px, there {IMG_SIZE}")
+    elif (side := backbone.get("img_size") or _get(result.provenance, "network.img_size")) != IMG_SIZE:
+        reasons.append(f"images of {side} px, there {IMG_SIZE}")
     for key, allowed in row.where.items():
         if (value := _plain(_get(phase.method, key))) not in allowed:
             reasons.append(f"{key} {value}, there {' or '.join(allowed)}")

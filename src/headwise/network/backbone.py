@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from headwise.errors import CheckpointError, ConfigError, WeightsError, suggest
+from headwise.network.catalog import check_architecture, record_of, side_of
 from headwise.network.hub import compare, fetched, kept
 from headwise.network.nf4 import FourBit
 from headwise.network.projections import ALLOWED, exported, places, stages_of
 from headwise.network.reading import load_weights
 from headwise.schema.check import check_fields
-from headwise.schema.kinds import Colour, Count, Overrides, Seed, Spread, Text
+from headwise.schema.kinds import Colour, Overrides, Seed, Side, Spread, Text
 from headwise.storage.weights import network_name, stated_weights, weights_file, weights_labels
 from headwise.updates.adapted import AdaptedLinear
 from headwise.updates.qkv import SplitQKV
@@ -67,6 +68,18 @@ class Backbone(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits, (B, C), for normalised images (B, 3, img_size, img_size)."""
         return self.model(x)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the network is and takes, plain data: class, side of the images, mean, std, pooling."""
+        pooling = getattr(self.model, "global_pool", None)
+        return {
+            "class": type(self.model).__name__,
+            "img_size": self.img_size,
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "pooling": pooling if isinstance(pooling, str) else None,
+        }
 
     @property
     def head(self) -> nn.Linear:
@@ -206,7 +219,7 @@ class BackboneSpec:
     Attributes:
         name: ours, names the row of a table.
         timm_name: architecture with its weights' tag.
-        img_size: side of the square input, pixels.
+        img_size: side of the square input, pixels; None reads timm's own record.
         weights: ``auto`` (from timm's hub), ``none`` (random), ``package:FILE`` or a path to .safetensors, .npz or a
             torch file (read with weights_only).
         overrides: keyword arguments of the timm constructor.
@@ -218,7 +231,7 @@ class BackboneSpec:
 
     name: Text
     timm_name: Text
-    img_size: Count = 224
+    img_size: Side | None = 224
     weights: Text = "auto"
     overrides: Overrides = field(default_factory=dict)
     mean: Colour | None = None
@@ -234,6 +247,15 @@ class BackboneSpec:
     def labels(self) -> list[str]:
         """What must be said beside every number made with these weights."""
         return weights_labels(vars(self))
+
+    @property
+    def side(self) -> int:
+        """Side of the square input, pixels: as given, or as timm's record has it.
+
+        Raises:
+            ConfigError: for an unknown network, or one whose images are not square.
+        """
+        return side_of(self.timm_name) if self.img_size is None else self.img_size
 
     @property
     def must_fetch(self) -> bool:
@@ -265,10 +287,10 @@ class BackboneSpec:
         else:
             file = weights_file(self.weights)
             notes += load_weights(model, file)
-        config: Any = getattr(model, "pretrained_cfg", None) or {}
+        config = record_of(model)
         mean = self.mean or config.get("mean", (0.5,) * 3)
         std = self.std or config.get("std", (0.5,) * 3)
-        net = Backbone(model, self.img_size, mean, std)
+        net = Backbone(model, self.side, mean, std)
         net.provenance, net.notes = provenance, notes
         return net
 
@@ -277,7 +299,7 @@ class BackboneSpec:
         return {
             "model_name": self.timm_name,
             "num_classes": num_classes,
-            "img_size": self.img_size,
+            "img_size": self.side,
             **self.overrides,
         }
 
@@ -288,10 +310,9 @@ class BackboneSpec:
     def _create(self, drop_path: float, num_classes: int = 0) -> nn.Module:
         if taken := sorted(set(self.overrides) & set(NOT_OVERRIDDEN)):
             raise ConfigError(f"backbone.overrides cannot hold {taken[0]}: {NOT_OVERRIDDEN[taken[0]]}")
+        check_architecture(self.timm_name)
         options: dict[str, Any] = {**self.arguments(num_classes), "drop_path_rate": drop_path}
-        if self.timm_name.partition(".")[0] not in timm.list_models():
-            raise ConfigError(f"unknown timm network {self.timm_name!r}{_nearest(self.timm_name)}")
-        patch, size = options.get("patch_size", _patch_of(self.timm_name)), self.img_size
+        patch, size = options.get("patch_size", _patch_of(self.timm_name)), self.side
         patch = patch if isinstance(patch, int) else 1
         if size % patch:
             raise ConfigError(f"backbone.img_size must be a positive multiple of {patch}, got {size}")
@@ -303,12 +324,12 @@ class BackboneSpec:
             except Exception as error:
                 told = f" with backbone.overrides={dict(self.overrides)}" if self.overrides else ""
                 raise ConfigError(
-                    f"timm cannot build {self.timm_name!r} of {self.img_size} pixels{told} ({error}); {ALLOWED}"
+                    f"timm cannot build {self.timm_name!r} of {size} pixels{told} ({error}); {ALLOWED}"
                 ) from error
 
     def _fetch(self, model: nn.Module) -> None:
-        source = fetched(self.timm_name, self.img_size).state_dict()
-        compare(self.timm_name, self.img_size, content_of(source))
+        source = fetched(self.timm_name, self.side).state_dict()
+        compare(self.timm_name, self.side, content_of(source))
         try:
             model.load_state_dict(source)
         except RuntimeError as error:
@@ -325,10 +346,6 @@ def content_of(tensors: Mapping[str, Tensor]) -> str:
         sha.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return sha.hexdigest()
-
-
-def _nearest(name: str) -> str:
-    return suggest(name, timm.list_models(f"{name[:4]}*") or timm.list_models("vit_*"))
 
 
 def _patch_of(timm_name: str) -> int:

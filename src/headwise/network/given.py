@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import timm
 import yaml
 from torch import nn
 
 from headwise.errors import ConfigError
 from headwise.network.backbone import Backbone, BackboneSpec, content_of
+from headwise.network.catalog import check_name, record_of, side_of
 from headwise.network.projections import put_back
+from headwise.storage.weights import BY_NAME
 
 RESIZES = {"bilinear": "pil_bilinear"}
 """What timm says of a network's images, and how they are resized here; anything else is bicubic."""
@@ -31,13 +30,12 @@ def spec_of(name: str, conf: Path, weights: str | Path | None = None, img_size: 
     Raises:
         ConfigError: for a name that neither knows.
     """
-    files = {file.stem: file for file in (conf / "backbone").glob("*.yaml")}
+    files = {file.stem: file for file in (conf / "backbone").glob("*.yaml") if file.stem != BY_NAME}
     if name in files:
         values = yaml.safe_load(files[name].read_text(encoding="utf-8"))
     else:
-        known: Any = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
-        side = known.input_size[-1] if known is not None else 224
-        values = {"name": name, "timm_name": name, "img_size": side}
+        check_name(name)
+        values = {"name": name, "timm_name": name, "img_size": img_size or side_of(name)}
     given = {"weights": None if weights is None else str(weights), "img_size": img_size}
     return BackboneSpec(**{**values, **{key: value for key, value in given.items() if value is not None}})
 
@@ -50,7 +48,7 @@ def around(model: nn.Module) -> Backbone:
     """
     if isinstance(model, Backbone):
         return copy.deepcopy(model)
-    record = _record(model)
+    record = record_of(model)
     size = getattr(getattr(model, "patch_embed", None), "img_size", None) or record.get("input_size", (3, None))[1:]
     sides = {size} if isinstance(size, int) else set(size)
     if len(sides) != 1 or not isinstance(side := sides.pop(), int):
@@ -63,7 +61,7 @@ def around(model: nn.Module) -> Backbone:
 
 def resize_of(net: Backbone) -> str:
     """How timm says that images of a network are resized, by the names of `headwise.data.decode.RESIZES`."""
-    return RESIZES.get(_record(net.model).get("interpolation", ""), "pil_bicubic")
+    return RESIZES.get(record_of(net.model).get("interpolation", ""), "pil_bicubic")
 
 
 def body_content(net: Backbone) -> str:
@@ -84,9 +82,3 @@ def plain_of(net: Backbone) -> nn.Module:
     put_back(model)
     model.load_state_dict(state)
     return model.requires_grad_(False).eval()
-
-
-def _record(model: nn.Module) -> dict[str, Any]:
-    """What timm says of a network's pretrained weights; empty for one that timm has not made."""
-    record: Any = getattr(model, "pretrained_cfg", None)
-    return dict(record if isinstance(record, Mapping) else vars(record)) if record else {}

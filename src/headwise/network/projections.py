@@ -57,7 +57,7 @@ def places(model: nn.Module, stage: int, index: int, block: nn.Module) -> Iterat
             f"{type(model).__name__} has blocks of {type(block).__name__}, not of one attention and one mlp; {ALLOWED}"
         )
     qkv = take_apart(attention)
-    width, heads = qkv.q.out_features, attention.num_heads
+    width, heads = qkv.q.weight.shape[0], attention.num_heads  # type: ignore[union-attr,index]
     for proj in QKV:
         yield Site(stage, index, proj, heads, width // heads), qkv, proj
     for proj, owner, attribute in (("o", attention, "proj"), ("fc1", mlp, "fc1"), ("fc2", mlp, "fc2")):
@@ -79,7 +79,8 @@ def take_apart(attention: Any) -> SplitQKV:
             heads.
     """
     name = type(attention).__name__
-    fused, three = getattr(attention, "qkv", None), [getattr(attention, f"{proj}_proj", None) for proj in QKV]
+    fused: Any = getattr(attention, "qkv", None)
+    three: list[Any] = [getattr(attention, f"{proj}_proj", None) for proj in QKV]
     if not isinstance(fused, nn.Linear) and not all(isinstance(linear, nn.Linear) for linear in three):
         raise ConfigError(f"attention {name} has no projections of q, k and v to adapt; {ALLOWED}")
     # such code multiplies by the weight and never calls the module, so that an adapted linear would not be seen
@@ -143,15 +144,16 @@ def exported(model: nn.Module) -> dict[str, Tensor]:
 
 def _named(split: SplitQKV, attention: str) -> dict[str, Tensor]:
     """The tensors of q, k and v by timm's names below the attention."""
-    weights, biases = [part.weight for part in split.parts], [part.bias for part in split.parts]
+    parts: tuple[Any, ...] = split.parts
+    weights, biases = [part.weight for part in parts], [part.bias for part in parts]
+    named: dict[str, Any]
     if split.layout == "apart":
         both = {"weight": weights, "bias": biases}
         named = {f"{p}_proj.{kind}": values[i] for i, p in enumerate(QKV) for kind, values in both.items()}
     elif split.layout == "beside":
         if biases[1] is not None:
             raise CheckpointError(f"{attention}.qkv.k has a bias, for which timm's network has no place")
-        named = {"q_bias": biases[0], "v_bias": biases[2], "qkv.weight": torch.cat(weights)}  # type: ignore[arg-type]
+        named = {"q_bias": biases[0], "v_bias": biases[2], "qkv.weight": torch.cat(weights)}
     else:
-        whole = None if biases[0] is None else torch.cat(biases)  # type: ignore[arg-type]
-        named = {"qkv.weight": torch.cat(weights), "qkv.bias": whole}  # type: ignore[arg-type]
+        named = {"qkv.weight": torch.cat(weights), "qkv.bias": None if biases[0] is None else torch.cat(biases)}
     return {name: value.detach().clone() for name, value in named.items() if value is not None}

@@ -247,7 +247,7 @@ def resolved(
     config["method"] = fill_revisions(config["method"])
     if published:
         config[PUBLISHED] = published
-    config["backbone"]["name"] = network_name(config["backbone"])
+    config["backbone"]["name"] = network_name(config["backbone"], given)
     return config, task
 
 

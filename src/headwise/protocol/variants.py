@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import PurePath
 
+from headwise.storage.weights import BY_NAME
+
 OWN_FOLDER = ("method", "dataset", "seed")
 """Keys that have a level of their own in a run's path."""
 NOT_THE_RUN = (
@@ -65,6 +67,8 @@ def variant_of(overrides: Sequence[str], limit: int = 120, contents: Mapping[str
         elif key == "backbone.weights" and value not in WEIGHTS_BY_NAME:
             continue
         chosen[key] = value
+    if "backbone.name" in chosen and chosen.get("backbone") == BY_NAME:
+        chosen["backbone"] = chosen.pop("backbone.name")  # a name of timm's, beside which the group says nothing
     parts = [_part(key, value) for key, value in sorted(chosen.items())]
     text = "-".join(parts) or BASE
     if len(text) > limit:

@@ -193,6 +193,7 @@ class Execution:
         labels = [*continued, *self.spec.labels, *data_labels, *plan.protocol.labels, *preset_labels(config), *in_parts]
         weights = {**trained.net.provenance, "content": plan.identity["backbone"]["weights"]}
         sources = {"weights": weights, "data": trained.data.provenance(), "protocol": config["protocol"]}
+        sources["network"] = trained.net.facts
         if plan.earlier is not None:
             sources[FROM] = plan.earlier.provenance
         result = Result(

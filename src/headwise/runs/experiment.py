@@ -120,6 +120,9 @@ def _run(plan: Plan) -> Result:
 def _claimed(plan: Plan, store: ResultStore) -> Result:
     """Train under the run's claim; if another process finishes it meanwhile, that is the result."""
     method = plan.build_method()  # what is none is refused before anything lies in the root
+    from headwise.network.catalog import check_name  # needs torch, as the method does
+
+    check_name(plan.config["backbone"]["timm_name"])
     _note_place(plan)
     result: Result | None = None
 

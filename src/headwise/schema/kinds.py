@@ -74,6 +74,7 @@ def _sizes(options: Any) -> Any:
 
 Text = Annotated[str, Field(min_length=1, pattern=r"\S", description="text that is not empty")]
 Count = Annotated[int, Field(ge=1, description="a whole number of at least 1")]
+Side = Annotated[int, Field(ge=1, description="the side of a square in pixels, a whole number of at least 1")]
 Whole = Annotated[int, Field(ge=0, description="a whole number of at least 0")]
 Seed = Annotated[int, Field(ge=0, lt=2**32, description="a whole number in 0..4294967295")]
 Threads = Annotated[int, Field(ge=1, le=1024, description="a whole number in 1..1024")]

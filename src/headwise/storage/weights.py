@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +24,33 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 """What our names of networks stand for: timm's name, and what is changed of it."""
+BY_NAME = "timm"
+"""The file of conf/backbone whose name is timm's own, given by the user."""
 PAPERS = ("vit_base_patch16_224.orig_in21k", "swin_base_patch4_window7_224.ms_in22k")
 """timm's names of the weights that the papers start from."""
 OFFICIAL = "official"
 """Value of ``backbone.weights_are``: the file holds what timm has under this name."""
 
 
-def network_name(backbone: Mapping[str, Any]) -> str:
-    """The name of a network: the configured one, unless it is one of `NETWORKS` and this is another network.
+def network_name(backbone: Mapping[str, Any], typed: Collection[str] = ()) -> str:
+    """The name of a network: the configured one, unless it is ours or timm's and this is another network.
 
     Args:
         backbone: the fields of `headwise.network.backbone.BackboneSpec`.
+        typed: keys that the command line sets.
+
+    Raises:
+        ConfigError: for a name that was typed and would only be a label of another network.
     """
     name, timm_name, overrides = str(backbone["name"]), str(backbone["timm_name"]), _overrides(backbone)
-    if name not in NETWORKS or NETWORKS[name] == (timm_name, overrides):
+    if "backbone.name" in typed and "backbone.timm_name" not in typed and name != timm_name:
+        raise ConfigError(
+            f"backbone.name={name} would be a mere label of {timm_name}; a network of timm's is chosen by "
+            f"backbone={BY_NAME} backbone.name={name}, one with a file of conf/backbone by backbone=FILE"
+        )
+    if name in NETWORKS and NETWORKS[name] == (timm_name, overrides):
+        return name
+    if name not in NETWORKS and (name != timm_name or not overrides):
         return name
     return f"{timm_name} with {_listed(overrides)}" if overrides else timm_name
 

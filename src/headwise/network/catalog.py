@@ -1,0 +1,68 @@
+"""What timm knows of networks by name: the nearest spelling of a wrong one, and the images that the weights expect."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+from torch import nn
+
+from headwise.errors import ConfigError, suggest
+
+ALL = "timm.list_models() in Python names all"
+
+
+def check_name(timm_name: str) -> None:
+    """Check an architecture with the tag of its weights, if one is given.
+
+    Raises:
+        ConfigError: for one that timm does not have; says the nearest.
+    """
+    check_architecture(timm_name)
+    architecture, dot, _ = timm_name.partition(".")
+    tagged = timm.list_models(f"{architecture}.*", include_tags=True)
+    if dot and timm_name not in tagged:
+        raise ConfigError(f"timm has no weights of the name {timm_name!r}{suggest(timm_name, tagged)}")
+
+
+def check_architecture(timm_name: str) -> None:
+    """Check an architecture; a tag behind its dot is not looked at.
+
+    Raises:
+        ConfigError: for one that timm does not have; says the nearest.
+    """
+    architecture, _, tag = timm_name.partition(".")
+    names = timm.list_models()
+    if architecture in names:
+        return
+    # the hub's names have an owner before a slash
+    near = difflib.get_close_matches(architecture.rpartition("/")[2], names, n=1, cutoff=0.5)
+    tagged = [name for name in near if tag and f"{name}.{tag}" in timm.list_models(f"{name}.*", include_tags=True)]
+    meant = f"{tagged[0]}.{tag}" if tagged else next(iter(near), None)
+    hint = f" (did you mean {meant!r}?)" if meant else ""
+    raise ConfigError(f"unknown timm network {timm_name!r}{hint}; {ALL}")
+
+
+def side_of(timm_name: str) -> int:
+    """Side of the square images that a network's weights expect, pixels; 224 where timm has no record.
+
+    Raises:
+        ConfigError: for an unknown network, or one of images that are not square.
+    """
+    check_architecture(timm_name)
+    record: Any = timm.get_pretrained_cfg(timm_name) or timm.get_pretrained_cfg(timm_name.partition(".")[0])
+    height, width = (224, 224) if record is None else record.input_size[1:]
+    if height != width:
+        raise ConfigError(
+            f"timm's {timm_name!r} takes images of {height} x {width} pixels, and images are square here: give "
+            "backbone.img_size, one whole number"
+        )
+    return int(width)
+
+
+def record_of(model: nn.Module) -> dict[str, Any]:
+    """What timm says of a network's pretrained weights; empty for one that timm has not made."""
+    record: Any = getattr(model, "pretrained_cfg", None)
+    return dict(record if isinstance(record, Mapping) else vars(record)) if record else {}
