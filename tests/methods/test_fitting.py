@@ -89,7 +89,7 @@ WORKING = {
 def test_a_method_that_a_network_was_not_made_for_is_refused_by_name(family: str, method: str) -> None:
     timm_name, size, overrides = WORKING[family]
     net, phase = built(timm_name, size, **overrides), composed_method(method).phases()[-1]
-    message = rf"method {phase.label} does not work in {timm_name} \(\w+\): .*; made for timm's ViT and Swin-V1"
+    message = rf"method {phase.label} does not work in {timm_name} \(\w+\): .*; allowed: timm's ViT .*Swin-V2"
     with pytest.raises(ConfigError, match=message):
         fitted(phase, built(timm_name, size, **overrides))
     with pytest.raises(ConfigError, match=message):

@@ -15,6 +15,7 @@ from headwise.errors import ConfigError, HeadwiseError
 from headwise.methods.base import Installed, Method, with_its_gate
 from headwise.network.backbone import Backbone
 from headwise.network.portions import is_out_of_memory
+from headwise.network.projections import ALLOWED
 
 
 @contextlib.contextmanager
@@ -46,7 +47,7 @@ def fitting(net: Backbone, method: Method | None = None) -> Iterator[None]:
         network = f"{net.provenance.get('timm_name') or 'the network'} ({type(net.model).__name__})"
         what = f"method {method.label} does not work in {network}" if method else f"{network} cannot be used"
         said = " ".join(str(error).split())[:200]
-        raise ConfigError(f"{what}: {type(error).__name__}: {said}; made for timm's ViT and Swin-V1") from error
+        raise ConfigError(f"{what}: {type(error).__name__}: {said}; {ALLOWED}") from error
 
 
 def dry_forward(net: Backbone, method: Method | None = None) -> None:

@@ -1,6 +1,6 @@
 """What every head of every block attends to, read off a network without changing what it computes.
 
-torch's fused attention gives no weights, so they are computed beside it, from the same input, in a hook.
+torch's fused attention gives no weights, so timm's plain one computes them beside it, from the same input, in a hook.
 
 Legend: B batch, T tokens, H heads, W windows of an image, N tokens of a window, F fields.
 """
@@ -126,23 +126,24 @@ def _keep(
     arguments: tuple[Any, ...],
     options: dict[str, Any],
 ) -> None:
-    """Compute what the module is about to compute inside its fused kernel, and keep it."""
+    """Keep the weights that the module is about to use: its own plain products give them, the fused kernel does not."""
     own: Any = module
-    x: Tensor = arguments[0]
-    mask = arguments[1] if len(arguments) > 1 else options.get("mask", options.get("attn_mask"))
-    q, k, _ = own.qkv(x).reshape(*x.shape[:2], 3, own.num_heads, -1).permute(2, 0, 3, 1, 4)
-    if not hasattr(own, "_get_rel_pos_bias"):
-        if mask is not None:
-            raise ConfigError(f"attention of block {index} is masked, which no ViT or Swin-V1 of timm needs")
-        q, k = own.q_norm(q), own.k_norm(k)
-        weights = ((q * own.scale) @ k.transpose(-2, -1)).softmax(-1)
-        seen.append(Attention(stage, index, weights))
-        return
-    scores = (q * own.scale) @ k.transpose(-2, -1) + own._get_rel_pos_bias()
-    if mask is not None:
-        scores = scores + mask.repeat(len(scores) // len(mask), 1, 1).unsqueeze(1)
-    weights = scores.softmax(-1).unflatten(0, (num_images, -1))
-    windows = Windows(tuple(block.input_resolution), tuple(block.window_size), tuple(block.shift_size))
+    kept: list[Tensor] = []
+    fused = getattr(own, "fused_attn", None)
+    # the dropout of the weights is where every family of timm's has them in hand
+    hook = own.attn_drop.register_forward_pre_hook(lambda _, given: kept.append(given[0]))
+    try:
+        if fused is not None:
+            own.fused_attn = False
+        type(own).forward(own, *arguments, **options)
+    finally:
+        hook.remove()
+        if fused is not None:
+            own.fused_attn = fused
+    weights, windows = kept[0], None
+    if hasattr(block, "window_size"):
+        weights = weights.unflatten(0, (num_images, -1))
+        windows = Windows(tuple(block.input_resolution), tuple(block.window_size), tuple(block.shift_size))
     seen.append(Attention(stage, index, weights, windows))
 
 
