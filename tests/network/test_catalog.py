@@ -47,7 +47,6 @@ def test_a_wrong_name_is_answered_with_the_nearest(name: str, message: str) -> N
         ("vit_base_patch16_224.orig_in21k", 224),
         ("vit_small_patch14_dinov2", 518),
         ("vit_small_patch16_dinov3.lvd1689m", 256),
-        ("vit_small_patch14_dinov2.of_my_own", 518),
     ],
 )
 def test_the_side_is_timms(name: str, side: int) -> None:

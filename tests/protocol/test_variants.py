@@ -25,7 +25,7 @@ from headwise.protocol.variants import beside_common, choices_of, common_choices
         (["method.rank=4", "method.rank=8"], "rank8"),
         (["protocol=smoke", "backbone=vit_nano"], "vit_nano-smoke"),
         (["backbone=timm", "backbone.name=vit_base.mae", "protocol=smoke"], "vit_base.mae-smoke"),
-        (["backbone=timm", "backbone.name=timm/../vit", "rank=r8"], "timm_._vit-r8"),
+        (["backbone=timm", "backbone.name=timm/../vit", "rank=r8"], "timm___vit-r8"),
         (["backbone.name=mine"], "namemine"),
     ],
 )

@@ -154,7 +154,10 @@ class Classifier(nn.Module):
         modes = [(module, module.training) for module in self.modules()]
         self.eval()
         try:
-            return self(self.preprocess(images)).float().softmax(dim=-1)
+            x = self.preprocess(images)
+            # timm's EVA and BEiT take no empty batch
+            logits = self(x) if len(x) else x.new_zeros(0, self.net.head.out_features)
+            return logits.float().softmax(dim=-1)
         finally:
             for module, mode in modes:
                 module.training = mode

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from headwise.errors import CheckpointError, ConfigError, WeightsError, suggest
-from headwise.network.catalog import check_architecture, record_of, side_of
+from headwise.network.catalog import check_name, record_of, side_of
 from headwise.network.hub import compare, fetched, kept
 from headwise.network.nf4 import FourBit
 from headwise.network.projections import ALLOWED, exported, places, stages_of
@@ -310,7 +310,7 @@ class BackboneSpec:
     def _create(self, drop_path: float, num_classes: int = 0) -> nn.Module:
         if taken := sorted(set(self.overrides) & set(NOT_OVERRIDDEN)):
             raise ConfigError(f"backbone.overrides cannot hold {taken[0]}: {NOT_OVERRIDDEN[taken[0]]}")
-        check_architecture(self.timm_name)
+        check_name(self.timm_name)
         options: dict[str, Any] = {**self.arguments(num_classes), "drop_path_rate": drop_path}
         patch, size = options.get("patch_size", _patch_of(self.timm_name)), self.side
         patch = patch if isinstance(patch, int) else 1

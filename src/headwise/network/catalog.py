@@ -20,29 +20,20 @@ def check_name(timm_name: str) -> None:
     Raises:
         ConfigError: for one that timm does not have; says the nearest.
     """
-    check_architecture(timm_name)
-    architecture, dot, _ = timm_name.partition(".")
-    tagged = timm.list_models(f"{architecture}.*", include_tags=True)
-    if dot and timm_name not in tagged:
-        raise ConfigError(f"timm has no weights of the name {timm_name!r}{suggest(timm_name, tagged)}")
-
-
-def check_architecture(timm_name: str) -> None:
-    """Check an architecture; a tag behind its dot is not looked at.
-
-    Raises:
-        ConfigError: for one that timm does not have; says the nearest.
-    """
-    architecture, _, tag = timm_name.partition(".")
+    architecture, dot, tag = timm_name.partition(".")
     names = timm.list_models()
-    if architecture in names:
-        return
-    # the hub's names have an owner before a slash
-    near = difflib.get_close_matches(architecture.rpartition("/")[2], names, n=1, cutoff=0.5)
-    tagged = [name for name in near if tag and f"{name}.{tag}" in timm.list_models(f"{name}.*", include_tags=True)]
-    meant = f"{tagged[0]}.{tag}" if tagged else next(iter(near), None)
-    hint = f" (did you mean {meant!r}?)" if meant else ""
-    raise ConfigError(f"unknown timm network {timm_name!r}{hint}; {ALL}")
+    if architecture not in names:
+        # the hub's names have an owner before a slash
+        near = difflib.get_close_matches(architecture.rpartition("/")[2], names, n=1, cutoff=0.5)
+        meant = [f"{name}.{tag}" for name in near if f"{name}.{tag}" in _tagged(name)] or near
+        hint = f" (did you mean {meant[0]!r}?)" if meant else ""
+        raise ConfigError(f"unknown timm network {timm_name!r}{hint}; {ALL}")
+    if dot and timm_name not in _tagged(architecture):
+        raise ConfigError(f"timm has no weights of the name {timm_name!r}{suggest(timm_name, _tagged(architecture))}")
+
+
+def _tagged(architecture: str) -> list[str]:
+    return list(timm.list_models(f"{architecture}.*", include_tags=True))
 
 
 def side_of(timm_name: str) -> int:
@@ -51,8 +42,8 @@ def side_of(timm_name: str) -> int:
     Raises:
         ConfigError: for an unknown network, or one of images that are not square.
     """
-    check_architecture(timm_name)
-    record: Any = timm.get_pretrained_cfg(timm_name) or timm.get_pretrained_cfg(timm_name.partition(".")[0])
+    check_name(timm_name)
+    record: Any = timm.get_pretrained_cfg(timm_name)
     height, width = (224, 224) if record is None else record.input_size[1:]
     if height != width:
         raise ConfigError(
