@@ -35,7 +35,7 @@ REFUSED = {
         "hiera_tiny_224",
         64,
         {"embed_dim": 16, "num_heads": 1, "stages": (1, 1, 1, 1)},
-        "attention MaskUnitAttention does not divide its rows into heads",
+        "attention MaskUnitAttention does not divide q, k and v into the same heads",
     ),
     "twins-svt": ("twins_svt_small", 64, TWINS, "Twins has blocks of ModuleList, not of one attention and one mlp"),
     "twins-pcpvt": ("twins_pcpvt_small", 64, TWINS, "Twins has blocks of ModuleList, not of one attention and one mlp"),
@@ -61,7 +61,7 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_networks_of_another_build(name: str) -> None:
     timm_name, size, overrides, message = REFUSED[name]
-    with pytest.raises(ConfigError, match=rf"{message}.*; allowed: timm's ViT and Swin-V1"):
+    with pytest.raises(ConfigError, match=rf"{message}.*; allowed: timm's ViT .* and Swin-V2"):
         built(timm_name, size, **overrides)
 
 
@@ -82,7 +82,6 @@ WORKING = {
     [
         *[(family, name) for family in ("rope", "relpos", "xcit", "naflex") for name in ("vpt_deep", "vpt_shallow")],
         ("xcit", "ssf"),
-        *[("naflex", name) for name in ("noah", "adaptformer", "bi_adaptformer")],
         ("aimv2", "repadapter"),
     ],
 )
@@ -90,12 +89,26 @@ def test_a_method_that_a_network_was_not_made_for_is_refused_by_name(family: str
     timm_name, size, overrides = WORKING[family]
     net, phase = built(timm_name, size, **overrides), composed_method(method).phases()[-1]
     message = rf"method {phase.label} does not work in {timm_name} \(\w+\): .*; allowed: timm's ViT .*Swin-V2"
+    if family == "rope":
+        message = (
+            rf"method '{phase.label}' is defined for networks with positions that are added to the tokens, got Eva"
+        )
     with pytest.raises(ConfigError, match=message):
         fitted(phase, built(timm_name, size, **overrides))
     with pytest.raises(ConfigError, match=message):
         rehearse(net, [composed_method("linear"), phase])
     (entry,) = measure(method, "", [phase], net)
     assert phase.label in entry.note
+
+
+@pytest.mark.parametrize("method", ["adaptformer", "bi_adaptformer"])
+def test_a_block_gets_what_its_network_gives_it_beside_the_tokens(method: str) -> None:
+    timm_name, size, overrides = WORKING["naflex"]  # hands every block a mask, which is none
+    net, x = built(timm_name, size, **overrides).eval(), torch.randn(2, 3, size, size)
+    with torch.no_grad():
+        before = net(x)
+        fitted(composed_method(method), net)
+        assert (net.eval()(x) - before).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize(
