@@ -54,6 +54,18 @@ def compose_config(*overrides: str) -> DictConfig:
 SIZES = {
     "fourierft": ("method.config.n_frequency=100", "method.config.scaling=6.5"),
     "spt_lora": ("method.budget=5000", "method.tau_step=50"),
+    "peft/c3a": ("method.config.block_size=8",),
+    "peft/fourierft": ("method.config.n_frequency=100", "method.config.scaling=6.5"),
+    "peft/hira": ("method.config.r=16",),  # its update is a product with weights that are small here
+    "peft/hra": ("method.config.r=4",),
+    "peft/miss": ("method.config.r=4",),
+    "peft/oft": ("method.config.oft_block_size=8",),
+    "peft/psoft": ("method.config.r=4", "method.config.psoft_alpha=4"),
+    "peft/randlora": ("method.config.r=4", "method.config.randlora_alpha=4"),
+    "peft/road": ("method.config.group_size=16",),
+    "peft/vblora": ("method.config.num_vectors=32", "method.config.vector_length=16"),
+    "peft/vera": ("method.config.r=4",),
+    "peft/waveft": ("method.config.n_frequency=100",),
 }
 """Where a method's published size does not fit tiny networks: its update is as large beside their weights as there."""
 

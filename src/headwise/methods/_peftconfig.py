@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import peft
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 
-from headwise.errors import ConfigError, suggest
+from headwise.errors import ConfigError
 from headwise.methods._adalora import schedule
 from headwise.schema.kinds import PROJECTIONS
 from headwise.schema.peftfields import PREFIX, check_peft
@@ -22,33 +22,28 @@ REFUSALS = (*OF_VALUES, ImportError, UserWarning)
 MOST_STEPS = 10**9
 """Length of a run that has room for whatever an AdaLoRA asks for."""
 
-SIZES: Mapping[str, tuple[tuple[str, ...], Callable[..., int]]] = {
-    "LoraConfig": (("r", "use_dora"), lambda o, i, r, use_dora: r * (i + o) + (o if use_dora else 0)),
-    "AdaLoraConfig": (("init_r",), lambda o, i, init_r: init_r * (i + o + 1)),
-    "FourierFTConfig": (("n_frequency",), lambda o, i, n_frequency: n_frequency),
-    "VeraConfig": (("r",), lambda o, i, r: r + o),
-}
-"""By config: the fields that its number of parameters at one projection depends on, and the number, of O, I and them.
-AdaLoRA's is that of its initial ranks."""
-
-
-def size_of(config: Mapping[str, Any]) -> Callable[[int, int, int], int]:
-    """Parameters that a config trains at one projection, as a function of its rows O, columns I and heads.
-
-    Raises:
-        ConfigError: if that is not known here in closed form.
-    """
-    kind = config_class(config)
-    if kind.__name__ not in SIZES:
-        raise ConfigError(f"the size of {config['_target_']} is not known in closed form{suggest('', SIZES)}")
-    fields, cost = SIZES[kind.__name__]
-    given = {name: config.get(name, getattr(kind, name)) for name in fields}
-    return lambda num_rows, num_inputs, _: cost(num_rows, num_inputs, **given)
+OFF_AT_START = ("VBLoRAConfig", "UniLoraConfig")
+"""Configs whose update is drawn at random whatever they say, so that training starts off the pretrained network."""
+ZERO_START = {"C3AConfig": "init_weights"}
+"""Configs that draw it unless this field is true."""
 
 
 def is_lora_ga(config: Mapping[str, Any]) -> bool:
     """Whether a config's start needs gradients (LoRA-GA, arXiv:2407.05000)."""
     return config.get("init_lora_weights") == "lora_ga"
+
+
+def starts_off(config: Mapping[str, Any]) -> bool:
+    """Whether a config draws its update at random, so that training does not start at the pretrained network."""
+    kind = config_class(config)
+    flags = [config.get(name, getattr(kind, name, True)) for name in ("init_weights", "init_lora_weights")]
+    drawn = ZERO_START.get(kind.__name__)
+    return (
+        False in flags
+        or kind.__name__ in OFF_AT_START
+        or (drawn is not None and config.get(drawn, getattr(kind, drawn)) is not True)
+        or bool(kind is peft.HRAConfig and config.get("apply_GS"))
+    )
 
 
 @contextlib.contextmanager

@@ -27,12 +27,12 @@ from headwise.methods._peftconfig import (
     REFUSALS,
     build_config,
     check_config,
-    config_class,
     is_adalora,
     is_lora_ga,
-    size_of,
+    starts_off,
     strict,
 )
+from headwise.methods._peftsizes import size_of
 from headwise.methods.base import Batches, Installed, Method, Plan, per_projection, with_its_gate
 from headwise.network.backbone import Backbone
 from headwise.schema.kinds import Positive
@@ -69,9 +69,7 @@ class PeftMethod(Method):
     @property
     def identity_tolerance(self) -> float:  # type: ignore[override]
         """A config that draws its update at random instead of starting it at zero (FourierFT does) starts off it."""
-        kind = config_class(self.config)
-        flags = [self.config.get(name, getattr(kind, name, True)) for name in ("init_weights", "init_lora_weights")]
-        return 10.0 if False in flags else Method.identity_tolerance
+        return 10.0 if starts_off(self.config) else Method.identity_tolerance
 
     def spec(self) -> dict[str, Any]:
         """As `Method.spec`; a learning rate that the update does not have is left out."""
@@ -82,7 +80,8 @@ class PeftMethod(Method):
 
     def count(self, net: Backbone, plan: Plan | None = None) -> int:
         """That of the config at each projection, see `size_of`."""
-        return per_projection(net, self.targets, size_of(self.config))
+        each, shared = size_of(self.config)
+        return per_projection(net, self.targets, each) + shared
 
     def rehearse(self, net: Backbone) -> None:
         """There are no gradients yet for LoRA-GA to start from; everything else is as it will be."""
@@ -116,6 +115,8 @@ class PeftMethod(Method):
         config = self._configure(net, sites, plan)
         # some starts (PiSSA, LoRA-GA) subtract themselves from the weight; the difference tells which projections
         before = {site: weight.clone() for site, weight in _reached(config, net, sites).items()}
+        # SHiRA builds sparse tensors in every step; torch warns until somebody says whether they are to be checked
+        torch.sparse.check_sparse_tensor_invariants.disable()
         try:
             with strict():
                 tuner = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type](net.model, config, adapter_name=ADAPTER)
