@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from typing import Any
 
 import peft
@@ -15,7 +16,7 @@ from torch import nn
 from headwise.errors import ConfigError
 from headwise.methods._catalog import measure, printed_sizes
 from headwise.network.backbone import Backbone
-from made_networks import NETWORKS, network, plain_timm
+from made_networks import CONF, NETWORKS, network, plain_timm
 
 COUNTS = {
     "full": 85_798_656,
@@ -24,6 +25,11 @@ COUNTS = {
     "lora rank=r8": 294_912,
     "lora rank=r8 method.fused=true method.targets=[q,k,v]": 294_912,
     "dylora": 294_912,
+    "lora_plus": 589_824,
+    "lora_fa": 12 * 2 * 16 * 768,
+    "lora_fa method.fused=true method.targets=[q,k,v]": 12 * 3 * 16 * 768,
+    "boft": 24 * (2 * 96 * 28 + 768),
+    "boft method.block=4 method.factors=4": 24 * (4 * 192 * 6 + 768),
     "dora rank=r16": 912_384,
     "pissa rank=r16": 884_736,
     "mora": 24 * 110**2,
@@ -82,12 +88,22 @@ def test_what_trains_of_the_network_itself_is_counted_as_timm_has_it(family: str
     assert of("ssf").count(net) == sum(layer.weight.shape[0] * (1 + (layer.bias is not None)) for layer in layers)
 
 
+@pytest.mark.parametrize("file", sorted((CONF / "method" / "peft").glob("*.yaml")), ids=lambda file: file.stem)
+def test_the_size_that_a_file_of_pefts_methods_names(file: Any) -> None:
+    """The conformance tests hold the closed forms against what peft installs in tiny networks."""
+    said = re.findall(r"\b([\d,]+) on q and v of ViT-B/16", file.read_text())
+    assert [int(number.replace(",", "")) for number in said] == [of(f"peft/{file.stem}").count(vit_b16())]
+
+
 def test_what_cannot_be_counted_says_why() -> None:
     with pytest.raises(ConfigError, match=r"'spt_lora' has no size before its prepare\(\) has seen"):
         of("spt_lora").count(vit_b16())
-    loha = of("peft method.config._target_=peft.LoHaConfig")
-    with pytest.raises(ConfigError, match=r"size of peft\.LoHaConfig is not known in closed form.*LoraConfig"):
-        loha.count(vit_b16())
+    beft = of("peft method.config._target_=peft.BeftConfig")
+    with pytest.raises(ConfigError, match=r"size of peft\.BeftConfig is not known in closed form.*LoraConfig"):
+        beft.count(vit_b16())
+    uneven = of("peft/hira +method.config.rank_pattern={q:4}")
+    with pytest.raises(ConfigError, match=r"size of peft\.HiraConfig with rank_pattern is not known in closed form"):
+        uneven.count(vit_b16())
 
 
 @pytest.mark.parametrize("size", [size for size in printed_sizes() if size.setting], ids=lambda s: f"{s.paper}-{s.row}")

@@ -101,3 +101,20 @@ def test_hidden_dropout_acts_in_training_only() -> None:
     net.train()
     with torch.no_grad():
         assert distance(net(x), net(x)) > 1e-4
+
+
+def test_lora_keeps_its_address_beside_lora_plus_and_lora_fa() -> None:
+    """Results of before they were fields must be recognised."""
+    plain = LoRA(label="lora", rank=4).spec()
+    assert not {"lr_ratio", "freeze_a"} & plain.keys()
+    assert LoRA(label="a", rank=4, lr_ratio=16).spec() == {**plain, "lr_ratio": 16}
+    assert LoRA(label="a", rank=4, freeze_a=True).spec() == {**plain, "freeze_a": True}
+
+
+def test_a_frozen_a_is_shared_stored_and_never_trained() -> None:
+    net = network("vit")
+    installed = LoRA(label="fa", rank=4, targets=("q", "k", "v"), fused=True, freeze_a=True).install(net)
+    down = installed.owners["s0.b0.q"].A
+    assert all(installed.owners[f"s0.b0.{name}"].A is down for name in "kv")
+    assert not down.requires_grad
+    assert {name for name in installed.packed() if name.endswith(".A")} == {"s0.b0.q.A", "s0.b1.q.A"}

@@ -81,6 +81,28 @@ def test_fourierft_has_a_learning_rate_of_its_own_and_the_head_keeps_its() -> No
     assert set(settings(*optimizer("adalora"), "lr").values()) == {settings(*optimizer("lora"), "lr")["head.weight"]}
 
 
+def test_lora_plus_trains_b_faster_and_lora_fa_b_alone() -> None:
+    installed, optimizers = optimizer("lora_plus")
+    rates = settings(installed, optimizers, "lr")
+    assert {name for name, rate in rates.items() if rate == pytest.approx(16 * rates["head.weight"])} == {
+        name for name in rates if name.endswith(".B")
+    }
+    assert {rate for name, rate in rates.items() if not name.endswith(".B")} == {rates["head.weight"]}
+    assert "rate" not in optimizers["optimizer"].param_groups[-1]
+    frozen, _ = optimizer("lora_fa")
+    assert {name.rpartition(".")[2] for name in frozen.adapter()} == {"B"}
+    assert {name.rpartition(".")[2] for name in frozen.packed()} == {"A", "B", "weight", "bias"}
+
+
+def test_they_take_the_phases_own_rate_too(tmp_path: Path) -> None:
+    ends = {}
+    for ratio in (1.0, 16.0):
+        method = dataclasses.replace(composed_method("lora_plus"), lr_ratio=ratio, lr=1e-4)
+        _, (file,) = train(network("vit"), [method], tmp_path, epochs=1, lr=LR, schedule="constant", warmup=0.0)
+        ends[ratio] = load_file(str(file))["s0.b0.q.B"]
+    assert 10 < float(ends[16.0].abs().mean() / ends[1.0].abs().mean()) < 20
+
+
 def test_fourierft_moves_by_its_own_rate_in_a_real_fit(tmp_path: Path) -> None:
     ends = []
     for rate in (0.3, None):

@@ -154,20 +154,25 @@ class Installed:
         return sum(tensor.nbytes for name, tensor in self.packed().items() if name not in names)
 
     def param_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Optimiser groups; parameters that their owner lists in ``undecayed`` get no weight decay."""
+        """Optimiser groups: no weight decay for parameters that their owner lists in ``undecayed``.
+
+        A group whose owner gives it ``rates`` has the factor of its learning rate under ``rate``.
+        """
         # asked of every child: a part may hold the module that declares it, as a quantised bottleneck does
-        undecayed = {
-            id(tensor)
+        settings = {
+            id(tensor): (name not in getattr(child, "undecayed", ()), getattr(child, "rates", {}).get(name, 1.0))
             for module in self.owners.values()
             for child in module.modules()
             for name, tensor in child.named_parameters(recurse=False)
-            if name in getattr(child, "undecayed", ())
         }
-        parameters = list(self.trainable().values())
-        decayed = [p for p in parameters if id(p) not in undecayed]
-        groups = [{"params": decayed, "weight_decay": weight_decay}]
-        rest = [p for p in parameters if id(p) in undecayed]
-        return [*groups, {"params": rest, "weight_decay": 0.0}] if rest else groups
+        members: dict[tuple[bool, float], list[Tensor]] = {(True, 1.0): []}  # first, as checkpoints have it
+        for parameter in self.trainable().values():
+            members.setdefault(settings.get(id(parameter), (True, 1.0)), []).append(parameter)
+        groups = []
+        for (decays, rate), parameters in members.items():
+            group: dict[str, Any] = {"params": parameters, "weight_decay": weight_decay if decays else 0.0}
+            groups.append(group if rate == 1.0 else {**group, "rate": rate})
+        return groups
 
     def penalty(self) -> Tensor | None:
         """A term to add to the loss (AdaLoRA's orthogonality), or None."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from headwise.errors import ConfigError
 from headwise.methods.base import Method, per_projection
 from headwise.network.backbone import Backbone
-from headwise.schema.kinds import Count, Factor, Rate
+from headwise.schema.kinds import Count, Factor, Positive, Rate
 from headwise.updates.adapted import Delta
 from headwise.updates.lowrank import LowRank
 from headwise.updates.sites import QKV, Site
@@ -28,24 +28,40 @@ class LoRA(Method):
         scale: s, constant (peft's alpha / r).
         dropout: of the hidden A x, in [0, 1).
         fused: one A for q, k and v, as when a library adapts timm's fused qkv (NOAH, peft's default).
+        lr_ratio: learning rate of B over that of A, above 0 (LoRA+); A and the head keep the phase's.
+        freeze_a: hold A as it was drawn and train B alone (LoRA-FA): r O parameters per projection.
     """
 
     rank: Count
     scale: Factor = 1.0
     dropout: Rate = 0.0
     fused: bool = False
+    lr_ratio: Positive = 1.0
+    freeze_a: bool = False
 
     gateable: ClassVar[bool] = True
 
+    def spec(self) -> dict[str, Any]:
+        """As `Method.spec`; what makes it LoRA+ or LoRA-FA only where it does: LoRA keeps its address."""
+        plain = {"lr_ratio": 1.0, "freeze_a": False}
+        return {name: value for name, value in super().spec().items() if name not in plain or value != plain[name]}
+
     def count(self, net: Backbone) -> int:
-        """r (I + O) per projection; `fused` r (I + 3 O) per block."""
+        """r (I + O) per projection; `fused` r (I + 3 O) per block; with A frozen r O per projection."""
+        if self.freeze_a:
+            return per_projection(net, self.targets, lambda o, _, __: self.rank * o)
         alone = per_projection(net, self.targets, lambda o, i, _: self.rank * (i + o))
         shared = per_projection(net, ["k", "v"], lambda _, i, __: self.rank * i) if self.fused else 0
         return alone - shared
 
     def build(self, site: Site, base: Tensor) -> Delta:
         """One group of rows: the update is shared by all heads."""
-        return LowRank(site, base, self.rank, groups=1, scale=self.scale, dropout=self.dropout)
+        delta = LowRank(site, base, self.rank, groups=1, scale=self.scale, dropout=self.dropout)
+        if self.lr_ratio != 1.0:
+            delta.rates = {"B": self.lr_ratio}
+        if self.freeze_a:
+            delta.freeze_down()
+        return delta
 
     def build_all(self, bases: Mapping[Site, Tensor]) -> dict[Site, Delta]:
         """As `build` for each projection; with `fused`, k and v take q's A.

@@ -139,6 +139,9 @@ class PhaseModule(L.LightningModule):
         """The protocol's optimiser over the method's parameter groups, and its schedule by step."""
         groups = self.installed.param_groups(self.protocol.weight_decay)
         peak = self.protocol.lr if self.peak is None else self.peak
+        for group in groups:
+            if "rate" in group:
+                group["lr"] = peak * group.pop("rate")
         if self.protocol.optimizer == "sgd":
             optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, lr=peak, momentum=0.9)
         else:

@@ -41,6 +41,7 @@ class Delta(nn.Module):
     Attributes:
         reads_base: whether the update depends on the base weight; one that does not also serves a quantised base.
         undecayed: names of parameters that get no weight decay.
+        rates: by name of a parameter, the factor of its learning rate beside the phase's.
         optional: names that a stored file may lack (see `pack`).
         by_head: names of tensors that are cut into one equal piece per head, in order: (H, ...), or (1, ...) along the
             side that the heads divide, the rows of B or the columns of A. A head that is off is left out of the stored
@@ -50,6 +51,7 @@ class Delta(nn.Module):
 
     reads_base: bool = True
     undecayed: tuple[str, ...] = ()
+    rates: Mapping[str, float] = {}
     optional: tuple[str, ...] = ()
     by_head: tuple[str, ...] = ()
     site: Site

@@ -107,6 +107,12 @@ class LowRank(Delta):
         self.runs: tuple[tuple[int, int], ...] | None = None
         self.register_load_state_dict_post_hook(_refreshed)
 
+    def freeze_down(self) -> None:
+        """Hold A as it was drawn: it is stored, since it is random, but does not train."""
+        drawn = self.A.detach()
+        del self.A
+        self.register_buffer("A", drawn)
+
     def refresh(self) -> None:
         """Find the runs of heads that are on; with a factor pair per head the others are not computed at all."""
         for matrix in self.coded.values():
