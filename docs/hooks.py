@@ -1,4 +1,4 @@
-"""What the site holds and no page does: the configuration reference, and the sources that pages link to.
+"""What the site holds and no file does: the configuration reference, a page per method, the sources that pages link to.
 
 `mkdocs.yml` names this file, and mkdocs calls its functions ``on_...``. Run alone, ``python docs/hooks.py`` points the
 links of the pages to where their classes and functions are now; use it after a module has moved.
@@ -11,6 +11,7 @@ import functools
 import os
 import posixpath
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,17 @@ def configuration() -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def method_pages() -> dict[str, str]:
+    """A page for each method, and their list, see `headwise.runs.method_page`."""
+    if str(SOURCES.parent) not in sys.path:  # of this checkout, whatever is installed
+        sys.path.insert(0, str(SOURCES.parent))
+    from headwise.runs import method_page
+
+    kept = REPO / "docs" / "results"
+    pages = {f"method/{name}.md": method_page.page(name, kept) for name in options("method")}
+    return {"method/index.md": method_page.index(), **pages}
+
+
 def target_of(target: str, folder: str) -> str | None:
     """The path in the repository that a link of a page in `folder` leads to; None for an address or an anchor."""
     if not target or re.match(r"[a-z]+:", target):
@@ -231,7 +243,8 @@ def on_files(files: Any, *, config: Any) -> Any:
     """Add the pages that are made from conf/ and from sources."""
     from mkdocs.structure.files import File
 
-    made = {"reference/configuration.md": configuration(), **{page_of(p): source_page(p) for p in shown_sources()}}
+    made = {"reference/configuration.md": configuration(), **method_pages()}
+    made |= {page_of(p): source_page(p) for p in shown_sources()}
     for report in (REPO / "docs" / "results").glob("*.html"):
         made[report_of(f"results/{report.name}")] = report.read_text(encoding="utf-8")
     for uri, content in made.items():

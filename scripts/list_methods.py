@@ -1,5 +1,7 @@
 """List the methods, where they act and what they cost: python scripts/list_methods.py --backbone vit_b16_in21k.
 
+The name of one method alone prints its page: formula, source, licence, size, cost, records, and when not to use it.
+
 With --papers, the sizes that the papers print beside those counted here. Every method is really installed in a network
 of that shape with random weights; nothing is downloaded.
 
@@ -10,8 +12,6 @@ python scripts/list_methods.py --runs methods --out docs/results/methods.md --js
 from __future__ import annotations
 
 import argparse
-import itertools
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +26,8 @@ from headwise.commands.messages import instantiation
 from headwise.commands.written import writing
 from headwise.comparison import lineup
 from headwise.errors import ConfigError, suggest
+from headwise.protocol.described import method_names
+from headwise.runs import method_page
 from headwise.runs.sweep import checked_config
 from headwise.storage import atomic
 
@@ -54,9 +56,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def about(name: str) -> str:
     """First sentence of a method's file."""
-    lines = (CONF / "method" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
-    header = itertools.takewhile(lambda line: line.startswith("# ") and "Run:" not in line, lines)
-    return re.split(r"(?<=\.)\s+(?=[A-Z])", " ".join(line.lstrip("# ") for line in header), maxsplit=1)[0]
+    return method_page.about(name)
 
 
 def built(*overrides: str) -> Any:
@@ -86,7 +86,8 @@ def of_network(options: argparse.Namespace) -> tuple[str, Any]:
     """What methods cost in a network of that shape: the table, and the same as data."""
     exclusive({"--root": options.root}, "without --runs, which names finished runs below it")
     options.backbone, options.classes = options.backbone or BACKBONE, 10 if options.classes is None else options.classes
-    known = {group: sorted(file.stem for file in (CONF / group).glob("*.yaml")) for group in ("method", "backbone")}
+    backbones = sorted(file.stem for file in (CONF / "backbone").glob("*.yaml"))
+    known = {"method": method_names(), "backbone": backbones}
     for group, given in (("method", options.methods), ("backbone", [options.backbone])):
         for name in given:
             if name not in known[group]:
@@ -120,12 +121,21 @@ def of_network(options: argparse.Namespace) -> tuple[str, Any]:
     return markdown(entries, options.backbone), [entry.plain() for entry in entries]
 
 
+def is_page(options: argparse.Namespace) -> bool:
+    """Whether one method alone is named, and nothing that asks for the table."""
+    asked = (options.backbone, options.classes, options.json, options.set, options.papers, options.runs, options.root)
+    return len(options.methods) == 1 and not any(asked)
+
+
 @script
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     options = parse(arguments)
     with writing(options.out, options.json, force=options.force):
-        text, data = of_runs(options) if options.runs else of_network(options)
+        if is_page(options):
+            text, data = method_page.page(options.methods[0], CONF.parent / "docs" / "results"), None
+        else:
+            text, data = of_runs(options) if options.runs else of_network(options)
         text = text.rstrip("\n") + "\n"
         print(text, end="")
         if options.out:

@@ -17,7 +17,7 @@ KEPT = DOCS / "results"
 """Records of runs: made by commands, not measured as prose."""
 PAGES = [REPO / "README.md", *sorted(page for page in DOCS.rglob("*.md") if KEPT not in page.parents)]
 LINKED = [*PAGES, REPO / "CONTRIBUTING.md", REPO / "CHANGELOG.md", KEPT / "older" / "README.md"]
-MEAN, LONG, MOST_LONG, WORDS, README_LINES = 18, 35, 10, 16_520, 150
+MEAN, LONG, MOST_LONG, WORDS, README_LINES = 18, 35, 10, 17_800, 150
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def anchors(page: Path) -> set[str]:
 
 @pytest.mark.parametrize("page", LINKED, ids=lambda page: str(page.relative_to(REPO)))
 def test_links_lead_somewhere(page: Path) -> None:
-    made = {DOCS / "reference" / "configuration.md"}
+    made = {DOCS / "reference" / "configuration.md", DOCS / "method" / "index.md"}
     for _, target, anchor in re.findall(
         r"\[([^\]]*)\]\(([^)\s#]*)(#[^)\s]*)?\)", without_code(page.read_text("utf-8"))
     ):

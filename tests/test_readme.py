@@ -82,6 +82,7 @@ ASKING = (
     "methods/test_catalog.py",
     "test_configs.py",
     "methods/test_fitting.py",
+    "runs/test_method_page.py",
     "test_layers.py",
 )
 """Tests that take every method there is."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from made_peft import distance, linear, ours, pass_through, peft_layer
+from made_peft import SITE, distance, linear, ours, pass_through, peft_layer
 from peft import BOFTConfig
 from peft.tuners.boft import layer as boft_layer
 from torch import Tensor
@@ -14,7 +14,6 @@ from torch import Tensor
 from headwise.errors import ConfigError
 from headwise.methods.boft import BOFT, ButterflyDelta
 from made_networks import network
-from made_peft import SITE
 
 
 class StandIn:

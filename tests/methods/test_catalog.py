@@ -40,9 +40,13 @@ def test_a_method_that_is_not_defined_says_why() -> None:
     assert "- noah: not on this backbone (method 'noah' is defined for networks with one" in markdown([entry], "swin")
 
 
-@pytest.mark.parametrize("file", sorted((CONF / "method").glob("*.yaml")), ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    "file",
+    sorted([*(CONF / "method").glob("*.yaml"), *(CONF / "method" / "peft").glob("*.yaml")]),
+    ids=lambda f: f.stem,
+)
 def test_every_method_names_its_paper(file: Path) -> None:
-    about = loaded("list_methods").about(file.stem)
+    about = loaded("list_methods").about(file.relative_to(CONF / "method").with_suffix("").as_posix())
     is_own = about.startswith(("Baseline", "Control"))
     assert bool(CatalogRow(name=file.stem, about=about, phase=file.stem).paper) != is_own, about
 
@@ -77,7 +81,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         "Lian et al., arXiv:2210.08823",
         "patch_embed.proj, norm1, attn.qkv, attn.proj, norm2, mlp.fc1, mlp.fc2, norm",
     ]
-    assert cells(out, "lora")[4:] == ["yes", "1,536", "490", "6,144", "1.13 MiB, 0.29 M"]
+    assert cells(out, "lora")[4:] == ["yes", "1,536", "490", "6,144", "1.13 MiB, 0.29 M", ""]
     assert len({len(line) for line in out.splitlines() if line.startswith("|")}) == 1  # it lines up in a terminal
     assert "- ssf: HS-LoRA prints 0.24 M (printed includes the mean head: 243,869)" in out
     found = json.loads(file.read_text())
@@ -87,6 +91,16 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "unknown method 'lara' (did you mean 'lora'?)" in capsys.readouterr().err
     assert main(["--backbone", "vit_b17"]) == 1
     assert "unknown backbone 'vit_b17'" in capsys.readouterr().err
+
+
+def test_those_of_peft_are_listed_by_their_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    wanted = ["peft/ln_tuning", "peft/rslora", "ssf", "--backbone", "vit_tiny_random", "--set", "rank=r4"]
+    assert loaded("list_methods").main(wanted) == 0
+    out = capsys.readouterr().out
+    assert cells(out, "peft/rslora")[5:] == ["1,536", "490", "6,144", "", ""]
+    assert cells(out, "ssf")[-1] == "off the network"
+    assert "- peft/ln_tuning: as many parameters as the weights that it adapts have, full tuning in disguise" in out
+    assert "- peft/rslora" not in out
 
 
 def test_the_papers_sizes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,11 +17,12 @@ from headwise.methods._fitting import fitted, fitting
 from headwise.methods.base import Installed, Method
 from headwise.network.backbone import Backbone
 
-COLUMNS = ("method", "phase", "paper", "acts on", "merges", "backbone", "head", "stored bytes", "printed")
+COLUMNS = ("method", "phase", "paper", "acts on", "merges", "backbone", "head", "stored bytes", "printed", "starts")
 PAPER_COLUMNS = ("paper", "row", "printed", "here", "parameters", "stored bytes", "setting", "why")
 NUMBERS = ("backbone", "head", "stored bytes", "here", "parameters")
 UNITS = {"M": ("num_tunable", 1e6), "MiB": ("stored_bytes", 2**20)}
 """What the papers print: parameters in millions, or stored bytes."""
+DISGUISE = "as many parameters as the weights that it adapts have, full tuning in disguise"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,8 @@ class CatalogRow:
         num_tunable: trained parameters of the backbone, without the head.
         num_head: of the classifier.
         stored_bytes: payload of the stored phase without the classifier.
+        starts_off: whether training starts off the pretrained network.
+        in_disguise: whether it trains as much as the weights that it adapts hold, see `is_disguised`.
         note: why nothing could be measured, or empty.
     """
 
@@ -72,6 +75,8 @@ class CatalogRow:
     num_tunable: int | None = None
     num_head: int | None = None
     stored_bytes: int | None = None
+    starts_off: bool = False
+    in_disguise: bool = False
     note: str = ""
 
     @property
@@ -101,7 +106,7 @@ def measure(name: str, about: str, phases: Sequence[Method], net: Backbone) -> l
 
     A method that looks at training images first (SPT-LoRA) is shown noise: its size is right, its choice is not.
     """
-    net = copy.deepcopy(net)
+    shape, net = net, copy.deepcopy(net)
     entries = []
     for index, method in enumerate(phases, start=1):
         try:
@@ -113,6 +118,7 @@ def measure(name: str, about: str, phases: Sequence[Method], net: Backbone) -> l
                 CatalogRow(name=name, about=about, phase=method.label, merges=method.merges, note=str(error))
             )
             break
+        num_tunable = sum(tensor.numel() for tensor in installed.adapter().values())
         entries.append(
             CatalogRow(
                 name=name,
@@ -120,14 +126,22 @@ def measure(name: str, about: str, phases: Sequence[Method], net: Backbone) -> l
                 phase=method.label,
                 acts_on=_places(method, installed, net),
                 merges=method.merges,
-                num_tunable=sum(tensor.numel() for tensor in installed.adapter().values()),
+                num_tunable=num_tunable,
                 num_head=sum(tensor.numel() for tensor in installed.head().values()),
                 stored_bytes=installed.stored_bytes(),
+                starts_off=method.identity_tolerance > Method.identity_tolerance,
+                in_disguise=is_disguised(method, shape, num_tunable),
             )
         )
         if index < len(phases):
             installed.merge()
     return entries
+
+
+def is_disguised(method: Method, net: Backbone, num_tunable: int) -> bool:
+    """Whether an update trains nine tenths or more of what the weights that it adapts hold, in a plain `net`."""
+    whole = sum(base.numel() for base in net.bases(method.targets).values()) if method.targets else 0
+    return 0 < 0.9 * whole <= num_tunable
 
 
 def _places(method: Method, installed: Installed, net: Backbone) -> str:
@@ -157,6 +171,7 @@ def markdown(entries: Sequence[CatalogRow], backbone: str) -> str:
         sizes = [size for size in printed_sizes() if size.method == entry.phase]
         reasons += [f"- {s.method}: {s.paper} prints {s.printed} {s.unit} ({s.why})" for s in sizes]
         notes += [f"- {entry.name}: not on this backbone ({entry.note})"] if entry.note else []
+        notes += [f"- {entry.name}: {DISGUISE}"] if entry.in_disguise else []
         numbers = (entry.num_tunable, entry.num_head, entry.stored_bytes)
         rows.append(
             [
@@ -167,6 +182,7 @@ def markdown(entries: Sequence[CatalogRow], backbone: str) -> str:
                 "yes" if entry.merges else "no",
                 *(_number(number) for number in numbers),
                 ", ".join(f"{size.printed} {size.unit}" for size in sizes),
+                "off the network" if entry.starts_off else "",
             ]
         )
     title = f"Methods on {backbone}: parameters of the backbone and of the head. Printed sizes are of ViT-B/16."

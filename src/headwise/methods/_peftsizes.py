@@ -28,7 +28,7 @@ def _lokr(o: int, i: int, r: int, decompose_both: bool, decompose_factor: int) -
     return sum(sizes)
 
 
-def _glora(o: int, i: int, r: int, config_A_B: str, config_C: str, config_D_E: str) -> int:  # noqa: N803  peft's names
+def _glora(o: int, i: int, r: int, config_A_B: str, config_C: str, config_D_E: str) -> int:
     matrix = {"lora": r * (o + i), "vector": o, "constant": 1, "none": 0}
     column = {"lora": r * (i + 1), "vector": i, "none": 0}
     values = {"vector": o, "constant": 1, "none": 0}
@@ -100,7 +100,9 @@ def size_of(config: Mapping[str, Any]) -> tuple[Callable[[int, int, int], int], 
     if name not in AT_EACH:
         raise ConfigError(f"the size of {config['_target_']} is not known in closed form{suggest('', AT_EACH)}")
     if uneven := [field for field in UNEVEN if config.get(field)]:
-        raise ConfigError(f"the size of {config['_target_']} with {uneven[0]} is not known in closed form; leave it out")
+        raise ConfigError(
+            f"the size of {config['_target_']} with {uneven[0]} is not known in closed form; leave it out"
+        )
     cost, given = AT_EACH[name], _given(AT_EACH[name], config)
     shared = SHARED.get(name)
     return (

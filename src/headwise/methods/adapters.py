@@ -47,6 +47,9 @@ class Adapters(Method):
     ``outside`` that is Adapter+'s "intermediate". The adapter that Adapter+ calls "pfeiffer" reads the sum after the
     residual through a LayerNorm of its own: ``post`` with ``norm``.
 
+    Licence: Apache-2.0 (adapter-hub/adapters, visinf/adapter_plus), CC-BY-NC-4.0 (KMnP/vpt).
+    Not for: Networks that must stay plain timm models, or run as fast as one: adapters stay in place.
+
     Attributes:
         placement: houlsby (behind attention and MLP), pfeiffer (behind the MLP), post (behind the block), pre (between
             its halves) or parallel (beside the MLP, on what goes into its LayerNorm).

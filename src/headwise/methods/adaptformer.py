@@ -23,6 +23,10 @@ class AdaptFormer(Method):
     D is Kaiming uniform, U zero, biases zero: the start is the identity.
     Parameters: 2 C h per block, with biases + h + C; ViT-B/16, h = 8: 147,456, with biases 156,768.
 
+    Licence: MIT (ShoufaChen/AdaptFormer).
+    Not for: Networks that must stay plain timm models: it stays in place. One scale for every task: the authors
+    search it.
+
     Attributes:
         hidden: h, in 1 .. C.
         scale: s, constant; 0.1 in the original, searched in {0.01 .. 100} by later work.

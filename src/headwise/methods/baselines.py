@@ -54,7 +54,12 @@ class Probe(BaseTuning):
 
 @dataclass(frozen=True, kw_only=True)
 class Linear(Method):
-    """Linear probe: the head on frozen features. Parameters: none beside the head."""
+    """Linear probe: the head on frozen features. Parameters: none beside the head.
+
+    Licence: None needed: nobody's code is used.
+    Not for: Tasks whose answer the frozen features lack, such as counts and angles; it is the floor of a
+    comparison.
+    """
 
     targets: Sequence[str] = ()
     lr: Positive | None = 1e-2
@@ -74,7 +79,11 @@ class Linear(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class Full(Method):
-    """Full fine-tuning. Parameters: all of the network's, 85,798,656 on ViT-B/16."""
+    """Full fine-tuning. Parameters: all of the network's, 85,798,656 on ViT-B/16.
+
+    Licence: None needed: nobody's code is used.
+    Not for: Storing a network per task, or the rates of small updates: it takes a tenth of them.
+    """
 
     targets: Sequence[str] = ()
     lr: Positive | None = 1e-4
@@ -103,6 +112,9 @@ class BitFit(Method):
 
     The key projection's bias cannot matter: it adds the same to all scores of a query, which softmax removes.
     Parameters: one per output of every linear, convolution and norm, 102,912 on ViT-B/16.
+
+    Licence: MIT (benzakenelad/BitFit).
+    Not for: Networks without biases. Tasks far from the pretraining: it has no way to mix features anew.
     """
 
     targets: Sequence[str] = ()

@@ -24,6 +24,9 @@ class BiAdaptFormer(Method):
     Latent parameters: 2 C h per block, 589,824 at h = 32 on ViT-B/16. Stored: their codes and 8 bytes per matrix,
     73,920 bytes there at 1 bit. Q(U) cannot be zero, so the start is slightly off the identity.
 
+    Licence: MIT (JieShibo/PETL-ViT).
+    Not for: Training with less memory: latent factors are of full precision; only what is stored is small.
+
     Attributes:
         hidden: h, in 1 .. C.
         scale: s, constant.

@@ -29,6 +29,9 @@ class BiLoRA(Method):
     Latent parameters: r * (I + O) per projection, 1,179,648 at r = 32 on q and v of ViT-B/16. Stored: their codes and
     8 bytes per matrix, 147,840 bytes there at 1 bit. Q(B) cannot be zero, so the start is slightly off the identity.
 
+    Licence: MIT (JieShibo/PETL-ViT).
+    Not for: Training with less memory: latent factors are of full precision; only what is stored is small.
+
     Attributes:
         rank: r, in 1 .. min(O, I).
         scale: s, constant.

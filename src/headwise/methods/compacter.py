@@ -83,6 +83,9 @@ class Compacter(Method):
     38,464 (the size that Heart-LoRA prints), with biases 57,664. The original (T5) has n in {4, 8, 12}, b = C / 32
     (24 here) and biases.
 
+    Licence: Not established (rabeehk/compacter).
+    Not for: Networks that must stay plain timm models: it stays in place.
+
     Attributes:
         terms: n; divides C and b.
         hidden: b.

@@ -31,6 +31,9 @@ class Convpass(Method):
     D is Xavier uniform, U zero, biases zero. Parameters per bypass: 2 C h + 9 h^2 + 2 h + C, 13,648 at h = 8 on
     ViT-B/16: 327,552 for two per block, 163,776 beside attention only. On Swin the grid is the stage's, not a window's.
 
+    Licence: MIT (JieShibo/PETL-ViT).
+    Not for: Tokens without a grid. Networks that must stay plain timm models: it stays in place.
+
     Attributes:
         hidden: h, in 1 .. C.
         scale: s, constant; the authors choose among {0.01 .. 100} per task.

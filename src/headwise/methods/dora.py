@@ -89,6 +89,9 @@ class DoRA(Method):
 
     Parameters: r * (I + O) + O per projection, 912,384 at r = 16 on q, k, v of ViT-B/16.
 
+    Licence: NVIDIA Source Code License-NC (NVlabs/DoRA), not read; peft's is Apache-2.0.
+    Not for: Small changes in bf16: row scales below 0.2 % move nothing there.
+
     Attributes:
         rank: r, in 1 .. min(O, I).
         scale: s, constant (peft's alpha / r).

@@ -118,6 +118,9 @@ class DyLoRA(Method):
 
     Parameters: R (I + O) per projection; ViT-B/16, q and v, R = 8: 294,912.
 
+    Licence: Not established (huawei-noah/KD-NLP).
+    Not for: One known rank: plain LoRA of that rank trains it in every step.
+
     Attributes:
         rank: R, the largest, in 1 .. min(O, I).
         inference_rank: b of evaluation and merging, in 1 .. R; None takes R.

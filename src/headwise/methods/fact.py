@@ -131,6 +131,9 @@ class FacT(Method):
     Parameters: 2 d r and P L r^2 (TT), P L r + r^3 (TK). ViT-B/16, all six projections (P = 12): TT r = 16 61,440,
     r = 8 21,504, r = 4 8,448; TK r = 32 86,528, r = 16 30,976.
 
+    Licence: MIT (JieShibo/PETL-ViT).
+    Not for: Blocks of several widths, which share less. One scale for every task: the authors choose it per task.
+
     Attributes:
         kind: tt or tk.
         rank: r, in 1 .. d.

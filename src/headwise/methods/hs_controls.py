@@ -58,6 +58,9 @@ class PermutedLoRA(Method):
     If it does as well as per-head updates, the blocks do the work and not the heads.
     Parameters: those of per-head updates, r' (H I + O) per projection.
 
+    Licence: None needed: it is this project's.
+    Not for: Results of their own: it is a control of per-head updates.
+
     Attributes:
         rank: r' per group, in 1 .. head_dim.
         scale: s, constant.
@@ -105,6 +108,9 @@ class JointLoRA(Method):
     """Control of two phases: the shared and the per-head update of HS-LoRA over LoRA, trained together in one phase.
 
     Parameters: those of both phases, r (I + O) + r' (H I + O) per projection.
+
+    Licence: None needed: it is this project's.
+    Not for: Results of their own: it is a control of two phases.
 
     Attributes:
         rank: r of the shared update.

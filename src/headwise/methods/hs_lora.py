@@ -26,6 +26,11 @@ class HeadLoRA(Method):
     is Kaiming uniform per head, B zero, scale 1, dropout 0.
     Parameters: r' * (H * I + O) per projection, r' * (H * O + I) of o: 9,984 r' on ViT-B/16.
 
+    Formula: W_i + s B_i A_i for the rows W_i, (d_h, I), of each head i; A_i (r', I), B_i (d_h, r').
+    Source: HS-LoRA sec. 4.2.
+    Licence: No code is published.
+    Not for: MLPs: fc1 and fc2 have no heads. Claims about heads without its controls of equal size.
+
     Attributes:
         rank: r' per head, in 1 .. head_dim.
         scale: s, constant.
@@ -55,6 +60,12 @@ class HeadLoRA(Method):
 @dataclass(frozen=True, kw_only=True)
 class TwoPhase:
     """Any shared update first, then per-head updates over the merged weights (HS-LoRA sec. 4.3).
+
+    Formula: W1 = W + s B A (or any other first phase), merged; then W1_i + s B_i A_i for the rows of each head i.
+    Source: HS-LoRA sec. 4.3 and 4.4.
+    Licence: No code is published.
+    Not for: Claims from its gain alone: two phases also train longer; the hs_control methods tell what the second
+    brings.
 
     Attributes:
         label: names the run's folder and the table's row.
@@ -88,6 +99,9 @@ class Longer:
     A second phase also begins its schedule anew, with a warm-up and a fresh optimiser. With two cycles so does this
     one, and trains on the same factors: it has the parameters of Phase 1.
 
+    Licence: None needed: it is this project's.
+    Not for: Results of their own: it is a control of equal training time.
+
     Attributes:
         label: names the run's folder and the table's row.
         first: Phase 1 of the comparison.
@@ -114,6 +128,9 @@ class MatchedLoRA(Method):
     r = r' (H I + O) / (I + O) on average; where that is not whole, neighbouring layers of a target take the whole ranks
     around it, so that all of them together have the size: 6 and 7 at r' = 1 on ViT-B/16, 13 everywhere at r' = 2. Where
     few projections leave more than 0.5 % between the two, it is refused.
+
+    Licence: None needed: it is this project's.
+    Not for: Results of their own: it is a control of equal size.
 
     Attributes:
         head_rank: r' of the per-head update it stands against.
@@ -161,6 +178,9 @@ class ScaledHeadLoRA(Method):
     rank than each head; here the scale makes up for it: s r / r', r the rank of `MatchedLoRA` in the same layer, 6.5 s
     on q and v of ViT-B/16 at r' = 2.
     Parameters: those of per-head updates, r' (H I + O) per projection, of o r' (H O + I).
+
+    Licence: None needed: it is this project's.
+    Not for: Results of their own: it is a control of equal steps.
 
     Attributes:
         rank: r' per head, in 1 .. head_dim.

@@ -23,6 +23,9 @@ class LoRA(Method):
 
     Parameters: r * (I + O) per projection; ``fused`` shares one A between q, k and v of a block: r * (I + 3 O).
 
+    Licence: MIT (microsoft/LoRA).
+    Not for: Tasks that need an update of high rank. Nothing else rules it out: it is the baseline to beat.
+
     Attributes:
         rank: r, in 1 .. min(O, I).
         scale: s, constant (peft's alpha / r).

@@ -65,6 +65,9 @@ class LoRAXS(Method):
 
     Parameters on q and v of ViT-B/16: 24 r^2, 6,144 at r = 16.
 
+    Licence: No licence file (MohammadrezaBanaei/LoRA-XS), not read.
+    Not for: LoRA's rates: few parameters need larger ones. Tasks that need directions the weight lacks.
+
     Attributes:
         rank: r, in 1 .. min(O, I).
         scale: s, constant (alpha / r of the paper's code).

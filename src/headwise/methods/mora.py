@@ -116,6 +116,9 @@ class MoRA(Method):
 
     Parameters: m^2 per projection; ViT-B/16, q and v, r = 8: type 6 (m = 110) 290,400, type 1 (m = 111) 295,704.
 
+    Licence: Not established (kongds/MoRA).
+    Not for: Tuning a scale: it has none. Fast steps: a dense gradient is formed.
+
     Attributes:
         rank: r, whose LoRA size M matches.
         type: 6 (rotation, advised for small ranks) or 1 (sharing).

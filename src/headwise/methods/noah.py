@@ -84,6 +84,9 @@ class NOAH(Method):
     sqrt(6 / (C `super_prompts` + C)), 0.0088 for 100 and C = 768; and an initialisation of the whole model that runs
     last leaves LoRA's and the adapters' matrices normal with std 0.02.
 
+    Licence: MIT (ZhangYuanhan-AI/NOAH).
+    Not for: New tasks without a search (method.search=evolution), which costs far more than training. Swin.
+
     Attributes:
         task: whose published subnet to take; a task without one (few-shot) takes `default`.
         default: size of prompts, ranks and adapters in every block; 5 is the middle of the search space {1, 5, 10}.

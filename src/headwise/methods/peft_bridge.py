@@ -52,6 +52,9 @@ GRADIENT = "_peft_loraga_grad"
 class PeftMethod(Method):
     """A method of the peft library on our projections; its layers are called one by one, not fused. Not gateable.
 
+    Licence: Apache-2.0 (huggingface/peft), whose layers compute it.
+    Not for: Head gates, which need updates of our own; speed, since the layers are called one by one.
+
     Attributes:
         config: ``_target_`` (``peft.LoraConfig``) and the fields of that config, plain data. AdaLoRA's ``total_step``
             is filled in; its ``tinit`` and ``tfinal`` may be fractions of the run (floats below 1).

@@ -76,6 +76,9 @@ class PiSSA(Method):
     Each projection is decomposed on its own (an SVD of the fused qkv would share the rank out between q, k and v).
     Parameters: r * (I + O) per projection, 884,736 at r = 16 on q, k, v of ViT-B/16 (HS-LoRA prints 0.88 M).
 
+    Licence: No licence file (GraphPKU/PiSSA), not read.
+    Not for: Small files: A0 and B0 are stored too, twice the trained size.
+
     Attributes:
         rank: r, in 1 .. min(O, I).
         scale: s, constant; 1 is alpha = r.

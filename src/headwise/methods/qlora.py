@@ -26,6 +26,9 @@ class QLoRA(Method):
     would lose it: the update stays beside them, and a later phase stands beside both. Patch embedding, norms, biases
     and the head keep their precision. Parameters: r * (I + O) per target, as LoRA.
 
+    Licence: MIT (artidoro/qlora).
+    Not for: Networks that fit in memory as they are: 4 bits move the logits. Exporting a plain timm model.
+
     Attributes:
         rank: r, in 1 .. min(O, I).
         scale: s, constant (peft's alpha / r).

@@ -91,6 +91,9 @@ class RepAdapter(Method):
 
     Parameters: C h + h + C h / g + C per adapter; ViT-B/16, h = 8, g = 2: 239,808 (221,184 of them in matrices).
 
+    Licence: No licence (luogen1996/RepAdapter), not read.
+    Not for: One scale for every task: the authors choose it per task, and their values are not included.
+
     Attributes:
         hidden: h, in 1 .. C.
         groups: g; divides C and h.

@@ -94,6 +94,9 @@ class SPTLoRA(Method):
     train, as upstream. Swin's position tables and patch merging stay frozen. Dropout acts on the hidden (upstream: on
     the input).
 
+    Licence: Not established (ziplab/SPT).
+    Not for: Runs that may not look at the training images before they train. Sizes that must be known before.
+
     Attributes:
         rank: r.
         budget: parameters, of the backbone; the paper sweeps 0.2 to 1.0 million and keeps each task's best.

@@ -96,6 +96,9 @@ class SSF(Method):
     Parameters: 2 per output channel, 205,824 on ViT-B/16. Starts off the identity: gamma ~ N(1, std^2),
     beta ~ N(0, std^2).
 
+    Licence: No licence (dongzelian/SSF), not read.
+    Not for: Tight memory: it keeps the activations of every layer.
+
     Attributes:
         std: of both draws at the start, at least 0.
     """

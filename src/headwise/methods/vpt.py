@@ -45,6 +45,10 @@ class VPT(Method):
     Parameters: p C, 768 p on ViT-B/16; deep per block, 9,216 p. The papers choose p from {1, 5, 10, 50, 100, 200} per
     task. Uniform in +-sqrt(6 / (3 P^2 + C)) with P the side of a patch. Shallow is defined on ViT only.
 
+    Licence: CC-BY-NC-4.0 (KMnP/vpt), not read; values per task from visinf/adapter_plus, Apache-2.0.
+    Not for: Short steps: attention grows with the prompts. Networks that must stay plain timm models. One number of
+    prompts for every task: the papers choose it.
+
     Attributes:
         deep: whether every block has prompts.
         prompts: p, in 1 .. 200.

@@ -1,0 +1,102 @@
+"""A page for each method: no method escapes, and what a page says is what the method is."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from headwise.errors import ConfigError
+from headwise.protocol.described import method_names
+from headwise.runs import method_page
+from made_networks import REPO
+from made_scripts import loaded
+
+NAMES = method_names()
+KEPT = REPO / "docs" / "results"
+
+
+def own_conf(place: Path, name: str, text: str) -> Path:
+    """A configuration folder with one method."""
+    file = place / "method" / f"{name}.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(text, encoding="utf-8")
+    return place
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_method_says_where_it_is_from_and_when_not_to_use_it(name: str) -> None:
+    facts = method_page.facts_of(name)
+    for fact in ("Source", "Licence", "Not for"):
+        assert facts[fact].endswith("."), f"{fact}: {facts[fact]}"
+    assert method_page.read(name).commands[0].startswith("python train.py"), name
+    if name.startswith("peft/"):
+        assert facts["Formula"] and facts["Size"]
+
+
+def test_a_method_without_its_facts_is_found(tmp_path: Path) -> None:
+    comment = "# Mine (Me et al., arXiv:1).\n# Licence: MIT.\n# Run: python train.py\n"
+    conf = own_conf(tmp_path, "mine", f"{comment}_target_: headwise.methods.base.Method\n")
+    with pytest.raises(ConfigError, match=r"method mine lacks Not for: write 'Not for: \.\.\.' .*method/mine\.yaml"):
+        method_page.facts_of("mine", conf)
+
+
+def test_what_is_made_from_another_takes_over_its_facts() -> None:
+    assert method_page.read("qkv/fused_matched").made_from == ("qkv/fused", "lora")
+    assert method_page.facts_of("qkv/fused_matched")["Source"] == "Hu et al., arXiv:2106.09685."
+    assert "microsoft" in method_page.facts_of("qkv/fused")["Licence"]
+    assert "loraplus" in method_page.facts_of("lora_plus")["Licence"]
+    assert method_page.facts_of("hs/pissa_long")["Source"] == "Control of this project."
+    assert method_page.facts_of("hs/pissa")["Source"] == "HS-LoRA sec. 4.3 and 4.4."
+
+
+def rows(page: str) -> dict[str, str]:
+    return dict(re.findall(r"^\| (.+?) \| (.*) \|$", page, flags=re.MULTILINE))
+
+
+def test_a_page_of_two_phases_with_records() -> None:
+    page = method_page.page("hs_lora", KEPT)
+    assert rows(page)["parameters on ViT-B/16, without the head, phase head_lora"] == "718,848"
+    assert "W1_i + s B_i A_i for the rows" in page and "## When not to use it\n\nClaims from its gain alone" in page
+    lines = json.loads((KEPT / "methods.json").read_text())[0]["lines"]
+    (line,) = [line for line in lines if (line["method"], line["variant"]) == ("hs_lora", "base")]
+    assert f"{line['ms_per_step']:.0f} ms a step" in page
+    records = [
+        json.loads(file.read_text()) for file in KEPT.glob("records/standins/hs_lora/eurosat/base/*/result.json")
+    ]
+    mean = sum(record["phases"][-1]["accuracy"] for record in records) / len(records)
+    stamps = ", ".join(records[0]["labels"])
+    assert f"| standins | eurosat | base | vit_s14_dinov2 | {stamps} | {mean:.2f} | {len(records)} |" in page
+
+
+def test_a_page_of_a_method_of_peft() -> None:
+    page = method_page.page("peft/osf", KEPT)
+    assert "14,164,992: as many parameters as the weights" in page and "full tuning in disguise" in page
+    assert "No run of it is kept" in page and "No kept run measured it" in page
+    assert "AdaLoRA" not in page.partition("## Defaults")[0]  # its own formula, not the bridge's docstring
+    for name in ("peft/c3a", "ssf"):
+        assert rows(method_page.page(name))["starts at the pretrained network"] == "no"
+
+
+def test_a_size_that_images_decide_is_not_invented() -> None:
+    page = method_page.page("spt_lora")
+    assert rows(page)["parameters on ViT-B/16, without the head"] == "depends on the training images"
+
+
+def test_the_command_prints_the_page(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    main = loaded("list_methods").main
+    assert main(["peft/oft", "--out", str(tmp_path / "oft.md")]) == 0
+    out = capsys.readouterr().out
+    assert out == (tmp_path / "oft.md").read_text() == method_page.page("peft/oft", KEPT)
+    assert main(["peft/oftt"]) == 1
+    assert "unknown method 'peft/oftt' (did you mean 'peft/oft'?)" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_every_page_and_the_list_of_them() -> None:
+    listed = method_page.index()
+    for name in NAMES:
+        assert f"\n| [{name}]({name}.md) | " in listed
+        assert f"# {name}\n" in method_page.page(name, KEPT)
