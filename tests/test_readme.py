@@ -56,7 +56,7 @@ def pasted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the repository to which the two files of the README's own method were added, and nothing else."""
     place = tmp_path_factory.mktemp("pasted")
     for name in ("src", "conf", "tests", "scripts"):
-        shutil.copytree(REPO / name, place / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(REPO / name, place / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(REPO / "pyproject.toml", place)
     (code,) = (block for block in blocks("python") if "class FourierFT" in block)
     (recipe,) = blocks("yaml")
