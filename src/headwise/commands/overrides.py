@@ -32,7 +32,10 @@ from headwise.storage.atomic import at_home
 PATHS = ("root", "from", "data.root", "data.cache_dir", "backbone.weights", "*.checkpoint")
 """Keys whose value is a path whatever its characters are."""
 _KEY = re.compile(r"[+~]{0,2}[A-Za-z_][\w$/@:-]*(\.[\w$/@:-]+)*", re.ASCII)
-GROUPS = ("backbone", "rank", "ne", "method", "dataset", "data", "protocol", "trainer", "logger", "gate", "experiment")
+GROUPS = (
+    *("backbone", "rank", "ne", "method", "dataset", "data", "protocol", "trainer", "logger", "gate", "consistency"),
+    "experiment",
+)
 """Groups of conf/; what is chosen is the name of a file."""
 _NO_OPTION = r"[-+.\d][\d._]*(e[-+]?\d+)?|true|false|null|[-+]?(nan|inf)"
 _PAIRS = {"[": "]", "{": "}"}

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from headwise.errors import ConfigError, HeadwiseError
-from headwise.methods.base import Installed, Method, with_its_gate
+from headwise.methods.base import Installed, Method, as_asked
 from headwise.network.backbone import Backbone
 from headwise.network.portions import is_out_of_memory
 from headwise.network.projections import ALLOWED
@@ -83,7 +83,7 @@ def fitted(method: Method, net: Backbone, plan: Mapping[str, Any] | None = None)
         ConfigError: where it does not fit this network.
     """
     with fitting(net, method):
-        installed = with_its_gate(method, method.install(net, None if plan is None else dict(plan)))
+        installed = as_asked(method, method.install(net, None if plan is None else dict(plan)))
     dry_forward(net, method)
     return installed
 

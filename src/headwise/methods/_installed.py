@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import lightning as L
 from torch import Tensor, nn
 
-from headwise.errors import CheckpointError
+from headwise.errors import CheckpointError, ConfigError
 from headwise.methods._named import check_names, copy_into
 from headwise.network.backbone import Backbone
 from headwise.updates.adapted import AdaptedLinear, Delta
 from headwise.updates.masking import HeadMasking
+from headwise.updates.noise import Noise
 from headwise.wrappers.quantized import QuantizedLinear
 from headwise.wrappers.settling import BesideLinear
-from headwise.wrappers.wrapping import wrappers
+from headwise.wrappers.wrapping import Wrapper, wrappers
 
 
 @runtime_checkable
@@ -38,6 +39,14 @@ class Reshapes(Protocol):
 
     def final_from(self, epochs: int, steps_per_epoch: int) -> int:
         """First epoch, counted from 1, at whose end it has done so for the last time."""
+
+
+@runtime_checkable
+class Layered(Protocol):
+    """A library's own layer around a projection (peft's)."""
+
+    def get_base_layer(self) -> nn.Module:
+        """The projection."""
 
 
 class Installed:
@@ -178,6 +187,39 @@ class Installed:
         """A term to add to the loss (AdaLoRA's orthogonality), or None."""
         return None
 
+    def disturbable(self) -> dict[nn.Module, int]:
+        """Deltas, wrappers and a library's layers of this phase, each with the number, from 0, of the block it is in.
+
+        What stands between blocks counts to the one before it, what stands before them to the first.
+
+        Raises:
+            ConfigError: if a wrapper knows no noise on what it adds.
+        """
+        starts = {path: number for number, (_, _, path) in enumerate(self.net.blocks)}
+        found: dict[nn.Module, int] = {}
+        number = 0
+        for path, module in self.net.model.named_modules():
+            number = starts.get(path, number)
+            if isinstance(module, AdaptedLinear) or (isinstance(module, BesideLinear) and not module.settled):
+                found[module.delta] = number
+            elif isinstance(module, Layered):
+                found[module] = number
+            elif isinstance(module, Wrapper) and not module.settled:
+                if not module.disturbable:
+                    raise ConfigError(
+                        f"{path} is wrapped by a {type(module).__name__}, which knows no noise on what it adds; allowed "
+                        "with consistency: wrappers that pass it through `disturbed` and set disturbable = True"
+                    )
+                found[module] = number
+        return found
+
+    def disturb(self, module: nn.Module, noise: Noise) -> Callable[[], None]:
+        """Put noise on what one of the modules of `disturbable` adds; what is returned takes it away again."""
+        if isinstance(module, Layered):
+            return module.register_forward_hook(functools.partial(_disturbed, noise)).remove
+        module.noise = noise  # type: ignore[assignment]
+        return functools.partial(setattr, module, "noise", None)
+
     def final_from(self, epochs: int, steps_per_epoch: int) -> int:
         """First epoch, counted from 1, at whose end nothing but the weights will change any more.
 
@@ -225,3 +267,11 @@ class Installed:
 
 def _instead(plain: nn.Module, wrapper: nn.Module) -> nn.Module:
     return plain
+
+
+def _disturbed(noise: Noise, layer: Any, arguments: tuple[Any, ...], y: Tensor) -> Tensor | None:
+    """The output of a library's layer with noise on what it changes; its projection is computed once more for that."""
+    if not layer.training:
+        return None
+    plain: Tensor = layer.get_base_layer()(*arguments)
+    return plain + noise(y - plain)

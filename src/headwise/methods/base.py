@@ -21,6 +21,7 @@ from headwise.schema.check import check_fields
 from headwise.schema.effective import effective_method
 from headwise.schema.kinds import Count, Positive, Text
 from headwise.updates.adapted import AdaptedLinear, Delta
+from headwise.updates.consistency import Consistency
 from headwise.updates.gate import Gate
 from headwise.updates.masking import HeadMasking
 from headwise.updates.sites import HEADED, Site
@@ -50,6 +51,8 @@ class Method:
             with a fresh state of the optimiser.
         checkpoint: a saved phase to start from instead of training, or None.
         gate: heads to switch off: a mode (``heart``), fields of `headwise.updates.gate.Gate`, or None for no gate.
+        consistency: noise on what it adds, and equal answers under it (PACE): a mode (``pace``), fields of
+            `headwise.updates.consistency.Consistency`, or None for none.
         revision: raised when the method's numbers change; part of the fingerprint.
     """
 
@@ -60,6 +63,7 @@ class Method:
     cycles: Count = 1
     checkpoint: Text | None = None
     gate: Mapping[str, Any] | str | None = None
+    consistency: Mapping[str, Any] | str | None = None
     revision: Count = 1
 
     merges: ClassVar[bool] = True
@@ -84,6 +88,8 @@ class Method:
             )
         gate = self.gating()
         object.__setattr__(self, "gate", None if gate is None else gate.spec())
+        consistency = Consistency.of(self.consistency)
+        object.__setattr__(self, "consistency", None if consistency is None else consistency.spec())
 
     def gating(self) -> Gate | None:
         """The gate, checked.
@@ -121,7 +127,7 @@ class Method:
         Raises:
             ConfigError: what `install` would raise.
         """
-        with_its_gate(self, self.install(net))
+        as_asked(self, self.install(net))
 
     def prepare(self, net: Backbone, batches: Batches, num_steps: int) -> Plan | None:
         """Look at the network and the training data before installing (SPT's sensitivities); None needs nothing.
@@ -197,6 +203,8 @@ class Method:
         gate = self.gating()
         if gate is None:
             del values["gate"]
+        if self.consistency is None:  # as for cycles
+            del values["consistency"]
         if self.cycles == 1:  # results of before it was a field keep their address
             del values["cycles"]
         return {"_target_": f"{type(self).__module__}.{type(self).__qualname__}", **effective_method(_plain(values))}
@@ -207,12 +215,18 @@ def _base_at(net: Backbone, site: Site) -> Tensor:
     return net.bases([site.proj])[site]
 
 
-def with_its_gate(method: Method, installed: Installed) -> Installed:
-    """What a method installed, once it is known that a gate which was asked for is at work in it.
+def as_asked(method: Method, installed: Installed) -> Installed:
+    """What a method installed, once it is known that a gate or noise which was asked for is at work in it.
 
     Raises:
-        ConfigError: if an `install` of the method's own has left it out: the run would train with every head on.
+        ConfigError: if an `install` of the method's own has left the gate out: the run would train with every head on;
+            or if there is nothing whose change noise could disturb.
     """
+    if method.consistency is not None and not installed.disturbable():
+        raise ConfigError(
+            f"method {method.label} ({type(method).__name__}) adds nothing to the network that noise could disturb, got "
+            "consistency; allowed: methods with updates of projections or inserted parts"
+        )
     if method.gating() is not None and installed.masking is None:
         raise ConfigError(
             f"method {method.label} ({type(method).__name__}) sets gateable = True, and its own install leaves the "

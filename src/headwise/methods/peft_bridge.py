@@ -33,7 +33,7 @@ from headwise.methods._peftconfig import (
     strict,
 )
 from headwise.methods._peftsizes import size_of
-from headwise.methods.base import Batches, Installed, Method, Plan, per_projection, with_its_gate
+from headwise.methods.base import Batches, Installed, Method, Plan, as_asked, per_projection
 from headwise.network.backbone import Backbone
 from headwise.schema.kinds import Positive
 from headwise.schema.peftfields import PeftConfig
@@ -88,7 +88,7 @@ class PeftMethod(Method):
 
     def rehearse(self, net: Backbone) -> None:
         """There are no gradients yet for LoRA-GA to start from; everything else is as it will be."""
-        with_its_gate(self, self.install(net, LORA_GA if is_lora_ga(self.config) else None))
+        as_asked(self, self.install(net, LORA_GA if is_lora_ga(self.config) else None))
 
     def prepare(self, net: Backbone, batches: Batches, num_steps: int) -> Plan | None:
         """The number of steps for AdaLoRA, whose budget falls over the whole run; gradients for LoRA-GA's start.

@@ -66,13 +66,16 @@ class InputAdapter(nn.Module):
 class Before(Wrapper):
     """inner(adapter(z)) for a linear, or for q, k and v together: one transform, one dropout mask."""
 
+    disturbable = True
+
     def __init__(self, inner: nn.Module, part: InputAdapter) -> None:
         super().__init__(inner)
         self.part = part
 
     def forward(self, x: Tensor) -> Tensor:
         """Output of the inner module for the adapted input."""
-        return self.inner(self.part(x))
+        adapted = self.part(x)
+        return self.inner(adapted if self.noise is None else x + self.disturbed(adapted - x))
 
     @torch.no_grad()
     def merged(self) -> nn.Module:

@@ -60,6 +60,8 @@ class ScaleShift(nn.Module):
 class Rescaled(Wrapper):
     """A linear, a split qkv, a LayerNorm or a convolution (channels in axis 1) followed by `ScaleShift`."""
 
+    disturbable = True
+
     def __init__(self, inner: nn.Module, part: ScaleShift) -> None:
         super().__init__(inner)
         self.part = part
@@ -67,7 +69,12 @@ class Rescaled(Wrapper):
     def forward(self, x: Tensor) -> Tensor:
         """Output of the inner module, rescaled."""
         y: Tensor = self.inner(x)
-        return self.part(y.movedim(1, -1)).movedim(-1, 1) if isinstance(self.inner, nn.Conv2d) else self.part(y)
+        return self._scaled(y.movedim(1, -1)).movedim(-1, 1) if isinstance(self.inner, nn.Conv2d) else self._scaled(y)
+
+    def _scaled(self, y: Tensor) -> Tensor:
+        """Rescaled y, (..., O); under noise what that changes in y is disturbed."""
+        scaled: Tensor = self.part(y)
+        return scaled if self.noise is None else y + self.disturbed(scaled - y)
 
     @torch.no_grad()
     def merged(self) -> nn.Module:

@@ -1,6 +1,6 @@
 """Filling: a method's configuration with nothing left to be looked up, so that equal runs have equal configurations.
 
-What is shared by methods is filled for all: gates, published values. A method fills fields of its own by naming in
+What is shared by methods is filled for all: gates, consistency, published values. A method fills fields of its own by naming in
 ``written`` who reads them; that is read from its source, so its class, and torch, need not be imported.
 """
 
@@ -13,6 +13,7 @@ from typing import Any
 from headwise.protocol.presets import with_published
 from headwise.schema.nodes import Node, each_node
 from headwise.schema.source import literal_of_target
+from headwise.updates.consistency import Consistency
 from headwise.updates.gate import Gate
 
 WRITTEN = "written"
@@ -38,7 +39,7 @@ def fill_method(
     published: list[dict[str, Any]] = []
 
     def fill(key: str, node: Node) -> Node:
-        node, taken = with_published(with_own_fields(with_gate(node, ne)), task, key)
+        node, taken = with_published(with_own_fields(with_consistency(with_gate(node, ne))), task, key)
         published.extend(taken)
         return node
 
@@ -58,6 +59,13 @@ def with_gate(node: Mapping[str, Any], ne: Mapping[str, Any] | None) -> Node:
     gate = Gate.of(node.get("gate"), ne)
     spec = None if gate is None else gate.spec()
     return {name: spec if name == "gate" else value for name, value in node.items() if name != "gate" or spec}
+
+
+def with_consistency(node: Mapping[str, Any]) -> Node:
+    """One method's configuration with its ``consistency`` written out; null is left out."""
+    recipe = Consistency.of(node.get("consistency"))
+    rest = {name: value for name, value in node.items() if name != "consistency"}
+    return rest if recipe is None else {**rest, "consistency": recipe.spec()}
 
 
 def with_own_fields(node: Mapping[str, Any]) -> Node:

@@ -14,20 +14,30 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from headwise.errors import NonFiniteLoss
+from headwise.methods._named import copy_into
 from headwise.methods.base import Batches, Installed
 from headwise.network.backbone import Backbone
 from headwise.network.portions import split
 from headwise.protocol.recipe import Protocol
 from headwise.results.fingerprint import fingerprint
+from headwise.training.consistency import Disturbed
+
+HISTORY = "consistency_history"
+"""In a checkpoint: the logits that mode fast of `headwise.updates.consistency.Consistency` compares with."""
 
 
 def reseed(*parts: int | str) -> None:
     """Set every random state (python, numpy, torch) from `parts`: what is drawn next depends on nothing else."""
-    # a hash of the parts, since sums or products of seeds would let (seed 1, phase 2) meet (seed 2, phase 1)
-    number = int(fingerprint({"seed": [str(part) for part in parts]}), 16) % 2**32
+    number = number_of(*parts)
     random.seed(number)
     np.random.seed(number)
     torch.manual_seed(number)
+
+
+def number_of(*parts: int | str) -> int:
+    """The seed that `parts` mean, below 2**32."""
+    # a hash of the parts, since sums or products of seeds would let (seed 1, phase 2) meet (seed 2, phase 1)
+    return int(fingerprint({"seed": [str(part) for part in parts]}), 16) % 2**32
 
 
 class PhaseModule(L.LightningModule):
@@ -52,6 +62,7 @@ class PhaseModule(L.LightningModule):
         cycles: int = 1,
         batches: Batches | None = None,
         parts: int = 1,
+        consistency: Disturbed | None = None,
     ) -> None:
         """Hold what one phase needs.
 
@@ -67,17 +78,21 @@ class PhaseModule(L.LightningModule):
             cycles: times that the schedule runs, each over an equal part of the epochs and with a fresh optimiser.
             batches: the training set in a fixed order, for methods that measure something over all of it.
             parts: in which a batch is computed; their gradients add up to the batch's.
+            consistency: the network under noise, for a method that asks for that.
         """
         super().__init__()
         self.net, self.installed, self.protocol, self.preprocess = net, installed, protocol, preprocess
         self.epochs, self.steps_per_epoch, self.peak, self.cycles = epochs, steps_per_epoch, lr, cycles
         self.seed_parts, self.batches, self.parts = tuple(seed_parts), batches, parts
+        self.consistency = consistency
         self.correct, self.seen = torch.zeros((), dtype=torch.long), 0
         self.confusion: Tensor | None = None  # (K, K) images by true and predicted class, of the last test
 
     def on_train_epoch_start(self) -> None:
         """Draw this epoch's randomness from the epoch alone, so that a resumed run repeats it."""
         reseed(*self.seed_parts, "epoch", self.current_epoch)
+        if self.consistency is not None:
+            self.consistency.start(self.current_epoch, self.device)
         if self.current_epoch and self.current_epoch % (self.epochs // self.cycles) == 0:
             # a new cycle starts as a second phase does; the state of a checkpoint of the epoch before goes as well
             for optimizer in self.trainer.optimizers:
@@ -90,30 +105,42 @@ class PhaseModule(L.LightningModule):
         """Cross-entropy of one batch plus the method's penalty."""
         # gradients of all parts but the last are added up here; Lightning's own backward takes the last one
         *earlier, last = split(batch, self.parts)
-        value = 0.0
+        value = agreement = 0.0
+        if self.consistency is not None:
+            self.consistency.begin(batch_idx)
         if earlier:
             self.trainer.optimizers[0].zero_grad()
         for part in earlier:
-            loss = self._loss(*part)
-            value += float(loss.detach())
+            loss, term = self._loss(*part)
+            value, agreement = value + float(loss.detach()), agreement + term
             self.trainer.strategy.backward(loss, None)
-        loss = self._loss(*last)
-        value += float(loss.detach())
+        loss, term = self._loss(*last)
+        value, agreement = value + float(loss.detach()), agreement + term
         # stop before the optimiser steps: the epoch's checkpoint then holds the last finite weights
         if not np.isfinite(value):
             raise NonFiniteLoss(
                 f"the loss became {value} at epoch {self.current_epoch + 1}, step {self.global_step}; "
                 "the last saved epoch is kept: lower protocol.lr or the method's scale and run again"
             )
-        self.log("train_loss", value, on_step=False, on_epoch=True, batch_size=len(batch[1]))
+        # a method's penalty is not told either: the loss compares runs with and without
+        self.log("train_loss", value - agreement, on_step=False, on_epoch=True, batch_size=len(batch[1]))
         penalty = self.installed.penalty()
         return loss if penalty is None else loss + penalty
 
-    def _loss(self, images: Tensor, labels: Tensor, share: float) -> Tensor:
-        """What a part of a batch with this `share` of its images adds to the batch's mean cross-entropy."""
-        # logits (B, K) in float32, whatever the network computes in: in bf16 the loss would keep three digits
-        loss = F.cross_entropy(self.net(self.preprocess(images)).float(), labels)
-        return loss if share == 1.0 else loss * share
+    def _loss(self, images: Tensor, labels: Tensor, share: float) -> tuple[Tensor, float]:
+        """What a part of a batch with this `share` of its images adds to the batch's mean loss.
+
+        Returns:
+            The loss, and what of it is not cross-entropy but the difference of two disturbed passes.
+        """
+        x, term = self.preprocess(images), 0.0
+        if self.consistency is None:
+            # logits (B, K) in float32, whatever the network computes in: in bf16 the loss would keep three digits
+            loss = F.cross_entropy(self.net(x).float(), labels)
+        else:
+            loss, difference = self.consistency.loss(x, labels, self.global_step)
+            loss, term = loss + difference, share * float(difference.detach())
+        return (loss if share == 1.0 else loss * share), term
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
         """Keep what the earlier parts of the batch have added; `training_step` has cleared what was before them."""
@@ -155,7 +182,11 @@ class PhaseModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the method's tensors only."""
         checkpoint["state_dict"] = {name: tensor.detach() for name, tensor in self.installed.state().items()}
+        if self.consistency is not None and self.consistency.history is not None:
+            checkpoint[HISTORY] = self.consistency.history
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore them; a checkpoint of another method or network is refused by name."""
         self.installed.load(checkpoint["state_dict"])
+        if self.consistency is not None and self.consistency.history is not None:
+            copy_into({HISTORY: self.consistency.history}, {HISTORY: checkpoint[HISTORY]})

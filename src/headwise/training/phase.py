@@ -34,10 +34,12 @@ from headwise.training.address import (
     warmup_record,
     write_tensors,
 )
+from headwise.training.consistency import Disturbed
 from headwise.training.machine import attended
-from headwise.training.module import PhaseModule, reseed
+from headwise.training.module import PhaseModule, number_of, reseed
 from headwise.training.progress import History, Progress
 from headwise.training.selection import TestSelection
+from headwise.updates.consistency import Consistency
 
 STORED = "delete its folder and run again"
 AGAIN = "train the run again with resume=force"
@@ -122,10 +124,27 @@ def _prepare(work: Work, run: PhaseRun) -> PreparedPhase:
         cycles=method.cycles,
         batches=_batches(work.net, data, work.machine.parts),
         parts=work.machine.parts,
+        consistency=_consistency(work, run, installed),
     )
     # heads or ranks that are still to go would be in the network of an earlier epoch: none of those may be chosen
     first = installed.final_from(epochs, steps_per_epoch) if epochs and protocol.select == "best_test" else 1
     return PreparedPhase(plan=plan, installed=installed, module=module, selection=TestSelection(data, protocol, first))
+
+
+def _consistency(work: Work, run: PhaseRun, installed: Installed) -> Disturbed | None:
+    """The network under noise, if the method asks for that."""
+    recipe = Consistency.of(run.method.consistency)
+    if recipe is None:
+        return None
+    return Disturbed(
+        work.net,
+        installed,
+        recipe,
+        # numbers of its own: what drops out is what drops out without noise
+        seed=lambda epoch: number_of(*run.seed_parts, "noise", epoch),
+        order=work.data.train_dataloader().order,
+        batch_size=work.protocol.batch_size,
+    )
 
 
 def _warm_up(work: Work, run: PhaseRun, phase: PreparedPhase) -> None:

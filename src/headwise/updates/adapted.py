@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from headwise.errors import CheckpointError, ConfigError
 from headwise.updates.fused import Block, Dense, at_least_float32, lowrank_linear
+from headwise.updates.noise import Noise
 from headwise.updates.quantize import pack_codes, unpack_codes
 from headwise.updates.sites import Site
 
@@ -47,6 +48,7 @@ class Delta(nn.Module):
             side that the heads divide, the rows of B or the columns of A. A head that is off is left out of the stored
             file. A delta with heads has a buffer ``active``, (H,), 1 where the head is on.
         site: the projection of a delta with heads (see `have_heads`).
+        noise: on the change that it makes, while a training step runs that asks for it; else None.
     """
 
     reads_base: bool = True
@@ -54,6 +56,7 @@ class Delta(nn.Module):
     rates: Mapping[str, float] = {}
     optional: tuple[str, ...] = ()
     by_head: tuple[str, ...] = ()
+    noise: Noise | None = None
     site: Site
 
     def weight(self, base: Tensor) -> Tensor:
@@ -68,6 +71,25 @@ class Delta(nn.Module):
         hidden = torch.einsum("...i,gri->...gr", x, factors.down.to(x.dtype))
         hidden = F.dropout(hidden, factors.dropout, self.training)
         return torch.einsum("...gr,gor->...go", hidden, factors.up.to(x.dtype)).flatten(-2)
+
+    def change(self, x: Tensor, base: Tensor, bias: Tensor | None = None) -> Tensor:
+        """All that it adds to the output, (..., O), for x (..., I): scale and bias included, and the noise.
+
+        Args:
+            x: (..., I), the samples along the first axis.
+            base: (O, I).
+            bias: of the projection, (O,), or None.
+        """
+        # of a row scale c the change is (diag(c) (W + B A) - W) x, which is what `weight` gives
+        added = self(x, base) if self.scale(base) is None else F.linear(x, self.weight(base))
+        shift = None if bias is None else self.bias(base, bias)
+        added = added if shift is None else added + shift.to(added.dtype)
+        return added if self.acting is None else self.acting(added)
+
+    @property
+    def acting(self) -> Noise | None:
+        """The noise where it acts: in training mode, like dropout."""
+        return self.noise if self.training else None
 
     def factors(self) -> Factors | None:
         """A and B if weight(base) is block-row B A, or its scaled form (see `scale`), else None."""
@@ -216,7 +238,8 @@ class AdaptedLinear(nn.Linear):
         """The bias plus the delta's update of it, (O,)."""
         if self.bias is None:
             return None
-        update = self.delta.bias(self.weight, self.bias)
+        # under noise it is part of the change
+        update = self.delta.bias(self.weight, self.bias) if self.delta.acting is None else None
         return self.bias if update is None else self.bias + update
 
     @torch.no_grad()
@@ -258,7 +281,9 @@ def adapted_linear(x: Tensor, weight: Tensor, bias: Tensor | None, parts: Sequen
     loose: list[tuple[int, Tensor]] = []
     row = 0
     for part in parts:  # q, k and v of a fused projection, or one linear; `row` is where its outputs begin
-        if isinstance(part, AdaptedLinear) and part.delta.is_structured:
+        if isinstance(part, AdaptedLinear) and part.delta.acting is not None:
+            loose.append((row, part.delta.change(x, part.weight, part.bias)))
+        elif isinstance(part, AdaptedLinear) and part.delta.is_structured:
             factors = part.delta.factors()
             if factors is not None:
                 dropout = factors.dropout if part.delta.training else 0.0

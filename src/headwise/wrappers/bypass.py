@@ -104,6 +104,8 @@ class Bypassed(Wrapper):
         beside_attn, beside_mlp: the bypasses; None for none.
     """
 
+    disturbable = True
+
     def __init__(
         self, inner: nn.Module, model: nn.Module, beside_attn: ConvBypass, beside_mlp: ConvBypass | None
     ) -> None:
@@ -117,7 +119,7 @@ class Bypassed(Wrapper):
         """The block's first half, and the bypass beside its attention."""
         own: Any = unwrapped(self.inner)
         correction = self.beside_attn(read_by_attention(own, entered(self.inner, x)), self._front())
-        return attend(self.inner, x, **beside) + unwrapped(own.drop_path1)(correction)
+        return attend(self.inner, x, **beside) + unwrapped(own.drop_path1)(self.disturbed(correction))
 
     def feed(self, x: Tensor) -> Tensor:
         """What the second half adds, and the bypass beside its MLP."""
@@ -125,7 +127,8 @@ class Bypassed(Wrapper):
         if self.beside_mlp is None:
             return y
         own: Any = unwrapped(self.inner)
-        added: Tensor = unwrapped(own.drop_path2)(self.beside_mlp(read_by_mlp(own, x), self._front()))
+        correction = self.disturbed(self.beside_mlp(read_by_mlp(own, x), self._front()))
+        added: Tensor = unwrapped(own.drop_path2)(correction)
         return y + added
 
     def forward(self, x: Tensor, **beside: Any) -> Tensor:

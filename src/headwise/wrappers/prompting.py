@@ -48,6 +48,8 @@ class Prompted(Wrapper):
         offset: tokens between the place and the front of the sequence, or its end with `at_end`.
     """
 
+    disturbable = True
+
     def __init__(
         self, inner: nn.Module, prompts: Prompts | None, offset: int, replaced: int = 0, at_end: bool = False
     ) -> None:
@@ -59,7 +61,7 @@ class Prompted(Wrapper):
     def enter(self, x: Tensor) -> Tensor:
         """The sequence with this block's prompts, (B, T', C), for x (B, T, C)."""
         first = x.shape[1] - self.offset - self.replaced if self.at_end else self.offset
-        new = [] if self.prompts is None else [self.prompts(x)]
+        new = [] if self.prompts is None else [self.disturbed(self.prompts(x))]
         return torch.cat([x[:, :first], *new, x[:, first + self.replaced :]], dim=1)
 
     def attend(self, x: Tensor, **beside: Any) -> Tensor:
@@ -82,6 +84,8 @@ class WindowPrompts(Wrapper):
     They pass the block's first norm like the window's own tokens; what comes out at their places is dropped.
     """
 
+    disturbable = True
+
     def __init__(self, inner: nn.Module, prompts: Prompts, norm: nn.Module) -> None:
         super().__init__(inner)
         self.prompts = prompts
@@ -90,7 +94,7 @@ class WindowPrompts(Wrapper):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attention output, (W, N, C), for windows x (W, N, C) and a shift mask (windows, N, N)."""
         count = self.prompts.tokens.shape[0]
-        return window_attention(self.inner, torch.cat([self._norm[0](self.prompts(x)), x], dim=1), mask, count)
+        return window_attention(self.inner, torch.cat([self._norm[0](self.disturbed(self.prompts(x))), x], dim=1), mask, count)
 
 
 def window_attention(module: nn.Module, x: Tensor, mask: Tensor | None, extra: int) -> Tensor:
@@ -103,11 +107,14 @@ def window_attention(module: nn.Module, x: Tensor, mask: Tensor | None, extra: i
     if isinstance(module, WindowPrompts):
         more = module.prompts.tokens.shape[0]
         return window_attention(
-            module.inner, torch.cat([module._norm[0](module.prompts(x)), x], dim=1), mask, extra + more
+            module.inner,
+            torch.cat([module._norm[0](module.disturbed(module.prompts(x))), x], dim=1),
+            mask,
+            extra + more,
         )
     if isinstance(module, After):
         y = window_attention(module.inner, x, mask, extra)
-        return y + module.part(y)
+        return y + module.disturbed(module.part(y))
     windows, num_tokens, _ = x.shape
     q, k, v = own.qkv(x).reshape(windows, num_tokens, 3, own.num_heads, -1).permute(2, 0, 3, 1, 4)
     bias = own._get_rel_pos_bias()

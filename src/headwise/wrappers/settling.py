@@ -59,7 +59,7 @@ class BesideLinear(Settling):
         A module that has such a method itself is called by it: in narrow types it adds its product last, so that small
         updates do not round away.
         """
-        update = self.delta(x, x.new_empty(0))
+        update = self.delta.change(x, x.new_empty(0))
         update = update if start is None else start + update
         onto = getattr(self.module, "onto", None)
         if onto is not None:

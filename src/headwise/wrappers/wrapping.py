@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from headwise.errors import ConfigError
+from headwise.updates.noise import Noise
 from headwise.wrappers.settling import Settling
 
 BLOCKS = {
@@ -34,9 +35,13 @@ class Wrapper(Settling):
 
     Attributes:
         inner: the network's module, frozen.
+        disturbable: whether what its parts add goes through `disturbed`.
+        noise: on what its parts add, while a training step runs that asks for it; else None.
     """
 
     theirs = "inner"
+    disturbable: ClassVar[bool] = False
+    noise: Noise | None = None
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -48,6 +53,10 @@ class Wrapper(Settling):
         """The network's module with the wrapper folded in, or None where it cannot be folded."""
         return None
 
+    def disturbed(self, change: Tensor) -> Tensor:
+        """What a part adds, (B, ..., C), with the noise; as it is where there is none, and in evaluation mode."""
+        return change if self.noise is None or not self.training else self.noise(change)
+
     def enter(self, x: Tensor) -> Tensor:
         """What the inner module reads in place of x: the same, unless tokens are put in or taken out."""
         return x
@@ -56,6 +65,8 @@ class Wrapper(Settling):
 class After(Wrapper):
     """y + part(y) with y the inner module's output."""
 
+    disturbable = True
+
     def __init__(self, inner: nn.Module, part: nn.Module) -> None:
         super().__init__(inner)
         self.part = part
@@ -63,11 +74,13 @@ class After(Wrapper):
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Output of the inner module, (..., C), corrected."""
         y: Tensor = self.inner(*args, **kwargs)
-        return y + self.part(y)
+        return y + self.disturbed(self.part(y))
 
 
 class Beside(Wrapper):
     """A block with a part beside its MLP: x + MLP branch(x) + part(x), x without LayerNorm, outside drop-path."""
+
+    disturbable = True
 
     def __init__(self, inner: nn.Module, part: nn.Module) -> None:
         super().__init__(inner)
@@ -79,7 +92,7 @@ class Beside(Wrapper):
 
     def feed(self, x: Tensor) -> Tensor:
         """What the second half adds, and the part's share."""
-        return feed(self.inner, x) + self.part(x)
+        return feed(self.inner, x) + self.disturbed(self.part(x))
 
     def forward(self, x: Tensor, **beside: Any) -> Tensor:
         """Output of the block, same shape as x; `beside` is what the block takes beside it."""
@@ -90,6 +103,8 @@ class Beside(Wrapper):
 class Between(Wrapper):
     """A block with a part between its halves: the second half reads y + part(y), y what the first one gives."""
 
+    disturbable = True
+
     def __init__(self, inner: nn.Module, part: nn.Module) -> None:
         super().__init__(inner)
         self.part = part
@@ -97,7 +112,7 @@ class Between(Wrapper):
     def attend(self, x: Tensor, **beside: Any) -> Tensor:
         """The block's first half, corrected."""
         y = attend(self.inner, x, **beside)
-        return y + self.part(y)
+        return y + self.disturbed(self.part(y))
 
     def feed(self, x: Tensor) -> Tensor:
         """What the second half adds."""
@@ -119,7 +134,7 @@ class AfterBlock(After):
     def feed(self, x: Tensor) -> Tensor:
         """What the second half adds, and the part's correction of the sum."""
         y = feed(self.inner, x)
-        return y + self.part(x + y)
+        return y + self.disturbed(self.part(x + y))
 
 
 def attend(block: nn.Module, x: Tensor, **beside: Any) -> Tensor:
