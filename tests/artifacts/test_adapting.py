@@ -189,6 +189,7 @@ def test_it_classifies_copies_and_pickles(tmp_path: Path) -> None:
         ("vit_tiny_random", "head_lora", {"rank": 49}, r"rank must be in 1\.\.12"),
         ("vit_tiny_random", "head_lora", {"targets": ["fc1"]}, r"updates what heads own, and s0\.b0\.fc1 has no heads"),
         ("vit_tiny_random", "head_lora", {"epochs": 3}, r"epochs=3 means nothing to adapt"),
+        ("vit_tiny_random", "lora", {"consistency": "pace"}, r"consistency of method lora is of the training step"),
         ("vit_tiny_random", "head_lora", {"num_classes": None}, r"num_classes must be given"),
         ("vit_tiny_random", "head_lora", {"class_names": ["a"]}, r"1 class_names for a classifier of 5 classes"),
         ("vit_tiny_randm", "head_lora", {}, r"unknown timm network 'vit_tiny_randm'"),

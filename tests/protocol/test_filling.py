@@ -10,6 +10,7 @@ import pytest
 from headwise.methods._evolution import Evolution
 from headwise.protocol.filling import fill_method, with_own_fields
 from headwise.schema.source import literal_of_target
+from headwise.updates.consistency import Consistency
 from headwise.updates.gate import Gate
 from made_networks import REPO
 
@@ -20,14 +21,14 @@ def test_one_walk_fills_gates_fields_and_published_values_of_every_method() -> N
     method = {
         "label": "both",
         "gate": None,
-        "first": {"_target_": NOAH, "label": "noah", "search": "evolution", "default": 3},
-        "heads": {"label": "cara", "gate": "heart", "scale": "published"},
+        "first": {"_target_": NOAH, "label": "noah", "search": "evolution", "default": 3, "consistency": None},
+        "heads": {"label": "cara", "gate": "heart", "scale": "published", "consistency": "pace"},
     }
     filled, published = fill_method(method, "cifar100", {"count": 3, "ratio": None, "warmup": 0.1})
     assert filled == {
         "label": "both",
         "first": {"_target_": NOAH, "label": "noah", "search": Evolution().spec(), "default": 3},
-        "heads": {"label": "cara", "gate": Gate(count=3).spec(), "scale": 0.1},
+        "heads": {"label": "cara", "gate": Gate(count=3).spec(), "scale": 0.1, "consistency": Consistency().spec()},
     }
     assert [entry["key"] for entry in published] == ["method.heads.scale"]
     assert method["first"]["search"] == "evolution"  # type: ignore[index]

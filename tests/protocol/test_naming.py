@@ -89,6 +89,11 @@ def test_a_default_that_is_typed_names_nothing(typed: tuple[str, ...]) -> None:
         (("experiment=hs_table1", "method=hs_lora", "rank=r16_h4"), "base"),
         (("experiment=hs_table1", "method=hs_lora", "rank=r16"), "r16"),
         (("+gate@method.gate=heart", "method.gate.scope=layer", "ne=ne3"), "gateheart-gate_scopelayer"),
+        (("+method.consistency=pace",), "consistencypace"),
+        (
+            ("+consistency@method.consistency=pace", "method.consistency.sigma=0.5"),
+            "consistencypace-consistency_sigma0.5",
+        ),
         (("data.lossy=true",), "lossytrue"),
         (("rank.global=8",), "r8"),
         (("rank={global:8,head:3}",), "r8"),

@@ -110,6 +110,16 @@ def test_other_fields_are_tried_with_every_scale() -> None:
     assert search(LoRA(label="x", rank=1), [], Space(fields={"rank": [8, 4]}), attempt, 5).method.rank == 8
 
 
+def test_noise_is_searched_as_a_field_of_any_phase() -> None:
+    tries = [{"lam": lam, "sigma": sigma} for lam in (0.1, 1.0) for sigma in (0.5, 1.0)]
+    (space,) = Space.of({"fields": {"every.consistency": tries}}).by_phase([""])
+    tried, attempt = measure(lambda method: 50.0 + 10 * method.consistency["lam"] - method.consistency["sigma"])  # type: ignore[index, call-overload]
+    found = search(LoRA(label="x", rank=1), [], space, attempt, 5)
+    assert len(tried) == 4
+    assert (found.method.consistency["lam"], found.method.consistency["sigma"]) == (1.0, 0.5)
+    json.dumps(found.report())
+
+
 def test_a_field_that_a_method_lacks() -> None:
     space = Space(scale=[1], fields={"prompts": [1, 5]}, optional=True)
     assert space.within(LoRA(label="x", rank=1)) == Space(scale=[1], optional=True)

@@ -211,7 +211,7 @@ def test_a_wrapper_that_knows_no_noise_is_refused() -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"mode": "slow"}, r"unknown consistency.mode 'slow'.*allowed: pace, lazy, fast"),
+        ({"mode": "slow"}, r"unknown consistency.mode 'slow'.*allowed: fast, lazy, pace"),
         ({"sigm": 1.0}, r"unknown field consistency.sigm \(did you mean 'sigma'\?\)"),
         ({"sigma": -1.0}, "consistency.sigma must be a number of at least 0, got -1.0"),
         ({"every": 2}, r"consistency.every=2 is read in mode lazy only, got mode=pace"),
@@ -291,7 +291,7 @@ def test_fast_compares_with_the_epoch_before() -> None:
 @pytest.mark.parametrize("mode", ["pace", "fast"])
 @pytest.mark.parametrize("family", ["vit", "swin"])
 def test_two_phases_repeat_and_resume_to_the_same_bits(mode: str, family: str, tmp_path: Path) -> None:
-    heads = HeadLoRA(label="heads", rank=2, gate={"count": 1}, consistency={"mode": mode, "sigma": 0.5}, epochs=3)
+    heads = HeadLoRA(label="heads", rank=2, gate={"ratio": 0.25}, consistency={"mode": mode, "sigma": 0.5}, epochs=3)
     first = dataclasses.replace(LORA, epochs=1)
     whole = run(tmp_path / "whole", first, heads, network=family)[1]
     step = PhaseModule.training_step

@@ -239,6 +239,11 @@ def adapt(
         WeightsError: if pretrained weights cannot be had.
     """
     methods = _phases(method, fields)
+    for phase in methods:
+        if phase.consistency is not None:
+            raise ConfigError(
+                f"consistency of method {phase.label} is of the training step, which is yours here; leave it out"
+            )
     num_classes = len(class_names) if num_classes is None and class_names else num_classes
     spec = None
     if isinstance(model, str):

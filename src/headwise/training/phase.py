@@ -143,7 +143,7 @@ def _consistency(work: Work, run: PhaseRun, installed: Installed) -> Disturbed |
         # numbers of its own: what drops out is what drops out without noise
         seed=lambda epoch: number_of(*run.seed_parts, "noise", epoch),
         order=work.data.train_dataloader().order,
-        batch_size=work.protocol.batch_size,
+        batch_size=work.data.batch_size,
     )
 
 

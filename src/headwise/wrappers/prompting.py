@@ -94,7 +94,9 @@ class WindowPrompts(Wrapper):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attention output, (W, N, C), for windows x (W, N, C) and a shift mask (windows, N, N)."""
         count = self.prompts.tokens.shape[0]
-        return window_attention(self.inner, torch.cat([self._norm[0](self.disturbed(self.prompts(x))), x], dim=1), mask, count)
+        return window_attention(
+            self.inner, torch.cat([self._norm[0](self.disturbed(self.prompts(x))), x], dim=1), mask, count
+        )
 
 
 def window_attention(module: nn.Module, x: Tensor, mask: Tensor | None, extra: int) -> Tensor:
