@@ -98,7 +98,7 @@ ROOMS = {
     "analysis": {"artifacts", "report"},
 }
 """By room those that it stands on; what these stand on, it may import as well."""
-BESIDE = {("protocol", "updates/gate")}
+BESIDE = {("protocol", "updates/gate"), ("protocol", "updates/consistency")}
 ANYONE = {"errors", "moved", "__init__"}
 """Modules that every room may import."""
 
@@ -204,7 +204,10 @@ def test_methods_do_not_import_each_other(name: str) -> None:
     assert {other for other in others if not other.rpartition("/")[2].startswith("_")} <= {"methods/base"}
 
 
-@pytest.mark.parametrize("name", ["updates/gate", "methods/_evolution", "protocol/recipe", "data/tasks", "schema/tree"])
+@pytest.mark.parametrize(
+    "name",
+    ["updates/gate", "updates/consistency", "methods/_evolution", "protocol/recipe", "data/tasks", "schema/tree"],
+)
 def test_what_a_configuration_means_needs_pydantic_and_no_more(name: str) -> None:
     assert reached(name) <= {*sys.stdlib_module_names, "pydantic", "typing_extensions"}
 

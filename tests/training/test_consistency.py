@@ -21,7 +21,7 @@ from headwise.network.backbone import Backbone
 from headwise.protocol.recipe import Protocol
 from headwise.results.store import PhaseResult, PhaseStore
 from headwise.training import loop
-from headwise.training.consistency import Disturbed, disturbed, gap
+from headwise.training.consistency import Disturbed, gap
 from headwise.training.loop import CHECKPOINT, TENSORS, Machine, PhaseModule, chain, run_phases
 from headwise.updates.adapted import AdaptedLinear
 from headwise.updates.consistency import Consistency
@@ -243,9 +243,9 @@ def test_without_noise_the_numbers_are_those_of_a_plain_run(mode: str, tmp_path:
     assert noisy.train_loss != plain.train_loss
 
 
-def test_the_loss_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loss_of_a_step() -> None:
     x, labels = images(), torch.arange(4) % CLASSES
-    net, found = at_work(LORA, lam=0.5)
+    _, found = at_work(LORA, lam=0.5)
     torch.manual_seed(3)
     entropy, term = found.loss(x, labels, 0)
     _, again = at_work(LORA, lam=0.5)

@@ -19,6 +19,9 @@ from headwise.wrappers.quantized import QuantizedLinear
 from headwise.wrappers.settling import BesideLinear
 from headwise.wrappers.wrapping import Wrapper, wrappers
 
+LAYER = "get_base_layer"
+"""What a library's own layer around a projection (peft's) calls the way to it."""
+
 
 @runtime_checkable
 class Packs(Protocol):
@@ -39,14 +42,6 @@ class Reshapes(Protocol):
 
     def final_from(self, epochs: int, steps_per_epoch: int) -> int:
         """First epoch, counted from 1, at whose end it has done so for the last time."""
-
-
-@runtime_checkable
-class Layered(Protocol):
-    """A library's own layer around a projection (peft's)."""
-
-    def get_base_layer(self) -> nn.Module:
-        """The projection."""
 
 
 class Installed:
@@ -202,20 +197,20 @@ class Installed:
             number = starts.get(path, number)
             if isinstance(module, AdaptedLinear) or (isinstance(module, BesideLinear) and not module.settled):
                 found[module.delta] = number
-            elif isinstance(module, Layered):
-                found[module] = number
             elif isinstance(module, Wrapper) and not module.settled:
                 if not module.disturbable:
                     raise ConfigError(
-                        f"{path} is wrapped by a {type(module).__name__}, which knows no noise on what it adds; allowed "
-                        "with consistency: wrappers that pass it through `disturbed` and set disturbable = True"
+                        f"{path} is wrapped by a {type(module).__name__}, which knows no noise on what it adds; "
+                        "allowed with consistency: wrappers that pass it through `disturbed` and set disturbable = True"
                     )
+                found[module] = number
+            elif hasattr(module, LAYER):
                 found[module] = number
         return found
 
     def disturb(self, module: nn.Module, noise: Noise) -> Callable[[], None]:
         """Put noise on what one of the modules of `disturbable` adds; what is returned takes it away again."""
-        if isinstance(module, Layered):
+        if hasattr(module, LAYER):
             return module.register_forward_hook(functools.partial(_disturbed, noise)).remove
         module.noise = noise  # type: ignore[assignment]
         return functools.partial(setattr, module, "noise", None)

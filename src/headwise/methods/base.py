@@ -224,8 +224,8 @@ def as_asked(method: Method, installed: Installed) -> Installed:
     """
     if method.consistency is not None and not installed.disturbable():
         raise ConfigError(
-            f"method {method.label} ({type(method).__name__}) adds nothing to the network that noise could disturb, got "
-            "consistency; allowed: methods with updates of projections or inserted parts"
+            f"method {method.label} ({type(method).__name__}) adds nothing to the network that noise could disturb, "
+            "got consistency; allowed: methods with updates of projections or inserted parts"
         )
     if method.gating() is not None and installed.masking is None:
         raise ConfigError(

@@ -1,7 +1,7 @@
 """Filling: a method's configuration with nothing left to be looked up, so that equal runs have equal configurations.
 
-What is shared by methods is filled for all: gates, consistency, published values. A method fills fields of its own by naming in
-``written`` who reads them; that is read from its source, so its class, and torch, need not be imported.
+What is shared by methods is filled for all: gates, consistency, published values. A method fills fields of its own by
+naming in ``written`` who reads them; that is read from its source, so its class, and torch, need not be imported.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Consistency: noise on what a method adds, and equal answers under two draws of it (PACE). Plain data, without torch."""
+"""Consistency: noise on what a method adds, and equal answers under two draws of it (PACE). Without torch."""
 
 from __future__ import annotations
 
