@@ -12,7 +12,10 @@ from headwise.errors import ConfigError
 from headwise.methods.base import Installed, Method
 from headwise.network.backbone import Backbone
 from headwise.network.nf4 import FourBit
+from headwise.updates.adapted import AdaptedLinear, Delta
 from headwise.updates.fused import at_least_float32
+from headwise.updates.sites import Site
+from headwise.wrappers.settling import BesideLinear
 from headwise.wrappers.wrapping import Beside, Wrapper, check_block, through
 
 
@@ -29,6 +32,23 @@ def place(net: Backbone, path: str, factory: Callable[[nn.Module], Wrapper]) -> 
             child.to(like.device, at_least_float32(like))
     wrapper.train(net.training)
     return wrapper
+
+
+def put_beside(
+    net: Backbone, deltas: Mapping[Site, Delta], kind: Callable[[nn.Module, Delta], nn.Module] = BesideLinear
+) -> Installed:
+    """Let updates stay beside their projections: what they add is not linear, so nothing can be merged.
+
+    Raises:
+        ConfigError: if a projection still carries another update.
+    """
+    for site, delta in deltas.items():
+        module = net.linear(site)
+        if isinstance(module, AdaptedLinear):
+            raise ConfigError(f"{site.key} already carries a delta; merge it before installing another")
+        like = next(net.parameters())
+        net.replace(site, kind(module, delta.to(like.device, at_least_float32(like))).train(net.training))
+    return install_parts(net, {site.key: delta for site, delta in deltas.items()})
 
 
 def blocks(net: Backbone) -> Iterator[tuple[str, str, nn.Module]]:

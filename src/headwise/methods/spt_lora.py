@@ -1,4 +1,4 @@
-"""SPT-LoRA (He et al., arXiv:2303.08566): train what is most sensitive, structured where a matrix has much of it.
+"""SPT-LoRA and SPT-Adapter (He et al., arXiv:2303.08566): train what is most sensitive, structured where it is dense.
 
 Stage 1 adds up squared gradients of every parameter over some batches at the pretrained weights. Of the tau most
 sensitive entries, a matrix (q, k, v, o, fc1, fc2) that holds at least r (I + O) / alpha gets a LoRA of rank r; any
@@ -6,6 +6,9 @@ other trains just its selected entries. A vector (norm, bias) that holds at leas
 other, the bias of a projection trains its selected entries and a norm stays frozen. tau is the one of a grid whose
 total is nearest to the budget. Stage 2 trains W + sparse, or W + B A, with the biases, the vectors, the CLS token and
 the head.
+
+SPT-Adapter puts a bottleneck of hidden width r behind the matrix in place of a LoRA, on its output y: y + U gelu(D y),
+both with biases, which counts 2 O r + r + O. So a wide output (fc1) costs more and is chosen later.
 
 Legend: I/O features, n selected entries.
 """
@@ -18,7 +21,7 @@ import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headwise.errors import ConfigError, suggest
-from headwise.methods._structural import refuse_four_bits
+from headwise.methods._structural import put_beside, refuse_four_bits
 from headwise.methods.base import Batches, Installed, Method, Plan
 from headwise.network.backbone import Backbone
 from headwise.network.portions import more_parts, split
@@ -35,9 +38,14 @@ from headwise.updates.adapted import AdaptedLinear, Delta, Factors
 from headwise.updates.fused import at_least_float32
 from headwise.updates.lowrank import LowRank
 from headwise.updates.sites import PROJECTIONS, Site
+from headwise.wrappers.behind import BehindLinear, BottleneckDelta
+from headwise.wrappers.bottleneck import Bottleneck
 from headwise.wrappers.wrapping import pretrained_parameters
 
 INITS = ("default", "upstream")
+Structure = Literal["lora", "adapter"]
+LATER = {"structure": "lora", "drop_path": 0.0}
+"""Fields that came later: at these values they are no part of a recipe, so what was stored keeps its address."""
 
 
 class SparseDelta(Delta):
@@ -107,7 +115,9 @@ class SPTLoRA(Method):
         beta: a vector with length / beta selected entries trains whole; larger than 0.
         scale: of LoRA, constant.
         dropout: of LoRA's hidden, in [0, 1).
-        init: of LoRA: ``default`` (A Kaiming uniform, B zero), or ``upstream``.
+        init: of LoRA: ``default`` (A Kaiming uniform, B zero), or ``upstream``. Of adapters likewise D and U.
+        structure: of what a sensitive matrix gets: ``lora``, or ``adapter``, which stays in place.
+        drop_path: probability with which an adapter leaves out a whole sample in training (0.1 upstream).
     """
 
     targets: Sequence[str] = PROJECTIONS
@@ -121,6 +131,17 @@ class SPTLoRA(Method):
     scale: Factor = 1.0
     dropout: Rate = 0.1
     init: str = "default"
+    structure: Structure = "lora"
+    drop_path: Rate = 0.0
+
+    @property
+    def merges(self) -> bool:  # type: ignore[override]
+        """Adapters stay."""
+        return self.structure == "lora"
+
+    def spec(self) -> dict[str, Any]:
+        """As `Method.spec`, without the fields that came later where they are as before."""
+        return {name: value for name, value in super().spec().items() if LATER.get(name, self) != value}
 
     @property
     def identity_tolerance(self) -> float:  # type: ignore[override]
@@ -135,6 +156,10 @@ class SPTLoRA(Method):
             )
         if self.init not in INITS:
             raise ConfigError(f"unknown init {self.init!r} of method {self.label!r}{suggest(self.init, INITS)}")
+        if self.drop_path and self.structure == "lora":
+            raise ConfigError(
+                f"drop_path of method {self.label!r} is of adapters, got {self.drop_path} with structure=lora; allowed: 0"
+            )
 
     def rehearse(self, net: Backbone) -> None:
         """There is no plan yet to install, but what it would be made of."""
@@ -211,7 +236,7 @@ class SPTLoRA(Method):
         # entries of all tensors in one row: `member` tells by their ends which tensor each selected one is of
         ends = torch.tensor(sizes, device=order.device).cumsum(0)
         member = torch.bucketize(order, ends, right=True)
-        lowrank = {site.key: self.rank * sum(base.shape) for site, base in net.bases(self.targets).items()}
+        lowrank = self._sizes(net)
         fixed = self._token(net)
         totals = []
         for tau in taus:
@@ -247,6 +272,13 @@ class SPTLoRA(Method):
         grid = [math.ceil(number * step * 1e6) for number in range(1, self.tau_max // self.tau_step + 1)]
         return sorted({min(tau, num_entries) for tau in grid})
 
+    def _sizes(self, net: Backbone) -> dict[str, int]:
+        """Parameters of what each matrix gets where it is structured, by site."""
+        bases = net.bases(self.targets)
+        if self.structure == "lora":
+            return {site.key: self.rank * sum(base.shape) for site, base in bases.items()}
+        return {site.key: (2 * self.rank + 1) * base.shape[0] + self.rank for site, base in bases.items()}
+
     def _cost(self, name: str, count: int, size: int, lowrank: Mapping[str, int]) -> int:
         if name in lowrank:
             return lowrank[name] if count >= lowrank[name] / self.alpha else count
@@ -257,12 +289,12 @@ class SPTLoRA(Method):
         return getattr(net.model, "cls_token", None)
 
     def count(self, net: Backbone, plan: Plan | None = None) -> int:
-        """What the plan names: r (I + O) per structured matrix, n per sparse one and bias, vectors, the CLS token."""
+        """What the plan names: of each structured matrix its LoRA or adapter, n per sparse one and bias, vectors, the CLS token."""
         if plan is None:
             raise ConfigError(f"method {self.label!r} has no size before its prepare() has seen the training data")
         parameters = dict(net.model.named_parameters())
-        sides = {site.key: sum(base.shape) for site, base in net.bases(self.targets).items()}
-        structured = self.rank * sum(sides[key] for key in plan["structured"])
+        sizes = self._sizes(net)
+        structured = sum(sizes[key] for key in plan["structured"])
         entries = [*plan["sparse"].values(), *plan["biases"].values()]
         held = [*plan["vectors"], *(["cls_token"] if "cls_token" in parameters else [])]
         vectors = sum(parameters[name].numel() for name in held)
@@ -279,7 +311,10 @@ class SPTLoRA(Method):
         owners: dict[str, nn.Module] = {}
         for site, delta in self._deltas(net, plan).items():
             linear: Any = net.linear(site)
-            net.replace(site, AdaptedLinear.around(linear, delta))
+            if isinstance(delta, BottleneckDelta):
+                put_beside(net, {site: delta}, BehindLinear)
+            else:
+                net.replace(site, AdaptedLinear.around(linear, delta))
             owners[site.key] = delta
         parameters = dict(net.model.named_parameters())
         token = self._token(net)
@@ -307,6 +342,8 @@ class SPTLoRA(Method):
         for site, base in bases.items():
             if site.key in sparse:
                 deltas[site] = SparseDelta(base, unpack_entries(sparse[site.key]))
+            elif site.key in structured and self.structure == "adapter":
+                deltas[site] = BottleneckDelta(self._adapter(base.shape[0]))
             elif site.key in structured:
                 low = LowRank(site, base, self.rank, scale=self.scale, dropout=self.dropout)
                 if self.init == "upstream":
@@ -318,6 +355,12 @@ class SPTLoRA(Method):
             if site.key in biases:
                 deltas[site].have_bias_entries(unpack_entries(biases[site.key]), base)
         return deltas
+
+    def _adapter(self, width: int) -> Bottleneck:
+        """The bottleneck behind a matrix with so many rows."""
+        init = {"default": "lora_bias", "upstream": "bert"}[self.init]
+        sizes = {"bias": True, "dropout": self.dropout, "scale": self.scale, "drop_path": self.drop_path}
+        return Bottleneck(width, self.rank, activation="gelu", init=init, **sizes)  # type: ignore[arg-type]
 
 
 def _biases(net: Backbone) -> dict[str, str]:
