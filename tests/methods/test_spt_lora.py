@@ -14,6 +14,7 @@ from made_native import X, array, build, step
 
 from headwise.errors import ConfigError
 from headwise.methods.spt_lora import SparseDelta, pack_entries, unpack_entries
+from headwise.wrappers.behind import BehindLinear
 from made_networks import batches, distance, logits, network, perturb
 
 
@@ -245,3 +246,45 @@ def test_sensitivities_of_a_batch_in_parts(monkeypatch: pytest.MonkeyPatch) -> N
     assert parts.keys() == whole.keys()
     for name, tensor in whole.items():
         torch.testing.assert_close(parts[name], tensor, rtol=1e-3, atol=1e-9)
+
+
+def test_adapters_stand_behind_what_is_sensitive() -> None:
+    """SPT-Adapter: y + drop(U gelu(D y + d) + u), y the output of the projection, at 2 O r + r + O parameters."""
+    net = network("vit")
+    method = build("spt_adapter", "method.budget=3000", "method.rank=2", "method.tau_step=20")
+    assert not method.merges
+    plan = json.loads(json.dumps(method.prepare(net, batches(), 10)))
+    installed = method.install(net, plan)
+    sizes = {name: p.numel() for name, p in installed.adapter().items()}
+    assert sum(sizes.values()) == method.count(network("vit"), plan) == plan["total"]
+    assert plan["structured"]
+    perturb(list(installed.adapter().values()), 0.1)
+    net.eval()
+    for site in net.sites:
+        layer = net.linear(site)
+        if site.key not in plan["structured"]:
+            assert not isinstance(layer, BehindLinear)
+            continue
+        assert isinstance(layer, BehindLinear)
+        part, rows = layer.delta.part, layer.module.weight.shape[0]  # type: ignore[union-attr]
+        own = sum(size for name, size in sizes.items() if name.startswith(f"{site.key}.part."))
+        assert own == 2 * rows * 2 + 2 + rows
+        x = torch.randn(3, layer.module.weight.shape[1])  # type: ignore[union-attr, arg-type]
+        shift = torch.zeros(rows)
+        if site.key in plan["biases"]:
+            shift[unpack_entries(plan["biases"][site.key]).long()] = layer.delta.get_parameter("bias_values").detach()
+        y = layer.module(x) + shift
+        down, up = part.down, part.up  # type: ignore[union-attr]
+        torch.testing.assert_close(layer(x), y + up(F.gelu(down(y))))
+    before = logits(net, X)
+    installed.merge()
+    assert distance(logits(net, X), before) < 1e-5
+
+
+def test_the_recipe_of_spt_lora_is_what_it_was() -> None:
+    assert not {"structure", "drop_path"} & build("spt_lora").spec().keys()
+    assert build("spt_adapter").spec()["structure"] == "adapter"
+    with pytest.raises(
+        ConfigError, match=r"drop_path of method 'spt_lora' is of adapters, got 0.1; allowed with lora: 0"
+    ):
+        build("spt_lora", "+method.drop_path=0.1")

@@ -244,6 +244,10 @@ class Installed:
                 self.net.replace(site, module.merged())
             elif isinstance(module, BesideLinear):
                 module.settle()
+                while isinstance(module.module, BesideLinear):
+                    module = module.module
+                if isinstance(module.module, AdaptedLinear):
+                    module.module = module.module.merged()
         # inner wrappers first: what stands around one may fold into the plain module that it becomes
         for path, wrapper in wrappers(self.net.model):
             plain = wrapper.merged()

@@ -51,6 +51,30 @@ def put_beside(
     return install_parts(net, {site.key: delta for site, delta in deltas.items()})
 
 
+def plain_linear(net: Backbone, site: Site) -> Any:
+    """The projection itself, below updates that earlier phases left beside it."""
+    module: Any = net.linear(site)
+    while isinstance(module, BesideLinear):
+        module = module.module
+    return module
+
+
+def put_within(net: Backbone, site: Site, delta: Delta) -> None:
+    """Let a projection carry an update that merges, below what earlier phases left beside it.
+
+    Raises:
+        ConfigError: if it still carries another update.
+    """
+    adapted = AdaptedLinear.around(plain_linear(net, site), delta)
+    outer = net.linear(site)
+    if not isinstance(outer, BesideLinear):
+        net.replace(site, adapted)
+        return
+    while isinstance(outer.module, BesideLinear):
+        outer = outer.module
+    outer.module = adapted
+
+
 def blocks(net: Backbone) -> Iterator[tuple[str, str, nn.Module]]:
     """(key, pretrained path, block now there) of every block: ``("s0.b3", "blocks.3", ...)``."""
     for stage, block, path in net.blocks:
@@ -148,3 +172,13 @@ def refuse_targets(method: Method) -> None:
         raise ConfigError(
             f"method {method.label!r} does not choose projections, got targets={list(method.targets)}; allowed: []"
         )
+
+
+def by_block(net: Backbone, parameters: Mapping[str, nn.Parameter]) -> dict[str, dict[str, nn.Parameter]]:
+    """Parameters by ``s0.b3``, or ``net`` outside blocks, under their names from there on."""
+    paths = {f"{path}.": f"s{stage}.b{block}" for stage, block, path in net.blocks}
+    by_block: dict[str, dict[str, nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        prefix = next((path for path in paths if name.startswith(path)), "")
+        by_block.setdefault(paths.get(prefix, "net"), {})[name[len(prefix) :]] = parameter
+    return by_block

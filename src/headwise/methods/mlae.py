@@ -47,9 +47,8 @@ class ExpertsDelta(Delta):
         return Factors(self.A, self.B * F.dropout(self.coefficients, self.drop, self.training))
 
     def weight(self, base: Tensor) -> Tensor:
-        """Dense update, (O, I)."""
-        down, up, *_ = self.factors()
-        return (up[0] @ down[0]).to(base.dtype)
+        """Dense update with every expert, (O, I)."""
+        return ((self.B[0] * self.coefficients) @ self.A[0]).to(base.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,12 +29,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headwise.errors import ConfigError, suggest
-from headwise.methods._structural import put_beside, refuse_four_bits
+from headwise.methods._structural import by_block, plain_linear, put_beside, put_within, refuse_four_bits
 from headwise.methods.base import Batches, Installed, Method, Plan
 from headwise.network.backbone import Backbone
 from headwise.network.portions import more_parts, split
 from headwise.schema.kinds import Count, Factor, Positive, Rate
-from headwise.updates.adapted import AdaptedLinear, Delta, Factors
+from headwise.updates.adapted import Delta, Factors
 from headwise.updates.fused import at_least_float32
 from headwise.updates.lowrank import LowRank
 from headwise.updates.sites import PROJECTIONS, Site
@@ -158,7 +158,7 @@ class SPTLoRA(Method):
             raise ConfigError(f"unknown init {self.init!r} of method {self.label!r}{suggest(self.init, INITS)}")
         if self.drop_path and self.structure == "lora":
             raise ConfigError(
-                f"drop_path of method {self.label!r} is of adapters, got {self.drop_path} with structure=lora; allowed: 0"
+                f"drop_path of method {self.label!r} is of adapters, got {self.drop_path}; allowed with lora: 0"
             )
 
     def rehearse(self, net: Backbone) -> None:
@@ -215,7 +215,7 @@ class SPTLoRA(Method):
         """
         refuse_four_bits(net, self)
         net.bases(self.targets)
-        weights = {id(net.linear(site).weight): site.key for site in net.sites if site.proj in self.targets}
+        weights = {id(plain_linear(net, site).weight): site.key for site in net.sites if site.proj in self.targets}
         skipped = {id(parameter) for parameter in net.head.parameters()}
         candidates: dict[str, nn.Parameter] = {}
         for name, parameter in pretrained_parameters(net.model).items():
@@ -289,7 +289,7 @@ class SPTLoRA(Method):
         return getattr(net.model, "cls_token", None)
 
     def count(self, net: Backbone, plan: Plan | None = None) -> int:
-        """What the plan names: of each structured matrix its LoRA or adapter, n per sparse one and bias, vectors, the CLS token."""
+        """What the plan names: LoRA or adapter of each structured matrix, n per sparse one and bias, vectors, CLS."""
         if plan is None:
             raise ConfigError(f"method {self.label!r} has no size before its prepare() has seen the training data")
         parameters = dict(net.model.named_parameters())
@@ -309,19 +309,18 @@ class SPTLoRA(Method):
         if plan is None:
             raise ConfigError(f"method {self.label!r} needs the plan that its prepare() makes from the training data")
         owners: dict[str, nn.Module] = {}
+        parameters = dict(net.model.named_parameters())  # by the names of before
         for site, delta in self._deltas(net, plan).items():
-            linear: Any = net.linear(site)
             if isinstance(delta, BottleneckDelta):
                 put_beside(net, {site: delta}, BehindLinear)
             else:
-                net.replace(site, AdaptedLinear.around(linear, delta))
+                put_within(net, site, delta)
             owners[site.key] = delta
-        parameters = dict(net.model.named_parameters())
         token = self._token(net)
         held = {name: parameters[name] for name in plan["vectors"]}
         if token is not None:
             held["cls_token"] = token
-        owners |= {f"{owner}.vectors": Held(members) for owner, members in _by_block(net, held).items()}
+        owners |= {f"{owner}.vectors": Held(members) for owner, members in by_block(net, held).items()}
         if not owners:
             raise ConfigError(f"a budget of {self.budget} lets method {self.label!r} train nothing of this network")
         installed = Installed(net, owners)
@@ -367,7 +366,7 @@ def _biases(net: Backbone) -> dict[str, str]:
     """The projection's key by the name of its bias, for all that have one."""
     own: dict[int, str] = {}
     for site in net.sites:
-        bias = getattr(net.linear(site), "bias", None)
+        bias = getattr(plain_linear(net, site), "bias", None)
         if bias is not None:
             own[id(bias)] = site.key
     return {name: own[id(p)] for name, p in pretrained_parameters(net.model).items() if id(p) in own}
@@ -382,16 +381,6 @@ def _gradients(net: Backbone, wanted: Sequence[nn.Parameter], batch: tuple[Tenso
         grads = torch.autograd.grad(loss, wanted)
         sums = [total + grad for total, grad in zip(sums, grads, strict=True)] if sums else list(grads)
     return sums
-
-
-def _by_block(net: Backbone, parameters: Mapping[str, nn.Parameter]) -> dict[str, dict[str, nn.Parameter]]:
-    """Parameters by ``s0.b3``, or ``net`` outside blocks, under their names from there on."""
-    paths = {f"{path}.": f"s{stage}.b{block}" for stage, block, path in net.blocks}
-    by_block: dict[str, dict[str, nn.Parameter]] = {}
-    for name, parameter in parameters.items():
-        prefix = next((path for path in paths if name.startswith(path)), "")
-        by_block.setdefault(paths.get(prefix, "net"), {})[name[len(prefix) :]] = parameter
-    return by_block
 
 
 def pack_entries(entries: Tensor) -> str:
