@@ -22,7 +22,20 @@ LINK = re.compile(r"\[(?P<text>[^\]]*)\]\((?P<target>[^)\s#]*)(?P<anchor>#[^)\s]
 API = re.compile(r"^::: (?P<name>\w+)(?: beside (?P<beside>\w+))?$", re.MULTILINE)
 LARGEST = 200_000
 """Bytes of a file that gets a page of its own."""
-ORDER = ("method", "protocol", "dataset", "data", "backbone", "rank", "ne", "gate", "trainer", "logger", "experiment")
+ORDER = (
+    "method",
+    "protocol",
+    "dataset",
+    "data",
+    "backbone",
+    "rank",
+    "ne",
+    "gate",
+    "consistency",
+    "trainer",
+    "logger",
+    "experiment",
+)
 LAUNCHERS = "hydra/launcher"
 GROUPS = (*ORDER, LAUNCHERS)
 LOADED = re.compile(
