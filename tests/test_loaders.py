@@ -22,7 +22,7 @@ import torch
 from PIL import EpsImagePlugin, Image
 
 from headwise.artifacts import released
-from headwise.artifacts.adapting import read_adapted
+from headwise.artifacts.adapterfolder import read_adapted
 from headwise.artifacts.export import load
 from headwise.artifacts.peftfolder import read_peft
 from headwise.cli import earlier_record
@@ -306,7 +306,7 @@ LOADERS: dict[str, Check | str] = {
     "data/stores/listfiles.py:csv.reader": lambda folder, content: _refused(
         labels_in, put(folder, "train.csv", content)
     ),
-    "artifacts/adapting.py:plain.read_json": lambda folder, content: _refused(
+    "artifacts/adapterfolder.py:plain.read_json": lambda folder, content: _refused(
         read_adapted, put(folder, "adapter.json", content).parent
     ),
     "artifacts/peftfolder.py:plain.read_json": lambda folder, content: _refused(

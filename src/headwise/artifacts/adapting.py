@@ -9,7 +9,7 @@ import copy
 import dataclasses
 import importlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -17,37 +17,21 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from headwise.artifacts.classifier import Classifier
+from headwise.artifacts.shelf import Shelf
 from headwise.data.preparation import Preparation
-from headwise.errors import CheckpointError, ConfigError, WeightsError
+from headwise.errors import ConfigError
 from headwise.methods._fitting import dry_forward, fitted, fitting, rehearse
-from headwise.methods.base import Batches, Installed, Method, build_method
+from headwise.methods.base import Batches, Installed, Method
 from headwise.network.backbone import Backbone, BackboneSpec
-from headwise.network.given import around, body_content, plain_of, resize_of, spec_of
+from headwise.network.given import around, body_content, plain_of, resize_of, sharing, spec_of
 from headwise.protocol.described import CONF, described
-from headwise.schema import targets
-from headwise.storage import atomic, plain
-from headwise.training.address import read_tensors, write_tensors
+from headwise.storage import atomic
+from headwise.training.address import write_tensors
 
 RECORD = "adapter.json"
 FORMAT = "headwise-adapter/1"
 OF_A_RUN = ("epochs", "lr", "cycles", "checkpoint")
 """Fields of methods that only a run reads: a loop of the user's own decides how long and how fast it trains."""
-SHAPE = plain.fields(
-    {
-        "format": plain.text,
-        "content": plain.text,
-        "network": plain.text,
-        "num_classes": plain.whole,
-        "class_names": plain.each(plain.text),
-        "phases": plain.each(
-            plain.fields(
-                {"label": plain.text, "method": plain.mapping},
-                {"sha256": plain.maybe(plain.text), "plan": plain.maybe(plain.mapping)},
-            )
-        ),
-    },
-    {"backbone": plain.maybe(plain.mapping)},
-)
 Pairs = Iterable[tuple[Tensor, Tensor]]
 
 
@@ -86,16 +70,32 @@ class Adapted(Classifier):
     """
 
     def __init__(
-        self, net: Backbone, methods: Sequence[Method], class_names: Sequence[str], spec: BackboneSpec | None
+        self,
+        net: Backbone,
+        methods: Sequence[Method],
+        class_names: Sequence[str],
+        spec: BackboneSpec | None,
+        bare: Backbone | None = None,
+        content: str | None = None,
     ) -> None:
-        """Nothing is installed yet; `headwise.adapt` does that."""
+        """Nothing is installed yet; `headwise.adapt` does that.
+
+        Args:
+            net: with its classifier.
+            methods: of the phases.
+            class_names: in the order of the logits.
+            spec: of a network that has a name.
+            bare: the network over the same tensors without the method's classifier, see `Shelf`.
+            content: of the network, if it is known.
+        """
         names = tuple(str(name) for name in class_names)
         task = OwnClasses(net.head.out_features, names)
         if names and len(names) != task.num_classes:
             raise ConfigError(f"{len(names)} class_names for a classifier of {task.num_classes} classes")
         super().__init__(net, task, Preparation(net.img_size, resize_of(net), net.mean, net.std))
         self.stages, self.phase, self.spec = [Stage(method) for method in methods], -1, spec
-        self.content = body_content(net)
+        self.content = content or body_content(net)
+        self.shelf = Shelf(bare)
         self.installed: Installed
 
     def train(self, mode: bool = True) -> Self:
@@ -105,13 +105,80 @@ class Adapted(Classifier):
             self.installed.set_mode()
         return self
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        for net in self.shelf.nets():
+            net._apply(fn, recurse)
+        return self
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the adapters, sorted; the one that the network came with is ``default``."""
+        return self.shelf.names
+
+    @property
+    def in_use(self) -> str | None:
+        """Name of the adapter whose logits the network gives; None: none, the bare network."""
+        return self.shelf.name
+
+    def load_adapter(self, name: str, folder: str | Path, trust: str | Iterable[str] = ()) -> None:
+        """Read one more adapter over the same pretrained weights, which are not copied; `use` switches to it.
+
+        Args:
+            name: to be chosen by.
+            folder: that `save` wrote, or in peft's format; of the same network.
+            trust: as for `headwise.load`.
+
+        Raises:
+            HeadwiseError: for a name that is taken, a damaged folder, or one of another network.
+        """
+        from headwise.artifacts.adapterfolder import read_beside
+
+        self.shelf.check_new(name)
+        self.shelf.lay(name, read_beside(Path(folder), self.shelf.base(), self.content, trust)._parts())
+
+    def use(self, name: str | None) -> Self:
+        """Answer, train, merge and save with this adapter from now on; None is the network without any.
+
+        Each keeps its parameters, so an optimiser of one that was laid down still fits when it is taken again.
+
+        Raises:
+            ConfigError: for a name that is not there.
+        """
+        if name != self.in_use:
+            if name is None:
+                bare = self.shelf.base()
+                task = OwnClasses(getattr(bare.head, "out_features", 0))
+                parts = {"stages": [], "phase": -1, "task": task, "installed": Installed(bare, {}), "net": bare}
+                self.shelf.laid.setdefault(None, parts)
+            for part, value in self.shelf.swap(name, self._parts()).items():
+                setattr(self, part, value)
+            self.train(self.training)
+        return self
+
+    def _parts(self) -> dict[str, Any]:
+        """What belongs to the adapter in use."""
+        return {name: getattr(self, name) for name in ("net", "stages", "phase", "task", "installed")}
+
+    @property
+    def stage(self) -> Stage:
+        """The phase that trains.
+
+        Raises:
+            ConfigError: while the bare network is in use.
+        """
+        if self.phase < 0:
+            raise ConfigError(f"no adapter is in use; use(NAME) takes one: {', '.join(self.adapters)}")
+        return self.stages[self.phase]
+
     def trainable_parameters(self) -> list[nn.Parameter]:
         """The update's parameters and the classifier's: what an optimiser gets. Everything else is frozen."""
-        return [tensor for tensor in self.installed.trainable().values() if isinstance(tensor, nn.Parameter)]
+        trained = self.installed.trainable() if self.stage else {}
+        return [tensor for tensor in trained.values() if isinstance(tensor, nn.Parameter)]
 
     def param_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """The same for an optimiser with weight decay, which some parameters must not have (DoRA's magnitudes)."""
-        return self.installed.param_groups(weight_decay)
+        return self.installed.param_groups(weight_decay) if self.stage else []
 
     def choose_heads(self, batches: Pairs) -> None:
         """Switch off the heads that the gate chooses, after as many epochs of warm-up as you like.
@@ -124,7 +191,7 @@ class Adapted(Classifier):
         """
         masking = self.installed.masking
         if masking is None or masking.is_done:
-            raise ConfigError(f"method {self.stages[self.phase].method.label} has no heads to choose now")
+            raise ConfigError(f"method {self.stage.method.label} has no heads to choose now")
         masking.decide(self.net, batches)
 
     def next_phase(self, batches: Pairs | None = None) -> None:
@@ -137,20 +204,27 @@ class Adapted(Classifier):
             ConfigError: after the last phase, or if heads are not chosen yet.
         """
         if self.phase + 1 >= len(self.stages):
-            raise ConfigError(f"{self.stages[self.phase].method.label} is the last of {len(self.stages)} phases")
+            raise ConfigError(f"{self.stage.method.label} is the last of {len(self.stages)} phases")
         if self.phase >= 0:
             self._check_chosen()
-            self.stages[self.phase].tensors = self.installed.packed()
+            self.stage.tensors = self.installed.packed()
             self.installed.merge()
         stage = self.stages[self.phase + 1]
         if stage.method.scout() is not None:
             raise ConfigError(f"method {stage.method.label} searches first, which is left to headwise.train")
         with fitting(self.net, stage.method):
             stage.plan = stage.method.prepare(self.net, _batches(stage.method, batches), 0)
-        self._install(stage)
+        self.install(stage)
 
-    def _install(self, stage: Stage) -> None:
+    def install(self, stage: Stage) -> None:
+        """Begin a phase; what its plan says was learned before.
+
+        Raises:
+            ConfigError: for a method that steers its own training.
+        """
         self.installed = fitted(stage.method, self.net, stage.plan)
+        if self.phase < 0:
+            self.shelf.keep_apart(self.installed)
         others = [one for one in self.installed.callbacks() if one is not self.installed.masking]
         if others or self.installed.penalty() is not None:
             raise ConfigError(
@@ -175,7 +249,7 @@ class Adapted(Classifier):
         masking = self.installed.masking
         if masking is not None and not masking.is_done:
             raise ConfigError(
-                f"method {self.stages[self.phase].method.label} has not chosen its heads: call choose_heads(batches) "
+                f"method {self.stage.method.label} has not chosen its heads: call choose_heads(batches) "
                 "when its warm-up is over"
             )
 
@@ -185,9 +259,9 @@ class Adapted(Classifier):
         Returns:
             The folder, which `headwise.load` reads.
         """
-        place, phases = Path(folder), []
+        place, phases, current = Path(folder), [], self.stage
         for index, stage in enumerate(self.stages):
-            tensors = stage.tensors if index < self.phase else self.installed.packed() if index == self.phase else None
+            tensors = stage.tensors if index < self.phase else self.installed.packed() if stage is current else None
             sha = None if tensors is None else write_tensors(place / f"phase-{index + 1}.safetensors", tensors)
             spec = stage.method.spec()
             phases.append({"label": stage.method.label, "method": spec, "plan": stage.plan, "sha256": sha})
@@ -245,90 +319,35 @@ def adapt(
                 f"consistency of method {phase.label} is of the training step, which is yours here; leave it out"
             )
     num_classes = len(class_names) if num_classes is None and class_names else num_classes
-    spec = None
-    if isinstance(model, str):
-        spec = spec_of(model, CONF, weights, img_size)
-        if num_classes is None:
-            raise ConfigError(f"num_classes must be given: {model!r} is a network without a classifier of yours")
-        net = spec.build()
-    else:
-        for name, value in (("weights", weights), ("img_size", img_size)):
-            if value is not None:
-                raise ConfigError(
-                    f"{name}={value!r} belongs to a network's name; the module that was given has its own"
-                )
-        net = around(model)
-    _classify(net, num_classes)
+    if isinstance(model, str) and num_classes is None:
+        raise ConfigError(f"num_classes must be given: {model!r} is a network without a classifier of yours")
+    net, spec = network_of(model, weights, img_size)
+    bare = sharing(net)
+    classify_with(net, num_classes)
     rehearse(net, methods)
-    adapted = Adapted(net, methods, class_names, spec)
+    adapted = Adapted(net, methods, class_names, spec, bare)
     adapted.next_phase(batches)
     return adapted.train()
 
 
-def is_adapted(folder: Path) -> bool:
-    """Whether a folder is one that `Adapted.save` wrote."""
-    try:
-        return (folder / RECORD).is_file()
-    except (OSError, ValueError):  # a name that no folder can have
-        return False
-
-
-def read_adapted(
-    folder: Path, model: nn.Module | None = None, weights: str | Path | None = None, trust: str | Iterable[str] = ()
-) -> Adapted:
-    """What `Adapted.save` wrote; nothing in the folder is executed.
-
-    Args:
-        folder: that was written.
-        model: the network, where a module was adapted and not a name.
-        weights: file of its pretrained weights, if it has moved.
-        trust: as for `headwise.load`.
+def network_of(
+    model: nn.Module | str, weights: str | Path | None = None, img_size: int | None = None
+) -> tuple[Backbone, BackboneSpec | None]:
+    """A network that is given, as for `adapt`: a copy of a module, or what a name means, with its specification.
 
     Raises:
-        CheckpointError: for a damaged folder. WeightsError: if the network is another one.
+        ConfigError: for an unknown name, or what belongs to a name beside a module. WeightsError: as `adapt`.
     """
-    try:
-        record = plain.read_json(folder / RECORD)
-        SHAPE(record, "")
-    except plain.Misfit as error:
-        raise CheckpointError(f"{folder / RECORD} is no record of an adapted network: {error}") from error
-    if record["format"] != FORMAT:
-        raise CheckpointError(f"{folder / RECORD}: format {record['format'][:80]!r}, this version reads {FORMAT!r}")
-    spec = None if record.get("backbone") is None else targets.fit(BackboneSpec, record["backbone"], f"{folder}")
-    if model is None and spec is None:
-        raise ConfigError(
-            f"{folder} was made of a module ({record['network']}): give it, headwise.load(folder, model=net)"
-        )
-    if spec is not None and weights is not None:
-        spec = dataclasses.replace(spec, weights=str(weights))
-    net = around(model) if model is not None else spec.build()  # type: ignore[union-attr]
-    _classify(net, record["num_classes"])
-    methods = [build_method(phase["method"], phase["label"], trust) for phase in record["phases"]]
-    adapted = Adapted(net, methods, record["class_names"], spec)
-    if adapted.content != record["content"]:
-        raise WeightsError(
-            f"{folder} stands on {record['network']} with the content {record['content'][:12]}; the network here is "
-            f"{adapted.content[:12]}: give the right one with model= or weights="
-        )
-    for index, (stage, phase) in enumerate(zip(adapted.stages, record["phases"], strict=True)):
-        if phase.get("sha256") is None:
-            break
-        stage.plan = phase.get("plan")
-        if index:
-            adapted.stages[index - 1].tensors = adapted.installed.packed()
-            adapted.installed.merge()
-        adapted._install(stage)
-        file = folder / f"phase-{index + 1}.safetensors"
-        adapted.installed.unpack(read_tensors(file, "save it again", phase["sha256"]))
-    if adapted.phase < 0:
-        raise CheckpointError(f"{folder / RECORD} holds no phase")
-    if (masking := adapted.installed.masking) is not None:
-        are_off = (delta.get_buffer("active") == 0 for delta in masking.deltas.values())
-        masking.is_done = masking.is_done or any(bool(off.any()) for off in are_off)
-    return adapted
+    if isinstance(model, str):
+        spec = spec_of(model, CONF, weights, img_size)
+        return spec.build(), spec
+    for name, value in (("weights", weights), ("img_size", img_size)):
+        if value is not None:
+            raise ConfigError(f"{name}={value!r} belongs to a network's name; the module that was given has its own")
+    return around(model), None
 
 
-def _classify(net: Backbone, num_classes: int | None) -> None:
+def classify_with(net: Backbone, num_classes: int | None) -> None:
     """A fresh classifier, or the one that is there; two blank images pass it."""
     like = next(net.parameters())
     if num_classes is not None:

@@ -25,7 +25,7 @@ from headwise.data.stored import BROKEN, Reading, facts, read
 from headwise.data.stores.classfolders import images_below
 from headwise.data.stores.listfiles import SUFFIXES
 from headwise.data.vtab import to_tensor
-from headwise.errors import DataError
+from headwise.errors import ConfigError, DataError
 from headwise.network.backbone import Backbone
 from headwise.results.records import Result
 from headwise.storage import atomic
@@ -119,7 +119,8 @@ class Classifier(nn.Module):
         Raises:
             DataError: if an image cannot be read.
         """
-        weight, size = self.net.head.weight, self.preparation.img_size
+        weight: Tensor = getattr(self.net.head, "weight", next(self.net.parameters()))
+        size = self.preparation.img_size
         if isinstance(images, np.ndarray) and images.ndim == 4:
             images = list(images)
         if isinstance(images, Tensor):
@@ -150,7 +151,13 @@ class Classifier(nn.Module):
 
     @torch.no_grad()
     def probabilities(self, images: Images) -> Tensor:
-        """Softmax over the classes, (B, K) float32, of the network in evaluation mode."""
+        """Softmax over the classes, (B, K) float32, of the network in evaluation mode.
+
+        Raises:
+            ConfigError: while a network that came without a classifier is used bare.
+        """
+        if not self.task.num_classes:
+            raise ConfigError("the network has no classifier; take an adapter with use(NAME)")
         modes = [(module, module.training) for module in self.modules()]
         self.eval()
         try:

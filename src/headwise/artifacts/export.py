@@ -16,7 +16,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from headwise.artifacts.adapting import is_adapted, read_adapted
+from headwise.artifacts.adapterfolder import is_adapted, is_peft, read_adapted
 from headwise.artifacts.classifier import Classifier as Classifier
 from headwise.artifacts.classifier import Guess as Guess
 from headwise.artifacts.saved import SavedRun, own_randomness
@@ -39,25 +39,26 @@ def load(
     weights: str | Path | None = None,
     merged: bool | None = None,
     trust: str | Iterable[str] = (),
-    model: nn.Module | None = None,
+    model: nn.Module | str | None = None,
 ) -> Classifier:
-    """Load a finished run, or what `Adapted.save` wrote. The folder may come from anybody: nothing in it is executed.
+    """Load a finished run, what `Adapted.save` wrote, or an adapter in peft's format; nothing of it is executed.
 
         net = headwise.load("outputs/runs/hs_lora/dsprites_loc/base/seed-0")
         net.classify("image.png")
 
     Args:
-        run_dir: the folder that holds result.json, or adapter.json.
+        run_dir: the folder that holds result.json, adapter.json or adapter_config.json.
         weights: file of the pretrained weights, if it is not where it was.
         merged: fold the updates into the weights; False leaves the last phase's beside them. None folds those of a run,
             and leaves an adapted network as it was saved, an `Adapted` that can go on training.
         trust: modules of your own, such as ``my_methods``, whose methods the record may name; they are imported.
-        model: the timm module that was adapted, where `headwise.adapt` was given one and no name.
+        model: the network that was adapted, a timm module or a name, where the folder names none: after a module was
+            given to `headwise.adapt`, and for peft's format.
 
     Raises:
         HeadwiseError: what is missing, damaged, not allowed, or not what the run was made with.
     """
-    if isinstance(run_dir, str | Path) and is_adapted(Path(run_dir)):
+    if isinstance(run_dir, str | Path) and (is_adapted(Path(run_dir)) or is_peft(Path(run_dir))):
         with own_randomness():
             adapted = read_adapted(Path(run_dir), model, weights, trust).eval()
             if not merged:

@@ -9,6 +9,7 @@ Legend: I, O features, H heads, R rank of one update, d rows of q.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,8 @@ from headwise.methods.base import Method
 from headwise.methods.dora import DoRA, DoRADelta
 from headwise.methods.hs_lora import HeadLoRA
 from headwise.methods.lora import LoRA
-from headwise.network.backbone import Backbone
-from headwise.network.given import around
+from headwise.network.backbone import Backbone, BackboneSpec
+from headwise.network.given import around, sharing
 from headwise.storage import atomic, plain
 from headwise.training.address import read_tensors, write_tensors
 from headwise.updates.adapted import AdaptedLinear
@@ -32,6 +33,7 @@ from headwise.updates.sites import PROJECTIONS, QKV, Site
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
+DOWN, UP, MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
 MODULES = {**dict.fromkeys(QKV, "qkv"), "o": "proj", "fc1": "fc1", "fc2": "fc2"}
 """timm's name of the module of each projection."""
 
@@ -48,7 +50,7 @@ def write_peft(adapted: Adapted, folder: str | Path) -> Path:
     Raises:
         ConfigError: for any other update, or one over phases that are merged already.
     """
-    net, label = adapted.net, adapted.stages[adapted.phase].method.label
+    net, label = adapted.net, adapted.stage.method.label
     if adapted.phase:
         raise ConfigError(
             f"{label} stands on a phase that is merged, which peft's base network would lack; use merge()"
@@ -132,30 +134,65 @@ def _written(net: Backbone, module: str, parts: Mapping[str, AdaptedLinear]) -> 
 def read_peft(folder: Path, model: nn.Module) -> Adapted:
     """A LoRA, DoRA or BdLoRA adapter of peft, put into the timm network that it was trained on.
 
+    Layers may have ranks and scales of their own (``rank_pattern``, ``alpha_pattern``): smaller ones are filled up with
+    zeros, which no gradient reaches, and the scale goes into B.
+
     Raises:
         CheckpointError: for a damaged folder, or an adapter of another network. ConfigError: for one of another kind.
     """
+    net = around(model)
+    return put_peft(Path(folder), net, sharing(net))
+
+
+def put_peft(
+    folder: Path, net: Backbone, bare: Backbone, spec: BackboneSpec | None = None, content: str | None = None
+) -> Adapted:
+    """The same, put into `net` itself; `bare`, `spec` and `content` are as for `Adapted`."""
     config = _config(folder)
     tensors = read_tensors(folder / TENSORS, "save it again")
-    net = around(model)
     own = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
-    head = next(name for name, module in net.model.named_modules() if module is net.head)
-    weight = own.pop(f"{head}.weight", None)
-    if weight is not None:
-        net.new_head(len(weight))
-        net.head.weight.data.copy_(weight)
-        net.head.bias.data.copy_(own.pop(f"{head}.bias"))
-    modules = {name.removesuffix(".lora_A.weight") for name in own if name.endswith(".lora_A.weight")}
+    _fill_head(folder, net, own)
+    modules = {name.removesuffix(DOWN) for name in own if name.endswith(DOWN)}
     sites = [site for site in net.sites if module_of(net, site) in modules]
     if not sites or {module_of(net, site) for site in sites} != modules:
-        raise CheckpointError(f"{folder}: its modules {sorted(modules)[:3]} are not those of {type(model).__name__}")
-    method = _method(folder, config, own, sites)
-    adapted = Adapted(net, [method], (), None)
+        raise CheckpointError(
+            f"{folder}: its modules {sorted(modules)[:3]} are not those of {type(net.model).__name__}"
+        )
+    if any(tensor.ndim != 2 for name, tensor in own.items() if name.endswith((DOWN, UP))):
+        raise CheckpointError(f"{folder / TENSORS} holds factors that are no matrices")
+    has = {DOWN, UP, MAGNITUDE} if config.get("use_dora") else {DOWN, UP}
+    if odd := sorted(set(own) ^ {f"{module}{name}" for module in modules for name in has}):
+        raise ConfigError(f"{folder}: tensors such as {odd[0][:80]!r} are not read, or are missing")
+    paths = {site: module_of(net, site) for site in sites}
+    method, scales = _method(folder, config, own, paths)
+    adapted = Adapted(net, [method], (), spec, bare, content)
     adapted.next_phase()
-    for site in sites:
+    for site, module in paths.items():
         linear: Any = net.linear(site)
-        _fill(linear.delta, site, own, module_of(net, site), method)
+        try:
+            _fill(linear.delta, site, own, module, method, scales[module] / method.scale)
+        except RuntimeError as error:
+            raise CheckpointError(f"{folder}: {module} is of another shape than in the network here") from error
     return adapted
+
+
+def _fill_head(folder: Path, net: Backbone, own: dict[str, Tensor]) -> None:
+    """Take the classifier out of the tensors into the network; where there is none, the network's own stays."""
+    if not isinstance(net.model.get_classifier(), nn.Linear):  # type: ignore[operator]
+        heads = sorted(name for name in own if name.endswith(".weight") and ".lora_" not in name and own[name].ndim)
+        if len(heads) != 1:
+            raise ConfigError(f"{folder} holds no classifier, and the network has none")
+        net.new_head(len(own[heads[0]]))
+    name = next(name for name, module in net.model.named_modules() if module is net.head)
+    parts = {part: own.pop(f"{name}.{part}") for part in ("weight", "bias") if f"{name}.{part}" in own}
+    if not parts:
+        return
+    weight, bias = parts.get("weight"), parts.get("bias")
+    if weight is None or bias is None or bias.ndim != 1 or weight.shape != (len(bias), net.head.in_features):
+        raise CheckpointError(f"{folder}: its classifier is not one of {net.head.in_features} features with a bias")
+    like = next(net.parameters())
+    net.new_head(len(weight))
+    net.head.to(like.device, like.dtype).load_state_dict(parts)
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -169,46 +206,84 @@ def _config(folder: Path) -> dict[str, Any]:
             plain.count(blocks.get("nblocks"), "use_bdlora.nblocks")
         for key in ("alpha_pattern", "rank_pattern"):
             plain.maybe(plain.mapping)(config.get(key), key)
+            for value in (config.get(key) or {}).values():
+                plain.number(value, key)
     except plain.Misfit as error:
         raise CheckpointError(f"{folder / CONFIG} is no configuration of an adapter: {error}") from error
     if config.get("peft_type") != "LORA":
         raise ConfigError(
             f"{folder}: adapters of peft's type {str(config.get('peft_type'))[:40]!r} are not read; allowed: LORA"
         )
-    patterns = config.get("alpha_pattern") or {}, config.get("rank_pattern") or {}
-    usual = {"use_rslora": (None, False), "bias": (None, "none"), "alpha_pattern": (None, {}, patterns[1])}
-    for key, allowed in usual.items():
-        if config.get(key) not in allowed:
-            raise ConfigError(f"{folder}: {key}={str(config[key])[:40]} is not read")
+    if config.get("bias") not in (None, "none"):
+        raise ConfigError(f"{folder}: bias={str(config['bias'])[:40]} is not read")
     return dict(config)
 
 
-def _method(folder: Path, config: Mapping[str, Any], own: Mapping[str, Tensor], sites: list[Site]) -> Method:
-    targets = [proj for proj in PROJECTIONS if proj in {site.proj for site in sites}]
-    ranks = {len(tensor) for name, tensor in own.items() if name.endswith(".lora_A.weight")}
-    if len(ranks) > 1:
-        raise ConfigError(f"{folder}: layers of several ranks {sorted(ranks)} are not read")
-    (rank,) = ranks
-    scale = float(config["lora_alpha"]) / float(config["r"])
+def _method(
+    folder: Path, config: Mapping[str, Any], own: Mapping[str, Tensor], paths: Mapping[Site, str]
+) -> tuple[LoRA | DoRA | HeadLoRA, dict[str, float]]:
+    """The method whose rank is the largest of all layers, and the scale of each module."""
+    targets = [proj for proj in PROJECTIONS if proj in {site.proj for site in paths}]
+    ranks = {module: len(own[f"{module}{DOWN}"]) for module in paths.values()}
+    scales = {}
+    for module, rank in ranks.items():
+        stated = _of_pattern(folder, config, "rank_pattern", module, config["r"])
+        if rank != stated or not rank:
+            raise CheckpointError(f"{folder}: {module} has the rank {rank}, and {CONFIG} says {stated:g}")
+        alpha = _of_pattern(folder, config, "alpha_pattern", module, config["lora_alpha"])
+        scales[module] = float(alpha) / (rank**0.5 if config.get("use_rslora") else rank)
+    rank, scale = max(ranks.values()), scales[max(ranks, key=lambda module: ranks[module])] or 1.0
     if blocks := config.get("use_bdlora"):
-        heads = {site.num_heads for site in sites}
-        if set(targets) != set(QKV) or heads != {blocks["nblocks"] // 3} or blocks["nblocks"] % 3:
-            raise ConfigError(f"{folder}: a BdLoRA of {blocks['nblocks']} blocks is no update of {sorted(heads)} heads")
-        return HeadLoRA(label="peft_bdlora", rank=rank // blocks["nblocks"], targets=targets, scale=scale)
+        num = blocks["nblocks"]
+        heads = {site.num_heads for site in paths}
+        if set(targets) != set(QKV) or heads != {num // 3} or num % 3 or any(rank % num for rank in ranks.values()):
+            raise ConfigError(f"{folder}: a BdLoRA of {num} blocks is no update of {sorted(heads)} heads")
+        return HeadLoRA(label="peft_bdlora", rank=rank // num, targets=targets, scale=scale), scales
     kind = DoRA if config.get("use_dora") else LoRA
-    return kind(label="peft_dora" if config.get("use_dora") else "peft_lora", rank=rank, targets=targets, scale=scale)
+    label = "peft_dora" if config.get("use_dora") else "peft_lora"
+    return kind(label=label, rank=rank, targets=targets, scale=scale), scales
+
+
+def _of_pattern(folder: Path, config: Mapping[str, Any], key: str, module: str, usual: float) -> float:
+    """What a pattern says of a module, as peft reads it; `usual` where it says nothing.
+
+    peft takes each key for a regular expression of the path's end. Of a file that somebody sent only paths are taken.
+
+    Raises:
+        ConfigError: for any other expression.
+    """
+    for pattern, value in (config.get(key) or {}).items():
+        if not re.fullmatch(r"\^?\w+(\\?\.\w+)*", pattern):
+            raise ConfigError(
+                f"{folder}: {key} {pattern[:40]!r} is not read; allowed: the path of a module, or its end"
+            )
+        path = pattern.replace("\\", "")
+        if module == path.removeprefix("^") or (path[0] != "^" and module.endswith(f".{path}")):
+            return float(value)
+    return usual
 
 
 @torch.no_grad()
-def _fill(delta: Any, site: Site, own: Mapping[str, Tensor], module: str, method: Method) -> None:
-    """Put peft's tensors into the update of one projection: its third of a fused one."""
-    down, up = own[f"{module}.lora_A.weight"], own[f"{module}.lora_B.weight"]
+def _fill(delta: Any, site: Site, own: Mapping[str, Tensor], module: str, method: Method, ratio: float) -> None:
+    """Put peft's tensors into the update of one projection: its third of a fused one, zeros beyond their rank.
+
+    Args:
+        delta: with A (G, R, I) and B (G, O // G, R).
+        site, module: where.
+        own: all tensors, by peft's names.
+        method: of the adapter.
+        ratio: of the module's scale to that of the method.
+    """
+    down, up = own[f"{module}{DOWN}"], own[f"{module}{UP}"]
     index, parts = (QKV.index(site.proj), 3) if site.proj in QKV else (0, 1)
     up = up.chunk(parts)[index]
     if isinstance(method, HeadLoRA):
         down = down.chunk(parts)[index]
-    delta.A.copy_(down.reshape(delta.A.shape))
-    delta.B.copy_(up.reshape(delta.B.shape))
+    num_groups, _, num_inputs = delta.A.shape
+    down = down.reshape(num_groups, -1, num_inputs)
+    up = up.reshape(num_groups, delta.B.shape[1], down.shape[1])
+    delta.A.zero_()[:, : down.shape[1]] = down
+    delta.B.zero_()[..., : down.shape[1]] = up.to(delta.B) * ratio
     if isinstance(method, DoRA):
-        delta.magnitude.copy_(own[f"{module}.lora_magnitude_vector"].chunk(parts)[index])
+        delta.magnitude.copy_(own[f"{module}{MAGNITUDE}"].chunk(parts)[index])
     delta.refresh()

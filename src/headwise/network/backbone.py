@@ -129,7 +129,7 @@ class Backbone(nn.Module):
         owner, attribute = self._owners[site]
         setattr(owner, attribute, module)
         if isinstance(owner, SplitQKV):
-            owner.join()
+            owner.child_replaced()
 
     def bases(self, targets: Sequence[str]) -> dict[Site, Tensor]:
         """The frozen weights, (O, I), of the projections in `targets`, detached; of a 4-bit one as it is used.
@@ -186,7 +186,7 @@ class Backbone(nn.Module):
         wrapper = factory(inner)
         setattr(parent, attribute, wrapper)
         if isinstance(parent, SplitQKV):
-            parent.join()
+            parent.child_replaced()
         return wrapper
 
     def export_state_dict(self) -> dict[str, Tensor]:

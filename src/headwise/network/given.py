@@ -6,7 +6,7 @@ import copy
 from pathlib import Path
 
 import yaml
-from torch import nn
+from torch import Tensor, nn
 
 from headwise.errors import ConfigError
 from headwise.network.backbone import Backbone, BackboneSpec, content_of
@@ -57,6 +57,20 @@ def around(model: nn.Module) -> Backbone:
     net = Backbone(copy.deepcopy(model), side, mean, std)
     net.provenance = {"timm_name": record.get("architecture") or type(model).__name__}
     return net
+
+
+def sharing(net: Backbone) -> Backbone:
+    """A network of its own modules over the same tensors; only the classifier's are copied.
+
+    A method that is installed in one of the two is not seen by the other, unless it trains the network's own tensors.
+    """
+    for module in net.modules():
+        if isinstance(module, SplitQKV):
+            module.shared = True
+    own = {id(tensor) for tensor in net.head.parameters()}
+    values = (value for module in net.modules() for value in vars(module).values() if isinstance(value, Tensor))
+    tensors = (*net.parameters(), *net.buffers(), *values)
+    return copy.deepcopy(net, {id(tensor): tensor for tensor in tensors if id(tensor) not in own})
 
 
 def resize_of(net: Backbone) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +20,14 @@ class SplitQKV(nn.Module):
     The three weights are row views of one (3 d, d) storage, so the projection stays one GEMM. Children that a library
     has replaced by modules of its own are called one by one and their outputs concatenated. Some of the biases may be
     missing, as that of k is in EVA, BEiT and Swin-V2; it then is zero.
+
+    Attributes:
+        shared: whether other networks hold the same parameters, which then keep their place.
     """
 
     layout = "fused"
     """How timm's network holds the three, of `headwise.network.projections.LAYOUTS`."""
+    shared = False
 
     def __init__(self, qkv: nn.Linear) -> None:
         super().__init__()
@@ -62,19 +66,24 @@ class SplitQKV(nn.Module):
         return tuple(getattr(self, name) for name in QKV)
 
     @torch.no_grad()
-    def join(self) -> None:
-        """Lay the children's weights and biases out in one storage again, after any of them was replaced."""
+    def join(self, apart: bool = False) -> None:
+        """Lay the children's weights and biases out in one storage again, after any of them was replaced.
+
+        What lies there already stays: networks that share their parameters share this storage as well.
+
+        Args:
+            apart: leave frozen parameters where they are, and take new ones; else what they hold moves.
+        """
         parts = self._linears()
         if parts is None:
             self._weight, self._bias = torch.empty(0, 0), None  # it would keep alive what a 4-bit projection replaced
             return
-        self._weight = torch.cat([part.weight for part in parts])
-        self._bias = _side_by_side(parts)
-        for storage, name in ((self._weight, "weight"), (self._bias, "bias")):
-            if storage is not None:
-                for part, rows in zip(parts, storage.chunk(3), strict=True):
-                    if getattr(part, name) is not None:
-                        getattr(part, name).data = rows
+        self._weight = cast(Tensor, _stacked(parts, "weight", apart))
+        self._bias = _stacked(parts, "bias", apart)
+
+    def child_replaced(self) -> None:
+        """Join the children again, after one of them was replaced."""
+        self.join(apart=self.shared)
 
     def _linears(self) -> tuple[nn.Linear, ...] | None:
         """The children if all are of this project's kinds, None where a library has replaced one."""
@@ -117,6 +126,35 @@ def _side_by_side(parts: Sequence[nn.Linear]) -> Tensor | None:
     if all(part.bias is None for part in parts):
         return None
     return torch.cat([part.weight.new_zeros(part.out_features) if part.bias is None else part.bias for part in parts])
+
+
+def _stacked(linears: Sequence[nn.Linear], name: str, apart: bool) -> Tensor | None:
+    """The linears' weights or biases as one tensor, whose rows they are from now on; a new one if they were not.
+
+    Rows of a bias that is missing are zero; None where all are.
+    """
+    given: list[nn.Parameter | None] = [getattr(linear, name) for linear in linears]
+    parts = [part for part in given if part is not None]
+    if not parts:
+        return None
+    first = parts[0]
+    size = first.numel() * first.element_size()
+    if len(parts) == len(given) and all(
+        part.is_contiguous()
+        and part.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        and part.data_ptr() == first.data_ptr() + index * size
+        for index, part in enumerate(parts)
+    ):
+        return first.detach().as_strided((len(parts) * len(first), *first.shape[1:]), first.stride())
+    whole = torch.cat([torch.zeros_like(first) if part is None else part.detach() for part in given])
+    for linear, part, rows in zip(linears, given, whole.chunk(len(given)), strict=True):
+        if part is None:
+            continue
+        if apart and not part.requires_grad:
+            setattr(linear, name, nn.Parameter(rows, requires_grad=False))
+        else:
+            part.data = rows
+    return whole
 
 
 def _joined(module: nn.Module, _: object) -> None:
