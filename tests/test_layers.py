@@ -183,6 +183,10 @@ def test_only_nf4_imports_bitsandbytes() -> None:
     assert "bitsandbytes" not in reached("network/nf4")  # optional: imported where it is asked for
 
 
+def test_onnx_is_loaded_where_it_is_asked_for() -> None:
+    assert reached("artifacts/export") & {"onnx", "onnxruntime", "onnxscript", "transformers"} == set()
+
+
 @pytest.mark.parametrize("room", ["storage", "results", "protocol", "comparison", "report", "commands", "schema"])
 def test_a_room_of_words_and_numbers_never_imports_torch(room: str) -> None:
     heavy = {"torch", "lightning", "timm", "tensorflow", "peft"}

@@ -92,8 +92,8 @@ class Adapted(Classifier):
         task = OwnClasses(net.head.out_features, names)
         if names and len(names) != task.num_classes:
             raise ConfigError(f"{len(names)} class_names for a classifier of {task.num_classes} classes")
-        super().__init__(net, task, Preparation(net.img_size, resize_of(net), net.mean, net.std))
-        self.stages, self.phase, self.spec = [Stage(method) for method in methods], -1, spec
+        super().__init__(net, task, Preparation(net.img_size, resize_of(net), net.mean, net.std), spec=spec)
+        self.stages, self.phase = [Stage(method) for method in methods], -1
         self.content = content or body_content(net)
         self.shelf = Shelf(bare)
         self.installed: Installed

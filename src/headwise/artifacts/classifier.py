@@ -26,7 +26,7 @@ from headwise.data.stores.classfolders import images_below
 from headwise.data.stores.listfiles import SUFFIXES
 from headwise.data.vtab import to_tensor
 from headwise.errors import ConfigError, DataError
-from headwise.network.backbone import Backbone
+from headwise.network.backbone import Backbone, BackboneSpec
 from headwise.results.records import Result
 from headwise.storage import atomic
 
@@ -93,11 +93,19 @@ class Classifier(nn.Module):
         task: what it classifies; its `class_names` may be empty.
         preparation: how images become input.
         result: the record of the run; None where there was none.
+        spec: of a network that has a name.
     """
 
-    def __init__(self, net: Backbone, task: Classes, preparation: Preparation, result: Result | None = None) -> None:
+    def __init__(
+        self,
+        net: Backbone,
+        task: Classes,
+        preparation: Preparation,
+        result: Result | None = None,
+        spec: BackboneSpec | None = None,
+    ) -> None:
         super().__init__()
-        self.net, self.task, self.preparation, self.result = net, task, preparation, result
+        self.net, self.task, self.preparation, self.result, self.spec = net, task, preparation, result, spec
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits, (B, K), for normalised images (B, 3, S, S), such as `preprocess` gives."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from headwise.artifacts.adapterfolder import is_adapted, is_peft, read_adapted
 from headwise.artifacts.classifier import Classifier as Classifier
 from headwise.artifacts.classifier import Guess as Guess
+from headwise.artifacts.published import TOLERANCE, check_onnx, described, write_hub, write_onnx
 from headwise.artifacts.saved import SavedRun, own_randomness
 from headwise.data.sources import SyntheticSource
 from headwise.data.vtab import VTABDataModule
@@ -29,8 +30,6 @@ from headwise.protocol.recipe import PRECISIONS, Protocol
 from headwise.training.loop import Machine, PhaseModule, hush, write_tensors
 from headwise.training.machine import attended
 
-TOLERANCE = 1e-3
-"""Largest difference of a logit between the trained and the exported network that is taken for rounding."""
 NUM_COMPARED = 32
 
 
@@ -64,7 +63,7 @@ def load(
             if not merged:
                 return adapted
             adapted.installed.merge()
-        return Classifier(adapted.net, adapted.task, adapted.preparation).eval()
+        return Classifier(adapted.net, adapted.task, adapted.preparation, spec=adapted.spec).eval()
     if model is not None:
         raise ConfigError(f"model belongs to a folder that Adapted.save wrote; {str(run_dir)[:300]!r} is none")
     saved = SavedRun.read(run_dir, trust)
@@ -75,9 +74,14 @@ def load(
             installed = last
         if merged is None or merged:
             installed.merge()
+    return _classifier(saved, net)
+
+
+def _classifier(saved: SavedRun, net: Backbone) -> Classifier:
+    """A run's network, frozen, in evaluation mode, with all that belongs to it."""
     # only how the module prepares images is used; none is ever read from this source
     preparation = saved.data(net, SyntheticSource()).preparation
-    return Classifier(net.requires_grad_(False), saved.task, preparation, saved.result).eval()
+    return Classifier(net.requires_grad_(False), saved.task, preparation, saved.result, saved.spec).eval()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,29 +89,38 @@ class Export:
     """What `export_merged` wrote, and how near it is to what was trained.
 
     Attributes:
-        file: the timm state dict.
+        file: the timm state dict; None where none was asked for.
         random_difference: largest difference of a logit on random input.
         real_difference: the same on test images of the run; None where they cannot be read.
         note: why not.
         metadata: what stands in the file's header under ``timm``.
+        hub: the folder for the hub; None where none was asked for.
+        onnx: the ONNX file; None where none was asked for.
+        hub_difference, onnx_difference: of a logit on random input, of what timm and onnxruntime read of them.
     """
 
-    file: str
+    file: str | None
     random_difference: float
     real_difference: float | None
     note: str
     metadata: dict[str, Any]
+    hub: str | None = None
+    onnx: str | None = None
+    hub_difference: float | None = None
+    onnx_difference: float | None = None
 
 
 @torch.no_grad()
 def export_merged(
     run_dir: str | Path,
-    out: str | Path,
+    out: str | Path | None = None,
     weights: str | Path | None = None,
     data_root: str | Path | None = None,
     trust: str | Iterable[str] = (),
+    hub: str | Path | None = None,
+    onnx: str | Path | None = None,
 ) -> Export:
-    """Write a run as one file that timm alone can load: a state dict under timm's keys, head included.
+    """Write a run for others: a state dict under timm's keys, a folder for the hub, an ONNX file; head included.
 
     The header's entry ``timm`` is JSON: ``model`` are the arguments of timm.create_model, ``transform`` those of
     timm.data.create_transform, ``class_names`` the classes. Before anything is written the file's tensors are loaded
@@ -119,13 +132,15 @@ def export_merged(
         weights: file of the pretrained weights, if it has moved.
         data_root: folder of the images, if it has moved.
         trust: as for `load`.
+        hub: the folder to write, see `headwise.artifacts.published.write_hub`.
+        onnx: the .onnx file to write, see `headwise.artifacts.published.write_onnx`.
 
     Raises:
         CheckpointError: if a phase stays beside the weights, or the two networks disagree.
+        ConfigError: if nothing is to be written, or ONNX cannot be.
     """
-    saved, out = SavedRun.read(run_dir, trust), Path(out)
-    if out.suffix != ".safetensors":
-        raise ConfigError(f"the exported file must end in .safetensors, got {str(out)!r}")
+    saved = SavedRun.read(run_dir, trust)
+    _check_asked(out, hub, onnx)
     with own_randomness():
         net = saved.network(weights)
         for _, last in saved.install(net):
@@ -137,27 +152,57 @@ def export_merged(
     # with the last phase beside the weights, as it was trained: merging and the change of keys are what is tested
     before = [net(batch) for batch in batches]
     installed.merge()
-    state = net.export_state_dict()
-    plain = saved.spec.plain(saved.task.num_classes).eval()
-    try:
-        plain.load_state_dict(state)
-    except RuntimeError as error:
-        raise CheckpointError(f"the merged network does not fit timm's {saved.spec.timm_name}: {error}") from error
-    apart = [float((plain(batch) - logits).abs().max()) for batch, logits in zip(batches, before, strict=True)]
+    # ONNX can hold a method that stays in place; timm cannot
+    state = None if out is None and hub is None else net.export_state_dict()
+    read = net if state is None else _as_timm(saved, state)
+    apart = [float((read(batch) - logits).abs().max()) for batch, logits in zip(batches, before, strict=True)]
     # not `>`, which a NaN would pass
     if not max(apart) <= TOLERANCE:
         raise CheckpointError(
             f"exported and trained network differ by {max(apart):.3g} in a logit; nothing was written"
         )
-    metadata = _metadata(saved, net)
-    write_tensors(out, state, {"format": "pt", "timm": json.dumps(metadata)})
+    classifier = _classifier(saved, net)
+    metadata = {
+        **described(classifier),
+        "run": {"fingerprint": saved.result.fingerprint, "labels": saved.result.labels},
+    }
+    if out is not None and state is not None:
+        write_tensors(Path(out), state, {"format": "pt", "timm": json.dumps(metadata)})
     return Export(
-        file=str(out),
+        file=None if out is None else str(out),
         random_difference=apart[0],
         real_difference=apart[1] if len(apart) > 1 else None,
         note=note,
         metadata=metadata,
+        hub=None if hub is None else str(hub),
+        onnx=None if onnx is None else str(onnx),
+        hub_difference=None if hub is None else write_hub(classifier, hub),
+        onnx_difference=None if onnx is None else write_onnx(classifier, onnx),
     )
+
+
+def _as_timm(saved: SavedRun, state: dict[str, Tensor]) -> nn.Module:
+    """timm's own network of a run with these weights."""
+    plain = saved.spec.plain(saved.task.num_classes).eval()
+    try:
+        plain.load_state_dict(state)
+    except RuntimeError as error:
+        raise CheckpointError(f"the merged network does not fit timm's {saved.spec.timm_name}: {error}") from error
+    return plain
+
+
+def _check_asked(out: str | Path | None, hub: str | Path | None, onnx: str | Path | None) -> None:
+    """Refuse, before any work, what cannot be written.
+
+    Raises:
+        ConfigError: saying what is missing.
+    """
+    if out is None and hub is None and onnx is None:
+        raise ConfigError("nothing is to be written; name a file (out), a folder for the hub (hub) or an ONNX file")
+    if out is not None and Path(out).suffix != ".safetensors":
+        raise ConfigError(f"the exported file must end in .safetensors, got {str(out)!r}")
+    if onnx is not None:
+        check_onnx(Path(onnx))
 
 
 def _real_batch(saved: SavedRun, net: Backbone, data_root: str | Path | None) -> tuple[Tensor | None, str]:
@@ -168,25 +213,6 @@ def _real_batch(saved: SavedRun, net: Backbone, data_root: str | Path | None) ->
         return data.preprocess(images), ""
     except DataError as error:
         return None, f"test images of the run: {error}"
-
-
-def _metadata(saved: SavedRun, net: Backbone) -> dict[str, Any]:
-    mean, std = saved.protocol.normalization(net.mean, net.std)
-    return {
-        "model": saved.spec.arguments(saved.task.num_classes),
-        "transform": {
-            "input_size": [3, net.img_size, net.img_size],
-            "mean": list(mean),
-            "std": list(std),
-            "interpolation": saved.protocol.resize.partition("_")[2],
-            "crop_pct": 1.0,
-            # timm's word for what the run does: both sides to the network's size, whatever their ratio
-            "crop_mode": "squash",
-        },
-        "class_names": list(saved.task.class_names),
-        "grey": saved.task.channels == 1,
-        "run": {"fingerprint": saved.result.fingerprint, "labels": saved.result.labels},
-    }
 
 
 @dataclass(frozen=True, kw_only=True)
