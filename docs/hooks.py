@@ -7,7 +7,9 @@ links of the pages to where their classes and functions are now; use it after a 
 from __future__ import annotations
 
 import ast
+import base64
 import functools
+import json
 import os
 import posixpath
 import re
@@ -208,7 +210,7 @@ def relinked(markdown: str, folder: str, page: str) -> str:
             return match[0]
         there, anchor, name = path.removeprefix("docs/"), match["anchor"] or "", match["text"].strip("`")
         if path.startswith("docs/"):
-            there = report_of(there) if there.endswith(".html") else there
+            there = report_of(there) if there.endswith(".html") else there.replace(".ipynb", ".md")
         elif has_page(path):
             there = page_of(path)
         else:
@@ -252,12 +254,29 @@ def shown_sources() -> list[str]:
     return list(shown)
 
 
+def notebook(name: str) -> dict[str, str | bytes]:
+    """The page of a notebook of docs/ as it was executed, and its pictures, by their place on the site."""
+    page, pictures = "", {}
+    for cell in json.loads((REPO / "docs" / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        page += source if cell["cell_type"] == "markdown" else f"``` {{ .python }}\n{source}\n```"
+        for output in cell.get("outputs", ()):
+            data = output.get("data", {"text/plain": output.get("text", "")})
+            if picture := data.get("image/png"):
+                pictures[f"{name}-{len(pictures) + 1}.png"] = base64.b64decode(picture)
+                page += f"\n\n![What the cell draws]({name}-{len(pictures)}.png)"
+            elif text := "".join(data.get("text/plain", "")).strip():
+                page += f"\n\n``` {{ .text .no-copy }}\n{text}\n```"
+        page += "\n\n"
+    return {f"{name}.md": page, **pictures}
+
+
 def on_files(files: Any, *, config: Any) -> Any:
-    """Add the pages that are made from conf/ and from sources."""
+    """Add the pages that are made from conf/, from sources and from notebooks."""
     from mkdocs.structure.files import File
 
-    made = {"reference/configuration.md": configuration(), **method_pages()}
-    made |= {page_of(p): source_page(p) for p in shown_sources()}
+    made: dict[str, str | bytes] = {"reference/configuration.md": configuration(), **notebook("notebook")}
+    made |= {**method_pages(), **{page_of(path): source_page(path) for path in shown_sources()}}
     for report in (REPO / "docs" / "results").glob("*.html"):
         made[report_of(f"results/{report.name}")] = report.read_text(encoding="utf-8")
     for uri, content in made.items():

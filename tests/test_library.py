@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from made_networks import REPO
+from made_networks import REPO, distance
 
 BLOCKS = re.findall(
     r"```python\n(.*?)```", (REPO / "docs" / "howto" / "library.md").read_text("utf-8"), flags=re.DOTALL
@@ -38,7 +38,10 @@ def test_the_code_of_the_page_runs(place: Path) -> None:
         exec(compile(block, "library.md", "exec"), names)
     assert [row.path for row in names["rows"]] == ["a.png"] and (place / "answers.csv").is_file()
     assert (place / "pets" / "adapter.json").is_file() and names["result"].accuracy is not None
-    assert len(BLOCKS) == 3
+    assert distance(names["logits"]["default"], names["logits"]["pets"]) < 1e-5, "one and the same"
+    assert tuple(names["logits"][None].shape) == (8, 192), "no classifier: features"
+    assert (place / "hub" / "README.md").is_file() and (place / "pets.onnx").is_file()
+    assert len(BLOCKS) == 5
 
 
 @pytest.mark.slow
