@@ -43,7 +43,7 @@ def card(net: Classifier, record: Mapping[str, Any], class_names: Sequence[str])
 
     Args:
         net: what is published.
-        record: see `headwise.artifacts.published.described`.
+        record: see `headwise.artifacts.published.described`, and ``parameters``, their number.
         class_names: in the order of the logits.
     """
     name = record["model"]["model_name"]
@@ -70,7 +70,7 @@ def _facts(net: Classifier, record: Mapping[str, Any]) -> list[tuple[str, str]]:
     facts = [
         ("network", _code(json.dumps(model))),
         ("pretrained weights", _weights(net)),
-        ("parameters", f"{sum(tensor.numel() for tensor in net.net.model.parameters()):,} before merging"),
+        ("parameters", f"{record['parameters']:,}"),
         ("input", f"{transform['input_size'][-1]} pixels, both sides resized ({transform['interpolation']})"),
     ]
     if isinstance(net, Adapted):

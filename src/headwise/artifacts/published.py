@@ -100,7 +100,8 @@ def write_hub(net: Classifier, folder: str | Path) -> float:
     try:
         header = {"format": "pt", "timm": json.dumps(record)}
         write_tensors(part / WEIGHTS, plain.state_dict(), header)
-        atomic.write_text(part / CARD, card(net, record, names))
+        size = sum(tensor.numel() for tensor in plain.parameters())
+        atomic.write_text(part / CARD, card(net, {**record, "parameters": size}, names))
         atomic.write_json(part / CONFIG, configuration(plain, record["model"], record["transform"], names))
         apart = _compared(net, read_back(part), "what timm reads")
         with atomic.errors_naming(place):
