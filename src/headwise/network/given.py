@@ -13,6 +13,7 @@ from headwise.network.backbone import Backbone, BackboneSpec, content_of
 from headwise.network.catalog import check_name, record_of, side_of
 from headwise.network.projections import put_back
 from headwise.storage.weights import BY_NAME
+from headwise.updates.qkv import SplitQKV
 
 RESIZES = {"bilinear": "pil_bilinear"}
 """What timm says of a network's images, and how they are resized here; anything else is bicubic."""
