@@ -26,9 +26,10 @@ class Consistency:
     sigma_b falls linearly with depth: sigma (L + 1 - b) / (L + 1 - spare) in block b of L, from 0, and 0 in the first
     `spare` blocks; the classifier counts as block L and its logits get the noise of the last place.
 
-    Read in the authors' code (MaxwellYaoNi/PACE at commit 5cad9c1, Vision/, MIT). Here the draws of Swin are per image;
-    there the first axis of a window's tokens counts, so each window has its own. Their drop-path divides the masks by
-    their mean, which is left out. The two passes are one after the other here, and one batch of twice the size there.
+    Read in the authors' code (MaxwellYaoNi/PACE, MIT: Vision/pace/pace_ops.py at commit 2f51f44, Vision/train.py at
+    13d47de). Here the draws of Swin are per image; there the first axis of a window's tokens counts, so each window has
+    its own. Their drop-path divides the masks by their mean, which is left out. The two passes are one after the other
+    here, and one batch of twice the size there.
 
     Attributes:
         mode: ``pace``; ``lazy`` compares in every `every`-th step only, on half of the batch; ``fast`` has one pass and
