@@ -314,6 +314,8 @@ LOADERS: dict[str, Check | str] = {
     ),
     "network/given.py:yaml.safe_load": OURS,
     "protocol/described.py:OmegaConf.load": OURS,
+    "runs/method_page.py:yaml.safe_load": OURS,
+    "runs/method_page.py:read_json": OURS,
     "scripts/show_task.py:yaml.safe_load": OURS,
 }
 """Every place that reads a file: how to give it one, or why nobody else can."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
-import json
 import re
 import statistics
 import sys
@@ -29,6 +28,8 @@ from headwise.methods._catalog import DISGUISE, is_disguised
 from headwise.methods.base import Method
 from headwise.network.backbone import Backbone, BackboneSpec
 from headwise.protocol.described import CONF, described, method_names
+from headwise.results.records import Result
+from headwise.storage.plain import read_json
 
 FACTS = ("Formula", "Source", "Licence", "Size", "Not for")
 """Names of facts; a fact ends at a blank line or at the next."""
@@ -234,7 +235,7 @@ def _cost(kept: Path | None, label: str) -> str:
     if file is None or not file.is_file():
         return ""
     lines = []
-    for table in json.loads(file.read_text(encoding="utf-8")):
+    for table in read_json(file):
         for line in (line for line in table["lines"] if line["method"] == label):
             lines.append(
                 f"- {table['title']} ({line['variant']}, seed {line['seed']}, {line['epochs']} epochs): "
@@ -246,18 +247,19 @@ def _cost(kept: Path | None, label: str) -> str:
 
 def _records(kept: Path | None, label: str) -> str:
     """Its kept records by experiment, task and variant: mean accuracy, n and weights."""
-    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, str, str], list[Result]] = {}
     for file in sorted((kept / "records").glob(f"*/{label}/*/*/*/result.json")) if kept is not None else ():
-        record = json.loads(file.read_text(encoding="utf-8"))
-        groups.setdefault((record["name"], record["dataset"], record["variant"]), []).append(record)
+        record = Result.read(file)
+        if record.phases[-1].accuracy is not None:  # tested at all
+            groups.setdefault((record.key.name, record.key.dataset, record.key.variant), []).append(record)
     if not groups:
         return ""
     lines = ["| experiment | task | variant | weights | stamps | accuracy % | n |"]
     lines += ["| --- | --- | --- | --- | --- | --: | --: |"]
     for (experiment, task, variant), records in groups.items():
-        mean = statistics.mean(record["phases"][-1]["accuracy"] for record in records)
-        weights = records[0]["config"]["backbone"]["name"]
-        stamps = ", ".join(dict.fromkeys(stamp for record in records for stamp in record["labels"]))
+        mean = statistics.mean(accuracy for record in records if (accuracy := record.phases[-1].accuracy) is not None)
+        weights = records[0].config["backbone"]["name"]
+        stamps = ", ".join(dict.fromkeys(stamp for record in records for stamp in record.labels))
         lines.append(f"| {experiment} | {task} | {variant} | {weights} | {stamps} | {mean:.2f} | {len(records)} |")
     lines += ["", "Accuracy after the last phase, the mean over n seeds. Files: docs/results/records."]
     return "\n".join(lines)
