@@ -11,6 +11,7 @@ import torch
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix, multiclass_f1_score
 
 from headwise.report import pictures
+from headwise.results import shapes
 from headwise.results.classes import measures, read_confusion, write_confusion
 from headwise.results.store import Result
 from headwise.runs.experiment import obtained
@@ -68,3 +69,8 @@ def test_a_run_writes_its_matrix_with_the_names_of_classes(tmp_path: Path) -> No
     assert (folder / "confusion.png").is_file()
     classes = result.phases[0].extra["classes"]
     assert 0 <= classes["macro_f1"] <= 100 and 0 <= classes["balanced_accuracy"] <= 100
+
+
+@pytest.mark.parametrize("value", [0.0, 100.0])
+def test_all_right_and_all_wrong_are_records(value: float) -> None:
+    shapes.EXTRA({"classes": {"balanced_accuracy": value, "macro_f1": value}}, "extra")

@@ -25,6 +25,7 @@ from headwise.storage.plain import (
     number,
     scalar,
     text,
+    within,
 )
 
 FORMAT = 1
@@ -77,8 +78,8 @@ EXTRA = fields(
         "heads": maybe(each(_head_row)),
         "paper_bytes": maybe(count),
         "search": maybe(_SEARCH),
-        "mechanism": every(between(0, 1)),
-        "classes": fields(dict.fromkeys(("balanced_accuracy", "macro_f1"), between(0, 100))),
+        "mechanism": every(within(0, 1)),
+        "classes": fields(dict.fromkeys(("balanced_accuracy", "macro_f1"), within(0, 100))),
     },
 )
 PHASE = fields(

@@ -153,6 +153,16 @@ def between(low: float, high: float) -> Shape:
     return check
 
 
+def within(low: float, high: float) -> Shape:
+    """A number from `low` to `high`, such as a share."""
+
+    def check(value: Any, where: str) -> None:
+        number(value, where)
+        _must(low <= value <= high, value, where, f"a number in {low}..{high}")
+
+    return check
+
+
 def flag(value: Any, where: str) -> None:
     """True or false."""
     _must(isinstance(value, bool), value, where, "true or false")
