@@ -27,7 +27,6 @@ from headwise.commands.written import writing
 from headwise.comparison import lineup
 from headwise.errors import ConfigError, suggest
 from headwise.protocol.described import method_names
-from headwise.runs import method_page
 from headwise.runs.sweep import checked_config
 from headwise.storage import atomic
 
@@ -56,6 +55,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def about(name: str) -> str:
     """First sentence of a method's file."""
+    from headwise.runs import method_page  # loads torch
+
     return method_page.about(name)
 
 
@@ -133,6 +134,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     with writing(options.out, options.json, force=options.force):
         if is_page(options):
+            from headwise.runs import method_page
+
             text, data = method_page.page(options.methods[0], CONF.parent / "docs" / "results"), None
         else:
             text, data = of_runs(options) if options.runs else of_network(options)

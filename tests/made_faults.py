@@ -33,6 +33,7 @@ NULLABLE = {
         "data.cache_dir",
         "backbone.mean",
         "backbone.std",
+        "backbone.img_size",
         *("backbone.weights_are", "dataset.depth"),
     ),
     *("dataset.config", "dataset.label_key", "dataset.label_rule", "dataset.builder", "dataset.num_test"),

@@ -167,7 +167,10 @@ REFUSED: list[tuple[str, str]] = [
     ("hydra=x", "no option of 'hydra' is chosen here"),
     ("backbone.overrides=[]", "backbone.overrides=[] cannot be taken"),
     ("backbone.overrides={pretrained:true}", "unknown configuration key 'backbone.overrides.pretrained'"),
-    ("backbone.img_size=0", "backbone.img_size must be a whole number of at least 1, got 0"),
+    (
+        "backbone.img_size=0",
+        "backbone.img_size must be the side of a square in pixels, a whole number of at least 1, got 0",
+    ),
     *(
         (f"backbone.weights={given}", f"weights file '{given}' {why}; give an existing file with backbone.weights=FILE")
         for given, why in (

@@ -107,8 +107,9 @@ def test_a_block_gets_what_its_network_gives_it_beside_the_tokens(method: str) -
     net, x = built(timm_name, size, **overrides).eval(), torch.randn(2, 3, size, size)
     with torch.no_grad():
         before = net(x)
-        fitted(composed_method(method), net)
-        assert (net.eval()(x) - before).abs().max() < 1e-5
+        phase = composed_method(method)
+        fitted(phase, net)
+        assert (net.eval()(x) - before).abs().max() < phase.identity_tolerance
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,9 @@ def rehearse(net: Backbone, methods: Sequence[Method], first: bool = True) -> No
             with own_randomness(), fitting(trial, method):
                 method.rehearse(trial)
             dry_forward(trial, method)
-        if not method.merges and index + 1 < len(methods):
+        # where it would go is decided by a look at the images, which is still to come
+        is_planned = type(method).prepare is not Method.prepare
+        if not method.merges and not is_planned and index + 1 < len(methods):
             stage = copy.deepcopy(stage)
             with own_randomness(), fitting(stage, method):
                 method.install(stage).merge()
