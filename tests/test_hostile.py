@@ -162,6 +162,7 @@ REFUSED: list[tuple[str, str]] = [
     ("+method=dora", "without '+', method=OPTION replaces the choice"),
     ("++method=dora", "type method=dora"),
     ("~method=dora", "method=dora is not chosen here, so it cannot be removed"),
+    ("consistency=pace", "none can be replaced; a method's own is +method.consistency=pace"),
     ("gate=front", "no option of 'gate' is chosen here, so none can be replaced; a method's own is method.gate=heart"),
     ("method@method.first=dora", "no option of 'method@method.first' is chosen here"),
     ("hydra=x", "no option of 'hydra' is chosen here"),

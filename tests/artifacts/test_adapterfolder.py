@@ -18,7 +18,7 @@ import headwise
 from headwise.artifacts.peftfolder import write_peft
 from headwise.errors import ConfigError, HeadwiseError
 from headwise.network.given import body_content
-from made_networks import CLASSES, distance, images, logits, perturb, plain_timm
+from made_networks import CLASSES, FURTHER, distance, images, logits, perturb, plain_timm
 
 X, Y = images(4), torch.arange(4) % CLASSES
 LAYERS = ["qkv", "attn.proj", "fc1"]
@@ -238,3 +238,29 @@ def test_what_peft_says_and_nothing_reads_is_refused(tmp_path: Path) -> None:
             headwise.load(tmp_path, model=model)
     with pytest.raises(ConfigError, match=r"is an adapter of peft: give its network"):
         headwise.load(tmp_path)
+
+
+@pytest.mark.parametrize("family", sorted(FURTHER))
+def test_networks_whose_attention_lacks_a_bias_hold_several_adapters_as_well(family: str, tmp_path: Path) -> None:
+    model = plain_timm(family)
+    expected = {}
+    for name, method in (("one", "lora"), ("two", "bitfit")):
+        own = headwise.adapt(model, method, **({"rank": 2} if method == "lora" else {}))
+        perturb(own.trainable_parameters(), 0.05)
+        expected[name] = logits(own.eval(), X)
+        own.save(tmp_path / name)
+    net = headwise.load(tmp_path / "one", model=model)
+    assert isinstance(net, headwise.Adapted)
+    net.load_adapter("two", tmp_path / "two")
+    for name in ("two", None, "two"):
+        net.use(name)
+        wanted = logits(model, X) if name is None else expected[name]
+        assert distance(logits(net, X), wanted) < 1e-5, name
+
+
+def test_a_number_of_classes_that_no_memory_holds_is_damage(tmp_path: Path) -> None:
+    headwise.adapt(network(), "lora", rank=2).save(tmp_path / "a")
+    record = json.loads((tmp_path / "a" / "adapter.json").read_text())
+    (tmp_path / "a" / "adapter.json").write_text(json.dumps({**record, "num_classes": 10**12}))
+    with pytest.raises(HeadwiseError, match=r"num_classes must be in 1\.\.1000000"):
+        headwise.load(tmp_path / "a", model=network())

@@ -255,3 +255,14 @@ def test_hydra_is_not_imported() -> None:
         "sys.exit('hydra' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_parameters_with_a_rate_of_their_own_need_the_rate() -> None:
+    net = headwise.adapt(plain_timm("vit"), "lora_plus", rank=2)
+    fast, slow = sorted(net.param_groups(0.01, 1e-3), key=lambda group: -group.get("lr", 0.0))
+    assert fast["lr"] == pytest.approx(16e-3) and "lr" not in slow and "rate" not in fast
+    with pytest.raises(ConfigError, match=r"16 times the rate; say which: param_groups\(weight_decay, lr\)"):
+        net.param_groups(0.01)
+    with pytest.raises(ConfigError, match=r"at another rate; give the optimiser param_groups\(weight_decay, lr\)"):
+        net.trainable_parameters()
+    assert all("lr" not in group for group in headwise.adapt(plain_timm("vit"), "lora", rank=2).param_groups(0.01))

@@ -518,3 +518,10 @@ def test_adalora_of_a_checkpoint_needs_no_steps(tmp_path: Path) -> None:
     (phase,), _ = train(again, [given], tmp_path)
     assert phase.epochs == 0
     assert distance(logits(again, images()), want) < 1e-5
+
+
+def test_biases_of_loras_b_are_counted() -> None:
+    net = network("vit")
+    own = method(r=4, lora_bias=True)
+    installed = own.install(net)
+    assert own.count(network("vit")) == sum(tensor.numel() for tensor in installed.adapter().values())

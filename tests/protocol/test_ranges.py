@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import builtins
 import math
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,11 +14,14 @@ from headwise.errors import ConfigError
 from headwise.methods.base import Method
 from headwise.methods.bi_lora import BiLoRA
 from headwise.methods.lora import LoRA
-from headwise.protocol.ranges import Range, draw
+from headwise.protocol import ranges
+from headwise.protocol.ranges import Range
 from headwise.protocol.recipe import Protocol
 from headwise.protocol.search import search, settle
 from headwise.protocol.space import Space
 from headwise.results.records import PhaseResult
+from headwise.runs.experiment import plan_run
+from made_networks import compose_config
 
 LR = {"low": 0.0001, "high": 0.1, "log": True}
 
@@ -146,14 +149,11 @@ def test_ends_that_the_method_refuses_are_refused_before_anything_is_tried() -> 
     assert tried == []
 
 
-def test_without_optuna_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
-
-    def absent(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name == "optuna":
-            raise ImportError("No module named 'optuna'")
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", absent)
-    with pytest.raises(ConfigError, match=re.escape("needs the package optuna (No module named 'optuna')")):
-        draw({"lr": Range(0.1, 1.0)}, 2, 0, lambda number, chosen: 0.0)
+def test_without_optuna_the_extra_is_named_before_a_folder_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranges, "find_spec", lambda name: None)
+    words = ["dataset=dsprites_loc", "data=synthetic", "backbone=vit_tiny_random", "method=lora", "trainer=cpu"]
+    with pytest.raises(ConfigError, match=re.escape("needs the package optuna: pip install -e '.[search]'")):
+        plan_run(compose_config(*words, f"root={tmp_path}", "+protocol.search={scale: [1, 2], trials: 2}"))
+    assert not any(tmp_path.iterdir())

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 import headwise
 from headwise.artifacts.export import evaluate
+from headwise.artifacts.published import write_hub
 from headwise.errors import CheckpointError, ConfigError
 from headwise.protocol.earlier import Earlier
 from headwise.results.store import Result
@@ -70,10 +71,33 @@ def test_a_chain_of_three_keeps_every_link(first: Path, tmp_path: Path) -> None:
     assert third.provenance["from"]["phases"] == 2
 
 
-def test_a_search_chooses_for_the_new_phases_alone(first: Path, tmp_path: Path) -> None:
-    words = ["method=lora", f"from={first}", "+protocol.search={fields:{lr:[0.001,0.01]}}", f"root={tmp_path}"]
-    on, _ = trained(*LOC, *words)
+def test_a_search_chooses_for_the_new_phases_alone_on_images_that_were_not_trained_on(
+    first: Path, tmp_path: Path
+) -> None:
+    _, apart = trained(*LOC, "method=lora", "protocol.train_split=train800", "name=apart", f"root={tmp_path}")
+    words = ["method=lora", "+protocol.search={fields:{lr:[0.001,0.01]}}", f"root={tmp_path}"]
+    on, _ = trained(*LOC, *words, f"from={apart}")
     assert [phase.num_trials for phase in on.phases] == [0, 2]
+    assert "would choose on val200, which is part of it" in refused(first, tmp_path, *words, f"from={first}")
+    other, _ = trained(*BASE, "dataset=dsprites_ori", *words, f"from={first}")
+    assert other.phases[1].num_trials == 2, "another task's images"
+
+
+def test_stamps_and_costs_of_what_was_before_stay(first: Path, tmp_path: Path) -> None:
+    words = ["protocol.select=best_test", "protocol.select_every=1", f"root={tmp_path}"]
+    before, folder = trained(*LOC, "method=lora", *words)
+    on, _ = trained(*LOC, "method=head_lora", f"from={folder}", f"root={tmp_path}")
+    assert "TEST-SELECTED" in before.labels and set(before.labels) < set(on.labels)
+    assert on.epochs == 2 * before.epochs and on.phases[0].seconds == before.phases[0].seconds
+
+
+def test_masks_of_a_scored_gate_are_gone_on_from(tmp_path: Path) -> None:
+    words = ["method=heart_lora", "ne=half", f"root={tmp_path}"]
+    before, folder = trained(*LOC, *words)
+    on, here = trained(*LOC, "method=lora_xs", "method.rank=2", f"from={folder}", f"root={tmp_path}")
+    assert on.phases[0].accuracy == before.phases[0].accuracy
+    assert on.phases[0].active_heads == before.phases[0].active_heads
+    assert [one.measured for one in evaluate(here)] == [pytest.approx(phase.accuracy) for phase in on.phases]
 
 
 def test_runs_from_other_runs_are_other_runs(first: Path, tmp_path: Path) -> None:
@@ -131,3 +155,9 @@ def test_the_library_takes_it_as_well(first: Path, tmp_path: Path) -> None:
         method="head_lora", dataset="dsprites_loc", **{"from": str(first)}, root=str(tmp_path), **fixed
     )
     assert len(result.phases) == 2
+
+
+def test_a_card_of_a_chain_says_no_place(first: Path, tmp_path: Path) -> None:
+    _, here = trained(*LOC, "method=head_lora", f"from={first}", f"root={tmp_path}")
+    write_hub(headwise.load(here), tmp_path / "hub")
+    assert str(first) not in (tmp_path / "hub" / "README.md").read_text()

@@ -127,6 +127,13 @@ def test_epochs_told_again_after_a_resume_keep_their_steps() -> None:
     assert tracker.steps == [16, 32, 40, 48, 40, 48, 56]
 
 
+def test_phases_that_begin_again_in_smaller_parts_begin_at_zero() -> None:
+    tracker = Heard()
+    for phase in (1, 2, 1, 2):
+        tracker.epoch(phase, {"step": 5, "train_loss": 1.0, "lr": 0.1})
+    assert tracker.steps == [5, 10, 5, 10]
+
+
 def test_gains_over_controls_are_in_the_summary() -> None:
     own = made_run("hs_lora", accuracy=(60.0, 64.0))
     facts = summary(own, [])

@@ -10,8 +10,9 @@ from typing import Any
 
 from torch import nn
 
-from headwise.artifacts.adapting import FORMAT, RECORD, Adapted, classify_with, network_of
+from headwise.artifacts.adapting import FORMAT, RECORD, Adapted
 from headwise.artifacts.peftfolder import CONFIG, put_peft
+from headwise.artifacts.standing import classify_with, network_of
 from headwise.errors import CheckpointError, ConfigError, WeightsError
 from headwise.methods.base import build_method
 from headwise.network.backbone import Backbone, BackboneSpec
@@ -36,6 +37,8 @@ SHAPE = plain.fields(
     },
     {"backbone": plain.maybe(plain.mapping)},
 )
+MOST_CLASSES = 1_000_000
+"""Beyond it a number of classes is damage, and a classifier that no memory holds."""
 
 
 def is_adapted(folder: Path) -> bool:
@@ -126,6 +129,8 @@ def _record(folder: Path) -> Mapping[str, Any]:
         raise CheckpointError(f"{folder / RECORD}: format {record['format'][:80]!r}, this version reads {FORMAT!r}")
     if not record["phases"] or record["phases"][0].get("sha256") is None:
         raise CheckpointError(f"{folder / RECORD} holds no phase")
+    if not 1 <= record["num_classes"] <= MOST_CLASSES:
+        raise CheckpointError(f"{folder / RECORD}: num_classes must be in 1..{MOST_CLASSES}")
     return dict(record)
 
 

@@ -18,13 +18,14 @@ from torch import Tensor, nn
 
 from headwise.artifacts.classifier import Classifier
 from headwise.artifacts.shelf import Shelf
+from headwise.artifacts.standing import classify_with, network_of
 from headwise.data.preparation import Preparation
 from headwise.errors import ConfigError
-from headwise.methods._fitting import dry_forward, fitted, fitting, rehearse
+from headwise.methods._fitting import fitted, fitting, rehearse
 from headwise.methods.base import Batches, Installed, Method
 from headwise.network.backbone import Backbone, BackboneSpec
-from headwise.network.given import around, body_content, plain_of, resize_of, sharing, spec_of
-from headwise.protocol.described import CONF, described
+from headwise.network.given import body_content, plain_of, resize_of, sharing
+from headwise.protocol.described import described
 from headwise.storage import atomic
 from headwise.training.address import write_tensors
 
@@ -172,13 +173,39 @@ class Adapted(Classifier):
         return self.stages[self.phase]
 
     def trainable_parameters(self) -> list[nn.Parameter]:
-        """The update's parameters and the classifier's: what an optimiser gets. Everything else is frozen."""
+        """The update's parameters and the classifier's: what an optimiser gets. Everything else is frozen.
+
+        Raises:
+            ConfigError: where some of them have a rate of their own (LoRA+), which a list cannot say.
+        """
         trained = self.installed.trainable() if self.stage else {}
+        if self.stage and any("rate" in group for group in self.installed.param_groups(0.0)):
+            raise ConfigError(
+                f"method {self.stage.method.label} trains some parameters at another rate; give the optimiser "
+                "param_groups(weight_decay, lr)"
+            )
         return [tensor for tensor in trained.values() if isinstance(tensor, nn.Parameter)]
 
-    def param_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """The same for an optimiser with weight decay, which some parameters must not have (DoRA's magnitudes)."""
-        return self.installed.param_groups(weight_decay) if self.stage else []
+    def param_groups(self, weight_decay: float, lr: float | None = None) -> list[dict[str, Any]]:
+        """The same for an optimiser with weight decay, which some parameters must not have (DoRA's magnitudes).
+
+        Args:
+            weight_decay: of those that have one.
+            lr: needed where some parameters have a rate of their own, a multiple of it (LoRA+'s B).
+
+        Raises:
+            ConfigError: if it is needed and not given.
+        """
+        groups = self.installed.param_groups(weight_decay) if self.stage else []
+        for group in groups:
+            if (rate := group.pop("rate", None)) is not None:
+                if lr is None:
+                    raise ConfigError(
+                        f"method {self.stage.method.label} trains some parameters at {rate:g} times the rate; "
+                        "say which: param_groups(weight_decay, lr)"
+                    )
+                group["lr"] = rate * lr
+        return groups
 
     def choose_heads(self, batches: Pairs) -> None:
         """Switch off the heads that the gate chooses, after as many epochs of warm-up as you like.
@@ -328,35 +355,6 @@ def adapt(
     adapted = Adapted(net, methods, class_names, spec, bare)
     adapted.next_phase(batches)
     return adapted.train()
-
-
-def network_of(
-    model: nn.Module | str, weights: str | Path | None = None, img_size: int | None = None
-) -> tuple[Backbone, BackboneSpec | None]:
-    """A network that is given, as for `adapt`: a copy of a module, or what a name means, with its specification.
-
-    Raises:
-        ConfigError: for an unknown name, or what belongs to a name beside a module. WeightsError: as `adapt`.
-    """
-    if isinstance(model, str):
-        spec = spec_of(model, CONF, weights, img_size)
-        return spec.build(), spec
-    for name, value in (("weights", weights), ("img_size", img_size)):
-        if value is not None:
-            raise ConfigError(f"{name}={value!r} belongs to a network's name; the module that was given has its own")
-    return around(model), None
-
-
-def classify_with(net: Backbone, num_classes: int | None) -> None:
-    """A fresh classifier, or the one that is there; two blank images pass it."""
-    like = next(net.parameters())
-    if num_classes is not None:
-        net.new_head(num_classes)
-        net.head.to(like.device, like.dtype)
-    elif not isinstance(net.model.get_classifier(), nn.Linear):  # type: ignore[operator]
-        raise ConfigError("num_classes must be given: the module has no linear classifier")
-    if like.dtype.itemsize >= 4:  # blank images are float32
-        dry_forward(net)
 
 
 def _phases(method: str | Method, fields: Mapping[str, Any]) -> tuple[Method, ...]:

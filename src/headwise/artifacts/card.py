@@ -119,7 +119,7 @@ def _phases(result: Result) -> list[str]:
             f"{phase.epochs}",
             "" if phase.accuracy is None else f"{phase.accuracy:.2f}",
             "" if phase.num_test is None else f"{phase.num_test:,}",
-            _code(json.dumps(phase.method)),
+            _code(json.dumps({name: value for name, value in phase.method.items() if name != "checkpoint"})),
         )
         for phase in result.phases
     ]

@@ -106,6 +106,7 @@ def write_hub(net: Classifier, folder: str | Path) -> float:
         apart = _compared(net, read_back(part), "what timm reads")
         with atomic.errors_naming(place):
             atomic.make_folder(place)
+            (place / CONFIG).unlink(missing_ok=True)  # until all is there, what was there before is no network either
             for name in HUB_FILES:
                 (part / name).replace(place / name)
             atomic.flush(place)

@@ -68,6 +68,10 @@ def _first_line(error: BaseException) -> str:
     return str(error).partition("\n")[0]
 
 
+OF_METHODS = {"gate": "method.gate=heart", "consistency": "+method.consistency=pace"}
+"""Groups that are chosen within a method, and how."""
+
+
 def unmade(key: str, error: BaseException) -> str:
     """What is said of a key whose value an interpolation should give and does not."""
     why = str(error).partition("\n")[0].rpartition("interpolation: ")[2]
@@ -79,8 +83,8 @@ def _of_groups(text: str) -> str | None:
     if match := re.match(r"Could not override '(.*)'\.\s+(?:No match|Did you mean)", text):
         group = match[1].partition("@")[0]
         hint = "" if group in GROUPS else suggest(group, GROUPS)
-        if group == "gate":
-            hint = "; a method's own is method.gate=heart"
+        if group in OF_METHODS:
+            hint = f"; a method's own is {OF_METHODS[group]}"
         return f"no option of {match[1]!r} is chosen here, so none can be replaced{hint}"
     if match := re.match(r"Could not delete '(.*)'\.\s+No match", text):
         return f"{match[1]} is not chosen here, so it cannot be removed"

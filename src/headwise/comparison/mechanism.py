@@ -57,29 +57,32 @@ def lies(lines: pd.DataFrame) -> pd.DataFrame:
 def correlations(lines: pd.DataFrame) -> list[str]:
     """Return a sentence on how the gain goes with each measure over all runs, task by task; none of too few runs.
 
-    Gains and measures are ranked within each task, since tasks differ in both, and the ranks of all tasks correlated.
+    Gains and measures are ranked within each task, since tasks differ in both, and what the ranks differ from their
+    task's mean is correlated over all tasks. A task with a single run orders nothing and is left out.
     """
     said = []
-    counted = 0
     for name, words in MEASURES.items():
         part = lines[["column", "gain", name]].dropna().astype({"gain": float, name: float})
         # a measure that differs by rounding alone, as of updates that fill all there is, orders nothing
         part[name] = part[name].round(6)
-        ranks = part.groupby("column")[["gain", name]].rank(pct=True)
+        part = part[part.groupby("column")["gain"].transform("size") > 1]
+        tasks = part.groupby("column")[["gain", name]]
+        ranks = tasks.rank(pct=True)
+        ranks -= ranks.groupby(part["column"]).transform("mean")
         if len(part) < FEWEST or any(ranks[key].std() < _ROUNDING for key in ranks):
             continue
-        counted = max(counted, len(part))
         along = float(ranks["gain"].corr(ranks[name]))
-        said.append(f"{words} {along:+.2f} (p {_p_value(along, len(part)):.2g})")
+        p = _p_value(along, len(part) - part["column"].nunique() - 1)
+        said.append(f"{words} {along:+.2f} (n = {len(part)}, p {p:.2g})")
     if not said:
         return []
     return [
-        f"Rank correlation of the gain with where the second phase lies, over {counted} runs, ranked within their "
-        f"tasks: {'; '.join(said)}. The p values are of each by itself."
+        f"Rank correlation of the gain with where the second phase lies, over n runs, ranked within their tasks: "
+        f"{'; '.join(said)}. The p values are of each by itself."
     ]
 
 
-def _p_value(correlation: float, number: int) -> float:
-    """Two-sided, of a correlation of so many pairs: would unrelated ones correlate as much?"""
+def _p_value(correlation: float, freedom: int) -> float:
+    """Two-sided, of a correlation with so many degrees of freedom: would unrelated numbers correlate as much?"""
     left = max(1.0 - correlation**2, _ROUNDING)
-    return 2 * float(stdtr(number - 2, -abs(correlation) * math.sqrt((number - 2) / left)))
+    return 2 * float(stdtr(freedom, -abs(correlation) * math.sqrt(freedom / left)))

@@ -15,8 +15,8 @@ from headwise.errors import ConfigError, suggest
 from headwise.methods._peftconfig import config_class
 
 
-def _lora(o: int, i: int, r: int, use_dora: bool = False) -> int:
-    return r * (i + o) + (o if use_dora else 0)
+def _lora(o: int, i: int, r: int, use_dora: bool = False, lora_bias: bool = False) -> int:
+    return r * (i + o) + (o if use_dora else 0) + (o if lora_bias else 0)
 
 
 def _lokr(o: int, i: int, r: int, decompose_both: bool, decompose_factor: int) -> int:

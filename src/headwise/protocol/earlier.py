@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from headwise.errors import CheckpointError, ConfigError, HeadwiseError
+from headwise.protocol.space import EVAL_SPLIT, TRAIN_SPLIT
 from headwise.results.fingerprint import differences, fingerprint
 from headwise.results.reading import read_result
-from headwise.results.records import Result
+from headwise.results.records import PhaseResult, Result
 from headwise.storage.atomic import at_home
 from headwise.storage.hashes import file_sha256
 
@@ -81,12 +82,27 @@ class Earlier:
         """Whether the classifier goes on as well: where the run of this identity has the same classes to tell apart."""
         return bool(self.result.identity.get("dataset") == identity["dataset"])
 
+    @staticmethod
+    def costly(taken: PhaseResult, trained: PhaseResult) -> PhaseResult:
+        """The record of a phase that was taken from a file, with what its training cost."""
+        spent = ("epochs", "steps", "seconds", "train_loss", "images_per_second", "peak_memory")
+        return replace(taken, **{name: getattr(trained, name) for name in spent})
+
     def check(self, identity: Mapping[str, Any]) -> None:
         """Check that the run of an identity can go on from it.
 
         Raises:
-            ConfigError: if that stands on another network, or on other weights.
+            ConfigError: if that stands on another network, or on other weights; if it would search on images that were
+                trained on.
         """
+        own = identity["protocol"]
+        recipe = self.result.config.get("protocol")
+        seen = recipe.get("train_split") if isinstance(recipe, Mapping) else None
+        if own.get("search") and self.keeps_head(identity) and seen != TRAIN_SPLIT:
+            raise ConfigError(
+                f"from={self.folder} has trained on {seen}, and protocol.search would choose on {EVAL_SPLIT}, which is "
+                f"part of it; leave protocol.search out, or go on from a run with protocol.train_split={TRAIN_SPLIT}"
+            )
         found = self.result.identity.get("backbone")
         apart = differences(
             {"backbone": found if isinstance(found, Mapping) else {}}, {"backbone": identity["backbone"]}

@@ -31,6 +31,7 @@ from headwise.protocol.job import asked, overrides_of, sources, turn
 from headwise.protocol.known import check_names
 from headwise.protocol.naming import variant
 from headwise.protocol.pertask import OTHERS, fill_protocol, fill_tasks
+from headwise.protocol.ranges import check_package
 from headwise.protocol.recipe import Protocol
 from headwise.protocol.revisions import fill_revisions
 from headwise.protocol.space import Space
@@ -153,6 +154,8 @@ def plan_run(cfg: DictConfig) -> Plan:
         protocol = Protocol(**config["protocol"])
     check_apart(protocol.train_split, protocol.eval_split)
     check_subsets(task, source, protocol)
+    if (protocol.search or {}).get("trials"):
+        check_package()
     identity = _identity(config, task, source, protocol)
     if earlier := Earlier.of(config):
         earlier.check(identity)

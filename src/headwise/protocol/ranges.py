@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, Self, TypeGuard
 
 from headwise.errors import ConfigError, suggest
@@ -99,21 +100,26 @@ Measure = Callable[[int, dict[str, Any]], float]
 """The accuracy of a combination of values, given with its number; the higher the better."""
 
 
+def check_package() -> None:
+    """Find out whether optuna can draw here, without loading it.
+
+    Raises:
+        ConfigError: naming what to install.
+    """
+    if find_spec("optuna") is None:
+        raise ConfigError(
+            "protocol.search.trials needs the package optuna: pip install -e '.[search]' -c constraints.txt"
+        )
+
+
 def draw(values: Mapping[str, Values], num: int, seed: int, measure: Measure) -> None:
     """Have optuna's TPE sampler (Bergstra et al., NeurIPS 2011) choose combinations, each knowing those before.
 
     Its random numbers come from `seed` alone: the same accuracies lead to the same combinations, so that a search that
     was interrupted finds its trials again.
-
-    Raises:
-        ConfigError: if optuna is not installed.
     """
-    try:
-        import optuna
-    except ImportError as error:
-        raise ConfigError(
-            f"protocol.search.trials needs the package optuna ({error}): pip install -e '.[search]' -c constraints.txt"
-        ) from error
+    import optuna
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed))
     for number in range(num):

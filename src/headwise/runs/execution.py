@@ -183,13 +183,16 @@ class Execution:
         num_earlier = len(self.earlier)
         extras = [{**phase.extra, **facts.get(index - num_earlier, {})} for index, phase in enumerate(trained.phases)]
         phases = [replace(phase, extra=extra) for phase, extra in zip(trained.phases, extras, strict=True)]
+        if plan.earlier is not None:
+            phases[:num_earlier] = map(plan.earlier.costly, phases[:num_earlier], plan.earlier.result.phases)
         # with resume=force: the phases of before stay in use until all of the new ones are there
         if self.store is not self.shared:
             self.shared.adopt(self.store)
         self._illustrate(phases)
         in_parts = ["batches in parts"] if any(phase.extra.get("batch_parts") for phase in phases) else []
         data_labels = plan.source.labels(plan.task)
-        continued = [LABEL] if plan.earlier else []
+        # what was true of the phases that come first, such as an epoch chosen on the test set, stays true of them
+        continued = [LABEL, *plan.earlier.result.labels] if plan.earlier else []
         labels = [*continued, *self.spec.labels, *data_labels, *plan.protocol.labels, *preset_labels(config), *in_parts]
         weights = {**trained.net.provenance, "content": plan.identity["backbone"]["weights"]}
         sources = {"weights": weights, "data": trained.data.provenance(), "protocol": config["protocol"]}

@@ -39,6 +39,8 @@ class Tracker:
             phase: its number, from 1; phases come in order.
             row: of `headwise.training.progress.History`; its step counts from the beginning of the phase.
         """
+        if phase < self._phase:  # the phases begin again, in smaller parts
+            self._last = 0
         if phase != self._phase:
             self._phase, self._before = phase, self._last
         # a phase that goes on from a checkpoint tells its earlier epochs again

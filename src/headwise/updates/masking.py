@@ -71,7 +71,8 @@ class HeadMasking(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Count the epochs of the warm-up, after whose last one the heads are chosen."""
         module: Any = pl_module
-        self.warmup = self.gate.warmup_epochs(module.epochs) if self.gate.is_scored else 0
+        # a phase that is taken from a file brings its masks along
+        self.warmup = self.gate.warmup_epochs(module.epochs) if self.gate.is_scored and module.epochs else 0
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Choose, in the first epoch after the warm-up, before its random state is set."""

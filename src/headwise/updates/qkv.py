@@ -147,6 +147,8 @@ def _stacked(linears: Sequence[nn.Linear], name: str, apart: bool) -> Tensor | N
     ):
         return first.detach().as_strided((len(parts) * len(first), *first.shape[1:]), first.stride())
     whole = torch.cat([torch.zeros_like(first) if part is None else part.detach() for part in given])
+    if apart and len(parts) < len(given):
+        return whole  # other networks hold these biases, and with a gap between them they cannot be found lying here
     for linear, part, rows in zip(linears, given, whole.chunk(len(given)), strict=True):
         if part is None:
             continue
