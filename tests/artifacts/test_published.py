@@ -14,6 +14,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import pipeline
 
@@ -186,3 +187,12 @@ def test_a_missing_package_is_named_in_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ONNX needs the package onnxscript") and "pip install 'headwise[onnx]'" in line
     assert not (tmp_path / "x.onnx").exists()
+
+
+def test_a_card_names_a_file_of_weights_and_not_its_place(tmp_path: Path) -> None:
+    model = plain_timm("vit")
+    save_file({n: t for n, t in model.state_dict().items() if not n.startswith("head.")}, tmp_path / "own.safetensors")
+    net = headwise.adapt("vit_tiny_random", "lora", rank=2, num_classes=3, weights=tmp_path / "own.safetensors")
+    write_hub(net, tmp_path / "hub")
+    card = (tmp_path / "hub" / "README.md").read_text()
+    assert "own.safetensors" in card and str(tmp_path) not in card

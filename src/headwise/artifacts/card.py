@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 from headwise import __version__
@@ -102,6 +103,8 @@ def _weights(net: Classifier) -> str:
     known = dict(stated) if isinstance(stated, Mapping) else {}
     if isinstance(net, Adapted):
         known = {**known, "content": net.content}
+    if isinstance(place := known.get("weights"), str) and not place.startswith("package:"):
+        known["weights"] = PurePath(place).name  # a file's, and not where it lies
     parts = [
         f"{key} {known[key]}"
         for key in ("name", "timm_name", "weights", "stated", "loaded", "content")
