@@ -113,7 +113,9 @@ def test_what_contradicts_itself_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"2 class folders in .* for dataset\.num_classes=3; leave it out"):
         lines(tmp_path / "one", task_of(tmp_path / "one", num_classes=3), "test")
     put(tmp_path / "two", "only/1.png")
-    for data in ({"root": str(tmp_path / "two")}, {"root": None}, {}):
+    with pytest.raises(ConfigError, match=r"holds neither two class folders nor list files"):
+        with_classes(DATASET, {"root": str(tmp_path / "two")})
+    for data in ({"root": None}, {}):
         with pytest.raises(ConfigError, match=r"dataset\.num_classes must be given: add dataset\.num_classes=VALUE"):
             with_classes(DATASET, data)
     (tmp_path / "train.txt").write_text("a.png cat\nb.png 1\n")
@@ -138,3 +140,13 @@ def test_a_huge_label_makes_no_huge_classifier(label: str, tmp_path: Path) -> No
     (tmp_path / "train.txt").write_text(f"a.png 0\nb.png {label}\n")
     with pytest.raises(DataError, match=r"a label is 9+, and there are 2 labels"):
         with_classes({"group": "own", "num_classes": None, "folders": ["."]}, {"root": str(tmp_path)})
+
+
+def test_a_wrong_root_is_named_and_not_the_number_of_classes(tmp_path: Path) -> None:
+    task = {"group": "own", "num_classes": None, "class_names": [], "folders": ["."], "name": "folder"}
+    for root, said in (
+        ("nowhere", "is no folder; give one of class folders"),
+        ("", "holds neither two class folders nor"),
+    ):
+        with pytest.raises(ConfigError, match=f"data.root=.*{said}"):
+            with_classes(task, {"root": str(tmp_path / root)})

@@ -33,9 +33,16 @@ def with_classes(dataset: Any, data: Any) -> Any:
     names, count = list(dataset.get("class_names") or ()), 0
     root = data.get("root") if isinstance(data, Mapping) else None
     if not names and isinstance(root, str):
+        if not at_home(root).is_dir():
+            raise ConfigError(f"data.root={root} is no folder; give one of class folders or list files")
         folders = [at_home(root) / str(name) for name in dataset.get("folders") or ()]
         for folder in [folder for folder in folders if folder.is_dir()][:1]:
             names, count = _found(folder)
+        if not names and not count:
+            raise ConfigError(
+                f"data.root={root} holds neither two class folders nor list files of {dataset.get('name')!r}; give another "
+                "folder, or dataset.num_classes=VALUE"
+            )
     count = len(names) or count
     if count < 2:
         raise ConfigError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -130,7 +131,8 @@ def confusion(file: Path, names: Sequence[str], folder: Path, draw: bool = True)
         color = "white" if shares[row, column] > 0.5 else "black"
         axis.text(column, row, matrix[row, column], ha="center", va="center", fontsize=7, color=color)
     figure.colorbar(image, ax=axis, label="% of the true class", shrink=0.7)
-    with atomic.replacing(folder / "confusion.png") as part:
+    with atomic.replacing(folder / "confusion.png") as part, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # of a script that the font lacks; confusion.csv has it
         figure.savefig(part, dpi=120)
 
 
