@@ -40,8 +40,8 @@ def with_classes(dataset: Any, data: Any) -> Any:
             names, count = _found(folder)
         if not names and not count:
             raise ConfigError(
-                f"data.root={root} holds neither two class folders nor list files of {dataset.get('name')!r}; give another "
-                "folder, or dataset.num_classes=VALUE"
+                f"data.root={root} holds neither two class folders nor list files of {dataset.get('name')!r}; give "
+                "another folder, or dataset.num_classes=VALUE"
             )
     count = len(names) or count
     if count < 2:
