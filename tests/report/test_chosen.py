@@ -63,6 +63,7 @@ def test_a_short_caption_leaves_its_notes_to_another_file() -> None:
     (table,) = tables(MADE)
     text, notes = render([table], "latex", Selection(is_short=True)), notes_of([table])
     (caption,) = re.findall(r"\\caption\{(.*)\}", text)
+    assert "empty cell" not in caption and "empty cell" in notes
     assert len(caption) < 330 < len(notes) and "Test accuracy in percent" in caption
     assert all(note[:40] in notes for note in table.notes)
     assert text.count(r"\begin{table}") == 1
