@@ -145,10 +145,7 @@ def export_merged(
         net = saved.network(weights)
         for _, last in saved.install(net):
             installed = last
-    generator = torch.Generator().manual_seed(0)
-    random_batch = torch.randn(NUM_COMPARED, 3, net.img_size, net.img_size, generator=generator)
-    real_batch, note = _real_batch(saved, net, data_root)
-    batches = [random_batch] if real_batch is None else [random_batch, real_batch]
+    batches, note = _batches(saved, net, data_root)
     # with the last phase beside the weights, as it was trained: merging and the change of keys are what is tested
     before = [net(batch) for batch in batches]
     installed.merge()
@@ -179,6 +176,14 @@ def export_merged(
         hub_difference=None if hub is None else write_hub(classifier, hub),
         onnx_difference=None if onnx is None else write_onnx(classifier, onnx),
     )
+
+
+def _batches(saved: SavedRun, net: Backbone, data_root: str | Path | None) -> tuple[list[Tensor], str]:
+    """Images on which networks are compared, random ones and the run's own, and why those are missing."""
+    generator = torch.Generator().manual_seed(0)
+    random_batch = torch.randn(NUM_COMPARED, 3, net.img_size, net.img_size, generator=generator)
+    real_batch, note = _real_batch(saved, net, data_root)
+    return [random_batch] if real_batch is None else [random_batch, real_batch], note
 
 
 def _as_timm(saved: SavedRun, state: dict[str, Tensor]) -> nn.Module:

@@ -242,3 +242,25 @@ def built_from(kind: type[T], given: Any, key: Key) -> T:
         raise ConfigError(f"{key('').rstrip('.')} must be a mapping of its fields, got {shown(given)}")
     fields_of_class(kind).check(given, key)
     return kind(**given)
+
+
+def mode_or_fields(kind: type, name: str, given: Any, modes: Sequence[str]) -> dict[str, Any]:
+    """Fields of a dataclass that a configuration gives as its mode, or as a mapping.
+
+    Args:
+        kind: the class, with a field ``mode``.
+        name: of it to the user.
+        given: one of `modes`, or fields.
+        modes: to be named in a refusal.
+
+    Raises:
+        ConfigError: for anything else, or an unknown field; values are checked by the class.
+    """
+    if not isinstance(given, str | Mapping):
+        raise ConfigError(f"{name} must be null, a mode ({', '.join(modes)}) or its fields, got {given!r}")
+    values: dict[str, Any] = {"mode": given} if isinstance(given, str) else dict(given)
+    names = [field.name for field in dataclasses.fields(kind)]
+    for field in values:
+        if field not in names:
+            raise ConfigError(f"unknown field {name}.{field}{suggest(str(field), names)}")
+    return values

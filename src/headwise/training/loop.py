@@ -54,13 +54,9 @@ def run_phases(
     Args:
         net: pretrained, without head.
         methods: the phases.
-        data: the task's images.
-        protocol: recipe and selection.
-        store: of finished phases.
+        data, protocol, store, machine, say: see `headwise.training.phase.Work`.
         ground: see `chain`.
         seed: of the run.
-        machine: where to compute.
-        say: told what happens.
         follow: whether the records say where the phases' updates lie, see `headwise.training.mechanism`.
         foreign: leading phases that were trained on another task.
 
@@ -78,8 +74,10 @@ def run_phases(
     # a second phase that does not fit is refused now, not after the hours that the first one trains
     rehearse(net, methods, first=False)
     work = Work(net=net, data=data, protocol=protocol, store=store, machine=machine, say=say)
-    runs = [
-        PhaseRun(
+    follower = Follower(net) if follow else None
+    results = []
+    for index, (method, address) in enumerate(zip(methods, chain(methods, ground, protocol.epochs), strict=True)):
+        run = PhaseRun(
             index=index,
             num_phases=len(methods),
             method=method,
@@ -89,11 +87,6 @@ def run_phases(
             trunk=address.trunk,
             is_foreign=index < foreign,
         )
-        for index, (method, address) in enumerate(zip(methods, chain(methods, ground, protocol.epochs), strict=True))
-    ]
-    follower = Follower(net) if follow else None
-    results = []
-    for run in runs:
         result = _trained_or_taken(work, run)
         results.append(result if follower is None else follower.noted(net, result))
     return results

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self, get_args
 
-from headwise.errors import ConfigError, suggest
-from headwise.schema.check import check_fields
+from headwise.errors import ConfigError
+from headwise.schema.check import check_fields, mode_or_fields
 from headwise.schema.kinds import AtLeast0, Count, Whole
 
 Mode = Literal["pace", "lazy", "fast"]
@@ -69,14 +69,7 @@ class Consistency:
         """
         if given is None or isinstance(given, cls):
             return given
-        if not isinstance(given, str | Mapping):
-            raise ConfigError(f"consistency must be null, a mode ({', '.join(MODES)}) or its fields, got {given!r}")
-        values: dict[str, Any] = {"mode": given} if isinstance(given, str) else dict(given)
-        names = [field.name for field in fields(cls)]
-        for name in values:
-            if name not in names:
-                raise ConfigError(f"unknown field consistency.{name}{suggest(str(name), names)}")
-        return cls(**values)
+        return cls(**mode_or_fields(cls, "consistency", given, MODES))
 
     def spec(self) -> dict[str, Any]:
         """All fields, plain."""

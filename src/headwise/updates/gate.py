@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self, get_args
 
-from headwise.errors import ConfigError, suggest
-from headwise.schema.check import check_fields
+from headwise.errors import ConfigError
+from headwise.schema.check import check_fields, mode_or_fields
 from headwise.schema.effective import effective_gate
 from headwise.schema.kinds import Count, Rate, Warmup, Whole
 
@@ -74,13 +74,7 @@ class Gate:
         """
         if given is None or isinstance(given, cls):
             return given
-        if not isinstance(given, str | Mapping):
-            raise ConfigError(f"gate must be null, a mode ({', '.join(MODES)}) or its fields, got {given!r}")
-        values: dict[str, Any] = {"mode": given} if isinstance(given, str) else dict(given)
-        names = [field.name for field in fields(cls)]
-        for name in values:
-            if name not in names:
-                raise ConfigError(f"unknown field gate.{name}{suggest(str(name), names)}")
+        values = mode_or_fields(cls, "gate", given, MODES)
         if values.get("budget") is not None:
             values.update(count=None, ratio=None)
         elif values.get("count") is None and values.get("ratio") is None:
