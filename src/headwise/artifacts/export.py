@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -152,12 +152,7 @@ def export_merged(
     # ONNX can hold a method that stays in place; timm cannot
     state = None if out is None and hub is None else net.export_state_dict()
     read = net if state is None else _as_timm(saved, state)
-    apart = [float((read(batch) - logits).abs().max()) for batch, logits in zip(batches, before, strict=True)]
-    # not `>`, which a NaN would pass
-    if not max(apart) <= TOLERANCE:
-        raise CheckpointError(
-            f"exported and trained network differ by {max(apart):.3g} in a logit; nothing was written"
-        )
+    apart = _differences(read, batches, before)
     classifier = _classifier(saved, net)
     metadata = {
         **described(classifier),
@@ -176,6 +171,21 @@ def export_merged(
         hub_difference=None if hub is None else write_hub(classifier, hub),
         onnx_difference=None if onnx is None else write_onnx(classifier, onnx),
     )
+
+
+def _differences(read: nn.Module, batches: Sequence[Tensor], before: Sequence[Tensor]) -> list[float]:
+    """Largest difference of a logit by batch.
+
+    Raises:
+        CheckpointError: if one is no rounding.
+    """
+    apart = [float((read(batch) - logits).abs().max()) for batch, logits in zip(batches, before, strict=True)]
+    # not `>`, which a NaN would pass
+    if not max(apart) <= TOLERANCE:
+        raise CheckpointError(
+            f"exported and trained network differ by {max(apart):.3g} in a logit; nothing was written"
+        )
+    return apart
 
 
 def _batches(saved: SavedRun, net: Backbone, data_root: str | Path | None) -> tuple[list[Tensor], str]:
