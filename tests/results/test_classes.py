@@ -43,6 +43,10 @@ def test_what_was_written_is_read_back(tmp_path: Path) -> None:
     write_confusion(tmp_path / "a.csv", matrix)
     read = read_confusion(tmp_path / "a.csv", 3)
     assert read is not None and (read == matrix).all()
+    assert read_confusion(tmp_path / "a.csv", 3, 36) is not None
+    cut = (tmp_path / "a.csv").read_text().splitlines(keepends=True)[:-1]
+    (tmp_path / "a.csv").write_text("".join(cut))
+    assert read_confusion(tmp_path / "a.csv", 3, 36) is None, "cut at the end of a line"
 
 
 @pytest.mark.parametrize(

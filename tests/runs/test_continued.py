@@ -79,6 +79,10 @@ def test_a_search_chooses_for_the_new_phases_alone_on_images_that_were_not_train
     on, _ = trained(*LOC, *words, f"from={apart}")
     assert [phase.num_trials for phase in on.phases] == [0, 2]
     assert "would choose on val200, which is part of it" in refused(first, tmp_path, *words, f"from={first}")
+    _, mid = trained(*LOC, "method=head_lora", "protocol.train_split=train800", f"from={first}", f"root={tmp_path}/mid")
+    for more in (words, ["protocol.train_split=train800", "protocol.eval_split=val200", f"root={tmp_path}"]):
+        said = refused(first, tmp_path, *more, f"from={mid}")
+        assert "has trained on train800val200 of dsprites_loc" in said, "one link further back"
     other, _ = trained(*BASE, "dataset=dsprites_ori", *words, f"from={first}")
     assert other.phases[1].num_trials == 2, "another task's images"
 

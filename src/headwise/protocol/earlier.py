@@ -95,14 +95,14 @@ class Earlier:
             ConfigError: if that stands on another network, or on other weights; if it would search on images that were
                 trained on.
         """
-        own = identity["protocol"]
-        recipe = self.result.config.get("protocol")
-        seen = recipe.get("train_split") if isinstance(recipe, Mapping) else None
-        if own.get("search") and self.keeps_head(identity) and seen != TRAIN_SPLIT:
-            raise ConfigError(
-                f"from={self.folder} has trained on {seen}, and protocol.search would choose on {EVAL_SPLIT}, which is "
-                f"part of it; leave protocol.search out, or go on from a run with protocol.train_split={TRAIN_SPLIT}"
-            )
+        looks = identity["data"].get("searched") or identity["protocol"].get("eval_split") == EVAL_SPLIT
+        for task, split in self.seen:
+            if looks and task == identity["dataset"]["name"] and split != TRAIN_SPLIT:
+                raise ConfigError(
+                    f"from={self.folder} has trained on {split} of {task}, and this run would choose on {EVAL_SPLIT}, "
+                    "which is part of it; leave the search out, or go on from runs with "
+                    f"protocol.train_split={TRAIN_SPLIT}"
+                )
         found = self.result.identity.get("backbone")
         apart = differences(
             {"backbone": found if isinstance(found, Mapping) else {}}, {"backbone": identity["backbone"]}
@@ -111,7 +111,22 @@ class Earlier:
             raise ConfigError(f"from={self.folder} stands on another network than this run: {'; '.join(apart[:3])}")
 
     @property
+    def seen(self) -> list[list[str]]:
+        """Images that the whole chain has trained on: names of tasks and of splits."""
+        part, recipe = self.result.identity.get("dataset"), self.result.config.get("protocol")
+        task = str(part.get("name")) if isinstance(part, Mapping) else ""
+        own = [task, str(recipe.get("train_split")) if isinstance(recipe, Mapping) else ""]
+        before = self.result.provenance.get(FROM)
+        if not isinstance(before, Mapping):
+            return [own]
+        seen = before.get("seen")
+        if not isinstance(seen, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in seen):
+            seen = [[task, "all images"]]  # a chain that does not say what it has seen
+        return [*(pair for pair in seen if pair != own), own]
+
+    @property
     def provenance(self) -> dict[str, Any]:
         """For the record: which run it is, and how many phases are its."""
         run = self.result.key.path(Path()).as_posix()
-        return {"run": run, "fingerprint": self.result.fingerprint, "phases": len(self.result.phases)}
+        number = len(self.result.phases)
+        return {"run": run, "fingerprint": self.result.fingerprint, "phases": number, "seen": self.seen}

@@ -40,6 +40,7 @@ class Space:
             method, ``heads.lr`` of the phase of that name, ``every.lr`` of each phase in turn. With `trials`, also
             ranges, see `headwise.protocol.ranges.Range`.
         trials: so many combinations of fields and scales are drawn by optuna, instead of all of them; of each phase.
+            Random numbers come from `seed`, and from 0 where that is None: seeds draw alike until accuracies differ.
         optional: a method without a scale, without a gate, or without such a field or phase, leaves that part out
             instead of being refused.
         seed: of the trials, whatever the run's: one search serves all seeds. None: each seed searches for itself.

@@ -100,7 +100,7 @@ def score_map(
         figure.savefig(part, dpi=120)
 
 
-def confusion(file: Path, names: Sequence[str], folder: Path, draw: bool = True) -> None:
+def confusion(file: Path, names: Sequence[str], folder: Path, draw: bool = True, num_images: int | None = None) -> None:
     """Write the confusion matrix of the last phase with the classes' names, ``confusion.csv``, and draw it.
 
     Of more than `MOST_CLASSES` classes nothing is drawn. A row is a true class, its colours are shares of its images.
@@ -110,8 +110,9 @@ def confusion(file: Path, names: Sequence[str], folder: Path, draw: bool = True)
         names: of the classes, (K,).
         folder: of the run.
         draw: the picture as well.
+        num_images: that were tested; a file of others is damaged.
     """
-    matrix = read_confusion(file, len(names)) if file.is_file() else None
+    matrix = read_confusion(file, len(names), num_images) if file.is_file() else None
     if matrix is None:
         return
     pairs = [(names[row], names[column], int(matrix[row, column])) for row, column in np.argwhere(matrix)]

@@ -41,8 +41,14 @@ def write_confusion(file: Path, matrix: Matrix) -> None:
     atomic.write_text(file, "\n".join(lines) + "\n")
 
 
-def read_confusion(file: Path, num_classes: int) -> Matrix | None:
-    """The matrix (K, K) that `write_confusion` wrote; None where the file is damaged, for the run itself is whole."""
+def read_confusion(file: Path, num_classes: int, num_images: int | None = None) -> Matrix | None:
+    """The matrix (K, K) that `write_confusion` wrote; None where the file is damaged, for the run itself is whole.
+
+    Args:
+        file: to be read.
+        num_classes: K.
+        num_images: that were tested; None where that is not known.
+    """
     matrix = np.zeros((num_classes, num_classes), dtype=np.int64)
     try:
         with file.open(encoding="utf-8", newline="") as opened:
@@ -54,6 +60,8 @@ def read_confusion(file: Path, num_classes: int) -> Matrix | None:
                 if min(true, predicted, images) < 0 or None in row:
                     raise ValueError("no count of images")
                 matrix[true, predicted] = images
+        if num_images not in (None, int(matrix.sum())):
+            raise ValueError(f"it counts {matrix.sum()} images, {num_images} were tested")
     except (OSError, ValueError, KeyError, TypeError, IndexError, OverflowError, csv.Error) as error:
         _log.warning("%s is damaged (%s): it is left out", file, error)
         return None

@@ -222,7 +222,8 @@ class Execution:
         learning_curves([source / "metrics.csv" for source in stored], labels, folder, draw)
         score_map([phase.extra.get("heads") for phase in phases], labels, folder, draw)
         task = self.plan.task
-        confusion(stored[-1] / CONFUSION, task.class_names or [*map(str, range(task.num_classes))], folder, draw)
+        names = task.class_names or [*map(str, range(task.num_classes))]
+        confusion(stored[-1] / CONFUSION, names, folder, draw, phases[-1].num_test)
 
 
 def _phases_of(earlier: Earlier) -> list[Method]:
