@@ -3,8 +3,8 @@
 For each method of an experiment, one training step and one test are counted at one and at two images, which parts what
 a step costs once from what an image costs (on the meta device, where nothing is computed). Phases that runs share are
 counted once, as they are trained once; a search adds its trials. The arithmetic is divided by what a named GPU does of
-it in a second, which timm's published throughput of ViT-B/16 on that GPU says (`GPU`, an assumption: our methods may
-run slower or faster).
+it in a second (`GPU`, assumptions: our methods may run slower or faster): of an RTX 3090 what timm published of
+ViT-B/16, of an H200 a share of its peak.
 
 Run: python benchmarks/paper_cost.py --json benchmarks/results/paper_cost.json
 """
@@ -19,7 +19,7 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -70,25 +70,43 @@ SEARCH_LISTS = {
 
 @dataclass(frozen=True)
 class GPU:
-    """What a GPU does, from public measurements.
+    """What a GPU does.
 
     Attributes:
         name: of the card.
-        rates: of each backbone, images per second in training (all of it, mixed precision, 224 pixels) and in testing.
-        fp32_share: speed in fp32 over that in mixed precision: the ratio of the card's peaks (assumed to carry over).
+        peaks: dense multiplications and additions per second, by precision.
+        rates: of each backbone, images per second in training (all of it, mixed precision, 224 pixels) and in testing,
+            from public measurements; empty where `share` is assumed instead.
+        share: of the peak that is reached.
         sources: where the numbers stand.
     """
 
     name: str
-    rates: dict[str, tuple[float, float]]
-    fp32_share: float
+    peaks: dict[str, float]
     sources: tuple[str, ...]
+    rates: dict[str, tuple[float, float]] = field(default_factory=dict)
+    share: float | None = None
+
+    def seconds(self, made: Bill, backbone: str, reference: Cost, precision: str) -> float:
+        """What a bill takes in a precision of `peaks`.
+
+        Args:
+            made: the bill.
+            backbone: name of the network.
+            reference: cost of full fine-tuning in it, which the rates are of.
+            precision: other than bf16 at the ratio of the peaks, an assumption as well.
+        """
+        if self.share is not None:
+            return (made.train_flops + made.test_flops) / (self.share * self.peaks[precision])
+        train, test = self.rates[backbone]
+        seconds = made.train_flops / (train * reference.image) + made.test_flops / (test * reference.test)
+        return seconds * self.peaks["bf16"] / self.peaks[precision]
 
 
 CARD = GPU(
     name="NVIDIA GeForce RTX 3090",
     rates={"vit_b16_in21k": (385.62, 1132.21), "swin_b_in22k": (279.66, 832.60)},
-    fp32_share=35.6 / 71.0,
+    peaks={"bf16": 71e12, "fp32": 35.6e12},
     sources=(
         "huggingface/pytorch-image-models results/benchmark-train-amp-nchw-pt112-cu113-rtx3090.csv, "
         "deit_base_distilled_patch16_224 (ViT-B/16 and one token), swin_base_patch4_window7_224",
@@ -98,6 +116,16 @@ CARD = GPU(
         "accumulation, dense",
     ),
 )
+LARGE = GPU(
+    name="NVIDIA H200",
+    share=0.35,
+    peaks={"bf16": 989e12, "tf32": 495e12},
+    sources=(
+        "NVIDIA H200 datasheet: 1,979 TFLOPS BF16 and 989 TFLOPS TF32 with sparsity, half of it dense",
+        "35 % of the peak: assumed",
+    ),
+)
+CARDS = {"rtx3090": CARD, "h200": LARGE}
 
 
 @dataclass(frozen=True)
@@ -131,6 +159,10 @@ class Bill:
     trials: int = 0
     train_flops: float = 0.0
     test_flops: float = 0.0
+
+    def plus(self, other: Bill) -> Bill:
+        """Both."""
+        return Bill(**{name: getattr(self, name) + value for name, value in asdict(other).items()})
 
 
 def experiments() -> list[str]:
@@ -246,9 +278,14 @@ def _count(net: Backbone, number: int, train: bool) -> int:
     return int(counter.get_total_flops())
 
 
-def bill(jobs: Iterable[Sequence[str]]) -> Bill:
-    """Add up the runs of an experiment; what several share is counted once."""
-    total, seen = Bill(), set[Any]()
+def bill(jobs: Iterable[Sequence[str]], seen: set[Any] | None = None) -> Bill:
+    """Add up the runs of an experiment; what several share is counted once.
+
+    Args:
+        jobs: the runs.
+        seen: addresses of what was trained before; what is trained now is added.
+    """
+    total, seen = Bill(), set() if seen is None else seen
     jobs = list(jobs)
     alike = Counter(tuple(o for o in job if not o.startswith(("seed=", "draw="))) for job in jobs)
     num_draws = len({word for job in jobs for word in job if word.startswith("draw=")}) or 1
@@ -261,6 +298,7 @@ def bill(jobs: Iterable[Sequence[str]]) -> Bill:
         count = TRAIN_IMAGES if shots is None else shots * config["dataset"]["num_classes"]
         total.phases += counted.train(method.phases(), times, Images(count, config["dataset"]["num_test"]))
         num_test = SEARCH_LISTS.get(config["dataset"]["name"], SEARCH_TEST)
+        num_test = min(num_test, (config["protocol"]["search"] or {}).get("images") or num_test)
         searched = Images(count if shots else SEARCH_IMAGES, num_test, is_search=True)
         for phase in method.phases():
             counted.scout(phase, times, searched)
@@ -289,10 +327,12 @@ class Counted:
         self.total, self.seen = total, seen
         self.protocol = Protocol(**config["protocol"])
         self.backbone = json.dumps(config["backbone"], sort_keys=True)
+        recipe = {key: value for key, value in config["protocol"].items() if key not in ("name", "search")}
         self.ground = {
             "task": config["dataset"]["name"],
             "shots": config["dataset"].get("shots"),
             "backbone": self.backbone,
+            "protocol": recipe,
         }
 
     def train(self, methods: Sequence[Method], times: int, images: Images) -> int:
@@ -345,12 +385,12 @@ def _epoch(cost: Cost, count: int, protocol: Protocol) -> float:
     return steps * (cost.step + batch * cost.image)
 
 
-def hours(made: Bill, reference: Cost, rates: tuple[float, float], precision: str) -> float:
-    """GPU-hours: training at the rate of full fine-tuning's arithmetic, tests at that of a forward pass."""
-    share = 1.0 if precision == "bf16" else CARD.fp32_share
-    train, test = rates
-    seconds = made.train_flops / (train * reference.image) + made.test_flops / (test * reference.test)
-    return seconds / share / 3600
+def hours(made: Bill, backbone: str, reference: Cost) -> dict[str, dict[str, float]]:
+    """GPU-hours, by card and precision."""
+    return {
+        key: {precision: card.seconds(made, backbone, reference, precision) / 3600 for precision in card.peaks}
+        for key, card in CARDS.items()
+    }
 
 
 def measured() -> dict[str, Any]:
@@ -398,6 +438,11 @@ def backbone_of(experiment: str) -> DictConfig:
     return backbone
 
 
+def _cells(made: Bill) -> list[str]:
+    counts = [f"{number:,}" for number in (made.runs, made.phases, made.trials)]
+    return counts + [f"{flops / 1e15:,.0f}" for flops in (made.train_flops, made.test_flops)]
+
+
 @script
 def main(arguments: Sequence[str] | None = None) -> int:
     """Count, print, and write the record; returns the exit status."""
@@ -405,29 +450,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     backbones = {name: backbone_of(name) for name in options.only or experiments()}
     for key, cost in earlier_record(options.json, RECORD).get("methods", {}).items():
         _costs[key] = Cost(cost["step"], cost["image"], cost["test"])
-    record: dict[str, Any] = {"gpu": asdict(CARD), "measured_on_a_cpu": measured(), "experiments": {}, "methods": {}}
-    table = Table(title=f"GPU-hours on one {CARD.name}, assumed")
-    for column in ("experiment", "runs", "phases", "trials", "PFLOP train", "PFLOP test", "h bf16", "h fp32"):
+    gpus = {key: asdict(card) for key, card in CARDS.items()}
+    record: dict[str, Any] = {"gpus": gpus, "measured_on_a_cpu": measured(), "experiments": {}, "methods": {}}
+    columns = {f"h {key} {precision}": (key, precision) for key, card in CARDS.items() for precision in card.peaks}
+    table = Table(title=f"GPU-hours on one {' or '.join(card.name for card in CARDS.values())}, assumed")
+    for column in ("experiment", "runs", "phases", "trials", "PFLOP train", "PFLOP test", *columns):
         table.add_column(column, justify="left" if column == "experiment" else "right")
     full: Method = instantiate(OmegaConf.to_container(composed("method=full").method), _convert_="all")
+    seen, shared, spent = set[Any](), Bill(), {key: Counter[str]() for key in CARDS}
     for name, backbone in backbones.items():
         jobs = requests_of(CONF, [f"experiment={name}"])[1]
         reference = cost_of(full, json.dumps(OmegaConf.to_container(backbone), sort_keys=True))
-        made = bill(jobs.values())
-        times = {
-            precision: hours(made, reference, CARD.rates[backbone.name], precision) for precision in ("bf16", "fp32")
-        }
-        record["experiments"][name] = {**asdict(made), "backbone": backbone.name, "gpu_hours": times}
+        alone, beside = bill(jobs.values()), bill(jobs.values(), seen)
+        times = hours(alone, backbone.name, reference)
+        shared = shared.plus(beside)
+        for key, by_precision in hours(beside, backbone.name, reference).items():
+            spent[key].update(by_precision)  # type: ignore[arg-type]
+        record["experiments"][name] = {**asdict(alone), "backbone": backbone.name, "gpu_hours": times}
+        record["together"] = {**asdict(shared), "gpu_hours": {key: dict(value) for key, value in spent.items()}}
         record["methods"] = {key: asdict(cost) for key, cost in sorted(_costs.items())}
         if options.json:
             atomic.write_text(options.json, json.dumps(record, indent=1) + "\n")
-        sizes = (made.train_flops / 1e15, made.test_flops / 1e15)
-        table.add_row(
-            name,
-            *(f"{n:,}" for n in (made.runs, made.phases, made.trials)),
-            *(f"{size:,.0f}" for size in sizes),
-            *(f"{times[precision]:,.1f}" for precision in ("bf16", "fp32")),
-        )
+        table.add_row(name, *_cells(alone), *(f"{times[key][precision]:,.1f}" for key, precision in columns.values()))
+    total = (f"{spent[key][precision]:,.1f}" for key, precision in columns.values())
+    table.add_row("all, what they share once", *_cells(shared), *total)
     Console(width=120).print(table)
     return 0
 

@@ -66,12 +66,31 @@ def variant(*overrides: str) -> str:
         ("method=linear", "rank=r8"),  # no update has it
         ("method=heart_lora", "ne=ne3"),
         ("method=lora", "draw=0", "shots=null", "trainer.progress=false"),
-        ("experiment=heart_fig3", "method=heart/front", "rank=r8", "protocol=heart_paper", "protocol.search=null"),
+        ("experiment=heart_fig3", "method=heart/front", "rank=r8", "protocol=heart_last", "protocol.search=null"),
     ],
 )
 def test_a_default_that_is_typed_names_nothing(typed: tuple[str, ...]) -> None:
     """C16: what is default anyway, or cannot change a number, is no variant."""
     assert variant(*TINY, *typed) == "vit_tiny_random"
+
+
+@pytest.mark.parametrize(
+    ("trainer", "asked", "meant"),
+    [
+        ("cpu", "auto", "fp32"),
+        ("cpu", "tf32", "fp32"),
+        ("cpu", "bf16", "bf16"),
+        ("gpu", "auto", "bf16"),
+        ("gpu", "tf32", "tf32"),
+        ("gpu", "fp32", "fp32"),
+    ],
+)
+def test_a_precision_is_named_by_what_the_device_computes(trainer: str, asked: str, meant: str) -> None:
+    plans = [planned(*TINY, "method=lora", f"trainer={trainer}", f"protocol.precision={one}") for one in (asked, meant)]
+    assert [plan.protocol.precision for plan in plans] == [meant] * 2
+    assert plans[0].identity == plans[1].identity
+    assert plans[0].identity["protocol"]["precision"] == meant
+    assert plans[0].identity["trainer"]["attention"] == ("plain" if (trainer, meant) == ("cpu", "bf16") else "timm")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -133,6 +134,9 @@ def test_a_part_of_the_training_images_is_said() -> None:
     assert recipe.labels == ["subset"]
     assert recipe.data_options((0.5,) * 3, (0.5,) * 3)["train_images"] == 8
     assert recipe.for_search().train_images == 8
+    assert recipe.for_search().test_images is None
+    few = replace(recipe, search={"scale": [1, 2], "images": 50})
+    assert few.for_search().test_images == 50
 
 
 @pytest.mark.parametrize("key", ["train_images", "eval_mode_after", "select_after"])

@@ -435,4 +435,5 @@ def test_the_space_of_the_configuration() -> None:
         "optional": False,
         "seed": 0,
         "halving": None,
+        "images": None,
     }

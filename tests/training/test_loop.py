@@ -521,6 +521,14 @@ def test_bf16_on_a_processor_without_it_is_called_slow(precision, accelerator, s
     assert (caution is not None and "protocol.precision=fp32 is many times faster" in caution) == said
 
 
+def test_only_tf32_multiplies_as_tf32() -> None:
+    """Runs of one process differ in it: the switches are torch's, and are set anew for each."""
+    switches = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    for precision in ("tf32", "bf16", "tf32", "fp32"):
+        Machine().place(torch.nn.Linear(1, 1), precision)  # type: ignore[arg-type]
+        assert [switch.allow_tf32 for switch in switches] == [precision == "tf32"] * 2
+
+
 def test_the_network_is_back_on_its_device_after_lightning_left_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

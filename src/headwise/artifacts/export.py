@@ -281,7 +281,7 @@ def evaluate(
             "the run was computed on a GPU and there is none here; its number cannot be repeated on a CPU"
         )
     with own_randomness(), _threads(machine.threads):
-        net = machine.place(saved.network(weights))
+        net = machine.place(saved.network(weights), saved.protocol.precision)
         net.set_attention(machine.attention)
         data = saved.data(net, source)
         return [

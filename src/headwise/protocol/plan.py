@@ -32,7 +32,7 @@ from headwise.protocol.known import check_names
 from headwise.protocol.naming import variant
 from headwise.protocol.pertask import OTHERS, fill_protocol, fill_tasks
 from headwise.protocol.ranges import check_package
-from headwise.protocol.recipe import Protocol
+from headwise.protocol.recipe import Protocol, precision_on
 from headwise.protocol.revisions import fill_revisions
 from headwise.protocol.space import Space
 from headwise.protocol.subsets import check_subsets
@@ -233,9 +233,6 @@ def resolved(
     check_config(config)
     trainer = config["trainer"]
     trainer["accelerator"] = _accelerator(trainer["accelerator"])
-    if trainer["attention"] == "auto":
-        plain = trainer["accelerator"] == "cpu" and config["protocol"].get("precision") == "bf16"
-        trainer["attention"] = "plain" if plain else "timm"
     task = instantiate(config["dataset"], _convert_="all")
     check_made("dataset", config["dataset"], isinstance(task, VTABTask))
     given = _given(overrides)
@@ -244,6 +241,12 @@ def resolved(
     own = fill_protocol(config, given)
     if own != config["protocol"]:
         config[OTHERS], config["protocol"] = config["protocol"], own
+    for recipe in (config["protocol"], config.get(OTHERS, {})):
+        if "precision" in recipe:
+            recipe["precision"] = precision_on(trainer["accelerator"], recipe["precision"])
+    if trainer["attention"] == "auto":
+        plain = trainer["accelerator"] == "cpu" and config["protocol"].get("precision") == "bf16"
+        trainer["attention"] = "plain" if plain else "timm"
     config["method"], published = fill_method(fill_tasks(config, given), task.name, config.get("ne"))
     # again: what the tables of tasks and of published values hold has not been looked at yet
     check_method(config["method"])

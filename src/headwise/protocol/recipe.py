@@ -23,9 +23,16 @@ NORMALIZATIONS = {
 Normalize = Literal["model", "imagenet", "inception", "none"]
 Augment = Literal["none", "fewshot"]
 Resize = Literal["pil_bicubic", "pil_bilinear", "tf_bilinear"]
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "tf32", "bf16", "fp16", "auto"]
 SCHEDULES, OPTIMIZERS, NORMALIZE, AUGMENTS = map(get_args, (Schedule, Optimizer, Normalize, Augment))
-PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+PRECISIONS = {"fp32": "32-true", "tf32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+"""What Lightning calls them; ``auto`` is one of them by then (`precision_on`)."""
+
+
+def precision_on(accelerator: str, asked: Any) -> Any:
+    """What a precision means on ``cpu`` or ``gpu``: only GPUs have TF32; ``auto`` is bf16 there, fp32 elsewhere."""
+    meant = {"cpu": {"auto": "fp32", "tf32": "fp32"}, "gpu": {"auto": "bf16"}}[accelerator]
+    return meant.get(asked, asked) if isinstance(asked, str) else asked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +58,8 @@ class Protocol:
         normalize: ``model`` (what the weights expect), or a name in `NORMALIZATIONS`.
         resize: how images are brought to the network's size.
         augment: ``none``, or ``fewshot`` (see ``headwise.data.augment``).
-        precision: fp32, bf16 or fp16 (autocast; weights and updates stay float32).
+        precision: fp32; tf32, which a GPU multiplies with 10 bits of mantissa; bf16 or fp16 (autocast; weights and
+            updates stay float32); or auto, see `precision_on`.
         eval_mode_after: epochs after which training goes on in evaluation mode, without dropout and drop-path, to
             imitate a code that forgot to switch back after its first test; None: never.
         train_split, eval_split: what is trained on and what is tested once after the last epoch.
@@ -122,7 +130,8 @@ class Protocol:
     def for_search(self) -> Protocol:
         """The same recipe on the search's splits: nothing of the test set, no epoch chosen, no search within."""
         splits = {"train_split": TRAIN_SPLIT, "eval_split": EVAL_SPLIT}
-        return replace(self, **splits, test_images=None, select="last", search=None)  # type: ignore[arg-type]
+        images = None if self.search is None else Space.of(self.search).images
+        return replace(self, **splits, test_images=images, select="last", search=None)  # type: ignore[arg-type]
 
     def data_options(self, mean: tuple[float, ...], std: tuple[float, ...]) -> dict[str, Any]:
         """Keyword arguments of `headwise.data.vtab.VTABDataModule`; `mean` and `std` are what the weights expect."""

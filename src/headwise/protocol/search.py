@@ -71,6 +71,7 @@ class SearchOutcome:
         space = self.space
         searched = [name for name in ("scale", "ne", "score") if getattr(space, name)] + list(space.fields)
         how = {"train_split": TRAIN_SPLIT, "eval_split": EVAL_SPLIT, "seed": space.seed, "searched": searched}
+        how |= {} if space.images is None else {"images": space.images}
         how["edges"] = [
             name for name, values in space.grids.items() if _is_edge(getattr(self.method, name, None), values)
         ]

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field
 from headwise.errors import ConfigError, suggest
 from headwise.protocol.ranges import Range, Values, combined, values_of
 from headwise.schema.check import built_from, check_fields
-from headwise.schema.kinds import Amounts, AtLeast2, Factors, Seed, different
+from headwise.schema.kinds import Amounts, AtLeast2, Count, Factors, Seed, different
 from headwise.updates.gate import Score
 
 TRAIN_SPLIT, EVAL_SPLIT = "train800", "val200"
@@ -46,6 +46,8 @@ class Space:
         seed: of the trials, whatever the run's: one search serves all seeds. None: each seed searches for itself.
         halving: divides the trials of a stage, again and again until one is left, the epochs of the last round and,
             once more for each, those of the rounds before it; None: all are trained for all epochs.
+        images: trials, and subnets of a method that finds its own fields, are measured on so many of the validation
+            images, always the same; None, or more than there are: on all.
     """
 
     scale: Factors = ()
@@ -56,6 +58,7 @@ class Space:
     optional: bool = False
     seed: Seed | None = 0
     halving: AtLeast2 | None = None
+    images: Count | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, lambda name: f"protocol.search.{name}")

@@ -71,9 +71,10 @@ class Machine:
             )
         return torch.device("cuda", self.gpu) if self.accelerator == "gpu" else torch.device("cpu")
 
-    def place(self, net: Backbone) -> Backbone:
-        """Bring a network here; fp32 is then computed as fp32, convolutions on a GPU included."""
-        torch.backends.cudnn.allow_tf32 = False
+    def place(self, net: Backbone, precision: str) -> Backbone:
+        """Bring a network here; float32 is then multiplied as TF32 on a GPU if `precision` is tf32, else as it is."""
+        # convolutions have a switch of their own, which torch turns on by itself
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
         return net.to(self.device)
 
     @property

@@ -70,7 +70,7 @@ def run_phases(
     # the head of a seed is the same for every method: comparisons by seed are then paired
     reseed(seed, "head")
     net.new_head(data.task.num_classes)
-    machine.place(net)
+    machine.place(net, protocol.precision)
     # a second phase that does not fit is refused now, not after the hours that the first one trains
     rehearse(net, methods, first=False)
     work = Work(net=net, data=data, protocol=protocol, store=store, machine=machine, say=say)
