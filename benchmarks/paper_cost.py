@@ -298,7 +298,7 @@ def bill(jobs: Iterable[Sequence[str]], seen: set[Any] | None = None) -> Bill:
         count = TRAIN_IMAGES if shots is None else shots * config["dataset"]["num_classes"]
         total.phases += counted.train(method.phases(), times, Images(count, config["dataset"]["num_test"]))
         num_test = SEARCH_LISTS.get(config["dataset"]["name"], SEARCH_TEST)
-        num_test = min(num_test, (config["protocol"]["search"] or {}).get("images") or num_test)
+        num_test = min(num_test, (config["protocol"].get("search") or {}).get("images") or num_test)
         searched = Images(count if shots else SEARCH_IMAGES, num_test, is_search=True)
         for phase in method.phases():
             counted.scout(phase, times, searched)

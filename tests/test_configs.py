@@ -246,7 +246,7 @@ def test_an_experiment_of_the_papers_says_its_cost_and_what_to_expect(name: str)
     record = json.loads((REPO / "benchmarks" / "results" / "paper_cost.json").read_text())
     counted = record["experiments"][name]
     assert counted["runs"] == len(jobs_of(name))
-    assert float(cost[1].replace(",", "")) == pytest.approx(counted["gpu_hours"]["fp32"], rel=0.05, abs=0.06)
+    assert float(cost[1].replace(",", "")) == pytest.approx(counted["gpu_hours"]["rtx3090"]["fp32"], rel=0.05, abs=0.06)
 
 
 def test_every_figure_and_table_has_its_experiment() -> None:

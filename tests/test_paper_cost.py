@@ -58,6 +58,30 @@ def test_what_runs_share_is_counted_once(unit: Any) -> None:
     assert unit.bill(curves).train_flops == (100 + 90) * IMAGES
 
 
+def test_what_experiments_share_is_counted_once_in_all(unit: Any) -> None:
+    seen: set[Any] = set()
+    first, again = (unit.bill(jobs("method=ssf", seeds=3), seen) for _ in range(2))
+    assert (first.phases, again.phases, again.runs) == (3, 0, 3)
+    assert again.train_flops == 0
+    other = unit.bill(jobs("method=ssf", "protocol.normalize=imagenet", seeds=3), seen)
+    assert other.train_flops == first.train_flops, "other pixels are other runs"
+
+
+def test_a_search_on_some_images_tests_on_those(paper_cost: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paper_cost, "cost_of", lambda *_: paper_cost.Cost(step=0, image=0, test=1))
+    shots = ["protocol=fewshot", "dataset=fewshot/food101", "shots=1", "method=noah", "method.search=evolution"]
+    scale = "+protocol.search={fields: {lr: [0.1]}, optional: true, images: 1000}"
+    tested = [paper_cost.bill([[*shots, *more]]).test_flops for more in ([], [scale])]
+    assert tested[0] - tested[1] == pytest.approx(800 * 19_200, abs=20_200)
+
+
+def test_a_card_reaches_a_share_of_its_peak(paper_cost: Any) -> None:
+    card = paper_cost.LARGE
+    made = paper_cost.Bill(train_flops=0.3 * 989e12, test_flops=0.05 * 989e12)
+    assert card.seconds(made, "any", None, "bf16") == pytest.approx(1)
+    assert card.seconds(made, "any", None, "tf32") == pytest.approx(989 / 495)
+
+
 def test_arithmetic_of_a_small_network(paper_cost: Any) -> None:
     """Twice the width of everything a forward pass multiplies, and of LoRA's own factors; nothing is computed."""
     backbone = json.dumps({"name": "x", "timm_name": "vit_tiny_patch16_224", "img_size": 32, "overrides": {"depth": 2}})
@@ -70,7 +94,7 @@ def test_arithmetic_of_a_small_network(paper_cost: Any) -> None:
 def test_the_saved_record_is_of_these_experiments(paper_cost: Any) -> None:
     record = json.loads((REPO / "benchmarks" / "results" / "paper_cost.json").read_text())
     assert sorted(record["experiments"]) == paper_cost.experiments()
-    assert {row["backbone"] for row in record["experiments"].values()} == set(record["gpu"]["rates"])
+    assert {row["backbone"] for row in record["experiments"].values()} == set(record["gpus"]["rtx3090"]["rates"])
     page = (REPO / "docs" / "cost.md").read_text()
     for name, row in record["experiments"].items():
         assert f"| `{name}` | {row['runs']:,} |" in page
