@@ -290,17 +290,20 @@ def machine(device: str) -> dict[str, Any]:
     }
 
 
-def parser(description: str, pairs: int, attention: str) -> Parser:
-    """The options that the benchmarks share, with the defaults of one of them."""
+def parser(description: str, pairs: int | None, attention: str, batch: int = 8) -> Parser:
+    """The options that the benchmarks share, with the defaults of one of them; without pairs it times nothing."""
     made = Parser(description=description)
     made.add_argument("--backbone", choices=sorted(BACKBONES), default="vit_b16")
-    made.add_argument("--batch", type=Whole(1, 65_536), default=8, help="images per step")
-    made.add_argument("--pairs", type=Whole(2, 10_000), default=pairs, help="pairs of steps per contender, at least 2")
+    made.add_argument("--batch", type=Whole(1, 65_536), default=batch, help="images per step")
+    if pairs is not None:
+        made.add_argument(
+            "--pairs", type=Whole(2, 10_000), default=pairs, help="pairs of steps per contender, at least 2"
+        )
     made.add_argument("--threads", type=THREADS, default=2, help="CPU threads")
     made.add_argument("--attention", choices=ATTENTION, default=attention, help="see trainer.attention; for all alike")
     made.add_argument("--only", nargs="+", metavar="TEXT", default=[""], help="contenders whose name contains one")
     made.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    made.add_argument("--json", type=record_file, metavar="FILE", help="write every pair's times there")
+    made.add_argument("--json", type=record_file, metavar="FILE", help="write the record there")
     return made
 
 

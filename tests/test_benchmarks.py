@@ -90,6 +90,23 @@ def test_options_that_cannot_be_measured_are_refused(step_time, arguments, capsy
 SMALL = ["rank=r4", "method.rank=4"]
 
 
+def test_memory_is_counted_as_autograd_keeps_it(scripts, threads, tmp_path, capsys):
+    step_memory = importlib.import_module("step_memory")
+    rows = {}
+    for flag in ((), ("--checkpointing",)):
+        file = tmp_path / f"{len(flag)}.json"
+        common = ["--backbone", "tiny", "--threads", str(threads), "--only", "lora", "full", "--precision", "fp32"]
+        assert step_memory.main([*common, "--batch", "3", "--json", str(file), *flag]) == 0
+        rows[bool(flag)] = {row["contender"]: row for row in json.loads(file.read_text())["results"]}
+    plain, again = rows[False], rows[True]
+    assert plain.keys() == again.keys() >= {"lora", "head_lora", "full", step_memory.BOUND}
+    for name, row in plain.items():
+        assert 0 < again[name]["image"] < row["image"], name
+        assert row["total"] == row["once"] + 3 * row["image"] + row["weights"] + 3 * row["tunable"]
+    assert plain["lora"]["image"] < plain["full"]["image"]
+    assert "3 images" in capsys.readouterr().out
+
+
 def test_every_method_of_the_line_up_has_a_place(method_cost):
     """But the linear probe, which is the bound, and HS-LoRA, whose second phase stands for it."""
     sweep = yaml.safe_load((REPO / "conf" / "experiment" / "methods.yaml").read_text())["hydra"]["sweeper"]["params"]

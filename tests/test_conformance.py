@@ -20,6 +20,7 @@ from headwise.methods.peft_bridge import PeftMethod
 from headwise.network.backbone import Backbone
 from headwise.results.store import PhaseStore
 from headwise.training.loop import Machine, hush, read_tensors, run_phases, write_tensors
+from headwise.training.module import reseed
 from headwise.updates.adapted import Delta
 from headwise.updates.lowrank import LowRank
 from headwise.updates.sites import Site
@@ -215,6 +216,22 @@ def test_masked_heads_are_left_out_of_files_and_merges(phases: tuple[Phase, ...]
         assert distance(logits(net, X), before) <= 1e-5
     if not gated:
         pytest.skip("no head gates")
+
+
+def test_checkpointing_changes_no_gradient(phases: tuple[Phase, ...]) -> None:
+    """Blocks that are computed again draw the same dropout, and whatever a method draws itself."""
+    for phase in phases:
+        net, installed = phase.installed_and_moved()
+        installed.set_mode()
+        tunable = list(installed.trainable().values())
+        gradients = []
+        for _ in range(2):
+            reseed(0, "step")
+            loss = net(X).square().sum()
+            gradients.append(torch.autograd.grad(loss, tunable, allow_unused=True))
+            net.set_checkpointing()
+        for before, after in zip(*gradients, strict=True):
+            assert (before is None and after is None) or torch.equal(before, after), phase.method.label
 
 
 def test_merge(phases: tuple[Phase, ...]) -> None:

@@ -119,6 +119,17 @@ class Backbone(nn.Module):
                 if hasattr(module, "fused_attn"):
                     setattr(module, "fused_attn", False)  # noqa: B010  a plain flag that mypy takes for a module
 
+    def set_checkpointing(self) -> None:
+        """Keep of each block its input only and compute it again in backward, dropout with the same random numbers.
+
+        Raises:
+            ConfigError: for a network of which timm cannot do so.
+        """
+        try:
+            self.model.set_grad_checkpointing()  # type: ignore[operator]
+        except (AttributeError, AssertionError, NotImplementedError) as error:
+            raise ConfigError(f"trainer.checkpointing=true: timm has none for {type(self.model).__name__}") from error
+
     def linear(self, site: Site) -> nn.Module:
         """The module that stands at `site` now."""
         owner, attribute = self._owners[site]

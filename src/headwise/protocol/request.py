@@ -20,7 +20,7 @@ from pathlib import Path
 from headwise.results.fingerprint import fingerprint
 from headwise.storage.hashes import Remembered, stamp_of
 
-NOT_ASKED = ("root", "resume", "wait", "logger", "trainer.progress")
+NOT_ASKED = ("root", "resume", "wait", "logger", "trainer.progress", "trainer.checkpointing")
 """Keys that say where results lie, or how the work is done and shown, and not which run it is."""
 DECIDING = "headwise.protocol.plan"
 """The module that turns a configuration into a run. What it imports decides with it, and what that imports.

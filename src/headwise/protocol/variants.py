@@ -11,7 +11,8 @@ from headwise.storage.weights import BY_NAME
 OWN_FOLDER = ("method", "dataset", "seed")
 """Keys that have a level of their own in a run's path."""
 NOT_THE_RUN = (
-    *("root", "name", "experiment", "resume", "wait", "logger", "trainer.progress", "data.root", "data"),
+    *("root", "name", "experiment", "resume", "wait", "logger", "trainer.progress", "trainer.checkpointing"),
+    *("data.root", "data"),
     "backbone.weights_are",
 )
 """Keys that say where things lie or are shown. What files hold is in the fingerprint."""

@@ -45,6 +45,7 @@ TRAINER = Fields(
         "accelerator": Literal["auto", "cpu", "gpu", "cuda", "mps"],
         "threads": Threads,
         "attention": Literal["auto", "timm", "plain"],
+        "checkpointing": bool,
         "progress": bool,
     },
     ("accelerator", "threads", "attention", "progress"),

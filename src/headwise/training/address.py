@@ -41,6 +41,7 @@ class Machine:
         accelerator: cpu or gpu.
         threads: CPU threads; part of a number's identity, since sums depend on their order.
         attention: how it is computed, see `Backbone.set_attention`; part of a number's identity like the threads.
+        checkpointing: see `Backbone.set_checkpointing`; changes no number.
         progress: whether a bar or lines tell how far it is.
         tell: told of each epoch, with the number of its phase, from 1, and its row of `History`; or None.
         parts: in which a batch is computed where it does not fit the memory whole.
@@ -51,6 +52,7 @@ class Machine:
     accelerator: str = "cpu"
     threads: int = 2
     attention: str = "timm"
+    checkpointing: bool = False
     progress: bool = True
     tell: Tell | None = None
     parts: int = 1

@@ -67,6 +67,8 @@ def run_phases(
         say(caution)
     torch.set_num_threads(machine.threads)
     net.set_attention(machine.attention)
+    if machine.checkpointing:
+        net.set_checkpointing()
     # the head of a seed is the same for every method: comparisons by seed are then paired
     reseed(seed, "head")
     net.new_head(data.task.num_classes)
