@@ -41,7 +41,7 @@ def kept_bytes(net: nn.Module, images: Tensor, precision: str, attention: str) -
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
             storages[storage.data_ptr()] = storage  # held, so that no other takes its address
-        return tensor
+        return tensor.detach()  # an output that its own node holds would never be freed
 
     if attention == "plain":
         for module in net.modules():
