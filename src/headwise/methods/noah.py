@@ -6,6 +6,14 @@ and the prompts of the block before stay. A subnet is sought in two stages, a su
 step on train800 and an evolution on val200, and then retrained from the pretrained weights. The nineteen subnets that
 were published are part of the package (paper/noah_subnets.csv, from the authors' configuration files).
 
+The search (``method.search=evolution``) trains a supernet, every part at its largest size; then breeds subnets for
+their accuracy on val200 without training, the smaller of equal ones first; then retrains the best one. Test images
+choose nothing. The supernet is a phase of its own, and the record holds the subnet and each generation's best
+accuracy. Open or broken in the authors' code, and chosen here: sizes {1, 5, 10} as the published subnets have, where
+the script names {5, 10, 50, 100}; depths of a quarter, half, three quarters or all blocks, where the script has 3 to
+12 and every published subnet all 12; a mutation draws depths and sizes, where the script draws depths alone; a
+supernet as wide as the largest size, where the script's is 100 wide whatever the space.
+
 Legend: C channels.
 """
 
