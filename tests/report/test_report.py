@@ -106,7 +106,7 @@ def controlled(seeds=range(3), gain: float = 2.0, **fields) -> list[Result]:
 def all_judged(results: list[Result]) -> list[Judgement]:
     where, _ = places(results)
     found = matches(results, results)
-    return judged(found, where, lacking(results, where, found))
+    return judged(found, where, lacking(results, where, found), results)
 
 
 def missing(results: list[Result]) -> dict[tuple[str, str], Any]:

@@ -26,6 +26,10 @@ Resize = Literal["pil_bicubic", "pil_bilinear", "tf_bilinear"]
 Precision = Literal["fp32", "bf16", "fp16"]
 SCHEDULES, OPTIMIZERS, NORMALIZE, AUGMENTS = map(get_args, (Schedule, Optimizer, Normalize, Augment))
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+SMOKE = "smoke"
+"""Name of the protocol in miniature, and the label of what it measures: such numbers mean nothing."""
+MEANINGLESS = (SMOKE,)
+"""Labels which say that a number means nothing: no verdict rests on it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +108,7 @@ class Protocol:
     @property
     def labels(self) -> list[str]:
         """What must be said beside every number measured this way."""
-        stamps = []
+        stamps = [SMOKE] if self.name == SMOKE else []
         if self.test_images is not None or self.train_images is not None:
             stamps.append("subset")
         if self.eval_split != "test":

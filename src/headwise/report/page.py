@@ -17,7 +17,7 @@ from markupsafe import Markup
 from headwise.comparison.comparable import Setting, ordered, places, settings
 from headwise.comparison.mechanism import correlations
 from headwise.comparison.tables import Others, Table, tables
-from headwise.comparison.verdicts import Judgement, Verdict
+from headwise.comparison.verdicts import Judgement, Verdict, is_smoke
 from headwise.errors import ConfigError
 from headwise.report import gallery, grids, layout, origins
 from headwise.report.gallery import Figure, slugged
@@ -152,6 +152,7 @@ def _chapter(table: Table, setting: Setting, title: str, slug: str) -> Chapter:
     results = setting.results
     where, _ = places(results, common=setting.common)
     badges = {j.row: Verdict.NO_CONTROL.value for j in table.judgements if not j.is_complete}
+    badges |= {where[result.key][0]: Verdict.SMOKE.value for result in results if is_smoke(result)}
     lead = next((note for note in table.notes if "; weights: " in note), "")
     caption = next((note for note in table.notes if note.startswith("Test accuracy in percent")), "")
     elsewhere = (lead or "Label: ", caption or "Label: ", "Label: ", *WARNINGS)
