@@ -11,6 +11,7 @@ from headwise.comparison.controls import KINDS
 from headwise.comparison.verdicts import QUESTIONS, Judgement, Pairs, Verdict
 from headwise.report import figures
 from headwise.report.grid import Grid, plain, sign, signed
+from headwise.report.limits import reach
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,9 @@ def questions(judgements: Sequence[tuple[str, Judgement]]) -> list[Question]:
 
 def _question(claim: str, titled: Sequence[tuple[str, Judgement]]) -> Question:
     rows = [judgement for _, judgement in titled]
-    values = [abs(pair.value) for judgement in rows for pairs in judgement.pairs for pair in pairs.differences]
+    values = [[pair.value for pair in pairs.differences] for judgement in rows for pairs in judgement.pairs]
     # one scale for all rows of a question, so that their strips can be compared by eye
-    largest = figures.rounded(max(values, default=1.0))
+    largest = figures.rounded(reach(values))
     several = len({title for title, _ in titled}) > 1
     answers = []
     for title, judgement in titled:
