@@ -17,8 +17,10 @@ from headwise.report.limits import robust
 
 WIDTH, HEIGHT = 352, 236
 LEFT, RIGHT, TOP, BOTTOM = 40, 12, 22, 36
-LETTER, LINE = 5.8, 12.0
-"""Width and height that a letter of a label is given when labels are placed."""
+LINE = 12.0
+"""Height that a label is given when labels are placed."""
+LETTERS = {"ijlfI|!'.,:; ": 3.9, "rst()[]-_/*": 5.8, "mwMW@%": 11.0}
+"""Widths of letters in pixels, as large as in any font that the page may get; see `_width`."""
 STRIP = 200
 SHAPES = ("circle", "square", "triangle", "diamond")
 NUM_COLORS = 6
@@ -354,7 +356,7 @@ def _labels(spots: Sequence[Spot], pixels: Sequence[tuple[float, float]]) -> lis
     # who comes first gets the room: head-wise methods, then the most accurate
     for spot, (x, y) in sorted(zip(spots, pixels, strict=True), key=lambda p: (not p[0].mark, -p[0].y)):
         text = spot.label if len(spot.label) <= _LONGEST else f"{spot.label[: _LONGEST - 2]}.."
-        width = LETTER * len(text)
+        width = _width(text, bool(spot.mark))
         places = ((x + 8, y + 4, "start"), (x - 8, y + 4, "end"), (x, y - 8, "middle"), (x, y + 16, "middle"))
         for at, base, anchor in places:
             left = at - {"start": 0.0, "middle": width / 2, "end": width}[anchor]
@@ -366,6 +368,18 @@ def _labels(spots: Sequence[Spot], pixels: Sequence[tuple[float, float]]) -> lis
                 parts.append(tag("text", text, class_=f"label {spot.mark}".strip(), x=at, y=base, text_anchor=anchor))
                 break
     return parts
+
+
+def _width(text: str, is_bold: bool) -> float:
+    """Pixels that a label may take."""
+    plain = sum(
+        next(
+            (width for letters, width in LETTERS.items() if letter in letters),
+            7.1 if letter.islower() or letter.isdigit() else 9.0,
+        )
+        for letter in text
+    )
+    return plain * 1.15 if is_bold else plain
 
 
 def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
