@@ -69,7 +69,7 @@ def _write(options: argparse.Namespace, renewed: Watch | None = None) -> None:
         title = options.title or ", ".join(options.name) or "All results"
         others = reading.others(options.root, [part.name for part in found])
         atomic.write_text(options.out, report(results, title, damaged, others, renewed))
-        print(f"written: {options.out} ({len(results)} runs)", flush=True)
+    print(f"written: {options.out} ({len(results)} runs)", flush=True)
 
 
 if __name__ == "__main__":
