@@ -86,6 +86,25 @@ def test_the_protocol_part_by_part() -> None:
     assert "The same as far as known: weights, resize, seeds, epochs." in page
 
 
+def test_adapted_projections_are_part_of_what_differs() -> None:
+    spec = {"rank": 8, "fused": False, "targets": ["q", "k", "v"]}
+    found = only([published_run(spec=spec)], "heart_t1_lora")
+    assert (gap(found, "targets").ours, gap(found, "targets").theirs) == ("q, k, v", "q and v")
+    assert (gap(found, "targets").verdict, gap(found, "targets").basis) == (DIFFERS, "derived")
+    assert "| targets | q, k, v | q and v [derived: " in text([found])
+    assert gap(only([published_run(spec={**spec, "targets": ["q", "v"]})], "heart_t1_lora"), "targets").verdict == SAME
+    assert gap(only([published_run("hs_pissa", spec=spec)], "hs_t1_pissa_p1"), "targets").verdict == UNKNOWN
+
+
+@pytest.mark.parametrize("row", ["heart_t1_lora", "hs_t1_pissa_p1", "heart_t1_linear"])
+def test_drawn_images_are_no_papers_images(row: str) -> None:
+    found = only([published_run(labels=["synthetic"])], row)
+    assert gap(found, "data").verdict == DIFFERS
+    assert gap(found, "data").ours.startswith("drawn images, not the task's; ")
+    assert gap(found, "data").low is None and "drawn images" in gap(found, "data").typical
+    assert "synthetic" in found.obstacles
+
+
 def test_a_run_in_the_papers_way_leaves_little_to_explain() -> None:
     protocol = {"normalize": "none", "select": "best_test", "schedule": "r0_legacy", "search": {"scale": [1, 10]}}
     result = published_run(protocol=protocol, labels=["TEST-SELECTED"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from pathlib import Path
 
@@ -11,11 +12,14 @@ import pytest
 from headwise.comparison.controls import CONTROLS, EQUAL_SIZE, HEADS, PHASE
 from headwise.comparison.tables import tables
 from headwise.comparison.verdicts import Difference, Judgement, Pairs, Verdict
+from headwise.protocol.recipe import MEANINGLESS, SMOKE, Protocol
 from headwise.report.ending import around, summary
 from headwise.report.page import report
 from headwise.results.records import Result
 from headwise.results.store import ResultStore
-from made_results import LORA, gated, run
+from headwise.storage.weights import weights_labels
+from made_networks import CONF, compose_config
+from made_results import LORA, PROTOCOL, gated, run
 
 KINDS = tuple(CONTROLS[PHASE])
 HEAD = {"_target_": "headwise.methods.hs_lora.HeadLoRA", "rank": 2}
@@ -70,6 +74,7 @@ def test_verdicts_have_a_rank_and_words() -> None:
         "leans no",
         "no",
         "no control",
+        "SMOKE",
     ]
     assert all(verdict.headline for verdict in Verdict)
 
@@ -145,3 +150,60 @@ def test_table_page_and_ending_say_the_same(make, seeds: int, gain: float, missi
             said = summary(result, around(result, store))
             assert re.search(rf"\? {expected.value.capitalize()}: ", said), said
             assert table.answers[0].partition("? ")[2] in said
+
+
+def options(group: str) -> list[str]:
+    return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+
+
+def stamped(labels: list[str], gain: float = 2.0, **fields) -> list[Result]:
+    return [dataclasses.replace(result, labels=labels, **fields) for result in second_phases(6, gain, "")]
+
+
+def said(results: list[Result], folder: Path) -> set[str]:
+    """The verdict on HS-LoRA by tables, page and the ending of a run."""
+    shown = re.findall(r'<span class="verdict [\w-]+">([^<]*)</span>', report(results))
+    store = ResultStore(folder)
+    for result in results:
+        store.put(result.key, result)
+    ended = summary(results[0], around(results[0], store))
+    asked = [line for line in ended.splitlines() if "better than its controls" in line]
+    texts = [tables(results)[0].answers[0], *asked]
+    return {*shown, *(re.split("[:,]", text.partition("? ")[2])[0] for text in texts)}
+
+
+@pytest.mark.parametrize("gain", [2.0, 0.0, -2.0])
+@pytest.mark.parametrize("label", MEANINGLESS)
+def test_numbers_that_mean_nothing_are_no_verdict(label: str, gain: float, tmp_path: Path) -> None:
+    assert said(stamped([label, "subset"], gain), tmp_path) == {"SMOKE"}
+    page = report(stamped([label], gain))
+    assert "these runs show that everything works. Their numbers mean nothing." in page
+    assert "gains 2.00" not in page and '<strong class="badge">SMOKE</strong>' in page
+
+
+def test_records_of_the_smoke_protocol_without_its_label_mean_as_little(tmp_path: Path) -> None:
+    old = stamped(["subset"])
+    for result in old:
+        result.provenance["protocol"] = {**PROTOCOL, "name": SMOKE}
+    assert said(old, tmp_path) == {"SMOKE"}
+
+
+def test_of_all_protocols_and_networks_only_those_in_miniature_mean_nothing(tmp_path: Path) -> None:
+    labels = {}
+    for name in options("protocol"):
+        values = {key: value for key, value in compose_config(f"protocol={name}")["protocol"].items() if key[0] != "_"}
+        found = Protocol(**values).labels
+        says = "No number made with it" in (CONF / "protocol" / f"{name}.yaml").read_text()
+        assert (SMOKE in found) == says, name
+        labels |= dict.fromkeys(found)
+    for name in options("backbone"):
+        for weights in ("none", "file.npz"):
+            choices = [f"backbone={name}", f"backbone.weights={weights}"]
+            choices += ["backbone.name=vit_tiny_patch16_224"] if name == "timm" else []
+            labels |= dict.fromkeys(weights_labels(compose_config(*choices)["backbone"]))
+    for file in (CONF.parent / "docs" / "results" / "records").rglob("result.json"):
+        labels |= dict.fromkeys(json.loads(file.read_text())["labels"])
+    assert {"smoke", "subset", "TEST-SELECTED", "stand-in weights", "random weights", "synthetic"} <= labels.keys()
+    for place, label in enumerate(labels):
+        expected = {"SMOKE"} if label in MEANINGLESS else {"Yes", "yes"}
+        assert said(stamped([label]), tmp_path / str(place)) == expected, label

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from headwise.comparison.tables import tables
+from headwise.comparison.tables import Table, tables
 from headwise.errors import ConfigError
 from headwise.report.formats import notes_of, render
 from headwise.report.selection import Selection, in_millions
@@ -70,7 +70,32 @@ def test_a_short_caption_leaves_its_notes_to_another_file() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("718,848", "0.72 M"), ("1,234 to 85,798,656", "1,234 to 85.80 M"), ("480", "480"), ("", "")]
+    ("column", "said"),
+    [
+        (["718,848", "", "7,680"], ["0.72 M", "", "0.0077 M"]),
+        (["480", "1,234 to 85,798,656", "0"], ["0.00048 M", "0.0012 M to 85.80 M", "0.00 M"]),
+        (["718,848", "0.29 M", "0.29"], ["0.72 M", "0.29 M", "0.29"]),
+        (["480", "7,680"], ["480", "7,680"]),
+    ],
 )
-def test_large_counts_are_written_in_millions(text: str, said: str) -> None:
-    assert in_millions(text) == said
+def test_one_column_of_counts_has_one_unit(column: list[str], said: list[str]) -> None:
+    assert list(in_millions(column).values()) == said
+
+
+def settings() -> list[Table]:
+    """Two tables: the second has other weights, one method and one task."""
+    return tables([*MADE, run("vpt", weights={"name": "another", "sha256": "cd"})])
+
+
+@pytest.mark.parametrize("form", ["md", "latex"])
+def test_a_pattern_has_to_match_in_one_table_only(form: str) -> None:
+    both = render(settings(), form, Selection(rows=("lora", "vpt"), columns=("nat3", "svhn")))
+    assert both.count("setting 1 of 2") >= 1 and both.count("setting 2 of 2") >= 1
+    one = render(settings(), form, Selection(rows=("hs_*",)))
+    assert "setting 1 of 2" in one and "setting 2 of 2" not in one
+    assert "setting 1 of 2" not in render(settings(), form, Selection(columns=("svhn",)))
+
+
+def test_a_pattern_that_matches_nowhere_is_refused() -> None:
+    with pytest.raises(ConfigError, match=re.escape("--rows: no row 'vtp' in any of the 2 tables (did you mean 'vpt'")):
+        render(settings(), "md", Selection(rows=("lora", "vtp")))

@@ -97,7 +97,7 @@ def test_many_columns_make_phases_lines():
     assert line.count(r"\textbf") == 24
     (line,) = [line for line in text.splitlines() if line.startswith("lora &")]
     assert line.count(r"\underline") == 24  # equal to hs P1: both are second
-    assert r"\resizebox{\textwidth}{!}{%" in text
+    assert r"\textwidth\else\width\fi}{!}{%" in text
     assert text.count("{") == text.count("}")
 
 

@@ -436,7 +436,7 @@ def test_a_subset_of_own_images_is_smaller_than_their_number(own: list[str], key
             plan_run(compose_config(*strict, f"++protocol.{key}={limit}"))
     assert plan_run(compose_config(*strict, f"++protocol.{key}=5"))
     smoke = plan_run(compose_config(*own)).protocol
-    assert subsets.SMOKE[key] == getattr(smoke, key) > 6, "the limits of protocol=smoke are upper bounds"
+    assert subsets.MINIATURE[key] == getattr(smoke, key) > 6, "the limits of protocol=smoke are upper bounds"
     with pytest.raises(ConfigError, match="not a subset of the 1000 training images of svhn"):
         plan_run(compose_config("method=lora", "backbone=vit_tiny_random", "++protocol.train_images=1000"))
 

@@ -266,3 +266,18 @@ def test_a_result_holds_as_long_as_what_it_was_made_with():
         other = Result(key=plan.key, identity=plan.identity, config={**plan.config, **changed}, phases=[phase()])
         assert not still_holds(other), changed
     assert not still_holds(Result(key=plan.key, identity=plan.identity, phases=[phase()]))
+
+
+def test_missing_controls_are_named_once_at_the_end_of_what_was_launched(tmp_path, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(sweep, "missing_controls", lambda results, store: asked.append(len(results)) or ["? controls"])
+    made = Made(tmp_path, lora_1=RuntimeError("no"))
+    with pytest.raises(SweepError):
+        made.run()
+    assert asked == [3]
+    assert capsys.readouterr().out.count("? controls") == 1
+    made.does = {}
+    made.run()
+    assert asked == [3, 4]
+    made.run()
+    assert asked == [3, 4]  # nothing was launched, so nothing new is to be said

@@ -24,6 +24,7 @@ from headwise.results.records import PhaseResult, Result
 SAME, DIFFERS, UNKNOWN = "same", "differs", "not known"
 # far below the distance of any two sets of `NORMALIZATIONS`, which have at most three digits
 _CLOSE = 1e-3
+_DRAWN = "no part of a gap to photographs can be read from drawn images"
 
 
 @dataclass(frozen=True)
@@ -201,16 +202,22 @@ def _cell(column: str, values: Sequence[float], row: Row) -> ComparedCell:
 def _gaps(runs: Sequence[tuple[Result, int]], row: Row, cells: Sequence[ComparedCell]) -> list[Gap]:
     mine = _ours(runs)
     has_average = any(cell.column in ("mean_groups", "mean_19") for cell in cells)
+    typical = {"data": _DRAWN} if mine["data"][0] == printed.SYNTHETIC else {}
     gaps = []
     for line in printed.read("gaps.csv"):
         topic = line["topic"]
         # how a paper averages explains no gap where single tasks are compared
         if topic == "average" and not has_average:
             continue
+        # and a method that adapts no projection, or has its own names for them, has nothing to set beside theirs
+        if topic == "targets" and not mine[topic][0]:
+            continue
         theirs = printed.measured(row, topic)
         value, ours = mine[topic]
         verdict = UNKNOWN if not theirs.get("value") else SAME if value == theirs["value"] else DIFFERS
         low, high = (float(line[end]) if line[end] else None for end in ("low", "high"))
+        if topic in typical:
+            verdict, low, high = DIFFERS, None, None
         gaps.append(
             Gap(
                 topic=topic,
@@ -219,7 +226,7 @@ def _gaps(runs: Sequence[tuple[Result, int]], row: Row, cells: Sequence[Compared
                 theirs=theirs.get("said") or "not stated",
                 basis=theirs.get("basis", ""),
                 verdict=verdict,
-                typical=line["typical"],
+                typical=typical.get(topic, line["typical"]),
                 low=low,
                 high=high,
                 source=line["source"],
@@ -235,7 +242,12 @@ def _ours(runs: Sequence[tuple[Result, int]]) -> dict[str, tuple[str, str]]:
     protocol, data, weights = (_part(first, name) for name in ("protocol", "data", "weights"))
     seeds = sorted({result.key.seed for result, _ in runs})
     lengths = sorted({sum(phase.epochs for phase in result.tested[:number]) for result, number in runs})
-    images = {printed.LOSSY if printed.LOSSY in result.labels else "lossless" for result, _ in runs}
+    images = {
+        next((label for label in (printed.SYNTHETIC, printed.LOSSY) if label in result.labels), "lossless")
+        for result, _ in runs
+    }
+    drawn = "drawn images, not the task's; " if printed.SYNTHETIC in images else ""
+    targets = sorted({_targets(result.tested[number - 1]) for result, number in runs})
     stamps = sorted({label for result, _ in runs for label in result.labels})
     search = "searched per task on val200" if protocol.get("search") else ""
     search = "the authors' values per task" if POSSIBLY_TUNED in stamps else search
@@ -245,13 +257,14 @@ def _ours(runs: Sequence[tuple[Result, int]]) -> dict[str, tuple[str, str]]:
         "average": ("both", "both, each by its name"),
         "data": (
             images.pop() if len(images) == 1 else "mixed",
-            f"{data.get('source') or 'source not recorded'}; labels: {', '.join(stamps) or 'none'}",
+            f"{drawn}{data.get('source') or 'source not recorded'}; labels: {', '.join(stamps) or 'none'}",
         ),
         "weights": (
             str(weights.get("timm_name", "")),
             f"{weights.get('timm_name', 'not recorded')} ({str(weights.get('content', ''))[:24] or 'no content hash'})"
             + (f", {weights['stated']}" if weights.get("stated") else ""),
         ),
+        "targets": (" or ".join(targets), " or ".join(targets)),
         "normalisation": (normalisation, f"{normalisation} (protocol.normalize={protocol.get('normalize', '?')})"),
         "resize": (str(protocol.get("resize", "")), str(protocol.get("resize", "not recorded"))),
         "selection": (
@@ -265,6 +278,12 @@ def _ours(runs: Sequence[tuple[Result, int]]) -> dict[str, tuple[str, str]]:
         "epochs": (length, f"{length}, of all phases up to this one"),
         "schedule": (str(protocol.get("schedule", "")), str(protocol.get("schedule", "not recorded"))),
     }
+
+
+def _targets(phase: PhaseResult) -> str:
+    """The projections that a phase adapts, ``q, v``; empty where its method names none."""
+    targets = phase.method.get("targets")
+    return ", ".join(map(str, targets)) if isinstance(targets, list) else ""
 
 
 def _part(result: Result, name: str) -> Mapping[str, Any]:

@@ -26,6 +26,8 @@ BACKBONES = {
 IMG_SIZE = 224
 LOSSY = "lossy"
 """Label of results on JPEG copies of lossless images, and what ``paper/protocols.csv`` calls such images."""
+SYNTHETIC = "synthetic"
+"""Label of results on drawn images, which no paper used."""
 HARMLESS = ("TEST-SELECTED", POSSIBLY_TUNED)
 """Labels that do not forbid a comparison: published numbers were chosen like that, or may have been."""
 MEANS = ("mean_natural", "mean_specialized", "mean_structured", "mean_groups", "mean_19")

@@ -309,7 +309,7 @@ def _table(
         _costs(results, where),
         paired,
         together,
-        judged(controls, where, claims),
+        judged(controls, where, claims, results),
         shown,
         apart_notes,
         summarise(ratios(unmasked(results, every), where), False, order),

@@ -6,15 +6,16 @@ heads that are off. A claim of a row stands on the pairs with each of its contro
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
 
-from headwise.comparison.comparable import Places
+from headwise.comparison.comparable import Places, recorded
 from headwise.comparison.controls import CONTROLS, HEADS, KINDS, MASK, PHASE, Claims, Match, is_control
 from headwise.comparison.paired import Contrast, contrast
 from headwise.comparison.recipes import class_of
+from headwise.protocol.recipe import MEANINGLESS
 from headwise.results.records import Result
 
 QUESTIONS = {PHASE: "A second, head-wise phase", HEADS: "Updates per head, alone", MASK: "Heads switched off"}
@@ -30,7 +31,7 @@ FEW = 3
 
 
 class Verdict(Enum):
-    """Whether a claim stands, from best to worst; the last is no place on that scale but the want of one."""
+    """Whether a claim stands, from best to worst; the last two are no place on that scale but the want of one."""
 
     YES = "yes"
     """The mean beats every control, on enough pairs, and every interval leaves out zero."""
@@ -44,6 +45,8 @@ class Verdict(Enum):
     """The mean loses to a control, and the interval leaves out zero."""
     NO_CONTROL = "no control"
     """A run lacks a control, and none of those that are there is lost to."""
+    SMOKE = "SMOKE"
+    """A run or a control is stamped as one whose numbers mean nothing, whatever they are."""
 
     @property
     def rank(self) -> int:
@@ -63,6 +66,7 @@ _HEADLINES = {
     Verdict.LEANS_NO: "Not so far: it does not beat all of its controls.",
     Verdict.NO: "No, not on these runs.",
     Verdict.NO_CONTROL: "It cannot be said: a control is missing.",
+    Verdict.SMOKE: "SMOKE: these runs show that everything works. Their numbers mean nothing.",
 }
 
 
@@ -127,12 +131,14 @@ class Judgement:
         row: of the table.
         pairs: with each kind of other run, in the order of `KINDS`.
         lacking: of each control that the claim needs, the tasks on which a run lacks it.
+        is_smoke: whether a run of the row is stamped as one whose numbers mean nothing.
     """
 
     claim: str
     row: str
     pairs: tuple[Pairs, ...]
     lacking: dict[str, Sequence[str]]
+    is_smoke: bool = False
 
     @property
     def is_complete(self) -> bool:
@@ -141,7 +147,9 @@ class Judgement:
 
     @cached_property
     def verdict(self) -> Verdict:
-        """The rule: the row must beat every control, on enough pairs."""
+        """The rule: the row must beat every control, on enough pairs, with numbers that mean something."""
+        if self.is_smoke:
+            return Verdict.SMOKE
         against = [pairs for pairs in self.pairs if pairs.against in CONTROLS[self.claim]]
         lost = [pairs for pairs in against if pairs.mean < 0]
         if lost:  # one control that is better is enough, whatever else is missing
@@ -156,16 +164,27 @@ class Judgement:
         """The question, the verdict and what says so, as one sentence."""
         sentences = {pairs.against: str(pairs) for pairs in self.pairs}
         parts = [sentences.get(kind, f"none against {kind}") for kind in self.lacking]
-        return f"{ASKED[self.claim].format(self.row)}? {self.verdict.value.capitalize()}: {', '.join(parts)}."
+        asked, said = ASKED[self.claim].format(self.row), self.verdict.value
+        if self.is_smoke:
+            return f"{asked}? {said}, the numbers mean nothing: {', '.join(parts)}."
+        return f"{asked}? {said.capitalize()}: {', '.join(parts)}."
 
 
-def judged(matches: Iterable[Match], where: Places, claims: Claims) -> list[Judgement]:
+def is_smoke(result: Result) -> bool:
+    """Whether a label, or in records of older code the protocol's name, says that a run's numbers mean nothing."""
+    protocol = recorded(result, "protocol")
+    name = protocol.get("name") if isinstance(protocol, Mapping) else None
+    return any(mark in MEANINGLESS for mark in (*result.labels, name))
+
+
+def judged(matches: Iterable[Match], where: Places, claims: Claims, results: Iterable[Result]) -> list[Judgement]:
     """Judge every claim of a table's rows.
 
     Args:
         matches: of one table.
         where: rows and columns of its results.
         claims: as `headwise.comparison.controls.lacking` gives them.
+        results: of the table.
     Returns:
         In the order of `claims`.
     """
@@ -174,8 +193,9 @@ def judged(matches: Iterable[Match], where: Places, claims: Claims) -> list[Judg
         row, column = where[match.result.key]
         kinds = gathered.setdefault((match.claim, row), {})
         kinds.setdefault(match.against, []).append(Difference(column, match.result.repeat, match.value))
+    smoke = {where[result.key][0] for result in results if is_smoke(result)}
     return [
-        Judgement(claim, row, _in_order(gathered.get((claim, row), {})), dict(lack))
+        Judgement(claim, row, _in_order(gathered.get((claim, row), {})), dict(lack), row in smoke)
         for (claim, row), lack in claims.items()
     ]
 

@@ -27,6 +27,10 @@ Precision = Literal["fp32", "tf32", "bf16", "fp16", "auto"]
 SCHEDULES, OPTIMIZERS, NORMALIZE, AUGMENTS = map(get_args, (Schedule, Optimizer, Normalize, Augment))
 PRECISIONS = {"fp32": "32-true", "tf32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 """What Lightning calls them; ``auto`` is one of them by then (`precision_on`)."""
+SMOKE = "smoke"
+"""Name of the protocol in miniature, and the label of what it measures: such numbers mean nothing."""
+MEANINGLESS = (SMOKE,)
+"""Labels which say that a number means nothing: no verdict rests on it."""
 
 
 def precision_on(accelerator: str, asked: Any) -> Any:
@@ -112,7 +116,7 @@ class Protocol:
     @property
     def labels(self) -> list[str]:
         """What must be said beside every number measured this way."""
-        stamps = []
+        stamps = [SMOKE] if self.name == SMOKE else []
         if self.test_images is not None or self.train_images is not None:
             stamps.append("subset")
         if self.eval_split != "test":

@@ -5,9 +5,9 @@ from __future__ import annotations
 from headwise.data.sources import Source
 from headwise.data.tasks import VTABTask
 from headwise.errors import ConfigError
-from headwise.protocol.recipe import Protocol
+from headwise.protocol.recipe import SMOKE, Protocol
 
-SMOKE = {"train_images": 8, "test_images": 32}
+MINIATURE = {"train_images": 8, "test_images": 32}
 """What protocol=smoke takes of a set, or all of it: its numbers mean nothing."""
 
 
@@ -19,7 +19,7 @@ def check_subsets(task: VTABTask, source: Source, protocol: Protocol) -> None:
     """
     for key, split in (("train_images", protocol.train_split), ("test_images", protocol.eval_split)):
         limit = getattr(protocol, key)
-        if limit is None or (protocol.name == "smoke" and limit <= SMOKE[key]):
+        if limit is None or (protocol.name == SMOKE and limit <= MINIATURE[key]):
             continue
         total = source.count(task, split) if task.is_own else task.official_count(split)
         if total is not None and limit >= total:

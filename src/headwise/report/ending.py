@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from headwise.comparison import cells
 from headwise.comparison.comparable import places
 from headwise.comparison.controls import HEADS, KINDS, PHASE, controls_of, lacking, matches
 from headwise.results.classes import said
-from headwise.results.records import Result
+from headwise.results.records import Result, RunKey
 from headwise.results.store import ResultStore
 
 
@@ -34,12 +34,13 @@ def around(result: Result, store: ResultStore) -> list[Result]:
     return list(gathered.values())
 
 
-def summary(result: Result, others: Iterable[Result] = ()) -> str:
+def summary(result: Result, others: Iterable[Result] = (), suggest: bool = True) -> str:
     """A small table of what each phase reached and gained, what the run's controls say, and the verdict.
 
     Args:
         result: to be shown.
         others: controls are sought here, and the other seeds of the run, on which the verdict rests as well.
+        suggest: say how to make the controls that are missing; a sweep says it once, see `missing_controls`.
     """
     lines = [
         f"{result.key.method} on {result.key.dataset}, seed {result.key.seed}"
@@ -59,10 +60,10 @@ def summary(result: Result, others: Iterable[Result] = ()) -> str:
     if result.task.get("group") == "own" and (last := said(result.phases[-1].extra)):
         lines.append(f"Of the classes: {last} (confusion.csv).")
     others = list(others)
-    return "\n".join(map(cells.one_line, [*lines, *_measured(result, others), *verdicts(result, others)]))
+    return "\n".join(map(cells.one_line, [*lines, *_measured(result, others, suggest), *verdicts(result, others)]))
 
 
-def _measured(result: Result, others: Iterable[Result]) -> list[str]:
+def _measured(result: Result, others: Iterable[Result], suggest: bool) -> list[str]:
     """What a head-wise run gains over its controls, and how to make those that are missing.
 
     Per-head updates alone are a choice of method: of them no control is asked for, but shown if it is there.
@@ -75,12 +76,46 @@ def _measured(result: Result, others: Iterable[Result]) -> list[str]:
             if kind in matched:
                 size = f"; {matched[kind].size_note}" if matched[kind].size_note else ""
                 lines.append(f"{matched[kind].value:>+8.2f}  {kind} ({KINDS[kind].full}{size})")
-            elif claim != HEADS:
+            elif claim != HEADS and suggest:
                 lines.append(f"{'?':>8}  {kind} ({KINDS[kind].full}; not run with these options: {how})")
     if not lines:
         return []
     more = "The second phase also brings training and parameters. " if PHASE in claims else ""
     return [f"{more}Percentage points over its controls, same seed:", *lines]
+
+
+def missing_controls(results: Sequence[Result], store: ResultStore) -> list[str]:
+    """Say once for all runs of a sweep which controls they lack, and how to make them; nothing where none is lacking.
+
+    Args:
+        results: of the sweep; controls are sought among them first.
+        store: controls are sought among what else lies in it, of the tasks and seeds that lack some.
+    """
+    gathered = {result.key: result for result in results}
+    lack = _lacking(results, gathered.values())
+    for task, seed in sorted({(key.dataset, key.seed) for _, _, key in lack}):
+        key = next(key for _, _, key in lack if (key.dataset, key.seed) == (task, seed))
+        gathered |= {other.key: other for other in store.alike(key)}
+    lack = _lacking([gathered[key] for key in dict.fromkeys(key for _, _, key in lack)], gathered.values())
+    lines = []
+    order = list(KINDS)
+    for kind, how in sorted({(kind, how) for kind, how, _ in lack}, key=lambda pair: order.index(pair[0])):
+        keys = [key for other, _, key in lack if other == kind]
+        methods = ", ".join(sorted({key.method for key in keys}))
+        lines.append(f"{'?':>8}  {kind} ({KINDS[kind].full}; {len(keys)} of {methods} lack it: {how})")
+    return ["Controls that runs of this sweep lack:", *map(cells.one_line, lines)] if lines else []
+
+
+def _lacking(results: Sequence[Result], others: Iterable[Result]) -> list[tuple[str, str, RunKey]]:
+    """The kind of each control that a run lacks, how it is made, and the run."""
+    have = {(match.result.key, match.against) for match in matches(results, others)}
+    return [
+        (kind, how, result.key)
+        for result in results
+        for claim, controls in controls_of(result).items()
+        for kind, how in controls.items()
+        if claim != HEADS and (result.key, kind) not in have
+    ]
 
 
 def verdicts(result: Result, others: Iterable[Result]) -> list[str]:
@@ -96,4 +131,4 @@ def verdicts(result: Result, others: Iterable[Result]) -> list[str]:
     # what lies in one folder by an older rule of names, and was made otherwise, is no seed of this row
     row = [run for run in every if where[run.key][0] == where[result.key][0]]
     pairs = matches(row, others)
-    return [str(judgement) for judgement in judged(pairs, where, lacking(row, where, pairs))]
+    return [str(judgement) for judgement in judged(pairs, where, lacking(row, where, pairs), row)]

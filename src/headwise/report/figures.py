@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from markupsafe import Markup, escape
 
 from headwise.report.headmap import HeadMap, Rows, head_maps
+from headwise.report.limits import robust
 
 WIDTH, HEIGHT = 352, 236
 LEFT, RIGHT, TOP, BOTTOM = 40, 12, 22, 36
-LETTER, LINE = 5.8, 12.0
-"""Width and height that a letter of a label is given when labels are placed."""
+LINE = 12.0
+"""Height that a label is given when labels are placed."""
+LETTERS = {"ijlfI|!'.,:; ": 3.9, "rst()[]-_/*": 5.8, "mwMW@%": 11.0}
+"""Widths of letters in pixels, as large as in any font that the page may get; see `_width`."""
 STRIP = 200
 SHAPES = ("circle", "square", "triangle", "diamond")
 NUM_COLORS = 6
@@ -76,6 +79,14 @@ class Axis:
         share = math.log(value / self.low) / math.log(self.high / self.low)
         return self.start + (room + (1 - room) * share) * (self.end - self.start)
 
+    def beyond(self, value: float) -> int:
+        """1 above the high end, -1 below the low one, else 0."""
+        return (value > self.high) - (value < self.low)
+
+    def within(self, value: float) -> float:
+        """Pixel of a value, or of the end that it is beyond."""
+        return self.at(min(max(value, self.low), self.high))
+
     def ticks(self, count: int = 4) -> list[float]:
         """Round values within, about so many; on a logarithmic axis powers of ten, or 1, 2 and 5 of each."""
         if not self.is_log:
@@ -106,15 +117,16 @@ def steps(low: float, high: float, count: int = 4, least: float = 0.0) -> list[f
 
 
 def scatter(spots: Sequence[Spot], title: str, x_label: str, y_label: str) -> Markup:
-    """Points over a logarithmic axis, labelled where there is room."""
+    """Points over a logarithmic axis, labelled where there is room; far ones are arrows at the end."""
     positive = [spot.x for spot in spots if spot.x > 0] or [1.0]
     has_zero = any(spot.x <= 0 for spot in spots)
     across = Axis(min(positive) / 1.6, max(positive) * 1.6, LEFT + 6, WIDTH - RIGHT, True, has_zero)
     up = _up(spots)
-    pixels = [(across.at(spot.x), up.at(spot.y)) for spot in spots]
+    spots = [replace(spot, label=f"{spot.label}: {spot.y:.1f}") if up.beyond(spot.y) else spot for spot in spots]
+    pixels = [(across.at(spot.x), _height(spot, up)) for spot in spots]
     parts = [_frame(across, up, x_label, y_label)]
     for spot, place in zip(spots, pixels, strict=True):
-        parts += [_bar(spot, place[0], up), _dot(place, "circle", spot)]
+        parts += [_bar(spot, place[0], up), _dot(place, _kind("circle", spot, up), spot)]
     return _svg(title, Markup().join([*parts, *_labels(spots, pixels)]))
 
 
@@ -123,17 +135,17 @@ def curves(lines: Mapping[str, Sequence[Spot]], level: float | None, title: str,
     spots = [spot for line in lines.values() for spot in line]
     largest = max(max(spot.x for spot in spots), 2.0)
     across = Axis(0.0, largest * 1.04, LEFT + 6, WIDTH - RIGHT, least=1.0)
-    up = _up([*spots, *([Spot(0.0, level)] if level is not None else [])])
+    up = _up(spots, [] if level is None else [level])
     parts = [_frame(across, up, x_label, y_label)]
     if level is not None:
         y = up.at(level)
         parts.append(tag("line", class_="level", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y))
     for number, line in enumerate(lines.values()):
-        places = [(across.at(spot.x), up.at(spot.y)) for spot in line]
+        places = [(across.at(spot.x), _height(spot, up)) for spot in line]
         path = " ".join(f"{'L' if i else 'M'}{x:.1f} {y:.1f}" for i, (x, y) in enumerate(places))
         inner = [tag("path", class_="line", d=path)] if len(line) > 1 else []
         for spot, place in zip(line, places, strict=True):
-            inner += [_bar(spot, place[0], up), _dot(place, shape(number), spot)]
+            inner += [_bar(spot, place[0], up), _dot(place, _kind(shape(number), spot, up), spot)]
         parts.append(tag("g", *inner, class_=color(number)))
     return _svg(title, Markup().join(parts))
 
@@ -151,16 +163,21 @@ def swatch(number: int | None) -> Markup:
 def strip(
     values: Sequence[float], mean: float, interval: tuple[float | None, float | None], largest: float, title: str
 ) -> Markup:
-    """Values, their mean and its interval about a zero line; ``largest`` is at either end."""
+    """Values, their mean and its interval about a zero line; ``largest`` is at either end, beyond it are arrows."""
     axis = Axis(-largest, largest, 6, STRIP - 6)
     sign = "gain" if mean > 0 else "loss" if mean < 0 else "even"
     dot = "pair" if len(values) <= _APART else "pair many"
     parts = [
         tag("line", class_="rule", x1=0, x2=STRIP, y1=11, y2=11),
         tag("line", class_="zero", x1=axis.at(0), x2=axis.at(0), y1=0, y2=22),
-        *(tag("circle", class_=dot, cx=axis.at(value), cy=11, r=3.2) for value in values),
+        *(tag("circle", class_=dot, cx=axis.at(value), cy=11, r=3.2) for value in values if not axis.beyond(value)),
         *_interval(*interval, axis),
-        tag("path", class_="mean", d=f"M{axis.at(mean):.1f} 3.5l4 7.5l-4 7.5l-4 -7.5z"),
+        *(
+            []
+            if axis.beyond(mean)
+            else [tag("path", class_="mean", d=f"M{axis.at(mean):.1f} 3.5l4 7.5l-4 7.5l-4 -7.5z")]
+        ),
+        *_arrows([*values, mean], axis),
     ]
     return _svg(title, tag("g", *parts, class_=sign), STRIP, 22, "strip")
 
@@ -168,8 +185,18 @@ def strip(
 def _interval(low: float | None, high: float | None, axis: Axis) -> list[Markup]:
     if low is None or high is None:
         return []
-    start, end = axis.at(low), axis.at(high)
+    start, end = axis.within(low), axis.within(high)
     return [tag("path", class_="interval", d=f"M{start:.1f} 5v12m0 -6H{end:.1f}m0 -6v12")]
+
+
+def _arrows(values: Sequence[float], axis: Axis) -> list[Markup]:
+    """An arrow at each end that values are beyond, which says them."""
+    drawn = []
+    for side, d in ((-1, "M0 11l8 -7v14z"), (1, f"M{STRIP} 11l-8 -7v14z")):
+        if far := [value for value in values if axis.beyond(value) == side]:
+            said = ", ".join(dict.fromkeys(f"{value:+.2f}" for value in far))
+            drawn.append(tag("path", tag("title", said), class_="far", d=d))
+    return drawn
 
 
 def score_map(rows: Rows, title: str) -> Markup:
@@ -257,12 +284,23 @@ def _svg(title: str, inner: Markup, width: int = WIDTH, height: int = HEIGHT, ki
     return tag("svg", inner, class_=kind, viewBox=box, width=width, height=height, role="img", aria_label=title)
 
 
-def _up(spots: Sequence[Spot]) -> Axis:
-    """The axis of accuracies: what is drawn and a margin, at least one point high."""
-    ends = [spot.y + sign * (_deviation(spot) or 0.0) for spot in spots for sign in (-1, 1)]
-    low, high = min(ends), max(ends)
+def _up(spots: Sequence[Spot], levels: Sequence[float] = ()) -> Axis:
+    """The axis of accuracies: what is not far from the rest, all levels, and a margin, at least one point high."""
+    low, high = robust([spot.y for spot in spots])
+    near = [spot for spot in spots if low <= spot.y <= high]
+    ends = robust([spot.y + sign * (_deviation(spot) or 0.0) for spot in near for sign in (-1, 1)])
+    low, high = min(low, *ends, *levels), max(high, *ends, *levels)
     margin = max(0.08 * (high - low), 0.5)
     return Axis(low - margin, high + margin, HEIGHT - BOTTOM, TOP)
+
+
+def _height(spot: Spot, up: Axis) -> float:
+    """Pixel of a point; of one beyond the axis a place at its end where an arrow fits."""
+    return up.within(spot.y) + 7 * up.beyond(spot.y)
+
+
+def _kind(kind: str, spot: Spot, up: Axis) -> str:
+    return {1: "above", -1: "below"}.get(up.beyond(spot.y), kind)
 
 
 def _deviation(spot: Spot) -> float | None:
@@ -288,15 +326,15 @@ def _frame(across: Axis, up: Axis, x_label: str, y_label: str) -> Markup:
 
 def _bar(spot: Spot, x: float, up: Axis) -> Markup:
     deviation = _deviation(spot)
-    if not deviation:
+    if not deviation or up.beyond(spot.y):
         return Markup()
     return tag(
         "line",
         class_=f"bar {spot.mark}".strip(),
         x1=x,
         x2=x,
-        y1=up.at(spot.y - deviation),
-        y2=up.at(spot.y + deviation),
+        y1=up.within(spot.y - deviation),
+        y2=up.within(spot.y + deviation),
     )
 
 
@@ -307,6 +345,7 @@ def _dot(place: tuple[float, float], kind: str, spot: Spot) -> Markup:
     if kind == "circle":
         return tag("circle", *tip, class_=name, cx=x, cy=y, r=4)
     paths = {"square": "m-3.5 -3.5h7v7h-7z", "triangle": "m0 -4.5l4.5 8h-9z", "diamond": "m0 -5l5 5l-5 5l-5 -5z"}
+    paths |= {"above": "m0 -6l5 6h-3v6h-4v-6h-3z", "below": "m0 6l5 -6h-3v-6h-4v6h-3z"}
     return tag("path", *tip, class_=name, d=f"M{x:.1f} {y:.1f}{paths[kind]}")
 
 
@@ -317,7 +356,7 @@ def _labels(spots: Sequence[Spot], pixels: Sequence[tuple[float, float]]) -> lis
     # who comes first gets the room: head-wise methods, then the most accurate
     for spot, (x, y) in sorted(zip(spots, pixels, strict=True), key=lambda p: (not p[0].mark, -p[0].y)):
         text = spot.label if len(spot.label) <= _LONGEST else f"{spot.label[: _LONGEST - 2]}.."
-        width = LETTER * len(text)
+        width = _width(text, bool(spot.mark))
         places = ((x + 8, y + 4, "start"), (x - 8, y + 4, "end"), (x, y - 8, "middle"), (x, y + 16, "middle"))
         for at, base, anchor in places:
             left = at - {"start": 0.0, "middle": width / 2, "end": width}[anchor]
@@ -329,6 +368,18 @@ def _labels(spots: Sequence[Spot], pixels: Sequence[tuple[float, float]]) -> lis
                 parts.append(tag("text", text, class_=f"label {spot.mark}".strip(), x=at, y=base, text_anchor=anchor))
                 break
     return parts
+
+
+def _width(text: str, is_bold: bool) -> float:
+    """Pixels that a label may take."""
+    plain = sum(
+        next(
+            (width for letters, width in LETTERS.items() if letter in letters),
+            7.1 if letter.islower() or letter.isdigit() else 9.0,
+        )
+        for letter in text
+    )
+    return plain * 1.15 if is_bold else plain
 
 
 def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:

@@ -17,7 +17,7 @@ from headwise.comparison.mechanism import MEASURES, lies
 from headwise.comparison.tables import Table
 from headwise.errors import ConfigError, suggest
 from headwise.report.grid import BEST, SECOND, Cell, Grid
-from headwise.report.layout import WIDE, parts
+from headwise.report.layout import parts
 from headwise.report.selection import Selection
 
 TIDY = ["table", "kind", "method", "phase", "column", "group", "mean", "std", "n"]
@@ -51,20 +51,34 @@ def notes_of(tables: Sequence[Table]) -> str:
     )
 
 
-def _parts(table: Table, shown: Selection) -> list[tuple[Grid, Sequence[str]]]:
-    (main, notes), *rest = parts(table)
+Parts = list[tuple[Grid, Sequence[str]]]
+
+
+def _shown(tables: Sequence[Table], shown: Selection) -> list[tuple[Table, Parts]]:
+    """The tables that have what is to be shown, with the grids of each and the sentences over them."""
+    arranged = [(table, parts(table)) for table in tables]
+    shown.check([grids[0][0] for _, grids in arranged])
+    chosen = [(table, _parts(grids, shown)) for table, grids in arranged]
+    return [(table, grids) for table, grids in chosen if grids]
+
+
+def _parts(grids: Parts, shown: Selection) -> Parts:
+    (whole, notes), *rest = grids
+    main = shown.of(whole)
+    if main is None:
+        return []
     if not shown.is_short:
-        return [(shown.of(main), notes), *rest]
+        return [(main, notes), *rest]
     # what an empty cell means is said with the notes: in a paper it is a phase that a method does not have
     captions = [note.partition(" An empty cell")[0] for note in notes if note.startswith("Test accuracy in percent")]
-    return [(shown.of(main), captions)]
+    return [(main, captions)]
 
 
 def markdown(tables: Sequence[Table], shown: Selection) -> str:
     """One heading, caption and table each; then paired differences, ratios, and published rows kept apart."""
     sections = []
-    for table in tables:
-        for grid, notes in _parts(table, shown):
+    for table, grids in _shown(tables, shown):
+        for grid, notes in grids:
             heading = f"### {table.title}: {grid.name}" if grid.name else f"## {table.title}"
             lines = pipes(grid.head, [list(map(str, line)) for line in grid.body], grid.num_left)
             sections.append("\n".join([in_markdown(heading), "", bullets(notes), "", *lines, ""]))
@@ -77,8 +91,8 @@ def latex(tables: Sequence[Table], shown: Selection) -> str:
     Needs the packages booktabs and graphicx (wide tables are shrunk to the page).
     """
     sections = [r"% \usepackage{booktabs,graphicx}"]
-    for table in tables:
-        for grid, notes in _parts(table, shown):
+    for table, grids in _shown(tables, shown):
+        for grid, notes in grids:
             title = f"{table.title}: {grid.name}" if grid.name else table.title
             marked = "" if grid.name else " Best of ours bold, second underlined."
             sections.append(_tabular(f"{title}. {' '.join(notes)}{marked}", grid))
@@ -158,14 +172,15 @@ def _tabular(caption: str, grid: Grid) -> str:
     head = [_escape(name) for name in grid.head]
     lines = [" & ".join(line) + r" \\" for line in (head, *([_in_latex(cell) for cell in line] for line in grid.body))]
     align = "l" * grid.num_left + "r" * (len(head) - grid.num_left)
-    wide = len(head) > WIDE
     opening = [
         r"\begin{table}",
         rf"\caption{{{_escape(caption)}}}",
-        *([r"\resizebox{\textwidth}{!}{%"] if wide else []),
+        r"\centering",
+        # no wider than the page, and no narrower table made larger
+        r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%",
     ]
     opening += [rf"\begin{{tabular}}{{{align}}}", r"\toprule", *_over(grid.spans)]
-    closing = [r"\bottomrule", r"\end{tabular}" + ("}" if wide else ""), r"\end{table}", ""]
+    closing = [r"\bottomrule", r"\end{tabular}}", r"\end{table}", ""]
     return "\n".join([*opening, lines[0], r"\midrule", *lines[1:], *closing])
 
 

@@ -17,9 +17,9 @@ from markupsafe import Markup
 from headwise.comparison.comparable import Setting, ordered, places, settings
 from headwise.comparison.mechanism import correlations
 from headwise.comparison.tables import Others, Table, tables
-from headwise.comparison.verdicts import Judgement, Verdict
+from headwise.comparison.verdicts import Judgement, Verdict, is_smoke
 from headwise.errors import ConfigError
-from headwise.report import gallery, grids, layout, origins
+from headwise.report import gallery, grids, layout, leaderboard, origins
 from headwise.report.gallery import Figure, slugged
 from headwise.report.grid import Grid
 from headwise.report.summary import questions
@@ -64,10 +64,28 @@ class Chapter:
     costs: Grid
     hours: str
     judgements: Sequence[Judgement]
+    block: leaderboard.Block
+
+
+@dataclass(frozen=True)
+class Watch:
+    """That a page is renewed while runs go on.
+
+    Attributes:
+        seconds: after which a browser reads it again.
+        made: when it was made, in words.
+    """
+
+    seconds: int
+    made: str
 
 
 def report(
-    results: Iterable[Result], title: str = "Results", damaged: Sequence[str] = (), others: Others = list
+    results: Iterable[Result],
+    title: str = "Results",
+    damaged: Sequence[str] = (),
+    others: Others = list,
+    watch: Watch | None = None,
 ) -> str:
     """Return the page.
 
@@ -76,6 +94,7 @@ def report(
         title: of the page.
         damaged: what is wrong with each record that could not be read; the page names them.
         others: reads runs of other names, among which controls are sought that these lack.
+        watch: for a page that is renewed; without it the same results give the same page.
     Raises:
         ConfigError: if no result has a test accuracy.
     """
@@ -97,6 +116,8 @@ def report(
         facts=_facts(usable),
         labels=_labels(usable),
         total=len(usable),
+        watch=watch,
+        board=leaderboard.board([chapter.block for chapter in chapters]),
         damaged=damaged,
         questions=questions([(chapter.title, judgement) for chapter in chapters for judgement in chapter.judgements]),
         num_rows=NUM_ROWS,
@@ -152,6 +173,7 @@ def _chapter(table: Table, setting: Setting, title: str, slug: str) -> Chapter:
     results = setting.results
     where, _ = places(results, common=setting.common)
     badges = {j.row: Verdict.NO_CONTROL.value for j in table.judgements if not j.is_complete}
+    badges |= {where[result.key][0]: Verdict.SMOKE.value for result in results if is_smoke(result)}
     lead = next((note for note in table.notes if "; weights: " in note), "")
     caption = next((note for note in table.notes if note.startswith("Test accuracy in percent")), "")
     elsewhere = (lead or "Label: ", caption or "Label: ", "Label: ", *WARNINGS)
@@ -195,6 +217,7 @@ def _chapter(table: Table, setting: Setting, title: str, slug: str) -> Chapter:
         costs=grids.costs(results, where, f"{slug}-costs"),
         hours=_hours(results),
         judgements=table.judgements,
+        block=leaderboard.block(title, slug, results, where, badges, list(dict.fromkeys(table.cells["column"]))),
     )
 
 

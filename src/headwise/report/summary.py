@@ -11,6 +11,7 @@ from headwise.comparison.controls import KINDS
 from headwise.comparison.verdicts import QUESTIONS, Judgement, Pairs, Verdict
 from headwise.report import figures
 from headwise.report.grid import Grid, plain, sign, signed
+from headwise.report.limits import reach
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,9 @@ def questions(judgements: Sequence[tuple[str, Judgement]]) -> list[Question]:
 
 def _question(claim: str, titled: Sequence[tuple[str, Judgement]]) -> Question:
     rows = [judgement for _, judgement in titled]
-    values = [abs(pair.value) for judgement in rows for pairs in judgement.pairs for pair in pairs.differences]
+    values = [[pair.value for pair in pairs.differences] for judgement in rows for pairs in judgement.pairs]
     # one scale for all rows of a question, so that their strips can be compared by eye
-    largest = figures.rounded(max(values, default=1.0))
+    largest = figures.rounded(reach(values))
     several = len({title for title, _ in titled}) > 1
     answers = []
     for title, judgement in titled:
@@ -81,7 +82,8 @@ def _question(claim: str, titled: Sequence[tuple[str, Judgement]]) -> Question:
     head = ["table", "method", "against", "task", "seed", "draw", "difference"]
     data = plain(f"pairs-{claim}", head, lines, 4)
     ends = (f"\u2212{largest:g}", f"+{largest:g}")
-    sentence = _sentence(rows[0]) if len(rows) == 1 else _tally(rows)
+    real = [judgement for judgement in rows if not judgement.is_smoke]
+    sentence = _sentence(real[0]) if len(real) == 1 else _tally(real)
     return Question(
         QUESTIONS[claim], _headline([judgement.verdict for judgement in rows]), sentence, answers, ends, data
     )
@@ -90,8 +92,12 @@ def _question(claim: str, titled: Sequence[tuple[str, Judgement]]) -> Question:
 def _headline(verdicts: Sequence[Verdict]) -> str:
     """What rows say together: the verdict that they share, else how many have which."""
     kinds = sorted(set(verdicts), key=lambda verdict: verdict.rank)
+    real = [kind for kind in kinds if kind is not Verdict.SMOKE] or kinds
     if len(kinds) == 1:
         return kinds[0].headline
+    if len(real) == 1:
+        smoke = verdicts.count(Verdict.SMOKE)
+        return f"{real[0].headline} {smoke} of {len(verdicts)} rows are {Verdict.SMOKE.value}."
     begin = {Verdict.YES: "In part", Verdict.LEANS_YES: "Undecided"}.get(kinds[0], "Not so far")
     counts = ", ".join(f"{kind.value} {verdicts.count(kind)}" for kind in kinds)
     return f"{begin}. Of {len(verdicts)} rows: {counts}."

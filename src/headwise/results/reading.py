@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -106,6 +107,17 @@ def others(root: Path, names: Iterable[str | None]) -> Callable[[], list[Result]
         return [result for name in sorted(runs(root) - taken) for result in store.all(name)]
 
     return rest
+
+
+def stamps(root: Path) -> dict[Path, tuple[int, int]]:
+    """Size and modification time of every record below a root: they change when anything is to be read again."""
+    found = {}
+    for name in runs(root):
+        for path in (root / name).glob("*/*/*/seed-*/result.json"):
+            with contextlib.suppress(OSError):  # it was replaced or removed this very moment
+                status = path.stat()
+                found[path] = (status.st_size, status.st_mtime_ns)
+    return found
 
 
 def runs(root: Path) -> set[str]:

@@ -59,7 +59,7 @@ def obtained(cfg: DictConfig) -> Result | None:
             finished is lost.
     """
     lifeline.hold()
-    sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    sweep = _in_sweep()
     plan = None
     try:
         plan = plan_run(cfg)
@@ -82,6 +82,10 @@ def obtained(cfg: DictConfig) -> Result | None:
         place = shlex.join(overrides_of()) if plan is None else plan.folder
         print(f"failed: {place}: {one_line(error)}", file=sys.stderr, flush=True)
     return None
+
+
+def _in_sweep() -> bool:
+    return bool(HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN)
 
 
 def _note_failure(error: Exception, plan: Plan | None, cfg: DictConfig) -> None:
@@ -113,7 +117,7 @@ def _run(plan: Plan) -> Result:
             _note_place(plan)
     else:
         done = _claimed(plan, store)
-    print(summary(done, around(done, store)), flush=True)
+    print(summary(done, around(done, store), suggest=not _in_sweep()), flush=True)
     return done
 
 

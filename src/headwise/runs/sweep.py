@@ -38,7 +38,8 @@ from headwise.errors import ConfigError, SweepError, suggest
 from headwise.protocol.job import folders
 from headwise.protocol.plan import resolved, root_of, still_holds
 from headwise.protocol.request import request_of
-from headwise.results.store import Finished, Result, ResultError
+from headwise.report.ending import missing_controls
+from headwise.results.store import Finished, Result, ResultError, ResultStore
 from headwise.runs import lifeline
 from headwise.runs.ledger import Entry, Ledger, State, finished_requests
 from headwise.schema.secret import refuse_secrets
@@ -211,9 +212,18 @@ class Sweep:
         while left:
             busy = self._attempt(left, own)
             left = self._await(busy, own) if busy else []
+        if self.launched:
+            self._suggest()
         if self.failures:
             raise SweepError(self.summary())
         return [self.numbers[request] for request in self.jobs]
+
+    def _suggest(self) -> None:
+        """Say once which controls the runs lack: each run by itself would say the same."""
+        lines = finished_requests(self.root)
+        results = [result for request in self.numbers if (result := self._stored(lines.get(request))) is not None]
+        for line in missing_controls(results, ResultStore(self.root)):
+            print(line, flush=True)
 
     def _recognise(self) -> None:
         """Take the numbers of finished runs, if their images and weights are still the same."""
