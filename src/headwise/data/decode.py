@@ -6,6 +6,7 @@ Legend: N images, S the side of the square that the network sees, C channels (3,
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +20,8 @@ from headwise.errors import ConfigError, DataError, suggest
 
 Array = NDArray[np.uint8]
 
+LINE = re.compile(r", line \d+$")
+"""At the end of what names a line of a list."""
 NATIVE_LIMIT = 96
 """Images whose longer side is at most this stay as they are; they are resized per batch, on the device."""
 
@@ -86,7 +89,8 @@ def decode(file: Path | bytes, channels: int, where: str, reading: Reading | Non
             state = "is empty (0 bytes)" if not file else f"cannot be decoded ({error})"
             raise DataError(f"{where}: the image {state}; prepare the set again") from error
         state = "is empty (0 bytes)" if file.is_file() and file.stat().st_size == 0 else f"cannot be decoded ({error})"
-        raise DataError(f"{where}: image {str(file)!r} {state}; replace the file or remove its line") from error
+        way_out = "replace the file or remove its line" if LINE.search(where) else "mend the file or remove it"
+        raise DataError(f"{where}: image {str(file)!r} {state}; {way_out}") from error
 
 
 def to_channels(image: Image.Image, channels: int) -> Array:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from headwise.data.stores.classfolders import class_names
+from headwise.data.stores.classfolders import layout, names_in
 from headwise.data.stores.folder import OWN_LIST_NAMES
 from headwise.data.stores.listfiles import MOST_DIGITS, NUMBER, labels_in
 from headwise.errors import ConfigError, DataError
@@ -56,7 +56,7 @@ def _found(folder: Path) -> tuple[list[str], int]:
     """Names of the classes, or none and how many numbers there are."""
     lists = [folder / name for split in OWN_LIST_NAMES.values() for name in split if (folder / name).is_file()]
     if not lists:
-        return class_names(folder), 0
+        return names_in(layout(folder)), 0
     labels = {label for file in lists for label in labels_in(file)}
     numbers = {label for label in labels if NUMBER.fullmatch(label)}
     if not numbers:

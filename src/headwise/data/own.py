@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,6 +26,8 @@ from headwise.storage.hashes import cache_folder
 from headwise.storage.plain import STORES, read_json
 
 LEAK = "test images in train"
+FEW = 50
+"""Test images below which a warning says how little they tell."""
 
 
 def check(lists: Contents, task: VTABTask) -> None:
@@ -80,9 +83,19 @@ def findings(lists: Contents, task: VTABTask) -> list[str]:
     return lines
 
 
+def few(lists: Contents) -> list[str]:
+    """How far off a number on few test images may be, a line; none where there are `FEW` or more."""
+    count = len(lists.get("test", ()))
+    if not 0 < count < FEW:
+        return []
+    # of a share p the standard error is sqrt(p (1 - p) / n), largest at one half
+    error = 50 / math.sqrt(count)
+    return [f"only {_count(count, 'test image')}: an accuracy has a standard error of up to {error:.1f} points"]
+
+
 def announce(lists: Contents, task: VTABTask, depth: int | None, read: Mapping[str, Facts]) -> None:
     """Say once what was found in the lists, and how the images are read where that is not as they are stored."""
-    for line in findings(lists, task):
+    for line in [*few(lists), *findings(lists, task)]:
         say_once(f"task {task.name!r}: {line}")
     entries = {digest.sha256: entry for rows in lists.values() for entry, digest in rows}
     tilted = [entry for sha, entry in entries.items() if read[sha].orientation != 1]

@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from headwise.data.decode import decode_all
 from headwise.data.pixels import CHUNK, FINAL_SPLITS, Pixels, decoder
 from headwise.data.splits import subset
 from headwise.data.stored import Facts, Reading
-from headwise.data.stores.classfolders import ClassFolders, class_names
+from headwise.data.stores.classfolders import ClassFolders, Parts, layout
 from headwise.data.stores.fewshot import FewShotLists
 from headwise.data.stores.listfiles import Contents, Digest, ListedImage, digests, locate, read_list
 from headwise.data.tasks import VTABTask, check_split
@@ -42,6 +42,7 @@ OWN_LIST_NAMES = {
     "test": ("test.txt", "test.csv", "test.tsv"),
 }
 """Names of the list files; a user's own images may use the plain ones."""
+UNOFFICIAL = "unofficial split"
 SHOWN = 20
 """Folders that an error lists."""
 
@@ -84,13 +85,16 @@ class SplitLists:
             return ["own data", *own.labels(contents)]
         if not task.is_official:
             return ["own data"]
-        counts = {split: len(rows) for split, rows in contents.items()}
-        labels = ["unofficial split"] if any(n != task.official_count(split) for split, n in counts.items()) else []
+        labels = self.count_labels({split: len(rows) for split, rows in contents.items()})
         if {"train800", "val200", "train800val200"} <= contents.keys():
             classes = {split: Counter(entry.label for entry, _ in rows) for split, rows in contents.items()}
             if classes["train800"] + classes["val200"] != classes["train800val200"]:
                 labels.append("inconsistent train lists")
         return labels
+
+    def count_labels(self, counts: Mapping[str, int]) -> list[str]:
+        """``unofficial split`` where there are other numbers of images, by split, than upstream's."""
+        return [UNOFFICIAL] if any(n != self.task.official_count(split) for split, n in counts.items()) else []
 
 
 class FolderSource:
@@ -105,6 +109,7 @@ class FolderSource:
 
     def __init__(self, root: str | Path, memory: float = MEMORY) -> None:
         self.root, self.memory = at_home(root), check_memory(memory)
+        self._layouts: dict[Path, Parts] = {}
         if not str(root).strip() or not os.path.isdir(self.root):  # noqa: PTH112 - no path makes it raise
             raise DataError(
                 f"data.root={str(root)[:300]!r} is not a folder; give the one that holds the tasks' folders"
@@ -139,6 +144,11 @@ class FolderSource:
         contents = self._contents(task)
         is_lossy = any(self._is_lossy(task, *row) for rows in contents.values() for row in rows)
         return [*self._lists(task).labels(contents), *(["lossy"] if is_lossy else [])]
+
+    def count_labels(self, task: VTABTask) -> list[str]:
+        """Of an official task's `labels` those that need no image: ``unofficial split`` or none."""
+        lists = SplitLists(self.folder(task), task)
+        return lists.count_labels({split: len(lists.entries(split)) for split in LIST_NAMES if lists.file(split)})
 
     def count(self, task: VTABTask, split: str) -> int:
         """Number of lines of the split's list file."""
@@ -231,8 +241,13 @@ class FolderSource:
         if task.shots is not None:
             return FewShotLists(folder, task)
         lists = SplitLists(folder, task)
-        has_none = task.is_own and all(lists.file(split) is None for split in LIST_NAMES)
-        return ClassFolders(folder, task) if has_none and class_names(folder) else lists
+        if not task.is_own or any(lists.file(split) is not None for split in LIST_NAMES):
+            return lists
+        # a source belongs to one run: its folder is walked through once
+        if folder not in self._layouts:
+            self._layouts[folder] = layout(folder)
+        parts = self._layouts[folder]
+        return ClassFolders(folder, task, parts) if parts else lists
 
     def _entries(self, task: VTABTask, split: str) -> list[ListedImage]:
         check_split(split)
