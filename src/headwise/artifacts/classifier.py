@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from headwise.data.decode import NATIVE_LIMIT, RESIZES, decode, to_channels
+from headwise.data.decode import NATIVE_LIMIT, RESIZES, decode, squared, to_channels
 from headwise.data.notices import say_once
 from headwise.data.own import notes
 from headwise.data.preparation import Preparation
@@ -153,6 +153,7 @@ class Classifier(nn.Module):
                 raise DataError(f"classify: the image cannot be used ({error})") from error
         else:
             pixels = decode(file, channels, "classify", reading)
+        pixels = squared(pixels, self.preparation.shape)
         if max(pixels.shape[:2]) > NATIVE_LIMIT:
             pixels = RESIZES[self.preparation.resize](pixels, self.preparation.side)
         return self.preparation(to_tensor(pixels[None]))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ def load(
 def _classifier(saved: SavedRun, net: Backbone) -> Classifier:
     """A run's network, frozen, in evaluation mode, with all that belongs to it."""
     # only how the module prepares images is used; none is ever read from this source
-    preparation = saved.data(net, SyntheticSource()).preparation
+    preparation = replace(saved.data(net, SyntheticSource()).preparation, shape=saved.shape)
     return Classifier(net.requires_grad_(False), saved.task, preparation, saved.result, saved.spec).eval()
 
 

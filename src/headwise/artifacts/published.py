@@ -55,8 +55,8 @@ def described(net: Classifier) -> dict[str, Any]:
             "std": list(preparation.std),
             "interpolation": preparation.resize.partition("_")[2],
             "crop_pct": part,
-            # timm's word for what is done here: both sides to one size, whatever their ratio
-            "crop_mode": "squash",
+            # timm's words for what is done here; its bars have the colour of `mean`, not that of the image
+            "crop_mode": {"squash": "squash", "crop": "center", "pad": "border"}[preparation.shape],
         },
         "class_names": list(net.task.class_names),
         "grey": net.task.channels == 1,

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from headwise.data import own
 from headwise.data.bulk import MEMORY, Bulk, check_memory
-from headwise.data.decode import decode_all
+from headwise.data.decode import SHAPES, check_shape, decode_all
 from headwise.data.pixels import CHUNK, FINAL_SPLITS, Pixels, decoder
 from headwise.data.splits import subset
 from headwise.data.stored import Facts, Reading
@@ -103,12 +103,14 @@ class FolderSource:
     Args:
         root: folder that holds the tasks' folders.
         memory: GiB of decoded images of one split that are held in memory (see `headwise.data.bulk`).
+        resize: what becomes of images that are no squares: squash, crop or pad (see `headwise.data.decode.squared`).
     Raises:
         DataError: if ``root`` is no folder.
     """
 
-    def __init__(self, root: str | Path, memory: float = MEMORY) -> None:
+    def __init__(self, root: str | Path, memory: float = MEMORY, resize: str = SHAPES[0]) -> None:
         self.root, self.memory = at_home(root), check_memory(memory)
+        self.shape = check_shape(resize)
         self._layouts: dict[Path, Parts] = {}
         if not str(root).strip() or not os.path.isdir(self.root):  # noqa: PTH112 - no path makes it raise
             raise DataError(
@@ -125,6 +127,8 @@ class FolderSource:
         """
         facts, depth = self._looked_at(task) if task.is_own else ({}, None)
         sha = hashlib.sha256(b"folder/1\n")
+        if self.shape != SHAPES[0]:
+            sha.update(f"resize {self.shape}\n".encode())
         for split in splits:
             sha.update(f"{split}\n".encode())
             for entry, digest in self._digests(task, split):
@@ -197,7 +201,7 @@ class FolderSource:
     ) -> Pixels:
         located = locate(entries, self.folder(task), self.root)
         files = [(path, entry.where) for entry, (path, _) in zip(entries, located, strict=True)]
-        images, native = decode_all(files, task.channels, size, resize, reading=reading)
+        images, native = decode_all(files, task.channels, size, resize, reading=reading, shape=self.shape)
         return Pixels(
             images,
             np.array([entry.label for entry in entries], dtype=np.int64),
