@@ -39,8 +39,10 @@ def test_sources_give_squares_and_say_so_in_the_fingerprint(size: tuple[int, int
     assert sources["squash"].fingerprint(task) == FolderSource(tmp_path).fingerprint(task)
     assert len({source.fingerprint(task) for source in sources.values()}) == 3
     pixels = {shape: source.load(task, "test", 32).images for shape, source in sources.items()}
-    assert all((pixels["squash"].shape != image.shape) or (pixels["squash"] != image).any() for image in
-               (pixels["crop"], pixels["pad"]))
+    assert all(
+        (pixels["squash"].shape != image.shape) or (pixels["squash"] != image).any()
+        for image in (pixels["crop"], pixels["pad"])
+    )
     for shape in ("crop", "pad"):
         assert pixels[shape].shape[1] == pixels[shape].shape[2]
         assert (AutoSource(tmp_path, resize=shape).load(task, "test", 32).images == pixels[shape]).all()

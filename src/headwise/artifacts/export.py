@@ -27,6 +27,7 @@ from headwise.errors import CheckpointError, ConfigError, DataError
 from headwise.methods.base import Installed
 from headwise.network.backbone import Backbone
 from headwise.protocol.recipe import PRECISIONS, Protocol
+from headwise.results.records import ACCURACY
 from headwise.training.loop import Machine, PhaseModule, hush, write_tensors
 from headwise.training.machine import attended
 
@@ -238,11 +239,13 @@ class Retest:
         label: of the phase.
         recorded: accuracy in the run's record, percent.
         measured: accuracy now, percent.
+        metric: what both are where images have several labels, mAP.
     """
 
     label: str
     recorded: float | None
     measured: float
+    metric: str = ACCURACY
 
     @property
     def is_same(self) -> bool:
@@ -288,6 +291,7 @@ def evaluate(
             Retest(
                 label=phase.label,
                 recorded=phase.accuracy,
+                metric=phase.metric,
                 measured=_retest(net, installed, data, saved.protocol, machine),
             )
             for phase, installed in saved.install(net)

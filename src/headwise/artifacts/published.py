@@ -93,6 +93,11 @@ def write_hub(net: Classifier, folder: str | Path) -> float:
     Raises:
         CheckpointError: for a method that stays in place, or if timm reads another network.
     """
+    if net.is_multi_label:
+        raise ConfigError(
+            "a folder for the hub is read by programs that expect one label an image, and this network gives several; "
+            "write a state dict or ONNX"
+        )
     net = _exact(net)
     place, plain, record = Path(folder), merged(net), described(net)
     names = record["class_names"] or [str(index) for index in range(net.task.num_classes)]

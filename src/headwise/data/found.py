@@ -8,6 +8,7 @@ from typing import Any
 
 from headwise.data.stores.classfolders import layout, names_in
 from headwise.data.stores.folder import OWN_LIST_NAMES
+from headwise.data.stores.labelsets import classes_of, read_table
 from headwise.data.stores.listfiles import MOST_DIGITS, NUMBER, labels_in
 from headwise.errors import ConfigError, DataError
 from headwise.storage.atomic import at_home
@@ -37,7 +38,7 @@ def with_classes(dataset: Any, data: Any) -> Any:
             raise ConfigError(f"data.root={root} is no folder; give one of class folders or list files")
         folders = [at_home(root) / str(name) for name in dataset.get("folders") or ()]
         for folder in [folder for folder in folders if folder.is_dir()][:1]:
-            names, count = _found(folder)
+            names, count = _sets(folder) if dataset.get("multi_label") is True else _found(folder)
         if not names and not count:
             raise ConfigError(
                 f"data.root={root} holds neither two class folders nor list files of {dataset.get('name')!r}; give "
@@ -50,6 +51,16 @@ def with_classes(dataset: Any, data: Any) -> Any:
             "folder of class folders or list files"
         )
     return {**dataset, "num_classes": count, "class_names": names}
+
+
+def _sets(folder: Path) -> tuple[list[str], int]:
+    """As `_found`, of tables whose images have several labels."""
+    lists = [folder / name for split in OWN_LIST_NAMES.values() for name in split if (folder / name).is_file()]
+    return (
+        classes_of(map(read_table, sorted(lists, key=lambda file: not file.name.startswith("train"))))
+        if lists
+        else ([], 0)
+    )
 
 
 def _found(folder: Path) -> tuple[list[str], int]:

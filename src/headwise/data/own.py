@@ -26,6 +26,7 @@ from headwise.storage.hashes import cache_folder
 from headwise.storage.plain import STORES, read_json
 
 LEAK = "test images in train"
+SEVERAL = "multi-label, mAP in place of accuracy"
 FEW = 50
 """Test images below which a warning says how little they tell."""
 
@@ -36,7 +37,7 @@ def check(lists: Contents, task: VTABTask) -> None:
     Raises:
         DataError: if an image has two labels, be it under two names.
     """
-    labels: dict[str, dict[int, ListedImage]] = defaultdict(dict)
+    labels: dict[str, dict[int | tuple[int, ...], ListedImage]] = defaultdict(dict)
     for rows in lists.values():
         for entry, digest in rows:
             labels[digest.sha256].setdefault(entry.label, entry)
@@ -47,9 +48,10 @@ def check(lists: Contents, task: VTABTask) -> None:
             f"{'' if one.path == two.path else f'as {two.path!r} '}{two.label} ({two.place})"
             for one, two, *_ in twice[:2]
         )
+        what = "sets of labels" if task.multi_label else "labels"
         raise DataError(
-            f"task {task.name!r}: {_count(len(twice), 'image')} with two labels (same bytes): {pairs}; "
-            "give each image one label"
+            f"task {task.name!r}: {_count(len(twice), 'image')} with two {what} (same bytes): {pairs}; "
+            f"give each image one {'set' if task.multi_label else 'label'}"
         )
 
 
@@ -75,7 +77,7 @@ def findings(lists: Contents, task: VTABTask) -> list[str]:
                 f"{_count(len(again), 'image')} listed more than once in {name} (same bytes): {_examples(again)}"
             )
     for split, name in (("train800val200", "training"), ("test", "test")):
-        present = {entry.label for entry, _ in lists.get(split, ())}
+        present = {label for entry, _ in lists.get(split, ()) for label in entry.classes}
         missing = [label for label in range(task.num_classes) if label not in present]
         if missing and split in lists:
             named = [f"{label} ({task.class_names[label]})" if task.class_names else str(label) for label in missing]

@@ -24,6 +24,7 @@ from headwise.data.splits import subset
 from headwise.data.stored import Facts, Reading
 from headwise.data.stores.classfolders import ClassFolders, Parts, layout
 from headwise.data.stores.fewshot import FewShotLists
+from headwise.data.stores.labelsets import read_sets
 from headwise.data.stores.listfiles import Contents, Digest, ListedImage, digests, locate, read_list
 from headwise.data.tasks import VTABTask, check_split
 from headwise.errors import DataError, suggest
@@ -47,6 +48,16 @@ SHOWN = 20
 """Folders that an error lists."""
 
 
+def label_array(entries: Sequence[ListedImage], task: VTABTask) -> NDArray[np.int64]:
+    """Classes of images, (N,); (N, K) of 0 and 1 where an image may have several."""
+    if not task.multi_label:
+        return np.array([entry.label for entry in entries], dtype=np.int64)
+    labels = np.zeros((len(entries), task.num_classes), dtype=np.int64)
+    for row, entry in enumerate(entries):
+        labels[row, list(entry.classes)] = 1
+    return labels
+
+
 class SplitLists:
     """The list files of a task: ``<split>.txt``, of a user's own images also ``train.txt`` and ``val.txt``.
 
@@ -66,6 +77,8 @@ class SplitLists:
     def entries(self, split: str) -> list[ListedImage]:
         """Lines of a split. A user's own images without train800.txt use the train list without the val list."""
         file = self.file(split)
+        if file is not None and self.task.multi_label:
+            return read_sets(file, self.task.num_classes, self.task.class_names)
         if file is not None:
             return read_list(file, self.task.num_classes, self.task.class_names if self.task.is_own else ())
         if split == "train800" and not self.task.is_official:
@@ -82,7 +95,7 @@ class SplitLists:
         """What the lists say of the task: ``own data`` and what is odd about it, or how they differ from upstream's."""
         task = self.task
         if task.is_own:
-            return ["own data", *own.labels(contents)]
+            return ["own data", *own.labels(contents), *([own.SEVERAL] if task.multi_label else [])]
         if not task.is_official:
             return ["own data"]
         labels = self.count_labels({split: len(rows) for split, rows in contents.items()})
@@ -147,7 +160,7 @@ class FolderSource:
         """
         contents = self._contents(task)
         is_lossy = any(self._is_lossy(task, *row) for rows in contents.values() for row in rows)
-        return [*self._lists(task).labels(contents), *(["lossy"] if is_lossy else [])]
+        return [*self.lists(task).labels(contents), *(["lossy"] if is_lossy else [])]
 
     def count_labels(self, task: VTABTask) -> list[str]:
         """Of an official task's `labels` those that need no image: ``unofficial split`` or none."""
@@ -184,8 +197,8 @@ class FolderSource:
         return self._chunks(task, self._entries(task, split), size, resize)
 
     def all_labels(self, task: VTABTask, split: str) -> NDArray[np.int64]:
-        """(N,) classes of a split, as its list file gives them."""
-        return np.array([entry.label for entry in self._entries(task, split)], dtype=np.int64)
+        """(N,) classes of a split, as its list file gives them; (N, K) of 0 and 1 where images have several."""
+        return label_array(self._entries(task, split), task)
 
     def origin(self, task: VTABTask) -> dict[str, str]:
         """Plain facts that a cache records. Every task has images of its own here."""
@@ -204,7 +217,7 @@ class FolderSource:
         images, native = decode_all(files, task.channels, size, resize, reading=reading, shape=self.shape)
         return Pixels(
             images,
-            np.array([entry.label for entry in entries], dtype=np.int64),
+            label_array(entries, task),
             tuple(entry.path for entry in entries),
             {"source": "folder", "decoder": decoder(), "resize": "native" if native else resize},
         )
@@ -235,12 +248,13 @@ class FolderSource:
     def has_lists(self, task: VTABTask) -> bool:
         """Whether the task's folder is there and holds a list file."""
         try:
-            lists = self._lists(task)
+            lists = self.lists(task)
             return any(lists.file(split) is not None for split in LIST_NAMES)
         except DataError:
             return False
 
-    def _lists(self, task: VTABTask) -> SplitLists | FewShotLists | ClassFolders:
+    def lists(self, task: VTABTask) -> SplitLists | FewShotLists | ClassFolders:
+        """What lies in the task's folder: list files, or of a user's own images class folders."""
         folder = self.folder(task)
         if task.shots is not None:
             return FewShotLists(folder, task)
@@ -251,11 +265,16 @@ class FolderSource:
         if folder not in self._layouts:
             self._layouts[folder] = layout(folder)
         parts = self._layouts[folder]
+        if parts and task.multi_label:
+            raise DataError(
+                f"{str(folder)!r}: class folders give an image one label; dataset.multi_label needs a train.csv "
+                "and a test.csv"
+            )
         return ClassFolders(folder, task, parts) if parts else lists
 
     def _entries(self, task: VTABTask, split: str) -> list[ListedImage]:
         check_split(split)
-        return self._lists(task).entries(split)
+        return self.lists(task).entries(split)
 
     def _digests(self, task: VTABTask, split: str) -> list[tuple[ListedImage, Digest]]:
         entries = self._entries(task, split)
@@ -263,7 +282,7 @@ class FolderSource:
 
     def _contents(self, task: VTABTask) -> dict[str, list[tuple[ListedImage, Digest]]]:
         """Every list with the content of what it names; of a user's own images also the derived train800."""
-        lists = self._lists(task)
+        lists = self.lists(task)
         contents = {split: self._digests(task, split) for split in LIST_NAMES if lists.file(split) is not None}
         if task.is_own and "val200" in contents and "train800" not in contents:
             with suppress(DataError):  # all training images are in the validation list; whoever needs train800 says so
