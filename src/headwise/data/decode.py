@@ -123,7 +123,8 @@ def decode(file: Path | bytes, channels: int, where: str, reading: Reading | Non
     except BROKEN as error:
         if isinstance(file, bytes):
             state = "is empty (0 bytes)" if not file else f"cannot be decoded ({error})"
-            raise DataError(f"{where}: the image {state}; prepare the set again") from error
+            way_out = "replace it or remove its row" if LINE.search(where) else "prepare the set again"
+            raise DataError(f"{where}: the image {state}; {way_out}") from error
         state = "is empty (0 bytes)" if file.is_file() and file.stat().st_size == 0 else f"cannot be decoded ({error})"
         way_out = "replace the file or remove its line" if LINE.search(where) else "mend the file or remove it"
         raise DataError(f"{where}: image {str(file)!r} {state}; {way_out}") from error

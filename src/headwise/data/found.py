@@ -8,6 +8,7 @@ from typing import Any
 
 from headwise.data.stores.classfolders import layout, names_in
 from headwise.data.stores.folder import OWN_LIST_NAMES
+from headwise.data.stores.hf import DatasetsSource
 from headwise.data.stores.labelsets import classes_of, read_table
 from headwise.data.stores.listfiles import MOST_DIGITS, NUMBER, labels_in
 from headwise.errors import ConfigError, DataError
@@ -36,13 +37,17 @@ def with_classes(dataset: Any, data: Any) -> Any:
     if not names and isinstance(root, str):
         if not at_home(root).is_dir():
             raise ConfigError(f"data.root={root} is no folder; give one of class folders or list files")
-        folders = [at_home(root) / str(name) for name in dataset.get("folders") or ()]
+        is_hf = str(data.get("_target_")).endswith(f".{DatasetsSource.__name__}")
+        if is_hf:
+            columns = {name: data.get(name) for name in ("image", "label")}
+            names, count = DatasetsSource(root, **columns).classes(dataset.get("multi_label") is True)
+        folders = [] if is_hf else [at_home(root) / str(name) for name in dataset.get("folders") or ()]
         for folder in [folder for folder in folders if folder.is_dir()][:1]:
             names, count = _sets(folder) if dataset.get("multi_label") is True else _found(folder)
         if not names and not count:
             raise ConfigError(
                 f"data.root={root} holds neither two class folders nor list files of {dataset.get('name')!r}; give "
-                "another folder, or dataset.num_classes=VALUE"
+                "another folder, or dataset.num_classes=VALUE; Parquet files and saved datasets are read with data=hf"
             )
     count = len(names) or count
     if count < 2:

@@ -16,6 +16,7 @@ from headwise.data.decode import SHAPES, check_shape
 from headwise.data.pixels import FINAL_SPLITS, Pixels, Source
 from headwise.data.stores.cache import CacheSource
 from headwise.data.stores.folder import FolderSource
+from headwise.data.stores.hf import DatasetsSource
 from headwise.data.stores.tfds import TFDSSource
 from headwise.data.synthetic.drawn import SyntheticSource
 from headwise.data.tasks import VTABTask
@@ -26,6 +27,7 @@ __all__ = [
     "FINAL_SPLITS",
     "AutoSource",
     "CacheSource",
+    "DatasetsSource",
     "FolderSource",
     "Pixels",
     "Source",
@@ -146,7 +148,7 @@ class AutoSource:
 
 SOURCES: dict[str, type[Any]] = {
     f"{module}.{kind.__name__}": kind
-    for kind in (AutoSource, CacheSource, FolderSource, SyntheticSource, TFDSSource)
+    for kind in (AutoSource, CacheSource, DatasetsSource, FolderSource, SyntheticSource, TFDSSource)
     for module in (__name__, kind.__module__)
 }
 """Every source that a record may name."""

@@ -94,13 +94,13 @@ class ClassFolders:
     def entries(self, split: str) -> list[ListedImage]:
         """The images of a split, class by class in the order of their paths."""
         if "" in self.parts:
-            train, test = _divided(self.parts[""])
+            train, test = divided(self.parts[""])
         else:
             train, test = self._of(TRAIN), self._of(TEST if TEST in self.parts else VAL)
         if VAL in self.parts and TEST in self.parts:
             rest, held_out = train, self._of(VAL)
         else:
-            rest, held_out = _divided(train)
+            rest, held_out = divided(train)
         splits = {"test": (TEST, test), "train800val200": (TRAIN, train), "train800": (TRAIN, rest)}
         name, chosen = splits.get(split, (VAL, held_out))
         return [
@@ -122,7 +122,7 @@ class ClassFolders:
         return ["own data", *own.labels(contents), *([OWN_SPLIT] if "" in self.parts else [])]
 
 
-def _divided(classes: Mapping[str, Sequence[str]]) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+def divided(classes: Mapping[str, Sequence[str]]) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     """Of each class most images, and one of `SHARE` (at least one, where there are two)."""
     kept: dict[str, list[str]] = {}
     held_out: dict[str, list[str]] = {}
