@@ -114,6 +114,21 @@ def test_several_labels(form: str, tmp_path: Path) -> None:
 
 
 @needs_package
+def test_lists_of_class_labels_have_their_names(tmp_path: Path) -> None:
+    import datasets
+
+    features = datasets.Features(
+        {"image": datasets.Image(), "seen": datasets.Sequence(datasets.ClassLabel(names=["zebra", "ant"]))}
+    )
+    images = [{"bytes": png(i), "path": None} for i in range(10)]
+    datasets.Dataset.from_dict({"image": images, "seen": [[1, 0], []] * 5}, features).save_to_disk(str(tmp_path / "d"))
+    task, source = task_of(tmp_path / "d", multi_label=True), DatasetsSource(tmp_path / "d")
+    assert task.class_names == ("zebra", "ant") and "own split" in source.labels(task)
+    labels = source.load(task, "train800val200", 16).labels
+    assert labels.shape == (8, 2) and (labels[:, 0] == labels[:, 1]).all()
+
+
+@needs_package
 def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     (tmp_path / "secret.png").write_bytes(png(0))
     root = tmp_path / "root"

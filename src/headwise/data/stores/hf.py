@@ -135,10 +135,10 @@ class DatasetsSource:
     def _names(self, shard: Shard, values: Mapping[str, Any], multi_label: bool, number: int) -> tuple[str, ...]:
         """Classes of a row, by name where the file has names for its numbers."""
         where = f"{shard.file}, line {number}"
-        if len(values) > 1 or (multi_label and self.label is None and class_columns(list(values))):
-            return named(values, where)
         column, value = next(iter(values.items()))
         known = class_names(shard.features[column])
+        if multi_label and known is None and self.label is None and class_columns(list(values)):
+            return named(values, where)
         if not multi_label and (value is None or isinstance(value, list | float | dict)):
             raise DataError(f"{where}: column {column!r} holds {str(value)[:80]}, which is no label of an image")
         items = named({"label": value}, where) if multi_label else (str(value),)

@@ -43,7 +43,7 @@ class Shard:
         try:
             for batch in self._batches(columns):
                 yield from batch.to_pylist()
-        except (OSError, ValueError) as error:  # of which pyarrow's own errors are
+        except Exception as error:  # pyarrow has many kinds for files that are damaged
             raise DataError(f"{self.file}: cannot be read ({str(error)[:200]})") from error
 
     def _batches(self, columns: Sequence[str]) -> Iterator[Any]:
