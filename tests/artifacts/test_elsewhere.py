@@ -74,7 +74,7 @@ def test_several_labels_are_trained_measured_and_named_honestly(several: Path) -
     found = phase.extra["average_precision"]
     assert found["mean"] == phase.accuracy == pytest.approx(np.mean(found["classes"]), abs=1e-3)
     assert "classes" not in phase.extra and not (several / "confusion.csv").exists()
-    rows = list(csv.reader((several / "average_precision.csv").open()))
+    rows = list(csv.reader((several / "average_precision.csv").read_text().splitlines()))
     assert [row[0] for row in rows] == ["class", *NAMES]
     assert result.identity["dataset"]["multi_label"] is True
     said = summary(result)
@@ -118,7 +118,8 @@ def test_a_crop_is_seen_in_training_and_after(cropped: Path) -> None:
     assert evaluate(cropped)[0].is_same
     net, images = headwise.load(cropped), Path(read_result(cropped).config["data"]["root"])
     assert net.preparation.shape == "crop"
-    whole = np.asarray(Image.open(images / "red" / "0.png"))
+    with Image.open(images / "red" / "0.png") as image:
+        whole = np.asarray(image)
     middle = Image.fromarray(whole[:, 15:125])
     assert (net.preprocess(images / "red" / "0.png") == net.preprocess(middle)).all()
 

@@ -49,7 +49,7 @@ def test_one_table_in_many_forms(root: Path, name: str, train: str) -> None:
     pixels = FolderSource(root).load(task, "train800val200", 16)
     assert pixels.labels[:, order].tolist() == [[1, 1], [0, 0], [0, 1]]
     assert FolderSource(root).load(task, "test", 16).labels[:, order].tolist() == [[1, 0]]
-    assert "multi-label, mAP in place of accuracy" in FolderSource(root).labels(task)
+    assert "multi-label (mAP)" in FolderSource(root).labels(task)
 
 
 @pytest.mark.parametrize(

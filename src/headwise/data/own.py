@@ -26,7 +26,7 @@ from headwise.storage.hashes import cache_folder
 from headwise.storage.plain import STORES, read_json
 
 LEAK = "test images in train"
-SEVERAL = "multi-label, mAP in place of accuracy"
+SEVERAL = "multi-label (mAP)"
 FEW = 50
 """Test images below which a warning says how little they tell."""
 
@@ -90,6 +90,8 @@ def few(lists: Contents) -> list[str]:
     count = len(lists.get("test", ()))
     if not 0 < count < FEW:
         return []
+    if any(isinstance(entry.label, tuple) for entry, _ in lists["test"]):
+        return [f"only {_count(count, 'test image')}: a mean average precision of so few says little"]
     # of a share p the standard error is sqrt(p (1 - p) / n), largest at one half
     error = 50 / math.sqrt(count)
     return [f"only {_count(count, 'test image')}: an accuracy has a standard error of up to {error:.1f} points"]
