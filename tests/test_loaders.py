@@ -32,8 +32,10 @@ from headwise.data.decode import decode
 from headwise.data.stored import facts
 from headwise.data.stores import prepared
 from headwise.data.stores.cache import META, Cache, label_file
+from headwise.data.stores.labelsets import read_table
 from headwise.data.stores.listfiles import labels_in
 from headwise.data.stores.prepared import FEATURES, INFO, MARKER, check_features
+from headwise.data.stores.shards import Shard, shards_in
 from headwise.errors import HeadwiseError
 from headwise.network import hub, reading
 from headwise.report import pictures
@@ -48,6 +50,9 @@ from made_networks import REPO, network, plain_timm
 from made_results import result
 
 READERS = {
+    "pq.read_schema",
+    "pq.ParquetFile",
+    "datasets.load_from_disk",
     "json.load",
     "json.loads",
     "read_json",
@@ -306,6 +311,19 @@ LOADERS: dict[str, Check | str] = {
     "data/stores/listfiles.py:csv.reader": lambda folder, content: _refused(
         labels_in, put(folder, "train.csv", content)
     ),
+    "data/stores/labelsets.py:csv.reader": lambda folder, content: _refused(
+        read_table, put(folder, "train.csv", content)
+    ),
+    "data/stores/shards.py:read_json": lambda folder, content: [
+        _refused(shards_in, put(folder / name, name, content).parent) for name in ("dataset_dict.json", "state.json")
+    ],
+    "data/stores/shards.py:pq.read_schema": lambda folder, content: _refused(
+        shards_in, put(folder, "train.parquet", content).parent
+    ),
+    "data/stores/shards.py:pq.ParquetFile": lambda folder, content: _refused(
+        lambda: list(Shard(put(folder, "x.parquet", content), {}).rows(["image"]))
+    ),
+    "data/stores/shards.py:datasets.load_from_disk": lambda folder, content: _refused(read_saved, folder, content),
     "artifacts/adapterfolder.py:plain.read_json": lambda folder, content: _refused(
         read_adapted, put(folder, "adapter.json", content).parent
     ),
@@ -319,6 +337,14 @@ LOADERS: dict[str, Check | str] = {
     "scripts/show_task.py:yaml.safe_load": OURS,
 }
 """Every place that reads a file: how to give it one, or why nobody else can."""
+
+
+def read_saved(folder: Path, content: bytes) -> None:
+    """A folder of ``save_to_disk`` whose arrow file holds something else."""
+    put(folder, "state.json", b'{"_data_files": [{"filename": "data.arrow"}], "_format_type": null}')
+    put(folder, "dataset_info.json", b"{}")
+    put(folder, "data.arrow", content)
+    shards_in(folder)
 
 
 def _ckpt(folder: Path, content: bytes) -> None:

@@ -159,12 +159,12 @@ def of_import(description: str | None, epilog: str, source: str) -> Parser:
     return parser
 
 
-def opening_options(parser: Parser) -> None:
-    """The options of every script that opens finished runs."""
+def opening_options(parser: Parser, images: Callable[[str], Path] = old_folder) -> None:
+    """The options of every script that opens finished runs; `images` is what their images may lie in."""
     parser.add_argument(
         "--weights", type=weights, help="the pretrained weights, if they are not where the run found them"
     )
-    parser.add_argument("--data-root", type=old_folder, help="the images, if they are not where the run found them")
+    parser.add_argument("--data-root", type=images, help="the images, if they are not where the run found them")
     parser.add_argument(
         "--trust",
         type=module,
@@ -182,11 +182,13 @@ def finished_run(word: str) -> Path:
     return path
 
 
-def of_run(description: str | None, epilog: str | None = None) -> Parser:
-    """The options of a script that opens a finished run."""
+def of_run(
+    description: str | None, epilog: str | None = None, images: Callable[[str], Path] = old_folder, json: str = "--json"
+) -> Parser:
+    """The options of a script that opens a finished run; `json` is a second name of its ``--json``."""
     parser = Parser(description=description, epilog=epilog)
     parser.add_argument("run_dir", type=finished_run, help="folder of a finished run, the one that holds result.json")
-    opening_options(parser)
-    parser.add_argument("--json", type=OutFile(), help="also write what is printed, unrounded, as JSON")
+    opening_options(parser, images)
+    parser.add_argument(*{"--json": 0, json: 0}, type=OutFile(), help="also write what is printed, unrounded, as JSON")
     force_option(parser)
     return parser

@@ -88,7 +88,9 @@ def test_prepared_sets_are_converted_without_tensorflow(sprites: Path, place: Pl
     assert [status(task, place).state for task in twins] == ["missing", "missing"]
     assert "converts, no download" in status(twins[0], place).next
     states = prepare(twins, place, said.append)
-    assert [(s.state, s.source) for s in states] == [("ready", "cache of tfds")] * 2 and states[0].bytes > 0
+    assert [(s.state, s.source) for s in states] == [("ready", "cache of tfds, unofficial split")] * 2 and states[
+        0
+    ].bytes > 0
     assert any("[1/1] dsprites_loc, dsprites_ori: dsprites_loc: test 2 of 2" in line for line in said)
     assert len(list(place.caches.glob("dsprites*"))) == 1
     said.clear()
@@ -109,9 +111,25 @@ def test_a_tfrecord_directory_is_converted_as_well(sprites: Path, place: Place) 
 def test_a_list_file_tree_is_cached(place: Place) -> None:
     write_tree(place.records / "dtd")
     (state,) = prepare(by_name("dtd"), place, lambda line: None)
-    assert (state.state, state.source) == ("ready", "cache of folder")
+    assert (state.state, state.source) == ("ready", "cache of folder, unofficial split")
     (dtd,) = by_name("dtd")
     assert CacheSource(place.caches).fingerprint(dtd) == FolderSource(place.records).fingerprint(dtd)
+
+
+def test_an_unofficial_split_is_said_before_it_is_one(sprites: Path, place: Place) -> None:
+    write_tree(place.records / "dtd")
+    (dtd,) = by_name("dtd")
+    assert status(dtd, place).source == "list files, unofficial split"
+    (place.records / "dtd" / "test.txt").write_text("nonsense\n")
+    damaged = status(dtd, place)
+    assert damaged.state == "damaged" and "test.txt, line 1" in damaged.next
+    records = status(by_name("dsprites_loc")[0], Place(sprites, place.cache, 40, official=False))
+    assert records.source.startswith("records ") and records.source.endswith(", unofficial split")
+
+
+def test_a_dead_address_is_said_where_the_set_is_missing(place: Place) -> None:
+    (state,) = [status(task, place) for task in by_name("sun397")]
+    assert "404" in state.next and "SUN397.tar.gz" in state.next and "downloads/manual" in state.next
 
 
 def test_damage_is_seen_and_mended(sprites: Path, place: Place) -> None:

@@ -120,6 +120,8 @@ def images_of(run: SavedRun, net: Backbone, options: Options, split: str | None 
     Raises:
         DataError: if they are not there. ConfigError: if they are too few for the kind.
     """
+    if run.task.multi_label:
+        raise ConfigError(f"{run.folder}: analyses of images count each under one class, and these have several")
     data = run.data(net, run.source(options.data_root))
     name = {"train": data.train_split, "val": "val200", "test": "test"}[split or options.split]
     # a run of few training images is scored on those, not on others of the split: smaller subsets lie within larger

@@ -11,6 +11,7 @@ from headwise import __version__
 from headwise.artifacts.adapting import Adapted
 from headwise.artifacts.classifier import Classifier
 from headwise.errors import on_one_line
+from headwise.results.classes import reached
 from headwise.results.records import Result
 
 HEAD = """---
@@ -86,12 +87,12 @@ def _facts(net: Classifier, record: Mapping[str, Any]) -> list[tuple[str, str]]:
     counts = (
         ", ".join(f"{split} {count}" for split, count in splits.items()) if isinstance(splits, Mapping) else UNKNOWN
     )
-    accuracy = "not tested" if result.accuracy is None else f"{result.accuracy:.2f} % of its test images"
+    accuracy = "not tested" if result.accuracy is None else f"{reached(result.phases[-1])} its test images"
     return [
         *facts,
         ("trained on", f"{_plain(result.key.dataset)}; images by split: {_plain(counts)}"),
         ("method", f"{_plain(result.key.method)}, variant {_plain(result.key.variant)}, seed {result.key.seed}"),
-        ("accuracy", accuracy),
+        (result.metric, accuracy),
         ("labels of the result", _plain(", ".join(result.labels) or "none")),
         ("run", f"{_code(result.fingerprint)}, {_plain(result.created)}"),
     ]
@@ -126,7 +127,9 @@ def _phases(result: Result) -> list[str]:
         )
         for phase in result.phases
     ]
-    return _rows(("method", "parameters", "classifier's", "epochs", "accuracy, %", "test images", "settings"), rows)
+    return _rows(
+        ("method", "parameters", "classifier's", "epochs", f"{result.metric}, %", "test images", "settings"), rows
+    )
 
 
 def _rows(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

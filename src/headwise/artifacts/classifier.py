@@ -6,9 +6,10 @@ Legend: B batch, C channels of an image (3, or 1 for grey tasks), K classes, S s
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from headwise.data.decode import NATIVE_LIMIT, RESIZES, decode, to_channels
+from headwise.data.decode import NATIVE_LIMIT, RESIZES, decode, squared, to_channels
 from headwise.data.notices import say_once
 from headwise.data.own import notes
 from headwise.data.preparation import Preparation
@@ -66,12 +67,14 @@ class Guess:
     Attributes:
         index: of the class.
         name: of the class, its number where the task knows no names.
-        probability: softmax, 0..1.
+        probability: softmax, 0..1; of a task whose images have several labels, the class's own (a sigmoid).
+        also: of such a task the other classes of a probability of at least 1/2, the most probable first.
     """
 
     index: int
     name: str
     probability: float
+    also: tuple[Guess, ...] = field(default=(), kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,11 @@ class Classifier(nn.Module):
         if isinstance(images, np.ndarray) and images.ndim == 4:
             images = list(images)
         if isinstance(images, Tensor):
+            if images.shape[-1] != images.shape[-2] and self.preparation.shape != "squash":
+                raise DataError(
+                    f"the run was trained with data.resize={self.preparation.shape}; a batch (B, C, H, W) must be of "
+                    f"squares, got {tuple(images.shape)}: give files or arrays (H, W, C)"
+                )
             return self.preparation(images.to(weight.device)).to(weight.dtype)
         several = images if isinstance(images, Sequence) and not isinstance(images, str | bytes) else [images]
         none = torch.zeros(0, 3, size, size, device=weight.device)
@@ -153,13 +161,14 @@ class Classifier(nn.Module):
                 raise DataError(f"classify: the image cannot be used ({error})") from error
         else:
             pixels = decode(file, channels, "classify", reading)
+        pixels = squared(pixels, self.preparation.shape)
         if max(pixels.shape[:2]) > NATIVE_LIMIT:
             pixels = RESIZES[self.preparation.resize](pixels, self.preparation.side)
         return self.preparation(to_tensor(pixels[None]))
 
     @torch.no_grad()
     def probabilities(self, images: Images) -> Tensor:
-        """Softmax over the classes, (B, K) float32, of the network in evaluation mode.
+        """Softmax over the classes, (B, K) float32, of the network in evaluation mode; of several labels sigmoids.
 
         Raises:
             ConfigError: while a network that came without a classifier is used bare.
@@ -172,15 +181,23 @@ class Classifier(nn.Module):
             x = self.preprocess(images)
             # timm's EVA and BEiT take no empty batch
             logits = self(x) if len(x) else x.new_zeros(0, self.net.head.out_features)
-            return logits.float().softmax(dim=-1)
+            return logits.float().sigmoid() if self.is_multi_label else logits.float().softmax(dim=-1)
         finally:
             for module, mode in modes:
                 module.training = mode
 
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether an image may have several of the classes."""
+        return bool(getattr(self.task, "multi_label", False))
+
     def classify(self, images: Images) -> list[Guess]:
-        """The most probable class of each image."""
-        best = self.probabilities(images).max(dim=-1)
+        """The most probable class of each image; where it may have several, the others are in `Guess.also`."""
         names = self.task.class_names or [str(index) for index in range(self.task.num_classes)]
+        probabilities = self.probabilities(images)
+        if self.is_multi_label:
+            return [_several(row, names) for row in probabilities.cpu()]
+        best = probabilities.max(dim=-1)
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         return [Guess(index, names[index], probability) for index, probability in pairs]
 
@@ -189,7 +206,8 @@ class Classifier(nn.Module):
 
         Args:
             folder: whose files with the ending of an image are taken, at any depth; hidden ones are not.
-            csv_file: where to write the rows as well: path, index, name, probability.
+            csv_file: where to write the rows as well: path, index, name, probability. Where an image may have several
+                classes it has a line for its most probable one, and one for each other of at least 1/2.
 
         Raises:
             DataError: if there is no image below the folder, or one cannot be read.
@@ -199,16 +217,24 @@ class Classifier(nn.Module):
         if not paths:
             raise DataError(f"{str(root)!r} holds no image; looked for names that end in {', '.join(SUFFIXES)}")
         rows = [
-            Prediction(guess.index, guess.name, guess.probability, path)
+            Prediction(guess.index, guess.name, guess.probability, path, also=guess.also)
             for some in (paths[start : start + AT_ONCE] for start in range(0, len(paths), AT_ONCE))
             for path, guess in zip(some, self.classify([root / path for path in some]), strict=True)
         ]
         if csv_file is not None:
             text = io.StringIO()
             writer = csv.writer(text, lineterminator="\n")
-            writer.writerows([COLUMNS, *([getattr(row, column) for column in COLUMNS] for row in rows)])
+            cells = [[row.path, one.index, one.name, one.probability] for row in rows for one in (row, *row.also)]
+            writer.writerows([COLUMNS, *cells])
             atomic.write_text(Path(csv_file), text.getvalue())
         return rows
+
+
+def _several(row: Tensor, names: Sequence[str]) -> Guess:
+    """What probabilities (K,) of classes that exclude nothing say of an image."""
+    order = row.argsort(descending=True, stable=True).tolist()
+    first, *others = (Guess(index, names[index], float(row[index])) for index in order)
+    return dataclasses.replace(first, also=tuple(guess for guess in others if guess.probability >= 0.5))
 
 
 def _of_array(array: np.ndarray[Any, Any]) -> Image.Image:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from headwise.errors import CheckpointError, ConfigError, DataError
 from headwise.methods.base import Installed
 from headwise.network.backbone import Backbone
 from headwise.protocol.recipe import PRECISIONS, Protocol
+from headwise.results.records import ACCURACY
 from headwise.training.loop import Machine, PhaseModule, hush, write_tensors
 from headwise.training.machine import attended
 
@@ -80,7 +81,7 @@ def load(
 def _classifier(saved: SavedRun, net: Backbone) -> Classifier:
     """A run's network, frozen, in evaluation mode, with all that belongs to it."""
     # only how the module prepares images is used; none is ever read from this source
-    preparation = saved.data(net, SyntheticSource()).preparation
+    preparation = replace(saved.data(net, SyntheticSource()).preparation, shape=saved.shape)
     return Classifier(net.requires_grad_(False), saved.task, preparation, saved.result, saved.spec).eval()
 
 
@@ -238,11 +239,13 @@ class Retest:
         label: of the phase.
         recorded: accuracy in the run's record, percent.
         measured: accuracy now, percent.
+        metric: what both are where images have several labels, mAP.
     """
 
     label: str
     recorded: float | None
     measured: float
+    metric: str = ACCURACY
 
     @property
     def is_same(self) -> bool:
@@ -288,6 +291,7 @@ def evaluate(
             Retest(
                 label=phase.label,
                 recorded=phase.accuracy,
+                metric=phase.metric,
                 measured=_retest(net, installed, data, saved.protocol, machine),
             )
             for phase, installed in saved.install(net)

@@ -55,8 +55,8 @@ def described(net: Classifier) -> dict[str, Any]:
             "std": list(preparation.std),
             "interpolation": preparation.resize.partition("_")[2],
             "crop_pct": part,
-            # timm's word for what is done here: both sides to one size, whatever their ratio
-            "crop_mode": "squash",
+            # timm's words for what is done here; its bars have the colour of `mean`, not that of the image
+            "crop_mode": {"squash": "squash", "crop": "center", "pad": "border"}[preparation.shape],
         },
         "class_names": list(net.task.class_names),
         "grey": net.task.channels == 1,
@@ -93,6 +93,11 @@ def write_hub(net: Classifier, folder: str | Path) -> float:
     Raises:
         CheckpointError: for a method that stays in place, or if timm reads another network.
     """
+    if net.is_multi_label:
+        raise ConfigError(
+            "a folder for the hub is read by programs that expect one label an image, and this network gives several; "
+            "write a state dict or ONNX"
+        )
     net = _exact(net)
     place, plain, record = Path(folder), merged(net), described(net)
     names = record["class_names"] or [str(index) for index in range(net.task.num_classes)]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from headwise.data.decode import SHAPES, check_shape
 from headwise.data.sources import Source, source_of
 from headwise.data.tasks import VTABTask, task_of
 from headwise.data.vtab import VTABDataModule
@@ -62,6 +63,11 @@ class SavedRun:
     def task(self) -> VTABTask:
         """What was classified."""
         return task_of(self._part("dataset"))
+
+    @property
+    def shape(self) -> str:
+        """What became of images that are no squares, see `headwise.data.decode.squared`."""
+        return check_shape(str(self._part("data").get("resize", SHAPES[0])))
 
     @property
     def protocol(self) -> Protocol:

@@ -186,6 +186,12 @@ def old_folder(word: str) -> Path:
     return path
 
 
+def old_place(word: str) -> Path:
+    """A folder or a file that is there."""
+    path = folder(word)
+    return path if at_home(path).is_dir() else old_file(word)
+
+
 def old_file(word: str) -> Path:
     """A file that is there: no folder, and no device, which would never end."""
     path = _path(word)

@@ -18,7 +18,7 @@ from headwise.protocol.pertask import OTHERS
 from headwise.protocol.revisions import changed_since
 from headwise.protocol.variants import BASE, beside_common, common_choices, simplest
 from headwise.results.fingerprint import canonical, differences, fingerprint, leaves
-from headwise.results.records import Result, RunKey
+from headwise.results.records import ACCURACY, Result, RunKey
 
 NEUTRAL = {"augment": "none"}
 """Options of the data that change nothing at this value: a record that lacks them says the same."""
@@ -164,7 +164,7 @@ def places(results: Sequence[Result], pool: bool = False, common: Sequence[str] 
     notes: list[str] = []
     # a label is named by what differs from its experiment's default, so that it may mean another run in each one
     several = len({result.key.name for result in results}) > 1
-    columns = _apart(results, lambda r: (r.key.dataset, _draw(r)), _images, "data", notes, pool)
+    columns = _apart(results, lambda r: (_column(r), _draw(r)), _images, "data", notes, pool)
     rows = _apart(
         results,
         # settings are compared within one column and draw: between tasks they may differ, and `varied` says so
@@ -175,6 +175,11 @@ def places(results: Sequence[Result], pool: bool = False, common: Sequence[str] 
         pool,
     )
     return {result.key: (rows[result.key], columns[result.key]) for result in results}, notes
+
+
+def _column(result: Result) -> str:
+    """The task, and what its numbers are where that is no accuracy."""
+    return result.key.dataset if result.metric == ACCURACY else f"{result.key.dataset} ({result.metric})"
 
 
 def _images(result: Result) -> Any:

@@ -115,8 +115,9 @@ def _line(result: Result, probe: float | None, common: Sequence[str]) -> LineupR
 def _notes(results: Sequence[Result], probes: dict[int, float | None], common: Sequence[str]) -> list[str]:
     seeds = sorted({result.key.seed for result in results})
     images = sorted({f"{result.tested[-1].num_test} " for result in results if result.tested[-1].num_test})
+    metric = " and ".join(sorted({result.metric for result in results}))
     notes = [
-        f"{len(results)} runs, seed {', '.join(map(str, seeds))}; accuracy in percent of {', '.join(images)}test "
+        f"{len(results)} runs, seed {', '.join(map(str, seeds))}; {metric} in percent of {', '.join(images)}test "
         "images after the last phase.",
         "Parameters (without the head) and stored bytes are those of all tested phases together; the training loss is "
         "the mean cross-entropy of the last epoch.",

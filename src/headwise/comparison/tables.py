@@ -38,7 +38,7 @@ from headwise.comparison.pays import PAYS, pays
 from headwise.comparison.verdicts import Judgement, judged, uncontrolled
 from headwise.errors import ConfigError, suggest
 from headwise.results.fingerprint import differences, fingerprint
-from headwise.results.records import FEWSHOT, FEWSHOT_SETS, GROUP_SIZES, Result
+from headwise.results.records import FEWSHOT, FEWSHOT_SETS, GROUP_SIZES, MAP, Result
 
 __all__ = [
     "AVERAGES",
@@ -327,6 +327,8 @@ def _facts(setting: Setting, pool: bool) -> list[str]:
         kinds = {fingerprint({part: value}): _named(value) for value in values}
         facts.append(f"{part}: {' and '.join(kinds.values())}" + (" (POOLED)" if pool and len(kinds) > 1 else ""))
     lines = [f"{len(results)} results, seeds {seeds}; {'; '.join(facts)}."]
+    if any(result.metric == MAP for result in results):
+        lines.append(f"Columns with ({MAP}) hold the mean average precision over the classes in place of accuracy.")
     if draws := {result.repeat[1] for result in results if result.shots is not None}:
         lines.append(f"Draws of few-shot sets, which count as seeds do: {', '.join(map(str, sorted(draws)))}.")
     if copies := len(results) - len(distinct(results)):

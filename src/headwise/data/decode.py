@@ -6,6 +6,7 @@ Legend: N images, S the side of the square that the network sees, C channels (3,
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +20,8 @@ from headwise.errors import ConfigError, DataError, suggest
 
 Array = NDArray[np.uint8]
 
+LINE = re.compile(r", line \d+$")
+"""At the end of what names a line of a list."""
 NATIVE_LIMIT = 96
 """Images whose longer side is at most this stay as they are; they are resized per batch, on the device."""
 
@@ -56,6 +59,42 @@ RESIZES: dict[str, Callable[[Array, int], Array]] = {
 """All go straight to S x S and ignore the aspect ratio. The two of PIL are antialiased, TensorFlow's is not."""
 
 
+SHAPES = ("squash", "crop", "pad")
+"""What becomes of an image that is no square: squeezed, its middle, or the whole of it between bars."""
+
+
+def check_shape(name: str) -> str:
+    """Return data.resize.
+
+    Raises:
+        ConfigError: unless it is one of `SHAPES`.
+    """
+    if name not in SHAPES:
+        raise ConfigError(f"unknown data.resize={name!r}{suggest(str(name), SHAPES)}; protocol.resize is the filter")
+    return name
+
+
+def squared(image: Array, shape: str) -> Array:
+    """An image (H, W, C) as the square that is then resized; with ``squash`` as it is, for resizing squeezes it.
+
+    ``crop`` keeps the middle of the longer side, so that the shorter one becomes the side of the square. ``pad`` keeps
+    everything and fills up with bars in the mean colour of the image.
+    """
+    height, width = image.shape[:2]
+    if shape == "squash" or height == width:
+        return image
+    if shape == "crop":
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        return image[top : top + side, left : left + side]
+    side = max(height, width)
+    top, left = (side - height) // 2, (side - width) // 2
+    whole = np.empty((side, side, image.shape[2]), dtype=np.uint8)
+    whole[:] = np.rint(image.mean((0, 1))).astype(np.uint8)
+    whole[top : top + height, left : left + width] = image
+    return whole
+
+
 def check_resize(name: str) -> None:
     """Raise ConfigError unless ``name`` is one of the ways to resize."""
     if name not in RESIZES:
@@ -84,9 +123,11 @@ def decode(file: Path | bytes, channels: int, where: str, reading: Reading | Non
     except BROKEN as error:
         if isinstance(file, bytes):
             state = "is empty (0 bytes)" if not file else f"cannot be decoded ({error})"
-            raise DataError(f"{where}: the image {state}; prepare the set again") from error
+            way_out = "replace it or remove its row" if LINE.search(where) else "prepare the set again"
+            raise DataError(f"{where}: the image {state}; {way_out}") from error
         state = "is empty (0 bytes)" if file.is_file() and file.stat().st_size == 0 else f"cannot be decoded ({error})"
-        raise DataError(f"{where}: image {str(file)!r} {state}; replace the file or remove its line") from error
+        way_out = "replace the file or remove its line" if LINE.search(where) else "mend the file or remove it"
+        raise DataError(f"{where}: image {str(file)!r} {state}; {way_out}") from error
 
 
 def to_channels(image: Image.Image, channels: int) -> Array:
@@ -114,6 +155,7 @@ def decode_all(
     resize: str,
     scale: int = 1,
     reading: Reading | None = None,
+    shape: str = "squash",
 ) -> tuple[Array, bool]:
     """Read many image files with a few threads.
 
@@ -124,6 +166,7 @@ def decode_all(
         resize: a name of RESIZES.
         scale: what stored values are multiplied with, for sets that store 0 and 1.
         reading: as for `decode`.
+        shape: as for `squared`.
     Returns:
         (N, H, W, C), and whether they are native: all of one size of at most NATIVE_LIMIT pixels. Else H = W = S.
     Raises:
@@ -133,7 +176,7 @@ def decode_all(
     shrink = RESIZES[resize]
 
     def decoded(file: tuple[Path | bytes, str]) -> Array:
-        array = _scaled(decode(file[0], channels, file[1], reading), scale, file[1])
+        array = squared(_scaled(decode(file[0], channels, file[1], reading), scale, file[1]), shape)
         return array if max(array.shape[:2]) <= NATIVE_LIMIT else shrink(array, size)
 
     small = {(size, size, channels)}

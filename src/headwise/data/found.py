@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from headwise.data.stores.classfolders import class_names
+from headwise.data.stores.classfolders import layout, names_in
 from headwise.data.stores.folder import OWN_LIST_NAMES
+from headwise.data.stores.hf import DatasetsSource
+from headwise.data.stores.labelsets import classes_of, read_table
 from headwise.data.stores.listfiles import MOST_DIGITS, NUMBER, labels_in
 from headwise.errors import ConfigError, DataError
 from headwise.storage.atomic import at_home
@@ -35,13 +37,17 @@ def with_classes(dataset: Any, data: Any) -> Any:
     if not names and isinstance(root, str):
         if not at_home(root).is_dir():
             raise ConfigError(f"data.root={root} is no folder; give one of class folders or list files")
-        folders = [at_home(root) / str(name) for name in dataset.get("folders") or ()]
+        is_hf = str(data.get("_target_")).endswith(f".{DatasetsSource.__name__}")
+        if is_hf:
+            columns = {name: data.get(name) for name in ("image", "label")}
+            names, count = DatasetsSource(root, **columns).classes(dataset.get("multi_label") is True)
+        folders = [] if is_hf else [at_home(root) / str(name) for name in dataset.get("folders") or ()]
         for folder in [folder for folder in folders if folder.is_dir()][:1]:
-            names, count = _found(folder)
+            names, count = _sets(folder) if dataset.get("multi_label") is True else _found(folder)
         if not names and not count:
             raise ConfigError(
                 f"data.root={root} holds neither two class folders nor list files of {dataset.get('name')!r}; give "
-                "another folder, or dataset.num_classes=VALUE"
+                "another folder, or dataset.num_classes=VALUE; Parquet files and saved datasets are read with data=hf"
             )
     count = len(names) or count
     if count < 2:
@@ -52,11 +58,21 @@ def with_classes(dataset: Any, data: Any) -> Any:
     return {**dataset, "num_classes": count, "class_names": names}
 
 
+def _sets(folder: Path) -> tuple[list[str], int]:
+    """As `_found`, of tables whose images have several labels."""
+    lists = [folder / name for split in OWN_LIST_NAMES.values() for name in split if (folder / name).is_file()]
+    return (
+        classes_of(map(read_table, sorted(lists, key=lambda file: not file.name.startswith("train"))))
+        if lists
+        else ([], 0)
+    )
+
+
 def _found(folder: Path) -> tuple[list[str], int]:
     """Names of the classes, or none and how many numbers there are."""
     lists = [folder / name for split in OWN_LIST_NAMES.values() for name in split if (folder / name).is_file()]
     if not lists:
-        return class_names(folder), 0
+        return names_in(layout(folder)), 0
     labels = {label for file in lists for label in labels_in(file)}
     numbers = {label for label in labels if NUMBER.fullmatch(label)}
     if not numbers:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,6 +26,9 @@ from headwise.storage.hashes import cache_folder
 from headwise.storage.plain import STORES, read_json
 
 LEAK = "test images in train"
+SEVERAL = "multi-label (mAP)"
+FEW = 50
+"""Test images below which a warning says how little they tell."""
 
 
 def check(lists: Contents, task: VTABTask) -> None:
@@ -33,7 +37,7 @@ def check(lists: Contents, task: VTABTask) -> None:
     Raises:
         DataError: if an image has two labels, be it under two names.
     """
-    labels: dict[str, dict[int, ListedImage]] = defaultdict(dict)
+    labels: dict[str, dict[int | tuple[int, ...], ListedImage]] = defaultdict(dict)
     for rows in lists.values():
         for entry, digest in rows:
             labels[digest.sha256].setdefault(entry.label, entry)
@@ -44,9 +48,10 @@ def check(lists: Contents, task: VTABTask) -> None:
             f"{'' if one.path == two.path else f'as {two.path!r} '}{two.label} ({two.place})"
             for one, two, *_ in twice[:2]
         )
+        what = "sets of labels" if task.multi_label else "labels"
         raise DataError(
-            f"task {task.name!r}: {_count(len(twice), 'image')} with two labels (same bytes): {pairs}; "
-            "give each image one label"
+            f"task {task.name!r}: {_count(len(twice), 'image')} with two {what} (same bytes): {pairs}; "
+            f"give each image one {'set' if task.multi_label else 'label'}"
         )
 
 
@@ -72,7 +77,7 @@ def findings(lists: Contents, task: VTABTask) -> list[str]:
                 f"{_count(len(again), 'image')} listed more than once in {name} (same bytes): {_examples(again)}"
             )
     for split, name in (("train800val200", "training"), ("test", "test")):
-        present = {entry.label for entry, _ in lists.get(split, ())}
+        present = {label for entry, _ in lists.get(split, ()) for label in entry.classes}
         missing = [label for label in range(task.num_classes) if label not in present]
         if missing and split in lists:
             named = [f"{label} ({task.class_names[label]})" if task.class_names else str(label) for label in missing]
@@ -80,9 +85,21 @@ def findings(lists: Contents, task: VTABTask) -> list[str]:
     return lines
 
 
+def few(lists: Contents) -> list[str]:
+    """How far off a number on few test images may be, a line; none where there are `FEW` or more."""
+    count = len(lists.get("test", ()))
+    if not 0 < count < FEW:
+        return []
+    if any(isinstance(entry.label, tuple) for entry, _ in lists["test"]):
+        return [f"only {_count(count, 'test image')}: a mean average precision of so few says little"]
+    # of a share p the standard error is sqrt(p (1 - p) / n), largest at one half
+    error = 50 / math.sqrt(count)
+    return [f"only {_count(count, 'test image')}: an accuracy has a standard error of up to {error:.1f} points"]
+
+
 def announce(lists: Contents, task: VTABTask, depth: int | None, read: Mapping[str, Facts]) -> None:
     """Say once what was found in the lists, and how the images are read where that is not as they are stored."""
-    for line in findings(lists, task):
+    for line in [*few(lists), *findings(lists, task)]:
         say_once(f"task {task.name!r}: {line}")
     entries = {digest.sha256: entry for rows in lists.values() for entry, digest in rows}
     tilted = [entry for sha, entry in entries.items() if read[sha].orientation != 1]

@@ -25,6 +25,7 @@ class Preparation:
         resize: pil_bicubic, pil_bilinear or tf_bilinear.
         mean, std: normalisation of pixels in [0, 1], per channel.
         stored_size: side to which images are resized before the middle is taken; None: S.
+        shape: what became of images that are no squares before they were stored, see `headwise.data.decode.squared`.
     """
 
     img_size: int
@@ -32,6 +33,7 @@ class Preparation:
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     stored_size: int | None = None
+    shape: str = "squash"
 
     @property
     def side(self) -> int:

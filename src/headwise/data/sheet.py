@@ -6,6 +6,7 @@ Legend: N images, S the side of an image on the sheet.
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from headwise.data.pixels import Pixels
@@ -26,7 +27,9 @@ def contact_sheet(pixels: Pixels, task: VTABTask, title: str, columns: int, side
         columns: images in a row.
         side: S.
     """
-    order = np.argsort(pixels.labels, kind="stable")
+    several = pixels.labels.ndim == 2
+    # of several labels the first decides the order; argmax of none is the first class, which does no harm
+    order = np.argsort(pixels.labels.argmax(1) if several else pixels.labels, kind="stable")
     columns = min(columns, max(1, len(order)))
     rows = -(-len(order) // columns)
     font, small = ImageFont.load_default(13), ImageFont.load_default(10)
@@ -40,8 +43,13 @@ def contact_sheet(pixels: Pixels, task: VTABTask, title: str, columns: int, side
         image = pixels.images[number]
         picture = Image.fromarray(np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image)
         sheet.paste(picture.resize((side, side), Image.Resampling.NEAREST), (x, y))
-        pen.text((x, y + side + 1), _fitted(_name(task, int(pixels.labels[number])), small, side), fill=INK, font=small)
+        pen.text((x, y + side + 1), _fitted(_caption(task, pixels.labels[number]), small, side), fill=INK, font=small)
     return sheet
+
+
+def _caption(task: VTABTask, label: NDArray[np.int64]) -> str:
+    numbers = np.flatnonzero(label) if label.ndim else [label]
+    return "|".join(_name(task, int(number)) for number in numbers)
 
 
 def _name(task: VTABTask, label: int) -> str:

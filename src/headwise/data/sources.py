@@ -12,19 +12,22 @@ from pathlib import Path
 from typing import Any
 
 from headwise.data.bulk import MEMORY
+from headwise.data.decode import SHAPES, check_shape
 from headwise.data.pixels import FINAL_SPLITS, Pixels, Source
 from headwise.data.stores.cache import CacheSource
 from headwise.data.stores.folder import FolderSource
+from headwise.data.stores.hf import DatasetsSource
 from headwise.data.stores.tfds import TFDSSource
 from headwise.data.synthetic.drawn import SyntheticSource
 from headwise.data.tasks import VTABTask
-from headwise.errors import DataError
+from headwise.errors import ConfigError, DataError
 from headwise.schema import targets
 
 __all__ = [
     "FINAL_SPLITS",
     "AutoSource",
     "CacheSource",
+    "DatasetsSource",
     "FolderSource",
     "Pixels",
     "Source",
@@ -44,7 +47,7 @@ class AutoSource:
         cache_dir: folder of the caches; None: ``$HEADWISE_CACHE/vtab``.
         synthetic: whether drawn images may stand in for a task that is nowhere else; never where ``root`` is given.
         official: as for TFDSSource.
-        memory: as for FolderSource.
+        memory, resize: as for FolderSource; other images than those of a list-file tree or a user's own are squashed.
     """
 
     def __init__(
@@ -54,10 +57,12 @@ class AutoSource:
         synthetic: bool = True,
         official: bool = True,
         memory: float = MEMORY,
+        resize: str = SHAPES[0],
     ) -> None:
+        self.shape = check_shape(resize)
         # drawn images come from their generator and never from a cache of them
         self.cache = CacheSource(cache_dir, kinds=("tfds", "folder"))
-        self.folder = None if root is None else FolderSource(root, memory)
+        self.folder = None if root is None else FolderSource(root, memory, resize)
         self.tfds = None if root is None else TFDSSource(root, official, memory)
         self.synthetic = SyntheticSource() if synthetic else None
         self._chosen: dict[str, Source] = {}
@@ -73,6 +78,14 @@ class AutoSource:
         return self._chosen[task.name]
 
     def _choose(self, task: VTABTask) -> Source:
+        if self.shape != SHAPES[0]:
+            lists = self._under_root(task)
+            if lists is None or lists is not self.folder:
+                raise ConfigError(
+                    f"data.resize={self.shape} is for images as they lie, in a list-file tree or class folders under "
+                    f"data.root; task {task.name!r} is read from elsewhere"
+                )
+            return lists
         if not task.is_own and self.cache.has(task):
             log.info("data=auto: task %r is read from the cache in %s", task.name, self.cache.root)
             return self.cache
@@ -135,7 +148,7 @@ class AutoSource:
 
 SOURCES: dict[str, type[Any]] = {
     f"{module}.{kind.__name__}": kind
-    for kind in (AutoSource, CacheSource, FolderSource, SyntheticSource, TFDSSource)
+    for kind in (AutoSource, CacheSource, DatasetsSource, FolderSource, SyntheticSource, TFDSSource)
     for module in (__name__, kind.__module__)
 }
 """Every source that a record may name."""

@@ -94,8 +94,8 @@ def read(image: Image.Image, file: Path | bytes | None, reading: Reading) -> Ima
     return image if way == 1 else image.transpose(_TRANSPOSES[way])
 
 
-def facts(file: Path | Image.Image) -> Facts:
-    """Look at a file, or an opened image: only its header, unless it is a PNG with EXIF or has more than 8 bits.
+def facts(file: Path | bytes | Image.Image) -> Facts:
+    """Look at a file, its content, or an opened image: only its header, if it is no PNG with EXIF and has 8 bits.
 
     A file that cannot be read says nothing; whoever decodes it gives the error.
     """
@@ -108,14 +108,15 @@ def facts(file: Path | Image.Image) -> Facts:
         return Facts()
 
 
-def _facts(image: Image.Image, file: Path | None) -> Facts:
+def _facts(image: Image.Image, file: Path | bytes | None) -> Facts:
     values = deep_values(image, file)
     depth = 0 if values is None else _stated(image) or needed(values)
     has_more = bool(getattr(image, "is_animated", False))
     if image.format == "TIFF":  # PIL turns these itself
         return Facts(depth=depth, has_more=has_more)
     if image.format == "PNG" and file is not None and values is None:
-        content = file.read_bytes()  # PIL would decode every one to look behind its pixels
+        # PIL would decode every one to look behind its pixels
+        content = file if isinstance(file, bytes) else file.read_bytes()
         if not any(mark in content for mark in _PNG_EXIF):
             return Facts(has_more=has_more)
     return Facts(orientation(image), depth, has_more)

@@ -46,6 +46,8 @@ class VTABTask:
         class_names: names in upstream's label order; empty if unknown.
         shots: training images per class of a few-shot set, None for every other task. Its ``splits`` may join slices
             with ``+``; see ``headwise.data.stores.fewshot``.
+        multi_label: whether an image has any number of classes, of a user's own images; they come from tables with a
+            column for each class, or one of names with ``|`` or ``;`` between them (`headwise.data.stores.labelsets`).
         draw: which of the three draws of these images.
     Raises:
         ConfigError: for a value outside of these ranges.
@@ -71,6 +73,7 @@ class VTABTask:
     class_names: Words = ()
     shots: int | None = None
     draw: int = 0
+    multi_label: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self, lambda key: f"task {self.name!r}: {key}")
@@ -84,6 +87,8 @@ class VTABTask:
         if self.depth is not None and not (self.is_own and 8 <= self.depth <= 16):
             allowed = "8 to 16 bits, or null" if self.is_own else "only a user's own images (group own) have one"
             raise ConfigError(f"{where}: dataset.depth={self.depth}: {allowed}")
+        if self.multi_label and not self.is_own:
+            raise ConfigError(f"{where}: only a user's own images (group own) may have several labels (multi_label)")
         if self.group == "fewshot" and self.shots not in SHOTS:
             given = "shots must be given" if self.shots is None else f"shots={self.shots} is not one of the published"
             raise ConfigError(f"{where}: {given}; add shots=K to the command, K one of {', '.join(map(str, SHOTS))}")

@@ -17,6 +17,7 @@ from headwise.errors import ConfigError
 from headwise.methods._evolution import Evolution, Evolved, Subnet, evolve
 from headwise.updates.adapted import Delta, Factors
 from headwise.updates.lowrank import check_rank, kaiming_
+from headwise.updates.objective import Tally
 from headwise.updates.sites import Site
 from headwise.wrappers.bottleneck import ACTIVATIONS, Bottleneck
 from headwise.wrappers.prompting import Prompts
@@ -143,10 +144,8 @@ class SubnetSearch(L.Callback):
 
 @torch.no_grad()
 def accuracy(module: Any, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """Percent of the images in `batches` that a module's network, as it is, gets right."""
-    right = total = 0
+    """Percent of the images in `batches` that a module's network, as it is, gets right; mAP of several labels."""
+    tally = Tally()
     for images, labels in batches:
-        scores = module.net(module.preprocess(images.to(module.device)))
-        right += int((scores.argmax(1) == labels.to(module.device)).sum())
-        total += len(labels)
-    return 100.0 * right / total
+        tally.add(module.net(module.preprocess(images.to(module.device))), labels.to(module.device))
+    return 100.0 * tally.share

@@ -13,7 +13,6 @@ from typing import Any
 
 import lightning as L
 import torch
-import torch.nn.functional as F
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.adalora import AdaLoraModel
 from peft.tuners.lora.dora import DoraLinearLayer
@@ -37,6 +36,7 @@ from headwise.methods.base import Batches, Installed, Method, Plan, as_asked, pe
 from headwise.network.backbone import Backbone
 from headwise.schema.kinds import Positive
 from headwise.schema.peftfields import PeftConfig
+from headwise.updates.objective import loss as mean_loss
 from headwise.updates.qkv import SplitQKV
 from headwise.updates.sites import PROJECTIONS, Site, select
 
@@ -206,7 +206,7 @@ def _gradients(net: Backbone, sites: Sequence[Site], batches: Batches) -> list[T
             weight.requires_grad_(True)
         net.train()
         for images, labels in batches():
-            grads = torch.autograd.grad(F.cross_entropy(net(images), labels), weights)
+            grads = torch.autograd.grad(mean_loss(net(images), labels), weights)
             sums = [total + grad for total, grad in zip(sums, grads, strict=True)]
             count += 1
     finally:

@@ -25,7 +25,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headwise.errors import ConfigError, suggest
@@ -37,6 +36,7 @@ from headwise.schema.kinds import Count, Factor, Positive, Rate
 from headwise.updates.adapted import Delta, Factors
 from headwise.updates.fused import at_least_float32
 from headwise.updates.lowrank import LowRank
+from headwise.updates.objective import loss as mean_loss
 from headwise.updates.sites import PROJECTIONS, Site
 from headwise.wrappers.behind import BehindLinear, BottleneckDelta
 from headwise.wrappers.bottleneck import Bottleneck
@@ -377,7 +377,7 @@ def _gradients(net: Backbone, wanted: Sequence[nn.Parameter], batch: tuple[Tenso
     sums: list[Tensor] = []
     for images, labels, share in split(batch, parts):
         scores = net(images)
-        loss = F.cross_entropy(scores.to(at_least_float32(scores)), labels) * share
+        loss = mean_loss(scores.to(at_least_float32(scores)), labels) * share
         grads = torch.autograd.grad(loss, wanted)
         sums = [total + grad for total, grad in zip(sums, grads, strict=True)] if sums else list(grads)
     return sums

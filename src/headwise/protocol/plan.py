@@ -55,8 +55,8 @@ CHOICE = 2
 """Raised when the epoch that ``protocol.select=best_test`` takes, or what is kept of it, changes."""
 ACCELERATORS = {"auto": "auto", "cpu": "cpu", "gpu": "gpu", "cuda": "gpu"}
 """What trainer.accelerator may be, and what it means."""
-PIXELS = {"channels": 3, "pixel_scale": 1}
-"""What turns stored images into pixels, and its usual value, which a run's identity does not mention."""
+PIXELS = {"channels": 3, "pixel_scale": 1, "multi_label": False}
+"""What turns stored images into pixels and labels, and its usual value, which a run's identity does not mention."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from headwise.protocol.space import EVAL_SPLIT as EVAL_SPLIT
 from headwise.protocol.space import TRAIN_SPLIT as TRAIN_SPLIT
 from headwise.protocol.space import Space as Space
 from headwise.protocol.space import check_choices, scaled
+from headwise.results.classes import reached
 from headwise.results.fingerprint import fingerprint
 from headwise.results.records import PhaseResult
 from headwise.updates.gate import Gate
@@ -274,7 +275,7 @@ class _Trials:
             parts = {"scale": scale, "ne": candidate.ne, "score": candidate.score, **chosen}
             told = " ".join(f"{name}={value}" for name, value in parts.items())
             epochs = f" after {method.epochs} epochs" if share < 1 else ""
-            self.say(f"search {len(self.tried)}: {told}: {trial.accuracy:.2f} % of the images of {EVAL_SPLIT}{epochs}")
+            self.say(f"search {len(self.tried)}: {told}: {reached(result)} the images of {EVAL_SPLIT}{epochs}")
         return self._by_recipe[recipe]
 
 

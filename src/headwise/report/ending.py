@@ -9,7 +9,7 @@ from headwise.comparison import cells
 from headwise.comparison.comparable import places
 from headwise.comparison.controls import HEADS, KINDS, PHASE, controls_of, lacking, matches
 from headwise.results.classes import said
-from headwise.results.records import Result, RunKey
+from headwise.results.records import MAP, Result, RunKey
 from headwise.results.store import ResultStore
 
 
@@ -45,7 +45,7 @@ def summary(result: Result, others: Iterable[Result] = (), suggest: bool = True)
     lines = [
         f"{result.key.method} on {result.key.dataset}, seed {result.key.seed}"
         + (f" [{', '.join(result.labels)}]" if result.labels else ""),
-        f"{'phase':<28}{'accuracy':>10}{'gain':>8}{'tunable':>13}{'head':>9}{'stored':>15}{'seconds':>10}",
+        f"{'phase':<28}{result.metric:>10}{'gain':>8}{'tunable':>13}{'head':>9}{'stored':>15}{'seconds':>10}",
     ]
     before: float | None = None
     for index, phase in enumerate(result.phases, start=1):
@@ -59,6 +59,8 @@ def summary(result: Result, others: Iterable[Result] = (), suggest: bool = True)
         before = phase.accuracy
     if result.task.get("group") == "own" and (last := said(result.phases[-1].extra)):
         lines.append(f"Of the classes: {last} (confusion.csv).")
+    if result.metric == MAP:
+        lines.append("mAP: the mean over the classes of their average precisions (average_precision.csv).")
     others = list(others)
     return "\n".join(map(cells.one_line, [*lines, *_measured(result, others, suggest), *verdicts(result, others)]))
 

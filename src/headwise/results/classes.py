@@ -6,17 +6,19 @@ Legend: K classes; rows of a matrix are true classes, columns predicted ones.
 from __future__ import annotations
 
 import csv
+import io
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from headwise.results.records import ACCURACY, PhaseResult
 from headwise.storage import atomic
 
-CONFUSION = "confusion.csv"
+CONFUSION, PRECISIONS = "confusion.csv", "average_precision.csv"
 COLUMNS = ("true", "predicted", "images")
 Matrix = NDArray[np.int64]
 _log = logging.getLogger(__name__)
@@ -66,6 +68,19 @@ def read_confusion(file: Path, num_classes: int, num_images: int | None = None) 
         _log.warning("%s is damaged (%s): it is left out", file, error)
         return None
     return matrix
+
+
+def write_precisions(folder: Path, names: Sequence[str], precisions: Sequence[float | None]) -> None:
+    """Write `PRECISIONS`: for each class (K,) its average precision in percent, empty where no image has the class."""
+    cells = [[name, "" if value is None else f"{value:.4f}"] for name, value in zip(names, precisions, strict=True)]
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([("class", "average_precision"), *cells])
+    atomic.write_text(folder / PRECISIONS, text.getvalue())
+
+
+def reached(phase: PhaseResult) -> str:
+    """The number of a tested phase, to be followed by the images: ``61.20 % of``, or ``61.20 % mAP on``."""
+    return f"{phase.accuracy:.2f} % {'of' if phase.metric == ACCURACY else f'{phase.metric} on'}"
 
 
 def said(extra: Mapping[str, Any]) -> str:

@@ -32,6 +32,7 @@ OWN_FOLDERS = {
 """Folders of a root that are no runs'."""
 GROUP_SIZES = {"natural": 7, "specialized": 4, "structured": 8}
 """Tasks per group of VTAB-1k. Averages exist only over all of them."""
+PRECISION, MAP, ACCURACY = "average_precision", "mAP", "accuracy"
 FEWSHOT, FEWSHOT_SETS = "fewshot", 5
 """The group of the few-shot sets, and their number."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -95,7 +96,7 @@ class PhaseResult:
 
     label: str
     accuracy: float | None
-    """Test accuracy in percent, 0..100; None where the phase was not tested."""
+    """Test accuracy in percent, 0..100, or mAP, see `metric`; None where the phase was not tested."""
     num_tunable: int
     """Tunable parameters without the head."""
     num_head: int
@@ -146,6 +147,11 @@ class PhaseResult:
                 f"phase {self.label!r} was to switch {wanted} of the heads off, and all are on: its epoch is from "
                 "before the heads were chosen"
             )
+
+    @property
+    def metric(self) -> str:
+        """What ``accuracy`` is: `MAP` where images have several labels, whose `PRECISION` stands in ``extra``."""
+        return MAP if PRECISION in self.extra else ACCURACY
 
     @property
     def gate(self) -> Mapping[str, Any]:
@@ -269,6 +275,11 @@ class Result:
     def accuracy(self) -> float | None:
         """Test accuracy of the last phase, percent."""
         return self.phases[-1].accuracy
+
+    @property
+    def metric(self) -> str:
+        """What its accuracies are, see `PhaseResult.metric`."""
+        return MAP if any(phase.metric == MAP for phase in self.phases) else ACCURACY
 
     @property
     def tested(self) -> list[PhaseResult]:

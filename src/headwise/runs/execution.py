@@ -29,7 +29,8 @@ from headwise.protocol.space import Space, phase_names
 from headwise.report.ending import around
 from headwise.report.pictures import PICTURES, confusion, learning_curves, score_map
 from headwise.results import provenance
-from headwise.results.classes import CONFUSION
+from headwise.results.classes import CONFUSION, write_precisions
+from headwise.results.records import MAP, PRECISION
 from headwise.results.store import PhaseResult, PhaseStore, Result, ResultStore
 from headwise.runs.tracker import tracked
 from headwise.storage import atomic
@@ -224,6 +225,8 @@ class Execution:
         task = self.plan.task
         names = task.class_names or [*map(str, range(task.num_classes))]
         confusion(stored[-1] / CONFUSION, names, folder, draw, phases[-1].num_test)
+        if phases[-1].metric == MAP:
+            write_precisions(folder, names, phases[-1].extra[PRECISION]["classes"])
 
 
 def _phases_of(earlier: Earlier) -> list[Method]:

@@ -113,7 +113,7 @@ def summary(result: Result, others: Sequence[Result]) -> dict[str, float]:
     for number, phase in enumerate(result.phases, start=1):
         where = f"phase{number}"
         facts |= {
-            f"{where}/accuracy": phase.accuracy,
+            f"{where}/{phase.metric}": phase.accuracy,
             f"{where}/parameters": phase.num_tunable,
             f"{where}/stored_bytes": phase.stored_bytes,
             f"{where}/seconds": phase.seconds,
@@ -123,7 +123,7 @@ def summary(result: Result, others: Sequence[Result]) -> dict[str, float]:
         if before is not None and phase.accuracy is not None:
             facts[f"{where}/gain"] = phase.accuracy - before
         before = phase.accuracy if phase.accuracy is not None else before
-    facts |= {"accuracy": before, "parameters": sum(phase.num_tunable for phase in result.phases)}
+    facts |= {result.metric: before, "parameters": sum(phase.num_tunable for phase in result.phases)}
     for match in matches([result], others):
         facts[f"gain over {KINDS[match.against].full}"] = match.value
     return {name: float(value) for name, value in facts.items() if value is not None}

@@ -9,13 +9,13 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from headwise.methods.base import Installed
 from headwise.network.backbone import Backbone
 from headwise.updates.consistency import Consistency
 from headwise.updates.noise import Noise
+from headwise.updates.objective import loss as mean_loss
 
 
 class Disturbed:
@@ -76,7 +76,7 @@ class Disturbed:
 
         Args:
             x: images as the network takes them, (B, 3, S, S).
-            labels: (B,).
+            labels: (B,), or (B, K) of 0 and 1.
             step: of the optimiser, from 0.
         """
         recipe = self.recipe
@@ -88,7 +88,7 @@ class Disturbed:
             x, labels = x[:half], labels[:half]
         with _repeated(x.device) if compares else contextlib.nullcontext():
             logits = self._logits(x)
-        entropy = F.cross_entropy(logits, labels)
+        entropy = mean_loss(logits, labels)
         if compares:
             return entropy, recipe.lam * gap(logits, self._logits(x))
         if self.history is None:

@@ -10,7 +10,6 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from headwise.errors import NonFiniteLoss
@@ -21,6 +20,8 @@ from headwise.network.portions import split
 from headwise.protocol.recipe import Protocol
 from headwise.results.fingerprint import fingerprint
 from headwise.training.consistency import Disturbed
+from headwise.updates.objective import average_precisions, mean_precision
+from headwise.updates.objective import loss as mean_loss
 
 HISTORY = "consistency_history"
 """In a checkpoint: the logits that mode fast of `headwise.updates.consistency.Consistency` compares with."""
@@ -41,7 +42,7 @@ def number_of(*parts: int | str) -> int:
 
 
 class PhaseModule(L.LightningModule):
-    """Trains the tunable tensors of a network with cross-entropy. Knows no method by name.
+    """Trains the tunable tensors of a network with `headwise.updates.objective.loss`. Knows no method by name.
 
     A batch passes timm's network as it is, but for the projections: there stands `headwise.updates.qkv.SplitQKV`.
     """
@@ -87,6 +88,8 @@ class PhaseModule(L.LightningModule):
         self.consistency = consistency
         self.correct, self.seen = torch.zeros((), dtype=torch.long), 0
         self.confusion: Tensor | None = None  # (K, K) images by true and predicted class, of the last test
+        self.precisions: list[float | None] = []  # of the last test, by class, of images with several labels
+        self._several: list[tuple[Tensor, Tensor]] = []
 
     def on_train_epoch_start(self) -> None:
         """Draw this epoch's randomness from the epoch alone, so that a resumed run repeats it."""
@@ -102,7 +105,7 @@ class PhaseModule(L.LightningModule):
             self.net.eval()
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Cross-entropy of one batch plus the method's penalty."""
+        """The loss of one batch plus the method's penalty."""
         # gradients of all parts but the last are added up here; Lightning's own backward takes the last one
         *earlier, last = split(batch, self.parts)
         value = agreement = 0.0
@@ -136,7 +139,7 @@ class PhaseModule(L.LightningModule):
         x, term = self.preprocess(images), 0.0
         if self.consistency is None:
             # logits (B, K) in float32, whatever the network computes in: in bf16 the loss would keep three digits
-            loss = F.cross_entropy(self.net(x).float(), labels)
+            loss = mean_loss(self.net(x).float(), labels)
         else:
             loss, difference = self.consistency.loss(x, labels, self.global_step)
             loss, term = loss + difference, share * float(difference.detach())
@@ -148,9 +151,12 @@ class PhaseModule(L.LightningModule):
             super().optimizer_zero_grad(epoch, batch_idx, optimizer)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Count correct predictions."""
+        """Count correct predictions; of images with several labels keep what mAP needs."""
         images, labels = batch
         logits = self.net(self.preprocess(images)).float()
+        if labels.ndim == 2:
+            self._several.append((logits, labels))
+            return
         # added up where the logits are, and read once: on a GPU every reading waits for it
         predicted, num_classes = logits.argmax(1), logits.shape[1]
         self.correct = self.correct.to(logits.device) + (predicted == labels).sum()
@@ -159,7 +165,12 @@ class PhaseModule(L.LightningModule):
         self.confusion = pairs if self.confusion is None else self.confusion + pairs
 
     def on_test_epoch_end(self) -> None:
-        """Log the accuracy in percent."""
+        """Log the accuracy in percent; of images with several labels, under the same name, mAP."""
+        if self._several:
+            self.precisions = average_precisions(*(torch.cat(parts) for parts in zip(*self._several, strict=True)))
+            self._several.clear()
+            self.log("test_accuracy", mean_precision(self.precisions))
+            return
         self.log("test_accuracy", 100.0 * (self.correct.float() / self.seen))
 
     def configure_optimizers(self) -> Any:

@@ -18,7 +18,8 @@ from headwise.methods.base import Batches, Installed, Plan
 from headwise.network.backbone import Backbone
 from headwise.network.portions import split
 from headwise.protocol.recipe import PRECISIONS, Protocol
-from headwise.results.classes import CONFUSION, measures, write_confusion
+from headwise.results.classes import CONFUSION, measures, reached, write_confusion
+from headwise.results.records import PRECISION
 from headwise.results.store import PhaseResult, PhaseStore
 from headwise.storage import atomic
 from headwise.storage.claims import Claim, describe
@@ -244,11 +245,13 @@ def _store(
     """Write the tensors, then the record that makes them count, and say what was reached."""
     installed, machine, selection, epochs = phase.installed, work.machine, phase.selection, phase.module.epochs
     steps = epochs * phase.module.steps_per_epoch
-    classes = {}
+    classes: dict[str, Any] = {}
     if accuracy is not None and phase.module.confusion is not None:
         confusion = phase.module.confusion.cpu().numpy()
         write_confusion(run.folder / CONFUSION, confusion)
         classes = {"classes": measures(confusion)}
+    if accuracy is not None and phase.module.precisions:
+        classes = {PRECISION: {"mean": accuracy, "classes": phase.module.precisions}}
     result = PhaseResult(
         label=run.method.label,
         accuracy=accuracy,
@@ -280,7 +283,7 @@ def _store(
     images = "test images" if work.data.eval_split == "test" else f"images of {work.data.eval_split}"
     taken = f" (epoch {selection.epoch} of {epochs})" if selection.epoch else ""
     parameters = f"{result.num_tunable:,} parameters"
-    work.say(f"{run.title}: {accuracy:.2f} % of {result.num_test} {images}{taken}, {parameters}")
+    work.say(f"{run.title}: {reached(result)} {result.num_test} {images}{taken}, {parameters}")
     return result
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from headwise.data.vtab import VTABDataModule
 from headwise.protocol.recipe import Protocol
+from headwise.updates.objective import Tally
 
 
 class TestSelection(L.Callback):
@@ -19,7 +20,7 @@ class TestSelection(L.Callback):
         first: the first epoch, counted from 1, that may be chosen: see `headwise.methods.base.Installed.final_from`.
         best: tensors of the best epoch so far, as stored; None where nothing is selected.
         epoch: the epoch of these tensors, counted from 1.
-        accuracy: what that epoch reached, a fraction.
+        accuracy: what that epoch reached, a fraction; mAP where images have several labels.
     """
 
     __test__ = False  # not a test case, whatever its name
@@ -42,16 +43,16 @@ class TestSelection(L.Callback):
         # parts of the network may stay in evaluation while it trains, so `set_mode` restores the mode and not train()
         training = module.net.training
         module.net.eval()
-        correct = total = 0
+        tally = Tally()
         with trainer.precision_plugin.forward_context():
             for images, labels in self.data.test_dataloader():
                 logits = module.net(module.preprocess(images.to(module.device)))
-                correct += int((logits.argmax(1) == labels.to(module.device)).sum())
-                total += len(labels)
+                tally.add(logits, labels.to(module.device))
         if training:
             module.installed.set_mode()
-        if correct / total > self.accuracy:
-            self.epoch, self.accuracy = epoch, correct / total
+        share = tally.share
+        if share > self.accuracy:
+            self.epoch, self.accuracy = epoch, share
             # packed() may give the live tensors, which train on
             self.best = {name: tensor.clone() for name, tensor in module.installed.packed().items()}
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import lightning as L
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headwise.errors import ConfigError
@@ -19,6 +18,7 @@ from headwise.updates import heads
 from headwise.updates.adapted import Delta
 from headwise.updates.gate import Gate
 from headwise.updates.heads import Evidence
+from headwise.updates.objective import loss as mean_loss
 from headwise.updates.sites import Site
 
 REPORTED = ("active_heads", "gate", "heads", "paper_bytes")
@@ -164,7 +164,7 @@ class HeadMasking(L.Callback):
         with torch.enable_grad():
             for images, labels in batches:
                 # sums over images, divided once at the end: batches of unequal size then weigh as their images
-                loss = F.cross_entropy(net(images).float(), labels, reduction="mean") * len(labels)
+                loss = mean_loss(net(images).float(), labels) * len(labels)
                 for total, grad in zip(sums, torch.autograd.grad(loss, inputs), strict=True):
                     total += grad
                 count += len(labels)

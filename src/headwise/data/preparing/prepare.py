@@ -22,7 +22,7 @@ from headwise.data.preparing import tfds_aircraft
 from headwise.data.preparing.cachebuild import build
 from headwise.data.preparing.upstream import UPSTREAM, Upstream
 from headwise.data.stores.cache import KINDS, Cache, candidates, default_root
-from headwise.data.stores.folder import FolderSource
+from headwise.data.stores.folder import UNOFFICIAL, FolderSource
 from headwise.data.stores.prepared import find, versions_present
 from headwise.data.stores.tfds import TFDSSource
 from headwise.data.tasks import VTABTask
@@ -147,28 +147,42 @@ def status(task: VTABTask, place: Place, verify: bool = False) -> SetState:
                 cache = Cache.open(path)
                 if cache.holds(task) and cache.meta["pixels"] in ("native", f"{place.size}-{place.resize}"):
                     cache.check(verify)
-                    return SetState(task.name, "ready", cache.num_bytes, f"cache of {cache.meta['kind']}", "")
+                    labels = cache.meta["tasks"][task.name]["labels"]
+                    return SetState(
+                        task.name, "ready", cache.num_bytes, _stamped(f"cache of {cache.meta['kind']}", labels), ""
+                    )
             except DataError as error:
                 return SetState(task.name, "damaged", 0, f"cache {path.name}", f"{again} ({error})")
     present = versions_present(place.records, str(task.builder), task.config)
     if present:
         try:
             prepared = find(place.records, str(task.builder), task.config, task.versions, task.name)
+            labels = TFDSSource(place.records, official=False).slice_labels(task)
         except DataError as error:
             return SetState(task.name, "damaged", 0, f"records {', '.join(present)}", str(error))
         size = sum(file.stat().st_size for shards in prepared.shards.values() for file, _ in shards)
+        records = _stamped(f"records {prepared.version}", labels)
         if is_fewshot(task):
-            return SetState(task.name, "ready", size, f"records {prepared.version}", "")
-        return SetState(task.name, "missing", 0, f"records {prepared.version}", f"{again} (converts, no download)")
+            return SetState(task.name, "ready", size, records, "")
+        return SetState(task.name, "missing", 0, records, f"{again} (converts, no download)")
     if place.records.is_dir() and FolderSource(place.records).has_lists(task):
         if is_fewshot(task):
             return SetState(task.name, "ready", 0, "list files", "")
-        return SetState(task.name, "missing", 0, "list files", f"{again} (converts, no download)")
+        try:
+            lists = _stamped("list files", FolderSource(place.records).count_labels(task))
+        except DataError as error:
+            return SetState(task.name, "damaged", 0, "list files", str(error))
+        return SetState(task.name, "missing", 0, lists, f"{again} (converts, no download)")
     awaited = missing_by_hand(task, place)
     if awaited:
         where = f"{facts.how}; awaited in {place.manual}: {', '.join(awaited)}"
         return SetState(task.name, "manual", facts.download, "by hand", where)
-    return SetState(task.name, "missing", facts.download, "download", again)
+    return SetState(task.name, "missing", facts.download, "download", f"{again}; {facts.dead}" if facts.dead else again)
+
+
+def _stamped(source: str, labels: Sequence[str]) -> str:
+    """A source, and whether its results will say that its split is not the official one."""
+    return f"{source}, {UNOFFICIAL}" if UNOFFICIAL in labels else source
 
 
 def missing_by_hand(task: VTABTask, place: Place) -> list[str]:
@@ -258,7 +272,9 @@ def download(task: VTABTask, place: Place, say: Say) -> None:
     import tensorflow_datasets as tfds
 
     name = str(task.builder) if task.config is None else f"{task.builder}/{task.config}"
-    note = f"; {facts.note}" if facts.note else ""
+    # what is known to be dead is no news where the archive lies here already
+    dead = "" if not facts.dead or (place.manual / facts.archive).is_file() else facts.dead
+    note = "".join(f"; {text}" for text in (facts.note, dead) if text)
     say(f"downloading about {facts.download / 1e6:,.0f} MB into {place.records}{note}")
     _made(place.manual)
     try:

@@ -18,6 +18,8 @@ class Upstream:
         manual: names that must lie in the folder of manual downloads before anything can be prepared.
         how: where to get them.
         note: what often goes wrong.
+        dead: what to do where upstream's address answers no longer; empty where it does.
+        archive: name of that download in the folder of manual downloads.
     """
 
     download: int
@@ -25,6 +27,8 @@ class Upstream:
     manual: tuple[str, ...] = ()
     how: str = ""
     note: str = ""
+    dead: str = ""
+    archive: str = ""
 
 
 UPSTREAM: dict[str, Upstream] = {
@@ -34,7 +38,15 @@ UPSTREAM: dict[str, Upstream] = {
     "oxford_flowers102": Upstream(345 * MB, 1076 * MB),
     "oxford_iiit_pet": Upstream(811 * MB, 703 * MB),
     "svhn_cropped": Upstream(1_576 * MB, 83 * MB),
-    "sun397": Upstream(39_100 * MB, 3_425 * MB, note="its checksum is known to fail now and then: try again"),
+    "sun397": Upstream(
+        39_100 * MB,
+        3_425 * MB,
+        note="its checksum is known to fail now and then: try again",
+        dead="its address (vision.princeton.edu/projects/2010/SUN/SUN397.tar.gz) and the one of its authors' other "
+        "server have answered 404 since 2025: place a copy of SUN397.tar.gz (39,077,296,924 bytes) in "
+        "<root>/downloads/manual, or give a list-file tree with --root",
+        archive="SUN397.tar.gz",
+    ),
     "patch_camelyon": Upstream(8_030 * MB, 934 * MB),
     "eurosat": Upstream(94 * MB, 79 * MB),
     "resisc45": Upstream(

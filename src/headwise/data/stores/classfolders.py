@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from headwise.data import own
@@ -31,31 +31,40 @@ def images_below(root: Path) -> Iterator[str]:
                 yield (Path(place) / name).relative_to(root).as_posix()
 
 
-def class_folders(folder: Path) -> dict[str, list[str]]:
-    """By class, sorted, the paths below `folder` of its images; empty where no folder in it holds any."""
+Parts = dict[str, dict[str, list[str]]]
+"""By part, ``train``, ``val`` and ``test``, and by class, sorted, the paths of its images below the part."""
+
+
+def layout(folder: Path) -> Parts:
+    """The class folders of each part; without parts all of them under an empty name. One walk through the folder.
+
+    A folder of one class only is none of classes.
+    """
+    paths = sorted(images_below(folder))
+    whole, parts = _by_folder(paths), Parts()
+    for part in (TRAIN, VAL, TEST):
+        # a walk does not follow links; a part may be one
+        linked = sorted(images_below(folder / part)) if (folder / part).is_symlink() else ()
+        below = [path.removeprefix(f"{part}/") for path in paths if path.startswith(f"{part}/")]
+        if classes := _by_folder([*below, *linked]):
+            parts[part] = classes
+    if TRAIN in parts and len(parts) > 1:
+        return parts
+    return {"": whole} if len(whole) > 1 else {}
+
+
+def _by_folder(paths: Iterable[str]) -> dict[str, list[str]]:
+    """Paths by the first folder in them; those without one are left out."""
     classes: dict[str, list[str]] = {}
-    for path in sorted(images_below(folder)):
+    for path in paths:
         name, slash, _ = path.partition("/")
         if slash:
             classes.setdefault(name, []).append(path)
     return classes
 
 
-def layout(folder: Path) -> dict[str, dict[str, list[str]]]:
-    """The class folders of each part, ``train``, ``val`` and ``test``; without parts all of them under an empty name.
-
-    A folder of one class only is none of classes.
-    """
-    parts = {part: class_folders(folder / part) for part in (TRAIN, VAL, TEST)}
-    if parts[TRAIN] and (parts[TEST] or parts[VAL]):
-        return {part: classes for part, classes in parts.items() if classes}
-    whole = class_folders(folder)
-    return {"": whole} if len(whole) > 1 else {}
-
-
-def class_names(folder: Path) -> list[str]:
+def names_in(parts: Parts) -> list[str]:
     """The classes that folders name, in the order of their labels; empty where there are no class folders."""
-    parts = layout(folder)
     return list(parts.get(TRAIN, parts.get("", {})))
 
 
@@ -65,11 +74,12 @@ class ClassFolders:
     Args:
         folder: of the task.
         task: whose `class_names`, where it has some, order the labels.
+        parts: what lies there, see `layout`.
     """
 
-    def __init__(self, folder: Path, task: VTABTask) -> None:
-        self.folder, self.task, self.parts = folder, task, layout(folder)
-        names = list(task.class_names or class_names(folder))
+    def __init__(self, folder: Path, task: VTABTask, parts: Parts) -> None:
+        self.folder, self.task, self.parts = folder, task, parts
+        names = list(task.class_names or names_in(parts))
         if len(names) != task.num_classes:
             raise DataError(
                 f"task {task.name!r}: {len(names)} class folders in {str(folder)!r} for "
@@ -84,13 +94,13 @@ class ClassFolders:
     def entries(self, split: str) -> list[ListedImage]:
         """The images of a split, class by class in the order of their paths."""
         if "" in self.parts:
-            train, test = _divided(self.parts[""])
+            train, test = divided(self.parts[""])
         else:
             train, test = self._of(TRAIN), self._of(TEST if TEST in self.parts else VAL)
         if VAL in self.parts and TEST in self.parts:
             rest, held_out = train, self._of(VAL)
         else:
-            rest, held_out = _divided(train)
+            rest, held_out = divided(train)
         splits = {"test": (TEST, test), "train800val200": (TRAIN, train), "train800": (TRAIN, rest)}
         name, chosen = splits.get(split, (VAL, held_out))
         return [
@@ -112,7 +122,7 @@ class ClassFolders:
         return ["own data", *own.labels(contents), *([OWN_SPLIT] if "" in self.parts else [])]
 
 
-def _divided(classes: Mapping[str, Sequence[str]]) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+def divided(classes: Mapping[str, Sequence[str]]) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     """Of each class most images, and one of `SHARE` (at least one, where there are two)."""
     kept: dict[str, list[str]] = {}
     held_out: dict[str, list[str]] = {}

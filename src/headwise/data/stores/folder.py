@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 
 from headwise.data import own
 from headwise.data.bulk import MEMORY, Bulk, check_memory
-from headwise.data.decode import decode_all
+from headwise.data.decode import SHAPES, check_shape, decode_all
 from headwise.data.pixels import CHUNK, FINAL_SPLITS, Pixels, decoder
 from headwise.data.splits import subset
 from headwise.data.stored import Facts, Reading
-from headwise.data.stores.classfolders import ClassFolders, class_names
+from headwise.data.stores.classfolders import ClassFolders, Parts, layout
 from headwise.data.stores.fewshot import FewShotLists
+from headwise.data.stores.labelsets import read_sets
 from headwise.data.stores.listfiles import Contents, Digest, ListedImage, digests, locate, read_list
 from headwise.data.tasks import VTABTask, check_split
 from headwise.errors import DataError, suggest
@@ -42,8 +43,19 @@ OWN_LIST_NAMES = {
     "test": ("test.txt", "test.csv", "test.tsv"),
 }
 """Names of the list files; a user's own images may use the plain ones."""
+UNOFFICIAL = "unofficial split"
 SHOWN = 20
 """Folders that an error lists."""
+
+
+def label_array(entries: Sequence[ListedImage], task: VTABTask) -> NDArray[np.int64]:
+    """Classes of images, (N,); (N, K) of 0 and 1 where an image may have several."""
+    if not task.multi_label:
+        return np.array([entry.label for entry in entries], dtype=np.int64)
+    labels = np.zeros((len(entries), task.num_classes), dtype=np.int64)
+    for row, entry in enumerate(entries):
+        labels[row, list(entry.classes)] = 1
+    return labels
 
 
 class SplitLists:
@@ -65,6 +77,8 @@ class SplitLists:
     def entries(self, split: str) -> list[ListedImage]:
         """Lines of a split. A user's own images without train800.txt use the train list without the val list."""
         file = self.file(split)
+        if file is not None and self.task.multi_label:
+            return read_sets(file, self.task.num_classes, self.task.class_names)
         if file is not None:
             return read_list(file, self.task.num_classes, self.task.class_names if self.task.is_own else ())
         if split == "train800" and not self.task.is_official:
@@ -81,16 +95,19 @@ class SplitLists:
         """What the lists say of the task: ``own data`` and what is odd about it, or how they differ from upstream's."""
         task = self.task
         if task.is_own:
-            return ["own data", *own.labels(contents)]
+            return ["own data", *own.labels(contents), *([own.SEVERAL] if task.multi_label else [])]
         if not task.is_official:
             return ["own data"]
-        counts = {split: len(rows) for split, rows in contents.items()}
-        labels = ["unofficial split"] if any(n != task.official_count(split) for split, n in counts.items()) else []
+        labels = self.count_labels({split: len(rows) for split, rows in contents.items()})
         if {"train800", "val200", "train800val200"} <= contents.keys():
             classes = {split: Counter(entry.label for entry, _ in rows) for split, rows in contents.items()}
             if classes["train800"] + classes["val200"] != classes["train800val200"]:
                 labels.append("inconsistent train lists")
         return labels
+
+    def count_labels(self, counts: Mapping[str, int]) -> list[str]:
+        """``unofficial split`` where there are other numbers of images, by split, than upstream's."""
+        return [UNOFFICIAL] if any(n != self.task.official_count(split) for split, n in counts.items()) else []
 
 
 class FolderSource:
@@ -99,12 +116,15 @@ class FolderSource:
     Args:
         root: folder that holds the tasks' folders.
         memory: GiB of decoded images of one split that are held in memory (see `headwise.data.bulk`).
+        resize: what becomes of images that are no squares: squash, crop or pad (see `headwise.data.decode.squared`).
     Raises:
         DataError: if ``root`` is no folder.
     """
 
-    def __init__(self, root: str | Path, memory: float = MEMORY) -> None:
+    def __init__(self, root: str | Path, memory: float = MEMORY, resize: str = SHAPES[0]) -> None:
         self.root, self.memory = at_home(root), check_memory(memory)
+        self.shape = check_shape(resize)
+        self._layouts: dict[Path, Parts] = {}
         if not str(root).strip() or not os.path.isdir(self.root):  # noqa: PTH112 - no path makes it raise
             raise DataError(
                 f"data.root={str(root)[:300]!r} is not a folder; give the one that holds the tasks' folders"
@@ -120,6 +140,8 @@ class FolderSource:
         """
         facts, depth = self._looked_at(task) if task.is_own else ({}, None)
         sha = hashlib.sha256(b"folder/1\n")
+        if self.shape != SHAPES[0]:
+            sha.update(f"resize {self.shape}\n".encode())
         for split in splits:
             sha.update(f"{split}\n".encode())
             for entry, digest in self._digests(task, split):
@@ -138,7 +160,12 @@ class FolderSource:
         """
         contents = self._contents(task)
         is_lossy = any(self._is_lossy(task, *row) for rows in contents.values() for row in rows)
-        return [*self._lists(task).labels(contents), *(["lossy"] if is_lossy else [])]
+        return [*self.lists(task).labels(contents), *(["lossy"] if is_lossy else [])]
+
+    def count_labels(self, task: VTABTask) -> list[str]:
+        """Of an official task's `labels` those that need no image: ``unofficial split`` or none."""
+        lists = SplitLists(self.folder(task), task)
+        return lists.count_labels({split: len(lists.entries(split)) for split in LIST_NAMES if lists.file(split)})
 
     def count(self, task: VTABTask, split: str) -> int:
         """Number of lines of the split's list file."""
@@ -170,8 +197,8 @@ class FolderSource:
         return self._chunks(task, self._entries(task, split), size, resize)
 
     def all_labels(self, task: VTABTask, split: str) -> NDArray[np.int64]:
-        """(N,) classes of a split, as its list file gives them."""
-        return np.array([entry.label for entry in self._entries(task, split)], dtype=np.int64)
+        """(N,) classes of a split, as its list file gives them; (N, K) of 0 and 1 where images have several."""
+        return label_array(self._entries(task, split), task)
 
     def origin(self, task: VTABTask) -> dict[str, str]:
         """Plain facts that a cache records. Every task has images of its own here."""
@@ -187,10 +214,10 @@ class FolderSource:
     ) -> Pixels:
         located = locate(entries, self.folder(task), self.root)
         files = [(path, entry.where) for entry, (path, _) in zip(entries, located, strict=True)]
-        images, native = decode_all(files, task.channels, size, resize, reading=reading)
+        images, native = decode_all(files, task.channels, size, resize, reading=reading, shape=self.shape)
         return Pixels(
             images,
-            np.array([entry.label for entry in entries], dtype=np.int64),
+            label_array(entries, task),
             tuple(entry.path for entry in entries),
             {"source": "folder", "decoder": decoder(), "resize": "native" if native else resize},
         )
@@ -221,22 +248,33 @@ class FolderSource:
     def has_lists(self, task: VTABTask) -> bool:
         """Whether the task's folder is there and holds a list file."""
         try:
-            lists = self._lists(task)
+            lists = self.lists(task)
             return any(lists.file(split) is not None for split in LIST_NAMES)
         except DataError:
             return False
 
-    def _lists(self, task: VTABTask) -> SplitLists | FewShotLists | ClassFolders:
+    def lists(self, task: VTABTask) -> SplitLists | FewShotLists | ClassFolders:
+        """What lies in the task's folder: list files, or of a user's own images class folders."""
         folder = self.folder(task)
         if task.shots is not None:
             return FewShotLists(folder, task)
         lists = SplitLists(folder, task)
-        has_none = task.is_own and all(lists.file(split) is None for split in LIST_NAMES)
-        return ClassFolders(folder, task) if has_none and class_names(folder) else lists
+        if not task.is_own or any(lists.file(split) is not None for split in LIST_NAMES):
+            return lists
+        # a source belongs to one run: its folder is walked through once
+        if folder not in self._layouts:
+            self._layouts[folder] = layout(folder)
+        parts = self._layouts[folder]
+        if parts and task.multi_label:
+            raise DataError(
+                f"{str(folder)!r}: class folders give an image one label; dataset.multi_label needs a train.csv "
+                "and a test.csv"
+            )
+        return ClassFolders(folder, task, parts) if parts else lists
 
     def _entries(self, task: VTABTask, split: str) -> list[ListedImage]:
         check_split(split)
-        return self._lists(task).entries(split)
+        return self.lists(task).entries(split)
 
     def _digests(self, task: VTABTask, split: str) -> list[tuple[ListedImage, Digest]]:
         entries = self._entries(task, split)
@@ -244,7 +282,7 @@ class FolderSource:
 
     def _contents(self, task: VTABTask) -> dict[str, list[tuple[ListedImage, Digest]]]:
         """Every list with the content of what it names; of a user's own images also the derived train800."""
-        lists = self._lists(task)
+        lists = self.lists(task)
         contents = {split: self._digests(task, split) for split in LIST_NAMES if lists.file(split) is not None}
         if task.is_own and "val200" in contents and "train800" not in contents:
             with suppress(DataError):  # all training images are in the validation list; whoever needs train800 says so

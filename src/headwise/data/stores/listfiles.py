@@ -34,12 +34,17 @@ SHOWN, SHOWN_DIGITS = 200, 40
 
 @dataclass(frozen=True)
 class ListedImage:
-    """One line of a list file: an image and its class."""
+    """One line of a list file: an image and its class, or the numbers of its classes where it may have several."""
 
     path: str
-    label: int
+    label: int | tuple[int, ...]
     file: Path
     line: int
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        """All of its classes."""
+        return (self.label,) if isinstance(self.label, int) else self.label
 
     @property
     def where(self) -> str:
@@ -94,7 +99,7 @@ def labels_in(file: Path) -> set[str]:
 
 def _rows(file: Path) -> Iterator[tuple[int, str, str, str]]:
     """Number, line, path and label of every line of a list file."""
-    lines = _lines(file)
+    lines = lines_of(file)
     if file.suffix.lower() in (".csv", ".tsv"):
         yield from _table(file, lines)
         return
@@ -122,7 +127,12 @@ def _table(file: Path, lines: Sequence[str]) -> Iterator[tuple[int, str, str, st
             yield number, line, row[columns[0]], row[columns[1]].strip()
 
 
-def _lines(file: Path) -> list[str]:
+def lines_of(file: Path) -> list[str]:
+    """The lines of a text file, without blank ones at its end.
+
+    Raises:
+        DataError: if it is missing, empty or no text.
+    """
     if why := no_file(file):
         raise DataError(f"{file}: {why}; a list file is needed")
     try:

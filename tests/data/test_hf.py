@@ -1,0 +1,165 @@
+"""Parquet files and folders of Hugging Face's datasets as sources; skipped where the package is not installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from headwise.data.found import with_classes
+from headwise.data.sources import source_of
+from headwise.data.stores.folder import FolderSource
+from headwise.data.stores.hf import DatasetsSource
+from headwise.data.tasks import VTABTask
+from headwise.errors import ConfigError, DataError
+
+TARGET = "headwise.data.sources.DatasetsSource"
+DATASET = {"group": "own", "name": "folder", "num_classes": None, "folders": ["."], "class_names": []}
+needs_package = pytest.mark.skipif(importlib.util.find_spec("datasets") is None, reason="datasets is not installed")
+SPLITS = ("train800val200", "test")
+
+
+def png(seed: int) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (9, 8, 3), dtype=np.uint8)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def task_of(root: Path, **fields: Any) -> VTABTask:
+    return VTABTask(**with_classes({**DATASET, **fields}, {"root": str(root), "_target_": TARGET}))
+
+
+def parquet(file: Path, **columns: list[Any]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), file)
+
+
+def rows(first: int, count: int) -> dict[str, list[Any]]:
+    images = [{"bytes": png(first + i), "path": f"{i}.png"} for i in range(count)]
+    return {"image": images, "label": [("cat", "dog")[i % 2] for i in range(count)]}
+
+
+@needs_package
+def test_parquet_of_bytes_and_of_paths_are_one(tmp_path: Path) -> None:
+    parquet(tmp_path / "one" / "data" / "train-00000-of-00001.parquet", **rows(0, 6))
+    parquet(tmp_path / "one" / "data" / "test-00000-of-00001.parquet", **rows(10, 4))
+    for split, first, count in (("train", 0, 6), ("test", 10, 4)):
+        names = [f"images/{first + i}.png" for i in range(count)]
+        parquet(tmp_path / "two" / f"{split}.parquet", path=names, target=rows(first, count)["label"])
+        (tmp_path / "two" / "images").mkdir(exist_ok=True)
+        for i, name in enumerate(names):
+            (tmp_path / "two" / name).write_bytes(png(first + i))
+    task = task_of(tmp_path / "one")
+    assert task.class_names == ("cat", "dog") and task == task_of(tmp_path / "two")
+    one, two = (DatasetsSource(tmp_path / name) for name in ("one", "two"))
+    assert one.fingerprint(task) == two.fingerprint(task) and one.labels(task) == ["own data"]
+    for split in SPLITS:
+        a, b = one.load(task, split, 16), two.load(task, split, 16)
+        assert (a.images == b.images).all() and a.labels.tolist() == b.labels.tolist()
+    assert one.load(task, "test", 16).labels.tolist() == [0, 1, 0, 1]
+    assert source_of({"_target_": TARGET, "root": str(tmp_path / "one")}).count(task, "train800val200") == 6
+
+
+@needs_package
+def test_what_was_saved_to_disk_is_read_with_its_names(tmp_path: Path) -> None:
+    import datasets
+
+    features = datasets.Features({"img": datasets.Image(), "kind": datasets.ClassLabel(names=["zebra", "ant"])})
+    parts = {
+        name: datasets.Dataset.from_dict(
+            {"img": [{"bytes": png(first + i), "path": None} for i in range(10)], "kind": [i % 2 for i in range(10)]},
+            features,
+        )
+        for name, first in (("train", 0), ("validation", 20), ("test", 40))
+    }
+    datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "three"))
+    task, source = task_of(tmp_path / "three"), DatasetsSource(tmp_path / "three")
+    assert task.class_names == ("zebra", "ant")
+    assert [source.count(task, split) for split in ("train800", "val200", "test")] == [10, 10, 10]
+    assert source.load(task, "test", 16).labels.tolist() == [0, 1] * 5
+    parts["train"].save_to_disk(str(tmp_path / "one"))
+    source = DatasetsSource(tmp_path / "one")
+    assert source.labels(task) == ["own data", "own split"]
+    assert [source.count(task, split) for split in SPLITS] == [8, 2]
+    state = json.loads((tmp_path / "one" / "state.json").read_text())
+    state["_data_files"] = [{"filename": "../three/train/data-00000-of-00001.arrow"}]
+    (tmp_path / "one" / "state.json").write_text(json.dumps(state))
+    with pytest.raises(DataError, match=r"state\.json: '\.\./three.*' is no file of this folder"):
+        DatasetsSource(tmp_path / "one").count(task, "test")
+
+
+@needs_package
+@pytest.mark.parametrize("form", ["names", "columns", "list"])
+def test_several_labels(form: str, tmp_path: Path) -> None:
+    for part, first in (("train", 0), ("test", 9)):
+        images = [{"bytes": png(first + i), "path": None} for i in range(2)]
+        labels: dict[str, list[Any]] = {
+            "names": {"labels": ["cat|dog", ""]},
+            "columns": {"cat": [1, 0], "dog": [True, False]},
+            "list": {"tags": [["dog", "cat"], []]},
+        }[form]
+        parquet(tmp_path / f"{part}.parquet", image=images, **labels)
+    task = task_of(tmp_path, multi_label=True)
+    assert task.class_names == ("cat", "dog")
+    assert DatasetsSource(tmp_path).load(task, "test", 16).labels.tolist() == [[1, 1], [0, 0]]
+
+
+@needs_package
+def test_lists_of_class_labels_have_their_names(tmp_path: Path) -> None:
+    import datasets
+
+    features = datasets.Features(
+        {"image": datasets.Image(), "seen": datasets.Sequence(datasets.ClassLabel(names=["zebra", "ant"]))}
+    )
+    images = [{"bytes": png(i), "path": None} for i in range(10)]
+    datasets.Dataset.from_dict({"image": images, "seen": [[1, 0], []] * 5}, features).save_to_disk(str(tmp_path / "d"))
+    task, source = task_of(tmp_path / "d", multi_label=True), DatasetsSource(tmp_path / "d")
+    assert task.class_names == ("zebra", "ant") and "own split" in source.labels(task)
+    labels = source.load(task, "train800val200", 16).labels
+    assert labels.shape == (8, 2) and (labels[:, 0] == labels[:, 1]).all()
+
+
+@needs_package
+def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "secret.png").write_bytes(png(0))
+    root = tmp_path / "root"
+    for path, said in (("../secret.png", "leaves the data root"), (str(tmp_path / "secret.png"), "is absolute")):
+        parquet(root / "train.parquet", image=[path, path], label=["a", "b"])
+        with pytest.raises(DataError, match=said):
+            DatasetsSource(root).fingerprint(task_of(root))
+    parquet(root / "train.parquet", image=[b"no image", png(1)], label=["a", "b"])
+    with pytest.raises(DataError, match=r"train\.parquet, line 1: the image cannot be decoded"):
+        DatasetsSource(root).load(task_of(root), "train800val200", 16)
+    parquet(root / "train.parquet", photo=[b""], kind=["b"])
+    with pytest.raises(DataError, match=r"no columns may be the image .* data\.image=NAME, one of photo, kind"):
+        task_of(root)
+    (root / "train.parquet").write_bytes(b"PAR1 nonsense")
+    with pytest.raises(DataError, match="cannot be read as Parquet"):
+        task_of(root)
+    (root / "train.parquet").unlink()
+    with pytest.raises(DataError, match=r"holds no \.parquet file"):
+        task_of(root)
+    (root / "train.parquet").symlink_to(tmp_path / "secret.png")
+    with pytest.raises(DataError, match="leaves the data root"):
+        task_of(root)
+
+
+def test_without_the_package_one_line_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"^data=hf needs the package datasets: pip install 'headwise\[datasets\]'$"):
+        DatasetsSource(tmp_path)
+
+
+def test_a_folder_of_parquet_is_pointed_to_the_right_source(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"Parquet files and saved datasets are read with data=hf"):
+        with_classes(DATASET, {"root": str(tmp_path)})
+    assert FolderSource(tmp_path)
