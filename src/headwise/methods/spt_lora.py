@@ -25,14 +25,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headwise.errors import ConfigError, suggest
+from headwise.methods._passes import each_gradient
 from headwise.methods._structural import by_block, plain_linear, put_beside, put_within, refuse_four_bits
 from headwise.methods.base import Batches, Installed, Method, Plan
 from headwise.network.backbone import Backbone
-from headwise.network.portions import more_parts, split
 from headwise.schema.kinds import Count, Factor, Positive, Rate
 from headwise.updates.adapted import Delta, Factors
 from headwise.updates.fused import at_least_float32
@@ -180,31 +179,15 @@ class SPTLoRA(Method):
     def sensitivities(self, net: Backbone, batches: Batches) -> dict[str, Tensor]:
         """Summed squared gradients of the target matrices (by site) and of the vectors (by name), in training mode."""
         wanted = self._candidates(net)
-        flags = {parameter: parameter.requires_grad for parameter in net.parameters()}
-        mode = net.training
         sums = {
             name: torch.zeros_like(parameter, dtype=at_least_float32(parameter)) for name, parameter in wanted.items()
         }
-        try:
-            net.requires_grad_(False)
-            for parameter in wanted.values():
-                parameter.requires_grad_(True)
-            net.train()
-            # a batch that does not fit the memory is computed in parts; what was needed once is kept for the next
-            parts = 1
-            for batch in itertools.islice(batches(), self.num_batches):
-                grads = None
-                while grads is None:
-                    try:
-                        grads = _gradients(net, list(wanted.values()), batch, parts)
-                    except Exception as error:
-                        parts = more_parts(error, parts, len(batch[1]))
-                for total, grad in zip(sums.values(), grads, strict=True):
-                    total += grad.to(total.dtype) ** 2
-        finally:
-            for parameter, flag in flags.items():
-                parameter.requires_grad_(flag)
-            net.train(mode)
+
+        def add(gradients: Sequence[Tensor]) -> None:
+            for total, gradient in zip(sums.values(), gradients, strict=True):
+                total += gradient.to(total.dtype) ** 2
+
+        each_gradient(net, list(wanted.values()), itertools.islice(batches(), self.num_batches), add)
         return sums
 
     def _candidates(self, net: Backbone) -> dict[str, nn.Parameter]:
@@ -370,17 +353,6 @@ def _biases(net: Backbone) -> dict[str, str]:
         if bias is not None:
             own[id(bias)] = site.key
     return {name: own[id(p)] for name, p in pretrained_parameters(net.model).items() if id(p) in own}
-
-
-def _gradients(net: Backbone, wanted: Sequence[nn.Parameter], batch: tuple[Tensor, Tensor], parts: int) -> list[Tensor]:
-    """Gradients of the mean loss of a batch, which is computed in parts."""
-    sums: list[Tensor] = []
-    for images, labels, share in split(batch, parts):
-        scores = net(images)
-        loss = F.cross_entropy(scores.to(at_least_float32(scores)), labels) * share
-        grads = torch.autograd.grad(loss, wanted)
-        sums = [total + grad for total, grad in zip(sums, grads, strict=True)] if sums else list(grads)
-    return sums
 
 
 def pack_entries(entries: Tensor) -> str:
