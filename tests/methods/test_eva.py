@@ -85,7 +85,7 @@ def test_agrees_with_peft() -> None:
         assert plan["ranks"][site.key] == len(rows)
         ours = getattr(net.linear(site), START)
         cosines = torch.nn.functional.cosine_similarity(ours, rows.to(ours.dtype)).abs()
-        assert float(cosines.min()) > 0.99
+        assert bool((cosines > 0.99).all())
 
 
 def test_ranks_go_where_variance_is() -> None:
@@ -110,7 +110,7 @@ def test_the_plan_is_recorded_and_no_projection_exceeds_rho() -> None:
 
 
 def test_refuses() -> None:
-    with pytest.raises(ConfigError, match="rho of method 'eva' must be a number of at least 1, got 0.5"):
+    with pytest.raises(ConfigError, match=r"rho of method 'eva' must be a number of at least 1, got 0\.5"):
         eva(rho=0.5)
     net = network("vit")
     with pytest.raises(ConfigError, match="needs the plan that its prepare"):
