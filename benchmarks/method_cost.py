@@ -30,15 +30,16 @@ from headwise.runs.sweep import checked_config
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
 BOUNDS: dict[str, tuple[float | None, tuple[str, ...]]] = {
-    "low-rank on attention": (1.06, ("lora", "head_lora", "dylora", "pissa")),
-    "low-rank with more work on the factors": (1.25, ("dora", "bi_lora", "heart_lora")),
+    "low-rank on attention": (1.06, ("lora", "head_lora", "dylora", "pissa", "eva", "lora_ga", "lora_xs")),
+    "low-rank with more work on the factors": (1.25, ("dora", "bi_lora", "heart_lora", "mlae")),
     "all linears, no weight dropout": (1.40, ("fact_tt", "fact_tk", "repadapter", "ssf")),
-    "dense gradient": (1.65, ("cara", "mora", "fourierft", "spt_lora", "full")),
+    "dense gradient": (1.65, ("cara", "mora", "fourierft", "spt_lora", "boft", "full")),
     "no bound": (
         None,
         (
             *("bitfit", "adaptformer", "bi_adaptformer", "houlsby_b8", "pfeiffer", "vpt_adapter_rf64"),
             *("vpt_adapter_rf256", "compacter", "vpt_shallow", "vpt_deep", "noah", "adalora", "qlora"),
+            *("adapter_post", "convpass", "convpass_attn", "hydra_lora", "shared_heads", "spt_adapter"),
         ),
     ),
 }

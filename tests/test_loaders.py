@@ -37,6 +37,7 @@ from headwise.data.stores.listfiles import labels_in
 from headwise.data.stores.prepared import FEATURES, INFO, MARKER, check_features
 from headwise.data.stores.shards import Shard, shards_in
 from headwise.errors import HeadwiseError
+from headwise.methods._selection import Selected
 from headwise.network import hub, reading
 from headwise.report import pictures
 from headwise.results import reading as runs
@@ -278,6 +279,7 @@ LOADERS: dict[str, Check | str] = {
         put(folder, "x.bin", content), released.Layout(rank=4, bits=1)
     ),
     "artifacts/released.py:torch.load": lambda folder, content: released.read_cara(put(folder, "x.pt", content)),
+    "methods/_selection.py:torch.load": lambda folder, content: Selected(put(folder, "x.pth", content)),
     "network/reading.py:load_file": lambda folder, content: read_weights(folder, content, ".safetensors"),
     "network/reading.py:torch.load": lambda folder, content: read_weights(folder, content, ".pth"),
     "network/reading.py:zipfile.ZipFile": lambda folder, content: read_weights(folder, content, ".npz"),

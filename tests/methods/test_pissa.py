@@ -8,7 +8,7 @@ from made_peft import SITE, count, distance, linear, ours, pass_through, peft_la
 from peft import LoraConfig
 
 from headwise.errors import ConfigError
-from headwise.methods.pissa import PiSSA, PiSSADelta
+from headwise.methods.pissa import PiSSA, pissa_delta
 from made_networks import images, logits, network, perturb
 
 
@@ -16,7 +16,7 @@ from made_networks import images, logits, network, perturb
 def test_agrees_with_peft_forward_and_backward(alpha: int, scale: float) -> None:
     theirs = peft_layer(LoraConfig(r=4, lora_alpha=alpha, init_lora_weights="pissa", target_modules=["q"]))
     down, up = theirs.lora_A["default"].weight, theirs.lora_B["default"].weight
-    delta = PiSSADelta(SITE, linear().weight, rank=4, scale=scale)
+    delta = pissa_delta(SITE, linear().weight, rank=4, scale=scale)
     assert distance(delta.B0[0] @ delta.A0[0], up @ down) < 1e-5
     for mine, other in ((delta.A, down), (delta.B, up), (delta.A0, down), (delta.B0, up)):
         mine.data.copy_(other.data[None])  # singular vectors are unique up to their sign only
@@ -34,7 +34,7 @@ def test_agrees_with_peft_forward_and_backward(alpha: int, scale: float) -> None
 
 def test_start_is_the_best_low_rank_approximation() -> None:
     weight = linear().weight
-    delta = PiSSADelta(SITE, weight, rank=5)
+    delta = pissa_delta(SITE, weight, rank=5)
     rest = weight - delta.B0[0] @ delta.A0[0]
     values = torch.linalg.svdvals(weight)
     assert float(rest.norm()) == pytest.approx(float(values[5:].norm()), rel=1e-5)
@@ -43,7 +43,7 @@ def test_start_is_the_best_low_rank_approximation() -> None:
 
 def test_masked_heads_are_pretrained_heads() -> None:
     weight = linear().weight
-    delta = PiSSADelta(SITE, weight, rank=4)
+    delta = pissa_delta(SITE, weight, rank=4)
     perturb([delta.A, delta.B])
     delta.active[1] = 0.0
     update = delta.weight(weight).unflatten(0, (4, -1))

@@ -29,7 +29,7 @@ from headwise.commands.sizes import spelled
 from headwise.errors import ConfigError
 from headwise.storage.atomic import at_home
 
-PATHS = ("root", "from", "data.root", "data.cache_dir", "backbone.weights", "*.checkpoint")
+PATHS = ("root", "from", "data.root", "data.cache_dir", "backbone.weights", "*.checkpoint", "*.param_req")
 """Keys whose value is a path whatever its characters are."""
 _KEY = re.compile(r"[+~]{0,2}[A-Za-z_][\w$/@:-]*(\.[\w$/@:-]+)*", re.ASCII)
 GROUPS = (

@@ -145,7 +145,10 @@ class Method:
         Raises:
             ConfigError: where the method does not fit this network.
         """
-        deltas = self.build_all(net.bases(self.targets))
+        return self.put(net, self.build_all(net.bases(self.targets)))
+
+    def put(self, net: Backbone, deltas: Mapping[Site, Delta]) -> Installed:
+        """Put deltas into `net`, with the gate if one is asked for, and freeze everything else."""
         for site, delta in deltas.items():
             module = net.linear(site)
             if isinstance(module, nn.Linear):

@@ -89,7 +89,7 @@ class BOFT(Method):
     Parameters: m I (b - 1) / 2 + O per projection, 147,456 at b = 8 and m = 2 on q and v of ViT-B/16. The authors'
     code trains all b^2 entries of each block, of which half change nothing.
 
-    Licence: Not established (wy1iu/butterfly-oft); peft's is Apache-2.0.
+    Licence: Apache-2.0, of huggingface/peft, where the authors' code is (wy1iu/butterfly-oft refers to it).
     Not for: Fast steps: a dense weight is formed in every one. Updates that change angles between rows: it only
     turns them.
 

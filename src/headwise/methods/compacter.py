@@ -83,7 +83,7 @@ class Compacter(Method):
     38,464 (the size that Heart-LoRA prints), with biases 57,664. The original (T5) has n in {4, 8, 12}, b = C / 32
     (24 here) and biases.
 
-    Licence: Not established (rabeehk/compacter).
+    Licence: MIT, by setup.py (rabeehk/compacter, which has no licence file).
     Not for: Networks that must stay plain timm models: it stays in place.
 
     Attributes:

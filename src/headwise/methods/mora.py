@@ -116,7 +116,7 @@ class MoRA(Method):
 
     Parameters: m^2 per projection; ViT-B/16, q and v, r = 8: type 6 (m = 110) 290,400, type 1 (m = 111) 295,704.
 
-    Licence: Not established (kongds/MoRA).
+    Licence: No licence file found (kongds/MoRA, which carries a copy of peft).
     Not for: Tuning a scale: it has none. Fast steps: a dense gradient is formed.
 
     Attributes:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from headwise.errors import ConfigError
 from headwise.methods._adalora import ADAPTER, Allocator, schedule
 from headwise.methods._named import check_names, copy_into
+from headwise.methods._passes import mean_gradients
 from headwise.methods._peftconfig import (
     REFUSALS,
     build_config,
@@ -36,7 +37,6 @@ from headwise.methods.base import Batches, Installed, Method, Plan, as_asked, pe
 from headwise.network.backbone import Backbone
 from headwise.schema.kinds import Positive
 from headwise.schema.peftfields import PeftConfig
-from headwise.updates.objective import loss as mean_loss
 from headwise.updates.qkv import SplitQKV
 from headwise.updates.sites import PROJECTIONS, Site, select
 
@@ -102,7 +102,10 @@ class PeftMethod(Method):
         paths = {module: name for name, module in net.model.named_modules()}
         sites = {paths[net.linear(site)]: site for site in net.sites}
         reached = list(_reached(self._configure(net, sites, LORA_GA), net, sites))
-        for site, gradient in zip(reached, _gradients(net, reached, batches), strict=True):
+        weights: list[nn.Parameter] = [net.linear(site).weight for site in reached]  # type: ignore[misc]
+        # as peft's preprocess_loraga takes them; that counts calls of each projection by hooks, and q, k and v are not
+        # called one by one here
+        for site, gradient in zip(reached, mean_gradients(net, weights, batches()), strict=True):
             setattr(net.linear(site), GRADIENT, gradient)
         return dict(LORA_GA)
 
@@ -188,32 +191,6 @@ def _reached(config: Any, net: Backbone, sites: Mapping[str, Site]) -> dict[Site
             raise ConfigError(f"{site.key} is a {type(module).__name__}, which peft cannot adapt; {allowed}")
         weights[site] = module.weight.detach()
     return weights
-
-
-def _gradients(net: Backbone, sites: Sequence[Site], batches: Batches) -> list[Tensor]:
-    """Mean over the batches of the loss's gradients, (O, I), in training mode.
-
-    As peft's ``preprocess_loraga`` takes them. That counts calls of each projection by hooks, and q, k and v are not
-    called one by one here.
-    """
-    weights: list[Tensor] = [net.linear(site).weight for site in sites]  # type: ignore[misc]
-    flags, mode = {p: p.requires_grad for p in net.parameters()}, net.training
-    sums: list[Tensor] = [torch.zeros_like(weight) for weight in weights]
-    count = 0
-    try:
-        net.requires_grad_(False)
-        for weight in weights:
-            weight.requires_grad_(True)
-        net.train()
-        for images, labels in batches():
-            grads = torch.autograd.grad(mean_loss(net(images), labels), weights)
-            sums = [total + grad for total, grad in zip(sums, grads, strict=True)]
-            count += 1
-    finally:
-        for parameter, flag in flags.items():
-            parameter.requires_grad_(flag)
-        net.train(mode)
-    return [total / count for total in sums]
 
 
 def _check_merges(target: str, layers: Iterable[nn.Module]) -> None:

@@ -15,36 +15,37 @@ Legend: I/O features, n selected entries.
 
 from __future__ import annotations
 
-import base64
 import itertools
 import math
-import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from headwise.errors import ConfigError, suggest
+from headwise.methods._passes import each_gradient
+from headwise.methods._selection import Selected, pack_entries, unpack_entries
 from headwise.methods._structural import by_block, plain_linear, put_beside, put_within, refuse_four_bits
-from headwise.methods.base import Batches, Installed, Method, Plan
+from headwise.methods.base import Batches, Installed, Method, Plan, as_asked
 from headwise.network.backbone import Backbone
-from headwise.network.portions import more_parts, split
-from headwise.schema.kinds import Count, Factor, Positive, Rate
+from headwise.schema.kinds import Count, Factor, Positive, Rate, Text
+from headwise.storage.hashes import file_sha256
 from headwise.updates.adapted import Delta, Factors
 from headwise.updates.fused import at_least_float32
 from headwise.updates.lowrank import LowRank
-from headwise.updates.objective import loss as mean_loss
 from headwise.updates.sites import PROJECTIONS, Site
 from headwise.wrappers.behind import BehindLinear, BottleneckDelta
 from headwise.wrappers.bottleneck import Bottleneck
 from headwise.wrappers.wrapping import pretrained_parameters
 
 INITS = ("default", "upstream")
+UNREAD = ("budget", "tau_step", "tau_max", "num_batches", "alpha", "beta")
+"""Fields that choose; with a selection from a file they choose nothing."""
 Structure = Literal["lora", "adapter"]
-LATER = {"structure": "lora", "drop_path": 0.0}
+LATER = {"structure": "lora", "drop_path": 0.0, "param_req": None}
 """Fields that came later: at these values they are no part of a recipe, so what was stored keeps its address."""
 
 
@@ -102,7 +103,7 @@ class SPTLoRA(Method):
     train, as upstream. Swin's position tables and patch merging stay frozen. Dropout acts on the hidden (upstream: on
     the input).
 
-    Licence: Not established (ziplab/SPT).
+    Licence: No licence file found (ziplab/SPT).
     Not for: Runs that may not look at the training images before they train. Sizes that must be known before.
 
     Attributes:
@@ -118,6 +119,7 @@ class SPTLoRA(Method):
         init: of LoRA: ``default`` (A Kaiming uniform, B zero), or ``upstream``. Of adapters likewise D and U.
         structure: of what a sensitive matrix gets: ``lora``, or ``adapter``, which stays in place.
         drop_path: probability with which an adapter leaves out a whole sample in training (0.1 upstream).
+        param_req: a selection that the authors stored, ``param_req_*.pth``, in place of one from the training images.
     """
 
     targets: Sequence[str] = PROJECTIONS
@@ -133,6 +135,7 @@ class SPTLoRA(Method):
     init: str = "default"
     structure: Structure = "lora"
     drop_path: Rate = 0.0
+    param_req: Text | None = None
 
     @property
     def merges(self) -> bool:  # type: ignore[override]
@@ -161,50 +164,66 @@ class SPTLoRA(Method):
                 f"drop_path of method {self.label!r} is of adapters, got {self.drop_path}; allowed with lora: 0"
             )
 
+        typed = [f.name for f in fields(self) if f.name in UNREAD and getattr(self, f.name) != f.default]
+        if self.param_req is not None and typed:
+            raise ConfigError(
+                f"{', '.join(typed)} of method {self.label!r} choose nothing with param_req={self.param_req}; "
+                "leave them out"
+            )
+
     def rehearse(self, net: Backbone) -> None:
         """There is no plan yet to install, but what it would be made of."""
         self._candidates(net)
+        if self.param_req is not None:
+            as_asked(self, self.install(net, self._stored(net, self.param_req)))
 
     def prepare(self, net: Backbone, batches: Batches, num_steps: int) -> Plan:
         """Sensitivities, and what they select.
 
         Returns:
             ``structured`` (site keys), ``sparse`` (site key to packed entries), ``biases`` (the same, of a projection's
-            bias), ``vectors`` (parameter names), ``tau``, ``total``, ``budget``.
+            bias), ``vectors`` (parameter names), ``tau``, ``total``, ``budget``; of a stored selection ``param_req``,
+            the sha256 of its file, in place of ``tau`` and ``budget``.
 
         Raises:
             ConfigError: if every tau of the grid selects more than twice the budget.
         """
+        if self.param_req is not None:
+            return self._stored(net, self.param_req)
         return self.select(net, self.sensitivities(net, batches))
+
+    def _stored(self, net: Backbone, file: str) -> Plan:
+        """The plan of a selection that the authors stored.
+
+        Raises:
+            CheckpointError: if the file cannot be read as one.
+            ConfigError: if it is of another network, rank or structure.
+        """
+        chosen, sha256 = Selected(Path(file)), file_sha256(file)
+        candidates = self._candidates(net)
+        plan, num_entries = chosen.plan(net.sites, len(net.blocks), candidates, _biases(net))
+        token, sizes = self._token(net), self._sizes(net)
+        total = sum(sizes[key] for key in plan["structured"]) + num_entries
+        total += sum(candidates[name].numel() for name in plan["vectors"]) + (0 if token is None else token.numel())
+        if abs(total - chosen.params) > 1:
+            raise ConfigError(
+                f"{file} says that it selects {chosen.params} parameters; at rank={self.rank} and "
+                f"structure={self.structure} it selects {total}"
+            )
+        return {**plan, "total": total, "param_req": sha256}
 
     def sensitivities(self, net: Backbone, batches: Batches) -> dict[str, Tensor]:
         """Summed squared gradients of the target matrices (by site) and of the vectors (by name), in training mode."""
         wanted = self._candidates(net)
-        flags = {parameter: parameter.requires_grad for parameter in net.parameters()}
-        mode = net.training
         sums = {
             name: torch.zeros_like(parameter, dtype=at_least_float32(parameter)) for name, parameter in wanted.items()
         }
-        try:
-            net.requires_grad_(False)
-            for parameter in wanted.values():
-                parameter.requires_grad_(True)
-            net.train()
-            # a batch that does not fit the memory is computed in parts; what was needed once is kept for the next
-            parts = 1
-            for batch in itertools.islice(batches(), self.num_batches):
-                grads = None
-                while grads is None:
-                    try:
-                        grads = _gradients(net, list(wanted.values()), batch, parts)
-                    except Exception as error:
-                        parts = more_parts(error, parts, len(batch[1]))
-                for total, grad in zip(sums.values(), grads, strict=True):
-                    total += grad.to(total.dtype) ** 2
-        finally:
-            for parameter, flag in flags.items():
-                parameter.requires_grad_(flag)
-            net.train(mode)
+
+        def add(gradients: Sequence[Tensor]) -> None:
+            for total, gradient in zip(sums.values(), gradients, strict=True):
+                total += gradient.to(total.dtype) ** 2
+
+        each_gradient(net, list(wanted.values()), itertools.islice(batches(), self.num_batches), add)
         return sums
 
     def _candidates(self, net: Backbone) -> dict[str, nn.Parameter]:
@@ -370,26 +389,3 @@ def _biases(net: Backbone) -> dict[str, str]:
         if bias is not None:
             own[id(bias)] = site.key
     return {name: own[id(p)] for name, p in pretrained_parameters(net.model).items() if id(p) in own}
-
-
-def _gradients(net: Backbone, wanted: Sequence[nn.Parameter], batch: tuple[Tensor, Tensor], parts: int) -> list[Tensor]:
-    """Gradients of the mean loss of a batch, which is computed in parts."""
-    sums: list[Tensor] = []
-    for images, labels, share in split(batch, parts):
-        scores = net(images)
-        loss = mean_loss(scores.to(at_least_float32(scores)), labels) * share
-        grads = torch.autograd.grad(loss, wanted)
-        sums = [total + grad for total, grad in zip(sums, grads, strict=True)] if sums else list(grads)
-    return sums
-
-
-def pack_entries(entries: Tensor) -> str:
-    """Positions in a matrix as text that JSON can hold: sorted, differences, compressed."""
-    ordered = np.sort(entries.cpu().numpy()).astype("<i4")
-    return base64.b64encode(zlib.compress(np.diff(ordered, prepend=np.int32(0)).astype("<i4").tobytes(), 9)).decode()
-
-
-def unpack_entries(text: str) -> Tensor:
-    """The reverse of `pack_entries`, (n,) int32, ascending."""
-    steps = np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype="<i4")
-    return torch.from_numpy(np.cumsum(steps, dtype=np.int32).copy())

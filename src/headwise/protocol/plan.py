@@ -37,7 +37,7 @@ from headwise.protocol.revisions import fill_revisions
 from headwise.protocol.space import Space
 from headwise.protocol.subsets import check_subsets
 from headwise.protocol.variants import BASE
-from headwise.results.fingerprint import fingerprint, identity
+from headwise.results.fingerprint import METHOD_FILES, fingerprint, identity
 from headwise.results.store import Result, RunKey
 from headwise.schema.check import named
 from headwise.schema.effective import effective
@@ -355,8 +355,9 @@ def _reduced(config: Mapping[str, Any], task: VTABTask, images: Sequence[str]) -
     if earlier := Earlier.of(config):
         contents[FROM] = earlier.content
     for path, node in (("method", config["method"]), ("method.first", config["method"].get("first", {}))):
-        if isinstance(node, Mapping) and node.get("checkpoint"):
-            contents[f"{path}.checkpoint"] = file_sha256(node["checkpoint"])
+        for name in METHOD_FILES if isinstance(node, Mapping) else ():
+            if node.get(name):
+                contents[f"{path}.{name}"] = file_sha256(node[name])
     return effective(identity(reduced, contents))
 
 

@@ -49,13 +49,14 @@ IGNORED: dict[str, str] = {
 }
 """Dotted keys (shell patterns, ``*`` crosses dots) that cannot change a number, each with its reason."""
 
+METHOD_FILES = ("checkpoint", "param_req")
+"""Fields of methods that name files."""
 LOCATIONS: tuple[str, ...] = (
     "from",
     "data.root",
     "backbone.weights",
     "backbone.checkpoint",
-    "method.checkpoint",
-    "method.*.checkpoint",
+    *(f"{place}.{name}" for name in METHOD_FILES for place in ("method", "method.*")),
 )
 """Dotted keys that say where files lie: a value there must be replaced by the hash of its content."""
 

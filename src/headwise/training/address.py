@@ -18,7 +18,7 @@ from torch import Tensor
 from headwise.errors import CheckpointError, ConfigError
 from headwise.methods.base import Installed, Method
 from headwise.network.backbone import Backbone
-from headwise.results.fingerprint import fingerprint
+from headwise.results.fingerprint import METHOD_FILES, fingerprint
 from headwise.results.store import PhaseResult
 from headwise.storage import atomic
 from headwise.storage.claims import BusyError, Claim
@@ -139,8 +139,7 @@ def chain(methods: Sequence[Method], ground: Mapping[str, Any], protocol_epochs:
         epochs = method.epochs or protocol_epochs
         spec = method.spec()
         # the path says nothing of what it holds: the file's content is what makes the phase another one
-        if method.checkpoint:
-            spec["checkpoint"] = file_sha256(method.checkpoint)
+        spec |= {name: file_sha256(spec[name]) for name in METHOD_FILES if spec.get(name)}
         link = {"previous": previous, "index": index, "ground": dict(ground)}
         trunk = method.trunk(epochs)
         shared = None
