@@ -235,11 +235,13 @@ class Retest:
     """A phase tested again.
 
     Attributes:
+        number: of the phase in its run, from 1; phases of another task are not tested.
         label: of the phase.
         recorded: accuracy in the run's record, percent.
         measured: accuracy now, percent.
     """
 
+    number: int
     label: str
     recorded: float | None
     measured: float
@@ -286,11 +288,12 @@ def evaluate(
         data = saved.data(net, source)
         return [
             Retest(
+                number=number,
                 label=phase.label,
                 recorded=phase.accuracy,
                 measured=_retest(net, installed, data, saved.protocol, machine),
             )
-            for phase, installed in saved.install(net)
+            for number, (phase, installed) in enumerate(saved.install(net), start=1)
             if phase.accuracy is not None  # of another task, see from=RUN_DIR
         ]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -74,18 +75,19 @@ UNINSTALL = {
 }
 
 
-def answered(argv: Sequence[str]) -> bool:
+def answered(argv: Sequence[str] | None = None) -> bool:
     """Answer a shell, if it asks: ``-sc install=SHELL``, ``uninstall=SHELL`` and ``query=SHELL``.
 
     A query reads the line from the environment (``COMP_LINE``, and ``COMP_POINT`` where the cursor is not at its end),
     as bash gives it, and prints what could stand there, one to a line.
 
     Args:
-        argv: the program, and its words. conf/ is looked for beside it.
+        argv: the program, and its words; None: those of this process. conf/ is looked for beside the program.
 
     Returns:
         Whether it was asked for; anything else, and what is none of these, is left to others.
     """
+    argv = sys.argv if argv is None else argv
     if len(argv) != 3 or argv[1] not in FLAGS:
         return False
     work, _, shell = argv[2].partition("=")

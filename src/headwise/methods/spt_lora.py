@@ -21,7 +21,7 @@ import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -44,8 +44,6 @@ from headwise.wrappers.wrapping import pretrained_parameters
 
 INITS = ("default", "upstream")
 Structure = Literal["lora", "adapter"]
-LATER = {"structure": "lora", "drop_path": 0.0}
-"""Fields that came later: at these values they are no part of a recipe, so what was stored keeps its address."""
 
 
 class SparseDelta(Delta):
@@ -134,14 +132,12 @@ class SPTLoRA(Method):
     structure: Structure = "lora"
     drop_path: Rate = 0.0
 
+    later: ClassVar[Mapping[str, Any]] = {"structure": "lora", "drop_path": 0.0}
+
     @property
     def merges(self) -> bool:  # type: ignore[override]
         """Adapters stay."""
         return self.structure == "lora"
-
-    def spec(self) -> dict[str, Any]:
-        """As `Method.spec`, without the fields that came later where they are as before."""
-        return {name: value for name, value in super().spec().items() if LATER.get(name, self) != value}
 
     @property
     def identity_tolerance(self) -> float:  # type: ignore[override]
