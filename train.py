@@ -3,14 +3,18 @@
 import hydra
 from omegaconf import DictConfig
 
-import headwise.runs.experiment
+from headwise.commands import completion
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> float | None:
     """Run what the configuration says."""
-    return headwise.runs.experiment.job(cfg)
+    import headwise.runs.experiment as runner
+
+    return runner.job(cfg)
 
 
-if __name__ == "__main__":
-    headwise.runs.experiment.launch(main)
+if __name__ == "__main__" and not completion.answered():
+    import headwise.runs.experiment as runner
+
+    runner.launch(main)

@@ -39,11 +39,13 @@ def _again(options: argparse.Namespace) -> int:
     from headwise.artifacts.export import evaluate
 
     retests = evaluate(options.run_dir, options.weights, options.data_root, options.trust)
-    for index, retest in enumerate(retests, start=1):
+    for retest in retests:
         recorded = "-" if retest.recorded is None else f"{retest.recorded:.4f} %"
         verdict = "the same" if retest.is_same else "DIFFERENT"
         what = "" if retest.metric == "accuracy" else f" ({retest.metric})"
-        print(f"phase {index} {retest.label}: recorded {recorded}, measured {retest.measured:.4f} %{what}: {verdict}")
+        print(
+            f"phase {retest.number} {retest.label}: recorded {recorded}, measured {retest.measured:.4f} %{what}: {verdict}"
+        )
     if options.json:
         atomic.write_json(options.json, [{**dataclasses.asdict(r), "is_same": r.is_same} for r in retests])
     return 0 if all(retest.is_same for retest in retests) else 1

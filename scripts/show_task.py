@@ -38,7 +38,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--draw", type=Whole(0, 2), help="of a few-shot set (0)")
     parser.add_argument("--lossy", action="store_true", help="drawn images as they come back from JPEG")
     parser.add_argument("--num-classes", type=Whole(2, MOST_PIXELS), help="of your own images (own/folder)")
-    parser.add_argument("--out", type=OutFile(), help="PNG to write (TASK.png)")
+    parser.add_argument("--out", type=OutFile(), help="PNG to write (outputs/TASK.png)")
     force_option(parser)
     return parser.parse_args(arguments)
 
@@ -106,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.lossy and options.data != "synthetic":
         raise ConfigError(f"--lossy is for drawn images, with --data synthetic; got --data {options.data}")
     task, source = read_task(options.task, options), open_source(options)
-    out = options.out or Path(f"{task.name}.png")
+    out = options.out or Path("outputs") / f"{task.name}.png"
     if out.suffix not in ("", ".png") or not out.name:
         raise ConfigError(f"--out names a PNG file, got {str(options.out)!r}")
     out = out if out.is_dir() else out.with_suffix(".png")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import re
 import shlex
@@ -10,6 +11,12 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep
+
+from headwise.commands.overrides import readable
+from made_networks import compose_config
+from made_scripts import loaded, parser_of
 
 REPO = Path(__file__).parent.parent
 DOCS = REPO / "docs"
@@ -137,7 +144,8 @@ def test_every_name_of_the_api_is_found(hooks: ModuleType) -> None:
 
 def test_the_configuration_reference_has_every_option(hooks: ModuleType) -> None:
     page = hooks.configuration()
-    groups = {file.parent.relative_to(hooks.CONF).as_posix() for file in hooks.CONF.rglob("*.yaml")} - {"."}
+    groups = {file.parent.relative_to(hooks.CONF).as_posix() for file in hooks.CONF.rglob("*.yaml")}
+    groups -= {".", "hydra/help"}  # what --help prints
     assert all(any(group == known or group.startswith(f"{known}/") for known in hooks.GROUPS) for group in groups)
     for group in hooks.GROUPS:
         assert f"\n## {group}\n" in page
@@ -156,14 +164,40 @@ def test_links_out_of_docs_lead_to_pages_of_the_site(hooks: ModuleType) -> None:
     assert f'.py.html#__codelineno-0-{line}"><code>Gate</code></a> [b](results.md#x) [c](https://x.y) d' in here
 
 
-def commands() -> list[tuple[str, str]]:
-    """Every line of a code block that runs a script, a benchmark or make, with its page."""
+def commands(pattern: str = r"python (scripts|benchmarks)/|make ") -> list[tuple[str, str]]:
+    """Every line of a code block that runs a script, a benchmark or make, or what else is asked for, with its page."""
     found = []
     for page in [*PAGES, REPO / "CONTRIBUTING.md", KEPT / "older" / "README.md"]:
         for block in re.findall(r"```(?:bash|console)?\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL):
             lines = re.sub(r"\\\n\s*", " ", block).splitlines()
             found += [(page.name, re.sub(r"^(\$ )?(\w+=\S+ )*", "", line.strip())) for line in lines]
-    return [(page, line) for page, line in found if re.match(r"(python (scripts|benchmarks)/|make )", line)]
+    return [(page, line) for page, line in found if re.match(pattern, line)]
+
+
+@functools.cache
+def options_of(name: str) -> set[str]:
+    """Options of a script, by its own parser."""
+    return set(parser_of(loaded(name))._option_string_actions)
+
+
+def single(word: str) -> str | None:
+    """A choice with the first value of its sweep; None for one of all there are."""
+    (typed,) = readable([word], sweeps=True)
+    override = OverridesParser.create().parse_override(typed)
+    value = override.value()
+    if isinstance(value, ChoiceSweep):
+        return f"{typed.partition('=')[0]}={value.list[0]}"
+    return None if override.is_sweep_override() else typed
+
+
+@pytest.mark.parametrize("page, command", sorted(set(commands("python train.py"))))
+def test_runs_that_pages_show_compose(page: str, command: str) -> None:
+    words = shlex.split(command.removeprefix("python train.py"), comments=True)
+    if any(word.startswith(("-s", "--help", "hydra.searchpath=")) for word in words):
+        return  # answered without a run, or tests/test_searchpath.py makes that folder
+    chosen = [single(word) for word in words if word != "-m"]
+    assert "-m" in words or [single(word) for word in words] == readable(words), "a sweep lacks its -m"
+    assert compose_config(*filter(None, chosen)).method.label
 
 
 @pytest.mark.parametrize("page, command", sorted(set(commands())))
@@ -179,6 +213,8 @@ def test_commands_are_known(page: str, command: str) -> None:
     shared = [*(REPO / "src" / "headwise").rglob("cli.py"), *(REPO / "benchmarks").glob("*.py")]
     code = "".join(file.read_text(encoding="utf-8") for file in [REPO / words[1], *shared])
     asked = [word.partition("=")[0] for word in words[2:] if word.startswith("--")]
+    if words[1].startswith("scripts/"):
+        assert set(asked) <= options_of(Path(words[1]).stem)
     assert all(f'"{name}"' in code for name in asked), asked
 
 

@@ -133,7 +133,7 @@ def test_several_adapters_over_one_network(first: str, folders: dict[str, Path])
     alone = {name: logits(loaded(folder, model), X) for name, folder in folders.items()}
     net = loaded(folders[first], model)
     for name, folder in folders.items():
-        net.load_adapter(name, folder)
+        net.load_adapter(folder, name)
     assert net.in_use == "default" and net.adapters == tuple(sorted([*folders, "default"]))
     assert distance(logits(net, X), alone[first]) == 0
     base = {tensor.data_ptr() for tensor in net.shelf.base().parameters()}
@@ -152,7 +152,7 @@ def test_training_moving_and_copying_one_leaves_the_others(folders: dict[str, Pa
     model = network()
     net = loaded(folders["lora"], model)
     for name in ("head_lora", "bitfit", "peft"):
-        net.load_adapter(name, folders[name])
+        net.load_adapter(folders[name], name)
     before = {name: logits(net.use(name), X) for name in (*net.adapters, None)}
     for name in ("bitfit", "default"):
         steps(net.use(name).train())
@@ -172,7 +172,7 @@ def test_training_moving_and_copying_one_leaves_the_others(folders: dict[str, Pa
     assert distance(logits(net.use(None).merge(), X), logits(model, X)) < 1e-6
     half = copy.deepcopy(net).to(torch.bfloat16)
     with pytest.raises(ConfigError, match=r"is in torch\.bfloat16; load the adapters first"):
-        half.load_adapter("more", folders["dora"])
+        half.load_adapter(folders["dora"], "more")
     for name in now:
         kinds = {tensor.dtype for tensor in half.use(name).net.parameters()}
         assert torch.bfloat16 in kinds and torch.isfinite(logits(half, X.bfloat16())).all()
@@ -202,7 +202,7 @@ def test_what_cannot_be_beside_is_refused(folders: dict[str, Path], tmp_path: Pa
         ("x", stranger, "give the right one"),
     ]:
         with pytest.raises(HeadwiseError, match=said):
-            net.load_adapter(name, folder)  # type: ignore[arg-type]
+            net.load_adapter(folder, name)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"no adapter 'defualt' \(did you mean 'default'"):
         net.use("defualt")
     assert distance(logits(net, X), before) == 0 and net.adapters == ("default",)
@@ -251,7 +251,7 @@ def test_networks_whose_attention_lacks_a_bias_hold_several_adapters_as_well(fam
         own.save(tmp_path / name)
     net = headwise.load(tmp_path / "one", model=model)
     assert isinstance(net, headwise.Adapted)
-    net.load_adapter("two", tmp_path / "two")
+    net.load_adapter(tmp_path / "two", "two")
     for name in ("two", None, "two"):
         net.use(name)
         wanted = logits(model, X) if name is None else expected[name]

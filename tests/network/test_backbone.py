@@ -173,7 +173,11 @@ def tiny(timm_name: str, img_size: int = 32, **overrides: Any) -> BackboneSpec:
             r"VisionTransformer has blocks of DiffParallelScalingBlock, not of one attention and one mlp; .*EVA",
         ),
         (tiny("swinv2_cr_tiny_224", 64), r"SwinTransformerV2Cr has neither blocks nor layers of them; allowed: timm's"),
-        (tiny("resnet18"), r"cannot build|has neither blocks nor layers"),
+        (
+            tiny("resnet18"),
+            r"^'resnet18' has no attention to adapt \(did you mean '\w+'\?\); allowed: timm's ViT [^\n]*$",
+        ),
+        (tiny("convnext_tiny.fb_in1k"), r"^'convnext_tiny.fb_in1k' has no attention to adapt"),
         (
             tiny("vit_tiny_patch16_225"),
             r"unknown timm network 'vit_tiny_patch16_225' \(did you mean 'vit_tiny_patch16_",

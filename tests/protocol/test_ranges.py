@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from headwise.protocol.recipe import Protocol
 from headwise.protocol.search import search, settle
 from headwise.protocol.space import Space
 from headwise.results.records import PhaseResult
-from headwise.runs.experiment import plan_run
+from headwise.runs.experiment import obtained, plan_run
 from made_networks import compose_config
 
 LR = {"low": 0.0001, "high": 0.1, "log": True}
@@ -147,6 +148,61 @@ def test_ends_that_the_method_refuses_are_refused_before_anything_is_tried() -> 
     with pytest.raises(ConfigError, match="rank"):
         settle([LoRA(label="x", rank=8)], [""], space_of(fields={"rank": {"low": 0, "high": 4}}, trials=4), attempt, 5)
     assert tried == []
+
+
+def test_values_between_the_ends_that_the_method_refuses_are_refused_before_anything_is_tried() -> None:
+    tried, attempt = at_best(0.01)
+    method, fields = LoRA(label="x", rank=8, epochs=4), {"cycles": {"low": 1, "high": 4}}
+    with pytest.raises(ConfigError, match=re.escape("fields.cycles: of this range 3 is refused: cycles of method 'x'")):
+        settle([method], [""], space_of(fields=fields, trials=4), attempt, 5)
+    assert tried == []
+    settle([method], [""], space_of(fields={"cycles": {"low": 1, "high": 2}}, trials=2), attempt, 5)
+
+
+def test_such_a_search_leaves_no_folder(tmp_path: Path) -> None:
+    words = ["dataset=dsprites_loc", "data=synthetic", "backbone=vit_tiny_random", "method=lora", "trainer=cpu"]
+    space = "{fields: {rank: {low: -1, high: 3}}, trials: 2}"
+    with pytest.raises(ConfigError, match="rank of method 'lora' must be a whole number of at least 1, got -1"):
+        obtained(compose_config(*words, f"root={tmp_path}", f"+protocol.search={space}"))
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("given", "number"),
+    [
+        ({"fields": {"rank": [2, 4], "dropout": [0.0, 0.1]}, "scale": [1, 2]}, 8),
+        ({"fields": {"rank": {"low": 2, "high": 4}}}, 3),
+        ({"fields": {"rank": {"low": 2, "high": 4}, "lr": LR}}, None),
+    ],
+)
+def test_trials_that_there_are_not_are_said_before_the_first(given: dict[str, Any], number: int | None) -> None:
+    said: list[str] = []
+    _, attempt = at_best(0.01)
+    settle([LoRA(label="x", rank=8)], [""], space_of(**given, trials=9), attempt, 5, said.append)
+    line = f"of 9 trials at most {number} are trained: there are no more combinations"
+    assert said[0].startswith("search 1: ") if number is None else said[0] == line
+
+
+def test_lines_of_a_search_name_what_is_searched() -> None:
+    said: list[str] = []
+    _, attempt = at_best(0.01)
+    search(LoRA(label="x", rank=8), [], space_of(fields={"lr": [0.1, 0.01]}), attempt, 2, said.append)
+    assert said[0] == "search 1: lr=0.1: 80.00 % of the images of val200"
+    for epochs, words in ((2, "1 epoch"), (4, "2 epochs")):
+        said.clear()
+        space = space_of(fields={"lr": [0.1, 0.01]}, halving=2)
+        search(LoRA(label="x", rank=8), [], space, attempt, epochs, said.append)
+        assert said[0] == f"search 1: lr=0.1: 80.00 % of the images of val200 after {words}"
+    said.clear()
+    search(LoRA(label="x", rank=8), [], space_of(scale=[0.1, 1]), attempt, 2, said.append)
+    assert said[0].startswith("search 1: scale=0.1: ")
+
+
+def test_the_record_says_whose_draws_they_are() -> None:
+    _, attempt = at_best(0.01)
+    method = LoRA(label="x", rank=8)
+    assert search(method, [], space_of(fields={"lr": LR}, trials=2), attempt, 5).report()["optuna"] == version("optuna")
+    assert "optuna" not in search(method, [], space_of(fields={"lr": [0.1, 0.2]}), attempt, 5).report()
 
 
 def test_without_optuna_the_extra_is_named_before_a_folder_is_made(

@@ -9,21 +9,79 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
+from headwise.methods.adapters import Adapters
 from headwise.methods.base import Method
 from headwise.methods.bi_lora import BiLoRA
+from headwise.methods.lora import LoRA
+from headwise.methods.spt_lora import SPTLoRA
+from headwise.methods.vpt import VPT
 from headwise.protocol.plan import plan_run
 from headwise.protocol.recipe import Protocol
 from headwise.results.fingerprint import fingerprint
 from headwise.results.records import PhaseResult, Result
 from headwise.results.store import PhaseStore, ResultStore
-from headwise.schema.effective import DEFAULTS, effective, effective_gate
+from headwise.schema.effective import DEFAULTS, LATER, effective, effective_gate
+from headwise.schema.source import literal_of_target
 from headwise.training.address import chain
 from headwise.training.loop import TENSORS, Machine, hush, run_phases
 from headwise.updates.gate import Gate
 from headwise.updates.heads import choose, fixed
-from made_networks import compose_config, network, toy_data
+from made_networks import CONF, compose_config, network, toy_data
+
+METHODS = sorted((CONF / "method").rglob("*.yaml"))
+PLAIN = ["backbone=vit_tiny_random", "dataset=dsprites_loc", "data=synthetic", "protocol=smoke", "trainer=cpu"]
+
+
+@pytest.mark.parametrize("file", METHODS, ids=[file.stem for file in METHODS])
+def test_a_field_that_came_later_is_no_part_of_a_run_where_it_does_nothing(file: Path) -> None:
+    node = yaml.safe_load(file.read_text())
+    target = str(node.get("_target_", ""))
+    later = {**LATER, **(literal_of_target(target, "later") or {})}
+    added = {name: value for name, value in later.items() if name not in node}
+    assert effective({"method": {**node, **added}}) == effective({"method": node})
+    assert effective({"method": {"first": {**node, **added}}}) == effective({"method": {"first": node}})
+
+
+@pytest.mark.parametrize("kind", [LoRA, Adapters, VPT, SPTLoRA])
+def test_what_is_declared_is_read_from_the_source_and_is_the_default(kind: Any) -> None:
+    assert literal_of_target(f"{kind.__module__}.{kind.__name__}", "later") == kind.later
+    defaults = {field.name: field.default for field in dataclasses.fields(kind)}
+    assert {name: defaults[name] for name in kind.later} == kind.later
+    assert kind.later
+
+
+@pytest.mark.parametrize(
+    ("method", "word"),
+    [
+        ("lora", "+method.lr_ratio=1"),
+        ("lora", "+method.freeze_a=false"),
+        ("lora", "+method.cycles=1"),
+        ("lora", "+method.consistency={sigma: 0}"),
+        ("lora", "+method.consistency={mode: fast, sigma: 0, lam: 0}"),
+        ("hs_lora", "+method.first.lr_ratio=1.0"),
+        ("hs_lora", "+method.heads.consistency={sigma: 0.0}"),
+        ("houlsby_b8", "+method.norm=false"),
+        ("spt_lora", "+method.drop_path=0"),
+        ("vpt_deep", "+method.bound=width"),
+    ],
+)
+def test_it_is_the_same_run(method: str, word: str) -> None:
+    plain, more = (plan_run(compose_config(*PLAIN, f"method={method}", *words)) for words in ([], [word]))
+    assert more.identity == plain.identity
+    assert [phase.spec() for phase in more.build_method().phases()] == [
+        phase.spec() for phase in plain.build_method().phases()
+    ]
+
+
+@pytest.mark.parametrize("recipe", ["{mode: lazy, sigma: 0}", "{mode: fast, sigma: 0}", "{sigma: 0.1}", "{lam: 0}"])
+def test_noise_that_does_something_is_another_run(recipe: str) -> None:
+    words = [*PLAIN, "method=lora"]
+    plain, more = (plan_run(compose_config(*words, *more)) for more in ([], [f"+method.consistency={recipe}"]))
+    assert more.identity != plain.identity
+
 
 NOTHING: list[dict[str, Any]] = [
     {"count": 0},

@@ -122,12 +122,12 @@ class Adapted(Classifier):
         """Name of the adapter whose logits the network gives; None: none, the bare network."""
         return self.shelf.name
 
-    def load_adapter(self, name: str, folder: str | Path, trust: str | Iterable[str] = ()) -> None:
+    def load_adapter(self, folder: str | Path, name: str, trust: str | Iterable[str] = ()) -> None:
         """Read one more adapter over the same pretrained weights, which are not copied; `use` switches to it.
 
         Args:
-            name: to be chosen by.
             folder: that `save` wrote, or in peft's format; of the same network.
+            name: to be chosen by.
             trust: as for `headwise.load`.
 
         Raises:

@@ -236,12 +236,14 @@ class Retest:
     """A phase tested again.
 
     Attributes:
+        number: of the phase in its run, from 1; phases of another task are not tested.
         label: of the phase.
         recorded: accuracy in the run's record, percent.
         measured: accuracy now, percent.
         metric: what both are where images have several labels, mAP.
     """
 
+    number: int
     label: str
     recorded: float | None
     measured: float
@@ -289,12 +291,13 @@ def evaluate(
         data = saved.data(net, source)
         return [
             Retest(
+                number=number,
                 label=phase.label,
                 recorded=phase.accuracy,
                 metric=phase.metric,
                 measured=_retest(net, installed, data, saved.protocol, machine),
             )
-            for phase, installed in saved.install(net)
+            for number, (phase, installed) in enumerate(saved.install(net), start=1)
             if phase.accuracy is not None  # of another task, see from=RUN_DIR
         ]
 

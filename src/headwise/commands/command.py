@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from hydra._internal.utils import get_args_parser
 
+from headwise.commands.completion import HELP_ALL
 from headwise.commands.messages import one_line, text_of
 from headwise.commands.overrides import readable
 from headwise.errors import ConfigError, Interrupted, SweepError, suggest
@@ -21,6 +22,7 @@ from headwise.schema.secret import refuse_secrets
 WORKS = {"run": "--run", "multirun": "-m", "cfg": "--cfg", "info": "--info", "shell_completion": "--shell-completion"}
 """What hydra does in place of each other, by the names of its flags."""
 COMPLETION = r"(install|uninstall|query)=(bash|fish|zsh)"
+"""What `headwise.commands.completion` has answered, where it is given alone."""
 
 
 class Failed(BaseException):
@@ -70,6 +72,7 @@ def _in_order(words: Sequence[str]) -> list[str]:
         raise ConfigError(message)
 
     parser.error = refuse  # type: ignore[method-assign]
+    parser.add_argument(HELP_ALL, action="store_true")
     if "--version" in words:
         return list(words)
     flags_given, late = parser.parse_known_args(list(words))
@@ -78,7 +81,11 @@ def _in_order(words: Sequence[str]) -> list[str]:
         raise ConfigError(f"unknown flag {wrong!r}{suggest(wrong, flags)}")
     choices = [*flags_given.overrides, *late]
     _check_flags(flags_given, choices)
-    return [*(word for word in words if word not in choices), *choices]
+    flags = [word for word in words if word not in choices]
+    if flags_given.help_all or (flags_given.help and (choices or flags_given.resolve)):
+        # one screen would leave out what was chosen
+        return [*(word for word in flags if word != HELP_ALL), "--help", *choices, "hydra/help=all"]
+    return [*flags, *choices]
 
 
 def _check_flags(given: Namespace, choices: Sequence[str]) -> None:
@@ -96,7 +103,7 @@ def _check_flags(given: Namespace, choices: Sequence[str]) -> None:
         raise ConfigError(f"{' and '.join(chosen)} exclude each other; give one of them")
     if given.hydra_help and choices:
         raise ConfigError(f"--hydra-help takes no choices, got {choices[0]}; --help takes them")
-    if given.resolve and not (given.cfg or given.help):
+    if given.resolve and not (given.cfg or given.help or given.help_all):
         raise ConfigError("--resolve belongs to --cfg or --help: --cfg job --resolve")
     if given.shell_completion and not (len(choices) == 1 and re.fullmatch(COMPLETION, choices[0])):
         raise ConfigError("--shell-completion takes one of install, uninstall and query, with a shell: install=bash")

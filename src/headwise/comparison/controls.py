@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
+from headwise.comparison.chains import is_measured_by_size, start_of, trained
 from headwise.comparison.comparable import Places, recorded
 from headwise.comparison.recipes import (
     class_of,
@@ -167,7 +168,8 @@ def controls_of(result: Result) -> dict[str, dict[str, str]]:
     claims = {}
     last = result.phases[-1]
     if len(phases) > 1 and not is_control(phases):
-        claims[PHASE] = {kind: how for kind, how in CONTROLS[PHASE].items() if kind != EQUAL_SIZE or not last.is_masked}
+        has_twin = not last.is_masked and is_measured_by_size(result)
+        claims[PHASE] = {kind: how for kind, how in CONTROLS[PHASE].items() if kind != EQUAL_SIZE or has_twin}
     if is_per_head(result) and not last.is_masked:
         claims[HEADS] = CONTROLS[HEADS]
     if last.accuracy is not None and last.is_masked and last.gate.get("mode") not in MASKS:
@@ -230,29 +232,29 @@ class _Controls:
                 _keep(self.alone, _matched(result, phases[0].asked), result)
             elif is_control(phases):
                 # the very Phase 1 and not one trained alike: what follows starts from the same weights
-                _keep(self.after, _second(result, phases[1].asked), result)
-                _keep(self.orders, _matched(result, *(phase.asked for phase in phases)), result)
-            # `ground` hashes the whole identity of a run: it is asked only for tasks on which a mask has to be judged
+                _keep(self.after, _second(result, phases[-1].asked), result)
+                _keep(self.orders, _matched(result, *map(trained, phases)), result)
+            # `ground` hashes a run's whole identity: it is asked for only where a mask has to be judged
             if result.key.dataset in masked and (kind := _mask_kind(result.phases[-1])) is not None:
                 self.twins.setdefault((ground(result), kind, _amount(result.phases[-1], kind)), result)
 
     def of(self, result: Result, claims: Mapping[str, Mapping[str, str]]) -> dict[str, Result | None]:
         """By kind, what a run that claims this is measured by; None where there is no such run."""
         phases = result.tested
-        first, last = phases[0], phases[-1]
+        first, last = trained(phases[0]), phases[-1]
         others: dict[str, Result | None] = {}
         if len(phases) > 1:
-            others = {"P1": result, "longer P1": self.alone.get(_matched(result, first.asked))}
+            others = {"P1": result, "longer P1": self.alone.get(_matched(result, first))}
             if PHASE in claims:
-                others[RESTARTED] = self.alone.get(_matched(result, {**first.asked, "cycles": len(phases)}))
+                others[RESTARTED] = self.alone.get(_matched(result, {**first, "cycles": len(phases)}))
                 others["longer P2"] = self.alone.get(_matched(result, last.asked))
         # made from the run's own recipe, so that the control differs in nothing but whose the parameters are
         if EQUAL_SIZE in claims.get(PHASE, {}):
             others[EQUAL_SIZE] = self.after.get(_second(result, shared_twin(last.asked)))
             others[PERMUTED] = self.after.get(_second(result, permuted_twin(last.asked)))
             others[SCALED] = self.after.get(_second(result, scaled_twin(last.asked)))
-            others[JOINT] = self.alone.get(_matched(result, joint_twin(first.asked, last.asked)))
-            others[ORDER] = self.orders.get(_matched(result, last.asked, first.asked))
+            others[JOINT] = self.alone.get(_matched(result, joint_twin(first, last.asked)))
+            others[ORDER] = self.orders.get(_matched(result, last.asked, first))
         if HEADS in claims:
             others[EQUAL_SIZE] = self.alone.get(_matched(result, shared_twin(last.asked)))
             others[PERMUTED] = self.alone.get(_matched(result, permuted_twin(last.asked)))
@@ -342,15 +344,14 @@ def _amount(phase: PhaseResult, kind: str) -> str:
 
 
 def is_control(phases: Sequence[PhaseResult]) -> bool:
-    """Whether a run of two phases is there to measure others by and claims nothing itself.
+    """Whether a run of several phases is there to measure others by and claims nothing itself.
 
-    Its second phase is plain LoRA of the size that per-head updates would have, or has groups of random rows or another
-    scale; or its first has the per-head updates.
+    Its last phase is plain LoRA of the size that per-head updates would have, or has groups of random rows or another
+    scale; or the first of two has the per-head updates.
     """
-    if len(phases) != 2:
-        return False
-    first, second = (class_of(phase.method) for phase in phases)
-    return second in ("MatchedLoRA", "PermutedLoRA", "ScaledHeadLoRA") or (first == "HeadLoRA" and second != "HeadLoRA")
+    kinds = [class_of(phase.method) for phase in phases]
+    is_twin = len(kinds) > 1 and kinds[-1] in ("MatchedLoRA", "PermutedLoRA", "ScaledHeadLoRA")
+    return is_twin or (len(kinds) == 2 and kinds[0] == "HeadLoRA" and kinds[1] != "HeadLoRA")
 
 
 def is_per_head(result: Result) -> bool:
@@ -374,7 +375,7 @@ def _second(result: Result, method: Mapping[str, Any]) -> tuple[str, int, str]:
     """What a run and a control share that has the very same Phase 1, and this method after it by the same search."""
     protocol = recorded(result, "protocol")
     search = protocol.get("search") if isinstance(protocol, Mapping) else None
-    return result.tested[0].fingerprint, result.epochs, fingerprint({"recipe": recipe(method), "search": search})
+    return result.tested[-2].fingerprint, result.epochs, fingerprint({"recipe": recipe(method), "search": search})
 
 
 def _matched(result: Result, *methods: Mapping[str, Any]) -> str:
@@ -394,5 +395,6 @@ def _matched(result: Result, *methods: Mapping[str, Any]) -> str:
             # without a recorded method nothing matches
             "method": specs if all(specs) else result.fingerprint,
             "epochs": result.epochs,
+            "start": start_of(result),
         }
     )

@@ -16,6 +16,7 @@ from headwise.comparison import mechanism as lying
 from headwise.comparison import printed
 from headwise.comparison.averages import SIZES, averages
 from headwise.comparison.beside import PUBLISHED, SHOW, beside
+from headwise.comparison.chains import ways_of
 from headwise.comparison.comparable import (
     Places,
     Setting,
@@ -31,7 +32,7 @@ from headwise.comparison.comparable import (
     tuned,
     varied,
 )
-from headwise.comparison.controls import Claims, Match, lacking, matches, unequal, unmasked
+from headwise.comparison.controls import CONTROLS, HEADS, PHASE, Claims, Match, lacking, matches, unequal, unmasked
 from headwise.comparison.costs import COSTS, spans
 from headwise.comparison.paired import CONTRAST, LINE, against, chosen, contrasts, line, pair, ratios
 from headwise.comparison.pays import PAYS, pays
@@ -288,8 +289,9 @@ def _table(
         summarise(differences_, False, order),
         contrasts(differences_),
     )
+    ways = ways_of(results, where, list(CONTROLS[PHASE]), (PHASE, HEADS))
     caption = [CELLS, *_facts(setting, pool), *_average_notes(cells), SPENT]
-    caption += [*_borrowed(controls), *unequal(controls, where), *uncontrolled(claims)]
+    caption += [*_borrowed(controls), *unequal(controls, where), *uncontrolled(claims, ways)]
     if (cells["n"] == 1).any():
         caption.append("Cells with n = 1 rest on one seed and have no deviation.")
     shown, beside_notes, apart_notes = beside(results, where, cells, published)

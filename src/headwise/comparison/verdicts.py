@@ -10,7 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
+from types import MappingProxyType
 
+from headwise.comparison.chains import Ways
 from headwise.comparison.comparable import Places, recorded
 from headwise.comparison.controls import CONTROLS, HEADS, KINDS, MASK, PHASE, Claims, Match, is_control
 from headwise.comparison.paired import Contrast, contrast
@@ -208,19 +210,21 @@ def _in_order(kinds: dict[str, list[Difference]]) -> tuple[Pairs, ...]:
     )
 
 
-def uncontrolled(claims: Claims) -> list[str]:
+def uncontrolled(claims: Claims, ways: Ways = MappingProxyType({})) -> list[str]:
     """Say which rows lack a control, what that leaves open, and how to make it.
 
     Args:
         claims: as `headwise.comparison.controls.lacking` gives them.
+        ways: as `headwise.comparison.chains.ways_of` gives them; of other rows the usual ones hold.
     """
     notes = []
     for claim, kinds in CONTROLS.items():
         for kind, how in kinds.items():
             lack = {row: of[kind] for (asked, row), of in claims.items() if asked == claim and of.get(kind)}
-            if lack:
-                rows = "; ".join(f"{row} on {_named(columns)}" for row, columns in lack.items())
-                notes.append(f"NO CONTROL ({kind}) for {rows}: {KINDS[kind].open}; run {how} as well.")
+            own = {row: ways.get((claim, row), {}).get(kind, how) for row in lack}
+            for way in dict.fromkeys(own.values()):
+                rows = "; ".join(f"{row} on {_named(columns)}" for row, columns in lack.items() if own[row] == way)
+                notes.append(f"NO CONTROL ({kind}) for {rows}: {KINDS[kind].open}; run {way} as well.")
     return notes
 
 

@@ -8,7 +8,7 @@ the block's last residual (post) or after attention's (pre), or what is added th
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -30,8 +30,6 @@ PLACES = (*BRANCHES, *STREAM)
 DROP_PATHS = {"attn": "drop_path1", "mlp": "drop_path2"}
 """The last module of the branch that ends attention or MLP."""
 INITS = ("houlsby", "lora", "lora_bias", "bert")
-UNSPOKEN = ("channel_scale", "drop_path", "learned_scale", "norm", "outside")
-"""Fields that are no part of the identity of adapters that do without."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +82,13 @@ class Adapters(Method):
     norm: bool = False
     outside: bool = False
     merges: ClassVar[bool] = False
+    later: ClassVar[Mapping[str, Any]] = {
+        "channel_scale": False,
+        "drop_path": 0.0,
+        "learned_scale": False,
+        "norm": False,
+        "outside": False,
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -110,11 +115,6 @@ class Adapters(Method):
     def identity_tolerance(self) -> float:  # type: ignore[override]
         """Wide where both matrices start off zero."""
         return Method.identity_tolerance if self.init in ("lora", "lora_bias") else 1.0
-
-    def spec(self) -> dict[str, Any]:
-        """As `Method.spec`, without the parts that these adapters do not have."""
-        values = super().spec()
-        return {name: v for name, v in values.items() if v or name not in UNSPOKEN}
 
     def count(self, net: Backbone) -> int:
         """2 C h per adapter, with biases + h + C, with scales + C or 1, with a norm + 2 C; norms 4 C per block."""

@@ -79,6 +79,10 @@ class Method:
     """Fields that a run writes out in full before it is named, each with the dotted name of the class that reads it: by
     ``of(value)`` and ``spec()``, and without torch. A plain dictionary: it is read from the source."""
 
+    later: ClassVar[Mapping[str, Any]] = {}
+    """Fields that came when results were there already, each with the value at which it does nothing. There it is no
+    part of what a run is, so that those results keep their address. A plain dictionary: it is read from the source."""
+
     def __post_init__(self) -> None:
         check_fields(self, lambda name: f"{name} of method {self.label!r}")
         check_factor(self.label, "scale", getattr(self, "scale", 1.0))
@@ -200,16 +204,12 @@ class Method:
     def spec(self) -> dict[str, Any]:
         """The recipe as plain data: ``_target_`` and every field but the label, which changes no number.
 
-        Of its gate only what can change one, see `headwise.schema.effective`; ``cycles`` where there are several.
+        Of its gate, and of fields that came later, only what can change one, see `headwise.schema.effective`.
         """
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "label"}
-        gate = self.gating()
-        if gate is None:
+        values = {name: value for name, value in values.items() if name not in self.later or value != self.later[name]}
+        if self.gating() is None:
             del values["gate"]
-        if self.consistency is None:  # as for cycles
-            del values["consistency"]
-        if self.cycles == 1:  # results of before it was a field keep their address
-            del values["cycles"]
         return {"_target_": f"{type(self).__module__}.{type(self).__qualname__}", **effective_method(_plain(values))}
 
 

@@ -43,11 +43,7 @@ class LoRA(Method):
     freeze_a: bool = False
 
     gateable: ClassVar[bool] = True
-
-    def spec(self) -> dict[str, Any]:
-        """As `Method.spec`; what makes it LoRA+ or LoRA-FA only where it does: LoRA keeps its address."""
-        plain = {"lr_ratio": 1.0, "freeze_a": False}
-        return {name: value for name, value in super().spec().items() if name not in plain or value != plain[name]}
+    later: ClassVar[Mapping[str, Any]] = {"lr_ratio": 1.0, "freeze_a": False}
 
     def count(self, net: Backbone) -> int:
         """r (I + O) per projection; `fused` r (I + 3 O) per block; with A frozen r O per projection."""

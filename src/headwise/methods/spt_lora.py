@@ -20,7 +20,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -45,8 +45,6 @@ INITS = ("default", "upstream")
 UNREAD = ("budget", "tau_step", "tau_max", "num_batches", "alpha", "beta")
 """Fields that choose; with a selection from a file they choose nothing."""
 Structure = Literal["lora", "adapter"]
-LATER = {"structure": "lora", "drop_path": 0.0, "param_req": None}
-"""Fields that came later: at these values they are no part of a recipe, so what was stored keeps its address."""
 
 
 class SparseDelta(Delta):
@@ -137,14 +135,12 @@ class SPTLoRA(Method):
     drop_path: Rate = 0.0
     param_req: Text | None = None
 
+    later: ClassVar[Mapping[str, Any]] = {"structure": "lora", "drop_path": 0.0, "param_req": None}
+
     @property
     def merges(self) -> bool:  # type: ignore[override]
         """Adapters stay."""
         return self.structure == "lora"
-
-    def spec(self) -> dict[str, Any]:
-        """As `Method.spec`, without the fields that came later where they are as before."""
-        return {name: value for name, value in super().spec().items() if LATER.get(name, self) != value}
 
     @property
     def identity_tolerance(self) -> float:  # type: ignore[override]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -62,6 +62,7 @@ class VPT(Method):
     dropout: Rate = 0.0
     bound: str = "width"
     merges: ClassVar[bool] = False
+    later: ClassVar[Mapping[str, Any]] = {"bound": "width"}
     identity_tolerance: ClassVar[float] = 10.0
 
     def __post_init__(self) -> None:
@@ -69,10 +70,6 @@ class VPT(Method):
         refuse_targets(self)
         if self.bound not in BOUNDS:
             raise ConfigError(f"unknown bound {self.bound!r} of method {self.label!r}{suggest(self.bound, BOUNDS)}")
-
-    def spec(self) -> dict[str, Any]:
-        """As `Method.spec`; the bound only where it is not VPT's own."""
-        return {name: value for name, value in super().spec().items() if (name, value) != ("bound", "width")}
 
     @property
     def networks(self) -> tuple[str, ...]:  # type: ignore[override]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import inspect
+import re
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +14,10 @@ from torch import nn
 
 from headwise.errors import ConfigError, suggest
 
+ATTENTION = re.compile(r"qkv|q_proj|vision_transformer|import.*\bAttention|class \w*Attention")
+"""What stands in the code of every family of timm's that has projections of q, k and v; of others none is built."""
+ALLOWED = "allowed: timm's ViT (DINOv2, CLIP, SigLIP), EVA (DINOv3, EVA-02), BEiT, Swin and Swin-V2"
+LIKELY = ("vit_*", "deit*", "eva*", "beit*", "swin*")
 ALL = "timm.list_models() in Python names all"
 
 
@@ -18,7 +25,7 @@ def check_name(timm_name: str) -> None:
     """Check an architecture with the tag of its weights, if one is given.
 
     Raises:
-        ConfigError: for one that timm does not have; says the nearest.
+        ConfigError: for one that timm does not have, or without attention; says the nearest.
     """
     architecture, dot, tag = timm_name.partition(".")
     names = timm.list_models()
@@ -28,6 +35,11 @@ def check_name(timm_name: str) -> None:
         meant = [f"{name}.{tag}" for name in near if f"{name}.{tag}" in _tagged(name)] or near
         hint = f" (did you mean {meant[0]!r}?)" if meant else ""
         raise ConfigError(f"unknown timm network {timm_name!r}{hint}; {ALL}")
+    module = timm.model_entrypoint(architecture).__module__
+    if module.startswith("timm.") and not ATTENTION.search(inspect.getsource(sys.modules[module])):
+        likely = timm.list_models(list(LIKELY))
+        (near,) = difflib.get_close_matches(architecture, likely, n=1, cutoff=0.0)
+        raise ConfigError(f"{timm_name!r} has no attention to adapt (did you mean {near!r}?); {ALLOWED}")
     if dot and timm_name not in _tagged(architecture):
         raise ConfigError(f"timm has no weights of the name {timm_name!r}{suggest(timm_name, _tagged(architecture))}")
 

@@ -15,6 +15,7 @@ from timm.models import beit, eva, swin_transformer, swin_transformer_v2, vision
 from torch import Tensor, nn
 
 from headwise.errors import CheckpointError, ConfigError
+from headwise.network.catalog import ALLOWED as ALLOWED
 from headwise.updates.qkv import SplitQKV
 from headwise.updates.sites import QKV, Site
 
@@ -22,7 +23,6 @@ LAYOUTS = ("fused", "beside", "apart")
 """One linear; one without bias and biases of q and v beside it; three linears."""
 ADDS_BIAS = (eva.EvaAttention, beit.Attention, swin_transformer_v2.WindowAttention)
 """Attentions that call their qkv once they have no biases of their own to add."""
-ALLOWED = "allowed: timm's ViT (DINOv2, CLIP, SigLIP), EVA (DINOv3, EVA-02), BEiT, Swin and Swin-V2"
 
 
 def stages_of(model: nn.Module) -> list[list[nn.Module]]:

@@ -13,6 +13,8 @@ from headwise.errors import ConfigError, suggest
 
 OUTER = 0.05
 """Of a range, measured as it is drawn from: a value as near to an end as this counts as the end."""
+MOST = 1000
+"""Whole numbers of a range that are looked at before a search, about."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,19 @@ class Range:
         """Both of them."""
         return self.low, self.high
 
+    @property
+    def sample(self) -> Sequence[float]:
+        """Both ends, and of whole numbers all that lie between, or `MOST` of them evenly."""
+        if not self.is_whole:
+            return self.ends
+        low, high = int(self.low), int(self.high)
+        return [*range(low, high, max(1, (high - low) // MOST)), high]
+
+    @property
+    def number(self) -> float:
+        """Of values in it."""
+        return self.high - self.low + 1 if self.is_whole else math.inf
+
     def is_edge(self, value: Any) -> bool:
         """Whether a value lies so near to an end (`OUTER`) that a better one may lie beyond it."""
         if self.is_whole:
@@ -94,6 +109,12 @@ def combined(values: Mapping[str, Values]) -> list[dict[str, Any]]:
     names = sorted(values)  # in whatever order they stand, they are the same search
     grids = [one.ends if isinstance(one, Range) else one for one in (values[name] for name in names)]
     return [dict(zip(names, chosen, strict=True)) for chosen in itertools.product(*grids)]
+
+
+def number_of(values: Mapping[str, Values]) -> float:
+    """Of combinations there are; infinite where a range is not of whole numbers."""
+    counts = [one.number if isinstance(one, Range) else len(one) for one in values.values()]
+    return math.prod(counts)
 
 
 Measure = Callable[[int, dict[str, Any]], float]

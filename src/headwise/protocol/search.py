@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
 from typing import Any
 
 from headwise.errors import ConfigError
@@ -17,7 +18,7 @@ from headwise.protocol.ranges import Range, Values, draw
 from headwise.protocol.space import EVAL_SPLIT as EVAL_SPLIT
 from headwise.protocol.space import TRAIN_SPLIT as TRAIN_SPLIT
 from headwise.protocol.space import Space as Space
-from headwise.protocol.space import check_choices, scaled
+from headwise.protocol.space import check_choices, phase_names, scaled
 from headwise.results.classes import reached
 from headwise.results.fingerprint import fingerprint
 from headwise.results.records import PhaseResult
@@ -73,6 +74,8 @@ class SearchOutcome:
         searched = [name for name in ("scale", "ne", "score") if getattr(space, name)] + list(space.fields)
         how = {"train_split": TRAIN_SPLIT, "eval_split": EVAL_SPLIT, "seed": space.seed, "searched": searched}
         how |= {} if space.images is None else {"images": space.images}
+        if space.trials is not None:
+            how["optuna"] = version("optuna")  # another may draw other combinations
         how["edges"] = [
             name for name, values in space.grids.items() if _is_edge(getattr(self.method, name, None), values)
         ]
@@ -90,6 +93,35 @@ def _is_edge(value: Any, values: Values) -> bool:
 Attempt = Callable[[Sequence[Any], int | None], PhaseResult]
 """Trains and measures phases on the search's splits, with a seed (None: the run's); gives the last one's record."""
 Say = Callable[[str], None]
+
+
+def spaces_of(methods: Sequence[Any], names: Sequence[str], space: Space | None) -> list[Space | None]:
+    """What is tried of each phase; None where nothing is.
+
+    Raises:
+        ConfigError: if a phase has no scale, no gate, or no such field, to choose, or refuses a value of it.
+    """
+    if space is None:
+        return [None] * len(methods)
+    spaces = [part.within(method) for part, method in zip(space.by_phase(names), methods, strict=True)]
+    for method, part in zip(methods, spaces, strict=True):
+        if part is not None:
+            check_choices(part, method)
+    return spaces
+
+
+def check_search(method: Any, recipe: Mapping[str, Any] | None) -> None:
+    """Refuse, before anything is written, a search that could not be run to its end.
+
+    Args:
+        method: of the run.
+        recipe: ``protocol.search``.
+
+    Raises:
+        ConfigError: as `spaces_of`.
+    """
+    if recipe is not None:
+        spaces_of(method.phases(), phase_names(method), Space.of(recipe))
 
 
 def settle(
@@ -119,14 +151,13 @@ def settle(
         ConfigError: if a phase has no scale, no gate, or no such field, to choose; before anything is tried.
     """
     asked = [None] * len(methods) if space is None else space.by_phase(names)
-    spaces = [part and part.within(method) for part, method in zip(asked, methods, strict=True)]
-    for method, part in zip(methods, spaces, strict=True):
-        if part is not None:
-            check_choices(part, method)
+    spaces = spaces_of(methods, names, space)
     for index, (method, whole, part) in enumerate(zip(methods, asked, spaces, strict=True)):
+        where = f"phase {index + 1} {method.label}: " if len(methods) > 1 else ""
         if whole is not None and (names_left := whole.without(part)):
-            where = f"phase {index + 1} {method.label}: " if len(methods) > 1 else ""
             say(f"{where}left out of the search, since the method has none: {', '.join(names_left)}")
+        if part is not None and part.spared:
+            say(f"{where}{part.spared}")
     if space is not None and (keys := space.lacking(names)):
         say(f"left out of the search, since the method has no such phase: {', '.join(keys)}")
     chosen: list[Any] = []
@@ -272,9 +303,10 @@ class _Trials:
             trial = Trial(scale, candidate.ne, candidate.score, result.accuracy, result.fingerprint, chosen, share)
             self._by_recipe[recipe] = trial
             self.tried.append(trial)
-            parts = {"scale": scale, "ne": candidate.ne, "score": candidate.score, **chosen}
-            told = " ".join(f"{name}={value}" for name, value in parts.items())
-            epochs = f" after {method.epochs} epochs" if share < 1 else ""
+            parts = {"scale": scale, "ne": candidate.ne, "score": candidate.score}
+            parts = {name: value for name, value in parts.items() if getattr(self.space, name) and value is not None}
+            told = " ".join(f"{name}={value}" for name, value in {**parts, **chosen}.items())
+            epochs = f" after {method.epochs} epoch{'s' * (method.epochs != 1)}" if share < 1 else ""
             self.say(f"search {len(self.tried)}: {told}: {reached(result)} the images of {EVAL_SPLIT}{epochs}")
         return self._by_recipe[recipe]
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, Field
 
 from headwise.errors import ConfigError, suggest
-from headwise.protocol.ranges import Range, Values, combined, values_of
+from headwise.protocol.ranges import Range, Values, combined, number_of, values_of
 from headwise.schema.check import built_from, check_fields
 from headwise.schema.kinds import Amounts, AtLeast2, Count, Factors, Seed, different
 from headwise.updates.gate import Score
@@ -141,6 +141,14 @@ class Space:
         """What is tried of scales and fields, by name."""
         return {**self.fields, **({"scale": sorted(self.scale)} if self.scale else {})}
 
+    @property
+    def spared(self) -> str:
+        """What is to be said of trials that there are not; empty where all of them can differ."""
+        number = number_of(self.grids)
+        if self.trials is None or not self.grids or number >= self.trials:
+            return ""
+        return f"of {self.trials} trials at most {number:.0f} are trained: there are no more combinations"
+
     def shares(self, num_trials: int) -> list[float]:
         """Of the epochs, what each round of a stage trains for."""
         if self.halving is None:
@@ -201,4 +209,10 @@ def check_choices(space: Space, method: Any) -> None:
         if name not in _fields_of(method):
             allowed = [name for name in _fields_of(method) if name not in OWN]
             raise ConfigError(f"protocol.search.fields: method {method.label} has no {name!r}{suggest(name, allowed)}")
-    scaled(space, method)
+    usual = scaled(space, method)[0][1]
+    for name, values in space.fields.items():
+        for value in values.sample if isinstance(values, Range) else ():
+            try:
+                replace(usual, **{name: value})
+            except ConfigError as error:
+                raise ConfigError(f"{_where(name)}: of this range {value} is refused: {error}") from error

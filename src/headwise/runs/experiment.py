@@ -26,6 +26,7 @@ from headwise.commands.messages import one_line
 from headwise.errors import ConfigError, HeadwiseError, Interrupted, ResultConflict
 from headwise.protocol.job import asked, overrides_of
 from headwise.protocol.plan import Plan, plan_run, root_of
+from headwise.protocol.search import check_search
 from headwise.report.ending import around, summary
 from headwise.results.store import BusyError, Result, ResultStore
 from headwise.runs import lifeline
@@ -124,6 +125,7 @@ def _run(plan: Plan) -> Result:
 def _claimed(plan: Plan, store: ResultStore) -> Result:
     """Train under the run's claim; if another process finishes it meanwhile, that is the result."""
     method = plan.build_method()  # what is none is refused before anything lies in the root
+    check_search(method, plan.protocol.search)
     from headwise.network.catalog import check_name  # needs torch, as the method does
 
     check_name(plan.config["backbone"]["timm_name"])

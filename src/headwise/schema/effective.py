@@ -2,13 +2,18 @@
 
 This is the one canonical form, of configurations and of stored records: addresses of phases, identities of runs and
 their comparison use it. What does not matter is set to its default, so that what was stored with defaults keeps its
-address. Standard library only.
+address; a field that came later is left out where it does nothing.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
+
+OURS = "headwise.methods."
+LATER = {"cycles": 1, "consistency": None}
+"""Fields of every method that came later, each with the value at which it does nothing; see `Method.later`."""
 
 DEFAULTS = {"score": "taylor_neg", "scope": "global", "score_data": "full_pass", "pooled": False, "warmup": 0.1}
 """Of the fields of `headwise.updates.gate.Gate` that another field can make void."""
@@ -35,17 +40,49 @@ def effective_gate(gate: Mapping[str, Any]) -> dict[str, Any] | None:
     return {name: DEFAULTS[name] if name in void else value for name, value in gate.items()}
 
 
-def effective_method(method: Mapping[str, Any]) -> dict[str, Any]:
-    """A method's fields, its gates and those of the methods in it in their effective form."""
+def effective_consistency(recipe: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The fields of a consistency; None for one that does nothing.
+
+    Without noise both passes give the same logits. Mode lazy trains on half of the batch all the same, and mode fast
+    compares with another epoch.
+
+    Args:
+        recipe: fields of `headwise.updates.consistency.Consistency`.
+    """
+    is_void = recipe.get("sigma") == 0 and (recipe.get("lam") == 0 or recipe.get("mode") == "pace")
+    return None if is_void else dict(recipe)
+
+
+def effective_method(method: Mapping[str, Any], gates: bool = True) -> dict[str, Any]:
+    """A method's fields, its gates and those of the methods in it in their effective form.
+
+    Args:
+        method: fields, and ``_target_`` if they are of a class whose later fields are to be looked at.
+        gates: whether gates are, too.
+    """
+    later = {**LATER, **_later(str(method.get("_target_", "")))}
     kept: dict[str, Any] = {}
     for name, value in method.items():
-        if name == "gate" and isinstance(value, Mapping):
-            gate = effective_gate(value)
-            if gate is not None:
-                kept[name] = gate
-        else:
-            kept[name] = effective_method(value) if isinstance(value, Mapping) else value
+        part: Any = value
+        if name in ("gate", "consistency") and isinstance(value, Mapping):
+            part = effective_consistency(value) if name == "consistency" else effective_gate(value) if gates else value
+            if part is None:
+                continue
+        elif isinstance(value, Mapping):
+            part = effective_method(value, gates)
+        if name not in later or part != later[name]:
+            kept[name] = part
     return kept
+
+
+@functools.cache
+def _later(target: str) -> dict[str, Any]:
+    """What a class of ours says of its later fields; nothing is imported, and others are not looked for."""
+    if not target.startswith(OURS):
+        return {}
+    from headwise.schema.source import literal_of_target  # with pydantic, which records alone do not need
+
+    return literal_of_target(target, "later") or {}
 
 
 def effective(identity: Mapping[str, Any]) -> dict[str, Any]:
@@ -53,6 +90,6 @@ def effective(identity: Mapping[str, Any]) -> dict[str, Any]:
     protocol, method = identity.get("protocol"), identity.get("method")
     search = protocol.get("search") if isinstance(protocol, Mapping) else None
     searched = isinstance(search, Mapping) and (search.get("ne") or search.get("score"))
-    if searched or not isinstance(method, Mapping):
+    if not isinstance(method, Mapping):
         return dict(identity)
-    return {**identity, "method": effective_method(method)}
+    return {**identity, "method": effective_method(method, gates=not searched)}

@@ -1,0 +1,89 @@
+"""Runs that went on from others pair with what differs in one thing, and what a table asks for would pair."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from headwise.comparison.controls import EQUAL_SIZE, HEADS, PHASE, controls_of, is_control, matches
+from headwise.comparison.tables import tables
+from headwise.results.records import Result
+from made_results import LORA, run
+
+HEAD = {"_target_": "headwise.methods.hs_lora.HeadLoRA", "rank": 2}
+SHARED = {"_target_": "headwise.methods.hs_lora.MatchedLoRA", "head_rank": 2}
+TAKEN = {**LORA, "checkpoint": "/runs/lora/phase-1.safetensors"}
+
+
+def chain(
+    method: str, specs: list[dict], accuracy: tuple[float | None, ...], start: str | None = "a", **fields
+) -> Result:
+    """A run of these phases; `start` is what it went on from, whose phases have fingerprints of their own."""
+    made = run(method, accuracy=accuracy, **fields)
+    phases = [
+        dataclasses.replace(phase, method={**spec, "label": method}, fingerprint=f"{start}{i}{spec if i else ''}")
+        for i, (phase, spec) in enumerate(zip(made.phases, specs, strict=True))
+    ]
+    identity = {**made.identity, **({} if start is None else {"from": start})}
+    return dataclasses.replace(made, phases=phases, identity=identity)
+
+
+def alone(method: str, spec: dict, accuracy: float, epochs: int, **fields) -> Result:
+    return run(method, accuracy=(accuracy,), epochs=epochs, spec=spec, **fields)
+
+
+def against(result: Result, every: list[Result]) -> dict[str, float]:
+    return {match.against: match.reached for match in matches([result], [result, *every])}
+
+
+def test_two_phases_pair_with_what_the_table_asks_for() -> None:
+    went_on = chain("heads", [TAKEN, HEAD], (90.0, 93.0))
+    controls = [
+        chain("matched", [TAKEN, SHARED], (90.0, 92.0)),
+        alone("lora", LORA, 91.0, 200),
+        alone("heads", HEAD, 89.0, 200, variant="long"),
+    ]
+    assert against(went_on, controls) == {"P1": 90.0, "longer P1": 91.0, EQUAL_SIZE: 92.0, "longer P2": 89.0}
+    (table,) = tables([went_on])
+    notes = " ".join(table.notes)
+    assert "run method=matched_lora with the same from as well" in notes
+    assert "run method=p0 protocol.epochs=200 without from as well" in notes
+    assert "run method=p1 protocol.epochs=200 without from as well" in notes
+    assert "hs_control" not in notes
+
+
+def test_a_control_of_another_start_does_not_pair() -> None:
+    went_on = chain("heads", [TAKEN, HEAD], (90.0, 93.0))
+    assert EQUAL_SIZE not in against(went_on, [chain("matched", [TAKEN, SHARED], (90.0, 92.0), start="b")])
+
+
+def test_the_third_phase_is_measured_after_the_same_two() -> None:
+    went_on = chain("heads", [TAKEN, {**TAKEN, "rank": 4}, HEAD], (90.0, 91.0, 93.0))
+    control = chain("matched", [TAKEN, {**TAKEN, "rank": 4}, SHARED], (90.0, 91.0, 92.0))
+    assert is_control(control.tested)
+    found = against(went_on, [control, alone("lora", LORA, 91.5, 300)])
+    assert found == {"P1": 90.0, EQUAL_SIZE: 92.0, "longer P1": 91.5}
+
+
+def test_heads_over_another_task_are_measured_over_the_same_one() -> None:
+    went_on = chain("heads", [TAKEN, HEAD], (None, 93.0))
+    assert list(controls_of(went_on)) == [HEADS]
+    other = alone("matched", SHARED, 70.0, 200)
+    same = chain("matched", [TAKEN, SHARED], (None, 92.0))
+    assert against(went_on, [other]) == {}
+    assert against(went_on, [other, same]) == {EQUAL_SIZE: 92.0}
+
+
+def test_a_last_phase_of_shared_updates_has_no_twin_of_its_size() -> None:
+    went_on = chain("lora", [TAKEN, HEAD, LORA], (90.0, 93.0, 94.0))
+    assert list(controls_of(went_on)[PHASE]) == ["longer P1", "longer P2"]
+
+
+@pytest.mark.parametrize("epochs", [100, 0])
+def test_a_file_of_unknown_training_is_not_what_was_trained(epochs: int) -> None:
+    went_on = chain("heads", [TAKEN, HEAD], (90.0, 93.0))
+    first = dataclasses.replace(went_on.phases[0], epochs=epochs)
+    went_on = dataclasses.replace(went_on, phases=[first, went_on.phases[1]])
+    found = against(went_on, [alone("lora", LORA, 91.0, 100 + epochs)])
+    assert ("longer P1" in found) == (epochs > 0)
