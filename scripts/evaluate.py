@@ -43,9 +43,8 @@ def _again(options: argparse.Namespace) -> int:
         recorded = "-" if retest.recorded is None else f"{retest.recorded:.4f} %"
         verdict = "the same" if retest.is_same else "DIFFERENT"
         what = "" if retest.metric == "accuracy" else f" ({retest.metric})"
-        print(
-            f"phase {retest.number} {retest.label}: recorded {recorded}, measured {retest.measured:.4f} %{what}: {verdict}"
-        )
+        measured = f"recorded {recorded}, measured {retest.measured:.4f} %{what}"
+        print(f"phase {retest.number} {retest.label}: {measured}: {verdict}")
     if options.json:
         atomic.write_json(options.json, [{**dataclasses.asdict(r), "is_same": r.is_same} for r in retests])
     return 0 if all(retest.is_same for retest in retests) else 1

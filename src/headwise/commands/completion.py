@@ -170,7 +170,7 @@ class _Completer:
         above, dot, _ = key.rpartition(".")
         node = _node(self.config, above) if above else self.config
         if isinstance(node, DictConfig):
-            for name in node:
+            for name in map(str, node):
                 yield f"{above}{dot}{name}{'.' if isinstance(node._get_node(name), DictConfig) else '='}"
         yield from (f"{group}=" for group in self.config.hydra.runtime.choices)
         if adds:

@@ -80,7 +80,7 @@ class AutoSource:
     def _choose(self, task: VTABTask) -> Source:
         if self.shape != SHAPES[0]:
             lists = self._under_root(task)
-            if lists is None or lists is not self.folder:
+            if not isinstance(lists, FolderSource):
                 raise ConfigError(
                     f"data.resize={self.shape} is for images as they lie, in a list-file tree or class folders under "
                     f"data.root; task {task.name!r} is read from elsewhere"

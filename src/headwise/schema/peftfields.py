@@ -49,7 +49,7 @@ UNSUPPORTED: tuple[tuple[str, Any, str], ...] = (
     (
         "init_lora_weights",
         ("eva",),
-        "its start needs passes over the data that also choose the ranks (method=eva takes them)",
+        "its start needs passes over the data, which method=eva takes",
     ),
     ("init_lora_weights", ("corda",), "its start needs covariances of the inputs"),
     ("eva_config", None, "its start needs passes over the data that also choose the ranks"),

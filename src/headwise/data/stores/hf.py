@@ -171,8 +171,8 @@ class DatasetsSource:
         for number, values in enumerate(shard.rows([image, *columns]), start=1):
             content = self._content(shard, values.pop(image), number)
             names = self._names(shard, values, task.multi_label, number)
-            label: int | tuple[int, ...] = numbered(names, task.num_classes, indices, f"{shard.file}, line {number}")
-            entry = ListedImage(f"{name}/{number}", label if task.multi_label else label[0], shard.file, number)
+            labels = numbered(names, task.num_classes, indices, f"{shard.file}, line {number}")
+            entry = ListedImage(f"{name}/{number}", labels if task.multi_label else labels[0], shard.file, number)
             digest = Digest(hashlib.sha256(content).hexdigest(), content.startswith(JPEG_MAGIC))
             yield Row(entry, digest, facts(content))
 
