@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from headwise.artifacts.classifier import AT_ONCE, Classifier
-from headwise.artifacts.export import load
+from headwise.artifacts import export
 from headwise.artifacts.saved import SavedRun
 from headwise.data.stores.classfolders import ClassFolders
 from headwise.data.stores.folder import FolderSource, label_array
@@ -83,7 +83,7 @@ def evaluate_on(
     entries = _of_file(place, task) if place.is_file() else _of_folder(place, task, split)
     folder = place.parent if place.is_file() else place
     files = [path for path, _ in locate(entries, folder, folder)]
-    net = load(run_dir, weights, trust=trust)
+    net = export.load(run_dir, weights, trust=trust)
     net.to("cuda" if torch.cuda.is_available() else "cpu")
     scores, labels = _scores(net, files), label_array(entries, task)
     return Elsewhere(
