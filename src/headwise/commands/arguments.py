@@ -188,7 +188,7 @@ def old_folder(word: str) -> Path:
 
 def old_place(word: str) -> Path:
     """A folder or a file that is there."""
-    path = folder(word)
+    path = _path(word)
     return path if at_home(path).is_dir() else old_file(word)
 
 
