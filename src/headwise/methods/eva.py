@@ -36,7 +36,7 @@ class EVA(Method):
 
     Parameters: the sum of r_i (I + O); with targets of equal size that of LoRA.
 
-    Licence: None read (ml-jku/EVA, BenediktAlkin/vtab1k-pytorch: none found); peft's is Apache-2.0.
+    Licence: No licence file found (ml-jku/EVA, BenediktAlkin/vtab1k-pytorch), not copied; peft's is Apache-2.0.
     Not for: Runs that may not look at the training images before they train.
 
     Attributes:
