@@ -46,11 +46,7 @@ UNSUPPORTED: tuple[tuple[str, Any, str], ...] = (
     ("peft_type", None, "the class of the config says it"),
     ("modules_to_save|target_parameters", None, HEAD),
     ("bias", ("all", "lora_only", "delora_only", "oft_only"), HEAD),
-    (
-        "init_lora_weights",
-        ("eva",),
-        "its start needs passes over the data, which method=eva takes",
-    ),
+    ("init_lora_weights", ("eva",), "its start needs passes over the data that also choose the ranks (see method=eva)"),
     ("init_lora_weights", ("corda",), "its start needs covariances of the inputs"),
     ("eva_config", None, "its start needs passes over the data that also choose the ranks"),
     ("corda_config", None, "its start needs covariances of the inputs"),
