@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 import headwise
 from headwise.artifacts.export import evaluate
 from headwise.artifacts.published import write_hub
+from headwise.comparison.controls import EQUAL_SIZE, matches
 from headwise.errors import CheckpointError, ConfigError
 from headwise.protocol.earlier import Earlier
 from headwise.results.store import Result
@@ -50,6 +51,16 @@ def test_going_on_per_head_is_the_second_phase_of_hs_lora(first: Path, tmp_path:
     assert again is not None and again.created == on.created, "it is finished"
 
 
+def test_the_runs_that_a_table_asks_for_are_its_controls(first: Path, tmp_path: Path) -> None:
+    on, _ = trained(*LOC, "method=head_lora", f"from={first}", f"root={tmp_path}")
+    words = {EQUAL_SIZE: ["method=matched_lora", f"from={first}"]}
+    words |= {"longer P1": ["method=lora", f"protocol.epochs={on.epochs}"]}
+    words |= {"longer P2": ["method=head_lora", f"protocol.epochs={on.epochs}", "name=long"]}
+    controls = {kind: trained(*LOC, *chosen, f"root={tmp_path}")[0] for kind, chosen in words.items()}
+    found = {match.against: match.other for match in matches([on], [on, *controls.values()])}
+    assert {kind: found.get(kind) for kind in controls} == {kind: control.key for kind, control in controls.items()}
+
+
 def test_another_task_has_a_classifier_of_its_own_and_does_not_test_what_was_before(
     first: Path, tmp_path: Path
 ) -> None:
@@ -61,6 +72,7 @@ def test_another_task_has_a_classifier_of_its_own_and_does_not_test_what_was_bef
     assert head.shape[0] == 8 and load_file(first / "phase-1.safetensors")["head.weight"].shape[0] == 16
     (retest,) = evaluate(here)
     assert retest.measured == pytest.approx(own.accuracy)
+    assert retest.number == 2, "the run's own numbers, also of phases that are not tested again"
 
 
 def test_a_chain_of_three_keeps_every_link(first: Path, tmp_path: Path) -> None:
