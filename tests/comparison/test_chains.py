@@ -13,6 +13,7 @@ from made_results import LORA, run
 
 HEAD = {"_target_": "headwise.methods.hs_lora.HeadLoRA", "rank": 2}
 SHARED = {"_target_": "headwise.methods.hs_lora.MatchedLoRA", "head_rank": 2}
+PLAIN = {**LORA, "checkpoint": None}
 TAKEN = {**LORA, "checkpoint": "/runs/lora/phase-1.safetensors"}
 
 
@@ -41,7 +42,7 @@ def test_two_phases_pair_with_what_the_table_asks_for() -> None:
     went_on = chain("heads", [TAKEN, HEAD], (90.0, 93.0))
     controls = [
         chain("matched", [TAKEN, SHARED], (90.0, 92.0)),
-        alone("lora", LORA, 91.0, 200),
+        alone("lora", PLAIN, 91.0, 200),
         alone("heads", HEAD, 89.0, 200, variant="long"),
     ]
     assert against(went_on, controls) == {"P1": 90.0, "longer P1": 91.0, EQUAL_SIZE: 92.0, "longer P2": 89.0}
@@ -62,7 +63,7 @@ def test_the_third_phase_is_measured_after_the_same_two() -> None:
     went_on = chain("heads", [TAKEN, {**TAKEN, "rank": 4}, HEAD], (90.0, 91.0, 93.0))
     control = chain("matched", [TAKEN, {**TAKEN, "rank": 4}, SHARED], (90.0, 91.0, 92.0))
     assert is_control(control.tested)
-    found = against(went_on, [control, alone("lora", LORA, 91.5, 300)])
+    found = against(went_on, [control, alone("lora", PLAIN, 91.5, 300)])
     assert found == {"P1": 90.0, EQUAL_SIZE: 92.0, "longer P1": 91.5}
 
 
@@ -85,5 +86,5 @@ def test_a_file_of_unknown_training_is_not_what_was_trained(epochs: int) -> None
     went_on = chain("heads", [TAKEN, HEAD], (90.0, 93.0))
     first = dataclasses.replace(went_on.phases[0], epochs=epochs)
     went_on = dataclasses.replace(went_on, phases=[first, went_on.phases[1]])
-    found = against(went_on, [alone("lora", LORA, 91.0, 100 + epochs)])
+    found = against(went_on, [alone("lora", PLAIN, 91.0, 100 + epochs)])
     assert ("longer P1" in found) == (epochs > 0)

@@ -27,8 +27,7 @@ def start_of(result: Result) -> Any:
 
 def trained(phase: PhaseResult) -> dict[str, Any]:
     """What was asked for of a phase; not the file that a chain took it from, where it was trained by this recipe."""
-    apart = ("checkpoint",) if phase.epochs else ()
-    return {name: value for name, value in phase.asked.items() if name not in apart}
+    return {**phase.asked, "checkpoint": None} if phase.epochs and phase.asked.get("checkpoint") else phase.asked
 
 
 def is_measured_by_size(result: Result) -> bool:
