@@ -189,7 +189,9 @@ def old_folder(word: str) -> Path:
 def old_place(word: str) -> Path:
     """A folder or a file that is there."""
     path = _path(word)
-    return path if at_home(path).is_dir() else old_file(word)
+    if not at_home(path).is_dir() and (why := no_file(at_home(path))):
+        raise ConfigError(f"{word} {why}; name a folder, or a list file")
+    return path
 
 
 def old_file(word: str) -> Path:
