@@ -22,6 +22,7 @@ from headwise.network.backbone import BackboneSpec
 from headwise.network.kept import Networks
 from headwise.runs import execution
 from headwise.runs.experiment import run
+from headwise.training import features
 from made_networks import REPO, compose_config
 
 TINY = ["backbone=vit_tiny_random", "dataset=dsprites_loc", "data=synthetic", "protocol=smoke"]
@@ -33,6 +34,8 @@ JOBS: list[list[str]] = [
     ["method=hs_lora"],
     ["method=heart_lora", "ne=ne1"],
     ["method=full"],
+    ["method=linear"],
+    ["method=linear", "seed=1"],
     ["method=lora", "dataset=svhn"],
 ]
 
@@ -46,6 +49,7 @@ def new_process(monkeypatch: pytest.MonkeyPatch) -> None:
 def begin(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(execution, "NETWORKS", Networks())
     monkeypatch.setattr(execution, "IMAGES", KeptImages())
+    monkeypatch.setattr(features, "KEPT", features.KeptFeatures())
 
 
 def made(root: Path) -> dict[str, Any]:

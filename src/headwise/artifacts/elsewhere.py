@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from headwise.artifacts.classifier import AT_ONCE, Classifier
 from headwise.artifacts import export
+from headwise.artifacts.classifier import AT_ONCE, Classifier
 from headwise.artifacts.saved import SavedRun
 from headwise.data.stores.classfolders import ClassFolders
 from headwise.data.stores.folder import FolderSource, label_array

@@ -51,6 +51,9 @@ class Installed:
     wrappers' own parts. Their parameters and the head's train; everything else is frozen.
     """
 
+    reads_features = False
+    """Whether the network before the classifier stays as it is: what it makes of an image is then computed once."""
+
     def __init__(self, net: Backbone, owners: Mapping[str, nn.Module]) -> None:
         self.net = net
         self.owners = dict(owners)

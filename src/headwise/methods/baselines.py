@@ -47,6 +47,8 @@ class BaseTuning(Installed):
 class Probe(BaseTuning):
     """Trains the head alone; the network stays in evaluation mode, or drop-path would add noise to fixed features."""
 
+    reads_features = True
+
     def set_mode(self) -> None:
         """Keep the network in evaluation mode."""
         self.net.eval()

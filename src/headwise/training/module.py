@@ -26,6 +26,9 @@ from headwise.updates.objective import loss as mean_loss
 HISTORY = "consistency_history"
 """In a checkpoint: the logits that mode fast of `headwise.updates.consistency.Consistency` compares with."""
 
+READ_EVERY = 32
+"""Steps whose losses are read from a GPU together."""
+
 
 def reseed(*parts: int | str) -> None:
     """Set every random state (python, numpy, torch) from `parts`: what is drawn next depends on nothing else."""
@@ -86,6 +89,7 @@ class PhaseModule(L.LightningModule):
         self.epochs, self.steps_per_epoch, self.peak, self.cycles = epochs, steps_per_epoch, lr, cycles
         self.seed_parts, self.batches, self.parts = tuple(seed_parts), batches, parts
         self.consistency = consistency
+        self._unread: list[tuple[int, Tensor]] = []  # steps and losses that are not known to be finite yet
         self.correct, self.seen = torch.zeros((), dtype=torch.long), 0
         self.confusion: Tensor | None = None  # (K, K) images by true and predicted class, of the last test
         self.precisions: list[float | None] = []  # of the last test, by class, of images with several labels
@@ -108,42 +112,68 @@ class PhaseModule(L.LightningModule):
         """The loss of one batch plus the method's penalty."""
         # gradients of all parts but the last are added up here; Lightning's own backward takes the last one
         *earlier, last = split(batch, self.parts)
-        value = agreement = 0.0
+        told: list[Tensor] = []
+        whole: list[Tensor] = []
         if self.consistency is not None:
             self.consistency.begin(batch_idx)
         if earlier:
             self.trainer.optimizers[0].zero_grad()
-        for part in earlier:
+        for part in (*earlier, last):
             loss, term = self._loss(*part)
-            value, agreement = value + float(loss.detach()), agreement + term
-            self.trainer.strategy.backward(loss, None)
-        loss, term = self._loss(*last)
-        value, agreement = value + float(loss.detach()), agreement + term
-        # stop before the optimiser steps: the epoch's checkpoint then holds the last finite weights
-        if not np.isfinite(value):
-            raise NonFiniteLoss(
-                f"the loss became {value} at epoch {self.current_epoch + 1}, step {self.global_step}; "
-                "the last saved epoch is kept: lower protocol.lr or the method's scale and run again"
-            )
+            whole.append(loss.detach().double())
+            told.append(whole[-1] if term is None else whole[-1] - term)
+            if part is not last:
+                self.trainer.strategy.backward(loss, None)
+        self._watch(sum(whole[1:], whole[0]), batch_idx)
         # a method's penalty is not told either: the loss compares runs with and without
-        self.log("train_loss", value - agreement, on_step=False, on_epoch=True, batch_size=len(batch[1]))
+        mean = sum(told[1:], told[0]).float()
+        self.log("train_loss", mean, on_step=False, on_epoch=True, batch_size=len(batch[1]))
         penalty = self.installed.penalty()
         return loss if penalty is None else loss + penalty
 
-    def _loss(self, images: Tensor, labels: Tensor, share: float) -> tuple[Tensor, float]:
+    def _watch(self, loss: Tensor, batch_idx: int) -> None:
+        """Stop where a loss is not finite: at once on a CPU, else at the latest before the epoch's checkpoint.
+
+        Reading a number of a GPU waits for all that it has been told to do, so that losses are read together.
+
+        Raises:
+            NonFiniteLoss: with the first such step; the checkpoint then holds the last finite weights.
+        """
+        self._unread.append((self.global_step, loss))
+        is_last = (batch_idx + 1) % self.steps_per_epoch == 0
+        if loss.device.type != "cpu" and len(self._unread) < READ_EVERY and not is_last:
+            return
+        values = torch.stack([value for _, value in self._unread]).tolist()
+        steps = [step for step, _ in self._unread]
+        self._unread.clear()
+        for step, value in zip(steps, values, strict=True):
+            if not np.isfinite(value):
+                raise NonFiniteLoss(
+                    f"the loss became {value} at epoch {self.current_epoch + 1}, step {step}; "
+                    "the last saved epoch is kept: lower protocol.lr or the method's scale and run again"
+                )
+
+    def _loss(self, images: Tensor, labels: Tensor, share: float) -> tuple[Tensor, Tensor | None]:
         """What a part of a batch with this `share` of its images adds to the batch's mean loss.
 
         Returns:
             The loss, and what of it is not cross-entropy but the difference of two disturbed passes.
         """
-        x, term = self.preprocess(images), 0.0
+        term = None
         if self.consistency is None:
-            # logits (B, K) in float32, whatever the network computes in: in bf16 the loss would keep three digits
-            loss = mean_loss(self.net(x).float(), labels)
+            loss = mean_loss(self.logits(images), labels)
         else:
-            loss, difference = self.consistency.loss(x, labels, self.global_step)
-            loss, term = loss + difference, share * float(difference.detach())
+            loss, difference = self.consistency.loss(self.preprocess(images), labels, self.global_step)
+            loss, term = loss + difference, share * difference.detach().double()
         return (loss if share == 1.0 else loss * share), term
+
+    def logits(self, batch: Tensor) -> Tensor:
+        """Of images as they are stored, (B, C, H, W), or of what the network makes of them, (B, D): (B, K), float32.
+
+        Whatever the network computes in: in bf16 the loss would keep three digits.
+        """
+        logits: Tensor = self.net.head(batch) if batch.ndim == 2 else self.net(self.preprocess(batch))
+        return logits.float()
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
         """Keep what the earlier parts of the batch have added; `training_step` has cleared what was before them."""
@@ -153,7 +183,7 @@ class PhaseModule(L.LightningModule):
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Count correct predictions; of images with several labels keep what mAP needs."""
         images, labels = batch
-        logits = self.net(self.preprocess(images)).float()
+        logits = self.logits(images)
         if labels.ndim == 2:
             self._several.append((logits, labels))
             return

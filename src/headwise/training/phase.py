@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 from torch import Tensor
@@ -36,6 +36,7 @@ from headwise.training.address import (
     write_tensors,
 )
 from headwise.training.consistency import Disturbed
+from headwise.training.features import Inputs, inputs
 from headwise.training.machine import attended
 from headwise.training.module import PhaseModule, number_of, reseed
 from headwise.training.progress import History, Progress
@@ -85,17 +86,25 @@ class PreparedPhase:
     selection: TestSelection
 
 
+class Fitted(NamedTuple):
+    """A phase after its last epoch: what trained it, its curve, and what it was trained and is tested on."""
+
+    trainer: L.Trainer
+    history: History
+    inputs: Inputs
+
+
 def train_phase(work: Work, run: PhaseRun, claim: Claim) -> PhaseResult:
     """Train one phase (from its last saved epoch if there is one), test it once, store it, merge it."""
     phase = _prepare(work, run)
     _warm_up(work, run, phase)
-    trainer, history = _fit(work, phase, run, run.folder, phase.module.epochs, run.title, claim)
+    fitted = _fit(work, phase, run, run.folder, phase.module.epochs, run.title, claim)
     # what is tested is what is stored and merged: the tensors are taken once, before the test
     tensors = _final_tensors(work, run, phase)
-    accuracy = None if run.is_foreign else _test(work, phase, trainer, tensors)
+    accuracy = None if run.is_foreign else _test(work, phase, fitted, tensors)
     if run.is_foreign:
         phase.installed.unpack(tensors)
-    result = _store(work, run, phase, history, tensors, accuracy)
+    result = _store(work, run, phase, fitted, tensors, accuracy)
     phase.installed.merge()
     return result
 
@@ -161,7 +170,7 @@ def _warm_up(work: Work, run: PhaseRun, phase: PreparedPhase) -> None:
     source = work.store.path(run.trunk) / CHECKPOINT
     with work.store.claim(run.trunk, on_wait=lambda holder: waiting(holder, work.say)) as shared:
         if shared.held:
-            _, history = _fit(work, phase, run, source.parent, warmup, f"{run.title} warm-up", shared)
+            history = _fit(work, phase, run, source.parent, warmup, f"{run.title} warm-up", shared).history
             steps = warmup * phase.module.steps_per_epoch
             work.store.finish(run.trunk, warmup_record(run, phase.installed, history, spec, warmup, steps))
         else:
@@ -177,7 +186,7 @@ def _warm_up(work: Work, run: PhaseRun, phase: PreparedPhase) -> None:
 
 def _fit(
     work: Work, phase: PreparedPhase, run: PhaseRun, folder: Path, epochs: int, title: str, claim: Claim
-) -> tuple[L.Trainer, History]:
+) -> Fitted:
     """Train up to epoch `epochs`, going on from the checkpoint in `folder` if there is one."""
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / CHECKPOINT
@@ -206,9 +215,11 @@ def _fit(
     resume = str(checkpoint) if checkpoint.is_file() else None
     if resume:
         work.say(f"{title}: resuming after its last saved epoch")
+    fed = inputs(phase.module, work.data, trainer, epochs)
+    phase.selection.test = fed.test
     with attended(trainer, work.net):
-        trainer.fit(phase.module, work.data.train_dataloader(), ckpt_path=resume, weights_only=True)
-    return trainer, history
+        trainer.fit(phase.module, fed.train, ckpt_path=resume, weights_only=True)
+    return Fitted(trainer, history, fed)
 
 
 def _final_tensors(work: Work, run: PhaseRun, phase: PreparedPhase) -> dict[str, Tensor]:
@@ -226,11 +237,11 @@ def _final_tensors(work: Work, run: PhaseRun, phase: PreparedPhase) -> dict[str,
     return {**other, **own}
 
 
-def _test(work: Work, phase: PreparedPhase, trainer: L.Trainer, tensors: Mapping[str, Tensor]) -> float:
+def _test(work: Work, phase: PreparedPhase, fitted: Fitted, tensors: Mapping[str, Tensor]) -> float:
     """Accuracy on the test images, percent, with exactly the tensors that are stored and merged."""
     phase.installed.unpack(tensors)
-    with attended(trainer, work.net):
-        (outcome,) = trainer.test(phase.module, work.data.test_dataloader(), verbose=False)
+    with attended(fitted.trainer, work.net):
+        (outcome,) = fitted.trainer.test(phase.module, fitted.inputs.test, verbose=False)
     return outcome["test_accuracy"]
 
 
@@ -238,13 +249,15 @@ def _store(
     work: Work,
     run: PhaseRun,
     phase: PreparedPhase,
-    history: History,
+    fitted: Fitted,
     tensors: Mapping[str, Tensor],
     accuracy: float | None,
 ) -> PhaseResult:
     """Write the tensors, then the record that makes them count, and say what was reached."""
     installed, machine, selection, epochs = phase.installed, work.machine, phase.selection, phase.module.epochs
     steps = epochs * phase.module.steps_per_epoch
+    history, features = fitted.history, fitted.inputs.seconds
+    seconds = history.seconds + (features or 0.0)
     classes: dict[str, Any] = {}
     if accuracy is not None and phase.module.confusion is not None:
         confusion = phase.module.confusion.cpu().numpy()
@@ -255,9 +268,9 @@ def _store(
     result = PhaseResult(
         label=run.method.label,
         accuracy=accuracy,
-        **costs(installed, history),
+        **{**costs(installed, history), "seconds": seconds},
         num_test=None if accuracy is None else len(work.data.test_dataloader().labels),
-        images_per_second=history.images / history.seconds if history.seconds else None,
+        images_per_second=history.images / seconds if seconds else None,
         peak_memory=history.peak_memory,
         epochs=epochs,
         steps=steps,
@@ -270,6 +283,7 @@ def _store(
             **({"made": dict(machine.made)} if machine.made else {}),
             "warmup_steps": work.protocol.warmup_count(steps // phase.module.cycles),
             **({"batch_parts": machine.parts} if machine.parts > 1 else {}),
+            **({} if features is None else {"features": {"seconds": features}}),
             **installed.report(),
             **selection.report(),
             **classes,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import lightning as L
@@ -21,12 +22,14 @@ class TestSelection(L.Callback):
         best: tensors of the best epoch so far, as stored; None where nothing is selected.
         epoch: the epoch of these tensors, counted from 1.
         accuracy: what that epoch reached, a fraction; mAP where images have several labels.
+        test: batches to look at instead of the data's own, for a network that is given features.
     """
 
     __test__ = False  # not a test case, whatever its name
 
     def __init__(self, data: VTABDataModule, protocol: Protocol, first: int = 1) -> None:
         self.data, self.first = data, first
+        self.test: Iterable[tuple[Tensor, Tensor]] | None = None
         self.every = protocol.select_every if protocol.select == "best_test" else 0
         self.after = protocol.select_after
         self.best: dict[str, Tensor] | None = None
@@ -45,9 +48,8 @@ class TestSelection(L.Callback):
         module.net.eval()
         tally = Tally()
         with trainer.precision_plugin.forward_context():
-            for images, labels in self.data.test_dataloader():
-                logits = module.net(module.preprocess(images.to(module.device)))
-                tally.add(logits, labels.to(module.device))
+            for images, labels in self.test or self.data.test_dataloader():
+                tally.add(module.logits(images.to(module.device)), labels.to(module.device))
         if training:
             module.installed.set_mode()
         share = tally.share

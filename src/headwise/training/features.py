@@ -1,0 +1,194 @@
+"""What a frozen network makes of its images, computed once: a linear probe then trains on that.
+
+Legend: N images, C channels, D features (what the classifier reads), K classes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from headwise.data.vtab import EvalBatches, TrainBatches, VTABDataModule
+from headwise.network.backbone import Backbone
+from headwise.network.portions import split
+from headwise.results.fingerprint import fingerprint
+from headwise.training.module import PhaseModule
+
+LIMIT = 256 << 20
+"""Bytes of a split's features that are held; what is larger is computed when it is asked for."""
+Batch = tuple[Tensor, Tensor]
+_PLAIN = (bool, int, float, str, tuple, type(None))
+
+
+@dataclass(frozen=True)
+class Features:
+    """Of one split.
+
+    Attributes:
+        values: (N, D), in the order of the images, on the CPU.
+        labels: (N,).
+        seconds: that computing them took.
+    """
+
+    values: Tensor
+    labels: Tensor
+    seconds: float
+
+
+class FeatureBatches:
+    """A split's features (B, D) and labels (B,) in its own order, at most `size` of them at a time."""
+
+    def __init__(self, features: Features, size: int) -> None:
+        self.features, self.size = features, size
+
+    def __len__(self) -> int:
+        return -(-len(self.features.labels) // self.size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        yield from zip(self.features.values.split(self.size), self.features.labels.split(self.size), strict=True)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a phase trains on and is tested with: batches of images (B, C, H, W), or of features (B, D).
+
+    Attributes:
+        train, test: the batches, the same images in the same order either way.
+        seconds: that computing the features took, when it was done; None where they are not used.
+    """
+
+    train: TrainBatches
+    test: EvalBatches | FeatureBatches
+    seconds: float | None = None
+
+
+class KeptFeatures:
+    """Features of the network and the images that were last asked for, for the next run of this process."""
+
+    def __init__(self) -> None:
+        self._key = ""
+        self._splits: dict[tuple[str, int], Features] = {}
+
+    def start(self, key: str) -> None:
+        """Forget what is not of `key`, which says all that features depend on."""
+        if key != self._key:
+            self._key = key
+            self._splits.clear()
+
+    def get(self, name: str, batch_size: int) -> Features | None:
+        """Those of a split as they came from batches of this size."""
+        return self._splits.get((name, batch_size))
+
+    def put(self, name: str, batch_size: int, features: Features) -> Features:
+        """Keep them."""
+        self._splits[name, batch_size] = features
+        return features
+
+
+KEPT = KeptFeatures()
+
+
+def inputs(module: PhaseModule, data: VTABDataModule, trainer: L.Trainer, epochs: int) -> Inputs:
+    """Features where the network before the classifier is fixed and its images are; else the images.
+
+    A fixed network is one whose method says so (`Installed.reads_features`). The same numbers come of it: features are
+    those of batches as large as those of training and of testing.
+
+    Args:
+        module: of the phase, on its device.
+        data: of its images.
+        trainer: whose precision is computed in.
+        epochs: that are trained; without any nothing is gained.
+    """
+    plain = Inputs(data.train_dataloader(), data.test_dataloader())
+    if not epochs or not module.installed.reads_features or data.augment != "none" or module.consistency is not None:
+        return plain
+    module.installed.set_mode()
+    whole = data.train_batches(shuffle=False)
+    KEPT.start(_key(module, data, whole, str(trainer.precision)))
+    train = _features(module, trainer, "train", whole, whole.batch_size)
+    if train is None:
+        return plain
+    batches = plain.train
+    of_train = TrainBatches(
+        train.values, train.labels, batches.batch_size, batches.seed, batches.phase, batches.drop_last
+    )
+    if len(plain.test.labels) * train.values[0].nbytes > LIMIT:
+        return Inputs(of_train, plain.test, train.seconds)
+    size = plain.test.batch_size
+    test = _features(module, trainer, "test", plain.test, size)
+    if test is None:
+        return Inputs(of_train, plain.test, train.seconds)
+    return Inputs(of_train, FeatureBatches(test, size), train.seconds)
+
+
+def _features(
+    module: PhaseModule, trainer: L.Trainer, name: str, batches: Iterable[Batch], batch_size: int
+) -> Features | None:
+    """Of all images of a split; None where the classifier reads something else than one row per image."""
+    if (kept := KEPT.get(name, batch_size)) is not None:
+        return kept
+    start = time.perf_counter()
+    values, labels = [], []
+    with torch.no_grad(), trainer.precision_plugin.forward_context():
+        for batch in batches:
+            for images, theirs, _ in split(batch, module.parts):
+                logits, read = _read(module.net, module.preprocess(images.to(module.device)))
+                # a network that does more with its classifier than apply it last is not one of these
+                if read is None or (not values and not torch.equal(module.net.head(read), logits)):
+                    return None
+                values.append(read.cpu())
+                labels.append(theirs)
+    return KEPT.put(name, batch_size, Features(torch.cat(values), torch.cat(labels), time.perf_counter() - start))
+
+
+def _read(net: Backbone, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Logits (B, K) of images as the network takes them, and the features (B, D) that the classifier read for them."""
+    seen: list[Tensor] = []
+
+    def see(head: nn.Module, arguments: tuple[Any, ...]) -> None:
+        seen.append(arguments[0])
+
+    hook = net.head.register_forward_pre_hook(see)
+    try:
+        logits = net(x)
+    finally:
+        hook.remove()
+    return logits, seen[0] if len(seen) == 1 and seen[0].shape == (len(x), seen[0].shape[-1]) else None
+
+
+def _key(module: PhaseModule, data: VTABDataModule, train: TrainBatches, precision: str) -> str:
+    """All that features depend on: the network, its images, and how it computes."""
+    images = hashlib.sha256(np.ascontiguousarray(train.images).data).hexdigest()
+    preparation = [data.stored_size, data.resize, data.mean, data.std, data.train_images, data.test_images]
+    return fingerprint(
+        {
+            "network": _content(module.net),
+            "images": [data.task.name, data.fingerprint(), data.train_split, data.eval_split, images],
+            "preparation": [data.img_size, *preparation],
+            "computing": [str(module.device), precision, torch.get_num_threads(), module.parts],
+        }
+    )
+
+
+def _content(net: Backbone) -> str:
+    """Hash of all tensors outside the classifier, and of what the modules are and are set to."""
+    digest = hashlib.sha256()
+    head = {id(tensor) for tensor in net.head.parameters()}
+    for name, tensor in [*net.model.named_parameters(), *net.model.named_buffers()]:
+        if id(tensor) not in head:
+            whole = tensor.detach().cpu().contiguous()
+            digest.update(f"{name} {tuple(whole.shape)} {whole.dtype}\n".encode())
+            digest.update(whole.flatten().view(torch.uint8).numpy().data)
+    for name, part in net.model.named_modules():
+        settings = {key: value for key, value in vars(part).items() if isinstance(value, _PLAIN)}
+        digest.update(f"{name} {type(part).__qualname__} {part.extra_repr()} {sorted(settings.items())}\n".encode())
+    return digest.hexdigest()
