@@ -108,7 +108,8 @@ def inputs(module: PhaseModule, data: VTABDataModule, trainer: L.Trainer, epochs
         trainer: whose precision is computed in.
         epochs: that are trained; without any nothing is gained.
     """
-    plain = Inputs(data.train_dataloader(), data.test_dataloader())
+    images = data.test_dataloader()
+    plain = Inputs(data.train_dataloader(), images)
     if not epochs or not module.installed.reads_features or data.augment != "none" or module.consistency is not None:
         return plain
     module.installed.set_mode()
@@ -121,10 +122,10 @@ def inputs(module: PhaseModule, data: VTABDataModule, trainer: L.Trainer, epochs
     of_train = TrainBatches(
         train.values, train.labels, batches.batch_size, batches.seed, batches.phase, batches.drop_last
     )
-    if len(plain.test.labels) * train.values[0].nbytes > LIMIT:
+    if len(images.labels) * train.values[0].nbytes > LIMIT:
         return Inputs(of_train, plain.test, train.seconds)
-    size = plain.test.batch_size
-    test = _features(module, trainer, "test", plain.test, size)
+    size = images.batch_size
+    test = _features(module, trainer, "test", images, size)
     if test is None:
         return Inputs(of_train, plain.test, train.seconds)
     return Inputs(of_train, FeatureBatches(test, size), train.seconds)
@@ -137,7 +138,8 @@ def _features(
     if (kept := KEPT.get(name, batch_size)) is not None:
         return kept
     start = time.perf_counter()
-    values, labels = [], []
+    values: list[Tensor] = []
+    labels: list[Tensor] = []
     with torch.no_grad(), trainer.precision_plugin.forward_context():
         for batch in batches:
             for images, theirs, _ in split(batch, module.parts):
