@@ -10,6 +10,7 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
+from headwise.errors import ConfigError
 from headwise.protocol.presets import with_published
 from headwise.schema.nodes import Node, each_node
 from headwise.schema.source import literal_of_target
@@ -34,13 +35,18 @@ def fill_method(
         The configuration, and for each published value its ``key`` and where it comes from.
 
     Raises:
-        ConfigError: for a gate, a field or a published value that there is not.
+        ConfigError: for a gate, a field or a published value that there is not, and for epochs of a checkpoint.
     """
     published: list[dict[str, Any]] = []
 
     def fill(key: str, node: Node) -> Node:
         node, taken = with_published(with_own_fields(with_consistency(with_gate(node, ne))), task, key)
         published.extend(taken)
+        if node.get("checkpoint") and node.get("epochs"):
+            raise ConfigError(
+                f"{key}.epochs={node['epochs']} would train nothing: {key}.checkpoint is taken as it is; "
+                "from=RUN_DIR goes on training"
+            )
         return node
 
     return each_node(method, fill), published
