@@ -15,7 +15,6 @@ from torch import Tensor
 
 from headwise.errors import ConfigError
 from headwise.methods._passes import Counted, leave, scatters, taken
-from headwise.methods._structural import refuse_four_bits
 from headwise.methods.base import Batches, Installed, Method, Plan, as_asked
 from headwise.network.backbone import Backbone
 from headwise.schema.kinds import Count, Factor
@@ -69,7 +68,6 @@ class EVA(Method):
         Returns:
             ``ranks`` (site key to rank), ``batches`` and ``images`` that were looked at.
         """
-        refuse_four_bits(net, self)
         bases = net.bases(self.targets)
         seen = Counted(itertools.islice(batches(), self.num_batches))
         found = scatters(net, list(bases), seen)

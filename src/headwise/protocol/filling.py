@@ -52,6 +52,19 @@ def fill_method(
     return each_node(method, fill), published
 
 
+def check_together(trainer: Mapping[str, Any], method: Mapping[str, Any]) -> None:
+    """Refuse trainer.checkpointing with noise: blocks that are computed again in backward would do without it.
+
+    Raises:
+        ConfigError: for the pair.
+    """
+    nodes: dict[str, Node] = {}
+    each_node(method, lambda key, node: nodes.setdefault(key, node))
+    for key, node in nodes.items():
+        if trainer.get("checkpointing") and node.get("consistency"):
+            raise ConfigError(f"trainer.checkpointing=true and {key}.consistency do not go together; leave one out")
+
+
 def fill_gates(method: Mapping[str, Any], ne: Mapping[str, Any] | None) -> Node:
     """A method's configuration with its gates, and those of every method in it, written out; nothing else is filled."""
     return each_node(method, lambda key, node: with_gate(node, ne))

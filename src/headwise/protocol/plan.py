@@ -26,7 +26,7 @@ from headwise.data.tasks import VTABTask, check_apart, task_of
 from headwise.errors import ConfigError
 from headwise.protocol import described as described  # registers what conf/ interpolates with
 from headwise.protocol.earlier import FROM, Earlier
-from headwise.protocol.filling import fill_method
+from headwise.protocol.filling import check_together, fill_method
 from headwise.protocol.job import asked, overrides_of, sources, turn
 from headwise.protocol.known import check_names
 from headwise.protocol.naming import variant
@@ -129,11 +129,13 @@ class Plan:
         recipe = {key: value for key, value in ground["protocol"].items() if key not in apart}
         # the images on which a search looks are part of the run, not of the phases that it leads to
         ground["data"] = {"fingerprint": ground["data"]["fingerprint"]}
-        splits = {"train_split": protocol.train_split, "eval_split": protocol.eval_split}
-        if any(recipe[key] != split for key, split in splits.items()):
-            images = self.source.fingerprint(self.task, tuple(splits.values()))
-            ground["data"] = {"fingerprint": images}
-            recipe |= {**splits, "test_images": protocol.test_images, "select": protocol.select}
+        splits = (protocol.train_split, protocol.eval_split)
+        if (recipe["train_split"], recipe["eval_split"]) != splits:
+            ground["data"] = {"fingerprint": self.source.fingerprint(self.task, splits)}
+        names = ("train_split", "eval_split", "test_images", "select")
+        looked_at = {name: getattr(protocol, name) for name in names}
+        if any(recipe.get(name, getattr(Protocol, name)) != value for name, value in looked_at.items()):
+            recipe |= looked_at
         return {**ground, "protocol": recipe}
 
 
@@ -251,6 +253,7 @@ def resolved(
     # again: what the tables of tasks and of published values hold has not been looked at yet
     check_method(config["method"])
     config["method"] = fill_revisions(config["method"])
+    check_together(trainer, config["method"])
     if published:
         config[PUBLISHED] = published
     config["backbone"]["name"] = network_name(config["backbone"], given)

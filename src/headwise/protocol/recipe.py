@@ -62,8 +62,8 @@ class Protocol:
         normalize: ``model`` (what the weights expect), or a name in `NORMALIZATIONS`.
         resize: how images are brought to the network's size.
         augment: ``none``, or ``fewshot`` (see ``headwise.data.augment``).
-        precision: fp32; tf32, which a GPU multiplies with 10 bits of mantissa; bf16 or fp16 (autocast; weights and
-            updates stay float32); or auto, see `precision_on`.
+        precision: fp32; tf32, in which a GPU multiplies with 10 bits of mantissa, merging too; bf16 or fp16 (autocast;
+            weights and updates stay float32); or auto, see `precision_on`.
         eval_mode_after: epochs after which training goes on in evaluation mode, without dropout and drop-path, to
             imitate a code that forgot to switch back after its first test; None: never.
         train_split, eval_split: what is trained on and what is tested once after the last epoch.

@@ -23,7 +23,7 @@ from headwise.results.fingerprint import fingerprint
 from headwise.training.module import PhaseModule
 
 LIMIT = 256 << 20
-"""Bytes of a split's features that are held; what is larger is computed when it is asked for."""
+"""Bytes of a split's features that are held; of more images the network is asked each time."""
 Batch = tuple[Tensor, Tensor]
 _PLAIN = (bool, int, float, str, tuple, type(None))
 
@@ -112,8 +112,11 @@ def inputs(module: PhaseModule, data: VTABDataModule, trainer: L.Trainer, epochs
     plain = Inputs(data.train_dataloader(), images)
     if not epochs or not module.installed.reads_features or data.augment != "none" or module.consistency is not None:
         return plain
-    module.installed.set_mode()
+    width = sum(parameter.shape[-1] for parameter in module.net.head.parameters() if parameter.ndim == 2)
     whole = data.train_batches(shuffle=False)
+    if len(whole.labels) * width * torch.float32.itemsize > LIMIT:
+        return plain
+    module.installed.set_mode()
     KEPT.start(_key(module, data, whole, str(trainer.precision)))
     train = _features(module, trainer, "train", whole, whole.batch_size)
     if train is None:
@@ -137,13 +140,13 @@ def _features(
     """Of all images of a split; None where the classifier reads something else than one row per image."""
     if (kept := KEPT.get(name, batch_size)) is not None:
         return kept
-    start = time.perf_counter()
+    start, device = time.perf_counter(), _device(module)
     values: list[Tensor] = []
     labels: list[Tensor] = []
     with torch.no_grad(), trainer.precision_plugin.forward_context():
         for batch in batches:
             for images, theirs, _ in split(batch, module.parts):
-                logits, read = _read(module.net, module.preprocess(images.to(module.device)))
+                logits, read = _read(module.net, module.preprocess(images.to(device)))
                 # a network that does more with its classifier than apply it last is not one of these
                 if read is None or (not values and not torch.equal(module.net.head(read), logits)):
                     return None
@@ -176,9 +179,15 @@ def _key(module: PhaseModule, data: VTABDataModule, train: TrainBatches, precisi
             "network": _content(module.net),
             "images": [data.task.name, data.fingerprint(), data.train_split, data.eval_split, images],
             "preparation": [data.img_size, *preparation],
-            "computing": [str(module.device), precision, torch.get_num_threads(), module.parts],
+            "computing": [str(_device(module)), precision, torch.get_num_threads(), module.parts],
+            "tf32": torch.backends.cuda.matmul.allow_tf32,
         }
     )
+
+
+def _device(module: PhaseModule) -> torch.device:
+    """Where the network is; the module itself is told by Lightning only when training begins."""
+    return next(module.net.parameters()).device
 
 
 def _content(net: Backbone) -> str:
