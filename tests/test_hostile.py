@@ -186,7 +186,8 @@ REFUSED: list[tuple[str, str]] = [
     ("method.targets=[Q]", "target 'Q' matches no projection"),
     ("method.checkpoint=/etc", "cannot hash /etc: it is a folder; a readable file is needed"),
     ("method.checkpoint=/dev/zero", "cannot hash /dev/zero: it is a device or a pipe; a readable file is needed"),
-    ("method.checkpoint=a ;; method.epochs=3", "method.epochs=3 would train nothing: method.checkpoint is taken as it is"),
+    ("method.checkpoint=a ;; method.epochs=3", "method.epochs=3 would train nothing: method.checkpoint is taken as"),
+    ("+consistency@method.consistency=pace ;; trainer.checkpointing=true", "method.consistency do not go together"),
     ("method.gate={mode:heart,count:3,ratio:0.5}", "one of count, ratio and budget"),
     *(
         (

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from headwise.errors import ConfigError
 from headwise.methods._passes import START, scatters
 from headwise.methods.eva import EVA, distribute
+from headwise.methods.qlora import QLoRA
 from headwise.updates.sites import Site
 from made_networks import batches, distance, logits, network
 
@@ -126,3 +127,16 @@ def test_refuses() -> None:
 def test_composes() -> None:
     method = build("eva", "rank=r8")
     assert (method.rank, method.rho, method.targets) == (8, 2.0, ["q", "v"])
+
+
+def test_it_stands_beside_weights_in_four_bits() -> None:
+    """EVA looks at inputs, which a quantised projection has as well."""
+    net = network("vit")
+    net.new_head(3)
+    QLoRA(label="first", rank=2, targets=("q", "v")).install(net).merge()
+    x = torch.randn(4, 3, net.img_size, net.img_size)
+    before = net(x).detach()
+    method = EVA(label="second", rank=2, targets=("q", "v"))
+    plan = method.prepare(net, lambda: [(x, torch.zeros(4, dtype=torch.long))], 10)
+    method.install(net, plan)
+    assert torch.equal(net(x), before)

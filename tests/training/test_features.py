@@ -16,6 +16,7 @@ from headwise.protocol.recipe import Protocol
 from headwise.results.store import PhaseResult, PhaseStore
 from headwise.training import features
 from headwise.training.loop import TENSORS, Machine, hush, read_tensors, run_phases
+from headwise.training.module import PhaseModule
 from made_networks import network, toy_data
 
 RECIPE = Protocol(name="test", epochs=6, batch_size=16, lr=1e-2, drop_path=0.2)
@@ -117,3 +118,29 @@ def test_larger_splits_are_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     other = train(tmp_path / "streamed")
     assert "features" in other[0].extra
     assert_same(whole, other, 0.0)
+
+
+def test_features_are_computed_where_the_network_is_and_know_what_multiplies() -> None:
+    """Lightning tells its module the device when training begins, which is later; a CPU shows that only on meta."""
+    net, data = network("vit"), toy_data(0)
+    net.new_head(data.task.num_classes)
+    installed = LINEAR.install(net)
+    module = PhaseModule(
+        net.to("meta"), installed, RECIPE, data.preprocess, epochs=1, steps_per_epoch=1, seed_parts=(0,)
+    )
+    assert module.device.type == "cpu"
+    assert features._device(module).type == "meta"
+    net.to_empty(device="cpu")
+    keys = set()
+    for precision in ("fp32", "tf32"):
+        Machine().place(net, precision)
+        keys.add(features._key(module, data, data.train_batches(shuffle=False), "32-true"))
+    Machine().place(net, "fp32")
+    assert len(keys) == 2
+
+
+def test_many_training_images_are_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "LIMIT", 100)
+    result, _, passed = train(tmp_path)
+    assert passed > 6 * 16
+    assert "features" not in result.extra

@@ -235,6 +235,17 @@ def test_identity_tells_choices_of_older_code_apart(overrides: tuple[str, ...], 
     assert plan.ground(plan.protocol)["protocol"].get("choice") == expected
 
 
+def test_a_trial_on_some_images_is_no_phase_of_the_run() -> None:
+    """Where the run's own splits are those of a search, the number of images alone tells the two apart."""
+    splits = ("protocol.train_split=train800", "protocol.eval_split=val200", "protocol.test_images=null")
+    search = "+protocol.search={fields: {lr: [0.001, 0.01]}, images: %d}"
+    plans = [plan_run(compose_config(*TOY, *splits, search % count)) for count in (8, 9)]
+    grounds = [plan.ground(plan.protocol.for_search()) for plan in plans]
+    assert [ground["protocol"]["test_images"] for ground in grounds] == [8, 9]
+    assert grounds[0]["data"] == plans[0].ground(plans[0].protocol)["data"]
+    assert plans[0].ground(plans[0].protocol)["protocol"]["test_images"] is None
+
+
 def test_the_split_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Issue 14, A6: what is measured on val200 is not said to be of the test images."""
     run(compose_config(*TOY, "protocol.eval_split=val200", "protocol.train_split=train800", f"root={tmp_path}"))

@@ -10,8 +10,8 @@ The search (``method.search=evolution``) trains a supernet, every part at its la
 their accuracy on val200 without training, the smaller of equal ones first; then retrains the best one. Test images
 choose nothing. The supernet is a phase of its own, and the record holds the subnet and each generation's best
 accuracy. Open or broken in the authors' code, and chosen here: sizes {1, 5, 10} as the published subnets have, where
-the script names {5, 10, 50, 100}; depths of a quarter, half, three quarters or all blocks, where the script has 3 to
-12 and every published subnet all 12; a mutation draws depths and sizes, where the script draws depths alone; a
+the script names {5, 10, 50, 100}; depths as shares (the script's 3, 6, 9 and 12 of 12 blocks, though every published
+subnet has all 12); a mutation draws depths and sizes, where the script draws depths alone; a
 supernet as wide as the largest size, where the script's is 100 wide whatever the space.
 
 Legend: C channels.
