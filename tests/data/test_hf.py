@@ -163,3 +163,35 @@ def test_a_folder_of_parquet_is_pointed_to_the_right_source(tmp_path: Path) -> N
     with pytest.raises(ConfigError, match=r"Parquet files and saved datasets are read with data=hf"):
         with_classes(DATASET, {"root": str(tmp_path)})
     assert FolderSource(tmp_path)
+
+
+def class_label(root: Path, names: list[str], labels: list[Any], several: bool = False) -> None:
+    """A train.parquet and a test.parquet with a ClassLabel, or lists of them."""
+    import datasets
+
+    kind = datasets.ClassLabel(names=names)
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Sequence(kind) if several else kind})
+    root.mkdir(exist_ok=True)
+    for first, part in ((0, "train"), (50, "test")):
+        images = [{"bytes": png(first + i), "path": None} for i in range(len(labels))]
+        datasets.Dataset.from_dict({"image": images, "label": labels}, features).to_parquet(root / f"{part}.parquet")
+
+
+@needs_package
+def test_numbers_of_class_labels_are_places_also_where_names_are_numbers(tmp_path: Path) -> None:
+    class_label(tmp_path / "a", ["1", "2", "0"], [0, 1, 2])
+    task = task_of(tmp_path / "a")
+    assert task.class_names == ("1", "2", "0")
+    assert DatasetsSource(tmp_path / "a").load(task, "test", 16).labels.tolist() == [0, 1, 2]
+    class_label(tmp_path / "b", ["1", "2", "0"], [[0, 2], [1]], several=True)
+    several = task_of(tmp_path / "b", multi_label=True)
+    assert DatasetsSource(tmp_path / "b").load(several, "test", 16).labels.tolist() == [[1, 0, 1], [0, 1, 0]]
+
+
+@needs_package
+@pytest.mark.parametrize("labels", [[0, -1], [[0], [1, -1]]])
+def test_a_class_label_of_none_is_refused(labels: list[Any], tmp_path: Path) -> None:
+    several = isinstance(labels[0], list)
+    class_label(tmp_path, ["a", "b"], labels, several)
+    with pytest.raises(DataError, match=r"line 2: column 'label' holds .*-1\]?, which is no class of it"):
+        DatasetsSource(tmp_path).fingerprint(task_of(tmp_path, multi_label=several))
