@@ -195,3 +195,56 @@ def test_a_class_label_of_none_is_refused(labels: list[Any], tmp_path: Path) -> 
     class_label(tmp_path, ["a", "b"], labels, several)
     with pytest.raises(DataError, match=r"line 2: column 'label' holds .*-1\]?, which is no class of it"):
         DatasetsSource(tmp_path).fingerprint(task_of(tmp_path, multi_label=several))
+
+
+@needs_package
+@pytest.mark.parametrize("cell", [[0, 1, 1], [0.0, 1.0], [True, False], ["cat", "cat"], ["cat", None]])
+def test_lists_that_are_no_classes_are_refused(cell: list[Any], tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        parquet(tmp_path / f"{part}.parquet", image=[png(1)], labels=[cell])
+    with pytest.raises(DataError, match=r"line 1: .* a list has names or numbers of classes, each once"):
+        task_of(tmp_path, multi_label=True)
+
+
+@needs_package
+def test_one_number_is_one_of_several_labels(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        parquet(tmp_path / f"{part}.parquet", image=[png(1), png(2)], label=[0, 1])
+    task = task_of(tmp_path, multi_label=True)
+    assert DatasetsSource(tmp_path).load(task, "test", 16).labels.tolist() == [[1, 0], [0, 1]]
+
+
+@needs_package
+@pytest.mark.parametrize("name", ["cats_{}", "cats-{}-00000-of-00001", "cats.{}", "my cats {}", "{}", "testimony_{}"])
+def test_a_part_is_named_after_what_divides_words(name: str, tmp_path: Path) -> None:
+    for part, first, count in (("train", 0, 6), ("test", 10, 4)):
+        parquet(tmp_path / f"{name.format(part)}.parquet", **rows(first, count))
+    task, source = task_of(tmp_path), DatasetsSource(tmp_path)
+    assert [source.count(task, split) for split in SPLITS] == [6, 4]
+    assert "own split" not in source.labels(task)
+
+
+@needs_package
+def test_a_part_without_rows_is_none(tmp_path: Path) -> None:
+    parquet(tmp_path / "train.parquet", **rows(0, 10))
+    import pyarrow.parquet as pq
+
+    empty = pq.read_table(tmp_path / "train.parquet").slice(0, 0)
+    pq.write_table(empty, tmp_path / "test.parquet")
+    task, source = task_of(tmp_path), DatasetsSource(tmp_path)
+    assert [source.count(task, split) for split in SPLITS] == [8, 2] and "own split" in source.labels(task)
+    parquet(tmp_path / "validation.parquet", **rows(20, 6))
+    source = DatasetsSource(tmp_path)
+    assert [source.count(task, split) for split in ("train800", "val200", "test")] == [8, 2, 6]
+    assert "own split" not in source.labels(task)
+    for part in ("train", "validation"):
+        pq.write_table(empty, tmp_path / f"{part}.parquet")
+    with pytest.raises(DataError, match="holds no row"):
+        task_of(tmp_path)
+
+
+@needs_package
+def test_text_that_is_no_path_is_no_image(tmp_path: Path) -> None:
+    parquet(tmp_path / "train.parquet", image=["A" * 5000, "B" * 5000], label=["a", "b"])
+    with pytest.raises(DataError, match=r"train\.parquet, line 1: .{,400}$"):
+        DatasetsSource(tmp_path).fingerprint(task_of(tmp_path))

@@ -186,7 +186,8 @@ class DatasetsSource:
             return held
         if not isinstance(path, str) or not path.strip() or "\0" in path:
             raise DataError(f"{where.where}: holds no image, neither bytes nor a path: {str(cell)[:80]}")
-        folder = shard.file.parent if (shard.file.parent / path).exists() else self.root
+        beside = os.path.exists(shard.file.parent / path)  # noqa: PTH110 - a path may be too long for pathlib
+        folder = shard.file.parent if beside else self.root
         ((file, _),) = locate([ListedImage(path, 0, shard.file, number)], folder, Path(os.path.realpath(self.root)))
         try:
             return file.read_bytes()
@@ -203,7 +204,7 @@ class DatasetsSource:
         if whole is not None:
             train, test = _held_out(whole, task)
         elif TRAIN in parts:
-            train, test = parts[TRAIN], parts.get(TEST) or parts[VAL]
+            train, test = parts[TRAIN], parts[TEST if TEST in parts else VAL]
         else:
             raise DataError(f"{self.root}: there is no training part; found {', '.join(parts)}")
         rest, val = (train, parts[VAL]) if VAL in parts and TEST in parts else _held_out(train, task)
