@@ -19,6 +19,7 @@ from headwise.errors import DataError, suggest
 
 LABELS = (*COLUMNS[1], "labels", "classes", "tags", "targets")
 """What a table may call the column that names the classes."""
+LEAVE_OUT = "; names are found where dataset.num_classes is left out, or given in dataset.class_names"
 BETWEEN = re.compile(r"[|;]")
 
 
@@ -168,6 +169,8 @@ def numbered(names: Sequence[str], num_classes: int, indices: Mapping[str, int],
             numbers.add(int(digits))
         else:
             allowed = suggest(name, indices) if indices else f"; classes are 0..{num_classes - 1}"
+            if not indices and not NUMBER.fullmatch(name):
+                allowed += LEAVE_OUT
             raise DataError(f"{where}: {name[:80]!r} is no class{allowed}")
     return tuple(sorted(numbers))
 
@@ -196,6 +199,7 @@ def check_columns(columns: Sequence[str], class_names: Sequence[str], where: str
         return
     for name in columns:
         if name not in class_names:
-            raise DataError(f"{where}: column {name[:80]!r} is no class{suggest(name, class_names)}")
+            allowed = suggest(name, class_names) if class_names else LEAVE_OUT
+            raise DataError(f"{where}: column {name[:80]!r} is no class{allowed}")
     lacking = next(name for name in class_names if name not in columns)
     raise DataError(f"{where}: there is no column for class {lacking!r}")
