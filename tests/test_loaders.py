@@ -323,7 +323,7 @@ LOADERS: dict[str, Check | str] = {
         shards_in, put(folder, "train.parquet", content).parent
     ),
     "data/stores/shards.py:pq.ParquetFile": lambda folder, content: _refused(
-        lambda: list(Shard(put(folder, "x.parquet", content), {}).rows(["image"]))
+        lambda: list(Shard(put(folder, "x.parquet", content), {}, 1).rows(["image"]))
     ),
     "data/stores/shards.py:datasets.load_from_disk": lambda folder, content: _refused(read_saved, folder, content),
     "artifacts/adapterfolder.py:plain.read_json": lambda folder, content: _refused(

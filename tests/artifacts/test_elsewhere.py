@@ -144,6 +144,9 @@ def test_other_images_are_a_number_and_no_record(
     shutil.copytree(tmp_path / "other" / "red", tmp_path / "other" / "gren")
     with pytest.raises(DataError, match=r"'gren' is no class \(did you mean 'green'\?\)"):
         evaluate_on(cropped, tmp_path / "other")
+    (tmp_path / "parquet").mkdir()
+    with pytest.raises(DataError, match=r"nor list files; Parquet is not read here"):
+        evaluate_on(cropped, tmp_path / "parquet")
     (tmp_path / "some.csv").write_text("path,label\nother/red/0.png,red\nother/green/1.png,green\n")
     assert main([str(cropped), "--data-root", str(tmp_path / "some.csv")]) == 0
     assert "2 other images" in capsys.readouterr().out

@@ -163,3 +163,88 @@ def test_a_folder_of_parquet_is_pointed_to_the_right_source(tmp_path: Path) -> N
     with pytest.raises(ConfigError, match=r"Parquet files and saved datasets are read with data=hf"):
         with_classes(DATASET, {"root": str(tmp_path)})
     assert FolderSource(tmp_path)
+
+
+def class_label(root: Path, names: list[str], labels: list[Any], several: bool = False) -> None:
+    """A train.parquet and a test.parquet with a ClassLabel, or lists of them."""
+    import datasets
+
+    kind = datasets.ClassLabel(names=names)
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Sequence(kind) if several else kind})
+    root.mkdir(exist_ok=True)
+    for first, part in ((0, "train"), (50, "test")):
+        images = [{"bytes": png(first + i), "path": None} for i in range(len(labels))]
+        datasets.Dataset.from_dict({"image": images, "label": labels}, features).to_parquet(root / f"{part}.parquet")
+
+
+@needs_package
+def test_numbers_of_class_labels_are_places_also_where_names_are_numbers(tmp_path: Path) -> None:
+    class_label(tmp_path / "a", ["1", "2", "0"], [0, 1, 2])
+    task = task_of(tmp_path / "a")
+    assert task.class_names == ("1", "2", "0")
+    assert DatasetsSource(tmp_path / "a").load(task, "test", 16).labels.tolist() == [0, 1, 2]
+    class_label(tmp_path / "b", ["1", "2", "0"], [[0, 2], [1]], several=True)
+    several = task_of(tmp_path / "b", multi_label=True)
+    assert DatasetsSource(tmp_path / "b").load(several, "test", 16).labels.tolist() == [[1, 0, 1], [0, 1, 0]]
+
+
+@needs_package
+@pytest.mark.parametrize("labels", [[0, -1], [[0], [1, -1]]])
+def test_a_class_label_of_none_is_refused(labels: list[Any], tmp_path: Path) -> None:
+    several = isinstance(labels[0], list)
+    class_label(tmp_path, ["a", "b"], labels, several)
+    with pytest.raises(DataError, match=r"line 2: column 'label' holds .*-1\]?, which is no class of it"):
+        DatasetsSource(tmp_path).fingerprint(task_of(tmp_path, multi_label=several))
+
+
+@needs_package
+@pytest.mark.parametrize("cell", [[0, 1, 1], [0.0, 1.0], [True, False], ["cat", "cat"], ["cat", None]])
+def test_lists_that_are_no_classes_are_refused(cell: list[Any], tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        parquet(tmp_path / f"{part}.parquet", image=[png(1)], labels=[cell])
+    with pytest.raises(DataError, match=r"line 1: .* a list has names or numbers of classes, each once"):
+        task_of(tmp_path, multi_label=True)
+
+
+@needs_package
+def test_one_number_is_one_of_several_labels(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        parquet(tmp_path / f"{part}.parquet", image=[png(1), png(2)], label=[0, 1])
+    task = task_of(tmp_path, multi_label=True)
+    assert DatasetsSource(tmp_path).load(task, "test", 16).labels.tolist() == [[1, 0], [0, 1]]
+
+
+@needs_package
+@pytest.mark.parametrize("name", ["cats_{}", "cats-{}-00000-of-00001", "cats.{}", "my cats {}", "{}", "testimony_{}"])
+def test_a_part_is_named_after_what_divides_words(name: str, tmp_path: Path) -> None:
+    for part, first, count in (("train", 0, 6), ("test", 10, 4)):
+        parquet(tmp_path / f"{name.format(part)}.parquet", **rows(first, count))
+    task, source = task_of(tmp_path), DatasetsSource(tmp_path)
+    assert [source.count(task, split) for split in SPLITS] == [6, 4]
+    assert "own split" not in source.labels(task)
+
+
+@needs_package
+def test_a_part_without_rows_is_none(tmp_path: Path) -> None:
+    parquet(tmp_path / "train.parquet", **rows(0, 10))
+    import pyarrow.parquet as pq
+
+    empty = pq.read_table(tmp_path / "train.parquet").slice(0, 0)
+    pq.write_table(empty, tmp_path / "test.parquet")
+    task, source = task_of(tmp_path), DatasetsSource(tmp_path)
+    assert [source.count(task, split) for split in SPLITS] == [8, 2] and "own split" in source.labels(task)
+    parquet(tmp_path / "validation.parquet", **rows(20, 6))
+    source = DatasetsSource(tmp_path)
+    assert [source.count(task, split) for split in ("train800", "val200", "test")] == [8, 2, 6]
+    assert "own split" not in source.labels(task)
+    for part in ("train", "validation"):
+        pq.write_table(empty, tmp_path / f"{part}.parquet")
+    with pytest.raises(DataError, match="holds no row"):
+        task_of(tmp_path)
+
+
+@needs_package
+def test_text_that_is_no_path_is_no_image(tmp_path: Path) -> None:
+    parquet(tmp_path / "train.parquet", image=["A" * 5000, "B" * 5000], label=["a", "b"])
+    with pytest.raises(DataError, match=r"train\.parquet, line 1: .{,400}$"):
+        DatasetsSource(tmp_path).fingerprint(task_of(tmp_path))

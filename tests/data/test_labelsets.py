@@ -12,6 +12,7 @@ from PIL import Image
 from headwise.data.found import with_classes
 from headwise.data.stores.folder import FolderSource
 from headwise.data.tasks import VTABTask
+from headwise.data.vtab import VTABDataModule
 from headwise.errors import ConfigError, DataError
 from headwise.protocol.plan import PIXELS
 
@@ -86,3 +87,20 @@ def test_only_tables_of_ones_own_have_several_labels(root: Path) -> None:
     with pytest.raises(DataError, match=r"come from \.csv, \.tsv or Parquet"):
         task_of(root)
     assert PIXELS["multi_label"] is False, "a task with one label an image keeps its identity"
+
+
+@pytest.mark.parametrize("train", ["path,dog,cat\n0 a.png,1,0\n", "path,labels\n0 a.png,dog\n"])
+def test_names_for_a_number_of_classes_say_what_to_leave_out(root: Path, train: str) -> None:
+    (root / "train.csv").write_text(train)
+    with pytest.raises(DataError, match=r"'dog' is no class; .*dataset\.num_classes is left out"):
+        FolderSource(root).load(task_of(root, num_classes=2), "train800val200", 16)
+
+
+@pytest.mark.parametrize("select", [None, "val200"])
+def test_images_to_be_tested_need_a_label_before_training(root: Path, select: str | None) -> None:
+    (root / "train.csv").write_text("path,dog,cat\n0 a.png,1,0\n1 a.png,0,1\n")
+    for name, labels in (("test", "0,1" if select else "0,0"), ("val", "0,0")):
+        (root / f"{name}.csv").write_text(f"path,dog,cat\n{'23'[name == 'val']} a.png,{labels}\n")
+    data = VTABDataModule(task_of(root), FolderSource(root), 16, select_split=select)
+    with pytest.raises(DataError, match=rf"no image of {select or 'test'} has a label"):
+        data.train_batches()

@@ -109,7 +109,7 @@ def _of_folder(folder: Path, task: VTABTask, split: str) -> list[ListedImage]:
         return lists.entries(SPLITS[split])
     there = [part for part in SPLITS.values() if lists.file(part) is not None]
     if not there:
-        raise DataError(f"{str(folder)!r} holds neither two class folders nor list files")
+        raise DataError(f"{str(folder)!r} holds neither two class folders nor list files; Parquet is not read here")
     return list({entry.path: entry for part in there for entry in lists.entries(part)}.values())
 
 

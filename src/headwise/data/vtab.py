@@ -25,7 +25,7 @@ from headwise.data.decode import check_resize
 from headwise.data.preparation import Preparation
 from headwise.data.sources import Pixels, Source
 from headwise.data.tasks import VTABTask, check_apart, check_split
-from headwise.errors import ConfigError, suggest
+from headwise.errors import ConfigError, DataError, suggest
 
 __all__ = ["EvalBatches", "TrainBatches", "VTABDataModule", "VTABTask"]
 
@@ -215,15 +215,27 @@ class VTABDataModule(L.LightningDataModule):
         return len(self.pixels(self.eval_split).labels)
 
     def pixels(self, split: str) -> Pixels:
-        """Images of a split as the source gives them; read once."""
+        """Images of a split as the source gives them; read once.
+
+        Raises:
+            DataError: where they are to be tested by mAP, and none has a label.
+        """
         if split not in self._pixels:
             limit = self.train_images if split == self.train_split else self.test_images
-            self._pixels[split] = self.source.load(self.task, split, self.stored_size, self.resize, limit)
+            pixels = self.source.load(self.task, split, self.stored_size, self.resize, limit)
+            if split != self.train_split and self.task.multi_label and not pixels.labels.any():
+                raise DataError(
+                    f"task {self.task.name!r}: no image of {split} has a label; a mean average precision needs one"
+                )
+            self._pixels[split] = pixels
         return self._pixels[split]
 
     def train_batches(self, phase: int | None = None, shuffle: bool = True) -> TrainBatches:
         """Training batches of a phase; without shuffling every image once in stored order, for scores over the set."""
         if self._train is None:
+            if self.task.multi_label:  # what cannot be tested is refused before it is trained
+                for split in filter(None, (self.eval_split, self.select_split)):
+                    self.pixels(split)
             pixels = self.pixels(self.train_split)
             # plane by plane, (N, C, H, W), once for all epochs, as batches are taken from it
             planes = np.require(pixels.images.transpose(0, 3, 1, 2), requirements="C")

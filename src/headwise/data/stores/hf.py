@@ -25,7 +25,7 @@ from headwise.data.stored import Facts, Reading, facts
 from headwise.data.stores.classfolders import OWN_SPLIT, TEST, TRAIN, VAL, divided
 from headwise.data.stores.folder import label_array
 from headwise.data.stores.labelsets import LABELS, check_columns, class_columns, named, numbered
-from headwise.data.stores.listfiles import COLUMNS, JPEG_MAGIC, NUMBER, Digest, ListedImage, locate
+from headwise.data.stores.listfiles import COLUMNS, JPEG_MAGIC, MOST_DIGITS, NUMBER, Digest, ListedImage, locate
 from headwise.data.stores.shards import Shard, class_names, shards_in
 from headwise.data.tasks import VTABTask, check_split
 from headwise.errors import ConfigError, DataError, suggest
@@ -144,10 +144,12 @@ class DatasetsSource:
         items = named({"label": value}, where) if multi_label else (str(value),)
         if known is None:
             return items
-        try:
-            return tuple(item if item in known else known[int(item)] for item in items)
-        except (ValueError, IndexError) as error:
-            raise DataError(f"{where}: column {column!r} holds {items}, which is no class of it") from error
+        first = value[0] if isinstance(value, list) and value else value
+        # a number stands for its place, also where the names are numbers
+        is_name = isinstance(first, str)
+        if not all(item in known if is_name else _is_place(item, known) for item in items):
+            raise DataError(f"{where}: column {column!r} holds {str(value)[:80]}, which is no class of it")
+        return items if is_name else tuple(known[int(item)] for item in items)
 
     def _all(self, task: VTABTask) -> dict[str, list[Row]]:
         """The rows of each part; every image is looked at once for a source.
@@ -184,7 +186,8 @@ class DatasetsSource:
             return held
         if not isinstance(path, str) or not path.strip() or "\0" in path:
             raise DataError(f"{where.where}: holds no image, neither bytes nor a path: {str(cell)[:80]}")
-        folder = shard.file.parent if (shard.file.parent / path).exists() else self.root
+        beside = os.path.exists(shard.file.parent / path)  # noqa: PTH110 - a path may be too long for pathlib
+        folder = shard.file.parent if beside else self.root
         ((file, _),) = locate([ListedImage(path, 0, shard.file, number)], folder, Path(os.path.realpath(self.root)))
         try:
             return file.read_bytes()
@@ -201,7 +204,7 @@ class DatasetsSource:
         if whole is not None:
             train, test = _held_out(whole, task)
         elif TRAIN in parts:
-            train, test = parts[TRAIN], parts.get(TEST) or parts[VAL]
+            train, test = parts[TRAIN], parts[TEST if TEST in parts else VAL]
         else:
             raise DataError(f"{self.root}: there is no training part; found {', '.join(parts)}")
         rest, val = (train, parts[VAL]) if VAL in parts and TEST in parts else _held_out(train, task)
@@ -315,6 +318,11 @@ def _held_out(rows: Sequence[Row], task: VTABTask) -> tuple[list[Row], list[Row]
     _, held = divided(groups)
     out = {path for paths in held.values() for path in paths}
     return [r for r in rows if r.entry.path not in out], [r for r in rows if r.entry.path in out]
+
+
+def _is_place(item: str, known: Sequence[str]) -> bool:
+    """Whether an item is a number of a class; -1, for none, is not."""
+    return NUMBER.fullmatch(item) is not None and 0 <= int(item[:MOST_DIGITS]) < len(known)
 
 
 def _present(shard: Shard, name: str, what: str) -> str:

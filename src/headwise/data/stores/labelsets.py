@@ -19,6 +19,7 @@ from headwise.errors import DataError, suggest
 
 LABELS = (*COLUMNS[1], "labels", "classes", "tags", "targets")
 """What a table may call the column that names the classes."""
+LEAVE_OUT = "; names are found where dataset.num_classes is left out, or given in dataset.class_names"
 BETWEEN = re.compile(r"[|;]")
 
 
@@ -100,13 +101,15 @@ def named(values: Mapping[str, Any], where: str) -> tuple[str, ...]:
         where: it stands, for errors.
 
     Raises:
-        DataError: for what is neither 0 nor 1 in the column of a class.
+        DataError: for what is neither 0 nor 1 in the column of a class; for a list that repeats a class or holds
+            what is neither text nor a whole number.
     """
     columns = class_columns(list(values))
     if not columns:
         cell = next(value for name, value in values.items() if name.lower() in LABELS)
-        items = BETWEEN.split(cell) if isinstance(cell, str) else [] if cell is None else cell
-        return tuple(dict.fromkeys(text for item in items if (text := str(item).strip())))
+        if isinstance(cell, str):
+            return tuple(dict.fromkeys(text for item in BETWEEN.split(cell) if (text := item.strip())))
+        return _listed([] if cell is None else cell if isinstance(cell, list) else [cell], where)
     for name in columns:
         if str(values[name]) not in ("0", "1", "True", "False"):
             raise DataError(
@@ -114,6 +117,17 @@ def named(values: Mapping[str, Any], where: str) -> tuple[str, ...]:
                 f"one that names classes is called {', '.join(LABELS)}"
             )
     return tuple(name for name in columns if str(values[name]) in ("1", "True"))
+
+
+def _listed(items: Sequence[Any], where: str) -> tuple[str, ...]:
+    """Classes of a list, names or numbers; 0 and 1 for each class would be taken for classes 0 and 1."""
+    texts = tuple(str(item).strip() for item in items)
+    if len(set(texts)) < len(texts) or not all(type(item) in (str, int) for item in items):
+        raise DataError(
+            f"{where}: labels are {str(items)[:80]}; a list has names or numbers of classes, each once; 0 and 1 for "
+            "each class stand in one column a class"
+        )
+    return tuple(filter(None, texts))
 
 
 def classes_of(tables: Iterable[LabelTable]) -> tuple[list[str], int]:
@@ -155,6 +169,8 @@ def numbered(names: Sequence[str], num_classes: int, indices: Mapping[str, int],
             numbers.add(int(digits))
         else:
             allowed = suggest(name, indices) if indices else f"; classes are 0..{num_classes - 1}"
+            if not indices and not NUMBER.fullmatch(name):
+                allowed += LEAVE_OUT
             raise DataError(f"{where}: {name[:80]!r} is no class{allowed}")
     return tuple(sorted(numbers))
 
@@ -183,6 +199,7 @@ def check_columns(columns: Sequence[str], class_names: Sequence[str], where: str
         return
     for name in columns:
         if name not in class_names:
-            raise DataError(f"{where}: column {name[:80]!r} is no class{suggest(name, class_names)}")
+            allowed = suggest(name, class_names) if class_names else LEAVE_OUT
+            raise DataError(f"{where}: column {name[:80]!r} is no class{allowed}")
     lacking = next(name for name in class_names if name not in columns)
     raise DataError(f"{where}: there is no column for class {lacking!r}")

@@ -15,7 +15,7 @@ from headwise.errors import DataError
 from headwise.storage.plain import Misfit, read_json
 
 PARTS = {"train": TRAIN, "training": TRAIN, "test": TEST, "validation": VAL, "valid": VAL, "val": VAL, "dev": VAL}
-_PART = re.compile(rf"({'|'.join(sorted(PARTS, key=len, reverse=True))})(?![a-z])", re.IGNORECASE)
+_PART = re.compile(rf"(?:^|[._ -])({'|'.join(sorted(PARTS, key=len, reverse=True))})(?![a-z])", re.IGNORECASE)
 ROWS = 256
 """Rows that are read at a time."""
 
@@ -27,11 +27,13 @@ class Shard:
     Attributes:
         file: it.
         features: what its columns hold, by name, as ``datasets`` says it.
+        count: of its rows.
         table: the saved dataset; None for Parquet.
     """
 
     file: Path
     features: Mapping[str, Any]
+    count: int
     table: Any = None
 
     def rows(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -57,7 +59,7 @@ class Shard:
 
 
 def shards_in(root: Path) -> dict[str, list[Shard]]:
-    """What lies under a root, by part.
+    """What lies under a root, by part; what has no rows is left out.
 
     Raises:
         DataError: if there is nothing to read, something damaged, or a link that leads out of the root.
@@ -79,7 +81,7 @@ def shards_in(root: Path) -> dict[str, list[Shard]]:
     for file in sorted(root.rglob("*.parquet")):
         if any(part.startswith(".") for part in file.relative_to(root).parts):
             continue
-        match = next((m for part in reversed(file.relative_to(root).parts) if (m := _PART.match(part))), None)
+        match = next((m for part in reversed(file.relative_to(root).parts) if (m := _PART.search(part))), None)
         part = PARTS[match[1].lower()] if match else ""
         found.setdefault(part, []).append(_parquet(_inside(file, root)))
     if "" in found and len(found) > 1:
@@ -92,7 +94,10 @@ def shards_in(root: Path) -> dict[str, list[Shard]]:
 def _some(found: dict[str, list[Shard]], root: Path) -> dict[str, list[Shard]]:
     if not found:
         raise DataError(f"{str(root)!r} holds no .parquet file and nothing that datasets' save_to_disk wrote")
-    return found
+    filled = {part: some for part, shards in found.items() if (some := [shard for shard in shards if shard.count])}
+    if not filled:
+        raise DataError(f"{str(root)!r} holds no row, in {', '.join(part or 'its files' for part in found)}")
+    return filled
 
 
 def _inside(path: Path, root: Path) -> Path:
@@ -129,7 +134,7 @@ def _saved(folder: Path) -> Shard:
         table = datasets.load_from_disk(str(folder))
     except Exception as error:  # whatever the library raises for files that are not its own
         raise DataError(f"{folder}: cannot be read ({str(error)[:200]})") from error
-    return Shard(folder, dict(table.features), table)
+    return Shard(folder, dict(table.features), len(table), table)
 
 
 def _parquet(file: Path) -> Shard:
@@ -137,7 +142,8 @@ def _parquet(file: Path) -> Shard:
     import pyarrow.parquet as pq
 
     try:
-        return Shard(file, dict(datasets.Features.from_arrow_schema(pq.read_schema(file))))
+        held = pq.read_metadata(file)
+        return Shard(file, dict(datasets.Features.from_arrow_schema(held.schema.to_arrow_schema())), held.num_rows)
     except Exception as error:  # whatever the library raises for a file that is none
         raise DataError(f"{file}: cannot be read as Parquet ({str(error)[:200]})") from error
 
