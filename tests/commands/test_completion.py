@@ -147,6 +147,30 @@ _headwise; printf '%s\\n' "${{COMPREPLY[@]}}"
     assert done.stdout.splitlines() == found
 
 
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+@pytest.mark.parametrize("name", ["train.py", "./train.py", "sub/train.py"])
+def test_another_projects_train_is_not_run(name: str, tmp_path: Path) -> None:
+    """A word is typed behind a train.py that is not this project's, and TAB is pressed."""
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("import pathlib\npathlib.Path('ran').touch()\nprint('method=pissa')\n")
+    line = f"python {name} method=pis"
+    script = f"""{INSTALL["bash"]}
+COMP_LINE={shlex.quote(line)} COMP_POINT={len(line)}
+COMP_WORDS=({shlex.quote(sys.executable)} {name} method = pis); COMP_CWORD=4
+_headwise; echo "${{#COMPREPLY[@]}}"
+"""
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("0\n", "")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_every_shell_looks_into_the_file_before_it_is_run(shell: str) -> None:
+    script = INSTALL[shell]
+    assert 0 < script.index("headwise\\.commands") < script.index(f"-sc query={shell}")
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 @pytest.mark.parametrize("work", ["install", "uninstall"])
 def test_a_shell_reads_what_is_installed(shell: str, work: str, capsys: pytest.CaptureFixture[str]) -> None:

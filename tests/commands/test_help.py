@@ -71,6 +71,12 @@ def test_choices_are_shown_in_all_of_it(printed: Help) -> None:
     assert "\n  label: ssf" in printed("method=ssf", "--help-all")
 
 
+def test_the_page_that_is_asked_for_is_printed(printed: Help) -> None:
+    assert printed("--help", "hydra/help=short") == printed("--help")
+    assert _in_order(["--help", "hydra/help=all"]).count("hydra/help=all") == 1
+    assert _in_order(["method=ssf", "hydra/help=short", "--help-all"])[-1] == "hydra/help=short"
+
+
 @pytest.mark.parametrize("words", [["--help-all"], ["--help", "--resolve"], ["--help-all", "--resolve"]])
 def test_what_is_asked_of_hydra(words: list[str]) -> None:
     asked = _in_order(words)

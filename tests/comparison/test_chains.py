@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
-from headwise.comparison.controls import EQUAL_SIZE, HEADS, PHASE, controls_of, is_control, matches
+from headwise.comparison.controls import EQUAL_SIZE, HEADS, JOINT, ORDER, PHASE, controls_of, is_control, matches
 from headwise.comparison.tables import tables
+from headwise.report.ending import missing_controls, summary
 from headwise.results.records import Result
+from headwise.results.store import ResultStore
 from made_results import LORA, run
 
 HEAD = {"_target_": "headwise.methods.hs_lora.HeadLoRA", "rank": 2}
@@ -54,6 +57,17 @@ def test_two_phases_pair_with_what_the_table_asks_for() -> None:
     assert "hs_control" not in notes
 
 
+def test_its_ending_and_that_of_its_sweep_ask_for_the_same_controls(tmp_path: Path) -> None:
+    went_on = chain("heads", [TAKEN, HEAD], (90.0, 93.0))
+    over_another = chain("over", [TAKEN, HEAD], (None, 93.0), seed=1)
+    for said in (summary(went_on), "\n".join(missing_controls([went_on], ResultStore(tmp_path)))):
+        assert ": method=matched_lora with the same from)" in said
+        assert ": method=p0 protocol.epochs=200 without from)" in said
+        assert ": method=p1 protocol.epochs=200 without from)" in said
+        assert "hs_control" not in said
+    assert controls_of(over_another)[HEADS] == {EQUAL_SIZE: "method=matched_lora with the same from"}
+
+
 def test_a_control_of_another_start_does_not_pair() -> None:
     went_on = chain("heads", [TAKEN, HEAD], (90.0, 93.0))
     assert EQUAL_SIZE not in against(went_on, [chain("matched", [TAKEN, SHARED], (90.0, 92.0), start="b")])
@@ -65,6 +79,18 @@ def test_the_third_phase_is_measured_after_the_same_two() -> None:
     assert is_control(control.tested)
     found = against(went_on, [control, alone("lora", PLAIN, 91.5, 300)])
     assert found == {"P1": 90.0, EQUAL_SIZE: 92.0, "longer P1": 91.5}
+
+
+def test_controls_of_two_phases_do_not_measure_three() -> None:
+    joint = {**HEAD, "_target_": "headwise.methods.hs_controls.JointLoRA", "rank": 8, "head_rank": 2}
+    for middle in ([], [{**TAKEN, "rank": 4}]):
+        specs = [TAKEN, *middle, HEAD]
+        went_on = chain("heads", specs, (90.0, 91.0, 93.0)[-len(specs) :])
+        controls = [
+            alone("joint", joint, 81.0, went_on.epochs),
+            chain("order", [HEAD, PLAIN], (80.0, 82.0), start=None, epochs=went_on.epochs // 2),
+        ]
+        assert against(went_on, controls).keys() & {JOINT, ORDER} == (set() if middle else {JOINT, ORDER})
 
 
 def test_heads_over_another_task_are_measured_over_the_same_one() -> None:

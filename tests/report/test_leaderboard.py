@@ -61,6 +61,25 @@ def test_few_shot_sets_are_other_tasks() -> None:
     assert one.blocks[0].standings[0].cells[MEAN].text == "41.00"
 
 
+def of_several_labels(method: str, value: float) -> Result:
+    made = run(method, "weather", group="own", accuracy=(value,))
+    return dataclasses.replace(made, phases=[dataclasses.replace(made.phases[0], extra={"average_precision": {}})])
+
+
+def test_map_is_averaged_apart_from_accuracies() -> None:
+    one = made([run("a"), of_several_labels("a", 10.0), run("b", accuracy=(80.0,)), of_several_labels("b", 99.0)])
+    assert [line.cells["method"].text for line in one.standings] == ["a", "b"]
+    assert (lines(one)["a"][MEAN], lines(one)["a"]["mAP"], lines(one)["a"]["tasks"]) == ("90.00", "10.00", "2")
+    assert "mAP" in board([one]).grid.head and "natural 1, mAP 1" in one.lead
+
+
+def test_a_block_of_nothing_but_map_says_so() -> None:
+    results = [of_several_labels("a", 10.0)]
+    one = made(results)
+    assert (lines(one)["a"][MEAN], one.lead) == ("10.00", "1 task (mAP 1): weather (mAP)")
+    assert "mAP is averaged apart" in report(results) and "mAP is averaged apart" not in report([run()])
+
+
 def test_filters_know_tasks_and_labels_of_each_line() -> None:
     evil = "<b>'\"&"
     results = [run("lora", labels=["synthetic", evil]), run("vpt", "dtd", labels=["synthetic"])]

@@ -84,7 +84,8 @@ def _in_order(words: Sequence[str]) -> list[str]:
     flags = [word for word in words if word not in choices]
     if flags_given.help_all or (flags_given.help and (choices or flags_given.resolve)):
         # one screen would leave out what was chosen
-        return [*(word for word in flags if word != HELP_ALL), "--help", *choices, "hydra/help=all"]
+        page = [] if any(word.startswith("hydra/help=") for word in choices) else ["hydra/help=all"]
+        return [*(word for word in flags if word != HELP_ALL), "--help", *choices, *page]
     return [*flags, *choices]
 
 

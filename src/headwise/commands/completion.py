@@ -38,6 +38,8 @@ FAILURES = (HydraException, OmegaConfBaseException, HeadwiseError, ValueError, O
 BASH = r"""
 _headwise() {
     case ${COMP_WORDS[1]} in train.py|*/train.py) ;; *) return ;; esac
+    # another project's train.py would be run by a mere TAB
+    grep -qs 'headwise\.commands' -- "${COMP_WORDS[1]}" || return
     local IFS=$'\n' line=${COMP_LINE:0:COMP_POINT}
     local word=${line##*[[:space:]]}
     COMPREPLY=($(COMP_LINE=$COMP_LINE COMP_POINT=$COMP_POINT "${COMP_WORDS[@]:0:2}" -sc query=bash 2>/dev/null))
@@ -48,7 +50,7 @@ complete -o nospace -o default -F _headwise python python3
 """
 ZSH = r"""
 _headwise() {
-    [[ ${words[2]:t} == train.py ]] || { _default; return }
+    [[ ${words[2]:t} == train.py ]] && grep -qs 'headwise\.commands' -- ${(Q)words[2]} || { _default; return }
     local line="${(j: :)words[1,CURRENT-1]} $PREFIX"
     local -a found
     found=(${(f)"$(COMP_LINE=$line COMP_POINT=${#line} ${(Q)words[1]} ${(Q)words[2]} -sc query=zsh 2>/dev/null)"})
@@ -61,6 +63,7 @@ FISH = r"""
 function __headwise
     set -l words (commandline -opc)
     set -lx COMP_LINE (commandline -cp)
+    grep -qs 'headwise\.commands' -- $words[2]; or return
     $words[1] $words[2] -sc query=fish 2>/dev/null
 end
 for program in python python3

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from headwise.comparison.comparable import Places
 from headwise.comparison.recipes import class_of
 from headwise.results.records import PhaseResult, Result
 
 FROM = "from"
 """Key of the identity under which a run keeps what it went on from, as a hash."""
-Ways = Mapping[tuple[str, str], Mapping[str, str]]
-"""By claim and row, how controls of chains are made."""
 
 
 def is_chain(result: Result) -> bool:
@@ -35,23 +32,19 @@ def is_measured_by_size(result: Result) -> bool:
     return not is_chain(result) or class_of(result.tested[-1].method) == "HeadLoRA"
 
 
-def ways_of(results: Iterable[Result], where: Places, names: Sequence[str], claims: tuple[str, str]) -> dict[Any, Any]:
-    """How the controls of chains are made, by claim and row; nothing of other runs.
+def ways_of(result: Result, names: Sequence[str]) -> dict[str, str]:
+    """How the controls of a chain are made, by their names; nothing of other runs.
 
     Args:
-        results: of one table.
-        where: their rows and columns.
+        result: the run.
         names: of the controls: the first method for longer, one of equal size, the last method for longer.
-        claims: of a second phase, and of per-head updates alone.
     """
-    ways: dict[tuple[str, str], dict[str, str]] = {}
-    for result in filter(is_chain, results):
-        row, phases = where[result.key][0], result.tested
-        size = {names[1]: "method=matched_lora with the same from"}
-        if len(phases) == 1:
-            ways[claims[1], row] = size
-            continue
-        alone = "method={} protocol.epochs={} without from"
-        first, last = (alone.format(phase.label, result.epochs) for phase in (phases[0], phases[-1]))
-        ways[claims[0], row] = {names[0]: first, **size, names[2]: last}
-    return ways
+    if not is_chain(result):
+        return {}
+    phases = result.tested
+    size = {names[1]: "method=matched_lora with the same from"}
+    if len(phases) < 2:
+        return size
+    alone = "method={} protocol.epochs={} without from"
+    first, last = (alone.format(phase.label, result.epochs) for phase in (phases[0], phases[-1]))
+    return {names[0]: first, **size, names[2]: last}

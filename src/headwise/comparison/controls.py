@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
-from headwise.comparison.chains import is_measured_by_size, start_of, trained
+from headwise.comparison.chains import is_measured_by_size, start_of, trained, ways_of
 from headwise.comparison.comparable import Places, recorded
 from headwise.comparison.recipes import (
     class_of,
@@ -28,6 +28,7 @@ from headwise.schema.kinds import SAME_SIZE
 EQUAL_SIZE = "equal-size LoRA"
 PERMUTED, SCALED, JOINT, ORDER = "random rows", "equal steps", "joint", "other order"
 RESTARTED = "longer P1, restarted"
+TWINS = {EQUAL_SIZE: shared_twin, PERMUTED: permuted_twin, SCALED: scaled_twin}
 NO_MASK = "no head off"
 MASKS = {"random": "random heads off", "front": "first heads off"}
 """Modes of a gate that need no score: what runs with scored heads off are measured by."""
@@ -164,9 +165,8 @@ def controls_of(result: Result) -> dict[str, dict[str, str]]:
     Per-head updates of which some are off have no plain LoRA of their size: they are measured by the run with none off,
     and that one by plain LoRA. Heads that are off by a budget for the whole network have no random twin.
     """
-    phases = result.tested
+    phases, last = result.tested, result.phases[-1]
     claims = {}
-    last = result.phases[-1]
     if len(phases) > 1 and not is_control(phases):
         has_twin = not last.is_masked and is_measured_by_size(result)
         claims[PHASE] = {kind: how for kind, how in CONTROLS[PHASE].items() if kind != EQUAL_SIZE or has_twin}
@@ -175,7 +175,8 @@ def controls_of(result: Result) -> dict[str, dict[str, str]]:
     if last.accuracy is not None and last.is_masked and last.gate.get("mode") not in MASKS:
         is_budget = last.gate.get("budget") is not None
         claims[MASK] = {kind: how for kind, how in CONTROLS[MASK].items() if kind == NO_MASK or not is_budget}
-    return claims
+    ways = ways_of(result, list(CONTROLS[PHASE]))
+    return {claim: {kind: ways.get(kind, how) for kind, how in kinds.items()} for claim, kinds in claims.items()}
 
 
 def matches(results: Sequence[Result], every: Iterable[Result]) -> list[Match]:
@@ -250,15 +251,12 @@ class _Controls:
                 others["longer P2"] = self.alone.get(_matched(result, last.asked))
         # made from the run's own recipe, so that the control differs in nothing but whose the parameters are
         if EQUAL_SIZE in claims.get(PHASE, {}):
-            others[EQUAL_SIZE] = self.after.get(_second(result, shared_twin(last.asked)))
-            others[PERMUTED] = self.after.get(_second(result, permuted_twin(last.asked)))
-            others[SCALED] = self.after.get(_second(result, scaled_twin(last.asked)))
-            others[JOINT] = self.alone.get(_matched(result, joint_twin(first, last.asked)))
-            others[ORDER] = self.orders.get(_matched(result, last.asked, first))
+            others |= {kind: self.after.get(_second(result, twin(last.asked))) for kind, twin in TWINS.items()}
+            if len(phases) == 2:  # of three, these would lack the one between
+                others[JOINT] = self.alone.get(_matched(result, joint_twin(first, last.asked)))
+                others[ORDER] = self.orders.get(_matched(result, last.asked, first))
         if HEADS in claims:
-            others[EQUAL_SIZE] = self.alone.get(_matched(result, shared_twin(last.asked)))
-            others[PERMUTED] = self.alone.get(_matched(result, permuted_twin(last.asked)))
-            others[SCALED] = self.alone.get(_matched(result, scaled_twin(last.asked)))
+            others |= {kind: self.alone.get(_matched(result, twin(last.asked))) for kind, twin in TWINS.items()}
         if MASK in claims:
             for kind in (NO_MASK, *MASKS.values()):
                 others[kind] = self.twins.get((ground(result), kind, _amount(last, kind)))

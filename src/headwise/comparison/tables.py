@@ -16,7 +16,6 @@ from headwise.comparison import mechanism as lying
 from headwise.comparison import printed
 from headwise.comparison.averages import SIZES, averages
 from headwise.comparison.beside import PUBLISHED, SHOW, beside
-from headwise.comparison.chains import ways_of
 from headwise.comparison.comparable import (
     Places,
     Setting,
@@ -32,7 +31,7 @@ from headwise.comparison.comparable import (
     tuned,
     varied,
 )
-from headwise.comparison.controls import CONTROLS, HEADS, PHASE, Claims, Match, lacking, matches, unequal, unmasked
+from headwise.comparison.controls import Claims, Match, controls_of, lacking, matches, unequal, unmasked
 from headwise.comparison.costs import COSTS, spans
 from headwise.comparison.paired import CONTRAST, LINE, against, chosen, contrasts, line, pair, ratios
 from headwise.comparison.pays import PAYS, pays
@@ -289,7 +288,7 @@ def _table(
         summarise(differences_, False, order),
         contrasts(differences_),
     )
-    ways = ways_of(results, where, list(CONTROLS[PHASE]), (PHASE, HEADS))
+    ways = {(claim, where[run.key][0]): kinds for run in results for claim, kinds in controls_of(run).items()}
     caption = [CELLS, *_facts(setting, pool), *_average_notes(cells), SPENT]
     caption += [*_borrowed(controls), *unequal(controls, where), *uncontrolled(claims, ways)]
     if (cells["n"] == 1).any():

@@ -12,7 +12,6 @@ from enum import Enum
 from functools import cached_property
 from types import MappingProxyType
 
-from headwise.comparison.chains import Ways
 from headwise.comparison.comparable import Places, recorded
 from headwise.comparison.controls import CONTROLS, HEADS, KINDS, MASK, PHASE, Claims, Match, is_control
 from headwise.comparison.paired import Contrast, contrast
@@ -28,6 +27,8 @@ ASKED = {
     MASK: "Is switching heads off in {} better than its controls",
 }
 """What a table and a run's ending ask of one row."""
+Ways = Mapping[tuple[str, str], Mapping[str, str]]
+"""By claim and row, how controls are made."""
 FEW = 3
 """Tasks that a note names; of more it says how many."""
 
@@ -215,7 +216,7 @@ def uncontrolled(claims: Claims, ways: Ways = MappingProxyType({})) -> list[str]
 
     Args:
         claims: as `headwise.comparison.controls.lacking` gives them.
-        ways: as `headwise.comparison.chains.ways_of` gives them; of other rows the usual ones hold.
+        ways: by claim and row, as `headwise.comparison.controls.controls_of` gives them; of other rows the usual ones.
     """
     notes = []
     for claim, kinds in CONTROLS.items():

@@ -10,11 +10,11 @@ from headwise.comparison.averages import averages
 from headwise.comparison.comparable import Places
 from headwise.comparison.costs import COSTS, in_words, spans
 from headwise.report.grid import Cell, Grid, to_csv
-from headwise.results.records import GROUP_SIZES, Result
+from headwise.results.records import GROUP_SIZES, MAP, Result
 
 OTHER = "other tasks"
 MEAN, GROUPS = "mean", "mean of groups"
-HEAD = ("method", MEAN, GROUPS, *GROUP_SIZES, OTHER, "parameters", "tasks", "seeds", "labels")
+HEAD = ("method", MEAN, GROUPS, *GROUP_SIZES, OTHER, MAP, "parameters", "tasks", "seeds", "labels")
 NEEDED = ("method", "parameters", MEAN, "tasks", "seeds")
 """Columns that stand there even where they are empty."""
 PART = "part"
@@ -92,12 +92,12 @@ def block(
         row, column = where[result.key]
         rows.setdefault(row, []).append(result)
         groups[column] = result.group if result.group in GROUP_SIZES else OTHER
+        if result.metric == MAP:
+            groups[column] = MAP
     tasks = sorted(groups, key=lambda task: order.index(task) if task in order else len(order))
-    parts = {name: [task for task in tasks if groups[task] == name] for name in (*GROUP_SIZES, OTHER)}
+    parts = {name: [task for task in tasks if groups[task] == name] for name in (*GROUP_SIZES, OTHER, MAP)}
     standings = [_standing(row, members, where, parts, badges.get(row, "")) for row, members in rows.items()]
-    standings.sort(
-        key=lambda line: (-len(line.tasks), -statistics.fmean(line.tasks.values()), line.cells["method"].text)
-    )
+    standings.sort(key=lambda line: (-len(line.tasks), -(line.cells[MEAN].value or 0), line.cells["method"].text))
     counts = ", ".join(f"{name} {len(some)}" for name, some in parts.items() if some)
     names = ": " + ", ".join(tasks) if len(tasks) <= len(GROUP_SIZES) * 2 else ""
     lead = f"{len(tasks)} task{'s' * (len(tasks) > 1)} ({counts}){names}"
@@ -116,6 +116,8 @@ def _standing(
         if value is not None:
             scores.setdefault(where[result.key][1], {})[result.repeat] = value
     every = [task for tasks in parts.values() for task in tasks]
+    # mAP is no accuracy: it is averaged apart, and is the mean only where there is nothing else
+    alike = [task for task in every if task not in parts[MAP]] or every
     cells = {name: _mean(scores, tasks) for name, tasks in parts.items() if tasks}
     counts = sorted({len(seeds) for seeds in scores.values()})
     labels = list(dict.fromkeys(label for result in members for label in result.labels))
@@ -124,7 +126,7 @@ def _standing(
     cells |= {
         "method": Cell(row, badge=badge),
         COSTS["parameters"].title: Cell(in_words(ends, " \u2013 "), ends[1]),
-        MEAN: _mean(scores, every),
+        MEAN: _mean(scores, alike),
         GROUPS: _of_groups(scores, parts),
         "tasks": Cell(str(done), done, f"of {len(every)}" if done < len(every) else ""),
         "seeds": Cell(" \u2013 ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1]))), counts[0]),
