@@ -42,6 +42,7 @@ from headwise.commands.arguments import (
     names_file,
     old_file,
     old_folder,
+    old_place,
     out_folder,
     patterns,
     record_file,
@@ -595,6 +596,7 @@ NO_PLACE = ("file/x", "pipe.md", "a\nb", *(("/proc/x/y",) if Path("/proc").is_di
 """Words for files and folders that can be neither made nor written to, see `place`."""
 WRONG: dict[Any, tuple[str, ...]] = {
     folder: ("file", "file/x", "pipe.md", "loop", "a\nb"),
+    old_place: ("pipe.md", "loop", "a\nb", "missing"),
     old_folder: ("file", "file/x", "pipe.md", "loop", "a\nb", "missing"),
     out_folder: ("file", "loop", "dangling", *NO_PLACE),
     old_file: ("dir", "file/x", "pipe.md", "loop", "a\nb", "missing", "/dev/zero"),

@@ -41,7 +41,7 @@ def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 def test_the_script_writes_a_picture(tmp_path: Path) -> None:
     done = run("fewshot/pets", "--data", "synthetic", "--rows", "1", "--columns", "3", "--shots", "1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    with Image.open(tmp_path / "fewshot_pets.png") as sheet:
+    with Image.open(tmp_path / "outputs" / "fewshot_pets.png") as sheet:
         assert sheet.size == (3 * 102 + 6, 22 + 116 + 6)
 
 

@@ -112,7 +112,7 @@ def test_a_summary_measures_heads_off_by_their_controls() -> None:
 
 def test_what_a_run_says(sweep: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     said = sweep[1].stdout
-    assert "hs_lora on dsprites_loc, seed 0 [stand-in weights, synthetic, subset]" in said
+    assert "hs_lora on dsprites_loc, seed 0 [stand-in weights, synthetic, smoke, subset]" in said
     assert "phase" in said
     assert "gain" in said
     assert "GPU available" not in said + sweep[1].stderr
@@ -146,7 +146,7 @@ def test_what_a_run_leaves(folder: Path) -> None:
 def test_what_a_result_says(folder: Path) -> None:
     result = json.loads((folder / "result.json").read_text())
     assert {"method": "hs_lora", "dataset": "dsprites_loc", "seed": 0, "name": "runs"}.items() <= result.items()
-    assert result["labels"] == ["stand-in weights", "synthetic", "subset"]
+    assert result["labels"] == ["stand-in weights", "synthetic", "smoke", "subset"]
     assert len(result["fingerprint"]) == 16
     assert {"weights", "data", "protocol"} <= result["provenance"].keys()
     assert torch.__version__.startswith(result["versions"]["torch"])

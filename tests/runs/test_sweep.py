@@ -276,8 +276,9 @@ def test_missing_controls_are_named_once_at_the_end_of_what_was_launched(tmp_pat
         made.run()
     assert asked == [3]
     assert capsys.readouterr().out.count("? controls") == 1
-    made.does = {}
+    made.does, made.launched = {}, []
     made.run()
     assert asked == [3, 4]
+    made.launched = []
     made.run()
     assert asked == [3, 4]  # nothing was launched, so nothing new is to be said

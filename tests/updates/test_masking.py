@@ -378,8 +378,8 @@ def errors() -> Iterator[Any]:
         "vit",
         lambda: PeftMethod(label="peft", config={"_target_": "peft.LoraConfig"}, gate=ONE),
         r"method peft \(PeftMethod\) has no gate on its heads, got gate=heart; allowed: methods of the classes "
-        r"BiLoRA, CaRA, DoRA, FacT, HeadLoRA, LoRA, MoRA, PiSSA, SharedHeads, and classes of your own that set "
-        r"gateable = True",
+        r"BiLoRA, CaRA, DoRA, EVA, FacT, HeadLoRA, LoRA, LoRAGA, MoRA, PiSSA, SharedHeads, and classes of your own "
+        r"that set gateable = True",
     )
 
 

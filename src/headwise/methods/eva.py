@@ -8,20 +8,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
-from pydantic import Field
 from torch import Tensor
 
 from headwise.errors import ConfigError
 from headwise.methods._passes import Counted, leave, scatters, taken
 from headwise.methods.base import Batches, Installed, Method, Plan, as_asked
 from headwise.network.backbone import Backbone
-from headwise.schema.kinds import Count, Factor
+from headwise.schema.kinds import AtLeast1, Count, Factor
 from headwise.updates.lowrank import LowRank
 from headwise.updates.sites import Site
-
-Spread = Annotated[float, Field(ge=1, allow_inf_nan=False, description="a number of at least 1")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +43,7 @@ class EVA(Method):
     """
 
     rank: Count
-    rho: Spread = 2.0
+    rho: AtLeast1 = 2.0
     num_batches: Count = 16
     scale: Factor = 1.0
 

@@ -82,6 +82,7 @@ AtLeast2 = Annotated[int, Field(ge=2, description="a whole number of at least 2"
 PixelScale = Annotated[int, Field(ge=1, le=255, description="a whole number in 1..255")]
 Positive = Annotated[float, Field(gt=0, description="a number above 0")]
 AtLeast0 = Annotated[float, Field(ge=0, description="a number of at least 0")]
+AtLeast1 = Annotated[float, Field(ge=1, description="a number of at least 1")]
 Factor = Annotated[float, AfterValidator(_other_than_0), Field(description="a finite number other than 0")]
 Rate = Annotated[float, Field(ge=0, lt=1, description="in [0, 1)")]
 Share = Annotated[float, Field(gt=0, le=1, description="in (0, 1]")]
