@@ -51,7 +51,7 @@ from made_networks import REPO, network, plain_timm
 from made_results import result
 
 READERS = {
-    "pq.read_schema",
+    "pq.read_metadata",
     "pq.ParquetFile",
     "datasets.load_from_disk",
     "json.load",
@@ -319,7 +319,7 @@ LOADERS: dict[str, Check | str] = {
     "data/stores/shards.py:read_json": lambda folder, content: [
         _refused(shards_in, put(folder / name, name, content).parent) for name in ("dataset_dict.json", "state.json")
     ],
-    "data/stores/shards.py:pq.read_schema": lambda folder, content: _refused(
+    "data/stores/shards.py:pq.read_metadata": lambda folder, content: _refused(
         shards_in, put(folder, "train.parquet", content).parent
     ),
     "data/stores/shards.py:pq.ParquetFile": lambda folder, content: _refused(
