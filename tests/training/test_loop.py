@@ -237,7 +237,7 @@ def test_choosing_on_the_test_set_is_never_worse(whole: tuple[Path, PhaseResult]
 def test_the_test_set_is_looked_at_as_the_protocol_says() -> None:
     def looks(**changes: Any) -> list[int]:
         protocol = dataclasses.replace(RECIPE, select="best_test", **changes)
-        selection = TestSelection(None, protocol)  # type: ignore[arg-type]
+        selection = TestSelection(protocol)
         return [epoch for epoch in range(1, 13) if selection._due(epoch)]
 
     assert looks(select_every=5) == [5, 10]

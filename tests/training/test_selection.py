@@ -178,7 +178,7 @@ def test_a_stopped_run_takes_the_same_epoch(tmp_path: Path, monkeypatch: pytest.
 def test_a_checkpoint_that_says_no_usable_epoch_leaves_the_choice_open() -> None:
     best = {"x": torch.ones(1)}
     for state in ({"best": best, "accuracy": 0.9}, {"best": best, "accuracy": 0.9, "epoch": 2}):
-        selection = TestSelection(None, BEST, first=3)  # type: ignore[arg-type]
+        selection = TestSelection(BEST, first=3)
         selection.load_state_dict(state)
         assert (selection.best, selection.epoch) == (None, None)
         assert selection.accuracy < 0

@@ -25,13 +25,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from headwise.commands.overrides import GROUPS, PATHS, readable
+from headwise.commands.overrides import GROUPS, OF_METHODS, PATHS, readable
 from headwise.errors import HeadwiseError
 
 FLAGS = ("-sc", "--shell-completion")
 HELP_ALL = "--help-all"
-OF_METHODS = ("gate", "consistency")
-"""Groups whose options are modes: values of the methods' fields of these names."""
 FAILURES = (HydraException, OmegaConfBaseException, HeadwiseError, ValueError, OSError, SystemExit)
 """What a line that is not finished yet may raise."""
 

@@ -17,7 +17,7 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
-from headwise.commands.overrides import GROUPS, explained, several
+from headwise.commands.overrides import GROUPS, OF_METHODS, explained, several
 from headwise.commands.sizes import WORDS
 from headwise.errors import ConfigError, HeadwiseError, on_one_line, suggest
 from headwise.schema.tree import unknown_key
@@ -66,10 +66,6 @@ def _first_line(error: BaseException) -> str:
     if isinstance(error, InterpolationResolutionError):
         return unmade(str(error.full_key or "a value of the configuration"), error)
     return str(error).partition("\n")[0]
-
-
-OF_METHODS = {"gate": "method.gate=heart", "consistency": "+method.consistency=pace"}
-"""Groups that are chosen within a method, and how."""
 
 
 def unmade(key: str, error: BaseException) -> str:

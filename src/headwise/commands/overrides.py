@@ -36,6 +36,8 @@ GROUPS = (
     *("backbone", "rank", "ne", "method", "dataset", "data", "protocol", "trainer", "logger", "gate", "consistency"),
     "experiment",
 )
+OF_METHODS = {"gate": "method.gate=heart", "consistency": "+method.consistency=pace"}
+"""Groups whose options are modes, values of the methods' fields of these names; and how one is chosen."""
 """Groups of conf/; what is chosen is the name of a file."""
 _NO_OPTION = r"[-+.\d][\d._]*(e[-+]?\d+)?|true|false|null|[-+]?(nan|inf)"
 _PAIRS = {"[": "]", "{": "}"}

@@ -46,9 +46,9 @@ class VTABTask:
         class_names: names in upstream's label order; empty if unknown.
         shots: training images per class of a few-shot set, None for every other task. Its ``splits`` may join slices
             with ``+``; see ``headwise.data.stores.fewshot``.
+        draw: which of the three draws of these images.
         multi_label: whether an image has any number of classes, of a user's own images; they come from tables with a
             column for each class, or one of names with ``|`` or ``;`` between them (`headwise.data.stores.labelsets`).
-        draw: which of the three draws of these images.
     Raises:
         ConfigError: for a value outside of these ranges.
     """

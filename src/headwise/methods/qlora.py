@@ -28,8 +28,9 @@ class QLoRA(Method):
 
     NF4: blocks of 64 weights are divided by their largest magnitude, and each entry becomes the nearest of 16
     published values; the magnitudes take 8 bits. ViT-B/16 takes 43.8 MB so instead of 339.7 MB. Weights are
-    dequantised where they are used, forward and backward: no dense weight stays alive. A second phase that reads the
-    base weight (PiSSA, DoRA, CaRA, LoRA-GA, peft's, SPT-LoRA, SSF, full) is refused before the first one trains.
+    dequantised where they are used, forward and backward: no dense weight stays alive. A second phase that needs
+    dense weights (such as PiSSA, DoRA, LoRA-GA, LoRA-XS, BOFT, CaRA, RepAdapter, SPT, SSF, peft's, full) is refused
+    before the first one trains.
 
     Licence: MIT (artidoro/qlora).
     Not for: Networks that fit in memory as they are: 4 bits move the logits. Exporting a plain timm model.

@@ -119,7 +119,7 @@ class PhaseResult:
     method: dict[str, Any] = field(default_factory=dict)
     """``{"_target_": ..., arguments}``: enough to build the phase's method again."""
     train_loss: float | None = None
-    """Mean cross-entropy of the last epoch, nats."""
+    """Mean loss of the last epoch, nats."""
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

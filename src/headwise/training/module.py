@@ -157,7 +157,7 @@ class PhaseModule(L.LightningModule):
         """What a part of a batch with this `share` of its images adds to the batch's mean loss.
 
         Returns:
-            The loss, and what of it is not cross-entropy but the difference of two disturbed passes.
+            The loss, and what of it is not the loss of the labels but the difference of two disturbed passes.
         """
         term = None
         if self.consistency is None:

@@ -138,7 +138,7 @@ def _prepare(work: Work, run: PhaseRun) -> PreparedPhase:
     )
     # heads or ranks that are still to go would be in the network of an earlier epoch: none of those may be chosen
     first = installed.final_from(epochs, steps_per_epoch) if epochs and protocol.select == "best_test" else 1
-    return PreparedPhase(plan=plan, installed=installed, module=module, selection=TestSelection(data, protocol, first))
+    return PreparedPhase(plan=plan, installed=installed, module=module, selection=TestSelection(protocol, first))
 
 
 def _consistency(work: Work, run: PhaseRun, installed: Installed) -> Disturbed | None:

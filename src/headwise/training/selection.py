@@ -9,7 +9,6 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from headwise.data.vtab import VTABDataModule
 from headwise.protocol.recipe import Protocol
 from headwise.updates.objective import Tally
 
@@ -22,14 +21,14 @@ class TestSelection(L.Callback):
         best: tensors of the best epoch so far, as stored; None where nothing is selected.
         epoch: the epoch of these tensors, counted from 1.
         accuracy: what that epoch reached, a fraction; mAP where images have several labels.
-        test: batches to look at instead of the data's own, for a network that is given features.
+        test: batches of images, or of their features, to look at; set before training.
     """
 
     __test__ = False  # not a test case, whatever its name
 
-    def __init__(self, data: VTABDataModule, protocol: Protocol, first: int = 1) -> None:
-        self.data, self.first = data, first
-        self.test: Iterable[tuple[Tensor, Tensor]] | None = None
+    def __init__(self, protocol: Protocol, first: int = 1) -> None:
+        self.first = first
+        self.test: Iterable[tuple[Tensor, Tensor]] = ()
         self.every = protocol.select_every if protocol.select == "best_test" else 0
         self.after = protocol.select_after
         self.best: dict[str, Tensor] | None = None
@@ -48,7 +47,7 @@ class TestSelection(L.Callback):
         module.net.eval()
         tally = Tally()
         with trainer.precision_plugin.forward_context():
-            for images, labels in self.test or self.data.test_dataloader():
+            for images, labels in self.test:
                 tally.add(module.logits(images.to(module.device)), labels.to(module.device))
         if training:
             module.installed.set_mode()

@@ -135,7 +135,7 @@ class HeadMasking(L.Callback):
             gate.requires_grad_(wanted)
 
     def _full_pass(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[Site, Evidence]:
-        """Evidence of the mean cross-entropy over the training images in stored order, in evaluation mode."""
+        """Evidence of the mean loss over the training images in stored order, in evaluation mode."""
         module: Any = pl_module
         with trainer.precision_plugin.forward_context():
             return self._passed(module.net, module.batches())
@@ -152,7 +152,7 @@ class HeadMasking(L.Callback):
                 child.training = mode
 
     def score(self, net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[Site, Evidence]:
-        """Evidence of the mean cross-entropy of `net` over `batches` of (images, labels); the gates require grad."""
+        """Evidence of the mean loss of `net` over `batches` of (images, labels); the gates require grad."""
         # the gate is the buffer of ones that multiplies a head's update, (H,): dL/dgate is Eq. 5's sum over the head
         gates = {site: delta.get_buffer("active") for site, delta in self.deltas.items()}
         ups: dict[Site, nn.Parameter] = {}

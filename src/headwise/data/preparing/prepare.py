@@ -22,7 +22,8 @@ from headwise.data.preparing import tfds_aircraft
 from headwise.data.preparing.cachebuild import build
 from headwise.data.preparing.upstream import UPSTREAM, Upstream
 from headwise.data.stores.cache import KINDS, Cache, candidates, default_root
-from headwise.data.stores.folder import UNOFFICIAL, FolderSource
+from headwise.data.stores.fewshot import UNOFFICIAL
+from headwise.data.stores.folder import FolderSource
 from headwise.data.stores.prepared import find, versions_present
 from headwise.data.stores.tfds import TFDSSource
 from headwise.data.tasks import VTABTask

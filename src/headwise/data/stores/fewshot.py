@@ -28,6 +28,7 @@ from headwise.data.tasks import VTABTask, check_split
 from headwise.errors import DataError
 
 OWN_DRAW = "own draw"
+UNOFFICIAL = "unofficial split"
 LISTS = "annotations"
 POOL = "train_meta.list"
 
@@ -225,4 +226,4 @@ class FewShotLists:
         """``own draw`` and ``unofficial split``, as far as they apply."""
         file = self.file("train800")
         labels = [OWN_DRAW] if file is not None and file.name == POOL else []
-        return [*labels, "unofficial split"] if len(self.entries("test")) != self.task.num_test else labels
+        return [*labels, UNOFFICIAL] if len(self.entries("test")) != self.task.num_test else labels

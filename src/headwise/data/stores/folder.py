@@ -23,7 +23,7 @@ from headwise.data.pixels import CHUNK, FINAL_SPLITS, Pixels, decoder
 from headwise.data.splits import subset
 from headwise.data.stored import Facts, Reading
 from headwise.data.stores.classfolders import ClassFolders, Parts, layout
-from headwise.data.stores.fewshot import FewShotLists
+from headwise.data.stores.fewshot import UNOFFICIAL, FewShotLists
 from headwise.data.stores.labelsets import read_sets
 from headwise.data.stores.listfiles import Contents, Digest, ListedImage, digests, locate, read_list
 from headwise.data.tasks import VTABTask, check_split
@@ -43,7 +43,6 @@ OWN_LIST_NAMES = {
     "test": ("test.txt", "test.csv", "test.tsv"),
 }
 """Names of the list files; a user's own images may use the plain ones."""
-UNOFFICIAL = "unofficial split"
 SHOWN = 20
 """Folders that an error lists."""
 

@@ -97,12 +97,7 @@ class DatasetsSource:
             columns = self._label_columns(shard, multi_label)
             for number, values in enumerate(shard.rows(columns), start=1):
                 names.update(self._names(shard, values, multi_label, number))
-        numbers = [name for name in names if NUMBER.fullmatch(name)]
-        if not numbers:
-            return sorted(names), 0
-        if len(numbers) < len(names):
-            raise DataError(f"{self.root}: some labels are numbers and others names; dataset.class_names says which")
-        return [], 1 + max(map(int, numbers))
+        return names_or_count(names, self.root)
 
     def _stated(self, shard: Shard, multi_label: bool) -> list[str]:
         """Classes that the file itself names: of a ClassLabel, or of columns of 0 and 1."""

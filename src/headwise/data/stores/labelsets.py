@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,12 +139,20 @@ def classes_of(tables: Iterable[LabelTable]) -> tuple[list[str], int]:
     found = list(tables)
     if found[0].columns:
         return list(found[0].columns), 0
-    names = sorted({name for table in found for name in table.names})
+    return names_or_count({name for table in found for name in table.names}, found[0].file)
+
+
+def names_or_count(names: Set[str], where: object) -> tuple[list[str], int]:
+    """Names of classes, sorted; or none and how many numbers there are.
+
+    Raises:
+        DataError: naming `where`, if some classes are numbers and others names.
+    """
     numbers = [name for name in names if NUMBER.fullmatch(name)]
     if not numbers:
-        return names, 0
+        return sorted(names), 0
     if len(numbers) < len(names):
-        raise DataError(f"{found[0].file}: some classes are numbers and others names; dataset.class_names says which")
+        raise DataError(f"{where}: some classes are numbers and others names; dataset.class_names says which")
     return [], 1 + max(int(name[-MOST_DIGITS:]) for name in numbers)
 
 

@@ -25,7 +25,7 @@ from headwise.data.decode import decode_all
 from headwise.data.labels import label_of
 from headwise.data.pixels import CHUNK, FINAL_SPLITS, Pixels, decoder
 from headwise.data.splits import Indices, parse_slice, split_ranges, subset
-from headwise.data.stores.fewshot import drawing_few_shots
+from headwise.data.stores.fewshot import UNOFFICIAL, drawing_few_shots
 from headwise.data.stores.listfiles import JPEG_MAGIC
 from headwise.data.stores.membership import Membership, key_of, wrong_sizes
 from headwise.data.stores.prepared import FEATURES, PreparedSet, check_features, find, tfrecords, versions_present
@@ -105,9 +105,7 @@ class TFDSSource:
     def slice_labels(self, task: VTABTask) -> list[str]:
         """Those that need no image."""
         prepared = self.prepared(task)
-        return (
-            ["synthetic"] if prepared.synthetic else ["unofficial split"] if self._wrong_sizes(task, prepared) else []
-        )
+        return ["synthetic"] if prepared.synthetic else [UNOFFICIAL] if self._wrong_sizes(task, prepared) else []
 
     def count(self, task: VTABTask, split: str) -> int:
         """Number of images of the split, from the builder's own counts."""
