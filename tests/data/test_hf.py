@@ -16,6 +16,7 @@ from headwise.data.found import with_classes
 from headwise.data.sources import source_of
 from headwise.data.stores.folder import FolderSource
 from headwise.data.stores.hf import DatasetsSource
+from headwise.data.stores.labelsets import names_or_count
 from headwise.data.tasks import VTABTask
 from headwise.errors import ConfigError, DataError
 
@@ -248,3 +249,8 @@ def test_text_that_is_no_path_is_no_image(tmp_path: Path) -> None:
     parquet(tmp_path / "train.parquet", image=["A" * 5000, "B" * 5000], label=["a", "b"])
     with pytest.raises(DataError, match=r"train\.parquet, line 1: .{,400}$"):
         DatasetsSource(tmp_path).fingerprint(task_of(tmp_path))
+
+
+def test_a_number_of_thousands_of_digits_is_no_class(tmp_path: Path) -> None:
+    """Python's own limit on digits is no answer to a user."""
+    assert names_or_count({"1", "9" * 5000}, tmp_path)[1] == 10**18

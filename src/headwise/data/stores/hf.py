@@ -24,7 +24,7 @@ from headwise.data.splits import subset
 from headwise.data.stored import Facts, Reading, facts
 from headwise.data.stores.classfolders import OWN_SPLIT, TEST, TRAIN, VAL, divided
 from headwise.data.stores.folder import label_array
-from headwise.data.stores.labelsets import LABELS, check_columns, class_columns, named, numbered
+from headwise.data.stores.labelsets import LABELS, check_columns, class_columns, named, names_or_count, numbered
 from headwise.data.stores.listfiles import COLUMNS, JPEG_MAGIC, MOST_DIGITS, NUMBER, Digest, ListedImage, locate
 from headwise.data.stores.shards import Shard, class_names, shards_in
 from headwise.data.tasks import VTABTask, check_split
