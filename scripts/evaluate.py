@@ -55,7 +55,11 @@ def _elsewhere(options: argparse.Namespace) -> int:
 
     place = at_home(options.data_root)
     found = evaluate_on(options.run_dir, place, options.split or ALL, options.weights, options.trust)
-    print(f"{found.num_images} other images of the same classes, {options.data_root} ({found.split}):")
+    print(f"{found.num_images} images of the same classes, {options.data_root} ({found.split}):")
+    if found.num_trained_on is None:
+        print("note: the images that the run was trained on are not at hand; whether some are among these is not known")
+    elif found.num_trained_on:
+        print(f"WARNING: the run was trained on {found.num_trained_on} of these images; this is no test of it")
     for name, value in found.measured.items():
         print(f"{name.replace('_', ' ')}: {value:.2f} %")
     if "mAP" in found.measured:

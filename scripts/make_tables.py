@@ -17,7 +17,7 @@ from headwise.commands.written import writing
 from headwise.comparison.beside import SHOW
 from headwise.comparison.tables import compare, tables
 from headwise.errors import ConfigError
-from headwise.report.formats import FORMATS, SUFFIXES, notes_of, render
+from headwise.report.formats import FORMATS, SUFFIXES, left_out, notes_of, render
 from headwise.report.selection import Selection
 from headwise.results import reading
 from headwise.storage import atomic
@@ -73,13 +73,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             others = reading.others(options.root, [found.name])
             made = tables(found.results, title, options.pool, options.published or "auto", others)
         made[0].notes += found.notes
+        for name in left_out(made, shown):
+            print(f"note: {name} is left out: nothing in it is asked for", file=sys.stderr)
         text = render(made, form, None if shown == Selection() else shown)
         if options.out:
             atomic.write_text(options.out, text)
         else:
             print(text)
         if notes:
-            atomic.write_text(notes, notes_of(made))
+            atomic.write_text(notes, notes_of(made, shown))
         if options.json:
             atomic.write_text(options.json, render(made, "json"))
         return 0

@@ -134,7 +134,12 @@ def test_other_images_are_a_number_and_no_record(
     given = [str(cropped), "--data-root", str(tmp_path / "other")]
     assert main([*given, "--split", "all", "--out", str(tmp_path / "o.json")]) == 0
     said = capsys.readouterr().out
-    assert "10 other images" in said and "balanced accuracy: " in said and "macro f1: " in said
+    assert (
+        "10 images of the same classes" in said
+        and "trained on" not in said
+        and "balanced accuracy: " in said
+        and "macro f1: " in said
+    )
     assert "classes without an image there, which count nowhere: blue" in said
     written = json.loads((tmp_path / "o.json").read_text())
     assert "no record of the run" in written["kind"] and sum(row[2] for row in written["confusion"]) == 10
@@ -149,7 +154,12 @@ def test_other_images_are_a_number_and_no_record(
         evaluate_on(cropped, tmp_path / "parquet")
     (tmp_path / "some.csv").write_text("path,label\nother/red/0.png,red\nother/green/1.png,green\n")
     assert main([str(cropped), "--data-root", str(tmp_path / "some.csv")]) == 0
-    assert "2 other images" in capsys.readouterr().out
+    assert "2 images of the same classes" in capsys.readouterr().out
+    own = read_result(cropped).config["data"]["root"]
+    shutil.copytree(own, tmp_path / "copied")
+    assert main([str(cropped), "--data-root", str(tmp_path / "copied"), "--split", "all"]) == 0
+    said = capsys.readouterr().out
+    assert "30 images of the same classes" in said and "WARNING: the run was trained on " in said
     assert main([str(cropped), "--data-root", str(tmp_path / "some.csv"), "--split", "test"]) == 1
     assert main([str(cropped), "--split", "test"]) == 1
     assert "give --data-root" in capsys.readouterr().err

@@ -8,7 +8,7 @@ import pytest
 
 from headwise.comparison.tables import Table, tables
 from headwise.errors import ConfigError
-from headwise.report.formats import notes_of, render
+from headwise.report.formats import left_out, notes_of, render
 from headwise.report.selection import Selection, in_millions
 from made_results import run, suite
 
@@ -61,7 +61,7 @@ def test_files_of_data_leave_nothing_out(form: str) -> None:
 
 def test_a_short_caption_leaves_its_notes_to_another_file() -> None:
     (table,) = tables(MADE)
-    text, notes = render([table], "latex", Selection(is_short=True)), notes_of([table])
+    text, notes = render([table], "latex", Selection(is_short=True)), notes_of([table], Selection(is_short=True))
     (caption,) = re.findall(r"\\caption\{(.*)\}", text)
     assert "empty cell" not in caption and "empty cell" in notes
     assert len(caption) < 330 < len(notes) and "Test accuracy in percent" in caption
@@ -99,3 +99,11 @@ def test_a_pattern_has_to_match_in_one_table_only(form: str) -> None:
 def test_a_pattern_that_matches_nowhere_is_refused() -> None:
     with pytest.raises(ConfigError, match=re.escape("--rows: no row 'vtp' in any of the 2 tables (did you mean 'vpt'")):
         render(settings(), "md", Selection(rows=("lora", "vtp")))
+
+
+def test_a_table_without_any_of_it_is_named_and_has_no_notes() -> None:
+    made = [*tables(MADE, "one"), *tables(suite("pissa"), "two")]
+    shown = Selection(rows=("pissa",), is_short=True)
+    assert left_out(made, shown) == ["one"] and left_out(made, Selection()) == []
+    notes = notes_of(made, shown)
+    assert "## two" in notes and "## one" not in notes

@@ -12,12 +12,13 @@ import torch
 from headwise.artifacts import export
 from headwise.artifacts.classifier import AT_ONCE, Classifier
 from headwise.artifacts.saved import SavedRun
+from headwise.data.sources import AutoSource
 from headwise.data.stores.classfolders import ClassFolders
 from headwise.data.stores.folder import FolderSource, label_array
 from headwise.data.stores.labelsets import read_sets
-from headwise.data.stores.listfiles import ListedImage, locate, read_list
+from headwise.data.stores.listfiles import ListedImage, digests, locate, read_list
 from headwise.data.tasks import VTABTask
-from headwise.errors import DataError
+from headwise.errors import DataError, HeadwiseError
 from headwise.results.classes import measures
 from headwise.results.records import ACCURACY, MAP
 from headwise.updates.objective import average_precisions, mean_precision
@@ -34,6 +35,8 @@ class Elsewhere:
         images: where they lie.
         split: which of them were taken; ``all``.
         num_images: how many.
+        num_trained_on: how many of them have the content of an image that the run itself was trained on; None where its
+            images are no files, or gone. Earlier runs of a chain are not asked.
         measured: percent by name: accuracy, balanced_accuracy and macro_f1; mAP where images have several labels.
         by_class: percent by class: of its images that are right, or its average precision; None without an image.
         confusion: true class, predicted class and number of images, of the pairs that occur; empty of several labels.
@@ -42,6 +45,7 @@ class Elsewhere:
     images: str
     split: str
     num_images: int
+    num_trained_on: int | None
     measured: dict[str, float]
     by_class: dict[str, float | None]
     confusion: list[tuple[str, str, int]]
@@ -85,12 +89,14 @@ def evaluate_on(
     files = [path for path, _ in locate(entries, folder, folder)]
     net = export.load(run_dir, weights, trust=trust)
     net.to("cuda" if torch.cuda.is_available() else "cpu")
-    scores, labels = _scores(net, files), label_array(entries, task)
+    logits, labels = _logits(net, files, saved.protocol.precision), label_array(entries, task)
+    own = _trained_on(saved)
     return Elsewhere(
         images=str(images),
         split=split,
         num_images=len(files),
-        **_measured(scores, labels, names),  # type: ignore[arg-type]
+        num_trained_on=None if own is None else sum(d.sha256 in own for d in digests(entries, folder, folder)),
+        **_measured(logits, labels, names),  # type: ignore[arg-type]
     )
 
 
@@ -113,19 +119,37 @@ def _of_folder(folder: Path, task: VTABTask, split: str) -> list[ListedImage]:
     return list({entry.path: entry for part in there for entry in lists.entries(part)}.values())
 
 
-def _scores(net: Classifier, files: Sequence[Path]) -> torch.Tensor:
-    """Probabilities, (N, K)."""
+def _trained_on(saved: SavedRun) -> set[str] | None:
+    """Content of the images that the run was trained on; None where they are no files, or gone."""
+    try:
+        source = saved.source()
+        source = source.resolve(saved.task) if isinstance(source, AutoSource) else source
+        if not isinstance(source, FolderSource):
+            return None
+        entries = source.lists(saved.task).entries(saved.protocol.train_split)
+        return {digest.sha256 for digest in digests(entries, source.folder(saved.task), source.root)}
+    except HeadwiseError:
+        return None
+
+
+@torch.no_grad()
+def _logits(net: Classifier, files: Sequence[Path], precision: str) -> torch.Tensor:
+    """(N, K) float32, computed in the precision of the run."""
+    kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    device = next(net.parameters()).device.type
     parts = [files[start : start + AT_ONCE] for start in range(0, len(files), AT_ONCE)]
-    return torch.cat([net.probabilities(part).cpu() for part in parts])
+    net.eval()
+    with torch.autocast(device, dtype=kind or torch.bfloat16, enabled=kind is not None):
+        return torch.cat([net(net.preprocess(part)).float().cpu() for part in parts])
 
 
-def _measured(scores: torch.Tensor, labels: np.ndarray, names: Sequence[str]) -> dict[str, object]:
+def _measured(logits: torch.Tensor, labels: np.ndarray, names: Sequence[str]) -> dict[str, object]:
     if labels.ndim == 2:
-        precisions = average_precisions(scores, torch.from_numpy(labels))
+        precisions = average_precisions(logits, torch.from_numpy(labels))
         by_class = dict(zip(names, precisions, strict=True))
         return {"measured": {MAP: mean_precision(precisions)}, "by_class": by_class, "confusion": []}
     matrix = np.zeros((len(names), len(names)), dtype=np.int64)
-    np.add.at(matrix, (labels, scores.argmax(1).numpy()), 1)
+    np.add.at(matrix, (labels, logits.argmax(1).numpy()), 1)
     totals = matrix.sum(1)
     rights = np.diagonal(matrix)
     return {

@@ -63,8 +63,8 @@ def correlations(lines: pd.DataFrame) -> list[str]:
     said = []
     for name, words in MEASURES.items():
         part = lines[["column", "gain", name]].dropna().astype({"gain": float, name: float})
-        # a measure that differs by rounding alone, as of updates that fill all there is, orders nothing
-        part[name] = part[name].round(6)
+        # what differs by less than a hundredth, as of updates that fill all there is, orders nothing
+        part[name] = part[name].round(2)
         part = part[part.groupby("column")["gain"].transform("size") > 1]
         tasks = part.groupby("column")[["gain", name]]
         ranks = tasks.rank(pct=True)

@@ -44,11 +44,18 @@ def render(tables: Sequence[Table], form: str, shown: Selection | None = None) -
     return TEXT[form](tables, shown or Selection())
 
 
-def notes_of(tables: Sequence[Table]) -> str:
-    """Return what the captions of a paper's tables leave out, as Markdown."""
+def notes_of(tables: Sequence[Table], shown: Selection) -> str:
+    """Return what the captions of a paper's tables leave out, as Markdown; nothing of tables that are not shown."""
     return "\n\n".join(
-        f"## {in_markdown(table.title)}\n\n{bullets([*table.notes, *table.answers])}" for table in tables
+        f"## {in_markdown(table.title)}\n\n{bullets([*table.notes, *table.answers])}"
+        for table, _ in _shown(tables, shown)
     )
+
+
+def left_out(tables: Sequence[Table], shown: Selection) -> list[str]:
+    """Titles of the tables that have nothing of what is to be shown."""
+    there = [table.title for table, _ in _shown(tables, shown)]
+    return [table.title for table in tables if table.title not in there]
 
 
 Parts = list[tuple[Grid, Sequence[str]]]
