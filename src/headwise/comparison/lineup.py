@@ -12,11 +12,11 @@ from headwise.comparison.costs import COSTS
 from headwise.protocol.revisions import changed_since
 from headwise.protocol.variants import BASE, beside_common
 from headwise.results.fingerprint import fingerprint
-from headwise.results.records import Result
+from headwise.results.records import PhaseResult, Result
 
 PROBE = "headwise.methods.baselines.Linear"
 MEASURED = ("accuracy %", "train loss", "ms / step", "peak MiB")
-MARK, OLDER = "(below the linear probe)", "(older code)"
+MARK, OLDER, END = "(below the linear probe)", "(older code)", "(end)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +32,7 @@ class LineupRow:
         train_loss: mean cross-entropy of the last epoch, nats; None where nothing was trained.
         ms_per_step: time of the training epochs over their steps, all phases together; None without steps.
         peak_memory: largest of the phases, bytes; None where it was not measured.
+        chosen: what a search chose in each phase, marked where it is the end of what was tried; empty without one.
         below_probe: whether the linear probe of the same images, weights and seed reached more; None without one.
         older_code: why its method has other numbers now; empty if it has the same.
     """
@@ -44,6 +45,7 @@ class LineupRow:
     train_loss: float | None
     ms_per_step: float | None
     peak_memory: int | None
+    chosen: str
     below_probe: bool | None
     older_code: list[str]
 
@@ -107,9 +109,17 @@ def _line(result: Result, probe: float | None, common: Sequence[str]) -> LineupR
         train_loss=result.phases[-1].train_loss,
         ms_per_step=1e3 * result.seconds / steps if steps else None,
         peak_memory=max(peaks, default=None),
+        chosen=", then ".join(filter(None, map(_chosen, result.phases))),
         below_probe=None if probe is None else accuracy < probe,
         older_code=changed_since(result.identity.get("method")),
     )
+
+
+def _chosen(phase: PhaseResult) -> str:
+    values = ", ".join(
+        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in phase.chosen.items()
+    )
+    return f"{values} {END}" if phase.edges else values
 
 
 def _notes(results: Sequence[Result], probes: dict[int, float | None], common: Sequence[str]) -> list[str]:
@@ -138,6 +148,8 @@ def _notes(results: Sequence[Result], probes: dict[int, float | None], common: S
     if len(protocols) > 1:
         notes.append(f"{len(protocols)} protocols are mixed: a row in brackets says what it changed.")
     notes += made_by_older_code(results, lambda result: result.key.method)
+    if any(phase.num_trials for result in results for phase in result.phases):
+        notes.append(f"Chosen: by a search on validation images; {END} is the last value tried.")
     if not probes:
         notes.append("No linear probe is among the runs, so no row is marked.")
     return notes
@@ -150,7 +162,11 @@ def markdown(lined_up: Sequence[Lineup]) -> str:
     for lineup in lined_up:
         several = len({line.seed for line in lineup.lines}) > 1
         rows = [_cells(line, several) for line in lineup.lines]
-        title, table = in_markdown(lineup.title), "\n".join(pipes(["method", *costs, *MEASURED], rows))
+        header = ["method", *costs, *MEASURED]
+        if any(line.chosen for line in lineup.lines):
+            rows = [[*row, in_markdown(line.chosen)] for row, line in zip(rows, lineup.lines, strict=True)]
+            header.append("chosen")
+        title, table = in_markdown(lineup.title), "\n".join(pipes(header, rows))
         parts.append(f"## {title}\n\n{bullets(lineup.notes)}\n\n{table}\n")
         if others := _varied(lineup.lines):
             caption = "Methods that were run with other options: accuracy in percent, training loss in brackets."

@@ -76,9 +76,8 @@ class SearchOutcome:
         how |= {} if space.images is None else {"images": space.images}
         if space.trials is not None:
             how["optuna"] = version("optuna")  # another may draw other combinations
-        how["edges"] = [
-            name for name, values in space.grids.items() if _is_edge(getattr(self.method, name, None), values)
-        ]
+        tried = {**asdict(self.chosen), **self.chosen.fields}
+        how["edges"] = [name for name, values in space.grids.items() if _is_edge(tried.get(name), values)]
         return {"chosen": self.chosen.plain(), "num_trials": len(trials), "trials": trials, **how}
 
 

@@ -170,6 +170,13 @@ class PhaseResult:
         return frozenset(self._search.get("searched") or ())
 
     @property
+    def chosen(self) -> dict[str, Any]:
+        """What a search chose, by the names of `searched`; of older records only what the method itself tells."""
+        trial = self._search.get("chosen") or {}
+        values = {**self.method, **trial, **trial.get("fields", {})}
+        return {name: values[name] for name in sorted(self.searched) if name in values}
+
+    @property
     def edges(self) -> list[str]:
         """Names of what a search chose at the end of what it tried."""
         return list(self._search.get("edges") or ())

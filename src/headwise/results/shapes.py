@@ -70,7 +70,8 @@ _GATE = fields(
     {**dict.fromkeys(("mode", "score", "scope", "warmup", "count", "ratio", "budget", "score_data", "pooled"), scalar)}
     | {"scoring_seconds": maybe(_AMOUNT)},
 )
-_SEARCH = fields({}, {"num_trials": count, "searched": each(text), "edges": each(text)})
+_CHOSEN = fields({}, {"scale": scalar, "ne": scalar, "score": scalar, "fields": mapping})
+_SEARCH = fields({}, {"num_trials": count, "searched": each(text), "edges": each(text), "chosen": maybe(_CHOSEN)})
 EXTRA = fields(
     {},
     {
