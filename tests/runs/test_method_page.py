@@ -71,10 +71,18 @@ def test_a_page_of_two_phases_with_records() -> None:
     assert f"| standins | eurosat | base | vit_s14_dinov2 | {stamps} | {mean:.2f} | {len(records)} |" in page
 
 
+def test_a_page_gives_the_step_that_was_measured_last() -> None:
+    page = method_page.page("dylora", KEPT)  # measured twice
+    again = json.loads((KEPT.parents[1] / "benchmarks/results/method_cost_again.json").read_text())
+    (one,) = [one for one in again["results"] if one["contender"] == "dylora"]
+    assert f"{one['quartiles'][1]:.2f} times one that trains" in page and f"{len(one['pairs'])} pairs" in page
+    assert page.count("times its arithmetic") == 1
+
+
 def test_a_page_of_a_method_of_peft() -> None:
     page = method_page.page("peft/osf", KEPT)
     assert "14,164,992: as many parameters as the weights" in page and "full tuning in disguise" in page
-    assert "No run of it is kept" in page and "No kept run measured it" in page
+    assert "No run of it is kept" in page and "Nothing kept measured it" in page
     assert "AdaLoRA" not in page.partition("## Defaults")[0]  # its own formula, not the bridge's docstring
     for name in ("peft/c3a", "ssf"):
         assert rows(method_page.page(name))["starts at the pretrained network"] == "no"

@@ -34,6 +34,8 @@ from headwise.storage.plain import read_json
 FACTS = ("Formula", "Source", "Licence", "Size", "Not for")
 """Names of facts; a fact ends at a blank line or at the next."""
 CITED = re.compile(r"\(([^()]*(?:arXiv:|et al\.|HS-LoRA|Heart-LoRA|ICML)[^()]*)\)")
+BENCHMARKS = "benchmarks/results"
+"""Of the repository, two folders above the kept records."""
 
 
 @dataclass(frozen=True)
@@ -202,7 +204,8 @@ def page(name: str, kept: Path | None = None) -> str:
     if fields:
         parts.append(f"Fields:\n\n```text\n{fields}\n```")
     label = str(method.label)
-    parts.append("## Cost\n\n" + (_cost(kept, label) or "No kept run measured it."))
+    costs = "\n".join(filter(None, [_step(kept, name), _cost(kept, label)]))
+    parts.append("## Cost\n\n" + (costs or "Nothing kept measured it."))
     parts.append("## Records\n\n" + (_records(kept, label) or "No run of it is kept in docs/results/records."))
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -229,20 +232,35 @@ def _counted(method: Any) -> list[tuple[str, str]]:
     return rows
 
 
+def _step(kept: Path | None, name: str) -> str:
+    """What a step takes over one that trains the classifier alone, as benchmarks/method_cost.py measured it last."""
+    found = ""
+    for file in () if kept is None else sorted((kept.resolve().parents[1] / BENCHMARKS).glob("method_cost*.json")):
+        record = read_json(file)
+        for one in (one for one in record["results"] if one["contender"] == name):
+            low, ratio, high = one["quartiles"]
+            found = (
+                f"- A step of ViT-B/16, {one['precision']}, batch {record['batch']}: {ratio:.2f} times one that trains "
+                f"the classifier alone (quartiles {low:.2f} .. {high:.2f}, {len(one['pairs'])} pairs on a CPU), "
+                f"{one['flop_ratio']:.2f} times its arithmetic."
+            )
+    return found
+
+
 def _cost(kept: Path | None, label: str) -> str:
-    """Time and memory of a step in the line-up of methods, as it was run."""
+    """Time and memory of a step in the line-up of methods, as it was run on one thread of a CPU."""
     file = None if kept is None else kept / "methods.json"
     if file is None or not file.is_file():
         return ""
-    lines = []
-    for table in read_json(file):
-        for line in (line for line in table["lines"] if line["method"] == label):
-            lines.append(
-                f"- {table['title']} ({line['variant']}, seed {line['seed']}, {line['epochs']} epochs): "
-                f"{line['ms_per_step']:.0f} ms a step, peak memory {line['peak_memory'] / 2**20:,.0f} MiB, "
-                f"{line['parameters']:,} parameters{', older code' if line['older_code'] else ''}"
-            )
-    return "" if not lines else "\n".join([*lines, "", "Of one thread of a CPU, see docs/results/methods.md."])
+    lines = [
+        f"- {table['title']} ({line['variant']}, seed {line['seed']}, {line['epochs']} epochs): "
+        f"{line['ms_per_step']:.0f} ms a step, peak memory {line['peak_memory'] / 2**20:,.0f} MiB, "
+        f"{line['parameters']:,} parameters{', older code' if line['older_code'] else ''}"
+        for table in read_json(file)
+        for line in table["lines"]
+        if line["method"] == label
+    ]
+    return "" if not lines else "\n".join([*lines, "", "Of runs on one thread of a CPU, see docs/results/methods.md."])
 
 
 def _records(kept: Path | None, label: str) -> str:
