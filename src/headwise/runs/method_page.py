@@ -248,19 +248,17 @@ def _step(kept: Path | None, name: str) -> str:
 
 
 def _cost(kept: Path | None, label: str) -> str:
-    """Time and memory of a step in the line-up of methods, as it was run on one thread of a CPU."""
-    file = None if kept is None else kept / "methods.json"
-    if file is None or not file.is_file():
-        return ""
+    """Time and memory of a step in the line-ups of methods, as they were run on one thread of a CPU."""
+    tables = [table for file in sorted(kept.glob("methods*.json")) for table in read_json(file)] if kept else []
     lines = [
         f"- {table['title']} ({line['variant']}, seed {line['seed']}, {line['epochs']} epochs): "
         f"{line['ms_per_step']:.0f} ms a step, peak memory {line['peak_memory'] / 2**20:,.0f} MiB, "
         f"{line['parameters']:,} parameters{', older code' if line['older_code'] else ''}"
-        for table in read_json(file)
+        for table in tables
         for line in table["lines"]
         if line["method"] == label
     ]
-    return "" if not lines else "\n".join([*lines, "", "Of runs on one thread of a CPU, see docs/results/methods.md."])
+    return "" if not lines else "\n".join([*lines, "", "Of runs on one thread of a CPU, see docs/results.md."])
 
 
 def _records(kept: Path | None, label: str) -> str:
