@@ -15,7 +15,8 @@ import pytest
 
 from headwise.errors import ConfigError, ResultConflict
 from headwise.results.fingerprint import fingerprint
-from headwise.results.store import BusyError, PhaseStore, Result, ResultError, ResultStore, RunKey
+from headwise.results.store import PhaseStore, Result, ResultError, ResultStore, RunKey
+from headwise.storage.claims import BusyError
 from made_results import KEY, full, phase, result, write
 
 FINGERPRINT = "0123456789abcdef"

@@ -21,9 +21,10 @@ from safetensors.torch import load_file, save_file
 
 from headwise.errors import ConfigError, Interrupted, ResultConflict, WeightsError
 from headwise.protocol import job, plan, request, subsets
-from headwise.results.store import BusyError, PhaseStore, Result, ResultStore
+from headwise.results.store import PhaseStore, Result, ResultStore
 from headwise.runs import experiment
 from headwise.runs.experiment import plan_run, run
+from headwise.storage.claims import BusyError
 from headwise.training import loop
 from made_networks import CONF, REPO, compose_config, plain_timm
 from made_results import gated, masked_suite, phase, result

@@ -47,7 +47,6 @@ def read_confusion(file: Path, num_classes: int, num_images: int | None = None) 
     """The matrix (K, K) that `write_confusion` wrote; None where the file is damaged, for the run itself is whole.
 
     Args:
-        file: to be read.
         num_classes: K.
         num_images: that were tested; None where that is not known.
     """

@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -161,6 +161,19 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
         if left != right:
             lines.append(f"{key}: {left} vs {right}")
     return lines
+
+
+def at(node: Any, key: str) -> Any:
+    """The value at a dotted key of plain mappings; None where there is none."""
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, Mapping) else None
+    return node
+
+
+def few(lines: Sequence[str], limit: int = 6) -> str:
+    """Join the first lines; say how many more there are."""
+    more = f"; and {len(lines) - limit} more" if len(lines) > limit else ""
+    return "; ".join(lines[:limit]) + more
 
 
 def leaves(value: Any, key: str) -> dict[str, Any]:

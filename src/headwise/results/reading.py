@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,8 +35,7 @@ class ReadResults:
     @property
     def notes(self) -> list[str]:
         """What a table must say of damaged records."""
-        shown = ", ".join(self.damaged[:5]) + (" and more" if len(self.damaged) > 5 else "")
-        return [f"{len(self.damaged)} damaged record(s) count as missing: {shown}."] if self.damaged else []
+        return [f"{of_damaged(self.damaged)}."] if self.damaged else []
 
 
 def read(root: Path, given: str | None = None, repo: Path | None = None) -> ReadResults:
@@ -59,7 +58,7 @@ def read(root: Path, given: str | None = None, repo: Path | None = None) -> Read
     name = None if given is None else experiments.get(given, given)
     errors: list[ResultError] = []
     records = ReadResults(name, list(ResultStore(root, on_bad=errors.append).all(name)))
-    records.damaged = [_below(error.path, root) for error in errors]
+    records.damaged = [below(error.path, root) for error in errors]
     if records.results:
         return records
     damaged = f"; {' '.join(records.notes)}" if errors else ""
@@ -140,5 +139,12 @@ def _name(file: Path) -> str:
     return str(content.get("name", file.stem)) if isinstance(content, dict) else file.stem
 
 
-def _below(path: Path, root: Path) -> str:
+def of_damaged(paths: Sequence[str]) -> str:
+    """Say of damaged records, at least one, that they count as missing; the first five are named."""
+    shown = ", ".join(paths[:5]) + (" and more" if len(paths) > 5 else "")
+    return f"{len(paths)} damaged record(s) count as missing: {shown}"
+
+
+def below(path: Path, root: Path) -> str:
+    """A path as it is seen from the root."""
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name

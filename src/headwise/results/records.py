@@ -78,11 +78,7 @@ class RunKey:
 
     @classmethod
     def of(cls, folder: Path) -> RunKey:
-        """Read the key back from a run's folder.
-
-        Raises:
-            ConfigError: if its last five parts are not those of a run.
-        """
+        """Read the key back from a run's folder; refused if its last five parts are not those of a run."""
         *_, name, method, dataset, variant, seed = ("", "", "", "", *folder.parts)
         number = seed.removeprefix("seed-")
         if not (seed.startswith("seed-") and number.isdecimal()):
@@ -156,8 +152,7 @@ class PhaseResult:
     @property
     def gate(self) -> Mapping[str, Any]:
         """Fields of the phase's gate on heads; empty without one."""
-        gate = self.extra.get("gate")
-        return gate if isinstance(gate, Mapping) else {}
+        return self._noted("gate")
 
     @property
     def num_trials(self) -> int:
@@ -188,14 +183,16 @@ class PhaseResult:
 
     @property
     def _search(self) -> Mapping[str, Any]:
-        search = self.extra.get("search")
-        return search if isinstance(search, Mapping) else {}
+        return self._noted("search")
+
+    def _noted(self, name: str) -> Mapping[str, Any]:
+        part = self.extra.get(name)
+        return part if isinstance(part, Mapping) else {}
 
     @property
     def mechanism(self) -> Mapping[str, float]:
         """Where its update lies, see `headwise.training.mechanism`; empty of older code, and without heads."""
-        found = self.extra.get("mechanism")
-        return found if isinstance(found, Mapping) else {}
+        return self._noted("mechanism")
 
     @property
     def masks(self) -> list[Mapping[str, Any]]:
@@ -220,7 +217,7 @@ class PhaseResult:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        return _plain(self)
+        return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, raw: Any, path: Path) -> Self:
@@ -340,16 +337,12 @@ class Result:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; the key's fields stand at the top level."""
-        fields = _plain(self)
+        fields = dataclasses.asdict(self)
         return {"format": FORMAT, **fields.pop("key"), **fields}
 
     @classmethod
     def from_json(cls, raw: Any, path: Path) -> Self:
-        """Read back what `to_json` gave; fields this version does not know are skipped.
-
-        Raises:
-            ResultError: naming ``path``.
-        """
+        """As `PhaseResult.from_json`."""
         with _damaged(path):
             shapes.RESULT(raw, "")
             key = RunKey(**{f.name: raw[f.name] for f in dataclasses.fields(RunKey)})
@@ -370,10 +363,6 @@ class Result:
             ResultError: if it is cut off, not JSON or lacks a field. FileNotFoundError: if there is none.
         """
         return cls.from_json(load_json(path), path)
-
-
-def _plain(record: Any) -> dict[str, Any]:
-    return dataclasses.asdict(record)
 
 
 def _known(cls: type, raw: Any) -> dict[str, Any]:

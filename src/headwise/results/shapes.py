@@ -12,6 +12,7 @@ from typing import Any
 from headwise.storage.plain import (
     COUNTED,
     Misfit,
+    Shape,
     anything,
     between,
     count,
@@ -20,7 +21,6 @@ from headwise.storage.plain import (
     fields,
     flag,
     mapping,
-    matching,
     maybe,
     number,
     scalar,
@@ -29,7 +29,6 @@ from headwise.storage.plain import (
 )
 
 FORMAT = 1
-HASH = matching(r"[0-9a-f]{8,64}", "a hash of 8 to 64 hex digits")
 
 
 def _moment(value: Any, where: str) -> None:
@@ -107,32 +106,25 @@ PHASE = fields(
 )
 
 
-def _task(value: Any, where: str) -> None:
-    """What is recorded of a task; of another kind it counts as not recorded."""
-    if isinstance(value, Mapping):
-        _TASK(value, where)
+def _if_mapping(shape: Shape) -> Shape:
+    """A value of another kind counts as not recorded."""
+    return lambda value, where: shape(value, where) if isinstance(value, Mapping) else None
 
 
-def _data(value: Any, where: str) -> None:
-    """What is recorded of the images; of another kind it counts as not recorded."""
-    if isinstance(value, Mapping):
-        _DATA(value, where)
-
-
-_TASK = fields({}, {"group": scalar, "shots": maybe(count), "draw": maybe(count)})
-_DATA = fields({}, {"mean": maybe(each(number)), "std": maybe(each(number))})
+_TASK = _if_mapping(fields({}, {"group": scalar, "shots": maybe(count), "draw": maybe(count)}))
+_DATA = _if_mapping(fields({}, {"mean": maybe(each(number)), "std": maybe(each(number))}))
 RESULT = fields(
     {
         **dict.fromkeys(("name", "method", "dataset", "variant", "seed"), anything),  # `RunKey` looks at them
         "fingerprint": text,
         "labels": each(text),
-        "provenance": fields({}, {"data": _data}),
+        "provenance": fields({}, {"data": _DATA}),
         "phases": each(PHASE),
     },
     {
         "format": _format,
-        "identity": fields({}, {"dataset": _task}),
-        "config": fields({}, {"dataset": _task}),
+        "identity": fields({}, {"dataset": _TASK}),
+        "config": fields({}, {"dataset": _TASK}),
         "versions": every(maybe(text)),
         "git": maybe(fields({}, {"commit": maybe(text), "dirty": maybe(flag)})),
         "machine": every(scalar),

@@ -18,29 +18,17 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from headwise.errors import CheckpointError, ConfigError, HeadwiseError, ResultConflict
-from headwise.results.fingerprint import canonical, differences, fingerprint
+from headwise.results.fingerprint import canonical, differences, few, fingerprint
 from headwise.results.records import OWN_FOLDERS, PhaseResult, Result, ResultError, RunKey, load_json
 from headwise.storage import atomic, plain
-from headwise.storage.claims import BusyError, Claim
+from headwise.storage.claims import Claim
 from headwise.storage.hashes import sha256_of
-
-__all__ = [
-    "BusyError",
-    "Claim",
-    "Finished",
-    "PhaseResult",
-    "PhaseStore",
-    "Result",
-    "ResultError",
-    "ResultStore",
-    "RunKey",
-]
 
 _HEX = re.compile(r"[0-9a-f]{8,64}")
 _SHOWN = 12
@@ -84,9 +72,6 @@ class ResultStore:
     def get(self, key: RunKey, identity: Mapping[str, Any]) -> Result | None:
         """Return the finished run of this configuration, None if there is none.
 
-        Args:
-            key: where to look.
-            identity: the configuration reduced by `headwise.results.fingerprint.identity`.
         Raises:
             ResultConflict: if the folder holds another configuration; names the keys that differ.
         """
@@ -154,21 +139,18 @@ class ResultStore:
 
         A folder of another name than its result says (a copy, a rename) gives the result its present name.
         """
-        for path in self._paths(name):
-            if (result := self._read(path)) is not None:
-                yield result
+        return self._readable(self._paths(name))
 
     def alike(self, key: RunKey) -> Iterator[Result]:
         """Yield every readable result of the same task and seed, whatever its name, method and variant."""
-        for path in self._paths(None, f"*/{key.dataset}/*/seed-{key.seed}"):
-            if (result := self._read(path)) is not None:
-                yield result
+        return self._readable(self._paths(None, f"*/{key.dataset}/*/seed-{key.seed}"))
 
     def repeats(self, key: RunKey) -> Iterator[Result]:
         """Yield every readable result of a run's row: the same names, whatever the seed."""
-        for path in sorted(key.path(self.root).parent.glob("seed-*/result.json")):
-            if (result := self._read(path)) is not None:
-                yield result
+        return self._readable(sorted(key.path(self.root).parent.glob("seed-*/result.json")))
+
+    def _readable(self, paths: Iterable[Path]) -> Iterator[Result]:
+        return (result for path in paths if (result := self._read(path)) is not None)
 
     def finished(self, name: str | None = None) -> dict[RunKey, Finished]:
         """List finished runs without reading those that the index knows, keyed by where they lie."""
@@ -291,11 +273,7 @@ class PhaseStore:
         self.root, self.heartbeat, self.expiry, self.on_bad = Path(root), heartbeat, expiry, on_bad
 
     def path(self, fingerprint: str) -> Path:
-        """Return the folder of a phase; it need not exist.
-
-        Raises:
-            ConfigError: if ``fingerprint`` is not 8 to 64 hex digits.
-        """
+        """Return the folder of a phase, of 8 to 64 hex digits; it need not exist."""
         if not _HEX.fullmatch(fingerprint):
             raise ConfigError(f"fingerprint of a phase must be 8 to 64 hex digits, got {fingerprint!r}")
         return self.root / "phases" / fingerprint
@@ -367,11 +345,7 @@ class PhaseStore:
 
 
 def _check_tensors(record: Path) -> None:
-    """Compare the tensors beside a phase's record with the hash in it.
-
-    Raises:
-        CheckpointError: if they differ.
-    """
+    """Refuse a phase whose tensors are not those that its record has the hash of."""
     expected = PhaseResult.from_json(load_json(record), record).sha256
     for file in record.parent.glob("*.safetensors") if expected is not None else ():
         actual = sha256_of(file)
@@ -384,9 +358,8 @@ def _check_tensors(record: Path) -> None:
 
 def _conflict(path: Path, stored: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
     lines = differences(stored, asked) or ["(the stored file does not say what it was made with)"]
-    more = f"; and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
     return (
-        f"{path} holds another configuration; stored vs asked: {'; '.join(lines[:_SHOWN])}{more}. "
+        f"{path} holds another configuration; stored vs asked: {few(lines, _SHOWN)}. "
         "Choose another name=, ask for what is stored, or delete the folder"
     )
 

@@ -71,13 +71,10 @@ class Execution:
     """One run at work.
 
     Attributes:
-        plan: what to do.
         method: built, before any search.
         earlier: phases of the run that it goes on from.
-        spec: of the network.
         shared: finished phases of all runs.
         store: where this run's phases go: the shared store, or one of its own until all of them are trained again.
-        machine: where it computes.
         made_with: versions, git and machine, as the record has them; of the moment at which it began.
     """
 
@@ -230,11 +227,7 @@ class Execution:
 
 
 def _phases_of(earlier: Earlier) -> list[Method]:
-    """The phases of a finished run as phases that are taken from its files.
-
-    Raises:
-        ConfigError: if they are of a method that is none of headwise's.
-    """
+    """The phases of a finished run, taken from its files; refused if a method is none of headwise's."""
     phases = enumerate(earlier.result.phases)
     return [
         replace(build_method(phase.method, phase.label), checkpoint=str(earlier.file(index))) for index, phase in phases

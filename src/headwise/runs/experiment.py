@@ -28,11 +28,11 @@ from headwise.protocol.job import asked, overrides_of
 from headwise.protocol.plan import Plan, plan_run, root_of
 from headwise.protocol.search import check_search
 from headwise.report.ending import around, summary
-from headwise.results.store import BusyError, Result, ResultStore
+from headwise.results.store import Result, ResultStore
 from headwise.runs import lifeline
 from headwise.runs.ledger import Entry, Ledger, folder_of
 from headwise.storage import atomic
-from headwise.storage.claims import Claim, describe
+from headwise.storage.claims import BusyError, Claim, describe
 
 
 def run(cfg: DictConfig) -> float | None:
@@ -40,9 +40,6 @@ def run(cfg: DictConfig) -> float | None:
 
     Returns:
         Accuracy of the last phase, percent. In a sweep NaN for a run without a result, see `obtained`.
-
-    Raises:
-        HeadwiseError: as `obtained`.
     """
     result = obtained(cfg)
     return math.nan if result is None else result.accuracy

@@ -76,11 +76,7 @@ _ENTRY = plain.fields(
 
 
 class Ledger:
-    """The requests under one root.
-
-    Args:
-        root: of all results; need not exist.
-    """
+    """The requests under one root."""
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
@@ -106,9 +102,7 @@ class Ledger:
     def states(self, requests: Sequence[str], finished: Mapping[str, Finished] | None = None) -> dict[str, State]:
         """How it stands with each of `requests`; the results decide, then the claims, then what is noted.
 
-        Args:
-            requests: to look up.
-            finished: what counts as finished; None: what the index says.
+        What counts as finished may be given; else it is what the index says.
         """
         finished = finished_requests(self.root) if finished is None else finished
         return {request: self._state(request, finished) for request in requests}

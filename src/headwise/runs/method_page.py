@@ -23,6 +23,7 @@ import yaml
 from hydra.utils import get_class, instantiate
 
 from headwise.commands.messages import instantiation
+from headwise.comparison.cells import pipes
 from headwise.errors import ConfigError, suggest
 from headwise.methods._catalog import DISGUISE, is_disguised
 from headwise.methods.base import Method
@@ -66,11 +67,7 @@ def about(name: str) -> str:
 
 @functools.cache
 def read(name: str, conf: Path = CONF) -> Written:
-    """A method's YAML and those that it is made from.
-
-    Raises:
-        ConfigError: if there is none of this name.
-    """
+    """A method's YAML and those that it is made from; an unknown one is refused."""
     file = conf / "method" / f"{name}.yaml"
     if conf == CONF and name not in method_names():
         raise ConfigError(f"unknown method {name!r}{suggest(name, method_names())}")
@@ -174,7 +171,6 @@ def page(name: str, kept: Path | None = None) -> str:
     """The page of one method, in Markdown that also reads as plain text.
 
     Args:
-        name: of the method.
         kept: ``docs/results``, with records of runs; None or a folder that is not there leaves them out.
 
     Raises:
@@ -270,13 +266,13 @@ def _records(kept: Path | None, label: str) -> str:
             groups.setdefault((record.key.name, record.key.dataset, record.key.variant), []).append(record)
     if not groups:
         return ""
-    lines = ["| experiment | task | variant | weights | stamps | accuracy % | n |"]
-    lines += ["| --- | --- | --- | --- | --- | --: | --: |"]
+    body = []
     for (experiment, task, variant), records in groups.items():
         mean = statistics.mean(accuracy for record in records if (accuracy := record.phases[-1].accuracy) is not None)
         weights = records[0].config["backbone"]["name"]
         stamps = ", ".join(dict.fromkeys(stamp for record in records for stamp in record.labels))
-        lines.append(f"| {experiment} | {task} | {variant} | {weights} | {stamps} | {mean:.2f} | {len(records)} |")
+        body.append([experiment, task, variant, weights, stamps, f"{mean:.2f}", str(len(records))])
+    lines = pipes(["experiment", "task", "variant", "weights", "stamps", "accuracy %", "n"], body, num_left=5)
     lines += ["", "Accuracy after the last phase, the mean over n seeds. Files: docs/results/records."]
     return "\n".join(lines)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from headwise.protocol.request import NOT_ASKED, request_of
+from headwise.results.reading import below, of_damaged
 from headwise.results.records import Result, ResultError
 from headwise.results.store import ResultStore
 from headwise.runs.ledger import STATES, Entry, Ledger, folder_of
@@ -29,7 +30,6 @@ class Run:
     Attributes:
         state: done, running, failed or missing.
         asked: its overrides that differ within the sweep.
-        overrides: all of them.
         path: of its folder; None if nothing has begun it.
         accuracy: of a run that is done, percent.
         seconds: that a run took which is done, without what it shared with earlier ones; since its beginning of one
@@ -65,7 +65,6 @@ class SweepStatus:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Runs by state."""
         return dict.fromkeys(STATES, 0) | Counter(run.state for run in self.runs)
 
     @property
@@ -95,7 +94,6 @@ class SweepStatus:
         return total
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
         return {
             "counts": self.counts,
             "elapsed_seconds": self.elapsed,
@@ -112,11 +110,6 @@ def survey(root: Path, jobs: Mapping[str, Sequence[str]], folders: Sequence[str]
 
     A run counts if it was asked for with all overrides of its job, and perhaps more (``data.root=...``), under the
     configuration as it is now.
-
-    Args:
-        root: of all results.
-        jobs: overrides by request.
-        folders: of the configuration, see `request_of`.
     """
     ledger = Ledger(root)
     entries = {r: e for r, e in ledger.entries().items() if r in jobs or request_of(e.overrides, folders) == r}
@@ -136,21 +129,14 @@ def survey(root: Path, jobs: Mapping[str, Sequence[str]], folders: Sequence[str]
     for run in runs:
         if run.state == "running" and run.seconds is not None:
             times += [time.time() - run.seconds, time.time()]
-    damaged = sorted({_below(error.path, root) for error in bad})
+    damaged = sorted({below(error.path, root) for error in bad})
     return SweepStatus(runs=runs, elapsed=max(times) - min(times) if times else None, damaged=damaged)
 
 
 def _noted(
     jobs: Mapping[str, Sequence[str]], entries: Mapping[str, Entry], finished: Mapping[str, str], common: set[str]
 ) -> dict[str, list[Entry]]:
-    """What is noted of every job, by request: its own note or finished run, else those of runs that asked for more.
-
-    Args:
-        jobs: overrides by request.
-        entries: of the ledger, by request.
-        finished: folders of finished runs, by request.
-        common: overrides of every job.
-    """
+    """What is noted of every job, by request: its own note or finished run, else those of runs that asked for more."""
     # a job is compared only with notes that agree in what the jobs differ by: one look-up instead of jobs x notes
     keys = {override.partition("=")[0] for job in jobs.values() for override in job if override not in common}
     similar: defaultdict[frozenset[str], list[Entry]] = defaultdict(list)
@@ -233,10 +219,6 @@ def _kinds(run: Run) -> list[tuple[str, ...]]:
     return [(*method, *task), method, ()]
 
 
-def _below(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
-
-
 def text(status: SweepStatus, name: str) -> str:
     """The status for a person."""
     counts = status.counts
@@ -261,8 +243,7 @@ def text(status: SweepStatus, name: str) -> str:
                 lines.append(f"    traceback: {Path(run.path) / 'failure.txt'}")
         lines += [f"  and {len(runs) - SHOWN} more"] if len(runs) > SHOWN else []
     if status.damaged:
-        shown = ", ".join(status.damaged[:5]) + (" and more" if len(status.damaged) > 5 else "")
-        lines.append(f"{len(status.damaged)} damaged record(s) count as missing: {shown}")
+        lines.append(of_damaged(status.damaged))
     return "\n".join(lines)
 
 

@@ -63,7 +63,6 @@ def jobs_of(params: Mapping[str, str], arguments: Sequence[str], loader: Any) ->
     """The overrides of every job: the product of all choices, as hydra's basic sweeper forms it.
 
     Args:
-        params: ``hydra.sweeper.params``.
         arguments: of the command line; they beat `params`.
         loader: hydra's configuration loader, which knows what ``glob(*)`` stands for.
     Raises:
@@ -105,15 +104,7 @@ def answered() -> Iterator[None]:
 
 
 def checked_config(conf: Path, arguments: Sequence[str]) -> dict[str, Any]:
-    """The configuration of one run, resolved and checked; its images and weights are not looked for.
-
-    Args:
-        conf: the configuration folder.
-        arguments: as on the command line.
-
-    Raises:
-        ConfigError: for what no run can have.
-    """
+    """One run's configuration, resolved and checked, its images and weights aside; what no run can have is refused."""
     with answered(), initialize_config_dir(version_base="1.3", config_dir=str(conf.resolve())):
         config: Any = OmegaConf.to_container(compose("config", overrides=readable(arguments)), resolve=True)
     refuse_secrets(config)
@@ -126,10 +117,7 @@ def requests_of(
 ) -> tuple[DictConfig, dict[str, list[str]], list[str]]:
     """What ``train.py -m`` with these arguments would run, without running it.
 
-    Args:
-        conf: the configuration folder.
-        arguments: as on the command line.
-        check: compose for every choice one job that has it, as a run would.
+    With `check`, one job is composed for every choice that a job has, as a run would.
 
     Returns:
         The configuration that all jobs share, the overrides of every job by its request, and the folders of the
@@ -297,9 +285,7 @@ class Sweep:
         """Take over what became of a run; False if that is not decided.
 
         Args:
-            request: of the run.
             back: what the launcher brought back, if it did.
-            state: of the run by the ledger.
             lost: whether a dead worker was this sweep's.
         """
         if back is not None and back.status == JobStatus.FAILED:

@@ -69,11 +69,9 @@ class Wandb(Tracker):
         run.define_metric("*", step_metric=STEP)
 
     def write(self, values: Mapping[str, float], step: int) -> None:
-        """Log them."""
         self.run.log({STEP: step, **values})
 
     def close(self, facts: Mapping[str, float], labels: Sequence[str], pictures: Sequence[Path]) -> None:
-        """Make facts the run's summary, labels its tags."""
         import wandb
 
         self.run.log({STEP: self._last, **{file.stem: wandb.Image(str(file)) for file in pictures}})
@@ -90,12 +88,10 @@ class Tensorboard(Tracker):
         self.writer = writer
 
     def write(self, values: Mapping[str, float], step: int) -> None:
-        """Add them as scalars."""
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
 
     def close(self, facts: Mapping[str, float], labels: Sequence[str], pictures: Sequence[Path]) -> None:
-        """Add facts as scalars of the last step, labels as text."""
         import numpy as np
         from PIL import Image
 
@@ -202,11 +198,7 @@ def _tensorboard(folder: Path) -> Iterator[Any]:
 
 
 def _check_tracker() -> None:
-    """Refuse an online tracker that would ask for a key, or wait for a host, in the middle of a sweep.
-
-    Raises:
-        ConfigError: with the ways out.
-    """
+    """Refuse an online tracker that would ask for a key, or wait for a host, in the middle of a sweep."""
     import wandb
 
     why = "wandb knows no key"
