@@ -11,13 +11,10 @@ SIZES = {FEWSHOT: FEWSHOT_SETS, **GROUP_SIZES}
 
 
 def averages(groups: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """Return every average that the values suffice for.
+    """Return every average that the values of each group's tasks suffice for.
 
     An average over part of its tasks would not be comparable: a group that lacks one has no mean, and without all 19
     tasks of VTAB-1k there is none over the whole.
-
-    Args:
-        groups: of each group the values of its tasks, one each.
     """
     whole = {name: values for name, values in groups.items() if len(values) == SIZES.get(name)}
     means = {f"mean_{name}": sum(values) / len(values) for name, values in whole.items()}

@@ -8,8 +8,9 @@ from typing import Any
 import pandas as pd
 
 from headwise.comparison import printed
-from headwise.comparison.comparable import Places, few
+from headwise.comparison.comparable import Places, by_row
 from headwise.comparison.printed import MEANS
+from headwise.results.fingerprint import few
 from headwise.results.records import Result
 
 PUBLISHED = ["row", "phase", "row_id", "title", "size", "column", "text", "value", "comparable"]
@@ -27,18 +28,13 @@ def beside(
     """Find the cells of published rows that belong to results.
 
     Args:
-        results: of one table.
-        where: their rows and columns.
         cells: of the table; averages are taken where it has them.
-        show: one of `SHOW`.
     Returns:
         Lines of the columns `PUBLISHED`; captions for the rows beside ours; captions for those that may not be.
     """
     if show == "never":
         return pd.DataFrame(columns=PUBLISHED), [], []
-    mine: dict[str, list[Result]] = {}
-    for result in results:
-        mine.setdefault(where[result.key][0], []).append(result)
+    mine = by_row(results, where)
     averages = cells[cells["group"] == "average"]
     have = set(averages[["row", "phase", "column"]].itertuples(index=False, name=None))
     lines: list[tuple[Any, ...]] = []

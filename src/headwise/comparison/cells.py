@@ -49,13 +49,7 @@ def bullets(sentences: Iterable[str]) -> str:
 
 
 def pipes(head: Sequence[str], body: Iterable[Sequence[str]], num_left: int = 1) -> list[str]:
-    """Lines of a Markdown table, whatever its cells hold.
-
-    Args:
-        head: names of the columns.
-        body: cells of each line.
-        num_left: leading columns of text; the others are numbers.
-    """
+    """Lines of a Markdown table, whatever its cells hold; columns after the first `num_left` are numbers."""
     rule = ["---" if place < num_left else "--:" for place in range(len(head))]
     lines = [[in_pipes(name) for name in head], rule, *([in_pipes(cell) for cell in line] for line in body)]
     return [f"| {' | '.join(line)} |" for line in lines]

@@ -36,7 +36,6 @@ def ways_of(result: Result, names: Sequence[str]) -> dict[str, str]:
     """How the controls of a chain are made, by their names; nothing of other runs.
 
     Args:
-        result: the run.
         names: of the controls: the first method for longer, one of equal size, the last method for longer.
     """
     if not is_chain(result):

@@ -17,7 +17,7 @@ from typing import Any
 from headwise.protocol.pertask import OTHERS
 from headwise.protocol.revisions import changed_since
 from headwise.protocol.variants import BASE, beside_common, common_choices, simplest
-from headwise.results.fingerprint import canonical, differences, fingerprint, leaves
+from headwise.results.fingerprint import canonical, differences, few, fingerprint, leaves
 from headwise.results.records import ACCURACY, Result, RunKey
 
 NEUTRAL = {"augment": "none"}
@@ -64,6 +64,14 @@ def _configuration(result: Result) -> Hashable:
     key = result.key
     options = fingerprint({**result.identity, "seed": None}) if result.identity.keys() >= WHOLE else key.variant
     return key.name, key.method, key.dataset, options
+
+
+def by_row(results: Iterable[Result], where: Places) -> dict[str, list[Result]]:
+    """Return the results of each row, both in the order in which they come."""
+    rows: dict[str, list[Result]] = {}
+    for result in results:
+        rows.setdefault(where[result.key][0], []).append(result)
+    return rows
 
 
 def distinct(results: Iterable[Result]) -> list[Result]:
@@ -222,12 +230,6 @@ def natural(text: str) -> list[tuple[str, float]]:
 def _draw(result: Result) -> str:
     """Which images of a few-shot set were drawn: other shots and other draws are meant to differ."""
     return "" if result.shots is None else f"{result.shots} shots, draw {result.repeat[1]}"
-
-
-def few(lines: Sequence[str], limit: int = 6) -> str:
-    """Join the first lines; say how many more there are."""
-    more = f"; and {len(lines) - limit} more" if len(lines) > limit else ""
-    return "; ".join(lines[:limit]) + more
 
 
 def _row(result: Result, with_name: bool, common: Sequence[str]) -> str:

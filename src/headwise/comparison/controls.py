@@ -20,6 +20,7 @@ from headwise.comparison.recipes import (
     recipe,
     scaled_twin,
     shared_twin,
+    without,
 )
 from headwise.results.fingerprint import fingerprint
 from headwise.results.records import PhaseResult, Result, RunKey
@@ -188,10 +189,6 @@ def matches(results: Sequence[Result], every: Iterable[Result]) -> list[Match]:
     as many parameters, groups of random rows, and heads whose steps are equal to plain LoRA's.
     A one-phase run of per-head updates is compared with the last three, trained for as many epochs.
     A run with heads off by score is compared with the same with none off, and with as many random or first ones off.
-
-    Args:
-        results: head-wise runs are sought here.
-        every: controls are sought here.
     """
     asked = [(result, controls_of(result)) for result in results]
     # two phases that claim nothing (Phase 1, then plain LoRA) still show what they gain over their own first phase
@@ -215,7 +212,6 @@ class _Controls:
     """Runs that others are measured by, found by what they share with those.
 
     Args:
-        every: results.
         wanted: tasks that are asked about.
         masked: those of them on which a mask has to be judged.
     """
@@ -275,12 +271,7 @@ def unequal(matched: Iterable[Match], where: Places) -> list[str]:
 
 
 def unmasked(results: Iterable[Result], every: Iterable[Result]) -> list[tuple[Result, Result]]:
-    """Return runs with heads off, by score or not, each with the same run with none off, where there is one.
-
-    Args:
-        results: runs with heads off are sought here.
-        every: the runs with none off are sought here.
-    """
+    """Return runs with heads off, by score or not, each with the same run with none off, where there is one."""
     plain: dict[str, Result] = {}
     for result in every:
         if result.tested and not result.phases[-1].is_masked:
@@ -293,11 +284,6 @@ def lacking(results: Sequence[Result], where: Places, matched: Iterable[Match]) 
     """Return what the rows of a table claim, and the controls they lack.
 
     Per-head updates alone are asked about where there is something to compare them with.
-
-    Args:
-        results: of one table.
-        where: their rows and columns.
-        matched: their matches.
     """
     have = {(match.claim, match.against, match.result.key) for match in matched}
     missing: dict[tuple[str, str], dict[str, set[str]]] = {}
@@ -316,16 +302,10 @@ def lacking(results: Sequence[Result], where: Places, matched: Iterable[Match]) 
     }
 
 
-def ground(result: Result, without: Sequence[str] = ()) -> str:
-    """Hash of what a run with heads off and its twins share: everything but the gates.
-
-    Args:
-        result: the run.
-        without: parts of its identity to leave out as well.
-    """
-    methods = [{key: value for key, value in phase.asked.items() if key != "gate"} for phase in result.phases]
-    rest = {key: value for key, value in result.identity.items() if key not in ("method", *without)}
-    return fingerprint({"methods": methods, "rest": rest})
+def ground(result: Result, apart: Sequence[str] = ()) -> str:
+    """Hash of what a run with heads off and its twins share: its identity, without the gates and the parts `apart`."""
+    methods = [without(phase.asked, "gate") for phase in result.phases]
+    return fingerprint({"methods": methods, "rest": without(result.identity, "method", *apart)})
 
 
 def _mask_kind(phase: PhaseResult) -> str | None:
@@ -381,7 +361,7 @@ def _matched(result: Result, *methods: Mapping[str, Any]) -> str:
     protocol = recorded(result, "protocol")
     if isinstance(protocol, Mapping):
         # these are the epochs of one phase; what has to agree is their sum over the phases, below
-        protocol = {name: value for name, value in protocol.items() if name != "epochs"}
+        protocol = without(protocol, "epochs")
     specs = [recipe(method) for method in methods]
     return fingerprint(
         {

@@ -15,6 +15,7 @@ from headwise.comparison import printed
 from headwise.comparison.averages import averages
 from headwise.comparison.cells import in_markdown, pipes
 from headwise.comparison.comparable import ordered, places, settings
+from headwise.comparison.costs import in_words
 from headwise.comparison.printed import MEANS, Row
 from headwise.errors import ConfigError
 from headwise.protocol.presets import POSSIBLY_TUNED
@@ -72,11 +73,9 @@ class Comparison:
 
     Attributes:
         method, phase: our row, and which of its tested phases.
-        row: the published row.
         size: parameters of all phases up to this one, without the head; smallest and largest.
         cells: tasks in the papers' order, then averages.
         obstacles: what forbids to set the two side by side.
-        gaps: the protocol, part by part.
     """
 
     method: str
@@ -310,11 +309,9 @@ def text(compared: Sequence[Comparison]) -> str:
 
 
 def _text(comparison: Comparison) -> str:
-    low, high = comparison.size
-    size = f"{low:,}" if low == high else f"{low:,} to {high:,}"
     lines = [
         f"## {in_markdown(comparison.method)} {comparison.phase} beside {comparison.row.title} ({comparison.row.id})\n",
-        f"Parameters without head: {size} here, {comparison.row.size or 'not known'} printed.",
+        f"Parameters without head: {in_words(comparison.size)} here, {comparison.row.size or 'not known'} printed.",
     ]
     if comparison.row.filled:
         lines.append(f"Cells filled from elsewhere: {comparison.row.filled}.")

@@ -24,9 +24,7 @@ class LineupRow:
     """One run.
 
     Attributes:
-        method: its label.
         variant: what was chosen beyond the experiment, without choices that all rows share; ``base`` if nothing.
-        seed: of the run.
         costs: by the names of `headwise.comparison.costs.COSTS`.
         accuracy: of the last phase on the test images, percent.
         train_loss: mean cross-entropy of the last epoch, nats; None where nothing was trained.
@@ -52,13 +50,7 @@ class LineupRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Lineup:
-    """Runs on one task with the same images and weights, the most accurate first.
-
-    Attributes:
-        title: of the table.
-        notes: its caption, a sentence each.
-        lines: by accuracy.
-    """
+    """Runs on one task with the same images and weights, the most accurate first."""
 
     title: str
     notes: list[str]

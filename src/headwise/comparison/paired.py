@@ -38,9 +38,6 @@ def line(result: Result, where: Places, phase: str, value: float | None) -> dict
 def pair(matches: Iterable[Match], where: Places) -> pd.DataFrame:
     """Return the differences of head-wise runs to their controls, seed by seed.
 
-    Args:
-        matches: of one table.
-        where: rows and columns of its results.
     Returns:
         Lines of the columns `PAIRED`; ``phase`` says which difference, ``value`` is in percentage points.
     """
@@ -55,9 +52,6 @@ def pair(matches: Iterable[Match], where: Places) -> pd.DataFrame:
 def ratios(pairs: Iterable[tuple[Result, Result]], where: Places) -> pd.DataFrame:
     """Return the accuracy of runs with heads off over that of the same run with none off, seed by seed.
 
-    Args:
-        pairs: as `headwise.comparison.controls.unmasked` gives them.
-        where: rows and columns of the runs with heads off.
     Returns:
         Lines of the columns `LINE`; ``phase`` is the last tested one, over what.
     """
@@ -78,7 +72,6 @@ class Contrast:
         low, high: 95 % bootstrap interval of the mean; None of fewer than `FEWEST` pairs, where it is far too
             narrow.
         wins, ties, losses: pairs above, at and below zero.
-        tasks, pairs: how many.
     """
 
     mean: float
@@ -92,11 +85,7 @@ class Contrast:
 
 
 def contrast(differences: Mapping[str, Iterable[float]]) -> Contrast:
-    """Sum up paired differences.
-
-    Args:
-        differences: task -> differences of its seeds, percentage points; at least one in all.
-    """
+    """Sum up the differences, percentage points, of each task's seeds; at least one in all."""
     # sorted, so that the draws of the bootstrap do not depend on the order in which records are read
     tasks = [sorted(float(value) for value in differences[name]) for name in sorted(differences)]
     tasks = [values for values in tasks if values]
@@ -195,13 +184,7 @@ def interval(draws: NDArray[Any]) -> tuple[float, float]:
 
 
 def contrasts(lines: pd.DataFrame) -> pd.DataFrame:
-    """Return a `Contrast` for each row and kind of difference.
-
-    Args:
-        lines: of the columns `LINE`, as `pair` gives them.
-    Returns:
-        One line each, of the columns `CONTRAST`.
-    """
+    """Return a `Contrast` for each row and kind of difference, a line each of the columns `CONTRAST`."""
     totals = []
     for (row, phase), part in lines.groupby(["row", "phase"]):
         total = contrast({str(column): values["value"] for column, values in part.groupby("column")})
@@ -236,14 +219,7 @@ def against(lines: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
 
 
 def chosen(lines: pd.DataFrame, given: str) -> tuple[pd.DataFrame, str, str]:
-    """Return the lines of a row's phase, the row, and the phase.
-
-    Args:
-        lines: of the columns `LINE`.
-        given: as for `against`.
-    Raises:
-        ConfigError: if there is none, or several variants; lists what there is.
-    """
+    """Return the lines of a row's phase, the row and the phase; a row that is none, or several, is refused."""
     row, wanted = _split(given)
     rows = sorted(set(lines["row"]))
     if row not in rows:

@@ -29,8 +29,6 @@ _ROUNDING = 1e-9
 def pays(lines: pd.DataFrame) -> pd.DataFrame:
     """Return what each row's differences of each kind say of single tasks and of groups of tasks.
 
-    Args:
-        lines: of the columns `headwise.comparison.paired.PAIRED`.
     Returns:
         Of the columns `PAYS`, percentage points but for the probability of improvement. For each row and kind of
         difference a line per group of VTAB-1k that has a task, ``structured - natural`` where both have,
@@ -69,12 +67,10 @@ def _ends(total: Any) -> dict[str, Any]:
 
 
 def interaction(later: Mapping[str, Sequence[float]], earlier: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    """Return how much more the differences of one group of tasks are than those of another.
+    """Return how much more one group's differences of its tasks' seeds, percentage points, are than another's.
 
     Both groups are resampled, each by itself, as `headwise.comparison.paired.bootstrap` does.
 
-    Args:
-        later, earlier: task -> differences of its seeds, percentage points; the second group is subtracted.
     Returns:
         ``mean``; ``low`` and ``high``, the ends of its 95 % interval, None where a group has fewer than `FEWEST`
         pairs; ``tasks`` and ``pairs`` of both.
@@ -130,8 +126,6 @@ def improvement(tasks: Sequence[Sequence[tuple[float, float]]]) -> dict[str, Any
 def p_value(differences: Sequence[float]) -> float | None:
     """Return the two-sided p value of a paired t test: would differences of mean zero lie so far from it?
 
-    Args:
-        differences: of the seeds of one task.
     Returns:
         In 0 .. 1; None of a single difference, and where all are the same, which says nothing of chance.
     """
@@ -146,8 +140,6 @@ def p_value(differences: Sequence[float]) -> float | None:
 def holm(values: Mapping[str, float]) -> dict[str, float]:
     """Return p values of one family adjusted by Holm's step-down rule: the chance of any false one stays below.
 
-    Args:
-        values: by name.
     Returns:
         The same names in the same order, at most 1.
     """

@@ -16,6 +16,7 @@ from typing import Any
 from headwise.comparison.averages import averages
 from headwise.errors import ConfigError, suggest
 from headwise.protocol.presets import POSSIBLY_TUNED
+from headwise.results.fingerprint import at
 from headwise.results.records import GROUP_SIZES, PhaseResult, Result
 
 BACKBONES = {
@@ -40,7 +41,6 @@ class Row:
     """One published row.
 
     Attributes:
-        id: in the file.
         method: as the paper calls it.
         paper, table: where it is printed.
         backbone: a key of `BACKBONES`.
@@ -68,7 +68,6 @@ class Row:
 
     @property
     def title(self) -> str:
-        """Method and source."""
         return f"{self.method}, {self.paper} {self.table}"
 
     def text(self, column: str) -> str:
@@ -84,11 +83,7 @@ def rows() -> dict[str, Row]:
 
 
 def find(row_id: str) -> Row:
-    """Return one row.
-
-    Raises:
-        ConfigError: if there is none of this id.
-    """
+    """Return the row of an id; an unknown one is refused."""
     if row_id not in rows():
         raise ConfigError(f"unknown published row {row_id!r}{suggest(row_id, rows())}")
     return rows()[row_id]
@@ -129,13 +124,7 @@ def grouped(values: Mapping[str, float]) -> dict[str, list[float]]:
 
 
 def obstacles(result: Result, row: Row, phase: PhaseResult) -> list[str]:
-    """Say what forbids to set a phase's number beside a published row; empty if nothing does.
-
-    Args:
-        result: of a VTAB task.
-        row: any published row.
-        phase: one of its tested phases.
-    """
+    """Say what forbids to set a phase's number beside a published row; empty if nothing does."""
     reasons = [label for label in result.labels if label not in (*HARMLESS, LOSSY)]
     if LOSSY in result.labels and (images := measured(row, "data").get("value", "")) != LOSSY:
         reasons.append(f"{LOSSY}, there {images or 'not known'}")
@@ -144,10 +133,10 @@ def obstacles(result: Result, row: Row, phase: PhaseResult) -> list[str]:
     needed = BACKBONES[row.backbone]
     if (name := backbone.get("timm_name")) != needed:
         reasons.append(f"weights {name or 'not recorded'}, there {needed}")
-    elif (side := backbone.get("img_size") or _get(result.provenance, "network.img_size")) != IMG_SIZE:
+    elif (side := backbone.get("img_size") or at(result.provenance, "network.img_size")) != IMG_SIZE:
         reasons.append(f"images of {side} px, there {IMG_SIZE}")
     for key, allowed in row.where.items():
-        if (value := _plain(_get(phase.method, key))) not in allowed:
+        if (value := _plain(at(phase.method, key))) not in allowed:
             reasons.append(f"{key} {value}, there {' or '.join(allowed)}")
     return reasons
 
@@ -178,12 +167,7 @@ def caption(ids: Iterable[str]) -> list[str]:
 
 
 def inputs(results: Iterable[Result], ids: Iterable[str]) -> list[str]:
-    """Sentences on the images and weights of results and of the published rows beside them.
-
-    Args:
-        results: that have a published row beside them.
-        ids: of these rows.
-    """
+    """Sentences on the images and weights of results and of the published rows beside them."""
     results, notes = list(results), []
     copies = {row_id: measured(rows()[row_id], "data") for row_id in sorted(set(ids))}
     if theirs := {row_id: line for row_id, line in copies.items() if line.get("value") == LOSSY}:
@@ -235,13 +219,6 @@ def _row(line: Mapping[str, str], mapped: Mapping[str, str] | None) -> Row:
         ours=tuple((label, phase) for label, _, phase in ours),
         where={key: tuple(values.split("|")) for key, _, values in where},
     )
-
-
-def _get(method: Mapping[str, Any], key: str) -> Any:
-    value: Any = method
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
 
 
 def _plain(value: Any) -> str:

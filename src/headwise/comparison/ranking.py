@@ -6,13 +6,13 @@ import contextlib
 import io
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pandas as pd
 
-from headwise.comparison.comparable import few
 from headwise.errors import ConfigError
+from headwise.results.fingerprint import few
 
 FEWEST_TASKS, FEWEST_METHODS = 5, 3
 """Below so many tasks nothing is tested; of two methods the paired differences say more."""
@@ -27,7 +27,6 @@ class Ranking:
 
     Attributes:
         ranks: of each method, best first, the mean over the tasks of its rank; 1 is best, ties share theirs.
-        num_tasks: of them.
         p: of Friedman's test: would equal methods have ranks so different? None of fewer than `FEWEST_TASKS` tasks,
             and where all tie on each.
         distance: Nemenyi's critical difference at 5 %: mean ranks farther apart differ; None where `p` is.
@@ -57,8 +56,6 @@ class Ranking:
 def scores(lines: pd.DataFrame) -> pd.DataFrame:
     """Return the accuracy of each method on each task, mean over its seeds, after its last tested phase.
 
-    Args:
-        lines: of the columns `headwise.comparison.paired.LINE`, as `headwise.comparison.tables.frame` gives them.
     Returns:
         A line per task, a column per row of the tables.
     Raises:
@@ -80,8 +77,6 @@ def scores(lines: pd.DataFrame) -> pd.DataFrame:
 def rank(table: pd.DataFrame) -> Ranking:
     """Rank methods by their accuracy on each task, and test the mean ranks (Demsar, JMLR 2006) by autorank.
 
-    Args:
-        table: as `scores` gives it.
     Raises:
         ConfigError: if there are enough tasks for a test and autorank is not installed.
     """
@@ -125,9 +120,5 @@ def said(ranking: Ranking) -> list[str]:
         first,
         f"{tested}. Nemenyi's critical difference at 5 % is {ranking.distance:.2f}: "
         "methods whose mean ranks are farther apart differ.",
-        f"Not told apart: {_together(ranking.alike)}.",
+        f"Not told apart: {'; '.join(', '.join(group) for group in ranking.alike) or 'none'}.",
     ]
-
-
-def _together(groups: Sequence[Sequence[str]]) -> str:
-    return "; ".join(", ".join(group) for group in groups) or "none"

@@ -19,6 +19,7 @@ from headwise.comparison.beside import PUBLISHED, SHOW, beside
 from headwise.comparison.comparable import (
     Places,
     Setting,
+    by_row,
     distinct,
     few,
     made_by_older_code,
@@ -39,22 +40,6 @@ from headwise.comparison.verdicts import Judgement, judged, uncontrolled
 from headwise.errors import ConfigError, suggest
 from headwise.results.fingerprint import differences, fingerprint
 from headwise.results.records import FEWSHOT, FEWSHOT_SETS, GROUP_SIZES, MAP, Result
-
-__all__ = [
-    "AVERAGES",
-    "GROUP_SIZES",
-    "Places",
-    "Setting",
-    "Table",
-    "compare",
-    "frame",
-    "pair",
-    "places",
-    "recorded",
-    "settings",
-    "summarise",
-    "tables",
-]
 
 AVERAGES = (*(f"mean_{name}" for name in SIZES), "mean_19", "mean_groups")
 """Columns of averages: each over all tasks of a group, then over all of VTAB-1k, or absent."""
@@ -118,8 +103,6 @@ def tables(
         published: ``auto`` sets published rows beside results that may be compared with them; ``always`` shows the
             others as well, apart and with the reason; ``never`` shows none.
         others: reads runs of other names, among which controls are sought that these lack.
-    Raises:
-        ConfigError: if `published` is none of these.
     """
     if published not in SHOW:
         raise ConfigError(f"unknown choice of published rows {published!r}{suggest(published, SHOW)}")
@@ -137,10 +120,7 @@ def compare(
     """Compare two rows, paired by task and seed, in every setting that has both.
 
     Args:
-        results: as for `tables`.
         first, second: rows as the tables name them, with ``:P1`` of that tested phase, else of the last.
-        title: of the first table.
-        pool: let results of different weights, protocol and images meet; the caption says so.
     Raises:
         ConfigError: if there is no such row, or the two share no task, seed and setting; says what differs.
     """
@@ -209,8 +189,6 @@ def summarise(lines: pd.DataFrame, averages: bool = True, order: Mapping[str, in
     An average is formed per seed, from seeds that have all its tasks, and its deviation is that of the averages.
 
     Args:
-        lines: of the columns `LINE`.
-        averages: whether they are wanted.
         order: places of columns in their group; the others follow, by name.
     """
     whole = pd.concat([lines, _averages(lines)]) if averages and len(lines) else lines
@@ -253,14 +231,7 @@ def _averages(lines: pd.DataFrame) -> pd.DataFrame:
 def measured(
     results: Sequence[Result], where: Places, every: Sequence[Result], others: Others = list
 ) -> tuple[list[Match], Claims]:
-    """Match runs with their controls; among the other runs only where one is lacking.
-
-    Args:
-        results: of one table.
-        where: their rows and columns.
-        every: controls are sought here first.
-        others: reads more of them.
-    """
+    """Match runs with their controls; among the other runs only where one is lacking."""
     matched = matches(results, every)
     claims = lacking(results, where, matched)
     # other experiments are many records to read: only where a control is lacking
@@ -382,8 +353,5 @@ def _average_notes(cells: pd.DataFrame) -> list[str]:
 
 
 def _costs(results: Sequence[Result], where: Places) -> pd.DataFrame:
-    rows: dict[str, list[Result]] = {}
-    for result in results:
-        if result.tested:
-            rows.setdefault(where[result.key][0], []).append(result)
+    rows = by_row((result for result in results if result.tested), where)
     return pd.DataFrame([{"row": row, **spans(rows[row])} for row in sorted(rows)], columns=["row", *COSTS])

@@ -73,12 +73,7 @@ def pairs(results: Iterable[Result]) -> tuple[list[Pair], list[str]]:
 
 
 def markdown(twinned: Iterable[Pair], notes: Sequence[str] = ()) -> str:
-    """A Markdown table: accuracy with and without mask, the paired difference, sizes, and what scoring cost.
-
-    Args:
-        twinned: pairs; those of one task and row are its seeds.
-        notes: sentences that stand above it.
-    """
+    """A Markdown table: accuracy with and without mask, the paired difference, sizes, and what scoring cost."""
     groups: dict[tuple[str, str], list[Pair]] = {}
     for pair in twinned:
         groups.setdefault((pair.dataset, pair.row), []).append(pair)

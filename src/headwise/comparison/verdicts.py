@@ -78,8 +78,6 @@ class Difference:
     """One pair.
 
     Attributes:
-        column: the task.
-        repeat: seed and draw of both runs.
         value: accuracy of the head-wise run minus that of the other, percentage points.
     """
 
@@ -131,7 +129,6 @@ class Judgement:
 
     Attributes:
         claim: `PHASE`, `HEADS` or `MASK`.
-        row: of the table.
         pairs: with each kind of other run, in the order of `KINDS`.
         lacking: of each control that the claim needs, the tasks on which a run lacks it.
         is_smoke: whether a run of the row is stamped as one whose numbers mean nothing.
@@ -181,16 +178,7 @@ def is_smoke(result: Result) -> bool:
 
 
 def judged(matches: Iterable[Match], where: Places, claims: Claims, results: Iterable[Result]) -> list[Judgement]:
-    """Judge every claim of a table's rows.
-
-    Args:
-        matches: of one table.
-        where: rows and columns of its results.
-        claims: as `headwise.comparison.controls.lacking` gives them.
-        results: of the table.
-    Returns:
-        In the order of `claims`.
-    """
+    """Judge every claim of a table's rows, in the order of `claims`."""
     gathered: dict[tuple[str, str], dict[str, list[Difference]]] = {}
     for match in matches:
         row, column = where[match.result.key]
@@ -212,12 +200,7 @@ def _in_order(kinds: dict[str, list[Difference]]) -> tuple[Pairs, ...]:
 
 
 def uncontrolled(claims: Claims, ways: Ways = MappingProxyType({})) -> list[str]:
-    """Say which rows lack a control, what that leaves open, and how to make it.
-
-    Args:
-        claims: as `headwise.comparison.controls.lacking` gives them.
-        ways: by claim and row, as `headwise.comparison.controls.controls_of` gives them; of other rows the usual ones.
-    """
+    """Say which rows lack a control, what that leaves open, and how to make it: by `ways`, of other rows as usual."""
     notes = []
     for claim, kinds in CONTROLS.items():
         for kind, how in kinds.items():
