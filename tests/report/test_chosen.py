@@ -28,6 +28,12 @@ def test_rows_and_columns_stand_in_the_order_asked_for() -> None:
     assert body[0][2] == "100" and body[0][3].startswith("53.50")
 
 
+def test_the_best_of_the_rows_that_are_shown_is_bold() -> None:
+    (table,) = tables([run(name, accuracy=(value,)) for name, value in (("a", 90.0), ("b", 80.0), ("c", 70.0))])
+    text = render([table], "latex", Selection(rows=("b", "c")))
+    assert r"\textbf{80.00" in text and r"\underline{70.00" in text
+
+
 def test_names_are_replaced_and_those_of_other_tables_may_stand_there() -> None:
     shown = Selection(rows=("lora",), columns=("mean_19",), names={"lora": "LoRA (ours)", "mean_19": "Mean", "x": "y"})
     head, _, body = lines(shown)[:3]

@@ -73,6 +73,12 @@ def test_map_is_averaged_apart_from_accuracies() -> None:
     assert "mAP" in board([one]).grid.head and "natural 1, mAP 1" in one.lead
 
 
+def test_pictures_say_which_measure_they_show() -> None:
+    page = report([run("a"), of_several_labels("a", 10.0), run("b"), of_several_labels("b", 99.0)])
+    assert ">accuracy, %<" in page and ">mAP, %<" in page
+    assert "Accuracy against parameters, svhn" in page and "mAP against parameters, weather (mAP)" in page
+
+
 def test_a_block_of_nothing_but_map_says_so() -> None:
     results = [of_several_labels("a", 10.0)]
     one = made(results)

@@ -38,7 +38,6 @@ def summary(result: Result, others: Iterable[Result] = (), suggest: bool = True)
     """A small table of what each phase reached and gained, what the run's controls say, and the verdict.
 
     Args:
-        result: to be shown.
         others: controls are sought here, and the other seeds of the run, on which the verdict rests as well.
         suggest: say how to make the controls that are missing; a sweep says it once, see `missing_controls`.
     """

@@ -34,7 +34,6 @@ class Spot:
     """A point of a picture.
 
     Attributes:
-        x, y: where.
         std: of y, drawn as a bar; None or NaN where there is none.
         label: written beside it where there is room.
         tip: said when it is pointed at.
@@ -206,7 +205,6 @@ def score_map(rows: Rows, title: str) -> Markup:
 
     Args:
         rows: of each projection ``stage, block, proj, active, score``.
-        title: said to who cannot see it.
     """
     panels = head_maps(rows)
     num_heads = max(panel.num_heads for panel in panels)
@@ -272,11 +270,9 @@ def shape(number: int) -> str:
 
 
 def _value(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) and abs(value) < 1 else str(escape(_round(value)))
-
-
-def _round(value: Any) -> Any:
-    return f"{value:.1f}".removesuffix(".0") if isinstance(value, float) else value
+    if not isinstance(value, float):
+        return str(escape(value))
+    return f"{value:.4g}" if abs(value) < 1 else f"{value:.1f}".removesuffix(".0")
 
 
 def _svg(title: str, inner: Markup, width: int = WIDTH, height: int = HEIGHT, kind: str = "plot") -> Markup:

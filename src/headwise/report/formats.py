@@ -25,12 +25,7 @@ TIDY += ["low", "high", "wins", "ties", "losses", "p", "holm", "text"]
 
 
 def render(tables: Sequence[Table], form: str, shown: Selection | None = None) -> str:
-    """Return all tables as text of one of `FORMATS`.
-
-    Args:
-        tables: in order.
-        form: of `FORMATS`.
-        shown: what of the main tables; of files of data nothing can be left out.
+    """Return all tables as text of one of `FORMATS`; of files of data nothing can be left out.
 
     Raises:
         ConfigError: for an unknown format, or a selection of what there is not.

@@ -21,7 +21,7 @@ from headwise.comparison.verdicts import is_headwise
 from headwise.report import figures, grids
 from headwise.report.figures import Spot
 from headwise.report.grid import Grid, plain
-from headwise.results.records import FEWSHOT_SETS, Result
+from headwise.results.records import FEWSHOT_SETS, MAP, Result
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,16 @@ def scatters(table: Table, results: Sequence[Result], where: Places, slug: str) 
             tip = f"{row}: {cell.mean:.2f} %, {number:,} parameters, n = {cell.n}"
             spots.append(Spot(number, cell.mean, cell.std, row, tip, "headwise" if row in headwise else ""))
             lines.append([row, cell.phase, number, cell.mean, cell.std, cell.n])
-        svg = figures.scatter(spots, f"Accuracy against parameters, {name}", "parameters without head", "accuracy, %")
+        shown, axis = measure(name)
+        svg = figures.scatter(spots, f"{shown} against parameters, {name}", "parameters without head", axis)
         head = ["method", "phase", "parameters", "mean", "std", "n"]
         pictures.append(Figure(name, svg, plain(f"{slug}-parameters-{slugged(name)}", head, lines, 2)))
     return pictures
+
+
+def measure(title: str) -> tuple[str, str]:
+    """What a picture shows of a task, and the name of its axis; columns of mAP say so in their names."""
+    return (MAP, f"{MAP}, %") if f"({MAP})" in title else ("Accuracy", "accuracy, %")
 
 
 Seeds = dict[tuple[int, int], float]
@@ -64,14 +70,7 @@ Seeds = dict[tuple[int, int], float]
 
 
 def over_shots(results: Sequence[Result], where: Places, common: Sequence[str], slug: str) -> list[Figure]:
-    """Accuracy of the last phase over images per class: a picture per few-shot set, before them the mean of all five.
-
-    Args:
-        results: of one table.
-        where: their rows and columns.
-        common: choices that name no row.
-        slug: of the table.
-    """
+    """Accuracy of the last phase over images per class: a picture per few-shot set, before them the mean of all."""
     sets: dict[str, dict[str, dict[float, Seeds]]] = {}
     for result in results:
         number, accuracy = result.shots, result.phases[-1].accuracy
@@ -126,12 +125,15 @@ def curves(results: Sequence[Result], where: Places, slug: str) -> list[Figure]:
             seeds = family.plain
         seeds.setdefault(result.repeat, last.accuracy)
     drawn = [(task, family) for (task, _), family in families.items() if family.lines]
-    bases: dict[tuple[str, str], list[Family]] = {}
+    bases: dict[tuple[str, str, str], list[Family]] = {}
     for task, family in drawn:
-        bases.setdefault((family.base, task.partition(",")[2]), []).append(family)
+        bases.setdefault((family.base, task.partition(",")[2], measure(task)[0]), []).append(family)
     means = [
-        (f"mean of {len(tasks)} tasks{f',{number}' if number else ''}", _mean(base, tasks))
-        for (base, number), tasks in bases.items()
+        (
+            f"mean of {len(tasks)} tasks{f' ({MAP})' * (shown == MAP)}{f',{number}' if number else ''}",
+            _mean(base, tasks),
+        )
+        for (base, number, shown), tasks in bases.items()
         if len(tasks) > 1
     ]
     every = [(title, family) for title, family in [*means, *drawn] if family.lines]
@@ -183,9 +185,6 @@ def _lines(
     """A line per label, of means over seeds with their deviations, and a level across.
 
     Args:
-        title: beside what is drawn.
-        lines: by label and place on the axis.
-        name: of the data's file.
         axes: what a line is, what the axis is, and what is written at it.
         level: its label and accuracies.
     """
@@ -205,7 +204,8 @@ def _lines(
         height = statistics.fmean(values)
         table.append([label, 0.0, height, _std(values), len(values)])
         legend.append((figures.swatch(None), f"{label}: {height:.2f} %, n = {len(values)}"))
-    svg = figures.curves(drawn, height, f"Accuracy over {over}, {title}", written, "accuracy, %")
+    shown, axis = measure(title)
+    svg = figures.curves(drawn, height, f"{shown} over {over}, {title}", written, axis)
     return Figure(title, svg, plain(name, [kind, over, "mean", "std", "n"], table), "", legend)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import quote
 
@@ -64,7 +64,6 @@ class Grid:
 
     @property
     def over(self) -> list[str]:
-        """The heading over each column."""
         return [text for text, count in self.spans for _ in range(count)] or [""] * len(self.head)
 
 
@@ -98,13 +97,24 @@ def measured(cell: Any, written: Callable[[float], str] = "{:.2f}".format, mark:
     Args:
         cell: with ``mean``, ``std`` and ``n``, or None.
         written: the mean in words.
-        mark: of the cell.
         digits: of the deviation.
     """
     if cell is None or cell.mean != cell.mean:
         return Cell()
     deviation = "" if cell.std != cell.std else f"\u00b1 {cell.std:.{digits}f} "
     return Cell(written(cell.mean), float(cell.mean), f"{deviation}({cell.n})", mark)
+
+
+def marked(body: Sequence[Sequence[Cell]]) -> list[list[Cell]]:
+    """Lines of a table with the best of each column and the second marked, by what is printed, where it has several."""
+    columns = []
+    for column in zip(*body, strict=True):
+        shown = [None if cell.value is None else round(cell.value, 2) for cell in column]
+        values = [value for value in shown if value is not None]
+        top = sorted(set(values), reverse=True)[:2] if len(values) > 1 else []
+        marks = ["" if value not in top else (BEST, SECOND)[top.index(value)] for value in shown]
+        columns.append([replace(cell, mark=mark) for cell, mark in zip(column, marks, strict=True)])
+    return [list(line) for line in zip(*columns, strict=True)]
 
 
 def signed(value: float) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from headwise.comparison.cells import in_csv
-from headwise.comparison.comparable import Places, natural
+from headwise.comparison.comparable import Places, by_row, natural
 from headwise.comparison.costs import COSTS, Span, in_words, spans
 from headwise.comparison.tables import AVERAGES, Table
 from headwise.report import headmap, layout
@@ -25,13 +25,7 @@ _HASH = re.compile(r"[0-9a-f]{32,}")
 
 
 def accuracies(table: Table, name: str, badges: Mapping[str, str]) -> Grid:
-    """A line per row: parameters, averages, then a column per task and tested phase; the best of a task is marked.
-
-    Args:
-        table: to show.
-        name: of its file.
-        badges: warnings beside the names of rows.
-    """
+    """A line per row: parameters, averages, then a column per task and tested phase; the best of a task is marked."""
     cells, costs = table.cells, table.costs.set_index("row")
     columns = list(dict.fromkeys([*(name for name in FIRST if name in set(cells["column"])), *cells["column"]]))
     pairs = sorted(set(zip(cells["column"], cells["phase"], strict=True)), key=lambda p: (columns.index(p[0]), p[1]))
@@ -47,7 +41,7 @@ def accuracies(table: Table, name: str, badges: Mapping[str, str]) -> Grid:
         body.append(line)
     head = ["method", "parameters", *(column if single else phase for column, phase in pairs)]
     over = [] if single else [("", 2), *((c, sum(column == c for column, _ in pairs)) for c in columns)]
-    return Grid(name, head, body, cells.map(in_csv).to_csv(index=False), over)
+    return Grid(name, head, body, _csv(cells), over)
 
 
 def differences(table: Table, name: str) -> Grid:
@@ -65,17 +59,17 @@ def differences(table: Table, name: str) -> Grid:
         for row, phase in lines
     ]
     head = ["method", "difference", "all tasks", "won, tied, lost", *columns]
-    return Grid(name, head, body, cells.map(in_csv).to_csv(index=False), (), 2)
+    return Grid(name, head, body, _csv(cells), (), 2)
 
 
 def pays(table: Table, name: str) -> Grid:
     """Where the differences come from, as in the tables."""
-    return replace(layout.pays(table, signed), name=name, csv=table.pays.map(in_csv).to_csv(index=False))
+    return replace(layout.pays(table, signed), name=name, csv=_csv(table.pays))
 
 
 def mechanism(table: Table, name: str) -> Grid:
     """Where second phases lie, as in the tables."""
-    return replace(layout.mechanism(table), name=name, csv=table.mechanism.map(in_csv).to_csv(index=False))
+    return replace(layout.mechanism(table), name=name, csv=_csv(table.mechanism))
 
 
 def _difference(cell: Any) -> Cell:
@@ -107,7 +101,7 @@ def published(table: Table, name: str) -> Grid | None:
             gap = "" if cell is None or mine is None else f"ours {signed(mine - cell.value)}"
             line.append(Cell() if cell is None else Cell(str(cell.text), float(cell.value), gap))
         body.append(line)
-    return Grid(name, ["method", "phase", "published", *columns], body, cells.map(in_csv).to_csv(index=False), (), 3)
+    return Grid(name, ["method", "phase", "published", *columns], body, _csv(cells), (), 3)
 
 
 def costs(results: Sequence[Result], where: Places, name: str) -> Grid:
@@ -115,11 +109,8 @@ def costs(results: Sequence[Result], where: Places, name: str) -> Grid:
     order = sorted(COSTS, key=lambda column: column != "epochs")  # what was trained stands before what it trained
     titles = [COSTS[column].title for column in order]
     head = ["method", "runs", "phases", *titles, "peak memory", "seconds", "images/s"]
-    rows: dict[str, list[Result]] = {}
-    for result in results:
-        rows.setdefault(where[result.key][0], []).append(result)
     body, lines = [], []
-    for row, members in sorted(rows.items()):
+    for row, members in sorted(by_row(results, where).items()):
         seconds = [run.seconds for run in members]
         rates = [rate for run in members if (rate := _rate(run.phases)) is not None]
         phases, spent = [len(run.phases) for run in members], spans(members)
@@ -186,6 +177,10 @@ def size(num_bytes: float) -> str:
         num_bytes /= 1024
         del units[0]
     return f"{num_bytes:,.0f} {units[0]}" if num_bytes >= 100 else f"{num_bytes:.3g} {units[0]}"
+
+
+def _csv(cells: pd.DataFrame) -> str:
+    return cells.map(in_csv).to_csv(index=False)
 
 
 def _range(ends: Span) -> Cell:

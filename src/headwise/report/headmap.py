@@ -40,11 +40,8 @@ class HeadMap:
 
 def head_maps(rows: Rows) -> list[HeadMap]:
     """Return the projections of a phase, in the order of its record."""
-    return [_head_map(name, [row for row in rows if row["proj"] == name]) for name in _names(rows)]
-
-
-def _names(rows: Rows) -> list[str]:
-    return list(dict.fromkeys(str(row["proj"]) for row in rows))
+    names = dict.fromkeys(str(row["proj"]) for row in rows)
+    return [_head_map(name, [row for row in rows if row["proj"] == name]) for name in names]
 
 
 def _head_map(name: str, rows: Rows) -> HeadMap:

@@ -14,7 +14,7 @@ from headwise.comparison.costs import COSTS, in_words
 from headwise.comparison.mechanism import MEASURES, correlations, lies
 from headwise.comparison.pays import GROUP, IMPROVEMENT, INTERACTION, OVERALL, TASK
 from headwise.comparison.tables import Table
-from headwise.report.grid import BEST, SECOND, Cell, Grid, measured, sign
+from headwise.report.grid import Cell, Grid, marked, measured, sign
 from headwise.results.records import FEWSHOT, GROUP_SIZES
 
 WIDE = 8
@@ -69,7 +69,7 @@ def accuracies(table: Table) -> Grid:
     cells, shown = table.cells, table.published[table.published["comparable"].astype(bool)]
     phases = sorted(set(cells["phase"]))
     tall = len(phases) > 1 and cells["column"].nunique() > WIDE
-    columns, marks = _columns(cells, tall), _marks(cells, tall)
+    columns = _columns(cells, tall)
     body: list[list[Cell]] = []
     seen: set[str] = set()
     costs = table.costs.set_index("row")
@@ -80,10 +80,7 @@ def accuracies(table: Table) -> Grid:
             part = mine[mine["phase"] == phase] if tall else mine
             # Costs are those of all phases together, so they stand in the line of the last one.
             spent = [Cell(in_words(costs.loc[row, name]) if phase in ("", own[-1]) else "") for name in COSTS]
-            at = {
-                (c.column, "" if tall else c.phase): measured(c, mark=marks.get((row, c.phase, c.column), ""))
-                for c in part.itertuples()
-            }
+            at = {(c.column, "" if tall else c.phase): measured(c) for c in part.itertuples()}
             label = row if phase == "" or len(own) == 1 else f"{row} {phase}"
             body.append([Cell(label), *spent, *(at.get(place, Cell()) for place in columns)])
             # A paper's row belongs to every variant of its method here; it is printed once, below the first.
@@ -95,7 +92,7 @@ def accuracies(table: Table) -> Grid:
     groups = dict(zip(cells["column"], cells["group"], strict=True))
     runs = itertools.groupby(_GROUPS.get(groups[name], "") for name, _ in columns)
     spans = [("", 1 + len(COSTS)), *((group, len(list(run))) for group, run in runs)]
-    return Grid("", ["method", *(cost.title for cost in COSTS.values()), *names], body, spans=spans)
+    return Grid("", ["method", *(cost.title for cost in COSTS.values()), *names], marked(body), spans=spans)
 
 
 def _columns(cells: pd.DataFrame, tall: bool) -> list[Place]:
@@ -116,20 +113,6 @@ def _printed(published: pd.DataFrame, columns: Sequence[Place]) -> list[list[Cel
         lines.append([Cell(f"published: {first['title']}"), *map(Cell, spent)])
         lines[-1] += [Cell(texts.get(place, "")) for place in columns]
     return lines
-
-
-def _marks(cells: pd.DataFrame, tall: bool) -> dict[tuple[str, str, str], str]:
-    """By row, phase and column: which is best or second of several of ours, by what is printed."""
-    values: dict[Place, dict[tuple[str, str], float]] = {}
-    for c in cells.itertuples():
-        values.setdefault((c.column, "" if tall else c.phase), {})[c.row, c.phase] = round(c.mean, 2)
-    marks = {}
-    for (column, _), means in values.items():
-        top = sorted(set(means.values()), reverse=True)[:2] if len(means) > 1 else []
-        for (row, phase), mean in means.items():
-            if mean in top:
-                marks[row, phase, column] = (BEST, SECOND)[top.index(mean)]
-    return marks
 
 
 def paired(table: Table) -> Grid:
@@ -168,12 +151,7 @@ def _summary(total: Any) -> list[str]:
 
 
 def pays(table: Table, written: Callable[[float], str] = "{:+.2f}".format) -> Grid:
-    """Where differences come from: a line per row and kind; groups, the chance to be better, then each task.
-
-    Args:
-        table: to show.
-        written: a difference in words.
-    """
+    """Where differences come from: a line per row and kind; groups, the chance to be better, then each task."""
     at = {(c.row, c.phase, c.column): c for c in table.pays.itertuples()}
     kinds = dict(zip(table.pays["column"], table.pays["kind"], strict=True))
     groups = [name for name in (*GROUP_SIZES, *kinds) if kinds.get(name) in (GROUP, INTERACTION)]

@@ -7,15 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from headwise.comparison.averages import averages
-from headwise.comparison.comparable import Places
+from headwise.comparison.comparable import Places, by_row
 from headwise.comparison.costs import COSTS, in_words, spans
 from headwise.report.grid import Cell, Grid, to_csv
 from headwise.results.records import GROUP_SIZES, MAP, Result
 
 OTHER = "other tasks"
 MEAN, GROUPS = "mean", "mean of groups"
-HEAD = ("method", MEAN, GROUPS, *GROUP_SIZES, OTHER, MAP, "parameters", "tasks", "seeds", "labels")
-NEEDED = ("method", "parameters", MEAN, "tasks", "seeds")
+SIZE = COSTS["parameters"].title
+HEAD = ("method", MEAN, GROUPS, *GROUP_SIZES, OTHER, MAP, SIZE, "tasks", "seeds", "labels")
+NEEDED = ("method", SIZE, MEAN, "tasks", "seeds")
 """Columns that stand there even where they are empty."""
 PART = "part"
 """Class of a mean that lacks tasks of its block: it is sorted behind those that have all."""
@@ -26,9 +27,7 @@ class Standing:
     """One line.
 
     Attributes:
-        cells: by the names in `HEAD`.
         tasks: mean accuracy of the last tested phase on each task, percent.
-        labels: of any of its runs.
     """
 
     cells: dict[str, Cell]
@@ -41,10 +40,8 @@ class Block:
     """Lines that may be compared: they share weights and protocol.
 
     Attributes:
-        title, slug: of the chapter.
         lead: its tasks and the labels that all of its lines have, in words.
         standings: best first; those that lack tasks stand last.
-        tasks: of all lines.
     """
 
     title: str
@@ -77,26 +74,15 @@ Scores = dict[str, dict[tuple[int, int], float]]
 def block(
     title: str, slug: str, results: Sequence[Result], where: Places, badges: Mapping[str, str], order: Sequence[str]
 ) -> Block:
-    """Arrange the tested results of one table.
-
-    Args:
-        title, slug: of its chapter.
-        results: of the table, all tested.
-        where: their rows and columns.
-        badges: warnings beside the names of rows.
-        order: columns of the table, tasks in their order.
-    """
-    rows: dict[str, list[Result]] = {}
+    """Arrange the tested results of one table, tasks in the `order` of its columns; badges stand beside rows."""
     groups: dict[str, str] = {}
     for result in results:
-        row, column = where[result.key]
-        rows.setdefault(row, []).append(result)
-        groups[column] = result.group if result.group in GROUP_SIZES else OTHER
-        if result.metric == MAP:
-            groups[column] = MAP
+        group = result.group if result.group in GROUP_SIZES else OTHER
+        groups[where[result.key][1]] = MAP if result.metric == MAP else group
     tasks = sorted(groups, key=lambda task: order.index(task) if task in order else len(order))
     parts = {name: [task for task in tasks if groups[task] == name] for name in (*GROUP_SIZES, OTHER, MAP)}
-    standings = [_standing(row, members, where, parts, badges.get(row, "")) for row, members in rows.items()]
+    rows = by_row(results, where).items()
+    standings = [_standing(row, members, where, parts, badges.get(row, "")) for row, members in rows]
     standings.sort(key=lambda line: (-len(line.tasks), -(line.cells[MEAN].value or 0), line.cells["method"].text))
     counts = ", ".join(f"{name} {len(some)}" for name, some in parts.items() if some)
     names = ": " + ", ".join(tasks) if len(tasks) <= len(GROUP_SIZES) * 2 else ""
@@ -125,7 +111,7 @@ def _standing(
     done = sum(task in scores for task in every)
     cells |= {
         "method": Cell(row, badge=badge),
-        COSTS["parameters"].title: Cell(in_words(ends, " \u2013 "), ends[1]),
+        SIZE: Cell(in_words(ends, " \u2013 "), ends[1]),
         MEAN: _mean(scores, alike),
         GROUPS: _of_groups(scores, parts),
         "tasks": Cell(str(done), done, f"of {len(every)}" if done < len(every) else ""),

@@ -14,10 +14,9 @@ LEAST = 0.5
 
 
 def robust(values: Sequence[float]) -> tuple[float, float]:
-    """Return the smallest and the largest value; without far ones where these would make the axis `LONGER`.
+    """Return the smallest and the largest of values; without far ones where these would make the axis `LONGER`.
 
-    Args:
-        values: at least one. Of two that are apart neither is far.
+    Of two values that are apart neither is far.
     """
     middle = statistics.median(values)
     spread = max(statistics.median(abs(value - middle) for value in values), LEAST)

@@ -48,24 +48,16 @@ def provenance(results: Sequence[Result]) -> list[tuple[str, Grid]]:
     return titled
 
 
-def _weights(result: Result) -> Mapping[str, Any]:
-    return _mapping(recorded(result, "weights"))
-
-
 def _data(result: Result) -> Mapping[str, Any]:
     value = _mapping(result.provenance.get("data", "(not recorded)"))
     left_out = ("labels", "mean", "std", *(name for name, child in value.items() if not child))
     return {"task": result.key.dataset, **{name: child for name, child in value.items() if name not in left_out}}
 
 
-def _protocol(result: Result) -> Mapping[str, Any]:
-    return _mapping(recorded(result, "protocol"))
-
-
 PARTS: dict[str, Callable[[Result], Mapping[str, Any]]] = {
-    "Weights": _weights,
+    "Weights": lambda result: _mapping(recorded(result, "weights")),
     "Data": _data,
-    "Protocol": _protocol,
+    "Protocol": lambda result: _mapping(recorded(result, "protocol")),
     "Software": lambda result: result.versions,
     "Code": lambda result: {"commit": commit(result)},
     "Machine": lambda result: result.machine,

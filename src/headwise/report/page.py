@@ -55,11 +55,8 @@ class Chapter:
     scatters: Sequence[Figure]
     more_scatters: Sequence[Figure]
     over_shots: Sequence[Figure]
-    more_over_shots: Sequence[Figure]
     curves: Sequence[Figure]
-    more_curves: Sequence[Figure]
-    maps: list[Figure]
-    more_maps: list[Figure]
+    maps: Sequence[Figure]
     num_maps: int
     costs: Grid
     hours: str
@@ -69,12 +66,7 @@ class Chapter:
 
 @dataclass(frozen=True)
 class Watch:
-    """That a page is renewed while runs go on.
-
-    Attributes:
-        seconds: after which a browser reads it again.
-        made: when it was made, in words.
-    """
+    """That a page is renewed while runs go on: after how many seconds it is read again, and when it was made."""
 
     seconds: int
     made: str
@@ -121,6 +113,7 @@ def report(
         damaged=damaged,
         questions=questions([(chapter.title, judgement) for chapter in chapters for judgement in chapter.judgements]),
         num_rows=NUM_ROWS,
+        in_sight=IN_SIGHT,
         chapters=chapters,
         provenance=origins.provenance(usable),
         runs=grids.runs(usable, "runs"),
@@ -193,10 +186,7 @@ def _chapter(table: Table, setting: Setting, title: str, slug: str) -> Chapter:
         shown.append(("Published", "Rows of papers under the same protocol, and how far ours is off.", beside))
     scatters = gallery.scatters(table, results, where, slug)
     averages = [figure for figure in scatters if figure.title in WHOLE]
-    over_shots = gallery.over_shots(results, where, setting.common, slug)
-    curves = gallery.curves(results, where, slug)
     maps = gallery.maps(results, where, slug)
-    drawn = [gallery.head_map(*phase, slug) for phase in maps[:NUM_MAPS]]
     return Chapter(
         slug=slug,
         title=title,
@@ -207,12 +197,9 @@ def _chapter(table: Table, setting: Setting, title: str, slug: str) -> Chapter:
         grids=shown,
         scatters=averages or scatters,
         more_scatters=[figure for figure in scatters if figure not in averages] if averages else [],
-        over_shots=over_shots[:IN_SIGHT],
-        more_over_shots=over_shots[IN_SIGHT:],
-        curves=curves[:IN_SIGHT],
-        more_curves=curves[IN_SIGHT:],
-        maps=drawn[:IN_SIGHT],
-        more_maps=drawn[IN_SIGHT:],
+        over_shots=gallery.over_shots(results, where, setting.common, slug),
+        curves=gallery.curves(results, where, slug),
+        maps=[gallery.head_map(*phase, slug) for phase in maps[:NUM_MAPS]],
         num_maps=len(maps),
         costs=grids.costs(results, where, f"{slug}-costs"),
         hours=_hours(results),

@@ -28,8 +28,6 @@ def learning_curves(histories: Sequence[Path], labels: Sequence[str], folder: Pa
 
     Args:
         histories: a metrics.csv for each phase.
-        labels: the phases' names.
-        folder: of the run.
         draw: the picture as well.
     """
     rows: list[dict[str, str]] = []
@@ -75,8 +73,6 @@ def score_map(
 
     Args:
         phases: of each phase the records of its projections (stage, block, proj, active, score), None without a gate.
-        labels: the phases' names.
-        folder: of the run.
         draw: the picture as well.
     """
     gated = [(number, label, rows) for number, (rows, label) in enumerate(zip(phases, labels, strict=True), 1) if rows]
@@ -108,7 +104,6 @@ def confusion(file: Path, names: Sequence[str], folder: Path, draw: bool = True,
     Args:
         file: as `headwise.results.classes.write_confusion` wrote it; nothing is done if there is none.
         names: of the classes, (K,).
-        folder: of the run.
         draw: the picture as well.
         num_images: that were tested; a file of others is damaged.
     """

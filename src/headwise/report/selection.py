@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 
 from headwise.comparison.costs import COSTS
 from headwise.errors import ConfigError, suggest
-from headwise.report.grid import Cell, Grid
+from headwise.report.grid import Cell, Grid, marked
 
 COUNT = COSTS["parameters"].title
 _LARGE = 10_000
@@ -42,7 +42,7 @@ class Selection:
             return None
         places = [0, *columns]
         head = [self.names.get(grid.head[place], self._renamed(grid.head[place])) for place in places]
-        lines = [grid.body[row] for row in rows]
+        lines = marked([grid.body[row] for row in rows])
         counts = in_millions([line[place].text for line in lines for place in places if grid.head[place] == COUNT])
         body = [[self._cell(line[place], grid.head[place], counts) for place in places] for line in lines]
         over = [grid.over[place] for place in places]
@@ -52,11 +52,7 @@ class Selection:
         return replace(grid, head=head, body=body, spans=spans if any(over) else ())
 
     def check(self, grids: Sequence[Grid]) -> None:
-        """Refuse what no grid has: a table may lack what another one of the same command shows.
-
-        Raises:
-            ConfigError: for a pattern that no row or column of any grid matches.
-        """
+        """Refuse what no grid has: a table may lack what another one of the same command shows."""
         labels = [line[0].text for grid in grids for line in grid.body]
         heads = [name for grid in grids for names in _heads(grid) for name in names]
         for option, patterns, every in (("--rows", self.rows, labels), ("--columns", self.columns, heads)):

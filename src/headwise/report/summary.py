@@ -49,11 +49,7 @@ class Question:
 
 
 def questions(judgements: Sequence[tuple[str, Judgement]]) -> list[Question]:
-    """Ask of each kind of head-wise adaptation whether it paid; what no result can answer is not asked.
-
-    Args:
-        judgements: each with the title of its table.
-    """
+    """Ask of each kind of head-wise adaptation, of each table by title, whether it paid, if any result can answer."""
     by_claim = {
         claim: [(title, judgement) for title, judgement in judgements if judgement.claim == claim]
         for claim in QUESTIONS
