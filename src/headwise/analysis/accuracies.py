@@ -85,19 +85,19 @@ def _numbers(drawn: gallery.Figure) -> pd.DataFrame:
 
 
 @contextlib.contextmanager
-def _panels(names: Sequence[str], height: float = 1.9) -> Iterator[list[Any]]:
+def _panels(names: Sequence[str], height: float = 1.9) -> Iterator[tuple[Figure, list[Any]]]:
     """A picture with a panel per name, as `style.picture`."""
     columns = style.across(len(names), WIDTH)
-    with style.picture(math.ceil(len(names) / columns), columns, panel=(WIDTH, height)) as (_, axes):
+    with style.picture(math.ceil(len(names) / columns), columns, panel=(WIDTH, height)) as (made, axes):
         flat = list(axes.flat)
         for axis in flat[len(names) :]:
             axis.set_axis_off()
         for axis, name in zip(flat, names, strict=False):
             axis.set_title(name)
             axis.grid(axis="y")
-        for axis in axes[:, 0]:
-            axis.set_ylabel("test accuracy, %")
-        yield flat[: len(names)]
+        for axis, name in zip(axes[:, 0], names[::columns], strict=True):
+            axis.set_ylabel(f"test {gallery.measure(name)[1]}")
+        yield made, flat[: len(names)]
 
 
 def _lines(data: pd.DataFrame, kind: str, over: str, name: str) -> dict[str, Figure]:
@@ -105,7 +105,7 @@ def _lines(data: pd.DataFrame, kind: str, over: str, name: str) -> dict[str, Fig
     labels = [label for label in dict.fromkeys(data[kind]) if label != NO_MASK]
 
     def draw(tasks: Sequence[str]) -> Figure:
-        with _panels(tasks) as axes:
+        with _panels(tasks) as (made, axes):
             for axis, task in zip(axes, tasks, strict=True):
                 for label, part in data[data["task"] == task].groupby(kind, sort=False):
                     if label == NO_MASK:
@@ -115,14 +115,9 @@ def _lines(data: pd.DataFrame, kind: str, over: str, name: str) -> dict[str, Fig
                     axis.errorbar(part[over], part["mean"], errors, capsize=2, label=label, **look)
                 axis.set_xlabel("images per class" if over == "shots" else "heads off per layer")
                 axis.set_xticks(sorted(data[over].unique()) if len(data[over].unique()) < 9 else axis.get_xticks())
-        return _whole(axes)
+        return made
 
     return style.parted(name, list(dict.fromkeys(data["task"])), draw)
-
-
-def _whole(axes: Sequence[Any]) -> Figure:
-    figure: Figure = axes[0].figure
-    return figure
 
 
 def _by_task(
@@ -175,7 +170,7 @@ def _parameters(data: pd.DataFrame, published: pd.DataFrame, name: str) -> tuple
 
 
 def _scatter(data: pd.DataFrame, theirs: pd.DataFrame, tasks: Sequence[str], rows: Sequence[str]) -> Figure:
-    with _panels(tasks, 2.3) as axes:
+    with _panels(tasks, 2.3) as (made, axes):
         for axis, task in zip(axes, tasks, strict=True):
             for number, row in enumerate(rows):
                 part = data[(data["task"] == task) & (data["method"] == row)]
@@ -189,7 +184,7 @@ def _scatter(data: pd.DataFrame, theirs: pd.DataFrame, tasks: Sequence[str], row
                     axis.plot(part["parameters"], part["value"].astype(float), "D", **look)
             _by_size(axis, [*data["parameters"], *theirs["parameters"]])
             axis.set_xlabel("trained parameters, head apart")
-    return _whole(axes)
+    return made
 
 
 def _by_size(axis: Any, sizes: Sequence[float]) -> None:

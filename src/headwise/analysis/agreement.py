@@ -57,7 +57,6 @@ def agreement(score: Any, truth: Any, k: int, draws: int, seed: int) -> Agreemen
         score, truth: (n,), larger where a thing matters more.
         k: size of the set of the largest.
         draws: random orders behind the bands.
-        seed: of them.
 
     Raises:
         ConfigError: for unequal lengths, fewer than three things, or a k that is none of 1 .. n.
@@ -145,8 +144,6 @@ def jaccard_by_chance(one: Masks, other: Masks, is_global: bool, draws: int, see
     Args:
         one, other: what is off.
         is_global: whether the second was chosen for whole stages: its heads then change places in all layers alike.
-        draws: random orders.
-        seed: of them.
     """
     random = np.random.default_rng(seed)
     drawn = []

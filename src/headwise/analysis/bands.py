@@ -44,6 +44,10 @@ class Band(NamedTuple):
         shown, low, high = (round(float(number), digits) for number in (value, self.low, self.high))
         return "within" if low <= shown <= high else "above" if shown > high else "below"
 
+    def columns(self, name: str, place: tuple[int, ...]) -> dict[str, float]:
+        """The columns of a table that say what random draws give for one of the values of a measure."""
+        return {f"{name}_random_{end}": float(getattr(self, end)[place]) for end in self._fields}
+
 
 def band(draws: Tensor, bounds: Bounds = FREE, edge: float = EDGE) -> Band:
     """The prediction interval of one more draw, from (N, ...) of them: mean +- t s sqrt(1 + 1 / N), in float64.
@@ -52,8 +56,6 @@ def band(draws: Tensor, bounds: Bounds = FREE, edge: float = EDGE) -> Band:
     bound, and a value at a bound that no draw comes near lies outside.
 
     Args:
-        draws: as many as there are.
-        bounds: of the measure.
         edge: what is nearer to a bound, as a share of what lies between both, is taken for this near; of counts half a
             step.
     """

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from headwise.analysis.switches import with_heads
 from headwise.artifacts.saved import SavedRun
 from headwise.errors import ConfigError
 from headwise.network.backbone import Backbone
@@ -20,7 +21,7 @@ from headwise.network.nf4 import FourBit
 from headwise.protocol.variants import beside_common, common_choices
 from headwise.report.headmap import layer_names
 from headwise.training.mechanism import LEAST
-from headwise.updates.sites import QKV, Site
+from headwise.updates.sites import Site
 from headwise.wrappers.settling import BesideLinear
 
 
@@ -69,7 +70,6 @@ class Group:
     """One projection of the layers that have the same shape: all of a ViT, those of one stage of a Swin.
 
     Attributes:
-        proj: q, k or v.
         sites: its layers in network order.
         several: whether the network has more than one stage, so that names must say which.
     """
@@ -95,7 +95,6 @@ class Group:
 
     @property
     def num_heads(self) -> int:
-        """Of each layer."""
         return self.sites[0].num_heads
 
     def named(self, layer: int) -> dict[str, Any]:
@@ -121,16 +120,12 @@ def by_head(weights: Tensor, num_heads: int) -> Tensor:
 def changes(run: SavedRun, weights: str | Path | None = None) -> list[Change]:
     """What each phase of a run changed; with several, then what all did together.
 
-    Args:
-        run: a finished one.
-        weights: file of the pretrained weights, if it is not where the run found it.
-
     Raises:
         WeightsError: if they are missing. CheckpointError: if a phase's file is. ConfigError: if the run changed no
             projection with heads: what it trained lies elsewhere (adapters, prompts, the head alone).
     """
     net = run.network(weights)
-    sites = [site for site in net.sites if site.proj in QKV and site.num_heads > 1]
+    sites = with_heads(net)
     if not sites:
         raise ConfigError(f"{run.folder}: {run.spec.name} has no projection of several heads to analyse")
     first = before = _weights(net, sites)
@@ -174,11 +169,7 @@ def _weight(module: nn.Module) -> Tensor:
 
 
 def same_network(runs: Sequence[SavedRun], kind: str) -> None:
-    """Check that runs stand on the same pretrained network.
-
-    Raises:
-        ConfigError: naming two that do not.
-    """
+    """Refuse runs that do not stand on the same pretrained network; names two."""
     first = runs[0]
     for run in runs[1:]:
         for what, one, other in (

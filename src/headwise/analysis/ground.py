@@ -35,6 +35,7 @@ from headwise.analysis.responsive_pictures import agreements, maps, matrix
 from headwise.analysis.switches import HeadUpdate, Outcome, greedy, toggled
 from headwise.artifacts.saved import SavedRun
 from headwise.errors import ConfigError
+from headwise.results.fingerprint import leaves
 from headwise.updates import heads
 from headwise.updates.gate import Gate
 from headwise.updates.sites import Site
@@ -61,7 +62,6 @@ class Truth:
         loss_rise, loss_error: mean change of the loss, and its standard error over the images.
         accuracy_drop: percent points.
         loss, accuracy: of the network with every update on.
-        num_images: N.
     """
 
     loss_rise: Tensor
@@ -294,16 +294,9 @@ def differing(one: SavedRun, other: SavedRun) -> str:
         for part in ("method", "dataset", "seed")
         if getattr(one.result.key, part) != getattr(other.result.key, part)
     ]
-    specs = [_flat(run.result.phases[-1].method) for run in (one, other)]
+    specs = [leaves(run.result.phases[-1].method, "") for run in (one, other)]
     fields = sorted(name for name in {*specs[0], *specs[1]} if specs[0].get(name) != specs[1].get(name))
     return ", ".join([*parts, *fields]) or "nothing"
-
-
-def _flat(spec: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in spec.items():
-        flat |= _flat(value, f"{before}{name}.") if isinstance(value, Mapping) else {f"{before}{name}": value}
-    return flat
 
 
 def sentences(examined: Sequence[Examined], tables: Mapping[str, pd.DataFrame]) -> list[str]:

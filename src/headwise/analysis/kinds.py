@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,6 @@ class AnalysisKind:
     Attributes:
         module: whose function ``analyse`` makes it. None has the name of a kind: the package's attribute of that name
             is the kind's function.
-        shows: what, in one line.
         reads: the `Options` that it reads; it takes no other.
         least_images: fewer say nothing: half of them chooses, a deviation is taken, or other ones are the null.
     """
@@ -139,43 +139,19 @@ class Recorded:
 
     @classmethod
     def read(cls, folder: Path | str) -> Recorded:
-        """Read the record of a run.
-
-        Raises:
-            ConfigError: if there is no finished run. ResultError: if its record is damaged.
-        """
+        """Read the record of a run; refuses what `read_result` does."""
         return cls(Path(folder), read_result(Path(folder)))
 
 
-def _saved(trust: Sequence[str]) -> Callable[[Path | str], SavedRun]:
-    from headwise.artifacts.saved import SavedRun
-
-    return lambda folder: SavedRun.read(folder, trust)
-
-
-def _own_randomness() -> contextlib.AbstractContextManager[None]:
-    from headwise.artifacts.saved import own_randomness
-
-    return own_randomness()
-
-
 def kind_of(name: str) -> AnalysisKind:
-    """A kind by its name.
-
-    Raises:
-        ConfigError: for an unknown one.
-    """
+    """A kind by its name; an unknown one is refused."""
     if name not in KINDS:
         raise ConfigError(f"unknown kind of analysis {name!r}{suggest(name, KINDS)}")
     return KINDS[name]
 
 
 def check_images(kind: str, count: int) -> None:
-    """Refuse so few images that a kind can say nothing of them.
-
-    Raises:
-        ConfigError: for fewer than its least.
-    """
+    """Refuse so few images that a kind can say nothing of them."""
     if count < kind_of(kind).least_images:
         raise ConfigError(f"{kind} needs {KINDS[kind].least_images} images or more, got {count}")
 
@@ -183,35 +159,30 @@ def check_images(kind: str, count: int) -> None:
 def analyse(kind: str, runs: Iterable[SavedRun | Path | str], options: Options | None = None) -> Analysis:
     """Make one kind of analysis of finished runs.
 
-    Args:
-        kind: one of `KINDS`.
-        runs: their folders, or the runs as they are read.
-        options: what it is told; the defaults if left out.
-
     Raises:
         ConfigError: for an unknown kind, no run, or runs that the kind cannot be made of.
     """
     module = kind_of(kind).module
     options = options or Options()
-    opens = KINDS[kind].opens_networks
-    reader = _saved(options.trust) if opens else Recorded.read
-    read: list[Any] = [reader(run) if isinstance(run, str | Path) else run for run in runs]
+    reader: Callable[[Path | str], Any] = Recorded.read
+    meanwhile: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if KINDS[kind].opens_networks:
+        from headwise.artifacts.saved import SavedRun, own_randomness
+
+        reader, meanwhile = functools.partial(SavedRun.read, trust=options.trust), own_randomness()
+    read = [reader(run) if isinstance(run, str | Path) else run for run in runs]
     if not read:
         raise ConfigError(f"an analysis of {kind} needs at least one run, got none")
     if options.images is not None and "images" in KINDS[kind].reads:
         check_images(kind, options.images)
     _check_apart(read, kind)
-    with _own_randomness() if opens else contextlib.nullcontext():
+    with meanwhile:
         made: Analysis = importlib.import_module(module).analyse(read, options)
     return made.of(read, {name: getattr(options, name) for name in KINDS[kind].reads})
 
 
 def _check_apart(runs: Sequence[SavedRun | Recorded], kind: str) -> None:
-    """Refuse a run that counts twice.
-
-    Raises:
-        ConfigError: for a folder given twice, and for a copy of another.
-    """
+    """Refuse a run that counts twice."""
     folders: set[Path] = set()
     copies: dict[str, Path] = {}
     for run in runs:
@@ -240,11 +211,7 @@ def function(kind: str) -> Callable[..., Analysis]:
 
 
 def options_of(kind: str, given: Mapping[str, Any]) -> Options:
-    """Options by name.
-
-    Raises:
-        ConfigError: for one that there is not, that the kind does not read, or that has no such value.
-    """
+    """Options by name; refuses what there is not, what the kind does not read, and values out of range."""
     known, reads = [field.name for field in dataclasses.fields(Options)], kind_of(kind).reads
     for name in given:
         if name not in known:

@@ -45,7 +45,6 @@ class Looked:
     """Where one network looks.
 
     Attributes:
-        name: of the run.
         maps: by kind, (B, g, g), each adding up to 1.
         correct: whether the class was found, (B,).
     """
@@ -71,8 +70,7 @@ def analyse(runs: Sequence[SavedRun], options: Options) -> Analysis:
     names = names_of(runs)
     for run, name in zip(runs, names, strict=True):
         net = pretrained if run is runs[0] else run.network(options.weights)
-        for _, installed in run.install(net):
-            last = installed
+        *_, (_, last) = run.install(net)
         last.merge()
         looks.append(looked(name, net.eval(), images, tokens))
     table = _compare(looks)
@@ -90,8 +88,6 @@ def looked(name: str, net: Backbone, images: Iterable[Batch], tokens: dict[str, 
     """Maps of one network.
 
     Args:
-        name: of it.
-        net: in evaluation mode.
         images: normalised, in batches.
         tokens: of networks seen before, by name; this one's is added.
 
@@ -120,7 +116,6 @@ def maps_of(blocks: list[Attention], prefix: int) -> dict[str, Tensor]:
     """Maps over the patches, (B, g, g) each, adding up to 1.
 
     Args:
-        blocks: of every block in order.
         prefix: tokens before those of the patches, the class token first; 0 where there is none, and all tokens' mean
             is taken for its attention.
     """

@@ -38,7 +38,6 @@ class Carried:
     """What heads' updates of one run carry.
 
     Attributes:
-        name: of the run.
         updates: (U,), in network order.
         live: those of them that are not nothing.
         none: all of them off; the classifier and what else was trained stay.
@@ -133,12 +132,8 @@ def carried(switches: Switches, batches: Iterable[Batch], name: str, orders: int
     """Measure what the heads of one network carry.
 
     Args:
-        switches: of the network.
         batches: of two images or more in random order, given again at each pass; the order of the heads is chosen on
             half of every class, the curves are measured on the rest, so that luck in the choice does not raise them.
-        name: of the run.
-        orders: random orders.
-        seed: of them.
     """
     updates = switches.updates
     none, alone = toggled(switches, batches, (), updates)

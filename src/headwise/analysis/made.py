@@ -36,8 +36,6 @@ class Analysis:
     """What came out of one kind of analysis.
 
     Attributes:
-        kind: of it.
-        title: one line.
         tables: the numbers by name of a file, unrounded.
         figures: the pictures by name of a file.
         sentences: what is to be seen, the answer first; every claim with its null.
@@ -99,11 +97,7 @@ class Analysis:
 
 
 def check_place(folder: Path, force: bool) -> None:
-    """Refuse, before any work, a folder where the page could not be written, or that holds others' pictures or tables.
-
-    Raises:
-        ConfigError: as `headwise.commands.written.writing` does.
-    """
+    """Refuse, before any work, a folder where the page cannot be written, or that holds others' pictures or tables."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is no folder; --out names the one that the analysis is written to")
     kinds = (".csv", *(f".{suffix}" for suffix in _PICTURES))

@@ -33,12 +33,9 @@ class Gains:
     def of(
         cls, results: Mapping[str, Result], within: Mapping[str, Sequence[float]], across: Mapping[str, Sequence[float]]
     ) -> Gains:
-        """Gather them.
+        """Gather them by the run's name.
 
-        Args:
-            results: by the name of the run.
-            within: of the second phase of each run, the means of shared and own.
-            across: of its two phases, head by head, the means of rows and columns.
+        Of second phases `within` has the means of shared and own over the heads, `across` those of rows and columns.
         """
         lines = []
         for name in across:

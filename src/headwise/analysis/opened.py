@@ -111,8 +111,6 @@ def images_of(run: SavedRun, net: Backbone, options: Options, split: str | None 
     """Random images of a run, see `drawn`.
 
     Args:
-        run: decides how they are resized and normalised.
-        net: what takes them.
         options: says how many, where they lie, and the seed.
         split: ``train`` for those that it was trained on, ``val`` or ``test``; None for that of the options.
         kind: of the analysis, if that needs more than one.
@@ -145,8 +143,6 @@ class Opened:
     """A run whose heads can be switched, and what the scores say of them; a head without an update has the score 0.
 
     Attributes:
-        run: it.
-        switches: of its network.
         scores: (U,) each, by name, in the order of `Switches.updates`.
         by_images: the same from the first eighth, quarter and half of the images only, by their number.
         scored_on: images behind the scores.
@@ -188,11 +184,7 @@ def opened(run: SavedRun, options: Options) -> Opened:
 
 
 def unscored(run: SavedRun, options: Options) -> Switches:
-    """A run's network with its heads switchable.
-
-    Raises:
-        HeadwiseError: as `opened`.
-    """
+    """A run's network with its heads switchable; refuses what `opened` does."""
     net, before, last = _installed(run, options)
     last.merge()
     return Switches(net, before)
@@ -205,18 +197,13 @@ def _installed(run: SavedRun, options: Options) -> tuple[Backbone, dict[Site, Ro
     if not sites:
         raise ConfigError(f"{run.folder}: {run.spec.name} has no projection of several heads to switch off")
     before = {site: rows_of(net, site) for site in sites}
-    for _, installed in run.install(net):
-        last = installed
+    *_, (_, last) = run.install(net)
     _check_masks(run, net, last)
     return net, before, last
 
 
 def _check_masks(run: SavedRun, net: Backbone, installed: Installed) -> None:
-    """Compare the record's masks of the last phase with those that lie beside its tensors.
-
-    Raises:
-        ConfigError: if the record says otherwise, naming the projection.
-    """
+    """Refuse a run whose record has other masks of the last phase than lie beside its tensors."""
     recorded, by_key = recorded_masks(run), {site.key: site for site in net.sites}
     stored = {
         place_of(by_key[key]): owner.get_buffer("active").int().tolist()
@@ -309,7 +296,6 @@ def _scores(evidence: Mapping[Site, Evidence], owns: bool) -> Scores:
     """Every score of every head.
 
     Args:
-        evidence: by projection.
         owns: whether the norms are of a B of the update's own. If not they are of its dense form: that of the update is
             `UPDATE` already, and that of the gradient has another name.
     """

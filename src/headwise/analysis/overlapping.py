@@ -58,13 +58,9 @@ class Within:
     heads: Heads
     random: dict[str, Heads]
 
-    def null(self, name: str, kind: str) -> Band:
-        """The band of a measure."""
-        return band(getattr(self.random[kind], name), SHARE)
-
-    def mean_null(self, name: str, kind: str, dims: int = 0) -> Band:
-        """The band of a measure's mean over all but the first `dims` dimensions, of what is there."""
-        return band(_mean(getattr(self.random[kind], name), dims + 1), SHARE)
+    def null(self, name: str, kind: str, dims: int | None = None) -> Band:
+        """The band of a measure, or of its mean over all but the first `dims` dimensions, of what is there."""
+        return band(_draws(self.random[kind], name, dims), SHARE)
 
 
 @dataclass(frozen=True)
@@ -83,13 +79,9 @@ class Across:
     measured: Between
     random: Between
 
-    def null(self, name: str) -> Band:
-        """The band of a measure."""
-        return band(getattr(self.random, name), BOUNDS.get(name, SHARE))
-
-    def mean_null(self, name: str, dims: int = 0) -> Band:
-        """The band of a measure's mean over all but the first `dims` dimensions, of what is there."""
-        return band(_mean(getattr(self.random, name), dims + 1), BOUNDS.get(name, SHARE))
+    def null(self, name: str, dims: int | None = None) -> Band:
+        """As `Within.null`."""
+        return band(_draws(self.random, name, dims), BOUNDS.get(name, SHARE))
 
 
 def analyse(runs: Sequence[SavedRun], options: Options) -> Analysis:
@@ -217,10 +209,6 @@ def _pooled(values: Sequence[Tensor]) -> float:
     return float(torch.cat([value.flatten() for value in values]).nanmean()) if values else float("nan")
 
 
-def _ends(name: str, null: Band, place: tuple[int, ...]) -> dict[str, float]:
-    return {f"{name}_random_{end}": float(getattr(null, end)[place]) for end in Band._fields}
-
-
 def _heads_table(entries: Sequence[tuple[str, Within]]) -> pd.DataFrame:
     lines: list[dict[str, Any]] = []
     for run, one in entries:
@@ -230,7 +218,7 @@ def _heads_table(entries: Sequence[tuple[str, Within]]) -> pd.DataFrame:
             for name in SHARES:
                 line[name] = float(getattr(one.heads, name)[place])
                 for kind in BESIDE:
-                    line |= _ends(f"{name}_{kind}", nulls[name, kind], place)
+                    line |= nulls[name, kind].columns(f"{name}_{kind}", place)
             lines.append(line)
     return pd.DataFrame(lines)
 
@@ -245,7 +233,7 @@ def _pairs_table(entries: Sequence[tuple[str, Within]]) -> pd.DataFrame:
                 line |= {"head": head, "other": other}
                 line["overlap"] = float(one.heads.overlap[layer, head, other])
                 for kind in BESIDE:
-                    line |= _ends(f"overlap_{kind}", nulls[kind], (layer, head, other))
+                    line |= nulls[kind].columns(f"overlap_{kind}", (layer, head, other))
                 lines.append(line)
     return pd.DataFrame(lines)
 
@@ -259,9 +247,14 @@ def _phases_table(entries: Sequence[tuple[str, Across]]) -> pd.DataFrame:
             line |= {**one.group.named(place[0]), "head": "whole" if one.is_whole else str(place[1])}
             for name, null in nulls.items():
                 line[name] = float(getattr(one.measured, name)[place])
-                line |= _ends(name, null, place)
+                line |= null.columns(name, place)
             lines.append(line)
     return pd.DataFrame(lines)
+
+
+def _draws(random: Heads | Between, name: str, dims: int | None) -> Tensor:
+    draws: Tensor = getattr(random, name)
+    return draws if dims is None else _mean(draws, dims + 1)
 
 
 def _mean(values: Tensor, dims: int) -> Tensor:
@@ -279,13 +272,13 @@ def _said_within(run: str, one: Within, with_run: bool) -> str:
     there = int((~one.heads.shared.isnan()).sum())
     if not there:
         return f"{what}: no layer has two heads with an update, which it needs to compare them."
-    beside = [f"{kind} random heads {_said(shared, one.mean_null('shared', kind))}" for kind in BESIDE]
+    beside = [f"{kind} random heads {_said(shared, one.null('shared', kind, 0))}" for kind in BESIDE]
     absent = one.heads.shared.numel() - there
     left_out = f"; {absent} heads without an update, or alone in their layer, are left out" if absent else ""
     return (
         f"{what}: {float(shared):.3f} of a head's energy lies "
         f"in another head's row space ({'; '.join(beside)}), {float(own):.3f} outside all others' ({BESIDE[0]} "
-        f"{_said(own, one.mean_null('own', 'apart'))}){left_out}."
+        f"{_said(own, one.null('own', 'apart', 0))}){left_out}."
     )
 
 
@@ -298,7 +291,7 @@ def _said_across(run: str, one: Across, with_run: bool) -> str:
     if absent == one.measured.cosine.numel():
         return f"{what}: no head was changed by both phases."
     parts = [
-        f"{said} {float(value):.3f}, random {_said(value, one.mean_null(name))}"
+        f"{said} {float(value):.3f}, random {_said(value, one.null(name, 0))}"
         for name, said in AGAINST.items()
         for value in [_mean(getattr(one.measured, name), 0)]
     ]
@@ -334,7 +327,7 @@ def _shares(run: str, entries: Sequence[Within]) -> Figure:
             for axis, (name, said) in zip(row, SHARES.items(), strict=True):
                 x = range(len(one.group.layers))
                 for number, kind in enumerate(BESIDE, start=1):
-                    style.banded(axis, x, None, one.mean_null(name, kind, 1), number, f"random, {kind}")
+                    style.banded(axis, x, None, one.null(name, kind, 1), number, f"random, {kind}")
                 style.banded(axis, x, _mean(getattr(one.heads, name), 1), None, 0, "measured")
                 style.layer_ticks(axis, one.group.layers)
                 axis.set(ylim=(-0.03, 1.03), xlabel="layer")
@@ -351,7 +344,7 @@ def _phases(run: str, entries: Sequence[Across]) -> Figure:
         for row, one in zip(axes, entries, strict=True):
             for axis, (name, said) in zip(row, AGAINST.items(), strict=True):
                 x = range(len(one.group.layers))
-                style.banded(axis, x, None, one.mean_null(name, 1), 1, "random second phase (95 %)")
+                style.banded(axis, x, None, one.null(name, 1), 1, "random second phase (95 %)")
                 style.banded(axis, x, _mean(getattr(one.measured, name), 1), None, 0, "measured")
                 style.layer_ticks(axis, one.group.layers)
                 axis.set_title(f"{one.group.name}, {'whole' if one.is_whole else 'heads'}: {said}")

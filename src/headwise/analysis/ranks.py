@@ -10,11 +10,11 @@ from matplotlib.figure import Figure
 from headwise.analysis import style
 from headwise.analysis.kinds import Options, Recorded
 from headwise.analysis.made import Analysis
-from headwise.comparison.comparable import few, ordered, places, settings
+from headwise.comparison.comparable import ordered, places, settings
 from headwise.comparison.ranking import Ranking, rank, said, scores
 from headwise.comparison.tables import frame
 from headwise.errors import ConfigError
-from headwise.results.fingerprint import differences
+from headwise.results.fingerprint import differences, few
 from headwise.results.provenance import versions
 
 _ROW = 0.26

@@ -23,10 +23,10 @@ from headwise.analysis import style
 from headwise.analysis.bands import percentiles
 from headwise.analysis.kinds import Options, Recorded
 from headwise.analysis.made import Analysis
-from headwise.comparison.comparable import few, recorded
+from headwise.comparison.comparable import recorded
 from headwise.comparison.recipes import class_of
 from headwise.errors import ConfigError
-from headwise.results.fingerprint import differences
+from headwise.results.fingerprint import differences, few
 from headwise.results.records import Result
 
 SHARED = "shared"
@@ -86,11 +86,7 @@ def analyse(runs: Sequence[Recorded], options: Options) -> Analysis:
 
 
 def _row(result: Result) -> dict[str, Any]:
-    """What is drawn of a run.
-
-    Raises:
-        ConfigError: for a run of two phases, of another structure, or without a rate or a loss.
-    """
+    """What is drawn of a run; refused for two phases, another structure, or want of a rate or a loss."""
     phase, kind = result.phases[-1], class_of(result.phases[-1].method)
     if len(result.phases) > 1 or kind not in STRUCTURES:
         raise ConfigError(f"rates draws runs of one phase of {', '.join(STRUCTURES)}; {result.key} is none")
@@ -138,8 +134,7 @@ def fit(table: pd.DataFrame, power: float | None = None) -> Fit:
     def missed(found: NDArray[Any]) -> NDArray[Any]:
         x = rate + found[0] * rank + found[1] * apart
         terms = np.stack([np.ones_like(x), x, x**2], axis=1)
-        rest: NDArray[Any] = loss - terms @ np.linalg.lstsq(terms, loss, rcond=None)[0]
-        return rest
+        return loss - terms @ np.linalg.lstsq(terms, loss, rcond=None)[0]
 
     free = power is None
     found = optimize.least_squares(missed, (0.5, 0.0)).x if free else np.array([power, 0.0])

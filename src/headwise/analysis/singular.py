@@ -57,7 +57,6 @@ class Measured:
 
     @property
     def num_there(self) -> int:
-        """Values that there are."""
         return int((~self.value.isnan()).sum())
 
     def mean(self, dims: Sequence[int] | None = None) -> Measured:
@@ -189,7 +188,7 @@ def _matrices(pieces: Sequence[Part]) -> pd.DataFrame:
             line = {**named, "draws": len(part.measures["size"].draws)}
             for name, null in nulls.items():
                 line[name] = float(part.measures[name].value[place])
-                line |= {f"{name}_random_{end}": float(getattr(null, end)[place]) for end in Band._fields}
+                line |= null.columns(name, place)
             lines.append(line)
     return pd.DataFrame(lines)
 
@@ -205,11 +204,9 @@ def _by_rank(pieces: Sequence[Part]) -> pd.DataFrame:
                 overlap, angle = (part.measures[f"{side}_{name}"].value[place] for name in ("overlap", "angle"))
                 for at, rank in enumerate(part.ranks):
                     line = {**named, "side": side, "rank": rank, "overlap": float(overlap[at])}
-                    line |= {f"overlap_random_{e}": float(getattr(nulls[side], e)[place][at]) for e in Band._fields}
+                    line |= nulls[side].columns("overlap", (*place, at))
                     line |= {"largest_angle": float(angle[at])}
-                    line |= {
-                        f"largest_angle_random_{e}": float(getattr(wide[side], e)[place][at]) for e in Band._fields
-                    }
+                    line |= wide[side].columns("largest_angle", (*place, at))
                     lines.append(line)
     return pd.DataFrame(lines)
 

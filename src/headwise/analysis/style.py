@@ -90,9 +90,7 @@ def picture(
     the figure grows or shrinks until each panel has its size: panels are as readable of many runs as of one.
 
     Args:
-        num_rows, num_columns: of panels.
         panel: width and height of each, without what is written around it, inches.
-        title: of the whole.
         options: of ``Figure.subplots``.
     """
     with styled():
@@ -176,7 +174,6 @@ def wrapped(text: str, room: float, size: float, weight: str = "normal") -> str:
         text: with line breaks that stay.
         room: inches.
         size: of the letters, points.
-        weight: of them.
     """
     lines = []
     for paragraph in text.split("\n"):
@@ -240,9 +237,7 @@ def head_map(
     """Draw values of heads: a row per layer, a column per head; returns the image, for a colour bar.
 
     Args:
-        axis: of the panel.
         values: (layers, heads); NaN leaves a place empty.
-        layers: names of the rows.
         scale: its ends, so that panels can share one; their own if left out.
         diverging: whether the scale is about zero.
         marked: (layers, heads), true where a cross is to stand.
@@ -290,8 +285,6 @@ def banded(axis: Axes, x: Sequence[Any], value: Any, null: Any, number: int, lab
     """Draw a line, a band, or a line over the band of random updates in the same colour.
 
     Args:
-        axis: of the panel.
-        x: places of the points.
         value: of each; None for a band alone.
         null: with ``mean``, ``low`` and ``high`` of each; None for a line alone.
         number: of colour and marker.

@@ -59,7 +59,6 @@ class Outcome:
 
     @property
     def mean_loss(self) -> Tensor:
-        """(...)."""
         return self.loss.mean(-1)
 
     @property
@@ -69,11 +68,7 @@ class Outcome:
 
 
 def rows_of(net: Backbone, site: Site) -> Rows:
-    """What a projection computes with, copied.
-
-    Raises:
-        ConfigError: if it has no dense weight, or still carries an update.
-    """
+    """What a projection computes with, copied; one without a dense weight, or with an update, is refused."""
     module: Any = net.linear(site)
     if type(module) is not nn.Linear:
         raise ConfigError(
@@ -93,7 +88,6 @@ class Switches:
     """A network whose heads' updates are switched on and off in place.
 
     Attributes:
-        net: the network, in evaluation mode; every update is on at first.
         updates: of every head of the projections that changed, in network order.
         live: those that are not nothing; a head that a gate left off has none, unless another phase gave it one.
     """
@@ -122,7 +116,6 @@ class Switches:
 
     @property
     def is_on(self) -> frozenset[HeadUpdate]:
-        """The updates that are on."""
         return self._state
 
     def difference(self, site: Site, head: int) -> Tensor:
@@ -171,7 +164,6 @@ def toggled(
 
     Args:
         switches: of the network; they are as before afterwards.
-        batches: of the images.
         background: updates that are on.
         candidates: those that are changed, one at a time: off where they are on, on where they are off.
 
@@ -207,7 +199,6 @@ def cumulative(
 
     Args:
         switches: of the network; they are as before afterwards.
-        batches: of the images.
         order: of the updates.
         counts: how many of them are on, ascending.
 

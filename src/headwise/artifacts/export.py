@@ -70,9 +70,8 @@ def load(
     saved = SavedRun.read(run_dir, trust)
     with own_randomness():
         net = saved.network(weights)
-        # a phase is merged when the next one is asked for: after the loop the last one is still beside the weights
-        for _, last in saved.install(net):
-            installed = last
+        # a phase is merged when the next one is asked for: the last one is still beside the weights
+        *_, (_, installed) = saved.install(net)
         if merged is None or merged:
             installed.merge()
     return _classifier(saved, net)
@@ -128,11 +127,9 @@ def export_merged(
     into timm's own network and its logits compared with those of the trained one, whose last phase is not merged.
 
     Args:
-        run_dir: the folder that holds result.json.
+        run_dir, weights, trust: as for `load`.
         out: the .safetensors file to write.
-        weights: file of the pretrained weights, if it has moved.
         data_root: folder of the images, if it has moved.
-        trust: as for `load`.
         hub: the folder to write, see `headwise.artifacts.published.write_hub`.
         onnx: the .onnx file to write, see `headwise.artifacts.published.write_onnx`.
 
@@ -144,8 +141,7 @@ def export_merged(
     _check_asked(out, hub, onnx)
     with own_randomness():
         net = saved.network(weights)
-        for _, last in saved.install(net):
-            installed = last
+        *_, (_, installed) = saved.install(net)
     batches, note = _batches(saved, net, data_root)
     # with the last phase beside the weights, as it was trained: merging and the change of keys are what is tested
     before = [net(batch) for batch in batches]
@@ -175,11 +171,7 @@ def export_merged(
 
 
 def _differences(read: nn.Module, batches: Sequence[Tensor], before: Sequence[Tensor]) -> list[float]:
-    """Largest difference of a logit by batch.
-
-    Raises:
-        CheckpointError: if one is no rounding.
-    """
+    """Largest difference of a logit by batch; refused if one is more than rounding."""
     apart = [float((read(batch) - logits).abs().max()) for batch, logits in zip(batches, before, strict=True)]
     # not `>`, which a NaN would pass
     if not max(apart) <= TOLERANCE:
@@ -208,11 +200,7 @@ def _as_timm(saved: SavedRun, state: dict[str, Tensor]) -> nn.Module:
 
 
 def _check_asked(out: str | Path | None, hub: str | Path | None, onnx: str | Path | None) -> None:
-    """Refuse, before any work, what cannot be written.
-
-    Raises:
-        ConfigError: saying what is missing.
-    """
+    """Refuse, before any work, what cannot be written; says what is missing."""
     if out is None and hub is None and onnx is None:
         raise ConfigError("nothing is to be written; name a file (out), a folder for the hub (hub) or an ONNX file")
     if out is not None and Path(out).suffix != ".safetensors":
@@ -237,7 +225,6 @@ class Retest:
 
     Attributes:
         number: of the phase in its run, from 1; phases of another task are not tested.
-        label: of the phase.
         recorded: accuracy in the run's record, percent.
         measured: accuracy now, percent.
         metric: what both are where images have several labels, mAP.
@@ -264,10 +251,8 @@ def evaluate(
     """Test every phase of a finished run again: same images, batches, precision, device and threads.
 
     Args:
-        run_dir: the folder that holds result.json.
-        weights: file of the pretrained weights, if it has moved.
+        run_dir, weights, trust: as for `load`.
         data_root: folder of the images, if it has moved.
-        trust: as for `load`.
 
     Raises:
         DataError: if the images are not those of the run. ConfigError: if the run needs a GPU that is not there.
