@@ -80,12 +80,7 @@ def _is_phase(name: str, key: str) -> bool:
 
 
 def _composed(path: str, chosen: Mapping[str, str] | None = None) -> DictConfig:
-    """A file with its list of defaults.
-
-    Args:
-        path: below conf/, without its ending.
-        chosen: by package, the names of methods in place of those of the list.
-    """
+    """A file below conf/ with its list of defaults, in which `chosen` methods, by package, take others' places."""
     own, defaults = _defaults(path)
     whole = OmegaConf.create({})
     for other, package in defaults:
@@ -110,8 +105,7 @@ def _below(package: str, part: DictConfig) -> DictConfig:
 def _defaults(path: str) -> tuple[DictConfig, list[tuple[str, str]]]:
     """What a file holds itself, and its list of defaults: paths below conf/, each with the node that it writes to.
 
-    Raises:
-        ConfigError: for an entry that only hydra can read.
+    An entry that only hydra can read is refused.
     """
     own: Any = OmegaConf.load(CONF / f"{path}.yaml")
     entries = own.pop("defaults", []) if "defaults" in own else []

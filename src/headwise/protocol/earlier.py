@@ -22,12 +22,7 @@ LABEL = "continued"
 
 @dataclass(frozen=True)
 class Earlier:
-    """The run whose phases come first, as they are stored.
-
-    Attributes:
-        folder: of the run.
-        result: its record.
-    """
+    """The run whose phases come first, as they are stored."""
 
     folder: Path
     result: Result
@@ -66,11 +61,7 @@ class Earlier:
         return fingerprint({"phases": phases, "dataset": self.result.identity.get("dataset")}, 64)
 
     def file(self, index: int) -> Path:
-        """The tensors of a phase, by its place from 0.
-
-        Raises:
-            CheckpointError: if they are not what the record speaks of.
-        """
+        """The tensors of a phase, by its place from 0; refused if they are not what the record speaks of."""
         file = self.folder / f"phase-{index + 1}.safetensors"
         if not file.is_file() or file_sha256(file) != self.result.phases[index].sha256:
             raise CheckpointError(

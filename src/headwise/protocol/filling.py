@@ -53,11 +53,7 @@ def fill_method(
 
 
 def check_together(trainer: Mapping[str, Any], method: Mapping[str, Any]) -> None:
-    """Refuse trainer.checkpointing with noise: blocks that are computed again in backward would do without it.
-
-    Raises:
-        ConfigError: for the pair.
-    """
+    """Refuse trainer.checkpointing with noise: blocks that are computed again in backward would do without it."""
     nodes: dict[str, Node] = {}
     each_node(method, lambda key, node: nodes.setdefault(key, node))
     for key, node in nodes.items():

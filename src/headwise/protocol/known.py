@@ -19,9 +19,6 @@ def check_names(table: Any, given: Collection[str], folders: tuple[str, ...]) ->
         table: ``per_task`` of a configuration; None and what is no mapping are left to `fill_tasks`.
         given: keys that were chosen for the run, whose task is one of the sets in `folders`, not a user's own images.
         folders: of the configuration; their ``dataset`` holds all tasks there are. Empty if that is not known.
-
-    Raises:
-        ConfigError: for another name of a set, or a row of the table that no task has.
     """
     if "dataset.name" in given:
         raise ConfigError(

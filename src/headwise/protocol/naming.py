@@ -34,8 +34,6 @@ def variant(hydra: HydraConf, overrides: Sequence[str], own: Mapping[str, Any], 
 
     Args:
         hydra: its own configuration of the job: where YAML files lie, and the name of the first one.
-        overrides: of the job.
-        own: identity of the run.
         identify: the identity that a configuration composed of other overrides has.
     """
     sources = tuple((source.provider, f"{source.schema}://{source.path}") for source in hydra.runtime.config_sources)
@@ -54,12 +52,7 @@ def variant(hydra: HydraConf, overrides: Sequence[str], own: Mapping[str, Any], 
 
 
 class Composer:
-    """Composes configurations from folders of YAML files.
-
-    Args:
-        sources: provider and address of each, as hydra lists them.
-        name: of the configuration that the others are chosen in.
-    """
+    """Composes configurations from folders of YAML files."""
 
     def __init__(self, sources: Folders, name: str) -> None:
         path = ConfigSearchPathImpl()
@@ -89,12 +82,7 @@ class Composer:
         return Whole.of(cfg, own, self.loader.files)
 
     def spelled(self, choices: Sequence[str], overrides: Sequence[str]) -> list[str]:
-        """Choices within a group, or by its content, as the option that says the same: ``rank.global=8`` is r8.
-
-        Args:
-            choices: to be written so, of the `overrides`.
-            overrides: of the job.
-        """
+        """Choices within a group, or by its content, as the option that says the same: ``rank.global=8`` is r8."""
         values: dict[str, list[str]] = {}
         for word in choices:
             name, _, value = word.lstrip("+").partition("=")

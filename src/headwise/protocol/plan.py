@@ -64,11 +64,9 @@ class Plan:
     """One run before anything heavy is imported.
 
     Attributes:
-        key: its folder.
         config: resolved, plain.
         identity: what can change a number, files by their content.
         task, source, protocol: built from their groups.
-        root: of all results.
         resume: ``auto`` takes what is finished and continues what is not; ``force`` trains again and replaces the
             result at the end; ``never`` refuses if there is a result.
         wait: for another process that computes the same run; False is an error instead.
@@ -96,12 +94,10 @@ class Plan:
 
     @property
     def folder(self) -> Path:
-        """Of the run."""
         return self.key.path(self.root)
 
     @property
     def yaml(self) -> str:
-        """The configuration as a file."""
         return OmegaConf.to_yaml(OmegaConf.create(self.config))
 
     def build_method(self) -> Any:
@@ -158,7 +154,7 @@ def plan_run(cfg: DictConfig) -> Plan:
     check_subsets(task, source, protocol)
     if (protocol.search or {}).get("trials"):
         check_package()
-    identity = _identity(config, task, source, protocol)
+    identity = _reduced(config, task, [source.fingerprint(task, pair) for pair in _looked_at(config, protocol)])
     if earlier := Earlier.of(config):
         earlier.check(identity)
     key = RunKey(
@@ -261,11 +257,7 @@ def resolved(
 
 
 def _plain(cfg: DictConfig) -> dict[str, Any]:
-    """A configuration as plain values, every interpolation replaced.
-
-    Raises:
-        ConfigError: for an interpolation that leads nowhere.
-    """
+    """A configuration as plain values, every interpolation replaced."""
     plain: Any
     try:
         plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
@@ -277,11 +269,7 @@ def _plain(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _accelerator(given: str) -> str:
-    """What trainer.accelerator means here: cpu or gpu.
-
-    Raises:
-        ConfigError: for a device that is not supported.
-    """
+    """What trainer.accelerator means here: cpu or gpu."""
     if given == "mps":
         raise ConfigError("trainer.accelerator=mps: Apple's GPUs have no float64, which methods need; use trainer=cpu")
     at_hand = "gpu" if _has_gpu() else "cpu"
@@ -302,12 +290,7 @@ def _given(overrides: Sequence[str]) -> set[str]:
 
 
 def _variant(config: Mapping[str, Any], own: Mapping[str, Any]) -> str:
-    """The variant of the job that hydra runs in this process; outside of hydra's command line nothing was chosen.
-
-    Args:
-        config: of the run, resolved.
-        own: its identity.
-    """
+    """The variant of the job that hydra runs in this process; outside of hydra's command line nothing was chosen."""
     if not HydraConfig.initialized():
         return BASE
     images = [own["data"]["fingerprint"], *own["data"].get("searched", [])]
@@ -322,11 +305,6 @@ def _variant(config: Mapping[str, Any], own: Mapping[str, Any]) -> str:
         return _reduced(other, task, [_images(*parts_as_json, *pair)[1] for pair in pairs])
 
     return variant(HydraConfig.get(), overrides_of(), own, identify)
-
-
-def _identity(config: Mapping[str, Any], task: VTABTask, source: Source, protocol: Protocol) -> dict[str, Any]:
-    images = [source.fingerprint(task, splits) for splits in _looked_at(config, protocol)]
-    return _reduced(config, task, images)
 
 
 def _looked_at(config: Mapping[str, Any], protocol: Protocol) -> list[tuple[str, str]]:

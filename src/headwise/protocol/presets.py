@@ -27,8 +27,6 @@ class Preset:
 
     Attributes:
         method: label of the method, as in its YAML.
-        task: of the 19.
-        field: of the method.
         value: a number, or one of the field's words.
         source: repository and file.
         licence: of the source.
@@ -53,16 +51,7 @@ def presets() -> tuple[Preset, ...]:
 
 
 def published_value(method: str, task: str, field: str) -> Preset:
-    """The published value of one field.
-
-    Args:
-        method: label of the method.
-        task: name of the task.
-        field: of the method.
-
-    Raises:
-        ConfigError: if there is none; lists the methods, fields or tasks that have one.
-    """
+    """The published value of one field; where there is none, those that there are are listed."""
     of_method = [preset for preset in presets() if preset.method == method]
     if not of_method:
         raise ConfigError(
@@ -84,14 +73,10 @@ def with_published(
 
     Args:
         node: of the method; what is within it has a label of its own and is left as it is.
-        task: name of the task.
         key: dotted name of `node`.
 
     Returns:
         The configuration, and for each replaced value its ``key`` and where it comes from.
-
-    Raises:
-        ConfigError: as `published_value`.
     """
     asked = [name for name, value in node.items() if value == PUBLISHED and "label" in node]
     taken = {name: published_value(str(node["label"]), task, name) for name in asked}

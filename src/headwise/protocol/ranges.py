@@ -53,12 +53,10 @@ class Range:
 
     @property
     def is_whole(self) -> bool:
-        """Whether it is one of whole numbers."""
         return isinstance(self.low, int) and isinstance(self.high, int)
 
     @property
     def ends(self) -> tuple[float, float]:
-        """Both of them."""
         return self.low, self.high
 
     @property
@@ -71,7 +69,6 @@ class Range:
 
     @property
     def number(self) -> float:
-        """Of values in it."""
         return self.high - self.low + 1 if self.is_whole else math.inf
 
     def is_edge(self, value: Any) -> bool:
@@ -90,11 +87,7 @@ Values = Sequence[Any] | Range
 
 
 def values_of(given: Any, where: str) -> Values:
-    """A list of different values, or a range.
-
-    Raises:
-        ConfigError: for anything else.
-    """
+    """A list of different values, or a range; anything else is refused."""
     if isinstance(given, Range):
         return given
     if isinstance(given, Mapping):
@@ -122,11 +115,7 @@ Measure = Callable[[int, dict[str, Any]], float]
 
 
 def check_package() -> None:
-    """Find out whether optuna can draw here, without loading it.
-
-    Raises:
-        ConfigError: naming what to install.
-    """
+    """Refuse to draw where optuna is not installed, without loading it."""
     if find_spec("optuna") is None:
         raise ConfigError(
             "protocol.search.trials needs the package optuna: pip install -e '.[search]' -c constraints.txt"

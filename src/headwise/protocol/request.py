@@ -72,9 +72,6 @@ def _code(root: Path = Path(__file__).parents[2]) -> str:
     """Hash of what the code says, which is neither comments nor docstrings, and of the published values.
 
     It is remembered until one of the files changes: to parse them takes as long as to find a hundred finished runs.
-
-    Args:
-        root: folder of the package.
     """
     scales = root / "headwise" / "paper" / "scales.csv"
     files = [scales, *sorted((root / "headwise").rglob("*.py"))]
@@ -131,12 +128,9 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
         for name in ("body", "orelse"):
             lines = getattr(node, name, None)
             if isinstance(lines, list):
-                setattr(node, name, [line for line in lines if not _is_text(line)])
+                texts = [line for line in lines if isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant)]
+                setattr(node, name, [line for line in lines if line not in texts])
     return tree
-
-
-def _is_text(line: ast.AST) -> bool:
-    return isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant)
 
 
 def _hash(files: dict[str, Path]) -> str:

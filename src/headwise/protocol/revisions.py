@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from headwise.results.fingerprint import at
 from headwise.schema.nodes import Node, each_node
 
 
@@ -62,7 +63,7 @@ def _concerns(change: ChangedNumbers, method: Mapping[str, Any]) -> bool:
     """Whether a method's numbers are those that changed."""
     if method.get("_target_") != change.target:
         return False
-    pairs = ((wanted, _at(method, name)) for name, wanted in change.settings.items())
+    pairs = ((wanted, at(method, name)) for name, wanted in change.settings.items())
     return all(wanted(value) if callable(wanted) else value == wanted for wanted, value in pairs)
 
 
@@ -77,11 +78,7 @@ def _with_revision(node: Node) -> Node:
 
 
 def changed_since(method: Any) -> list[str]:
-    """Why a recorded method, or one in it, has other numbers now; empty if it has the same.
-
-    Args:
-        method: of a run's identity, which leaves out a revision of 1.
-    """
+    """Why a method of a run's identity, or one in it, has other numbers now; empty if it has the same."""
     if not isinstance(method, Mapping):
         return []
     parts = [why for value in method.values() for why in changed_since(value)]
@@ -89,9 +86,3 @@ def changed_since(method: Any) -> list[str]:
         if (method.get("revision") or 1) < change.revision and _concerns(change, method):
             parts.append(change.why)
     return parts
-
-
-def _at(node: Any, name: str) -> Any:
-    for part in name.split("."):
-        node = node.get(part) if isinstance(node, Mapping) else None
-    return node

@@ -53,14 +53,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class SearchOutcome:
-    """What a search of one phase chose.
-
-    Attributes:
-        method: the phase with the chosen values.
-        chosen: the winning trial.
-        trials: all, in the order of trying.
-        space: of what was tried.
-    """
+    """What a search of one phase chose."""
 
     method: Any
     chosen: Trial
@@ -110,15 +103,7 @@ def spaces_of(methods: Sequence[Any], names: Sequence[str], space: Space | None)
 
 
 def check_search(method: Any, recipe: Mapping[str, Any] | None) -> None:
-    """Refuse, before anything is written, a search that could not be run to its end.
-
-    Args:
-        method: of the run.
-        recipe: ``protocol.search``.
-
-    Raises:
-        ConfigError: as `spaces_of`.
-    """
+    """Refuse, before anything is written, a search that could not be run to its end."""
     if recipe is not None:
         spaces_of(method.phases(), phase_names(method), Space.of(recipe))
 
@@ -136,7 +121,6 @@ def settle(
     A method that finds its own fields does so first, by its scout, with the run's seed.
 
     Args:
-        methods: the phases.
         names: of them, see `phase_names`.
         space: what to try, or None.
         attempt: see `Attempt`.
@@ -149,21 +133,21 @@ def settle(
     Raises:
         ConfigError: if a phase has no scale, no gate, or no such field, to choose; before anything is tried.
     """
-    asked = [None] * len(methods) if space is None else space.by_phase(names)
     spaces = spaces_of(methods, names, space)
-    for index, (method, whole, part) in enumerate(zip(methods, asked, spaces, strict=True)):
-        where = f"phase {index + 1} {method.label}: " if len(methods) > 1 else ""
-        if whole is not None and (names_left := whole.without(part)):
-            say(f"{where}left out of the search, since the method has none: {', '.join(names_left)}")
-        if part is not None and part.spared:
-            say(f"{where}{part.spared}")
-    if space is not None and (keys := space.lacking(names)):
-        say(f"left out of the search, since the method has no such phase: {', '.join(keys)}")
+    places = [f"phase {number} {phase.label}: " if len(methods) > 1 else "" for number, phase in enumerate(methods, 1)]
+    tells = [functools.partial(_tell, say, place) for place in places]
+    if space is not None:
+        for tell, whole, part in zip(tells, space.by_phase(names), spaces, strict=True):
+            if left := whole.without(part):
+                tell(f"left out of the search, since the method has none: {', '.join(left)}")
+            if part is not None and part.spared:
+                tell(part.spared)
+        if keys := space.lacking(names):
+            say(f"left out of the search, since the method has no such phase: {', '.join(keys)}")
+
     chosen: list[Any] = []
     facts: dict[int, dict[str, Any]] = {}
-    for index, (phase, part) in enumerate(zip(methods, spaces, strict=True)):
-        where = f"phase {index + 1} {phase.label}: " if len(methods) > 1 else ""
-        tell = functools.partial(_tell, say, where)
+    for index, (phase, part, tell) in enumerate(zip(methods, spaces, tells, strict=True)):
         method, told = _scouted(phase, chosen, attempt, tell)
         if part is not None:
             outcome = search(method, chosen, part, attempt, epochs, tell)
@@ -201,7 +185,6 @@ def search(
         space: what to try, see `check_choices`.
         attempt: see `Attempt`.
         epochs: of a phase that does not have its own.
-        say: told of every trial.
     """
     trials = _Trials(space, before, attempt, epochs, say)
     amounts = sorted(value for value in space.ne if value)
@@ -235,11 +218,7 @@ class _Candidate:
 
 
 class _Trials:
-    """What was tried so far.
-
-    Attributes:
-        tried: in the order of trying.
-    """
+    """What was tried so far."""
 
     def __init__(self, space: Space, before: Sequence[Any], attempt: Attempt, epochs: int, say: Say) -> None:
         self.space, self.before, self.attempt, self.epochs, self.say = space, before, attempt, epochs, say
@@ -264,7 +243,6 @@ class _Trials:
         """The best; with halving, of those that were among the best in every round before.
 
         Args:
-            candidates: in any number.
             shares: of the epochs, what the rounds train for; empty for what their number asks for.
         """
         distinct = {fingerprint(candidate.method.spec()): candidate for candidate in reversed(candidates)}

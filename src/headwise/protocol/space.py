@@ -88,14 +88,10 @@ class Space:
 
     @property
     def names_something(self) -> bool:
-        """Whether there is anything to try."""
         return bool(self.scale or self.ne or self.score or self.fields)
 
     def by_phase(self, names: Sequence[str]) -> list[Space]:
         """What is tried of each phase, fields by their own names; an empty space where nothing is.
-
-        Args:
-            names: of the phases, see `phase_names`.
 
         Raises:
             ConfigError: for fields of a phase that is not among them, unless those may be left out.
@@ -194,11 +190,7 @@ def scaled(space: Space, method: Any) -> list[tuple[int, Any]]:
 
 
 def check_choices(space: Space, method: Any) -> None:
-    """Refuse to choose what a phase's method does not have, or values that it does not take.
-
-    Raises:
-        ConfigError: see above.
-    """
+    """Refuse to choose what a phase's method does not have, or values that it does not take."""
     if space.scale and not hasattr(method, "scale"):
         raise ConfigError(f"protocol.search.scale: method {method.label} has no scale; use search.scale=[]")
     if (space.ne or space.score) and method.gate is None:

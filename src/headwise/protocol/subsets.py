@@ -12,11 +12,7 @@ MINIATURE = {"train_images": 8, "test_images": 32}
 
 
 def check_subsets(task: VTABTask, source: Source, protocol: Protocol) -> None:
-    """Refuse a subset that is none. The limits of protocol=smoke are upper bounds.
-
-    Raises:
-        ConfigError: saying how many images there are.
-    """
+    """Refuse a subset that is none. The limits of protocol=smoke are upper bounds."""
     for key, split in (("train_images", protocol.train_split), ("test_images", protocol.eval_split)):
         limit = getattr(protocol, key)
         if limit is None or (protocol.name == SMOKE and limit <= MINIATURE[key]):
