@@ -69,8 +69,7 @@ def read_adapted(
     Args:
         folder: that `Adapted.save` wrote, or in peft's format.
         model: the network: a module or a name, where the folder names none.
-        weights: file of its pretrained weights, if it has moved.
-        trust: as for `headwise.load`.
+        weights, trust: as for `headwise.load`.
 
     Raises:
         CheckpointError: for a damaged folder. WeightsError: if the network is another one.
@@ -98,13 +97,9 @@ def read_beside(folder: Path, bare: Backbone, content: str, trust: str | Iterabl
     """An adapter over the tensors of a network that is there.
 
     Args:
-        folder: as for `read_adapted`.
+        folder, trust: as for `read_adapted`.
         bare: the network without an adapter; it stays as it is.
         content: of its weights, see `body_content`.
-        trust: as for `headwise.load`.
-
-    Raises:
-        HeadwiseError: as `read_adapted`.
     """
     if (kind := next(bare.parameters()).dtype).itemsize < 4:
         raise ConfigError(f"the network is in {kind}; load the adapters first, in float32, and narrow it then")

@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
-from headwise.artifacts.classifier import Classifier
+from headwise.artifacts.classifier import Classifier, OwnClasses
 from headwise.artifacts.shelf import Shelf
 from headwise.artifacts.standing import classify_with, network_of
 from headwise.data.preparation import Preparation
@@ -36,22 +36,11 @@ OF_A_RUN = ("epochs", "lr", "cycles", "checkpoint")
 Pairs = Iterable[tuple[Tensor, Tensor]]
 
 
-@dataclass(frozen=True)
-class OwnClasses:
-    """What a network of the user's own tells apart, see `headwise.artifacts.classifier.Classes`."""
-
-    num_classes: int
-    class_names: tuple[str, ...] = ()
-    channels: int = 3
-    depth: int | None = None
-
-
 @dataclass
 class Stage:
     """One phase of an adapted network.
 
     Attributes:
-        method: of the phase.
         plan: what it learned of network and images before.
         tensors: of a phase that is over, as they are stored.
     """
@@ -83,7 +72,6 @@ class Adapted(Classifier):
 
         Args:
             net: with its classifier.
-            methods: of the phases.
             class_names: in the order of the logits.
             spec: of a network that has a name.
             bare: the network over the same tensors without the method's classifier, see `Shelf`.
@@ -210,8 +198,7 @@ class Adapted(Classifier):
     def choose_heads(self, batches: Pairs) -> None:
         """Switch off the heads that the gate chooses, after as many epochs of warm-up as you like.
 
-        Args:
-            batches: of normalised images and labels, usually the whole training set.
+        It looks at batches of normalised images and labels, usually the whole training set.
 
         Raises:
             ConfigError: if there is no gate that scores, or its heads are chosen.
@@ -223,9 +210,6 @@ class Adapted(Classifier):
 
     def next_phase(self, batches: Pairs | None = None) -> None:
         """End a phase: its update is merged, the next one's is installed. Make a new optimiser afterwards.
-
-        Args:
-            batches: as for `headwise.adapt`.
 
         Raises:
             ConfigError: after the last phase, or if heads are not chosen yet.
@@ -367,8 +351,7 @@ def _phases(method: str | Method, fields: Mapping[str, Any]) -> tuple[Method, ..
             raise ConfigError(
                 f"{name}={fields[name]!r} means nothing to adapt: your training loop decides; leave it out"
             )
-    phases: tuple[Method, ...] = tuple(_built(described(method, fields)).phases())
-    return phases
+    return tuple(_built(described(method, fields)).phases())
 
 
 def _built(node: Mapping[str, Any]) -> Any:

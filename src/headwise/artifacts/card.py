@@ -44,9 +44,7 @@ def card(net: Classifier, record: Mapping[str, Any], class_names: Sequence[str])
     """Markdown with the header that Hugging Face's hub reads.
 
     Args:
-        net: what is published.
         record: see `headwise.artifacts.published.described`, and ``parameters``, their number.
-        class_names: in the order of the logits.
     """
     name = record["model"]["model_name"]
     lines = [f"# {_plain(name)}, {len(class_names)} classes", ""]

@@ -11,7 +11,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from headwise.data.preparation import Preparation
 from headwise.data.stored import BROKEN, Reading, facts, read
 from headwise.data.stores.classfolders import images_below
 from headwise.data.stores.listfiles import SUFFIXES
+from headwise.data.tasks import VTABTask
 from headwise.data.vtab import to_tensor
 from headwise.errors import ConfigError, DataError
 from headwise.network.backbone import Backbone, BackboneSpec
@@ -40,24 +41,21 @@ AT_ONCE = 64
 COLUMNS = ("path", "index", "name", "probability")
 
 
-class Classes(Protocol):
-    """What a classifier must know of a task."""
+@dataclass(frozen=True)
+class OwnClasses:
+    """What a network of the user's own tells apart: of a task, what a `Classifier` reads.
 
-    @property
-    def num_classes(self) -> int:
-        """K."""
+    Attributes:
+        num_classes: K.
+        class_names: in the order of the logits; empty if unknown.
+        channels: 3, or 1 for grey images.
+        depth: bits of a value of images of more than 8 bits; None: what each needs.
+    """
 
-    @property
-    def class_names(self) -> Sequence[str]:
-        """In the order of the logits; empty if unknown."""
-
-    @property
-    def channels(self) -> int:
-        """3, or 1 for grey images."""
-
-    @property
-    def depth(self) -> int | None:
-        """Bits of a value of images of more than 8 bits; None: what each needs."""
+    num_classes: int
+    class_names: tuple[str, ...] = ()
+    channels: int = 3
+    depth: int | None = None
 
 
 @dataclass(frozen=True)
@@ -102,7 +100,7 @@ class Classifier(nn.Module):
     def __init__(
         self,
         net: Backbone,
-        task: Classes,
+        task: VTABTask | OwnClasses,
         preparation: Preparation,
         result: Result | None = None,
         spec: BackboneSpec | None = None,
@@ -112,8 +110,7 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits, (B, K), for normalised images (B, 3, S, S), such as `preprocess` gives."""
-        logits: Tensor = self.net(x)
-        return logits
+        return self.net(x)
 
     def preprocess(self, images: Images) -> Tensor:
         """Bring images to what the network takes, as in training.
@@ -238,11 +235,7 @@ def _several(row: Tensor, names: Sequence[str]) -> Guess:
 
 
 def _of_array(array: np.ndarray[Any, Any]) -> Image.Image:
-    """An array as an image.
-
-    Raises:
-        DataError: for one that is none.
-    """
+    """An array as an image; refused if it is none."""
     shape = array.shape[:-1] if array.ndim == 3 and array.shape[-1] == 1 else array.shape
     is_image = len(shape) == 2 or (len(shape) == 3 and shape[-1] in (3, 4))
     if array.dtype != np.uint8 or not is_image or 0 in shape:

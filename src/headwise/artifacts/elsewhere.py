@@ -32,9 +32,7 @@ class Elsewhere:
     """What a run reaches on other images.
 
     Attributes:
-        images: where they lie.
         split: which of them were taken; ``all``.
-        num_images: how many.
         num_trained_on: how many of them have the content of an image that the run itself was trained on; None where its
             images are no files, or gone. Earlier runs of a chain are not asked.
         measured: percent by name: accuracy, balanced_accuracy and macro_f1; mAP where images have several labels.
@@ -66,11 +64,9 @@ def evaluate_on(
     """Test a finished run on other images; classes are matched by their names.
 
     Args:
-        run_dir: the folder that holds result.json.
+        run_dir, weights, trust: as for `headwise.load`.
         images: a folder of list files or class folders, or a single list file, relative to whose folder paths are.
         split: train, val or test, where the folder is divided; ``all``.
-        weights: file of the pretrained weights, if it has moved.
-        trust: as for `headwise.load`.
 
     Raises:
         DataError: for a class that the run does not know, with the nearest that it does; if there is no such split, or
@@ -84,7 +80,11 @@ def evaluate_on(
         depth=known.depth, channels=known.channels, multi_label=known.multi_label,
     )  # fmt: skip
     place = Path(images)
-    entries = _of_file(place, task) if place.is_file() else _of_folder(place, task, split)
+    if place.is_file():
+        read = read_sets if task.multi_label else read_list
+        entries = read(place, task.num_classes, task.class_names)
+    else:
+        entries = _of_folder(place, task, split)
     folder = place.parent if place.is_file() else place
     files = [path for path, _ in locate(entries, folder, folder)]
     net = export.load(run_dir, weights, trust=trust)
@@ -98,11 +98,6 @@ def evaluate_on(
         num_trained_on=None if own is None else sum(d.sha256 in own for d in digests(entries, folder, folder)),
         **_measured(logits, labels, names),  # type: ignore[arg-type]
     )
-
-
-def _of_file(file: Path, task: VTABTask) -> list[ListedImage]:
-    read = read_sets if task.multi_label else read_list
-    return read(file, task.num_classes, task.class_names)
 
 
 def _of_folder(folder: Path, task: VTABTask, split: str) -> list[ListedImage]:

@@ -247,10 +247,8 @@ def _method(
 def _of_pattern(folder: Path, config: Mapping[str, Any], key: str, module: str, usual: float) -> float:
     """What a pattern says of a module, as peft reads it; `usual` where it says nothing.
 
-    peft takes each key for a regular expression of the path's end. Of a file that somebody sent only paths are taken.
-
-    Raises:
-        ConfigError: for any other expression.
+    peft takes each key for a regular expression of the path's end. Of a file that somebody sent only paths are taken,
+    any other expression is refused.
     """
     for pattern, value in (config.get(key) or {}).items():
         if not re.fullmatch(r"\^?\w+(\\?\.\w+)*", pattern):
@@ -269,9 +267,6 @@ def _fill(delta: Any, site: Site, own: Mapping[str, Tensor], module: str, method
 
     Args:
         delta: with A (G, R, I) and B (G, O // G, R).
-        site, module: where.
-        own: all tensors, by peft's names.
-        method: of the adapter.
         ratio: of the module's scale to that of the method.
     """
     down, up = own[f"{module}{DOWN}"], own[f"{module}{UP}"]

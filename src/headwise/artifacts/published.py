@@ -64,11 +64,7 @@ def described(net: Classifier) -> dict[str, Any]:
 
 
 def merged(net: Classifier) -> nn.Module:
-    """timm's own network with the update in its weights.
-
-    Raises:
-        CheckpointError: for a method that stays in place.
-    """
+    """timm's own network with the update in its weights; a method that stays in place is refused."""
     return net.merge() if isinstance(net, Adapted) else plain_of(net.net)
 
 
@@ -121,11 +117,7 @@ def write_hub(net: Classifier, folder: str | Path) -> float:
 
 
 def check_onnx(file: Path) -> None:
-    """Find out whether a file can be written as ONNX here.
-
-    Raises:
-        ConfigError: for another ending; naming a package to install.
-    """
+    """Refuse a file that cannot be written as ONNX here: for its ending, or a package to install."""
     if file.suffix != ".onnx":
         raise ConfigError(f"the exported file must end in .onnx, got {str(file)!r}")
     for name in ONNX_PACKAGES:
@@ -197,11 +189,7 @@ def _running(file: Path) -> Callable[[Tensor], Tensor]:
 
 @torch.no_grad()
 def _compared(net: Classifier, other: Callable[[Tensor], Tensor], what: str) -> float:
-    """Largest difference of a logit on random input.
-
-    Raises:
-        CheckpointError: if it is no rounding.
-    """
+    """Largest difference of a logit on random input; refused if it is more than rounding."""
     generator, side = torch.Generator().manual_seed(0), net.preparation.img_size
     reference, apart = _copied(net), 0.0
     for count in BATCHES:

@@ -162,7 +162,6 @@ class ReleasedCaRA:
     Attributes:
         tensors: the phase, under this project's names.
         backbone: the frozen network's own tensors under timm's names; empty if the file has none.
-        rank: R.
         blocks, width, heads, num_classes: of the network and the task it was trained on.
     """
 

@@ -33,8 +33,6 @@ class SavedRun:
     """A finished run's folder, read back: ``result.json`` and ``phase-<i>.safetensors``.
 
     Attributes:
-        folder: of the run.
-        result: its record.
         trust: modules of the user's own whose methods and sources of images the record may name; no other code than
             headwise's is imported for it.
     """
@@ -56,12 +54,10 @@ class SavedRun:
 
     @property
     def spec(self) -> BackboneSpec:
-        """The backbone as configured."""
         return targets.fit(BackboneSpec, self._part("backbone"), f"{self.folder}: config.backbone")
 
     @property
     def task(self) -> VTABTask:
-        """What was classified."""
         return task_of(self._part("dataset"))
 
     @property
@@ -71,16 +67,11 @@ class SavedRun:
 
     @property
     def protocol(self) -> Protocol:
-        """How it was measured."""
         return targets.fit(Protocol, self._part("protocol"), f"{self.folder}: config.protocol")
 
     @property
     def machine(self) -> Machine:
-        """Where it was computed, without a bar.
-
-        Raises:
-            ConfigError: if the record does not say that, or names what cannot be.
-        """
+        """Where it was computed, without a bar; refused where the record does not say, or names what cannot be."""
         options = self._part("trainer")
         accelerator, threads, attention = (options.get(name) for name in ("accelerator", "threads", "attention"))
         if accelerator not in ("cpu", "gpu") or not isinstance(attention, str):
@@ -90,11 +81,7 @@ class SavedRun:
         return Machine(accelerator=accelerator, threads=threads, attention=attention, progress=False)
 
     def content(self, group: str, name: str) -> str:
-        """What files were, by the hash in the run's identity.
-
-        Raises:
-            ConfigError: if the record does not hold it.
-        """
+        """What files were, by the hash in the run's identity; refused where the record does not hold it."""
         part = self.result.identity.get(group)
         recorded = part.get(name) if isinstance(part, dict) else None
         if not isinstance(recorded, str):
@@ -102,11 +89,7 @@ class SavedRun:
         return recorded
 
     def _part(self, name: str) -> dict[str, Any]:
-        """A group of the configuration.
-
-        Raises:
-            ConfigError: if the record does not hold it.
-        """
+        """A group of the configuration; refused where the record does not hold it."""
         part = self.result.config.get(name)
         if not isinstance(part, dict):
             raise ConfigError(f"{self.folder / 'result.json'} lacks config.{name}")
@@ -136,7 +119,6 @@ class SavedRun:
 
         Args:
             net: says what size and normalisation it takes.
-            source: of the images.
             test_images: test on this many only; None does as the run did.
         """
         options = self.protocol.data_options(net.mean, net.std)
@@ -146,9 +128,6 @@ class SavedRun:
 
     def network(self, weights: str | Path | None = None) -> Backbone:
         """The pretrained network with an empty head, before any phase.
-
-        Args:
-            weights: file of the pretrained weights, if it is not where the run found it.
 
         Raises:
             WeightsError: if they are missing or not those of the run.

@@ -30,11 +30,7 @@ class Shelf:
         self.laid: dict[str | None, Mapping[str, Any]] = {}
 
     def keep_apart(self, installed: Installed) -> None:
-        """After the first phase was installed: leave the bare network its own tensors, or give it up.
-
-        Args:
-            installed: the method in a network that shares its tensors with the bare one.
-        """
+        """After the first phase was installed: leave the bare network its own tensors, or give it up."""
         if self.bare is None:
             return
         own, head = ids(self.bare), {id(tensor) for tensor in self.bare.head.parameters()}
@@ -44,45 +40,27 @@ class Shelf:
             self.bare = None  # four bits took the place of weights, whose memory is not held for this
 
     def base(self) -> Backbone:
-        """The bare network.
-
-        Raises:
-            ConfigError: if there is none.
-        """
+        """The bare network; refused where there is none."""
         if self.bare is None:
             raise ConfigError("the method has put other weights in the place of the network's own; load it anew")
         return self.bare
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of all adapters, sorted."""
         return tuple(sorted(name for name in {self.name, *self.laid} if name is not None))
 
     def lay(self, name: str, parts: Mapping[str, Any]) -> None:
-        """Add an adapter."""
         self.laid[name] = parts
 
     def check_new(self, name: str) -> None:
-        """Refuse a name that is none, or taken.
-
-        Raises:
-            ConfigError: saying which names are there.
-        """
+        """Refuse a name that is none, or taken; says which there are."""
         if not isinstance(name, str) or not name:
             raise ConfigError(f"an adapter's name is a text that is not empty, got {name!r}")
         if name in self.names:
             raise ConfigError(f"there is an adapter {name!r} already; there are: {', '.join(self.names)}")
 
     def swap(self, name: str | None, parts: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Take an adapter, and lay down the one in use.
-
-        Args:
-            name: of the one to take.
-            parts: of the one in use.
-
-        Raises:
-            ConfigError: for a name that is not there.
-        """
+        """Take an adapter by its name, an unknown one is refused, and lay down the one in use."""
         if name not in self.laid:
             raise ConfigError(f"no adapter {name!r}{suggest(str(name), self.names)}")
         taken = self.laid.pop(name)
