@@ -22,7 +22,7 @@ from headwise.storage.atomic import at_home
 @script
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    parser = of_run(__doc__, images=old_place, json="--out")
+    parser = of_run(__doc__, images=old_place, json=("--json", "--out"))
     parser.add_argument(
         "--split", choices=("train", "val", "test", "all"), help="of other images of the same classes, in --data-root"
     )

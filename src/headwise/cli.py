@@ -183,12 +183,15 @@ def finished_run(word: str) -> Path:
 
 
 def of_run(
-    description: str | None, epilog: str | None = None, images: Callable[[str], Path] = old_folder, json: str = "--json"
+    description: str | None,
+    epilog: str | None = None,
+    images: Callable[[str], Path] = old_folder,
+    json: Sequence[str] = ("--json",),
 ) -> Parser:
-    """The options of a script that opens a finished run; `json` is a second name of its ``--json``."""
+    """The options of a script that opens a finished run; `json` are the names of the one that writes what is said."""
     parser = Parser(description=description, epilog=epilog)
     parser.add_argument("run_dir", type=finished_run, help="folder of a finished run, the one that holds result.json")
     opening_options(parser, images)
-    parser.add_argument(*{"--json": 0, json: 0}, type=OutFile(), help="also write what is printed, unrounded, as JSON")
+    parser.add_argument(*json, type=OutFile(), help="also write what is printed, unrounded, as JSON")
     force_option(parser)
     return parser

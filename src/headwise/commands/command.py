@@ -61,11 +61,7 @@ def _told(error: BaseException) -> int:
 
 
 def _in_order(words: Sequence[str]) -> list[str]:
-    """Flags before choices, as hydra wants them; a user may type ``method=lora -m seed=0,1``.
-
-    Raises:
-        ConfigError: for a flag that hydra does not know, one without its value, or one beside which it cannot stand.
-    """
+    """Flags before choices, as hydra wants them (a user may type ``method=lora -m seed=0,1``); refuses wrong ones."""
     parser = get_args_parser()
 
     def refuse(message: str) -> NoReturn:
@@ -90,11 +86,7 @@ def _in_order(words: Sequence[str]) -> list[str]:
 
 
 def _check_flags(given: Namespace, choices: Sequence[str]) -> None:
-    """Refuse what hydra would answer with an error of Python, and the flag with which it unpickles a file.
-
-    Raises:
-        ConfigError: says what to type in place of it.
-    """
+    """Refuse what hydra would answer with an error of Python, and the flag with which it unpickles a file."""
     if given.experimental_rerun is not None:
         raise ConfigError(
             "--experimental-rerun is not offered: it reads a pickle, which may run any code; give the command again"

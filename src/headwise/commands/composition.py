@@ -196,11 +196,7 @@ class KeptLoader(ConfigLoaderImpl):
         from_shell: bool = True,
         validate_sweep_overrides: bool = True,
     ) -> DictConfig:
-        """What hydra composes.
-
-        Raises:
-            HydraException: as hydra.
-        """
+        """What hydra composes."""
         if run_mode == RunMode.RUN:
             # an error is hydra's to tell, which composes once more below
             with contextlib.suppress(*FAILURES):
@@ -208,11 +204,7 @@ class KeptLoader(ConfigLoaderImpl):
         return super().load_configuration(config_name, overrides, run_mode, from_shell, validate_sweep_overrides)
 
     def check(self, master: DictConfig, jobs: Sequence[Sequence[str]]) -> None:
-        """Compose of a sweep's jobs what no other of them has: every option, and the values that are set beside it.
-
-        Raises:
-            HydraException: as hydra, for a job that cannot be composed.
-        """
+        """Compose of a sweep's jobs what no other of them has: every option, and the values that are set beside it."""
         of_hydra: Any = OmegaConf.to_container(master.hydra.overrides.hydra)
         seen: dict[tuple[int, Lines], Whole] = {}
         for job in jobs:
@@ -220,7 +212,7 @@ class KeptLoader(ConfigLoaderImpl):
                 joint, values = self._apart(master.hydra.job.config_name, [*of_hydra, *job])
                 owners = [joint.others.get(_top(value.key_or_group), joint.base) for value in values]
                 for owner in {id(owner): owner for owner in owners}.values():
-                    own = _where([other is owner for other in owners], values)
+                    own = [value for value, other in zip(values, owners, strict=True) if other is owner]
                     key = id(owner), tuple(str(value.input_line) for value in own)
                     if key not in seen:
                         seen[key] = owner  # which is kept: nothing else gets its id
@@ -241,9 +233,8 @@ class KeptLoader(ConfigLoaderImpl):
         overrides = [self.parsed(line) for line in lines]
         if any(override.is_sweep_override() for override in overrides):
             raise ValueError("hydra refuses several values")
-        is_chosen = [self.is_group(override) or _is_of_hydra(override) for override in overrides]
-        joint = self._parts_of(name).joint(_where(is_chosen, overrides))
-        return joint, _where([not chosen for chosen in is_chosen], overrides)
+        chosen = [override for override in overrides if self.is_group(override) or _is_of_hydra(override)]
+        return self._parts_of(name).joint(chosen), [override for override in overrides if override not in chosen]
 
     def _joined(self, name: str | None, lines: Sequence[str]) -> DictConfig:
         """The configuration of a job, from parts: what its groups choose, then single values, then what hydra notes."""
@@ -296,7 +287,3 @@ def _top(package: str | None) -> str:
 
 def _items(nodes: Mapping[str, Lines]) -> Nodes:
     return tuple((node, lines) for node, lines in nodes.items() if lines)
-
-
-def _where(is_wanted: Sequence[bool], overrides: Sequence[Override]) -> list[Override]:
-    return [override for wanted, override in zip(is_wanted, overrides, strict=True) if wanted]

@@ -104,11 +104,7 @@ def several_experiments(given: str) -> ConfigError:
 
 
 def check_sweep(override: Override) -> None:
-    """Refuse what Hydra's grammar reads as values of a sweep, but nobody could run.
-
-    Raises:
-        ConfigError: says what a sweep takes.
-    """
+    """Refuse what Hydra's grammar reads as values of a sweep, but nobody could run."""
     value: Any = override.value()
     if isinstance(value, IntervalSweep):
         raise ConfigError(f"{override.input_line} is no list of values; name them, or give range(FIRST,END)")
@@ -139,11 +135,7 @@ def quoted(text: str) -> str:
 
 
 def explained(word: str) -> str:
-    """What to type in place of a choice that Hydra's grammar does not read, one line.
-
-    Args:
-        word: as it was typed, ``key=value``.
-    """
+    """What to type in place of a choice that Hydra's grammar does not read, one line."""
     key, equals, value = word.partition("=")
     if not equals:
         return f"{word!r} is no choice: choices are KEY=VALUE, such as method=lora (-m for a sweep, --help for a list)"

@@ -62,11 +62,7 @@ def writing(*files: Path | None, force: bool, reads: Sequence[Path] = ()) -> Ite
 
 
 def check_file(file: Path) -> None:
-    """Refuse a file that can be neither made nor replaced.
-
-    Raises:
-        ConfigError: for a folder, a device, or a place in a folder that nothing can be written to.
-    """
+    """Refuse what can be neither made nor replaced: a folder, a device, a file in a folder that takes none."""
     if file.is_dir():
         raise ConfigError(f"{file} is a folder; name a file in it")
     if file.exists() and not file.is_file():
@@ -75,11 +71,7 @@ def check_file(file: Path) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder that can be neither made nor written to.
-
-    Raises:
-        ConfigError: naming what stands in the way.
-    """
+    """Refuse a folder that can be neither made nor written to."""
     _check_place(folder, folder)
 
 
