@@ -51,11 +51,6 @@ def test_result_round_trips_through_json(tmp_path):
     assert Result.read(write(tmp_path / "r.json", json.dumps(full().to_json()))) == full()
 
 
-def test_a_step_takes_its_share_of_the_time():
-    assert phase(seconds=12.0, steps=48).seconds_per_step == 0.25
-    assert phase(seconds=0.0).seconds_per_step is None
-
-
 def test_result_json_has_the_promised_keys():
     raw = full().to_json()
     assert {"method", "dataset", "seed", "fingerprint", "labels", "phases", "provenance"} <= raw.keys()

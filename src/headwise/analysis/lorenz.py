@@ -73,12 +73,12 @@ class Carried:
         """Where the curve of one more random order falls, percent, (counts,) each."""
         return band(torch.from_numpy(self.random), (0.0, 100.0), 0.5 / self.num_measured)
 
-    def needed(self, curve: NDArray[np.float64], share: float = SHARE) -> int:
-        """The least measured number of heads that reach a share of what all together gain; all if they gain nothing."""
+    def needed(self, curve: NDArray[np.float64]) -> int:
+        """The least measured number of heads that reach `SHARE` of what all together gain; all if they gain nothing."""
         first, last = float(curve[0]), float(curve[-1])
         if last <= first:
             return self.counts[-1]
-        reached = curve >= first + share * (last - first)
+        reached = curve >= first + SHARE * (last - first)
         return self.counts[int(np.argmax(reached))]
 
 

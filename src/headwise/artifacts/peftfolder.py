@@ -34,8 +34,6 @@ from headwise.updates.sites import PROJECTIONS, QKV, Site
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 DOWN, UP, MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
-MODULES = {**dict.fromkeys(QKV, "qkv"), "o": "proj", "fc1": "fc1", "fc2": "fc2"}
-"""timm's name of the module of each projection."""
 
 
 def module_of(net: Backbone, site: Site) -> str:

@@ -103,35 +103,32 @@ def contrast(differences: Mapping[str, Iterable[float]]) -> Contrast:
     )
 
 
-def bootstrap(
-    tasks: Sequence[Sequence[float]], resamples: int = RESAMPLES, seed: int = 0
-) -> tuple[float, float] | None:
+def bootstrap(tasks: Sequence[Sequence[float]]) -> tuple[float, float] | None:
     """Percentile interval of the mean over tasks, resampling tasks, then the seeds of each task drawn.
 
     With one task only its seeds are drawn again. Few tasks or seeds give too narrow an interval.
 
     Args:
         tasks: the values of each task's seeds.
-        resamples: how often; the draws are those of `seed`.
     Returns:
         The ends that leave out 2.5 % on either side; None for fewer than two values.
     """
     if sum(len(values) for values in tasks) < 2:
         return None
-    return _ends(tuple(map(tuple, tasks)), resamples, seed)
+    return _ends(tuple(map(tuple, tasks)))
 
 
 Tasks = tuple[tuple[float, ...], ...]
 
 
 @functools.lru_cache(maxsize=4096)
-def _ends(tasks: Tasks, resamples: int, seed: int) -> tuple[float, float]:
+def _ends(tasks: Tasks) -> tuple[float, float]:
     # a table's contrasts, the verdicts on them and its only group of tasks ask for the same intervals
-    return interval(means(tasks, resamples, seed))
+    return interval(means(tasks))
 
 
 @functools.lru_cache(maxsize=8)
-def means(tasks: Tasks, resamples: int = RESAMPLES, seed: int = 0) -> NDArray[Any]:
+def means(tasks: Tasks) -> NDArray[Any]:
     """The means behind `bootstrap`, one of each resample; kept for the next who asks, so nobody may change them."""
     sizes = np.array([len(values) for values in tasks])
     # a place more than the most seeds, for the draws that do not count
@@ -145,27 +142,26 @@ def means(tasks: Tasks, resamples: int = RESAMPLES, seed: int = 0) -> NDArray[An
         sums = sum(table.take(first + seeds[..., place]) for place in range(seeds.shape[-1]))
         return np.asarray(sums / sizes[drawn])
 
-    draws = resample(sizes, value, resamples, seed)
+    draws = resample(sizes, value)
     draws.setflags(write=False)
     return draws
 
 
-def resample(sizes: NDArray[Any], value: Drawn, resamples: int = RESAMPLES, seed: int = 0) -> NDArray[Any]:
-    """Draw tasks with replacement, then the seeds of each task drawn; returns the mean value of each draw.
+def resample(sizes: NDArray[Any], value: Drawn) -> NDArray[Any]:
+    """Draw tasks with replacement, then the seeds of each task drawn; returns the mean value of each of `RESAMPLES`.
 
     Args:
         sizes: number of seeds of each task. A drawn task has as many draws of its seeds; its other places up to the
             most seeds of any task hold that number, which is the seed of none.
         value: of each task drawn.
-        resamples: how often; the draws are those of `seed`.
     """
     most = int(sizes.max())
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     # so many resamples at once that an array of indices, (step, tasks, seeds), has about `_BATCH` entries
     step = max(1, _BATCH // (len(sizes) * most))
     drawings = []
-    for start in range(0, resamples, step):
-        shape = (min(step, resamples - start), len(sizes))
+    for start in range(0, RESAMPLES, step):
+        shape = (min(step, RESAMPLES - start), len(sizes))
         drawn = rng.integers(len(sizes), size=shape)
         width = sizes[drawn][..., None]
         # tasks have their own numbers of seeds: a uniform number each, (step, tasks, most), scaled to that of its task

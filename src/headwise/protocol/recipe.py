@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from headwise.errors import ConfigError
 from headwise.protocol.space import EVAL_SPLIT, TRAIN_SPLIT, Space
@@ -24,7 +24,6 @@ Normalize = Literal["model", "imagenet", "inception", "none"]
 Augment = Literal["none", "fewshot"]
 Resize = Literal["pil_bicubic", "pil_bilinear", "tf_bilinear"]
 Precision = Literal["fp32", "tf32", "bf16", "fp16", "auto"]
-SCHEDULES, OPTIMIZERS, NORMALIZE, AUGMENTS = map(get_args, (Schedule, Optimizer, Normalize, Augment))
 PRECISIONS = {"fp32": "32-true", "tf32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 """What Lightning calls them; ``auto`` is one of them by then (`precision_on`)."""
 SMOKE = "smoke"

@@ -20,6 +20,8 @@ BASE = "base"
 """The variant of a run for which nothing that counts was chosen."""
 WEIGHTS_BY_NAME = ("none", "auto")
 """Values of backbone.weights that say what the weights are; any other says where a file lies."""
+LIMIT = 120
+"""Characters of a name; beyond them a hash of the rest keeps names apart."""
 QUOTES = "'\""
 
 
@@ -48,12 +50,11 @@ def telling(
     return [override for override in kept if override in named]
 
 
-def variant_of(overrides: Sequence[str], limit: int = 120, contents: Mapping[str, str] | None = None) -> str:
+def variant_of(overrides: Sequence[str], contents: Mapping[str, str] | None = None) -> str:
     """The variant of a run from its overrides: ``ne3-scale10``; `BASE` if nothing that counts was chosen.
 
     Args:
         overrides: as given, ``key=value``, in any order; the last of a key wins.
-        limit: characters; beyond them a hash of the rest keeps names apart.
         contents: hashes of the files that keys such as ``backbone.weights`` lead to. Such a choice is named by the
             file's name and by what it holds; a place alone says nothing.
     """
@@ -72,10 +73,10 @@ def variant_of(overrides: Sequence[str], limit: int = 120, contents: Mapping[str
         chosen["backbone"] = chosen.pop("backbone.name")  # a name of timm's, beside which the group says nothing
     parts = [_part(key, value) for key, value in sorted(chosen.items())]
     text = "-".join(parts) or BASE
-    if len(text) > limit:
+    if len(text) > LIMIT:
         import hashlib
 
-        text = f"{text[: limit - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+        text = f"{text[: LIMIT - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
     return text
 
 

@@ -210,11 +210,6 @@ class PhaseResult:
         rows = self.masks
         return sum(row["active"].count(0) for row in rows) / len(rows) if rows else 0.0
 
-    @property
-    def seconds_per_step(self) -> float | None:
-        """Time of one training step, its share of an epoch's reading and logging included; None without steps."""
-        return self.seconds / self.steps if self.steps else None
-
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
         return dataclasses.asdict(self)

@@ -152,11 +152,11 @@ class ResultStore:
     def _readable(self, paths: Iterable[Path]) -> Iterator[Result]:
         return (result for path in paths if (result := self._read(path)) is not None)
 
-    def finished(self, name: str | None = None) -> dict[RunKey, Finished]:
+    def finished(self) -> dict[RunKey, Finished]:
         """List finished runs without reading those that the index knows, keyed by where they lie."""
         index = self._index()
         runs, fresh = {}, 0
-        for path in self._paths(name):
+        for path in self._paths():
             with contextlib.suppress(FileNotFoundError, ConfigError):
                 key, line = RunKey.of(path.parent), index.get(self._relative(path), {})
                 if line and line["stamp"] == _stamp(path):
@@ -166,7 +166,7 @@ class ResultStore:
                     self._append(path, result, result.request)
                     fresh += 1
         # more than half of the lines speak of runs that were made again or are gone
-        if name is None and len(index) + fresh > 2 * len(runs) + 100:
+        if len(index) + fresh > 2 * len(runs) + 100:
             with contextlib.suppress(OSError):  # of others, perhaps: it is a cache
                 self.rebuild()
         return runs

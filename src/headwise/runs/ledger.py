@@ -130,9 +130,9 @@ class Ledger:
         return self.root / "ledger" / f"{request}.json"
 
 
-def finished_requests(root: str | Path, name: str | None = None) -> dict[str, Finished]:
+def finished_requests(root: str | Path) -> dict[str, Finished]:
     """Finished runs by what asked for them."""
-    return {line.request: line for line in ResultStore(root).finished(name).values() if line.request}
+    return {line.request: line for line in ResultStore(root).finished().values() if line.request}
 
 
 def folder_of(root: Path, key: RunKey) -> str:
