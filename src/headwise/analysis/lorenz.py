@@ -209,9 +209,7 @@ def _curves_of(several: Sequence[Carried], limits: tuple[float, float]) -> Figur
             axis.plot(share, mean, color=style.NULL, linestyle="--", label="random order (band: 95 %)")
             axis.plot(share, one.best, color=style.COLORS[0], marker="o", label="best alone first")
             axis.plot(share, one.worst, color=style.COLORS[1], marker="s", label="worst alone first")
-            axis.set_title(one.name)
-            axis.set_xlabel(f"heads' updates that are on (% of {one.counts[-1]})")
-            axis.set_ylim(limits)
+            axis.set(title=one.name, xlabel=f"heads' updates that are on (% of {one.counts[-1]})", ylim=limits)
             axis.grid(axis="y")
         for axis in axes.flat[len(several) :]:
             axis.set_axis_off()

@@ -310,10 +310,8 @@ def _pairs(run: str, entries: Sequence[Within]) -> Figure:
             for axis, (said, values) in zip(row, shown, strict=True):
                 image = axis.imshow(values.numpy(), cmap=style.SEQUENTIAL, vmin=0, vmax=1)
                 style.hatched(axis, values.isnan(), style.ABSENT_WORDS)
-                axis.set_title(f"{one.label}, {one.group.name}: {said}")
-                axis.tick_params(length=0)
-                axis.spines[:].set_visible(False)
-                axis.set(xlabel="head")
+                axis.set(title=f"{one.label}, {one.group.name}: {said}", xlabel="head")
+                style.bare(axis)
             row[0].set_ylabel("head")
         figure.colorbar(image, ax=axes, label="overlap", shrink=0.7)
     return figure
@@ -330,8 +328,7 @@ def _shares(run: str, entries: Sequence[Within]) -> Figure:
                     style.banded(axis, x, None, one.null(name, kind, 1), number, f"random, {kind}")
                 style.banded(axis, x, _mean(getattr(one.heads, name), 1), None, 0, "measured")
                 style.layer_ticks(axis, one.group.layers)
-                axis.set(ylim=(-0.03, 1.03), xlabel="layer")
-                axis.set_title(f"{one.label}, {one.group.name}: {said}")
+                axis.set(title=f"{one.label}, {one.group.name}: {said}", ylim=(-0.03, 1.03), xlabel="layer")
                 axis.grid(axis="y")
             row[0].set_ylabel("share of a head's energy")
     return figure
@@ -347,8 +344,7 @@ def _phases(run: str, entries: Sequence[Across]) -> Figure:
                 style.banded(axis, x, None, one.null(name, 1), 1, "random second phase (95 %)")
                 style.banded(axis, x, _mean(getattr(one.measured, name), 1), None, 0, "measured")
                 style.layer_ticks(axis, one.group.layers)
-                axis.set_title(f"{one.group.name}, {'whole' if one.is_whole else 'heads'}: {said}")
-                axis.set_xlabel("layer")
+                axis.set(title=f"{one.group.name}, {'whole' if one.is_whole else 'heads'}: {said}", xlabel="layer")
                 axis.grid(axis="y")
                 if name == "cosine":
                     largest = max(0.1, *(abs(end) for end in axis.get_ylim()))

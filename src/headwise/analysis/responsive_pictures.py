@@ -109,10 +109,8 @@ def _agreements(rows: pd.DataFrame) -> Figure:
                     label="band of random orders, 95 %, of each run",
                 )
                 axis.plot(points["spearman"], y, label=run, **{**style.look(index), "linestyle": "none"})
-            axis.set_xlim(-1.02, 1.02)
+            axis.set(title=f"true change of the {truth}", xlabel="Spearman with the score", xlim=(-1.02, 1.02))
             axis.set_yticks(range(len(scores)), [WORDS[score] for score in scores])
-            axis.set_title(f"true change of the {truth}")
-            axis.set_xlabel("Spearman with the score")
             axis.grid(axis="y")
         axes[0, 0].invert_yaxis()
     return made
@@ -134,7 +132,6 @@ def matrix(rows: pd.DataFrame) -> Figure:
         style.hatched(axis, values.isna(), "one of the two is the same for all heads")
         axis.set_xticks(range(len(names)), words, rotation=35, ha="right", rotation_mode="anchor")
         axis.set_yticks(range(len(names)), words)
-        axis.tick_params(length=0)
-        axis.spines[:].set_visible(False)
+        style.bare(axis)
         made.colorbar(image, ax=axis, shrink=0.7, label="Spearman, mean of the runs")
     return made

@@ -253,8 +253,7 @@ def head_map(
     every, beside = math.ceil(num_layers / 16), math.ceil(num_heads / 16)
     axis.set_yticks(range(0, num_layers, every), list(layers)[::every])
     axis.set_xticks(range(0, num_heads, beside))
-    axis.tick_params(length=0)
-    axis.spines[:].set_visible(False)
+    bare(axis)
     if absent is not None:
         hatched(axis, absent, ABSENT_WORDS)
     if marked is not None:
@@ -264,6 +263,12 @@ def head_map(
                 columns, rows, "x", color=color, markersize=6, markeredgewidth=width, linestyle="none", label=label
             )
     return image
+
+
+def bare(axis: Axes) -> None:
+    """Take the frame and the ticks from around an image."""
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
 
 
 def hatched(axis: Axes, places: Any, label: str) -> None:
