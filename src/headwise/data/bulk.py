@@ -47,11 +47,7 @@ class MixedError(Exception):
 
 
 def check_memory(memory: float) -> float:
-    """Return data.memory.
-
-    Raises:
-        ConfigError: unless it is a number of at least 0.
-    """
+    """Return data.memory; ConfigError unless it is a number of at least 0."""
     if isinstance(memory, bool) or not isinstance(memory, int | float) or not 0 <= memory < math.inf:
         raise ConfigError(f"data.memory is a number of GiB, 0 or more, got {memory!r}")
     return float(memory)
@@ -205,11 +201,7 @@ def _chained(head: NDArray[Any], rest: Iterator[NDArray[Any]]) -> Iterator[NDArr
 
 
 def _read(folder: Path, fresh: bool = False) -> Pixels:
-    """A kept split, its images memory-mapped.
-
-    Raises:
-        DataError: if a file of it is damaged.
-    """
+    """A kept split, its images memory-mapped; DataError if a file of it is damaged."""
     try:
         meta = read_json(folder / "meta.json", STORES)
         planes, labels = (_mapped(folder / name, meta["files"][name], fresh) for name in FILES)
@@ -232,11 +224,7 @@ def _mapped(file: Path, entry: dict[str, Any], fresh: bool) -> NDArray[Any]:
 
 
 def check_room(folder: Path, num_bytes: int, what: str) -> None:
-    """Refuse to write more than the disk of a folder holds.
-
-    Raises:
-        DataError: with the ways out.
-    """
+    """Refuse to write more than the disk of a folder holds; DataError with the ways out."""
     atomic.make_folder(folder)
     free = shutil.disk_usage(folder).free
     if free < num_bytes + MARGIN:

@@ -64,11 +64,7 @@ SHAPES = ("squash", "crop", "pad")
 
 
 def check_shape(name: str) -> str:
-    """Return data.resize.
-
-    Raises:
-        ConfigError: unless it is one of `SHAPES`.
-    """
+    """Return data.resize; ConfigError unless it is one of `SHAPES`."""
     if name not in SHAPES:
         raise ConfigError(f"unknown data.resize={name!r}{suggest(str(name), SHAPES)}; protocol.resize is the filter")
     return name
@@ -131,11 +127,7 @@ def decode(file: Path | bytes, channels: int, where: str, reading: Reading | Non
 
 
 def to_channels(image: Image.Image, channels: int) -> Array:
-    """(H, W, C) of an opened image of any mode.
-
-    Raises:
-        ValueError: if its values have no 8-bit equivalent.
-    """
+    """(H, W, C) of an opened image of any mode; ValueError if its values have no 8-bit equivalent."""
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image)
         if image.mode == "F" or values.min() < 0 or values.max() > 65535:

@@ -92,11 +92,7 @@ RULES: dict[str, Callable[[Example], int]] = {
 
 
 def rule(name: str) -> Callable[[Example], int]:
-    """The label rule of that name.
-
-    Raises:
-        ConfigError: if there is none, listing those there are.
-    """
+    """The label rule of that name; ConfigError if there is none, listing those there are."""
     if name not in RULES:
         raise ConfigError(f"unknown label_rule {name!r}{suggest(name, RULES)}")
     return RULES[name]

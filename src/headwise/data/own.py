@@ -32,11 +32,7 @@ FEW = 50
 
 
 def check(lists: Contents, task: VTABTask) -> None:
-    """Refuse lists that contradict themselves.
-
-    Raises:
-        DataError: if an image has two labels, be it under two names.
-    """
+    """Refuse lists that contradict themselves; DataError if an image has two labels, be it under two names."""
     labels: dict[str, dict[int | tuple[int, ...], ListedImage]] = defaultdict(dict)
     for rows in lists.values():
         for entry, digest in rows:

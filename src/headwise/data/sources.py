@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 class AutoSource:
     """The first of these that has the task: a cache, the list-file tree or prepared sets under ``root``, a generator.
 
+    What it says of a task is what that one says.
+
     Args:
         root: folder of a list-file tree, of prepared upstream sets, or of both; None: no such folder.
         cache_dir: folder of the caches; None: ``$HEADWISE_CACHE/vtab``.
@@ -117,11 +119,9 @@ class AutoSource:
         return self.folder
 
     def fingerprint(self, task: VTABTask, splits: Sequence[str] = FINAL_SPLITS) -> str:
-        """That of the source in use."""
         return self.resolve(task).fingerprint(task, splits)
 
     def labels(self, task: VTABTask) -> list[str]:
-        """Those of the source in use."""
         return self.resolve(task).labels(task)
 
     def depth(self, task: VTABTask) -> int | None:
@@ -130,7 +130,6 @@ class AutoSource:
         return source.depth(task) if isinstance(source, FolderSource) else None
 
     def count(self, task: VTABTask, split: str) -> int:
-        """That of the source in use."""
         return self.resolve(task).count(task, split)
 
     def load(

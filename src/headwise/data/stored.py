@@ -167,11 +167,7 @@ def needed(values: NDArray[np.uint16]) -> int:
 
 
 def to_8_bits(values: NDArray[np.uint16], depth: int) -> NDArray[np.uint8]:
-    """Scale 0 .. 2^depth - 1 to 0 .. 255, to the nearest.
-
-    Raises:
-        ValueError: if a value does not fit.
-    """
+    """Scale 0 .. 2^depth - 1 to 0 .. 255, to the nearest; ValueError if a value does not fit."""
     top = (1 << depth) - 1
     if int(values.max(initial=0)) > top:
         raise ValueError(f"it holds values up to {values.max()}, which do not fit {depth} bits (0..{top})")

@@ -77,11 +77,7 @@ def dry_forward(net: Backbone, method: Method | None = None) -> None:
 
 
 def fitted(method: Method, net: Backbone, plan: Mapping[str, Any] | None = None) -> Installed:
-    """Install a method and pass two images through it.
-
-    Raises:
-        ConfigError: where it does not fit this network.
-    """
+    """Install a method and pass two images through it; ConfigError where it does not fit this network."""
     with fitting(net, method):
         installed = as_asked(method, method.install(net, None if plan is None else dict(plan)))
     dry_forward(net, method)

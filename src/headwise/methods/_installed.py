@@ -125,11 +125,7 @@ class Installed:
         return {f"head.{name}": t for name, t in head.pack().items()} if isinstance(head, Packs) else self.head()
 
     def unpack(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restore what `packed` kept.
-
-        Raises:
-            CheckpointError: naming what is missing, unexpected, or of another shape.
-        """
+        """Restore what `packed` kept; CheckpointError naming what is missing, unexpected, or of another shape."""
         expected = self.packed()
         optional = {
             f"{owner}.{name}"

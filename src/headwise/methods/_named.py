@@ -10,11 +10,7 @@ from headwise.errors import CheckpointError
 
 
 def check_names(expected: Iterable[str], given: Iterable[str]) -> None:
-    """Compare tensor names.
-
-    Raises:
-        CheckpointError: listing up to three missing and three unexpected names.
-    """
+    """Compare tensor names; CheckpointError listing up to three missing and three unexpected names."""
     missing, unexpected = sorted(set(expected) - set(given)), sorted(set(given) - set(expected))
     if missing or unexpected:
         raise CheckpointError(

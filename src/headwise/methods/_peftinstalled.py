@@ -81,11 +81,6 @@ class PeftInstalled(Installed):
         return {**self._tensors(), **self._start_tensors(), **extra, **self.head()}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Copy a saved `state` into the network.
-
-        Raises:
-            CheckpointError: naming what is missing, unexpected, or of another shape.
-        """
         before = {site: {n: t.clone() for n, t in start.items()} for site, start in self._starts.items()}
         copy_into(self.state(), tensors)
         self._move_bases(before)
@@ -100,11 +95,6 @@ class PeftInstalled(Installed):
         return {name: t.detach().cpu().contiguous() for name, t in {**stored, **self.head()}.items()}
 
     def unpack(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restore what `packed` kept.
-
-        Raises:
-            CheckpointError: naming what is missing, unexpected, or of another shape.
-        """
         if self.allocator:
             check_names(self.packed(), tensors)
             tensors = self.allocator.spread(tensors, self._tensors())

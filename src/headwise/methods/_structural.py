@@ -120,11 +120,7 @@ def is_vit(net: Backbone) -> bool:
 
 
 def require_vit(net: Backbone, method: Method) -> None:
-    """Refuse other networks.
-
-    Raises:
-        ConfigError: naming the network's class.
-    """
+    """Refuse other networks; ConfigError naming the network's class."""
     if not is_vit(net):
         raise ConfigError(
             f"method {method.label!r} is defined for networks with one token sequence (ViT), "
@@ -160,18 +156,6 @@ def refuse_four_bits(net: Backbone, method: Method) -> None:
                 f"method {method.label!r} needs the network's own weights, and {path} is held in 4 bits; allowed "
                 "is what stands beside them: head_lora, lora, adapters, prompts"
             )
-
-
-def refuse_targets(method: Method) -> None:
-    """Refuse a choice of projections where a method fixes its own places.
-
-    Raises:
-        ConfigError: if targets were given.
-    """
-    if method.targets:
-        raise ConfigError(
-            f"method {method.label!r} does not choose projections, got targets={list(method.targets)}; allowed: []"
-        )
 
 
 def by_block(net: Backbone, parameters: Mapping[str, nn.Parameter]) -> dict[str, dict[str, nn.Parameter]]:

@@ -69,7 +69,6 @@ class SlicedBottleneck(Bottleneck):
         self.used = hidden
 
     def forward(self, x: Tensor) -> Tensor:
-        """Correction, same shape as x (..., C)."""
         if not self.used:
             return torch.zeros_like(x)
         bias = None if self.down.bias is None else self.down.bias[: self.used]
@@ -120,11 +119,7 @@ class SubnetSearch(L.Callback):
         return epochs
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Find the subnet that is then tested.
-
-        Raises:
-            ConfigError: on the test images, which choose nothing.
-        """
+        """Find the subnet that is then tested; ConfigError on the test images, which choose nothing."""
         module: Any = pl_module
         if module.protocol.eval_split == "test":
             raise ConfigError("a supernet chooses its subnet on validation images; it cannot be tested on the test set")

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from headwise.errors import ConfigError, suggest
-from headwise.methods._structural import blocks, install_parts, per_block, place, refuse_targets, width_of
+from headwise.methods._structural import blocks, install_parts, per_block, place, width_of
 from headwise.methods.base import Installed, Method, Plan
 from headwise.network.backbone import Backbone
 from headwise.schema.kinds import Count, Factor, Rate
@@ -92,7 +92,6 @@ class Adapters(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        refuse_targets(self)
         if self.placement not in PLACES:
             raise ConfigError(f"unknown adapter placement {self.placement!r}{suggest(self.placement, PLACES)}")
         if self.init not in INITS:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from headwise.methods._structural import beside_mlps, install_parts, per_block, refuse_targets
+from headwise.methods._structural import beside_mlps, install_parts, per_block
 from headwise.methods.base import Installed, Method, Plan
 from headwise.network.backbone import Backbone
 from headwise.schema.kinds import Count, Factor, Rate
@@ -43,20 +43,11 @@ class AdaptFormer(Method):
     activation: str = "relu"
     merges: ClassVar[bool] = False
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        refuse_targets(self)
-
     def count(self, net: Backbone) -> int:
-        """2 C h per block, with biases + h + C."""
         return per_block(net, lambda c: 2 * c * self.hidden + (self.hidden + c if self.bias else 0))
 
     def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
-        """Wrap every block.
-
-        Raises:
-            ConfigError: for a hidden width out of range, or blocks whose halves are unknown.
-        """
+        """Wrap every block; ConfigError for a hidden width out of range, or blocks whose halves are unknown."""
 
         def make(width: int) -> Bottleneck:
             return Bottleneck(

@@ -44,7 +44,8 @@ class Method:
 
     Attributes:
         label: names the run's folder and the table's row.
-        targets: projections to adapt, of q, k, v, o, fc1, fc2.
+        targets: projections to adapt, of q, k, v, o, fc1, fc2. A class whose default is () has places of its own, and
+            takes none.
         epochs: of this phase; None takes the protocol's.
         lr: peak learning rate of this phase; None takes the protocol's.
         cycles: times that the schedule runs over this phase, each with its warm-up, over an equal part of `epochs` and
@@ -94,6 +95,10 @@ class Method:
         object.__setattr__(self, "gate", None if gate is None else gate.spec())
         consistency = Consistency.of(self.consistency)
         object.__setattr__(self, "consistency", None if consistency is None else consistency.spec())
+        if self.targets and not type(self).targets:  # of a dataclass the attribute of the class is the default
+            raise ConfigError(
+                f"method {self.label!r} does not choose projections, got targets={list(self.targets)}; allowed: []"
+            )
 
     def gating(self) -> Gate | None:
         """The gate, checked.
@@ -249,11 +254,7 @@ def _gateable() -> list[str]:
 
 
 def check_heads(method: Method, site: Site) -> None:
-    """Refuse a projection no part of which belongs to a head.
-
-    Raises:
-        ConfigError: for fc1 and fc2.
-    """
+    """Refuse a projection no part of which belongs to a head; ConfigError for fc1 and fc2."""
     if site.head_axis is None:
         raise ConfigError(
             f"method {method.label!r} updates what heads own, and {site.key} has no heads; "
@@ -263,11 +264,7 @@ def check_heads(method: Method, site: Site) -> None:
 
 def per_projection(net: Backbone, targets: Sequence[str], cost: Callable[[int, int, int], int]) -> int:
     """Sum of ``cost(O, I, H)`` over the projections in `targets`: rows, columns and heads of each."""
-    total = 0
-    for site, base in net.bases(targets).items():
-        num_rows, num_inputs = base.shape
-        total += cost(num_rows, num_inputs, site.num_heads)
-    return total
+    return sum(cost(base.shape[0], base.shape[1], site.num_heads) for site, base in net.bases(targets).items())
 
 
 def per_head(net: Backbone, targets: Sequence[str], rank: int) -> int:

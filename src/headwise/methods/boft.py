@@ -62,7 +62,6 @@ class ButterflyDelta(Delta):
         return torch.linalg.solve(unit + skew, unit - skew, left=False)
 
     def weight(self, base: Tensor) -> Tensor:
-        """Dense update, (O, I)."""
         # in bf16 a rotation would be none, and the solver has no such type
         with torch.autocast(base.device.type, enabled=False):
             wide = base.to(self.Q.dtype)
@@ -102,7 +101,6 @@ class BOFT(Method):
     factors: Count = 2
 
     def count(self, net: Backbone) -> int:
-        """m I (b - 1) / 2 + O per projection."""
         cost = self.factors * (self.block - 1)
         return per_projection(net, self.targets, lambda o, i, _: cost * i // 2 + o)
 

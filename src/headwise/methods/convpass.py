@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from headwise.errors import ConfigError, suggest
-from headwise.methods._structural import blocks, install_parts, is_vit, per_block, place, refuse_targets, width_of
+from headwise.methods._structural import blocks, install_parts, is_vit, per_block, place, width_of
 from headwise.methods.base import Installed, Method, Plan
 from headwise.network.backbone import Backbone
 from headwise.schema.kinds import Count, Factor, Rate
@@ -52,7 +52,6 @@ class Convpass(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        refuse_targets(self)
         if self.conv not in CONVS:
             raise ConfigError(f"unknown conv {self.conv!r} of method {self.label!r}{suggest(self.conv, CONVS)}")
 

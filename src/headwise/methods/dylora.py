@@ -143,7 +143,6 @@ class DyLoRA(Method):
             )
 
     def count(self, net: Backbone) -> int:
-        """R (I + O) per projection."""
         return per_projection(net, self.targets, lambda o, i, _: self.rank * (i + o))
 
     def build_all(self, bases: Mapping[Site, Tensor]) -> dict[Site, Delta]:

@@ -79,7 +79,6 @@ class FacTDelta(Delta):
         return Factors(down, up, self.dropout)
 
     def weight(self, base: Tensor) -> Tensor:
-        """Dense update, (O, I)."""
         down, up = self.factors()[:2]
         return torch.bmm(up, down).flatten(0, 1).to(base.dtype)
 

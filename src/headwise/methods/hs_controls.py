@@ -99,7 +99,6 @@ class SharedAndHeads(Delta):
         return side_by_side([self.shared.factors(), self.heads.factors()])
 
     def weight(self, base: Tensor) -> Tensor:
-        """Dense update, (O, I)."""
         return self.shared.weight(base) + self.heads.weight(base)
 
 
@@ -130,11 +129,7 @@ class JointLoRA(Method):
         return shared + per_head(net, self.targets, self.head_rank)
 
     def build(self, site: Site, base: Tensor) -> Delta:
-        """Both updates of one projection.
-
-        Raises:
-            ConfigError: for fc1 and fc2, which have no heads.
-        """
+        """Both updates of one projection; ConfigError for fc1 and fc2, which have no heads."""
         check_heads(self, site)
         shared, heads = (
             LowRank(site, base, rank, groups=groups, scale=self.scale, dropout=self.dropout)

@@ -45,11 +45,7 @@ class MoRADelta(Delta):
     sin: Tensor
 
     def __init__(self, site: Site, base: Tensor, rank: int, kind: int) -> None:
-        """Build M of one projection.
-
-        Raises:
-            ConfigError: for an unknown type, a rank below 1, or m not in 2 .. min(I, O).
-        """
+        """Build M of one projection; ConfigError for an unknown type, a rank below 1, or m not in 2 .. min(I, O)."""
         super().__init__()
         num_outputs, num_inputs = base.shape
         if kind not in TYPES:
@@ -92,7 +88,6 @@ class MoRADelta(Delta):
         return y if gate is None else y * gate
 
     def weight(self, base: Tensor) -> Tensor:
-        """Dense update, (O, I)."""
         num_outputs, num_inputs = self.shape
         side, chunks = self.M.shape[0], -(-num_inputs // self.M.shape[0])
         rows = torch.arange(num_outputs, device=self.M.device)
@@ -130,7 +125,6 @@ class MoRA(Method):
     gateable: ClassVar[bool] = True
 
     def count(self, net: Backbone) -> int:
-        """m^2 per projection."""
         even = 2 if self.type == 6 else 1
         # the nearest whole square root of LoRA's size; a rotation by pairs needs an even one
         return per_projection(

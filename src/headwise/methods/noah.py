@@ -179,7 +179,6 @@ class NOAH(Method):
         return picked, f"published for {self.task}"
 
     def count(self, net: Backbone) -> int:
-        """Those of the subnet, `num_parameters`."""
         keys = [key for key, _, _ in blocks(net)]
         return num_parameters(self.sizes(len(keys))[0], width_of(net, keys[0]))
 

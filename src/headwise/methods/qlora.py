@@ -53,7 +53,6 @@ class QLoRA(Method):
     identity_tolerance: ClassVar[float] = 10.0
 
     def count(self, net: Backbone) -> int:
-        """r (I + O) per projection."""
         return per_projection(net, self.targets, lambda o, i, _: self.rank * (i + o))
 
     def build(self, site: Site, base: Tensor) -> Delta:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from headwise.errors import ConfigError
-from headwise.methods._structural import blocks, install_parts, per_block, place, refuse_targets
+from headwise.methods._structural import blocks, install_parts, per_block, place
 from headwise.methods.base import Installed, Method, Plan
 from headwise.network.backbone import Backbone
 from headwise.schema.kinds import Count, Factor, Rate, is_whole
@@ -25,7 +25,7 @@ from headwise.updates.adapted import AdaptedLinear
 from headwise.updates.fused import at_least_float32
 from headwise.updates.qkv import SplitQKV
 from headwise.updates.sites import QKV
-from headwise.wrappers.wrapping import Wrapper, unwrapped, with_affine
+from headwise.wrappers.wrapping import Corrected, unwrapped, with_affine
 
 
 class InputAdapter(nn.Module):
@@ -63,14 +63,10 @@ class InputAdapter(nn.Module):
         return with_affine(linear, wide + update, linear.bias + shift)
 
 
-class Before(Wrapper):
+class Before(Corrected):
     """inner(adapter(z)) for a linear, or for q, k and v together: one transform, one dropout mask."""
 
-    disturbable = True
-
-    def __init__(self, inner: nn.Module, part: InputAdapter) -> None:
-        super().__init__(inner)
-        self.part = part
+    part: InputAdapter
 
     def forward(self, x: Tensor) -> Tensor:
         """Output of the inner module for the adapted input."""
@@ -111,12 +107,7 @@ class RepAdapter(Method):
     scale: Factor = 1.0
     dropout: Rate = 0.1
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        refuse_targets(self)
-
     def count(self, net: Backbone) -> int:
-        """C h + h + C h / g + C per adapter, of which a block has two."""
         hidden, groups = self.hidden, self.groups
         return per_block(net, lambda c: 2 * (c * hidden + hidden + c * hidden // groups + c))
 

@@ -60,7 +60,6 @@ class SparseDelta(Delta):
         self.register_buffer("entries", entries.to(device=base.device, dtype=torch.int32))
 
     def weight(self, base: Tensor) -> Tensor:
-        """Dense update, (O, I)."""
         # (O I,): entries are positions in the flattened weight
         flat = self.values.new_zeros(self.shape[0] * self.shape[1])
         return flat.index_put((self.entries.long(),), self.values).view(self.shape).to(base.dtype)
@@ -343,11 +342,7 @@ class SPTLoRA(Method):
         return installed
 
     def _deltas(self, net: Backbone, plan: Plan) -> dict[Site, Delta]:
-        """What a plan puts at the projections.
-
-        Raises:
-            ConfigError: if it names one that the network does not have.
-        """
+        """What a plan puts at the projections; ConfigError if it names one that the network does not have."""
         structured, sparse, biases = set(plan["structured"]), plan["sparse"], plan.get("biases", {})
         bases = net.bases([proj for proj in PROJECTIONS if any(site.proj == proj for site in net.sites)])
         if not {*structured, *sparse, *biases} <= {site.key for site in bases}:

@@ -24,7 +24,6 @@ from headwise.methods._structural import (
     install_parts,
     is_vit,
     place,
-    refuse_targets,
     require_plain_positions,
     require_vit,
     width_of,
@@ -67,7 +66,6 @@ class VPT(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        refuse_targets(self)
         if self.bound not in BOUNDS:
             raise ConfigError(f"unknown bound {self.bound!r} of method {self.label!r}{suggest(self.bound, BOUNDS)}")
 

@@ -84,11 +84,7 @@ class Networks:
         return self._kept is not None and self._key == _key(spec, drop_path)
 
     def give(self, spec: BackboneSpec, drop_path: float) -> Backbone:
-        """As `BackboneSpec.build`; nobody else has any of its tensors.
-
-        Raises:
-            HeadwiseError: as that.
-        """
+        """As `BackboneSpec.build`, its errors included; nobody else has any of its tensors."""
         key = _key(spec, drop_path)
         if self._kept is not None:
             if self._key == key:

@@ -149,7 +149,6 @@ class NF4Linear(FourBit):
         return Stored(self.codes, self.scales, self.spread)
 
     def dense(self) -> Tensor:
-        """The weight as it is used, (O, I) float32."""
         return dequantize(self.stored, (self.out_features, self.in_features), self.pairs)
 
     @property
@@ -216,11 +215,7 @@ class BitsAndBytesLinear(FourBit):
     packed: Tensor
 
     def __init__(self, linear: nn.Linear, double: bool = True) -> None:
-        """Quantise a layer.
-
-        Raises:
-            ConfigError: if the package is not installed.
-        """
+        """Quantise a layer; ConfigError if the package is not installed."""
         super().__init__()
         try:
             import bitsandbytes
@@ -245,7 +240,6 @@ class BitsAndBytesLinear(FourBit):
         return self
 
     def dense(self) -> Tensor:
-        """The weight as it is used, (O, I) float32."""
         dense: Tensor = self._dense(self.packed, self.state)
         return dense.float()
 

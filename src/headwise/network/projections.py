@@ -26,11 +26,7 @@ ADDS_BIAS = (eva.EvaAttention, beit.Attention, swin_transformer_v2.WindowAttenti
 
 
 def stages_of(model: nn.Module) -> list[list[nn.Module]]:
-    """Blocks by stage: one stage for a ViT, four for a Swin.
-
-    Raises:
-        ConfigError: for a network without blocks.
-    """
+    """Blocks by stage: one stage for a ViT, four for a Swin; ConfigError for a network without blocks."""
     network: Any = model
     if isinstance(model, vision_transformer.VisionTransformer):
         return [list(network.blocks)]

@@ -23,11 +23,7 @@ class Suffix:
     """
 
     def __init__(self, net: Backbone) -> None:
-        """Find the blocks.
-
-        Raises:
-            ConfigError: for a network that is not a ViT or a Swin.
-        """
+        """Find the blocks; ConfigError for a network that is not a ViT or a Swin."""
         model: Any = net.model
         if not hasattr(model, "norm") or not hasattr(model, "forward_head"):
             raise ConfigError(

@@ -20,11 +20,7 @@ DEFAULTS = {"score": "taylor_neg", "scope": "global", "score_data": "full_pass",
 
 
 def effective_gate(gate: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The fields of a gate, those that cannot change a number at their defaults; None for one that does nothing.
-
-    Args:
-        gate: fields of `headwise.updates.gate.Gate`.
-    """
+    """The fields of a `Gate`, those that cannot change a number at their defaults; None for one that does nothing."""
     is_budget = gate.get("budget") is not None
     if not is_budget and not gate.get("count") and not gate.get("ratio") and {"count", "ratio"} & gate.keys():
         return None
@@ -41,13 +37,10 @@ def effective_gate(gate: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def effective_consistency(recipe: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The fields of a consistency; None for one that does nothing.
+    """The fields of a `Consistency`; None for one that does nothing.
 
     Without noise both passes give the same logits. Mode lazy trains on half of the batch all the same, and mode fast
     compares with another epoch.
-
-    Args:
-        recipe: fields of `headwise.updates.consistency.Consistency`.
     """
     is_void = recipe.get("sigma") == 0 and (recipe.get("lam") == 0 or recipe.get("mode") == "pace")
     return None if is_void else dict(recipe)

@@ -21,11 +21,7 @@ _SHOWN = 200
 
 
 def prefixes(trust: str | Iterable[str]) -> tuple[str, ...]:
-    """The modules that a user trusts, one name or several.
-
-    Raises:
-        ConfigError: for what is no name of a module.
-    """
+    """The modules that a user trusts, one name or several; ConfigError for what is no name of a module."""
     names = tuple(trust) if isinstance(trust, Iterable) and not isinstance(trust, str) else (trust,)
     for name in names:
         if not (isinstance(name, str) and _DOTTED.fullmatch(name)):

@@ -99,11 +99,7 @@ def at_home(path: str | Path) -> Path:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it, unless they are there.
-
-    Raises:
-        StorageError: naming ``folder``.
-    """
+    """Make a folder and those above it, unless they are there; StorageError naming ``folder``."""
     with errors_naming(folder):
         folder.mkdir(parents=True, exist_ok=True)
 

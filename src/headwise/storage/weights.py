@@ -72,11 +72,7 @@ def stated_weights(backbone: Mapping[str, Any]) -> str | None:
 
 
 def weights_labels(backbone: Mapping[str, Any]) -> list[str]:
-    """What must be said beside every number made with a network.
-
-    Args:
-        backbone: the fields of `headwise.network.backbone.BackboneSpec`.
-    """
+    """What must be said beside every number made with a network, of the fields of its `BackboneSpec`."""
     weights, stated = str(backbone["weights"]), stated_weights(backbone)
     labels = []
     if backbone.get("stand_in"):

@@ -61,11 +61,7 @@ class Machine:
 
     @property
     def device(self) -> torch.device:
-        """Where tensors lie.
-
-        Raises:
-            ConfigError: for a gpu that torch cannot use.
-        """
+        """Where tensors lie; ConfigError for a gpu that torch cannot use."""
         if self.accelerator == "gpu" and not torch.cuda.is_available():
             raise ConfigError(
                 f"trainer.accelerator=gpu, but torch {torch.__version__} finds no GPU it can use (driver, "
@@ -205,11 +201,7 @@ def read_tensors(
 
 
 def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
-    """Write a safetensors file atomically; `metadata` stands in its header.
-
-    Returns:
-        sha256 of the file's content.
-    """
+    """Write a safetensors file atomically, `metadata` in its header; returns the sha256 of its content."""
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     content = save(whole, None if metadata is None else dict(metadata))
     with atomic.replacing(file) as part:

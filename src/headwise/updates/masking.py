@@ -91,12 +91,7 @@ class HeadMasking(L.Callback):
         self.is_done = True
 
     def decide(self, net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Choose the heads now, in a training loop that is not Lightning's, by a pass over all images.
-
-        Args:
-            net: the network whose updates these are.
-            batches: of normalised images and labels.
-        """
+        """Choose the heads now, in a loop that is not Lightning's, by a pass over normalised images and labels."""
         self._choose(self._passed(net, batches))
 
     def final_from(self, epochs: int, steps_per_epoch: int) -> int:

@@ -51,6 +51,5 @@ class StartedDelta(Delta):
         return Factors(*self.gated(*both, self.constant))
 
     def weight(self, base: Tensor) -> Tensor:
-        """Dense update, (O, I)."""
         down, up, *_ = self.factors()
         return (up[0] @ down[0]).to(base.dtype)

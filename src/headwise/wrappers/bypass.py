@@ -131,11 +131,6 @@ class Bypassed(Wrapper):
         added: Tensor = unwrapped(own.drop_path2)(correction)
         return y + added
 
-    def forward(self, x: Tensor, **beside: Any) -> Tensor:
-        """Output of the block, same shape as x; `beside` is what the block takes beside it."""
-        x = self.attend(x, **beside)
-        return x + self.feed(x)
-
     def _front(self) -> int:
         """Tokens before the first patch at this moment: prompts of a later phase move it."""
         return 0 if self.beside_attn.grid is None else before_patches(self._model[0])

@@ -51,11 +51,7 @@ class QuantizedLinear(nn.Linear):
         return self.coded.pack(self.weight)
 
     def unpack(self, tensors: Mapping[str, Tensor]) -> None:
-        """Use stored codes from now on, without quantising again.
-
-        Raises:
-            CheckpointError: if they do not fit the shape.
-        """
+        """Use stored codes from now on, without quantising again; CheckpointError if they do not fit the shape."""
         self.weight.data.copy_(self.coded.unpack(tensors, self.weight))
 
     @torch.no_grad()

@@ -90,11 +90,7 @@ class SetState:
 
 
 def read_tasks(folder: Path) -> list[VTABTask]:
-    """The 19 tasks and the five few-shot sets from their YAML files.
-
-    Raises:
-        ConfigError: if the folder holds none.
-    """
+    """The 19 tasks and the five few-shot sets from their YAML files; ConfigError if the folder holds none."""
     tasks = []
     for file in [*sorted(folder.glob("*.yaml")), *sorted((folder / "fewshot").glob("*.yaml"))]:
         plain = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -109,11 +105,7 @@ def read_tasks(folder: Path) -> list[VTABTask]:
 
 
 def choose(tasks: Sequence[VTABTask], names: Sequence[str]) -> list[VTABTask]:
-    """Tasks by name, alias, folder or builder; ``all`` are all of them.
-
-    Raises:
-        ConfigError: for an unknown name.
-    """
+    """Tasks by name, alias, folder or builder, ``all`` of them by that word; ConfigError for an unknown name."""
     chosen: list[VTABTask] = []
     for name in names:
         if name == "all":

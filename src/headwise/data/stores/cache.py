@@ -95,11 +95,7 @@ class Cache:
 
     @classmethod
     def open(cls, path: Path) -> Cache:
-        """Read the description of a cache.
-
-        Raises:
-            DataError: if it is damaged or of another layout.
-        """
+        """Read the description of a cache; DataError if it is damaged or of another layout."""
         try:
             meta = plain.read_json(path / META)
             plain.mapping(meta, META)

@@ -205,11 +205,7 @@ class FewShotLists:
         return next((place for place in places if os.path.lexists(place)), None)
 
     def entries(self, split: str) -> list[ListedImage]:
-        """Lines of a split.
-
-        Raises:
-            DataError: if the list is missing or malformed.
-        """
+        """Lines of a split; DataError if the list is missing or malformed."""
         file, task = self.file(split), self.task
         if file is None:
             wanted = POOL if is_train(split) else "val_meta.list" if split == "val200" else "test_meta.list"

@@ -192,7 +192,6 @@ class FolderSource:
         ).load()
 
     def chunks(self, task: VTABTask, split: str, size: int, resize: str) -> Iterator[Pixels]:
-        """The images of a split in its order, some hundred at a time."""
         return self._chunks(task, self._entries(task, split), size, resize)
 
     def all_labels(self, task: VTABTask, split: str) -> NDArray[np.int64]:
@@ -222,11 +221,7 @@ class FolderSource:
         )
 
     def folder(self, task: VTABTask) -> Path:
-        """The task's folder under the root.
-
-        Raises:
-            DataError: if none of the task's folder names exists, listing what does.
-        """
+        """The task's folder under the root; DataError if none of the task's folder names exists, listing what does."""
         root = Path(os.path.realpath(self.root))
         for name in task.folders:
             if Path(name).is_absolute() or ".." in Path(name).parts:

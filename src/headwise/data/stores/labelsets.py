@@ -184,11 +184,7 @@ def numbered(names: Sequence[str], num_classes: int, indices: Mapping[str, int],
 
 
 def read_sets(file: Path, num_classes: int, class_names: Sequence[str] = ()) -> list[ListedImage]:
-    """Read a table of images with several labels.
-
-    Raises:
-        DataError: as `read_table`; if it has other classes than the task.
-    """
+    """Read a table of images with several labels; DataError as `read_table`, or for other classes than the task's."""
     table, indices = read_table(file), {name: index for index, name in enumerate(class_names)}
     check_columns(table.columns, class_names, f"{file}, line 1")
     return [
@@ -198,11 +194,7 @@ def read_sets(file: Path, num_classes: int, class_names: Sequence[str] = ()) -> 
 
 
 def check_columns(columns: Sequence[str], class_names: Sequence[str], where: str) -> None:
-    """Refuse a table that has no column for a class of the task, or one for another.
-
-    Raises:
-        DataError: naming it.
-    """
+    """Refuse a table that has no column for a class of the task, or one for another; DataError naming it."""
     if not columns or set(columns) == set(class_names):
         return
     for name in columns:

@@ -89,11 +89,7 @@ def read_list(file: Path, num_classes: int, class_names: Sequence[str] = ()) -> 
 
 
 def labels_in(file: Path) -> set[str]:
-    """The labels of a list file, as they are written.
-
-    Raises:
-        DataError: as `read_list`, for a file that cannot be read.
-    """
+    """The labels of a list file, as they are written; DataError as `read_list`, for a file that cannot be read."""
     return {label for _, _, _, label in _rows(file)}
 
 
@@ -128,11 +124,7 @@ def _table(file: Path, lines: Sequence[str]) -> Iterator[tuple[int, str, str, st
 
 
 def lines_of(file: Path) -> list[str]:
-    """The lines of a text file, without blank ones at its end.
-
-    Raises:
-        DataError: if it is missing, empty or no text.
-    """
+    """The lines of a text file, without blank ones at its end; DataError if it is missing, empty or no text."""
     if why := no_file(file):
         raise DataError(f"{file}: {why}; a list file is needed")
     try:

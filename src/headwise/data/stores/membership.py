@@ -178,11 +178,7 @@ class Membership:
         self.salt = hashlib.md5(name.encode())
 
     def see(self, position: int, example: Example, key: str | None) -> None:
-        """Check the next record; positions ascend.
-
-        Raises:
-            DataError: if it is not the record that belongs there.
-        """
+        """Check the next record, positions ascending; DataError if it is not the record that belongs there."""
         self.seen += 1
         if key is None:
             if self.builder == "dsprites" and self.is_official:

@@ -37,11 +37,7 @@ class Shard:
     table: Any = None
 
     def rows(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-        """Every row, plain values; images are not decoded.
-
-        Raises:
-            DataError: if the file is damaged.
-        """
+        """Every row, plain values, images not decoded; DataError if the file is damaged."""
         try:
             for batch in self._batches(columns):
                 yield from batch.to_pylist()

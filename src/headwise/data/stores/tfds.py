@@ -141,7 +141,6 @@ class TFDSSource:
             yield self._decode(task, batch, size, resize)
 
     def all_labels(self, task: VTABTask, split: str) -> NDArray[np.int64]:
-        """(N,) classes of a split; decodes no image."""
         return np.array([record.label for record in self.records(task, split)], dtype=np.int64)
 
     def origin(self, task: VTABTask) -> dict[str, str]:

@@ -106,7 +106,6 @@ class SyntheticSource:
         return np.array(classes, dtype=np.int64)
 
     def chunks(self, task: VTABTask, split: str, size: int, resize: str, positions: Indices) -> Iterator[Pixels]:
-        """The images at ascending positions of a split, some hundred at a time."""
         for start in range(0, len(positions), CHUNK):
             yield self.pick(task, split, positions[start : start + CHUNK], size, resize)
 

@@ -51,11 +51,7 @@ class StandIn:
         return [{"label": int(index) % self.num_classes} for index in indices]
 
     def render(self, split: str, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Draw examples.
-
-        Returns:
-            (N, 64, 64, C).
-        """
+        """Draw examples, (N, 64, 64, C)."""
         images = np.empty((len(indices), SIDE, SIDE, self.channels), dtype=np.uint8)
         for image, index in zip(images, indices, strict=True):
             drawn = _draw(_programme(self.name, int(index) % self.num_classes), _random(self.name, split, int(index)))
