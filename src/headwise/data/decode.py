@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from headwise.data.stored import BROKEN, Reading, opened, read, to_8_bits
-from headwise.errors import ConfigError, DataError, suggest
+from headwise.data.stored import BROKEN, Reading, deep_values, opened, read, to_8_bits
+from headwise.errors import ConfigError, DataError, check_choice, suggest
 
 Array = NDArray[np.uint8]
 
@@ -93,8 +93,7 @@ def squared(image: Array, shape: str) -> Array:
 
 def check_resize(name: str) -> None:
     """Raise ConfigError unless ``name`` is one of the ways to resize."""
-    if name not in RESIZES:
-        raise ConfigError(f"unknown resize {name!r}{suggest(name, RESIZES)}")
+    check_choice("resize", name, RESIZES)
 
 
 def decode(file: Path | bytes, channels: int, where: str, reading: Reading | None = None) -> Array:
@@ -128,11 +127,8 @@ def decode(file: Path | bytes, channels: int, where: str, reading: Reading | Non
 
 def to_channels(image: Image.Image, channels: int) -> Array:
     """(H, W, C) of an opened image of any mode; ValueError if its values have no 8-bit equivalent."""
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image)
-        if image.mode == "F" or values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"mode {image.mode} with values outside of 0..65535 has no 8-bit equivalent")
-        image = Image.fromarray(to_8_bits(values.astype(np.uint16), 16))
+    if (values := deep_values(image, None)) is not None:
+        image = Image.fromarray(to_8_bits(values, 16))
     # PIL warns of palettes with transparency that are not converted by way of RGBA
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")

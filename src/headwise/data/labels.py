@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from headwise.errors import ConfigError, DataError, suggest
+from headwise.errors import DataError, check_choice
 
 Example = Mapping[str, Any]
 
@@ -93,6 +93,5 @@ RULES: dict[str, Callable[[Example], int]] = {
 
 def rule(name: str) -> Callable[[Example], int]:
     """The label rule of that name; ConfigError if there is none, listing those there are."""
-    if name not in RULES:
-        raise ConfigError(f"unknown label_rule {name!r}{suggest(name, RULES)}")
+    check_choice("label_rule", name, RULES)
     return RULES[name]

@@ -154,17 +154,12 @@ SOURCES: dict[str, type[Any]] = {
 
 
 def source_of(spec: Any, trust: Iterable[str] = ()) -> Source:
-    """The source that a record describes: ``_target_`` and arguments, plain data.
+    """The source that the group ``data`` of a record describes: ``_target_`` and arguments, plain data.
 
-    Args:
-        spec: the group ``data`` of a configuration.
-        trust: modules of the user's own whose sources may be named as well.
-
-    Raises:
-        ConfigError: if it names another class, or the arguments do not fit. DataError: if its folder is not there.
+    `trust` are modules of the user's own whose sources may be named as well. ConfigError if it names another class, or
+    the arguments do not fit. DataError if its folder is not there.
     """
-    source: Source = targets.build(spec, SOURCES.get, _is_source, "a source of images", trust)
-    return source
+    return targets.build(spec, SOURCES.get, _is_source, "a source of images", trust)
 
 
 def _is_source(kind: type) -> bool:

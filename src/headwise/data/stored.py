@@ -66,13 +66,9 @@ class Reading:
 
 
 def opened(file: Path | bytes) -> Image.Image:
-    """An image file of one of `FORMATS`, its header read. The one place where files are opened as images.
+    """An image file of one of `FORMATS`, a path or its content, its header read; OSError if it is none of these.
 
-    Args:
-        file: its path, or its content.
-
-    Raises:
-        OSError: if it is none of these.
+    The one place where files are opened as images.
     """
     try:
         return Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=FORMATS)

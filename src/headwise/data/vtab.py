@@ -25,7 +25,7 @@ from headwise.data.decode import check_resize
 from headwise.data.preparation import Preparation
 from headwise.data.sources import Pixels, Source
 from headwise.data.tasks import VTABTask, check_apart, check_split
-from headwise.errors import ConfigError, DataError, suggest
+from headwise.errors import ConfigError, DataError, check_choice
 
 __all__ = ["EvalBatches", "TrainBatches", "VTABDataModule", "VTABTask"]
 
@@ -189,8 +189,7 @@ class VTABDataModule(L.LightningDataModule):
         if select_split is not None:
             check_split(select_split)
         check_resize(resize)
-        if augment not in augmentation.AUGMENTS:
-            raise ConfigError(f"unknown augment {augment!r}{suggest(augment, augmentation.AUGMENTS)}")
+        check_choice("augment", augment, augmentation.AUGMENTS)
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise ConfigError(f"mean and std need 3 values each and std above 0, got mean={mean}, std={std}")
         self.task, self.source, self.img_size, self.seed = task, source, img_size, seed

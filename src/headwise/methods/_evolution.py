@@ -191,19 +191,10 @@ def evolve(
     rng: random.Random,
     say: Callable[[str], None] = lambda line: None,
 ) -> Evolved:
-    """Breed subnets for their score. Equal scores go to the smaller subnet, then to the one tried first.
+    """Breed subnets for their score; of equal ones the smaller is better, then the one tried first.
 
-    Args:
-        recipe: sizes, depths, numbers, rates.
-        kinds: of parts.
-        num_blocks: of the network.
-        cost: parameters of a subnet.
-        score: larger is better; asked once per subnet.
-        rng: the only source of chance.
-        say: told of every generation.
-
-    Raises:
-        ConfigError: if no subnet keeps within the limit.
+    `cost` gives the parameters of a subnet; `score` is larger where it is better, and asked once per subnet; `rng` is
+    the only source of chance; `say` is told of every generation. ConfigError if no subnet keeps within the limit.
     """
     pool = _SeenSubnets(recipe, cost, score)
     best = []

@@ -94,21 +94,11 @@ class SubnetSearch(L.Callback):
         cost: Callable[[Subnet], int],
         use: Callable[[Subnet], None],
     ) -> None:
-        """Hold what a search needs.
-
-        Args:
-            recipe: of the evolution.
-            kinds: of parts.
-            num_blocks: of the network.
-            cost: parameters of a subnet.
-            use: puts a subnet to work in the network.
-        """
+        """Search for parts of these kinds; `cost` gives the parameters of a subnet, `use` puts it to work."""
         self.recipe, self.kinds, self.num_blocks, self.cost, self.use = recipe, kinds, num_blocks, cost, use
         self.evolved: Evolved | None = None
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Draw this step's subnet and put it to work."""
         module: Any = pl_module
         rng = random.Random(f"{module.seed_parts} subnet {trainer.global_step}")

@@ -5,6 +5,7 @@ x <- x + DropPath(MLP(LN2 x)) + s U drop(relu(D x)), x after the attention resid
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -48,15 +49,12 @@ class AdaptFormer(Method):
 
     def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
         """Wrap every block; ConfigError for a hidden width out of range, or blocks whose halves are unknown."""
-
-        def make(width: int) -> Bottleneck:
-            return Bottleneck(
-                width,
-                self.hidden,
-                activation=self.activation,
-                bias=self.bias,
-                dropout=self.dropout,
-                scale=self.scale,
-            )
-
+        make = functools.partial(
+            Bottleneck,
+            hidden=self.hidden,
+            activation=self.activation,
+            bias=self.bias,
+            dropout=self.dropout,
+            scale=self.scale,
+        )
         return install_parts(net, beside_mlps(net, "adaptformer", make))

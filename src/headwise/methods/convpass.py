@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from headwise.errors import ConfigError, suggest
+from headwise.errors import ConfigError, check_choice
 from headwise.methods._structural import blocks, install_parts, is_vit, per_block, place, width_of
 from headwise.methods.base import Installed, Method, Plan
 from headwise.network.backbone import Backbone
@@ -52,8 +52,7 @@ class Convpass(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.conv not in CONVS:
-            raise ConfigError(f"unknown conv {self.conv!r} of method {self.label!r}{suggest(self.conv, CONVS)}")
+        check_choice("conv", self.conv, CONVS, f" of method {self.label!r}")
 
     def count(self, net: Backbone) -> int:
         """2 C h + 9 h^2 + 2 h + C per bypass."""

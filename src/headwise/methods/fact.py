@@ -19,7 +19,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from headwise.errors import ConfigError, suggest
+from headwise.errors import ConfigError, check_choice
 from headwise.methods._stages import by_stage, common_width
 from headwise.methods.base import Method
 from headwise.network.backbone import Backbone
@@ -150,8 +150,7 @@ class FacT(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.kind not in KINDS:
-            raise ConfigError(f"unknown kind of FacT {self.kind!r}{suggest(self.kind, KINDS)}")
+        check_choice("kind of FacT", self.kind, KINDS)
 
     def count(self, net: Backbone) -> int:
         """In each stage U and V, 2 d r, and S: r^2 per slot (TT), or r per slot and a core of r^3 (TK)."""

@@ -17,13 +17,10 @@ from headwise.updates.sites import Site
 
 
 def side_by_side(parts: Sequence[Factors]) -> Factors:
-    """Several block-row updates of one projection as a single one of one group; the first gives the dropout.
+    """Several block-row updates of one projection, (G, R, I) and (G, O // G, R) each, as a single one of one group.
 
-    Args:
-        parts: of (G, R, I) and (G, O // G, R) each, whatever their G and R.
-
-    Returns:
-        (1, K, I) and (1, O, K), K the sum over the parts of G R, with zeros where a group does not reach.
+    It is (1, K, I) and (1, O, K), K the sum over the parts of G R, with zeros where a group does not reach; the first
+    part gives the dropout.
     """
     down = torch.cat([part.down.flatten(0, 1) for part in parts])
     up = torch.cat([torch.block_diag(*part.up) for part in parts], dim=1)

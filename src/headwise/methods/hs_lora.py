@@ -209,13 +209,9 @@ class ScaledHeadLoRA(Method):
 
 
 def matched_ranks(head_rank: int, shapes: Mapping[Site, tuple[int, int]]) -> dict[Site, int]:
-    """Ranks of plain LoRA with the parameters of per-head updates of rank `head_rank`, all projections together.
+    """Ranks of plain LoRA with the parameters of per-head updates of rank r', all projections together.
 
-    What a whole rank leaves over or takes too much is made up for by the next layer of the same target.
-
-    Args:
-        head_rank: r'.
-        shapes: (O, I) of every projection.
+    `shapes` are (O, I). What a whole rank leaves over or takes too much is made up for by the next layer of the target.
     """
     ranks: dict[Site, int] = {}
     due = 0  # parameters that the layers so far should have and do not

@@ -87,14 +87,9 @@ class Attention:
 
 @torch.no_grad()
 def attentions(net: Backbone, images: Tensor) -> tuple[list[Attention], Tensor]:
-    """The attention of every block, and the logits.
+    """The attention of every block of a ViT or a Swin for normalised images, (B, 3, S, S), and the logits.
 
-    Args:
-        net: a ViT or a Swin, with whatever updates it carries.
-        images: normalised, (B, 3, S, S).
-
-    Raises:
-        ConfigError: for attention of another kind.
+    Updates that the network carries take part. ConfigError for attention of another kind.
     """
     seen: list[Attention] = []
     hooks = []

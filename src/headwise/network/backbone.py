@@ -84,8 +84,7 @@ class Backbone(nn.Module):
     @property
     def head(self) -> nn.Linear:
         """The classifier."""
-        head: nn.Linear = self.model.get_classifier()  # type: ignore[operator]
-        return head
+        return self.model.get_classifier()  # type: ignore[operator]
 
     def new_head(self, num_classes: int) -> None:
         """Put a fresh classifier on top, drawn from torch's current random state: normal, std 0.02, zero bias."""

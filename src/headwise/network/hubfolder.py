@@ -11,6 +11,7 @@ from torch import nn
 
 from headwise.errors import CheckpointError
 from headwise.network.backbone import Backbone, BackboneSpec
+from headwise.network.catalog import record_of
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 """Names that timm and transformers look for."""
@@ -21,9 +22,7 @@ UNSTORED = ("num_classes", "model_name", "pretrained", "pretrained_cfg", "checkp
 def arguments_of(net: Backbone, spec: BackboneSpec | None) -> dict[str, Any]:
     """Arguments with which timm.create_model makes a network again: name, classes, size and whatever else it was given.
 
-    Args:
-        net: with its classifier.
-        spec: of a network that has a name; without, what timm noted of the module that was given.
+    A network that has no name, and so no `spec`, is made of what timm noted of the module that was given.
     """
     num_classes = net.head.out_features
     if spec is not None:
@@ -46,8 +45,7 @@ def configuration(
         class_names: in the order of the logits. transformers would take ImageNet's where there are none.
     """
     name, _, tag = str(arguments["model_name"]).partition(".")
-    given: Any = getattr(model, "pretrained_cfg", None) or {}
-    known = dict(given if isinstance(given, Mapping) else vars(given))
+    known = record_of(model)
     pooling: Any = getattr(model, "global_pool", None)
     features: Any = getattr(model, "num_features", None)
     return {

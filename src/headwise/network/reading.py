@@ -200,13 +200,12 @@ def _check_values(key: str, tensor: Tensor, name: str) -> None:
 
 def _resampled(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors as the file has them that timm's filter would make fit although they are of another architecture."""
-    resampled = {}
-    for key, tensor in state.items():
-        patches = key == "patch_embed.proj.weight" and tensor.ndim == 4
-        heads = key.endswith("relative_position_bias_table") and key in own and tensor.shape[-1] != own[key].shape[-1]
-        if patches or heads:
-            resampled[key] = tensor
-    return resampled
+    return {
+        key: tensor
+        for key, tensor in state.items()
+        if (key == "patch_embed.proj.weight" and tensor.ndim == 4)
+        or (key.endswith("relative_position_bias_table") and key in own and tensor.shape[-1] != own[key].shape[-1])
+    }
 
 
 def _converted(state: dict[str, Tensor], model: nn.Module, own: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:

@@ -53,13 +53,8 @@ class Fields:
     def check(self, values: Mapping[str, Any], key: Key, later: Collection[str] = ()) -> None:
         """Refuse the first wrong field: an unknown one, then one that is missing or of another kind.
 
-        Args:
-            values: by name.
-            key: how a field is named to the user.
-            later: fields that may be missing, since their values are yet to come.
-
-        Raises:
-            ConfigError: says key, value, and what is allowed.
+        `key` names a field to the user; those of `later` may be missing, since their values are yet to come.
+        ConfigError says key, value, and what is allowed.
         """
         unknown = () if self.is_open else [name for name in values if name not in self.types]
         for name in unknown:
@@ -245,16 +240,9 @@ def built_from(kind: type[T], given: Any, key: Key) -> T:
 
 
 def mode_or_fields(kind: type, name: str, given: Any, modes: Sequence[str]) -> dict[str, Any]:
-    """Fields of a dataclass that a configuration gives as its mode, or as a mapping.
+    """Fields of a dataclass, `name` to the user, that a configuration gives as its ``mode``, or as a mapping.
 
-    Args:
-        kind: the class, with a field ``mode``.
-        name: of it to the user.
-        given: one of `modes`, or fields.
-        modes: to be named in a refusal.
-
-    Raises:
-        ConfigError: for anything else, or an unknown field; values are checked by the class.
+    ConfigError for anything else, naming the `modes`, or for an unknown field; values are checked by the class.
     """
     if not isinstance(given, str | Mapping):
         raise ConfigError(f"{name} must be null, a mode ({', '.join(modes)}) or its fields, got {given!r}")

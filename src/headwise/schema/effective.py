@@ -47,11 +47,9 @@ def effective_consistency(recipe: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def effective_method(method: Mapping[str, Any], gates: bool = True) -> dict[str, Any]:
-    """A method's fields, its gates and those of the methods in it in their effective form.
+    """A method's fields, its gates (unless told otherwise) and those of the methods in it in their effective form.
 
-    Args:
-        method: fields, and ``_target_`` if they are of a class whose later fields are to be looked at.
-        gates: whether gates are, too.
+    Of a class that ``_target_`` names, fields that came later are left out where they do nothing.
     """
     later = {**LATER, **_later(str(method.get("_target_", "")))}
     kept: dict[str, Any] = {}

@@ -196,12 +196,7 @@ def _unknown(part: ConfigPart, name: str, value: Any, keys: list[str]) -> str:
 
 
 def unknown_key(key: str, beside: Mapping[str, Any]) -> str:
-    """What is said of a key that a configuration does not have.
-
-    Args:
-        key: dotted.
-        beside: the mapping in which it was sought, not resolved.
-    """
+    """What is said of a dotted key that a configuration does not have; `beside` is where it was sought, unresolved."""
     if key.partition(".")[0] == "user":
         return f"{key} is not there yet: keys of your own are added, +user.KEY=VALUE"
     parent, _, name = key.rpartition(".")

@@ -222,12 +222,7 @@ def every(shape: Shape, key: Shape = text) -> Shape:
 
 
 def fields(needed: Mapping[str, Shape], more: Mapping[str, Shape] | None = None) -> Shape:
-    """A mapping with these keys, others besides are not looked at.
-
-    Args:
-        needed: must be there.
-        more: may be there.
-    """
+    """A mapping with the keys `needed`, and perhaps those of `more`; others besides are not looked at."""
 
     def check(value: Any, where: str) -> None:
         mapping(value, where or "it")

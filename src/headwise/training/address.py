@@ -124,10 +124,8 @@ class Address(NamedTuple):
 def chain(methods: Sequence[Method], ground: Mapping[str, Any], protocol_epochs: int) -> list[Address]:
     """Content addresses of the phases: each covers the phase before it, its method, and the common ground.
 
-    Args:
-        methods: the phases' methods in order.
-        ground: network, weights, data, protocol, seed, threads, as plain data.
-        protocol_epochs: what a method without epochs of its own takes.
+    The ground is network, weights, data, protocol, seed and threads, as plain data. A method without epochs of its own
+    takes `protocol_epochs`.
     """
     previous = ""
     addresses = []
@@ -175,15 +173,9 @@ def costs(installed: Installed, history: History) -> dict[str, Any]:
 def read_tensors(
     file: Path, hint: str = "delete its folder and run again", sha256: str | None = None
 ) -> dict[str, Tensor]:
-    """Tensors of a safetensors file; `hint` says what to do where it cannot be read.
+    """Tensors of a safetensors file, compared with the `sha256` of its record where there is one.
 
-    Args:
-        file: as `write_tensors` wrote it.
-        hint: ends the text of an error.
-        sha256: of its content, as its record says; None where there is no such record.
-
-    Raises:
-        CheckpointError: if it is missing, damaged, or another file than its record speaks of.
+    CheckpointError, ending in `hint`, if it is missing, damaged, or another file than its record speaks of.
     """
     try:
         if sha256 is None:

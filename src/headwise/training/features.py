@@ -100,13 +100,7 @@ def inputs(module: PhaseModule, data: VTABDataModule, trainer: L.Trainer, epochs
     """Features where the network before the classifier is fixed and its images are; else the images.
 
     A fixed network is one whose method says so (`Installed.reads_features`). The same numbers come of it: features are
-    those of batches as large as those of training and of testing.
-
-    Args:
-        module: of the phase, on its device.
-        data: of its images.
-        trainer: whose precision is computed in.
-        epochs: that are trained; without any nothing is gained.
+    those of batches as large as those of training and of testing. Without epochs to train nothing would be gained.
     """
     images = data.test_dataloader()
     plain = Inputs(data.train_dataloader(), images)

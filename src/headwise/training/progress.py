@@ -128,9 +128,7 @@ class Progress(L.Callback):
             self._bar.add_task(self.title, total=total, completed=trainer.global_step, note="")
             self._bar.start()
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Move the bar on to the present step."""
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=trainer.global_step)

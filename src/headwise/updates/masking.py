@@ -43,14 +43,8 @@ class HeadMasking(L.Callback):
     ) -> None:
         """Check the gate against the deltas; set the masks if they need no scores.
 
-        Args:
-            gate: what to do.
-            deltas: of the phase, by projection.
-            bases: gives the frozen weight of a projection, (O, I).
-            full_bytes: stored size with every head on.
-
-        Raises:
-            ConfigError: where the gate does not fit: no heads, no gate on the update, amounts out of range.
+        `bases` gives the frozen weight of a projection, (O, I); `full_bytes` is the stored size with every head on.
+        ConfigError where the gate does not fit: no heads, no gate on the update, amounts out of range.
         """
         heads.check(gate, deltas)
         for site, delta in deltas.items():

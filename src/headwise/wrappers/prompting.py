@@ -66,8 +66,7 @@ class Prompted(Wrapper):
 
     def forward(self, x: Tensor, **beside: Any) -> Tensor:
         """Output of the inner module for the prompted sequence, (B, T', C); `beside` is what it takes beside x."""
-        y: Tensor = self.inner(self.enter(x), **beside)
-        return y
+        return self.inner(self.enter(x), **beside)
 
 
 class WindowPrompts(Wrapper):
@@ -93,7 +92,7 @@ class WindowPrompts(Wrapper):
 
 
 def window_attention(module: nn.Module, x: Tensor, mask: Tensor | None, extra: int) -> Tensor:
-    """Window attention of Swin, or a wrapper's, on x: `extra` prompts, then the window's own tokens, (W, N, C) of these."""
+    """Swin's window attention, or a wrapper's, on x, `extra` prompts before a window's tokens: (W, N, C) of these."""
     own: Any = module
     if isinstance(module, WindowPrompts):
         return window_attention(module.inner, module.enter(x), mask, extra + module.prompts.tokens.shape[0])
@@ -110,8 +109,7 @@ def window_attention(module: nn.Module, x: Tensor, mask: Tensor | None, extra: i
     dropout = own.attn_drop.p if own.training else 0.0
     y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), dropout_p=dropout)
     y = y[:, :, extra:].transpose(1, 2).reshape(windows, num_tokens - extra, -1)
-    out: Tensor = own.proj_drop(own.proj(y))
-    return out
+    return own.proj_drop(own.proj(y))
 
 
 def chain(module: nn.Module) -> list[Prompted]:

@@ -76,8 +76,7 @@ class QuantizedBottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Correction, same shape as x (..., C)."""
-        y: Tensor = self.part(x)
-        return y
+        return self.part(x)
 
     def layers(self) -> dict[str, QuantizedLinear]:
         """The two layers in the order of the published files."""

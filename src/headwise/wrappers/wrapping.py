@@ -121,12 +121,10 @@ class AfterBlock(After):
 
 
 def attend(block: nn.Module, x: Tensor, **beside: Any) -> Tensor:
-    """First half of a block: x plus its attention branch.
+    """First half of a block of timm's, or of a wrapper of it: x plus its attention branch.
 
-    Args:
-        block: of timm's, or a wrapper of it.
-        x: tokens (B, T, C), or a grid (B, H, W, C).
-        beside: what the block takes beside x: rotary positions, a bias of the scores.
+    x is tokens, (B, T, C), or a grid, (B, H, W, C); `beside` is what the block takes beside it: rotary positions, a
+    bias of the scores.
     """
     own: Any = block
     if isinstance(block, Wrapper):

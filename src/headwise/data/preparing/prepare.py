@@ -125,13 +125,7 @@ def is_fewshot(task: VTABTask) -> bool:
 
 
 def status(task: VTABTask, place: Place, verify: bool = False) -> SetState:
-    """What there is of a task and what to do next.
-
-    Args:
-        task: one of the 24.
-        place: where to look.
-        verify: read every byte of its cache again.
-    """
+    """What there is of a task and what to do next; with `verify` every byte of its cache is read again."""
     facts = UPSTREAM.get(str(task.builder), Upstream(0, 0))
     again = f"python scripts/prepare_vtab.py --tasks {task.name}"
     if not is_fewshot(task):

@@ -144,12 +144,9 @@ class Cache:
         return array
 
     def check(self, again: bool = False) -> None:
-        """Check every file.
+        """Check every file; DataError for the first that is damaged.
 
-        Args:
-            again: read every byte, also of files that did not change since they were read last.
-        Raises:
-            DataError: for the first that is damaged.
+        With `again` every byte is read, also of files that did not change since they were read last.
         """
         for part in self.parts:
             images = self.array(f"{part}.npy", self.meta["splits"][part], again)

@@ -126,8 +126,7 @@ class FewShotSource:
 def drawing_few_shots(*names: str) -> Callable[[type[Kind]], type[Kind]]:
     """Class decorator of a source that reads slices: of few-shot tasks a `FewShotSource` around it answers.
 
-    Args:
-        names: of the methods that are answered so; all take the task first.
+    It answers to the methods that are named, all of which take the task first.
     """
 
     def decorate(kind: type[Kind]) -> type[Kind]:
@@ -157,13 +156,7 @@ def is_train(split: str) -> bool:
 def draw(task: VTABTask, labels: NDArray[np.int64]) -> Indices:
     """Our own draw: the ``shots`` images of each class whose md5 of set, shots, draw and position is smallest.
 
-    Args:
-        task: gives shots and draw.
-        labels: (N,) classes of the images to draw from.
-    Returns:
-        (shots * num_classes,) positions, ascending.
-    Raises:
-        DataError: if a class has too few images.
+    Of images with these classes, (N,), positions, ascending, (shots * num_classes,). DataError if a class has too few.
     """
     salt = f"fewshot/{task.name}/{task.shots}/{task.draw}"
     ranks = [hashlib.md5(f"{salt}/{position}".encode()).digest() for position in range(len(labels))]

@@ -69,15 +69,10 @@ def versions_present(root: Path, builder: str, config: str | None) -> list[str]:
 
 
 def find(root: Path, builder: str, config: str | None, accepted: Sequence[str], task: str) -> PreparedSet:
-    """The prepared directory of a builder in the first accepted version that is there.
+    """The prepared directory of a builder, as upstream names it, in the first `accepted` version that is there.
 
-    Args:
-        root: folder of all prepared directories.
-        builder, config: as upstream names them.
-        accepted: versions, the preferred one first; ``*`` matches any number.
-        task: its name, for errors.
-    Raises:
-        DataError: if there is none, its version is not accepted, or it is damaged.
+    Versions are accepted in their order; ``*`` matches any number. DataError, naming the task, if there is none, its
+    version is not accepted, or it is damaged.
     """
     name = builder if config is None else f"{builder}/{config}"
     present = versions_present(root, builder, config)

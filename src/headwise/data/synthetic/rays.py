@@ -129,14 +129,9 @@ def turned(angle: float) -> Floats:
 
 
 def span(kind: str, start: Floats, ray: Floats) -> tuple[Floats, Floats]:
-    """Where rays enter and leave the unit solid; a ray misses it if it would enter after it leaves.
+    """Where rays, (3, N), from (3, N) or (3, 1), enter and leave the unit solid of a kind, (N,) near and far.
 
-    Args:
-        kind: ball, cube or cylinder.
-        start: (3, N) or (3, 1).
-        ray: (3, N).
-    Returns:
-        (N,) near and far.
+    A ray misses it if it would enter after it leaves.
     """
     if kind == CUBE:
         return _slabs(start, ray)
