@@ -169,13 +169,10 @@ class Bulk:
 
 
 class Stream(Iterator[Array]):
-    """Images of chunks, (n, H, W, C) of one size, and what else the chunks said so far.
+    """Images of the chunks of a split, (n, H, W, C) of one size, and what else the chunks said so far.
 
-    Args:
-        chunks: of a split.
-        size, resize: S, and how images are brought to it.
-        shrink: resize native ones as well.
-        shape: of every image, (H, W, C) and whether it is native; None: that of the first.
+    With `shrink` native ones are resized as well. `shape`, (H, W, C) and whether it is native, is that of the first
+    image unless it is given.
     """
 
     def __init__(

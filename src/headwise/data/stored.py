@@ -58,8 +58,7 @@ class Facts:
 class Reading:
     """How a user's own image files are read: upright, and with all their bits.
 
-    Attributes:
-        depth: bits of a value where a file has more than 8; None: what each needs.
+    A value has `depth` bits where a file has more than 8; None: what each needs.
     """
 
     depth: int | None = None

@@ -117,13 +117,7 @@ class TrainBatches:
 
 
 class EvalBatches:
-    """Batches of a split in its own order, every image once. The images may be memory-mapped.
-
-    Args:
-        images: (N, H, W, C) uint8.
-        labels: (N,) int64.
-        batch_size: B.
-    """
+    """Batches of a split, (N, H, W, C) uint8, in its own order, every image once. The images may be memory-mapped."""
 
     def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.int64], batch_size: int) -> None:
         self.images, self.labels, self.batch_size = images, labels, batch_size

@@ -121,14 +121,9 @@ class Evolution:
 
 @dataclass
 class Evolved:
-    """What an evolution chose.
+    """What an evolution chose: the best subnet, its score, its parameters (`cost`), and how many subnets were scored.
 
-    Attributes:
-        subnet: the best.
-        score: of the best subnet.
-        cost: parameters of the best subnet.
-        num_tried: subnets scored.
-        best: score of the best after each generation, the first population counted as one.
+    `best` is the best one's score after each generation, the first population counted as one.
     """
 
     subnet: Subnet

@@ -80,10 +80,8 @@ class SlicedBottleneck(Bottleneck):
 class SubnetSearch(L.Callback):
     """Trains a random subnet each step; once trained, breeds subnets for their accuracy on the validation images.
 
-    Each step's subnet follows from its number and the phase's seed alone, so a resumed run draws the same ones.
-
-    Attributes:
-        evolved: what the evolution chose; None before.
+    Each step's subnet follows from its number and the phase's seed alone, so a resumed run draws the same ones. What
+    the evolution chose is `evolved`, None before.
     """
 
     def __init__(

@@ -23,13 +23,7 @@ from headwise.wrappers.wrapping import unwrapped
 
 @dataclass(frozen=True)
 class Windows:
-    """How a Swin block cuts its tokens into windows: (height, width) each.
-
-    Attributes:
-        grid: of the tokens.
-        size: of a window.
-        shift: of the cut.
-    """
+    """How a Swin block cuts its tokens, a grid, into windows of a size, with a shift: (height, width) each."""
 
     grid: tuple[int, int]
     size: tuple[int, int]

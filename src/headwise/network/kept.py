@@ -26,11 +26,7 @@ from headwise.updates.qkv import SplitQKV
 
 
 class KeptNetwork:
-    """A network of which any number can be had, each with tensors of its own.
-
-    Attributes:
-        close: lets go of it.
-    """
+    """A network of which any number can be had, each with tensors of its own; `close` lets go of it."""
 
     def __init__(self, net: Backbone) -> None:
         """Keep a network as it was built, on the CPU; it stays the caller's.

@@ -15,11 +15,9 @@ from headwise.network.backbone import Backbone
 
 
 class Suffix:
-    """A network that can go on from the input of any block.
+    """A network in evaluation mode that can go on from the input of any block.
 
-    Attributes:
-        net: the network, in evaluation mode.
-        places: (stage, block) of every block, in network order.
+    `places` are (stage, block) of every block, in network order.
     """
 
     def __init__(self, net: Backbone) -> None:

@@ -30,12 +30,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Fields:
-    """What a mapping may hold.
+    """What a mapping may hold: the kind of each field, and which have no default.
 
-    Attributes:
-        types: kind of each field.
-        required: those without a default.
-        is_open: whether others are allowed, of which nothing is known.
+    Where it is open, others are allowed, of which nothing is known.
     """
 
     types: Mapping[str, Any]

@@ -41,13 +41,7 @@ Definition = ast.ClassDef | ast.FunctionDef | ast.expr
 
 @dataclass(frozen=True)
 class Module:
-    """Source of one module.
-
-    Attributes:
-        name: dotted.
-        is_package: whether relative imports start here.
-        tree: its statements.
-    """
+    """Source of one module, by its dotted name; in a package relative imports start there."""
 
     name: str
     is_package: bool

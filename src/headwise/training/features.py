@@ -30,13 +30,7 @@ _PLAIN = (bool, int, float, str, tuple, type(None))
 
 @dataclass(frozen=True)
 class Features:
-    """Of one split.
-
-    Attributes:
-        values: (N, D), in the order of the images, on the CPU.
-        labels: (N,).
-        seconds: that computing them took.
-    """
+    """Of one split: (N, D) in the order of the images, on the CPU; labels, (N,); seconds that computing them took."""
 
     values: Tensor
     labels: Tensor
@@ -60,9 +54,8 @@ class FeatureBatches:
 class Inputs:
     """What a phase trains on and is tested with: batches of images (B, C, H, W), or of features (B, D).
 
-    Attributes:
-        train, test: the batches, the same images in the same order either way.
-        seconds: that computing the features took, when it was done; None where they are not used.
+    The images and their order are the same either way. `seconds` are those that computing the features took when it was
+    done; None where they are not used.
     """
 
     train: TrainBatches

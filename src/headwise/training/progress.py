@@ -102,13 +102,7 @@ class History(L.Callback):
 
 
 class Progress(L.Callback):
-    """A bar on a terminal; elsewhere a line about every tenth of the run.
-
-    Args:
-        title: what is being trained.
-        epochs: how many the phase has.
-        say: where lines go.
-    """
+    """A bar on a terminal; elsewhere `say` is told a line about every tenth of the run."""
 
     def __init__(self, title: str, epochs: int, say: Callable[[str], None]) -> None:
         self.title, self.epochs, self.say = title, epochs, say

@@ -83,12 +83,7 @@ _META = plain.fields(
 
 @dataclass(frozen=True)
 class Cache:
-    """One cache folder whose description could be read.
-
-    Args:
-        path: the folder.
-        meta: its description.
-    """
+    """One cache folder whose description, `meta`, could be read."""
 
     path: Path
     meta: dict[str, Any]

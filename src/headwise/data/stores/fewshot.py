@@ -60,12 +60,7 @@ class Pool(Protocol):
 
 
 class FewShotSource:
-    """Few-shot sets of our own draw, from the upstream slices that another source reads.
-
-    Args:
-        pool: that source.
-        memory: as for FolderSource.
-    """
+    """Few-shot sets of our own draw, from the upstream slices that another source, `pool`, reads."""
 
     def __init__(self, pool: Pool, memory: float = MEMORY) -> None:
         self.pool, self.memory = pool, memory
@@ -180,12 +175,7 @@ def slices(task: VTABTask, split: str) -> list[VTABTask]:
 
 
 class FewShotLists:
-    """The list files of a few-shot set in ``<folder>/annotations``.
-
-    Args:
-        folder: of the set; images may lie in ``<folder>/images`` or in the folder itself.
-        task: gives shots and draw.
-    """
+    """The list files of a few-shot set in ``<folder>/annotations``, its images in ``<folder>/images`` or the folder."""
 
     def __init__(self, folder: Path, task: VTABTask) -> None:
         self.folder, self.task = folder, task

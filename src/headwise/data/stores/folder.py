@@ -58,12 +58,7 @@ def label_array(entries: Sequence[ListedImage], task: VTABTask) -> NDArray[np.in
 
 
 class SplitLists:
-    """The list files of a task: ``<split>.txt``, of a user's own images also ``train.txt`` and ``val.txt``.
-
-    Args:
-        folder: of the task.
-        task: whose they are.
-    """
+    """The list files in a task's folder: ``<split>.txt``, of a user's own images also ``train.txt`` and ``val.txt``."""
 
     def __init__(self, folder: Path, task: VTABTask) -> None:
         self.folder, self.task = folder, task

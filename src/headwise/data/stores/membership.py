@@ -148,16 +148,9 @@ def wrong_sizes(builder: str, sizes: Mapping[str, int], used: Sequence[str]) -> 
 
 
 class Membership:
-    """Checks the records of one run as they are read.
+    """Checks the records of one run as they are read, from the one at `first` of an upstream split with `size` records.
 
-    Args:
-        builder: upstream's name of the set.
-        name: upstream's split.
-        split: train800, val200 or test.
-        first: position of the run's first record.
-        size: records of the upstream split.
-        is_official: whether the sizes are the official ones, so that golden keys hold.
-        where: the directory, for errors.
+    `name` is upstream's name of the split, `split` ours; golden keys hold where the sizes are the official ones.
     """
 
     def __init__(

@@ -28,11 +28,7 @@ _ACROSS, _DOWN = np.meshgrid(np.linspace(-1, 1, SIDE), np.linspace(-1, 1, SIDE))
 
 
 class StandIn:
-    """A generator (see ``headwise.data.synthetic``) for one task.
-
-    Args:
-        task: gives classes, channels and the names of the upstream splits.
-    """
+    """A generator (see ``headwise.data.synthetic``) of a task's classes, channels and upstream splits."""
 
     REVISION = 1
 
