@@ -136,21 +136,14 @@ class EvalBatches:
 class VTABDataModule(L.LightningDataModule):
     """Batches of (uint8 images, labels); ``preprocess`` turns images into what the network takes.
 
+    Options that `headwise.protocol.recipe.Protocol` has as well mean what they mean there.
+
     Args:
-        task: what is classified.
-        source: where its images come from.
         img_size: S.
-        batch_size: of training.
         seed: of the run, decides the order of the training images.
-        eval_batch_size: of testing; does not change a result.
-        train_split: train800val200 for final runs, train800 for a search.
-        eval_split: test for final runs, val200 for a search.
         select_split: split that ``val_dataloader`` gives, for protocols that look at one during training; None: none.
-        resize: pil_bicubic, pil_bilinear or tf_bilinear.
-        augment: none, or fewshot: augmented training images; of others, resized to 256/224 S, the middle.
         mean, std: normalisation of pixels in [0, 1], per channel.
         drop_last: leave out the last, smaller training batch; None: only if there is more than one batch.
-        train_images, test_images: use a fixed subset of this many images; None: all.
     Raises:
         ConfigError: for unknown names or sizes below 1.
     """

@@ -22,7 +22,7 @@ from headwise.errors import ConfigError
 from headwise.methods._structural import blocks, install_parts, per_block, place, width_of
 from headwise.methods.base import Installed, Method, Plan
 from headwise.network.backbone import Backbone
-from headwise.schema.kinds import Count, Positive, is_whole
+from headwise.schema.kinds import Count, Positive
 from headwise.wrappers.wrapping import After
 
 
@@ -65,8 +65,6 @@ class KroneckerBottleneck(nn.Module):
 
     def __init__(self, rule: SharedRule, width: int, hidden: int, bias: bool) -> None:
         super().__init__()
-        if not is_whole(hidden):
-            raise ConfigError(f"Compacter's bottleneck must be at least 1, got {hidden}")
         self.down = KroneckerLinear(rule, width, hidden, bias)
         self.up = KroneckerLinear(rule, hidden, width, bias)
 

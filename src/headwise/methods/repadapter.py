@@ -37,8 +37,6 @@ class InputAdapter(nn.Module):
             raise ConfigError(f"RepAdapter's hidden width must be in 1..{width}, got {hidden}")
         if groups < 1 or width % groups or hidden % groups:
             raise ConfigError(f"groups must divide the width {width} and the hidden width {hidden}, got {groups}")
-        if not 0.0 <= dropout < 1.0:
-            raise ConfigError(f"RepAdapter's dropout must be in [0, 1), got {dropout}")
         self.down = nn.Linear(width, hidden)
         self.up = nn.Parameter(torch.zeros(groups, width // groups, hidden // groups))
         self.bias = nn.Parameter(torch.zeros(width))

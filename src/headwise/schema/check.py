@@ -191,6 +191,7 @@ def fields_of_class(kind: type) -> Fields:
 
 @functools.cache
 def _fields_of_class(kind: Any) -> Fields:
+    # a function of its own, since mypy takes no class for hashable
     try:
         hints = typing.get_type_hints(kind, include_extras=True)
     except (NameError, TypeError):

@@ -146,19 +146,19 @@ def number(value: Any, where: str) -> None:
 def between(low: float, high: float) -> Shape:
     """A number from `low` to below `high`."""
 
-    def check(value: Any, where: str) -> None:
-        number(value, where)
-        _must(low <= value < high, value, where, f"a number in {low}..{high}")
-
-    return check
+    return _number_that(lambda value: low <= value < high, f"a number in {low}..{high}")
 
 
 def within(low: float, high: float) -> Shape:
     """A number from `low` to `high`, such as a share."""
 
+    return _number_that(lambda value: low <= value <= high, f"a number in {low}..{high}")
+
+
+def _number_that(fits: Callable[[float], bool], what: str) -> Shape:
     def check(value: Any, where: str) -> None:
         number(value, where)
-        _must(low <= value <= high, value, where, f"a number in {low}..{high}")
+        _must(fits(value), value, where, what)
 
     return check
 

@@ -68,22 +68,13 @@ class KeptFeatures:
 
     def __init__(self) -> None:
         self._key = ""
-        self._splits: dict[tuple[str, int], Features] = {}
+        self.splits: dict[tuple[str, int], Features] = {}  # by the size of the batches that they came from as well
 
     def start(self, key: str) -> None:
         """Forget what is not of `key`, which says all that features depend on."""
         if key != self._key:
             self._key = key
-            self._splits.clear()
-
-    def get(self, name: str, batch_size: int) -> Features | None:
-        """Those of a split as they came from batches of this size."""
-        return self._splits.get((name, batch_size))
-
-    def put(self, name: str, batch_size: int, features: Features) -> Features:
-        """Keep them."""
-        self._splits[name, batch_size] = features
-        return features
+            self.splits.clear()
 
 
 KEPT = KeptFeatures()
@@ -125,7 +116,7 @@ def _features(
     module: PhaseModule, trainer: L.Trainer, name: str, batches: Iterable[Batch], batch_size: int
 ) -> Features | None:
     """Of all images of a split; None where the classifier reads something else than one row per image."""
-    if (kept := KEPT.get(name, batch_size)) is not None:
+    if (kept := KEPT.splits.get((name, batch_size))) is not None:
         return kept
     start, device = time.perf_counter(), _device(module)
     values: list[Tensor] = []
@@ -139,7 +130,8 @@ def _features(
                     return None
                 values.append(read.cpu())
                 labels.append(theirs)
-    return KEPT.put(name, batch_size, Features(torch.cat(values), torch.cat(labels), time.perf_counter() - start))
+    seconds = time.perf_counter() - start
+    return KEPT.splits.setdefault((name, batch_size), Features(torch.cat(values), torch.cat(labels), seconds))
 
 
 def _read(net: Backbone, x: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from headwise.errors import ConfigError, check_choice
+from headwise.errors import ConfigError
 from headwise.schema.kinds import is_whole
 from headwise.wrappers.bottleneck import quick_gelu
 from headwise.wrappers.prompting import before_patches
@@ -40,12 +40,11 @@ class ConvBypass(nn.Module):
         """Build one bypass of `width` C; other options are those of `headwise.methods.convpass.Convpass`.
 
         `grid` is (R, K) of the patches in a sequence of tokens, None where inputs are grids themselves. ConfigError for
-        a hidden width out of range, or another start.
+        a hidden width out of range.
         """
         super().__init__()
         if not is_whole(hidden, width):
             raise ConfigError(f"the bypass's hidden width must be in 1..{width}, got {hidden}")
-        check_choice("start of the convolution", conv, CONVS)
         self.grid, self.scale = grid, float(scale)
         self.down = nn.Linear(width, hidden)
         self.conv = nn.Conv2d(hidden, hidden, kernel_size=3, padding=1)

@@ -108,11 +108,8 @@ def choose(tasks: Sequence[VTABTask], names: Sequence[str]) -> list[VTABTask]:
     """Tasks by name, alias, folder or builder, ``all`` of them by that word; ConfigError for an unknown name."""
     chosen: list[VTABTask] = []
     for name in names:
-        if name == "all":
-            chosen += [task for task in tasks if task not in chosen]
-            continue
-        by_name = [task for task in tasks if name == task.name]
-        matching = by_name or [task for task in tasks if name in (*task.aliases, *task.folders, task.builder)]
+        exact = [task for task in tasks if name in (task.name, "all")]
+        matching = exact or [task for task in tasks if name in (*task.aliases, *task.folders, task.builder)]
         if not matching:
             raise ConfigError(f"unknown task {name!r}{suggest(name, [*(task.name for task in tasks), 'all'])}")
         chosen += [task for task in matching if task not in chosen]
