@@ -256,7 +256,7 @@ class Installed:
             if plain is None:
                 wrapper.settle()
             else:
-                self.net.wrap(path, functools.partial(_instead, plain))
+                self.net.wrap(path, lambda _, plain=plain: plain)  # type: ignore[misc]
         if isinstance(self.net.head, QuantizedLinear):
             self.net.set_head(self.net.head.plain())
         self.net.requires_grad_(False)
@@ -264,10 +264,6 @@ class Installed:
     def report(self) -> dict[str, Any]:
         """Facts for the record of the phase, plain data (active heads, chosen ranks)."""
         return {**({} if self.masking is None else self.masking.report()), **self.facts}
-
-
-def _instead(plain: nn.Module, wrapper: nn.Module) -> nn.Module:
-    return plain
 
 
 def _disturbed(noise: Noise, layer: Any, arguments: tuple[Any, ...], y: Tensor) -> Tensor | None:

@@ -86,7 +86,9 @@ class Method:
 
     def __post_init__(self) -> None:
         check_fields(self, lambda name: f"{name} of method {self.label!r}")
-        check_factor(self.label, "scale", getattr(self, "scale", 1.0))
+        scale = getattr(self, "scale", 1.0)
+        if isinstance(scale, int | float) and not (math.isfinite(scale) and scale):
+            raise ConfigError(f"scale of method {self.label!r} must be a finite number other than 0, got {scale}")
         if self.cycles > 1 and (not self.epochs or self.epochs % self.cycles):
             raise ConfigError(
                 f"cycles of method {self.label!r} must divide its epochs, got {self.cycles} for {self.epochs} epochs"
@@ -278,16 +280,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value
-
-
-def check_factor(label: str, name: str, value: Any) -> None:
-    """Check a number that multiplies the whole update: with 0 nothing would ever train.
-
-    Raises:
-        ConfigError: if it is 0 or not finite.
-    """
-    if isinstance(value, int | float) and not (math.isfinite(value) and value):
-        raise ConfigError(f"{name} of method {label!r} must be a finite number other than 0, got {value}")
 
 
 def build_method(spec: Mapping[str, Any], label: str, trust: Iterable[str] = ()) -> Method:
