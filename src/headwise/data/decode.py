@@ -145,20 +145,11 @@ def decode_all(
     reading: Reading | None = None,
     shape: str = "squash",
 ) -> tuple[Array, bool]:
-    """Read many image files with a few threads.
+    """Read many image files, each with the list file and line (or record) that errors name, with a few threads.
 
-    Args:
-        files: path or content, and list file and line (or record) for errors.
-        channels: 3 or 1.
-        size: S.
-        resize: a name of RESIZES.
-        scale: what stored values are multiplied with, for sets that store 0 and 1.
-        reading: as for `decode`.
-        shape: as for `squared`.
-    Returns:
-        (N, H, W, C), and whether they are native: all of one size of at most NATIVE_LIMIT pixels. Else H = W = S.
-    Raises:
-        DataError: for the first file that cannot be decoded.
+    `scale` is what stored values are multiplied with, for sets that store 0 and 1; `reading` is as for `decode`,
+    `shape` as for `squared`. Gives (N, H, W, C), and whether they are native: all of one size of at most NATIVE_LIMIT
+    pixels; else H = W = S. DataError for the first file that cannot be decoded.
     """
     check_resize(resize)
     shrink = RESIZES[resize]

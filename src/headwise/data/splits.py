@@ -46,11 +46,9 @@ def numbered_order(split: str, size: int) -> Indices:
 def parse_slice(text: str, sizes: Mapping[str, int]) -> tuple[str, int, int]:
     """Resolve a slice such as ``train[80%:90%]``, ``test[:200]`` or ``test`` against the sizes of the splits.
 
-    Returns:
-        the split's name, and the first and one-past-last record; per cents are rounded to the nearest record.
-    Raises:
-        ConfigError: if the text is no slice or names an unknown split.
-        DataError: if a bound lies beyond the end of the split.
+    Gives the split's name, and the first and one-past-last record; per cents are rounded to the nearest record.
+    ConfigError if the text is no slice or names an unknown split, DataError if a bound lies beyond the end of the
+    split.
     """
     match = re.fullmatch(r"(\w+)(?:\[(?:(\d+)(%?))?:(?:(\d+)(%?))?\])?", text)
     if match is None:
@@ -74,17 +72,10 @@ def parse_slice(text: str, sizes: Mapping[str, int]) -> tuple[str, int, int]:
 def split_ranges(
     task: VTABTask, split: str, sizes: Mapping[str, int], clip: bool = False
 ) -> list[tuple[str, int, int]]:
-    """The runs of upstream records that make one of the four splits, in order.
+    """The runs of upstream records that make one of the four splits, in order: (upstream split, first, one past last).
 
-    Args:
-        task: its ``splits`` say which slices ``train``, ``val`` and ``test`` are.
-        split: train800, val200, train800val200 or test.
-        sizes: number of examples of each upstream split.
-        clip: take what there is where a split holds fewer than 800 or 200 records.
-    Returns:
-        (upstream split, first, one past last) for each run.
-    Raises:
-        DataError: if a run would be too short, or empty.
+    The task's ``splits`` say of which slices; `sizes` are those of upstream's splits. With `clip` a split takes what
+    there is where it holds fewer than 800 or 200 records. DataError if a run would be too short, or empty.
     """
     check_split(split)
     if split == "train800val200":

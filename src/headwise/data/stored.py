@@ -128,12 +128,8 @@ def orientation(image: Image.Image) -> int:
 def deep_values(image: Image.Image, file: Path | bytes | None) -> NDArray[np.uint16] | None:
     """(H, W) or (H, W, 3) values of an image that stores more than 8 bits each; None for any other. Loads `image`.
 
-    Args:
-        image: opened, and not loaded yet if it is in colour.
-        file: its path or content, from which colours are read; None: they stay at PIL's 8 bits.
-
-    Raises:
-        ValueError: if its values are fractions, negative or above 65535.
+    One in colour must not be loaded yet: its values are read from `file`, a path or content, and stay at PIL's 8 bits
+    without it. ValueError if values are fractions, negative or above 65535.
     """
     if image.mode.startswith("I") or image.mode == "F":
         image.load()

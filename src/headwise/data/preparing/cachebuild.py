@@ -44,20 +44,11 @@ def build(
     say: Say = lambda line: None,
     wait: bool = True,
 ) -> Path:
-    """Write the cache of a set unless it is there; returns its folder.
+    """Write the cache of a set in the folder of all caches, unless it is there; returns its folder.
 
-    Args:
-        source: where the images come from.
-        tasks: all tasks on the set; they share its images.
-        size: S of the network, for images that are not small enough to stay native.
-        resize: a name of `RESIZES`.
-        root: folder of all caches.
-        say: told about progress.
-        wait: wait for another process that is building the same cache; else raise BusyError.
-    Raises:
-        ConfigError: if the tasks do not share their images.
-        DataError: if the source is damaged or the disk is full. What was there before is untouched.
-        BusyError: if another process is building it and ``wait`` is False.
+    All tasks on the set share its images; those that are not small enough to stay native are brought to `size`. Without
+    `wait` another process that is building the same cache is a BusyError. ConfigError if the tasks do not share their
+    images; DataError if the source is damaged or the disk is full. What was there before is untouched.
     """
     check_resize(resize)
     if (

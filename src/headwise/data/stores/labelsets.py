@@ -94,15 +94,10 @@ def class_columns(head: Sequence[str]) -> list[str]:
 
 
 def named(values: Mapping[str, Any], where: str) -> tuple[str, ...]:
-    """Names of the classes of a row.
+    """Names of the classes of a row, of its columns: text, numbers, or a sequence of names or numbers.
 
-    Args:
-        values: of its columns: text, numbers, or a sequence of names or numbers.
-        where: it stands, for errors.
-
-    Raises:
-        DataError: for what is neither 0 nor 1 in the column of a class; for a list that repeats a class or holds
-            what is neither text nor a whole number.
+    DataError, naming `where` it stands, for what is neither 0 nor 1 in the column of a class, and for a list that
+    repeats a class or holds what is neither text nor a whole number.
     """
     columns = class_columns(list(values))
     if not columns:
@@ -157,16 +152,10 @@ def names_or_count(names: Set[str], where: object) -> tuple[list[str], int]:
 
 
 def numbered(names: Sequence[str], num_classes: int, indices: Mapping[str, int], where: str) -> tuple[int, ...]:
-    """The classes of an image as numbers, ascending.
+    """The classes of an image as numbers below K, ascending; a number is taken where it is the name of no class.
 
-    Args:
-        names: of its classes; numbers are taken where the name is none of a class.
-        num_classes: K; numbers are below.
-        indices: number of each class that has a name.
-        where: it stands, for errors.
-
-    Raises:
-        DataError: naming what is no class, and the nearest that is one.
+    `indices` are the numbers of the classes that have a name. DataError, naming `where` it stands, what is no class,
+    and the nearest that is one.
     """
     numbers = set()
     for name in names:

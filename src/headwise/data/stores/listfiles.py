@@ -148,16 +148,10 @@ def _short(text: str) -> str:
 
 
 def locate(entries: Sequence[ListedImage], folder: Path, root: Path) -> list[tuple[Path, os.stat_result]]:
-    """Find the images of list entries, after every symbolic link.
+    """Find the images of list entries, after every symbolic link: path and state of each file.
 
-    Args:
-        entries: lines of a list file in ``folder``.
-        folder: what the entries' paths are relative to.
-        root: the tree that no path may leave; ``folder`` itself may be a link that leads elsewhere.
-    Returns:
-        path and state of each file.
-    Raises:
-        DataError: naming list file and line, if an image is missing or lies outside.
+    Paths are relative to `folder`, which may itself be a link that leads elsewhere; none may leave it or the tree of
+    `root`. DataError, naming list file and line, if an image is missing or lies outside.
     """
     bases = {os.path.realpath(root), os.path.realpath(folder)}
     directories: dict[str, str] = {}

@@ -169,11 +169,8 @@ def _generator(path: Path) -> str | None:
 def tfrecords(shards: Sequence[tuple[Path, int]], positions: Sequence[int]) -> Iterator[tuple[int, bytes]]:
     """Read chosen records of tfrecord files: length (8 bytes), its checksum (4), the record, its checksum (4).
 
-    Args:
-        shards: files and their number of records.
-        positions: ascending, counted over all files.
-    Raises:
-        DataError: if a frame is cut off, its length fails its checksum, or a file holds fewer records than it should.
+    Positions ascend and count over all files, each given with its number of records. DataError if a frame is cut off,
+    its length fails its checksum, or a file holds fewer records than it should.
     """
     # positions ascend, so every file is read at most once, from its beginning to the last one that is wanted
     wanted = iter(positions)

@@ -206,17 +206,9 @@ def shade(
     ambient: float,
     hits: tuple[Floats, NDArray[np.int8]] | None = None,
 ) -> Floats:
-    """Draw a scene.
+    """Draw a scene, (height, width, 3), 0 black and 1 white, unclipped.
 
-    Args:
-        camera: where it is seen from.
-        solids: what stands on the ground.
-        lamps: what lights it.
-        ground: (3,) colour of the ground.
-        ambient: light that comes from everywhere.
-        hits: of ``first_hits``, if known.
-    Returns:
-        (height, width, 3), 0 black and 1 white, unclipped.
+    `ground` is a colour, (3,), and `ambient` light that comes from everywhere; `hits` are of ``first_hits``, if known.
     """
     rays = camera.rays()
     depth, owner = first_hits(camera, rays, solids) if hits is None else hits
