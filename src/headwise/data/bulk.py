@@ -105,11 +105,7 @@ class Bulk:
         return cache_folder() / "pixels" / hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
     def _gather(self, kept: Path | None, shrink: bool) -> Pixels:
-        """The chunks put together; with ``shrink`` native ones are resized as well.
-
-        Raises:
-            MixedError: if they do not fit together as they are.
-        """
+        """The chunks put together, with ``shrink`` native ones resized; MixedError if they do not fit together so."""
         stream = Stream(self.chunks(), self.size, self.resize, shrink)
         planes: Iterator[Array] = (images.transpose(0, 3, 1, 2) for images in stream)
         head = next(planes, None)

@@ -74,11 +74,7 @@ def smallnorb_ele(example: Example) -> int:
 
 
 def last_edge_below(value: float, edges: Sequence[float]) -> int:
-    """Largest i with ``edges[i] < value``, strictly: a value on an edge belongs to the bin before it.
-
-    Raises:
-        DataError: if the value is not above the first edge.
-    """
+    """Largest i with ``edges[i] < value``: on an edge it is of the bin before; DataError if not above the first."""
     index = int(np.searchsorted(np.asarray(edges), value, side="left")) - 1
     if index < 0:
         raise DataError(f"distance {value} lies outside of the bins, which begin above {edges[0]}")

@@ -70,11 +70,7 @@ class AutoSource:
         self._chosen: dict[str, Source] = {}
 
     def resolve(self, task: VTABTask) -> Source:
-        """The source that is used for a task; the choice is made and logged once.
-
-        Raises:
-            DataError: if no source has the task, saying what to do.
-        """
+        """The source that is used for a task, chosen and logged once; DataError, saying what to do, if none has it."""
         if task.name not in self._chosen:
             self._chosen[task.name] = self._choose(task)
         return self._chosen[task.name]

@@ -127,11 +127,7 @@ class VTABTask:
 
 
 def task_of(spec: Any) -> VTABTask:
-    """The task that a record describes: ``_target_`` and fields, plain data.
-
-    Raises:
-        ConfigError: if it names another class, or the fields do not fit.
-    """
+    """The task that a record describes, ``_target_`` and fields; ConfigError for another class, or what is unfit."""
     own = {f"{VTABTask.__module__}.{VTABTask.__name__}": VTABTask}
     return targets.build(spec, own.get, lambda kind: False, "a task")
 

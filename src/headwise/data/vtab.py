@@ -201,11 +201,7 @@ class VTABDataModule(L.LightningDataModule):
         return len(self.pixels(self.eval_split).labels)
 
     def pixels(self, split: str) -> Pixels:
-        """Images of a split as the source gives them; read once.
-
-        Raises:
-            DataError: where they are to be tested by mAP, and none has a label.
-        """
+        """Images of a split as the source gives them, read once; DataError for a test by mAP where none has a label."""
         if split not in self._pixels:
             limit = self.train_images if split == self.train_split else self.test_images
             pixels = self.source.load(self.task, split, self.stored_size, self.resize, limit)

@@ -160,11 +160,7 @@ class _SeenSubnets:
         return len(self.seen) - before
 
     def best(self) -> tuple[float, int, Subnet]:
-        """Score, size and subnet of the best one; the best become parents.
-
-        Raises:
-            ConfigError: if no subnet keeps within the limit.
-        """
+        """Score, size and subnet of the best; the best become parents; ConfigError if none keeps within the limit."""
         if not self.seen:
             raise ConfigError(
                 f"no subnet of sizes {list(self.recipe.sizes)} keeps within search.limit={self.recipe.limit} "

@@ -20,11 +20,7 @@ def check_names(expected: Iterable[str], given: Iterable[str]) -> None:
 
 
 def copy_into(targets: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
-    """Copy saved tensors over the live ones of the same names.
-
-    Raises:
-        CheckpointError: naming what is missing, unexpected, or of another shape.
-    """
+    """Copy saved tensors over live ones; CheckpointError naming what is missing, unexpected, or of another shape."""
     check_names(targets, tensors)
     for name, target in targets.items():
         if target.shape != tensors[name].shape:

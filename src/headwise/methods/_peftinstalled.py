@@ -129,11 +129,7 @@ class PeftInstalled(Installed):
         return self.allocator.penalty() if self.allocator else None
 
     def callbacks(self) -> list[L.Callback]:
-        """AdaLoRA's rank allocation.
-
-        Raises:
-            ConfigError: if the method was installed without the plan of `PeftMethod.prepare`.
-        """
+        """AdaLoRA's rank allocation; ConfigError if it was installed without the plan of `PeftMethod.prepare`."""
         if self.allocator is None:
             return []
         if self.num_steps is None:

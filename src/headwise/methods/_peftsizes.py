@@ -83,11 +83,7 @@ UNEVEN = ("rank_pattern", "n_frequency_pattern", "block_size_pattern", "proporti
 
 
 def size_of(config: Mapping[str, Any]) -> tuple[Callable[[int, int, int], int], int]:
-    """Parameters that a config trains at one projection, as a function of its O, I and heads, and what all share.
-
-    Raises:
-        ConfigError: if that is not known here in closed form.
-    """
+    """Parameters of a config at one projection, of its O, I and heads, and what all share; ConfigError if not known."""
     name = config_class(config).__name__
     if name not in AT_EACH:
         raise ConfigError(f"the size of {config['_target_']} is not known in closed form{suggest('', AT_EACH)}")

@@ -31,11 +31,7 @@ class ButterflyDelta(Delta):
     order: Tensor
 
     def __init__(self, site: Site, base: Tensor, block: int, factors: int) -> None:
-        """Build the skew matrices for `base`, (O, I).
-
-        Raises:
-            ConfigError: if b 2^(m - 1) does not divide I, or b is odd and m > 1.
-        """
+        """Skew matrices for `base`, (O, I); ConfigError if b 2^(m - 1) does not divide I, or b is odd and m > 1."""
         super().__init__()
         num_rows, num_inputs = base.shape
         widest = block * 2 ** (factors - 1)

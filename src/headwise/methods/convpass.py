@@ -60,11 +60,7 @@ class Convpass(Method):
         return (2 if self.mlp else 1) * per_block(net, lambda c: 2 * c * h + 9 * h**2 + 2 * h + c)
 
     def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
-        """Wrap every block.
-
-        Raises:
-            ConfigError: for a hidden width out of range, blocks whose halves are unknown, or patches on no known grid.
-        """
+        """Wrap every block; ConfigError for a hidden width out of range, unknown halves, or patches on no grid."""
         members = list(blocks(net))
         for _, _, block in members:
             check_block(block)

@@ -73,11 +73,7 @@ class PermutedLoRA(Method):
         return per_head(net, self.targets, self.rank)
 
     def build(self, site: Site, base: Tensor) -> Delta:
-        """One group of random rows per head, of o of random columns.
-
-        Raises:
-            ConfigError: for fc1 and fc2, which have no heads.
-        """
+        """One group of random rows per head, of o of columns; ConfigError for fc1 and fc2, which have no heads."""
         check_heads(self, site)
         return PermutedRows(site, base, self.rank, self.scale, self.dropout)
 

@@ -187,11 +187,7 @@ class ScaledHeadLoRA(Method):
         return per_head(net, self.targets, self.rank)
 
     def build_all(self, bases: Mapping[Site, Tensor]) -> dict[Site, Delta]:
-        """One group per head, of the scales that the ranks of plain LoRA give.
-
-        Raises:
-            ConfigError: for fc1 and fc2, which have no heads.
-        """
+        """One group per head, of the scales that plain LoRA's ranks give; ConfigError for what has no heads."""
         for site in bases:
             check_heads(self, site)
         ranks = matched_ranks(self.rank, {site: (base.shape[0], base.shape[1]) for site, base in bases.items()})

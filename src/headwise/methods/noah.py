@@ -274,11 +274,7 @@ class Supernet(Method):
         return num_parameters(dict.fromkeys(KINDS, largest), width_of(net, keys[0]))
 
     def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
-        """As NOAH, at the largest size everywhere.
-
-        Raises:
-            ConfigError: on a network that is no ViT, or for sizes out of range.
-        """
+        """As NOAH, at the largest size everywhere; ConfigError on a network that is no ViT, or for wrong sizes."""
         require_vit(net, self)
         require_plain_positions(net, self)
         recipe = Evolution.of(self.search)

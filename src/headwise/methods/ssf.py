@@ -120,11 +120,7 @@ class SSF(Method):
         return sum(sizes)
 
     def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
-        """Wrap every linear operation.
-
-        Raises:
-            ConfigError: if a projection still carries another update, or is held in 4 bits.
-        """
+        """Wrap every linear operation; ConfigError if a projection carries another update, or is held in 4 bits."""
         refuse_four_bits(net, self)
         keys = {path: f"s{stage}.b{block}" for stage, block, path in net.blocks}
         heads = set(map(id, net.head.modules()))

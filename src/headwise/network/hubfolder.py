@@ -38,11 +38,8 @@ def configuration(
 ) -> dict[str, Any]:
     """What ``config.json`` holds, in timm's format, which transformers reads as well.
 
-    Args:
-        model: timm's own network.
-        arguments: of timm.create_model, see `arguments_of`.
-        transform: arguments of timm.data.create_transform.
-        class_names: in the order of the logits. transformers would take ImageNet's where there are none.
+    It takes arguments of timm.create_model, see `arguments_of`, and of timm.data.create_transform, and the names of
+    classes in the order of the logits. transformers would take ImageNet's where there are none.
     """
     name, _, tag = str(arguments["model_name"]).partition(".")
     known = record_of(model)

@@ -122,11 +122,7 @@ def put_back(model: nn.Module) -> None:
 
 
 def exported(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of a network's tensors under timm's own names.
-
-    Raises:
-        CheckpointError: where a bias has no place in timm's network.
-    """
+    """Copies of a network's tensors under timm's own names; CheckpointError where a bias has no place there."""
     splits = {name: module for name, module in model.named_modules() if isinstance(module, SplitQKV)}
     state: dict[str, Tensor] = {}
     for key, tensor in model.state_dict().items():

@@ -216,21 +216,13 @@ def usable(kind: Any) -> Any:
 
 
 def check_fields(built: Any, key: Key) -> None:
-    """Check the values of a dataclass by its annotations; for ``__post_init__``.
-
-    Raises:
-        ConfigError: for a value of another kind or out of range.
-    """
+    """Check a dataclass by its annotations, for ``__post_init__``; ConfigError for a value of another kind or range."""
     fields = fields_of_class(type(built))
     fields.check({name: getattr(built, name) for name in fields.types}, key)
 
 
 def built_from(kind: type[T], given: Any, key: Key) -> T:
-    """A dataclass from a mapping of its fields.
-
-    Raises:
-        ConfigError: for anything but a mapping, an unknown field, or a value of another kind.
-    """
+    """A dataclass from a mapping of its fields; ConfigError for anything else, or an unknown or wrong field."""
     if not isinstance(given, Mapping):
         raise ConfigError(f"{key('').rstrip('.')} must be a mapping of its fields, got {shown(given)}")
     fields_of_class(kind).check(given, key)

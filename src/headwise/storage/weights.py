@@ -52,11 +52,7 @@ def network_name(backbone: Mapping[str, Any], typed: Collection[str] = ()) -> st
 
 
 def stated_weights(backbone: Mapping[str, Any]) -> str | None:
-    """What the user says that a weights file is; None where nothing is said.
-
-    Raises:
-        ConfigError: if it is said of anything but a file, or is no text.
-    """
+    """What the user says a weights file is, None for nothing; ConfigError if said of no file, or no text."""
     stated, weights = backbone.get("weights_are"), str(backbone["weights"])
     if stated is None:
         return None

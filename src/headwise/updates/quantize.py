@@ -145,12 +145,9 @@ class Quantizer:
 
     @torch.no_grad()
     def pack(self, weight: Tensor, active_rows: Tensor | None = None, rows: Tensor | None = None) -> Codes:
-        """Codes and statistics of a latent matrix, for storage.
+        """Codes and statistics of a latent matrix, for storage; `active_rows` as for a call.
 
-        Args:
-            weight: latent matrix.
-            active_rows: as for a call.
-            rows: bool, rows of the flattened matrix to store; None for all.
+        `rows`, bool, are those of the flattened matrix to store; None for all.
         """
         mean, deviation = self.statistics(weight, active_rows)
         # codes of the matrix as rows, (O, I), of which those of heads that are off are left out
@@ -227,11 +224,7 @@ def pack_codes(codes: Tensor, bits: int) -> Tensor:
 
 
 def unpack_codes(stored: Tensor, bits: int, count: int) -> Tensor:
-    """The first `count` codes of `pack_codes`, (count,) uint8.
-
-    Raises:
-        CheckpointError: if the bytes hold another number of codes.
-    """
+    """The first `count` codes of `pack_codes`, (count,) uint8; CheckpointError for bytes of another number of codes."""
     per_byte = 8 // bits
     expected = -(-count // per_byte)
     if stored.dtype != torch.uint8 or stored.shape != (expected,):

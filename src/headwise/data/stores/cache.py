@@ -104,11 +104,7 @@ class Cache:
         return cls(path, meta)
 
     def holds(self, task: VTABTask) -> bool:
-        """Whether the task is in it; one built for another definition of the task is refused.
-
-        Raises:
-            DataError: if the task's splits or classes are not those it was built with.
-        """
+        """Whether the task is in it; DataError if it was built for another definition of the task."""
         entry = self.meta["tasks"].get(task.name)
         if entry is not None and entry["rules"] != rules(task):
             raise DataError(
@@ -209,11 +205,7 @@ class CacheSource:
         self._caches: dict[str, list[Cache]] = {}
 
     def has(self, task: VTABTask) -> bool:
-        """Whether there is a cache of the task, of whatever size.
-
-        Raises:
-            DataError: if one is there that is damaged or foreign.
-        """
+        """Whether there is a cache of the task, of whatever size; DataError if one is damaged or foreign."""
         return bool(self._of(task))
 
     def has_size(self, task: VTABTask, size: int, resize: str) -> bool:

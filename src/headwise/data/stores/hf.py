@@ -148,11 +148,7 @@ class DatasetsSource:
         return items if is_name else tuple(known[int(item)] for item in items)
 
     def _all(self, task: VTABTask) -> dict[str, list[Row]]:
-        """The rows of each part; every image is looked at once for a source.
-
-        Raises:
-            DataError: for a label that is none of the task, or an image that is not there.
-        """
+        """The rows of each part, each image looked at once; DataError for a label or an image that is none."""
         key = (task.num_classes, task.class_names, task.multi_label)
         if key not in self._rows:
             self._rows[key] = {

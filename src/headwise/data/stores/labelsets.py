@@ -138,11 +138,7 @@ def classes_of(tables: Iterable[LabelTable]) -> tuple[list[str], int]:
 
 
 def names_or_count(names: Set[str], where: object) -> tuple[list[str], int]:
-    """Names of classes, sorted; or none and how many numbers there are.
-
-    Raises:
-        DataError: naming `where`, if some classes are numbers and others names.
-    """
+    """Names of classes, sorted, or none and how many numbers there are; DataError, naming `where`, for a mixture."""
     numbers = [name for name in names if NUMBER.fullmatch(name)]
     if not numbers:
         return sorted(names), 0

@@ -199,11 +199,7 @@ Contents = Mapping[str, Sequence[tuple[ListedImage, Digest]]]
 
 
 def digests(entries: Sequence[ListedImage], folder: Path, root: Path) -> list[Digest]:
-    """Content hashes of the images of list entries. Files whose size and times are unchanged are not read again.
-
-    Raises:
-        DataError: as ``locate``.
-    """
+    """Content hashes of the images of list entries; what is unchanged is not read again; DataError as ``locate``."""
     remembered, result = Remembered("digests", os.path.realpath(folder)), []
     for path, state in locate(entries, folder, root):
         stamp = stamp_of(state)
