@@ -74,11 +74,7 @@ class Evolution:
 
     @classmethod
     def of(cls, given: Mapping[str, Any] | str) -> Self:
-        """From ``method.search``: ``evolution``, or fields.
-
-        Raises:
-            ConfigError: for another word, an unknown field, or a value out of range.
-        """
+        """What ``method.search`` means: ``evolution``, or fields; ConfigError for another word, or wrong fields."""
         if isinstance(given, str):
             if given != DEFAULTS:
                 raise ConfigError(f"unknown search {given!r}{suggest(given, [DEFAULTS])}, or fields of it")

@@ -163,11 +163,7 @@ class FacT(Method):
         return total
 
     def build_all(self, bases: Mapping[Site, Tensor]) -> dict[Site, Delta]:
-        """One `Shared` per stage, for TK one `Core` as well, and one delta per projection.
-
-        Raises:
-            ConfigError: for a rank out of range, or an MLP whose width is no multiple of the block's.
-        """
+        """One `Shared` per stage, for TK one `Core` as well; ConfigError for a rank or widths that do not fit."""
         deltas: dict[Site, Delta] = {}
         for sites in by_stage(bases):
             first, width = bases[sites[0]], common_width("FacT", sites, bases)

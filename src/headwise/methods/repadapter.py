@@ -110,11 +110,7 @@ class RepAdapter(Method):
         return per_block(net, lambda c: 2 * (c * hidden + hidden + c * hidden // groups + c))
 
     def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
-        """Wrap qkv and fc1 of every block.
-
-        Raises:
-            ConfigError: for sizes that do not divide, a projection that carries another update or has no bias.
-        """
+        """Wrap qkv and fc1 of every block; ConfigError for wrong sizes, another update in place, or no bias."""
         parts: dict[str, nn.Module] = {}
         for key, path, block in blocks(net):
             own: Any = unwrapped(block)

@@ -260,11 +260,7 @@ class BackboneSpec:
 
     @property
     def side(self) -> int:
-        """Side of the square input, pixels: as given, or as timm's record has it.
-
-        Raises:
-            ConfigError: for an unknown network, or one whose images are not square.
-        """
+        """Side of the square input, pixels, as given or of timm's record; ConfigError if unknown or not square."""
         return side_of(self.timm_name) if self.img_size is None else self.img_size
 
     @property

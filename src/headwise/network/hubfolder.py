@@ -66,11 +66,7 @@ def configuration(
 
 
 def read_back(folder: Path) -> nn.Module:
-    """The network of such a folder, by timm alone, in evaluation mode.
-
-    Raises:
-        CheckpointError: if timm cannot make it of what the folder says.
-    """
+    """The network of such a folder, by timm alone, in evaluation mode; CheckpointError if timm cannot make it."""
     try:
         return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     except Exception as error:

@@ -123,11 +123,7 @@ def _hides_names(module: Module) -> bool:
 
 @functools.cache
 def fields_of_target(target: str) -> Fields:
-    """What may be given to the class or function that ``_target_`` names.
-
-    Raises:
-        ConfigError: if there is no such module, or the module plainly has no such name.
-    """
+    """What may be given to what ``_target_`` names; ConfigError if there is no such module, or plainly no such name."""
     module, _, name = target.rpartition(".")
     source = module_of(module)
     if source is None:

@@ -235,11 +235,7 @@ class Saver(L.Callback):
         self._next = 0.0
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save; a crash meanwhile leaves the file that was there.
-
-        Raises:
-            BusyError: if this process stood still for so long that another one took the phase over.
-        """
+        """Save, a crash leaving what was there; BusyError if another process took the phase over meanwhile."""
         # two processes that write one checkpoint by turns would mix their epochs
         if self.claim.lost:
             raise BusyError(

@@ -72,11 +72,7 @@ class TFDSSource:
         return task.builder is not None and bool(versions_present(self.root, task.builder, task.config))
 
     def prepared(self, task: VTABTask) -> PreparedSet:
-        """The directory that is read.
-
-        Raises:
-            DataError: if there is none, or it is damaged, of another version, or of other counts than it claims.
-        """
+        """The directory that is read; DataError for none, or a damaged one, or of other versions or counts."""
         if task.name not in self._prepared:
             if task.builder is None:
                 raise DataError(f"task {task.name!r} has no upstream set; use data=folder data.root=PATH")
