@@ -28,7 +28,7 @@ class Pixels:
 
     Args:
         images: (N, S, S, C) uint8, or (N, H, W, C) where small images keep their native size.
-        labels: (N,) int64.
+        labels: (N,) int64; (N, K) of 0 and 1 where images may have several.
         keys: what identifies each image in its source, such as its relative path.
         provenance: source, decoder and resize, as plain values for the result file.
     """

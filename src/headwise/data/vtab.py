@@ -40,7 +40,7 @@ class TrainBatches:
 
     Args:
         images: (N, C, H, W) uint8; an array may be memory-mapped.
-        labels: (N,) int64.
+        labels: (N,) int64; (N, K) of 0 and 1 where images may have several.
         batch_size: B.
         seed: of the run.
         phase: 0-based number of the training phase, so that two phases do not repeat each other's order.

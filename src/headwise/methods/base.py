@@ -30,7 +30,7 @@ from headwise.wrappers.settling import BesideLinear
 Plan = dict[str, Any]
 """What `Method.prepare` learned before installing: plain data that JSON can hold."""
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
-"""Gives normalised images (B, 3, S, S) and labels (B,) of the training set in a fixed order, every image once."""
+"""Gives normalised images (B, 3, S, S) and labels, (B,) or (B, K), of the training set in order, every image once."""
 
 
 _DECLARED = "gateable: ClassVar[bool] = True"

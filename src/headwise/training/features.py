@@ -30,7 +30,7 @@ _PLAIN = (bool, int, float, str, tuple, type(None))
 
 @dataclass(frozen=True)
 class Features:
-    """Of one split: (N, D) in the order of the images, on the CPU; labels, (N,); seconds that computing them took."""
+    """Of one split, (N, D), in its order, on the CPU; labels, (N,) or (N, K); seconds that computing them took."""
 
     values: Tensor
     labels: Tensor
@@ -38,7 +38,7 @@ class Features:
 
 
 class FeatureBatches:
-    """A split's features (B, D) and labels (B,) in its own order, at most `size` of them at a time."""
+    """A split's features (B, D) and labels, (B,) or (B, K), in its own order, at most `size` of them at a time."""
 
     def __init__(self, features: Features, size: int) -> None:
         self.features, self.size = features, size
@@ -103,13 +103,9 @@ def inputs(module: PhaseModule, data: VTABDataModule, trainer: L.Trainer, epochs
     of_train = TrainBatches(
         train.values, train.labels, batches.batch_size, batches.seed, batches.phase, batches.drop_last
     )
-    if len(images.labels) * train.values[0].nbytes > LIMIT:
-        return Inputs(of_train, plain.test, train.seconds)
-    size = images.batch_size
-    test = _features(module, trainer, "test", images, size)
-    if test is None:
-        return Inputs(of_train, plain.test, train.seconds)
-    return Inputs(of_train, FeatureBatches(test, size), train.seconds)
+    fits = len(images.labels) * train.values[0].nbytes <= LIMIT
+    test = _features(module, trainer, "test", images, images.batch_size) if fits else None
+    return Inputs(of_train, images if test is None else FeatureBatches(test, images.batch_size), train.seconds)
 
 
 def _features(

@@ -312,7 +312,7 @@ def waiting(holder: Mapping[str, Any], say: Callable[[str], None]) -> None:
 
 
 def _batches(net: Backbone, data: VTABDataModule, parts: int = 1) -> Batches:
-    """The training set as the network takes it, (B, 3, S, S) and (B,), every image once."""
+    """The training set as the network takes it, (B, 3, S, S) and (B,) or (B, K), every image once."""
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         device = next(net.parameters()).device

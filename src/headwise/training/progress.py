@@ -138,15 +138,10 @@ class Progress(L.Callback):
             left = spent / max(1, epoch - self._first) * (self.epochs - epoch)
             self.say(f"{self.title}: epoch {epoch}/{self.epochs}, loss {loss:.4f}, {left:.0f} s left")
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Close the bar."""
-        self._close()
-
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Close the bar."""
-        self._close()
-
-    def _close(self) -> None:
+    def on_train_end(self, *_: Any) -> None:
+        """Close the bar; a run that fails does so as well."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+    on_exception = on_train_end

@@ -33,11 +33,6 @@ class QuantizedLinear(nn.Linear):
             if bool((self.weight == self.weight[0, 0]).all()):
                 nn.init.trunc_normal_(self.weight, std=0.001, a=-0.002, b=0.002)
 
-    @property
-    def quantizer(self) -> Quantizer:
-        """The quantiser of the weight."""
-        return self.coded.quantizer
-
     def value(self) -> Tensor:
         """The weight as it is used, (O, I)."""
         return self.coded.value(self.weight)
