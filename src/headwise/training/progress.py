@@ -139,9 +139,11 @@ class Progress(L.Callback):
             self.say(f"{self.title}: epoch {epoch}/{self.epochs}, loss {loss:.4f}, {left:.0f} s left")
 
     def on_train_end(self, *_: Any) -> None:
-        """Close the bar; a run that fails does so as well."""
+        """Close the bar."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
 
-    on_exception = on_train_end
+    def on_exception(self, *_: Any) -> None:
+        """Close the bar."""
+        self.on_train_end()
