@@ -71,11 +71,7 @@ class PhaseModule(L.LightningModule):
         """Hold what one phase needs.
 
         Args:
-            net: with the method installed.
-            installed: the method at work in it.
-            protocol: optimiser, schedule.
             preprocess: uint8 images (B, C, H, W) to what the network takes, (B, 3, S, S).
-            epochs: of this phase.
             steps_per_epoch: optimiser steps.
             seed_parts: with the epoch, the source of every random number of the phase.
             lr: peak learning rate; None takes the protocol's.
