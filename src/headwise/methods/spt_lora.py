@@ -187,12 +187,7 @@ class SPTLoRA(Method):
         return self.select(net, self.sensitivities(net, batches))
 
     def _stored(self, net: Backbone, file: str) -> Plan:
-        """The plan of a selection that the authors stored.
-
-        Raises:
-            CheckpointError: if the file cannot be read as one.
-            ConfigError: if it is of another network, rank or structure.
-        """
+        """The plan that the authors stored; CheckpointError if it is none, ConfigError if of another network."""
         chosen, sha256 = Selected(Path(file)), file_sha256(file)
         candidates = self._candidates(net)
         plan, num_entries = chosen.plan(net.sites, len(net.blocks), candidates, _biases(net))

@@ -184,11 +184,7 @@ def _put_in_place(folder: Path, name: str, base: str) -> Path:
 def _write(
     source: Cacheable, task: VTABTask, size: int, resize: str, folder: Path, say: Say, shrink: bool
 ) -> tuple[dict[str, Any], dict[str, NDArray[np.int64]], dict[str, Any], bytes]:
-    """Images of all parts, the classes of ``task``, the source's facts, and the keys.
-
-    Raises:
-        MixedError: if the images of all parts together do not fit together as they are.
-    """
+    """Images of all parts, classes of ``task``, the source's facts, keys; MixedError if parts do not fit together."""
     folder.mkdir(parents=True)
     splits: dict[str, Any] = {}
     classes: dict[str, NDArray[np.int64]] = {}

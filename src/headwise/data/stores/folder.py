@@ -279,11 +279,7 @@ class FolderSource:
         return contents
 
     def _looked_at(self, task: VTABTask, contents: Contents | None = None) -> tuple[dict[str, Facts], int | None]:
-        """What a user's own images say of themselves, by their content, and the bits of a value of the deep ones.
-
-        Raises:
-            DataError: if an image has two labels.
-        """
+        """What own images say of themselves, by content, and the bits of deep ones; DataError if one has two labels."""
         contents = self._contents(task) if contents is None else contents
         own.check(contents, task)
         folder = self.folder(task)
