@@ -103,7 +103,7 @@ class Method:
             )
 
     def gating(self) -> Gate | None:
-        """The gate, checked; ConfigError if it is none, or this method's update has no heads to switch off."""
+        """The gate, checked; ConfigError if it is not one, or this method's update has no heads to switch off."""
         gate = Gate.of(self.gate)
         if gate is not None and not self.gateable:
             raise ConfigError(

@@ -151,7 +151,8 @@ def is_train(split: str) -> bool:
 def draw(task: VTABTask, labels: NDArray[np.int64]) -> Indices:
     """Our own draw: the ``shots`` images of each class whose md5 of set, shots, draw and position is smallest.
 
-    Of images with these classes, (N,), positions, ascending, (shots * num_classes,). DataError if a class has too few.
+    `labels` are the classes of the images to draw from, (N,). Gives positions, ascending, (shots * num_classes,).
+    DataError if a class has too few images.
     """
     salt = f"fewshot/{task.name}/{task.shots}/{task.draw}"
     ranks = [hashlib.md5(f"{salt}/{position}".encode()).digest() for position in range(len(labels))]
