@@ -27,7 +27,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-import lightning as L
 from torch import Tensor, nn
 
 from headwise.errors import ConfigError, check_choice
@@ -209,6 +208,7 @@ class SupernetInstalled(Installed):
         width = width_of(net, self.keys[0])
         cost = functools.partial(num_parameters, width=width)
         self.searching = SubnetSearch(recipe, KINDS, len(self.keys), cost, self.use)
+        self.more = [self.searching]
         self.freeze_rest()
 
     def use(self, subnet: Subnet) -> None:
@@ -224,10 +224,6 @@ class SupernetInstalled(Installed):
             self.wrappers[index].replaced = live if prompts else 0
             live = prompts or live
         self.wrappers[-1].replaced = live
-
-    def callbacks(self) -> list[L.Callback]:
-        """The callbacks of every method, and the search."""
-        return [*super().callbacks(), self.searching]
 
     def report(self) -> dict[str, Any]:
         """The subnet that the search chose, and how; nothing before."""
@@ -340,8 +336,9 @@ def _insert(
 
 
 def _prompt(net: Backbone, path: str, prompts: Prompts | None, behind: int, replaced: int) -> Prompted:
-    # `place` gives back what the function made
-    return place(net, path, lambda inner: Prompted(inner, prompts, behind, replaced, at_end=True))  # type: ignore
+    # `place` gives back what the function made, here a Prompted
+    wrapper: Any = place(net, path, lambda inner: Prompted(inner, prompts, behind, replaced, at_end=True))
+    return wrapper
 
 
 def _read(spec: dict[str, Any], *unread: str) -> dict[str, Any]:
