@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 
 class HeadwiseError(ValueError):
@@ -65,3 +65,9 @@ def suggest(given: str, allowed: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(given), names, n=1, cutoff=0.5)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     return f"{hint}; allowed: {', '.join(names)}" if names else "; there is none"
+
+
+def check_choice(what: str, given: str, allowed: Collection[str], of: str = "") -> None:
+    """Refuse a name that is none of those allowed, with a ConfigError: ``unknown <what> 'x'<of>; allowed: a, b``."""
+    if given not in allowed:
+        raise ConfigError(f"unknown {what} {given!r}{of}{suggest(given, allowed)}")

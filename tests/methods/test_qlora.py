@@ -184,7 +184,7 @@ def test_dylora_beside_4_bits_works_at_the_drawn_rank(frozen: bool) -> None:
     net, installed = beside(DyLoRA(label="dylora", rank=8, alpha=8.0, frozen=frozen))
     outputs = []
     for rank in (1, 3, 8):
-        installed.sampling.drawn.rank = rank
+        installed.more[0].drawn.rank = rank  # type: ignore[attr-defined]
         net.zero_grad()
         y = net(X)
         y.sum().backward()

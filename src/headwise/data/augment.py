@@ -77,15 +77,7 @@ def generator(seed: int, phase: int, epoch: int, step: int) -> np.random.Generat
 
 
 def augment(images: Tensor, size: int, random: np.random.Generator) -> Tensor:
-    """Augment a batch for training.
-
-    Args:
-        images: (B, C, H, W) uint8; a single channel is repeated.
-        size: S.
-        random: of this batch.
-    Returns:
-        (B, 3, S, S) uint8.
-    """
+    """Augment a batch, (B, C, H, W) uint8, for training: (B, 3, S, S) uint8, S its `size`; one channel is repeated."""
     return torch.stack([_one(image.expand(3, -1, -1), size, random) for image in images])
 
 

@@ -10,6 +10,7 @@ Legend: N images, H, W height and width, S the side of the square that the netwo
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import mmap
@@ -47,11 +48,7 @@ class MixedError(Exception):
 
 
 def check_memory(memory: float) -> float:
-    """Return data.memory.
-
-    Raises:
-        ConfigError: unless it is a number of at least 0.
-    """
+    """Return data.memory; ConfigError unless it is a number of at least 0."""
     if isinstance(memory, bool) or not isinstance(memory, int | float) or not 0 <= memory < math.inf:
         raise ConfigError(f"data.memory is a number of GiB, 0 or more, got {memory!r}")
     return float(memory)
@@ -108,29 +105,27 @@ class Bulk:
         return cache_folder() / "pixels" / hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
     def _gather(self, kept: Path | None, shrink: bool) -> Pixels:
-        """The chunks put together; with ``shrink`` native ones are resized as well.
-
-        Raises:
-            MixedError: if they do not fit together as they are.
-        """
-        stream = _Stream(self.chunks(), self.size, self.resize, shrink)
-        head = next(stream, None)
+        """The chunks put together, with ``shrink`` native ones resized; MixedError if they do not fit together so."""
+        stream = Stream(self.chunks(), self.size, self.resize, shrink)
+        planes: Iterator[Array] = (images.transpose(0, 3, 1, 2) for images in stream)
+        head = next(planes, None)
         if head is None:
             raise DataError(f"{self.title}: there is no image")
         shape = (self.count, *head.shape[1:])
+        planes = itertools.chain([head], planes)
         if math.prod(shape) > self._limit and kept is not None:
-            return self._keep(kept, shape, stream, head)
+            return self._keep(kept, shape, stream, planes)
         images, done = np.empty(shape, dtype=np.uint8), 0
-        for piece in _chained(head, stream):
+        for piece in planes:
             done += len(piece)
             # more images than there is room for are only counted, for the error below
             if done <= self.count:
                 images[done - len(piece) : done] = piece
         if done != self.count:
             raise DataError(f"{self.title}: the source gave {done} of {self.count} images")
-        return stream.pixels(images)
+        return Pixels(images.transpose(0, 2, 3, 1), stream.classes, tuple(stream.keys), stream.facts)
 
-    def _keep(self, folder: Path, shape: tuple[int, ...], stream: _Stream, head: Array) -> Pixels:
+    def _keep(self, folder: Path, shape: tuple[int, ...], stream: Stream, planes: Iterator[Array]) -> Pixels:
         """Write the images to a file, unless another process has meanwhile."""
         root, images = folder.parent, f"{self.title}: {shape[0]:,} decoded images"
 
@@ -152,7 +147,7 @@ class Bulk:
             part = root / f".building-{folder.name}-{uuid.uuid4().hex[:8]}"
             try:
                 with atomic.errors_naming(folder):
-                    self._write(part, shape, stream, head)
+                    self._write(part, shape, stream, planes)
                     part.rename(folder)
                     atomic.flush(root)
             finally:
@@ -160,21 +155,27 @@ class Bulk:
         # its files were hashed as they were written
         return _read(folder, fresh=True)
 
-    def _write(self, part: Path, shape: tuple[int, ...], stream: _Stream, head: Array) -> None:
+    def _write(self, part: Path, shape: tuple[int, ...], stream: Stream, planes: Iterator[Array]) -> None:
         part.mkdir(parents=True)
-        files = {FILES[0]: write_array(part / FILES[0], shape, _chained(head, stream), "uint8")}
-        labels = np.array(stream.labels, dtype=np.int64)
+        files = {FILES[0]: write_array(part / FILES[0], shape, planes, "uint8")}
+        labels = stream.classes
         files[FILES[1]] = write_array(part / FILES[1], labels.shape, iter([labels]), "int64")
         meta = {"files": files, "facts": stream.facts, "keys": stream.keys, "title": self.title}
         atomic.write_json(part / "meta.json", meta)
 
 
-class _Stream(Iterator[Array]):
-    """Chunks as (n, C, H, W) planes of one size, and what else they say."""
+class Stream(Iterator[Array]):
+    """Images of the chunks of a split, (n, H, W, C) of one size, and what else the chunks said so far.
 
-    def __init__(self, chunks: Iterable[Pixels], size: int, resize: str, shrink: bool) -> None:
+    With `shrink` native ones are resized as well. `shape`, (H, W, C) and whether it is native, is that of the first
+    image unless it is given.
+    """
+
+    def __init__(
+        self, chunks: Iterable[Pixels], size: int, resize: str, shrink: bool, shape: tuple[int, ...] | None = None
+    ) -> None:
         self._chunks, self._size, self._resize, self._shrink = iter(chunks), size, resize, shrink
-        self._shape: tuple[int, ...] | None = None
+        self.shape = shape
         self.labels: list[int] = []
         self.keys: list[str] = []
         self.facts: dict[str, Any] = {}
@@ -185,31 +186,22 @@ class _Stream(Iterator[Array]):
         if self._shrink and is_native:
             images, is_native = np.stack([RESIZES[self._resize](image, self._size) for image in images]), False
         shape = (*images.shape[1:], is_native)
-        if self._shape not in (None, shape):
+        if self.shape not in (None, shape):
             raise MixedError
-        self._shape = shape
+        self.shape = shape
         self.labels += chunk.labels.tolist()
         self.keys += chunk.keys
         self.facts = {**chunk.provenance, "resize": "native" if is_native else self._resize}
-        return images.transpose(0, 3, 1, 2)
+        return images
 
-    def pixels(self, planes: Array) -> Pixels:
-        """What was streamed, once it lies in (N, C, H, W) ``planes``."""
-        labels = np.array(self.labels, dtype=np.int64)
-        return Pixels(planes.transpose(0, 2, 3, 1), labels, tuple(self.keys), self.facts)
-
-
-def _chained(head: NDArray[Any], rest: Iterator[NDArray[Any]]) -> Iterator[NDArray[Any]]:
-    yield head
-    yield from rest
+    @property
+    def classes(self) -> NDArray[np.int64]:
+        """Labels of all images, (N,)."""
+        return np.array(self.labels, dtype=np.int64)
 
 
 def _read(folder: Path, fresh: bool = False) -> Pixels:
-    """A kept split, its images memory-mapped.
-
-    Raises:
-        DataError: if a file of it is damaged.
-    """
+    """A kept split, its images memory-mapped; DataError if a file of it is damaged."""
     try:
         meta = read_json(folder / "meta.json", STORES)
         planes, labels = (_mapped(folder / name, meta["files"][name], fresh) for name in FILES)
@@ -232,11 +224,7 @@ def _mapped(file: Path, entry: dict[str, Any], fresh: bool) -> NDArray[Any]:
 
 
 def check_room(folder: Path, num_bytes: int, what: str) -> None:
-    """Refuse to write more than the disk of a folder holds.
-
-    Raises:
-        DataError: with the ways out.
-    """
+    """Refuse to write more than the disk of a folder holds; DataError with the ways out."""
     atomic.make_folder(folder)
     free = shutil.disk_usage(folder).free
     if free < num_bytes + MARGIN:

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from headwise.data.stored import BROKEN, Reading, opened, read, to_8_bits
-from headwise.errors import ConfigError, DataError, suggest
+from headwise.data.stored import BROKEN, Reading, deep_values, opened, read, to_8_bits
+from headwise.errors import ConfigError, DataError, check_choice, suggest
 
 Array = NDArray[np.uint8]
 
@@ -64,11 +64,7 @@ SHAPES = ("squash", "crop", "pad")
 
 
 def check_shape(name: str) -> str:
-    """Return data.resize.
-
-    Raises:
-        ConfigError: unless it is one of `SHAPES`.
-    """
+    """Return data.resize; ConfigError unless it is one of `SHAPES`."""
     if name not in SHAPES:
         raise ConfigError(f"unknown data.resize={name!r}{suggest(str(name), SHAPES)}; protocol.resize is the filter")
     return name
@@ -97,8 +93,7 @@ def squared(image: Array, shape: str) -> Array:
 
 def check_resize(name: str) -> None:
     """Raise ConfigError unless ``name`` is one of the ways to resize."""
-    if name not in RESIZES:
-        raise ConfigError(f"unknown resize {name!r}{suggest(name, RESIZES)}")
+    check_choice("resize", name, RESIZES)
 
 
 def decode(file: Path | bytes, channels: int, where: str, reading: Reading | None = None) -> Array:
@@ -131,16 +126,9 @@ def decode(file: Path | bytes, channels: int, where: str, reading: Reading | Non
 
 
 def to_channels(image: Image.Image, channels: int) -> Array:
-    """(H, W, C) of an opened image of any mode.
-
-    Raises:
-        ValueError: if its values have no 8-bit equivalent.
-    """
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image)
-        if image.mode == "F" or values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"mode {image.mode} with values outside of 0..65535 has no 8-bit equivalent")
-        image = Image.fromarray(to_8_bits(values.astype(np.uint16), 16))
+    """(H, W, C) of an opened image of any mode; ValueError if its values have no 8-bit equivalent."""
+    if (values := deep_values(image, None)) is not None:
+        image = Image.fromarray(to_8_bits(values, 16))
     # PIL warns of palettes with transparency that are not converted by way of RGBA
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
@@ -157,20 +145,11 @@ def decode_all(
     reading: Reading | None = None,
     shape: str = "squash",
 ) -> tuple[Array, bool]:
-    """Read many image files with a few threads.
+    """Read many image files, each with the list file and line (or record) that errors name, with a few threads.
 
-    Args:
-        files: path or content, and list file and line (or record) for errors.
-        channels: 3 or 1.
-        size: S.
-        resize: a name of RESIZES.
-        scale: what stored values are multiplied with, for sets that store 0 and 1.
-        reading: as for `decode`.
-        shape: as for `squared`.
-    Returns:
-        (N, H, W, C), and whether they are native: all of one size of at most NATIVE_LIMIT pixels. Else H = W = S.
-    Raises:
-        DataError: for the first file that cannot be decoded.
+    `scale` is what stored values are multiplied with, for sets that store 0 and 1; `reading` is as for `decode`,
+    `shape` as for `squared`. Gives (N, H, W, C), and whether they are native: all of one size of at most NATIVE_LIMIT
+    pixels; else H = W = S. DataError for the first file that cannot be decoded.
     """
     check_resize(resize)
     shrink = RESIZES[resize]

@@ -21,13 +21,8 @@ MOST_TIMES = 100
 def with_classes(dataset: Any, data: Any) -> Any:
     """A task's configuration with ``num_classes`` and ``class_names``, where they are null.
 
-    Class folders give names in their order; list files names, or the number of their labels.
-
-    Args:
-        dataset, data: groups of the configuration, plain.
-
-    Raises:
-        ConfigError: where there are no images to find them in.
+    Class folders give names in their order; list files names, or the number of their labels. Both groups of the
+    configuration are plain. ConfigError where there are no images to find them in.
     """
     is_open = isinstance(dataset, Mapping) and dataset.get("group") == "own" and dataset.get("num_classes") is None
     if not is_open:
@@ -60,17 +55,13 @@ def with_classes(dataset: Any, data: Any) -> Any:
 
 def _sets(folder: Path) -> tuple[list[str], int]:
     """As `_found`, of tables whose images have several labels."""
-    lists = [folder / name for split in OWN_LIST_NAMES.values() for name in split if (folder / name).is_file()]
-    return (
-        classes_of(map(read_table, sorted(lists, key=lambda file: not file.name.startswith("train"))))
-        if lists
-        else ([], 0)
-    )
+    lists = sorted(_lists(folder), key=lambda file: not file.name.startswith("train"))
+    return classes_of(map(read_table, lists)) if lists else ([], 0)
 
 
 def _found(folder: Path) -> tuple[list[str], int]:
     """Names of the classes, or none and how many numbers there are."""
-    lists = [folder / name for split in OWN_LIST_NAMES.values() for name in split if (folder / name).is_file()]
+    lists = _lists(folder)
     if not lists:
         return names_in(layout(folder)), 0
     labels = {label for file in lists for label in labels_in(file)}
@@ -89,3 +80,7 @@ def _found(folder: Path) -> tuple[list[str], int]:
             "says that it is meant"
         )
     return [], largest + 1
+
+
+def _lists(folder: Path) -> list[Path]:
+    return [folder / name for split in OWN_LIST_NAMES.values() for name in split if (folder / name).is_file()]

@@ -22,13 +22,7 @@ class KeptImages:
         self._splits: dict[tuple[Any, ...], Pixels] = {}
 
     def of(self, source: Source, config: Mapping[str, Any], content: str) -> Source:
-        """A source whose splits are kept.
-
-        Args:
-            source: of the images.
-            config: what it was made from.
-            content: hash of the images that are used, see `Source.fingerprint`.
-        """
+        """A source whose splits are kept, made from `config`; for `content` see `Source.fingerprint`."""
         return _Kept(source, self, (json.dumps(config, sort_keys=True, default=str), content))
 
     def load(self, source: Source, content: tuple[str, ...], task: VTABTask, split: str, *how: Any) -> Pixels:

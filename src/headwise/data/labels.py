@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from headwise.errors import ConfigError, DataError, suggest
+from headwise.errors import DataError, check_choice
 
 Example = Mapping[str, Any]
 
@@ -74,11 +74,7 @@ def smallnorb_ele(example: Example) -> int:
 
 
 def last_edge_below(value: float, edges: Sequence[float]) -> int:
-    """Largest i with ``edges[i] < value``, strictly: a value on an edge belongs to the bin before it.
-
-    Raises:
-        DataError: if the value is not above the first edge.
-    """
+    """Largest i with ``edges[i] < value``: on an edge it is of the bin before; DataError if not above the first."""
     index = int(np.searchsorted(np.asarray(edges), value, side="left")) - 1
     if index < 0:
         raise DataError(f"distance {value} lies outside of the bins, which begin above {edges[0]}")
@@ -92,11 +88,6 @@ RULES: dict[str, Callable[[Example], int]] = {
 
 
 def rule(name: str) -> Callable[[Example], int]:
-    """The label rule of that name.
-
-    Raises:
-        ConfigError: if there is none, listing those there are.
-    """
-    if name not in RULES:
-        raise ConfigError(f"unknown label_rule {name!r}{suggest(name, RULES)}")
+    """The label rule of that name; ConfigError if there is none, listing those there are."""
+    check_choice("label_rule", name, RULES)
     return RULES[name]

@@ -32,11 +32,7 @@ FEW = 50
 
 
 def check(lists: Contents, task: VTABTask) -> None:
-    """Refuse lists that contradict themselves.
-
-    Raises:
-        DataError: if an image has two labels, be it under two names.
-    """
+    """Refuse lists that contradict themselves; DataError if an image has two labels, be it under two names."""
     labels: dict[str, dict[int | tuple[int, ...], ListedImage]] = defaultdict(dict)
     for rows in lists.values():
         for entry, digest in rows:
@@ -144,10 +140,7 @@ def reading_mark(item: Facts, depth: int | None) -> str:
 def look(lists: Contents, files: Mapping[str, Path], folder: Path) -> dict[str, Facts]:
     """What every image says of itself, by the hash of its content; remembered, so each is opened once.
 
-    Args:
-        lists: see `Contents`.
-        files: where the image of a hash lies.
-        folder: of the task, which names the note in ``$HEADWISE_CACHE``.
+    `files` says where the image of a hash lies; the task's `folder` names the note in ``$HEADWISE_CACHE``.
     """
     note = cache_folder() / "facts" / f"{hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:24]}.json"
     looked_at = _remembered(note)

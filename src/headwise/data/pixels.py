@@ -6,9 +6,10 @@ Legend: N images, S the side of the square that the network sees, C channels (3,
 from __future__ import annotations
 
 import importlib
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from headwise.data.tasks import VTABTask
 FINAL_SPLITS = ("train800val200", "test")
 CHUNK = 512
 """Images that are decoded at a time where a split is too large for the memory."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Pixels:
 
     Args:
         images: (N, S, S, C) uint8, or (N, H, W, C) where small images keep their native size.
-        labels: (N,) int64.
+        labels: (N,) int64; (N, K) of 0 and 1 where images may have several.
         keys: what identifies each image in its source, such as its relative path.
         provenance: source, decoder and resize, as plain values for the result file.
     """
@@ -73,6 +75,12 @@ class Cacheable(Source, Protocol):
     def origin(self, task: VTABTask) -> dict[str, str]:
         """Plain facts that a cache records: ``kind`` (tfds, folder), and builder and version where there is one."""
         ...
+
+
+def chunked(items: Iterator[T]) -> Iterator[list[T]]:
+    """Items, `CHUNK` of them at a time."""
+    while batch := list(itertools.islice(items, CHUNK)):
+        yield batch
 
 
 def decoder() -> str:

@@ -18,14 +18,10 @@ PAPER, INK = (255, 255, 255), (30, 30, 30)
 
 
 def contact_sheet(pixels: Pixels, task: VTABTask, title: str, columns: int, side: int) -> Image.Image:
-    """Lay images out in rows, ordered by class, each above its class name.
+    """Lay images, (N, H, W, C), out in rows of so many columns, ordered by class, each above its class name.
 
-    Args:
-        pixels: (N, H, W, C) images; smaller ones are enlarged without smoothing.
-        task: gives class names; where it has none, numbers are shown.
-        title: the line on top; what does not fit is cut off.
-        columns: images in a row.
-        side: S.
+    Images of less than S = `side` are enlarged without smoothing. A task without names shows numbers. What of the title
+    does not fit is cut off.
     """
     several = pixels.labels.ndim == 2
     # of several labels the first decides the order; argmax of none is the first class, which does no harm

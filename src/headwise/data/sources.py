@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 class AutoSource:
     """The first of these that has the task: a cache, the list-file tree or prepared sets under ``root``, a generator.
 
+    What it says of a task is what that one says.
+
     Args:
         root: folder of a list-file tree, of prepared upstream sets, or of both; None: no such folder.
         cache_dir: folder of the caches; None: ``$HEADWISE_CACHE/vtab``.
@@ -68,11 +70,7 @@ class AutoSource:
         self._chosen: dict[str, Source] = {}
 
     def resolve(self, task: VTABTask) -> Source:
-        """The source that is used for a task; the choice is made and logged once.
-
-        Raises:
-            DataError: if no source has the task, saying what to do.
-        """
+        """The source that is used for a task, chosen and logged once; DataError, saying what to do, if none has it."""
         if task.name not in self._chosen:
             self._chosen[task.name] = self._choose(task)
         return self._chosen[task.name]
@@ -117,11 +115,9 @@ class AutoSource:
         return self.folder
 
     def fingerprint(self, task: VTABTask, splits: Sequence[str] = FINAL_SPLITS) -> str:
-        """That of the source in use."""
         return self.resolve(task).fingerprint(task, splits)
 
     def labels(self, task: VTABTask) -> list[str]:
-        """Those of the source in use."""
         return self.resolve(task).labels(task)
 
     def depth(self, task: VTABTask) -> int | None:
@@ -130,7 +126,6 @@ class AutoSource:
         return source.depth(task) if isinstance(source, FolderSource) else None
 
     def count(self, task: VTABTask, split: str) -> int:
-        """That of the source in use."""
         return self.resolve(task).count(task, split)
 
     def load(
@@ -155,17 +150,12 @@ SOURCES: dict[str, type[Any]] = {
 
 
 def source_of(spec: Any, trust: Iterable[str] = ()) -> Source:
-    """The source that a record describes: ``_target_`` and arguments, plain data.
+    """The source that the group ``data`` of a record describes: ``_target_`` and arguments, plain data.
 
-    Args:
-        spec: the group ``data`` of a configuration.
-        trust: modules of the user's own whose sources may be named as well.
-
-    Raises:
-        ConfigError: if it names another class, or the arguments do not fit. DataError: if its folder is not there.
+    `trust` are modules of the user's own whose sources may be named as well. ConfigError if it names another class, or
+    the arguments do not fit. DataError if its folder is not there.
     """
-    source: Source = targets.build(spec, SOURCES.get, _is_source, "a source of images", trust)
-    return source
+    return targets.build(spec, SOURCES.get, _is_source, "a source of images", trust)
 
 
 def _is_source(kind: type) -> bool:

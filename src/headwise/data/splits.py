@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,13 +21,9 @@ Indices = NDArray[np.int64]
 
 
 def record_order(split: str, keys: Iterable[str]) -> Indices:
-    """Positions of ``keys`` in the order in which upstream stores them.
+    """Positions of the examples' keys in the order in which upstream stores them, (N,): that of the first record first.
 
-    Args:
-        split: upstream's name of the split, the salt of the hash.
-        keys: the examples' keys.
-    Returns:
-        (N,) a permutation: element 0 is the position in ``keys`` of the first record.
+    The name of upstream's split is the salt of the hash.
     """
     salt = hashlib.md5(split.encode())
     digests = bytearray()
@@ -39,14 +36,19 @@ def record_order(split: str, keys: Iterable[str]) -> Indices:
     return np.lexsort((halves[:, 1], halves[:, 0])).astype(np.int64)
 
 
+# dSprites alone has 737,280 keys to hash
+@lru_cache(maxsize=8)
+def numbered_order(split: str, size: int) -> Indices:
+    """As `record_order`, of `size` examples whose keys are their running numbers."""
+    return record_order(split, map(str, range(size)))
+
+
 def parse_slice(text: str, sizes: Mapping[str, int]) -> tuple[str, int, int]:
     """Resolve a slice such as ``train[80%:90%]``, ``test[:200]`` or ``test`` against the sizes of the splits.
 
-    Returns:
-        the split's name, and the first and one-past-last record; per cents are rounded to the nearest record.
-    Raises:
-        ConfigError: if the text is no slice or names an unknown split.
-        DataError: if a bound lies beyond the end of the split.
+    Gives the split's name, and the first and one-past-last record; per cents are rounded to the nearest record.
+    ConfigError if the text is no slice or names an unknown split, DataError if a bound lies beyond the end of the
+    split.
     """
     match = re.fullmatch(r"(\w+)(?:\[(?:(\d+)(%?))?:(?:(\d+)(%?))?\])?", text)
     if match is None:
@@ -70,17 +72,10 @@ def parse_slice(text: str, sizes: Mapping[str, int]) -> tuple[str, int, int]:
 def split_ranges(
     task: VTABTask, split: str, sizes: Mapping[str, int], clip: bool = False
 ) -> list[tuple[str, int, int]]:
-    """The runs of upstream records that make one of the four splits, in order.
+    """The runs of upstream records that make one of the four splits, in order: (upstream split, first, one past last).
 
-    Args:
-        task: its ``splits`` say which slices ``train``, ``val`` and ``test`` are.
-        split: train800, val200, train800val200 or test.
-        sizes: number of examples of each upstream split.
-        clip: take what there is where a split holds fewer than 800 or 200 records.
-    Returns:
-        (upstream split, first, one past last) for each run.
-    Raises:
-        DataError: if a run would be too short, or empty.
+    The task's ``splits`` say of which slices; `sizes` are those of upstream's splits. With `clip` a split takes what
+    there is where it holds fewer than 800 or 200 records. DataError if a run would be too short, or empty.
     """
     check_split(split)
     if split == "train800val200":

@@ -58,21 +58,16 @@ class Facts:
 class Reading:
     """How a user's own image files are read: upright, and with all their bits.
 
-    Attributes:
-        depth: bits of a value where a file has more than 8; None: what each needs.
+    A value has `depth` bits where a file has more than 8; None: what each needs.
     """
 
     depth: int | None = None
 
 
 def opened(file: Path | bytes) -> Image.Image:
-    """An image file of one of `FORMATS`, its header read. The one place where files are opened as images.
+    """An image file of one of `FORMATS`, a path or its content, its header read; OSError if it is none of these.
 
-    Args:
-        file: its path, or its content.
-
-    Raises:
-        OSError: if it is none of these.
+    The one place where files are opened as images.
     """
     try:
         return Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=FORMATS)
@@ -133,12 +128,8 @@ def orientation(image: Image.Image) -> int:
 def deep_values(image: Image.Image, file: Path | bytes | None) -> NDArray[np.uint16] | None:
     """(H, W) or (H, W, 3) values of an image that stores more than 8 bits each; None for any other. Loads `image`.
 
-    Args:
-        image: opened, and not loaded yet if it is in colour.
-        file: its path or content, from which colours are read; None: they stay at PIL's 8 bits.
-
-    Raises:
-        ValueError: if its values are fractions, negative or above 65535.
+    One in colour must not be loaded yet: its values are read from `file`, a path or content, and stay at PIL's 8 bits
+    without it. ValueError if values are fractions, negative or above 65535.
     """
     if image.mode.startswith("I") or image.mode == "F":
         image.load()
@@ -167,11 +158,7 @@ def needed(values: NDArray[np.uint16]) -> int:
 
 
 def to_8_bits(values: NDArray[np.uint16], depth: int) -> NDArray[np.uint8]:
-    """Scale 0 .. 2^depth - 1 to 0 .. 255, to the nearest.
-
-    Raises:
-        ValueError: if a value does not fit.
-    """
+    """Scale 0 .. 2^depth - 1 to 0 .. 255, to the nearest; ValueError if a value does not fit."""
     top = (1 << depth) - 1
     if int(values.max(initial=0)) > top:
         raise ValueError(f"it holds values up to {values.max()}, which do not fit {depth} bits (0..{top})")

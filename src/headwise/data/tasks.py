@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from headwise.errors import ConfigError, suggest
+from headwise.errors import ConfigError, check_choice
 from headwise.schema import targets
 from headwise.schema.check import check_fields
 from headwise.schema.kinds import DRAWS, SHOTS, AtLeast2, Channels, Count, PixelScale, Slices, Split, Words
@@ -127,19 +127,14 @@ class VTABTask:
 
 
 def task_of(spec: Any) -> VTABTask:
-    """The task that a record describes: ``_target_`` and fields, plain data.
-
-    Raises:
-        ConfigError: if it names another class, or the fields do not fit.
-    """
+    """The task that a record describes, ``_target_`` and fields; ConfigError for another class, or what is unfit."""
     own = {f"{VTABTask.__module__}.{VTABTask.__name__}": VTABTask}
     return targets.build(spec, own.get, lambda kind: False, "a task")
 
 
 def check_split(split: str) -> None:
     """Raise ConfigError unless ``split`` is one of the four splits."""
-    if split not in SPLITS:
-        raise ConfigError(f"unknown split {split!r}{suggest(split, SPLITS)}")
+    check_choice("split", split, SPLITS)
 
 
 def check_apart(train_split: str, eval_split: str) -> None:

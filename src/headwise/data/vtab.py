@@ -25,7 +25,7 @@ from headwise.data.decode import check_resize
 from headwise.data.preparation import Preparation
 from headwise.data.sources import Pixels, Source
 from headwise.data.tasks import VTABTask, check_apart, check_split
-from headwise.errors import ConfigError, DataError, suggest
+from headwise.errors import ConfigError, DataError, check_choice
 
 __all__ = ["EvalBatches", "TrainBatches", "VTABDataModule", "VTABTask"]
 
@@ -40,7 +40,7 @@ class TrainBatches:
 
     Args:
         images: (N, C, H, W) uint8; an array may be memory-mapped.
-        labels: (N,) int64.
+        labels: (N,) int64; (N, K) of 0 and 1 where images may have several.
         batch_size: B.
         seed: of the run.
         phase: 0-based number of the training phase, so that two phases do not repeat each other's order.
@@ -117,13 +117,7 @@ class TrainBatches:
 
 
 class EvalBatches:
-    """Batches of a split in its own order, every image once. The images may be memory-mapped.
-
-    Args:
-        images: (N, H, W, C) uint8.
-        labels: (N,) int64.
-        batch_size: B.
-    """
+    """Batches of a split, (N, H, W, C) uint8, in its own order, every image once. The images may be memory-mapped."""
 
     def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.int64], batch_size: int) -> None:
         self.images, self.labels, self.batch_size = images, labels, batch_size
@@ -142,21 +136,14 @@ class EvalBatches:
 class VTABDataModule(L.LightningDataModule):
     """Batches of (uint8 images, labels); ``preprocess`` turns images into what the network takes.
 
+    Options that `headwise.protocol.recipe.Protocol` has as well mean what they mean there.
+
     Args:
-        task: what is classified.
-        source: where its images come from.
         img_size: S.
-        batch_size: of training.
         seed: of the run, decides the order of the training images.
-        eval_batch_size: of testing; does not change a result.
-        train_split: train800val200 for final runs, train800 for a search.
-        eval_split: test for final runs, val200 for a search.
         select_split: split that ``val_dataloader`` gives, for protocols that look at one during training; None: none.
-        resize: pil_bicubic, pil_bilinear or tf_bilinear.
-        augment: none, or fewshot: augmented training images; of others, resized to 256/224 S, the middle.
         mean, std: normalisation of pixels in [0, 1], per channel.
         drop_last: leave out the last, smaller training batch; None: only if there is more than one batch.
-        train_images, test_images: use a fixed subset of this many images; None: all.
     Raises:
         ConfigError: for unknown names or sizes below 1.
     """
@@ -189,8 +176,7 @@ class VTABDataModule(L.LightningDataModule):
         if select_split is not None:
             check_split(select_split)
         check_resize(resize)
-        if augment not in augmentation.AUGMENTS:
-            raise ConfigError(f"unknown augment {augment!r}{suggest(augment, augmentation.AUGMENTS)}")
+        check_choice("augment", augment, augmentation.AUGMENTS)
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise ConfigError(f"mean and std need 3 values each and std above 0, got mean={mean}, std={std}")
         self.task, self.source, self.img_size, self.seed = task, source, img_size, seed
@@ -215,11 +201,7 @@ class VTABDataModule(L.LightningDataModule):
         return len(self.pixels(self.eval_split).labels)
 
     def pixels(self, split: str) -> Pixels:
-        """Images of a split as the source gives them; read once.
-
-        Raises:
-            DataError: where they are to be tested by mAP, and none has a label.
-        """
+        """Images of a split as the source gives them, read once; DataError for a test by mAP where none has a label."""
         if split not in self._pixels:
             limit = self.train_images if split == self.train_split else self.test_images
             pixels = self.source.load(self.task, split, self.stored_size, self.resize, limit)

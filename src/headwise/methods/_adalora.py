@@ -73,9 +73,7 @@ class Allocator(L.Callback):
         for averages in (self.ranking.ipt, self.ranking.exp_avg_ipt, self.ranking.exp_avg_unc):
             averages.update({name: torch.zeros_like(self._parameters[name]) for name in self._scored.values()})
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Score and mask; steps count from 1."""
         self.tuner.update_and_allocate(trainer.global_step)
         for name, kept in (self.config.rank_pattern or {}).items():

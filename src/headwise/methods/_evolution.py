@@ -74,11 +74,7 @@ class Evolution:
 
     @classmethod
     def of(cls, given: Mapping[str, Any] | str) -> Self:
-        """From ``method.search``: ``evolution``, or fields.
-
-        Raises:
-            ConfigError: for another word, an unknown field, or a value out of range.
-        """
+        """What ``method.search`` means: ``evolution``, or fields; ConfigError for another word, or wrong fields."""
         if isinstance(given, str):
             if given != DEFAULTS:
                 raise ConfigError(f"unknown search {given!r}{suggest(given, [DEFAULTS])}, or fields of it")
@@ -121,14 +117,9 @@ class Evolution:
 
 @dataclass
 class Evolved:
-    """What an evolution chose.
+    """What an evolution chose: the best subnet, its score, its parameters (`cost`), and how many subnets were scored.
 
-    Attributes:
-        subnet: the best.
-        score: of the best subnet.
-        cost: parameters of the best subnet.
-        num_tried: subnets scored.
-        best: score of the best after each generation, the first population counted as one.
+    `best` is the best one's score after each generation, the first population counted as one.
     """
 
     subnet: Subnet
@@ -165,11 +156,7 @@ class _SeenSubnets:
         return len(self.seen) - before
 
     def best(self) -> tuple[float, int, Subnet]:
-        """Score, size and subnet of the best one; the best become parents.
-
-        Raises:
-            ConfigError: if no subnet keeps within the limit.
-        """
+        """Score, size and subnet of the best; the best become parents; ConfigError if none keeps within the limit."""
         if not self.seen:
             raise ConfigError(
                 f"no subnet of sizes {list(self.recipe.sizes)} keeps within search.limit={self.recipe.limit} "
@@ -191,19 +178,10 @@ def evolve(
     rng: random.Random,
     say: Callable[[str], None] = lambda line: None,
 ) -> Evolved:
-    """Breed subnets for their score. Equal scores go to the smaller subnet, then to the one tried first.
+    """Breed subnets for their score; of equal ones the smaller is better, then the one tried first.
 
-    Args:
-        recipe: sizes, depths, numbers, rates.
-        kinds: of parts.
-        num_blocks: of the network.
-        cost: parameters of a subnet.
-        score: larger is better; asked once per subnet.
-        rng: the only source of chance.
-        say: told of every generation.
-
-    Raises:
-        ConfigError: if no subnet keeps within the limit.
+    `cost` gives the parameters of a subnet; `score` is larger where it is better, and asked once per subnet; `rng` is
+    the only source of chance; `say` is told of every generation. ConfigError if no subnet keeps within the limit.
     """
     pool = _SeenSubnets(recipe, cost, score)
     best = []

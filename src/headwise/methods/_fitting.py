@@ -53,12 +53,8 @@ def fitting(net: Backbone, method: Method | None = None) -> Iterator[None]:
 def dry_forward(net: Backbone, method: Method | None = None) -> None:
     """Pass two blank images through a network in evaluation mode; nothing of it changes, nor any random state.
 
-    Args:
-        net: with its classifier.
-        method: installed in it, for the refusal.
-
-    Raises:
-        ConfigError: if that fails, or gives something else than one row of logits per image.
+    ConfigError, which names the `method` that is installed, if that fails or gives anything but a row of logits per
+    image.
     """
     modes = [(module, module.training) for module in net.modules()]
     try:
@@ -77,11 +73,7 @@ def dry_forward(net: Backbone, method: Method | None = None) -> None:
 
 
 def fitted(method: Method, net: Backbone, plan: Mapping[str, Any] | None = None) -> Installed:
-    """Install a method and pass two images through it.
-
-    Raises:
-        ConfigError: where it does not fit this network.
-    """
+    """Install a method and pass two images through it; ConfigError where it does not fit this network."""
     with fitting(net, method):
         installed = as_asked(method, method.install(net, None if plan is None else dict(plan)))
     dry_forward(net, method)
@@ -91,15 +83,9 @@ def fitted(method: Method, net: Backbone, plan: Mapping[str, Any] | None = None)
 def rehearse(net: Backbone, methods: Sequence[Method], first: bool = True) -> None:
     """Rehearse phases in copies of a network, so that one that does not fit is refused before any has trained.
 
-    What merges leaves the network as it was; what stays in place is put there first.
-
-    Args:
-        net: with its classifier; it stays as it is.
-        methods: of the phases.
-        first: whether the first one is rehearsed too; a caller that installs it next need not.
-
-    Raises:
-        ConfigError: where the network or a method in it does not work.
+    What merges leaves the network as it was; what stays in place is put there first. `net` has its classifier, and
+    stays as it is. Without `first` the first phase is not rehearsed: its caller installs it next. ConfigError where the
+    network or a method in it does not work.
     """
     dry_forward(net)
     stage = net

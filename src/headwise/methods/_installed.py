@@ -49,6 +49,11 @@ class Installed:
 
     What a tensor is follows from the module that owns it. `owners` are the modules the method brought: deltas, or the
     wrappers' own parts. Their parameters and the head's train; everything else is frozen.
+
+    Attributes:
+        masking: of heads, if there is a gate.
+        more: further callbacks of Lightning's.
+        facts: what else the record of the phase says, plain data.
     """
 
     reads_features = False
@@ -58,6 +63,8 @@ class Installed:
         self.net = net
         self.owners = dict(owners)
         self.masking: HeadMasking | None = None
+        self.more: list[L.Callback] = []
+        self.facts: dict[str, Any] = {}
 
     def freeze_rest(self) -> None:
         """Set every requires_grad of the network from `trainable`."""
@@ -125,11 +132,7 @@ class Installed:
         return {f"head.{name}": t for name, t in head.pack().items()} if isinstance(head, Packs) else self.head()
 
     def unpack(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restore what `packed` kept.
-
-        Raises:
-            CheckpointError: naming what is missing, unexpected, or of another shape.
-        """
+        """Restore what `packed` kept; CheckpointError naming what is missing, unexpected, or of another shape."""
         expected = self.packed()
         optional = {
             f"{owner}.{name}"
@@ -223,17 +226,13 @@ class Installed:
 
         What is measured before is not yet the network of this method: heads that are to go off are still on (Heart), or
         ranks that are to go are still there (AdaLoRA). No earlier epoch may be chosen.
-
-        Args:
-            epochs: of the phase.
-            steps_per_epoch: optimiser steps.
         """
         declared = (callback.final_from for callback in self.callbacks() if isinstance(callback, Reshapes))
         return max((first(epochs, steps_per_epoch) for first in declared), default=1)
 
     def callbacks(self) -> list[L.Callback]:
         """Lightning callbacks of the method (Heart's mask, AdaLoRA's allocator)."""
-        return [] if self.masking is None else [self.masking]
+        return self.more if self.masking is None else [self.masking, *self.more]
 
     def set_mode(self) -> None:
         """Put the network into training mode; a probe of a frozen network keeps it in evaluation mode."""
@@ -257,18 +256,14 @@ class Installed:
             if plain is None:
                 wrapper.settle()
             else:
-                self.net.wrap(path, functools.partial(_instead, plain))
+                self.net.wrap(path, lambda _, plain=plain: plain)  # type: ignore[misc]
         if isinstance(self.net.head, QuantizedLinear):
             self.net.set_head(self.net.head.plain())
         self.net.requires_grad_(False)
 
     def report(self) -> dict[str, Any]:
         """Facts for the record of the phase, plain data (active heads, chosen ranks)."""
-        return {} if self.masking is None else self.masking.report()
-
-
-def _instead(plain: nn.Module, wrapper: nn.Module) -> nn.Module:
-    return plain
+        return {**({} if self.masking is None else self.masking.report()), **self.facts}
 
 
 def _disturbed(noise: Noise, layer: Any, arguments: tuple[Any, ...], y: Tensor) -> Tensor | None:

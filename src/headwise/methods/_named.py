@@ -10,11 +10,7 @@ from headwise.errors import CheckpointError
 
 
 def check_names(expected: Iterable[str], given: Iterable[str]) -> None:
-    """Compare tensor names.
-
-    Raises:
-        CheckpointError: listing up to three missing and three unexpected names.
-    """
+    """Compare tensor names; CheckpointError listing up to three missing and three unexpected names."""
     missing, unexpected = sorted(set(expected) - set(given)), sorted(set(given) - set(expected))
     if missing or unexpected:
         raise CheckpointError(
@@ -24,11 +20,7 @@ def check_names(expected: Iterable[str], given: Iterable[str]) -> None:
 
 
 def copy_into(targets: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
-    """Copy saved tensors over the live ones of the same names.
-
-    Raises:
-        CheckpointError: naming what is missing, unexpected, or of another shape.
-    """
+    """Copy saved tensors over live ones; CheckpointError naming what is missing, unexpected, or of another shape."""
     check_names(targets, tensors)
     for name, target in targets.items():
         if target.shape != tensors[name].shape:

@@ -30,13 +30,8 @@ def each_gradient(
 ) -> None:
     """Gradients of the mean loss of every batch, in training mode; afterwards the network is as it was.
 
-    A batch that does not fit the memory is computed in parts.
-
-    Args:
-        net: with its classifier.
-        wanted: parameters.
-        batches: images (B, 3, S, S) and labels (B,).
-        take: given the gradients of one batch, in the order of `wanted`.
+    `take` is given those of one batch, images (B, 3, S, S) and labels (B,) or (B, K), in the order of `wanted`. A batch
+    that does not fit the memory is computed in parts.
     """
     flags, mode = {parameter: parameter.requires_grad for parameter in net.parameters()}, net.training
     try:

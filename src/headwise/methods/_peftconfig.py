@@ -61,8 +61,7 @@ def is_adalora(config: Mapping[str, Any]) -> bool:
 
 def config_class(values: Mapping[str, Any]) -> type[Any]:
     """The class that ``_target_`` names, see `headwise.schema.peftfields`."""
-    kind: type[Any] = getattr(peft, str(values["_target_"]).removeprefix(PREFIX))
-    return kind
+    return getattr(peft, str(values["_target_"]).removeprefix(PREFIX))
 
 
 def check_config(values: Mapping[str, Any]) -> None:

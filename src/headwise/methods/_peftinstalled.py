@@ -81,14 +81,7 @@ class PeftInstalled(Installed):
         return {**self._tensors(), **self._start_tensors(), **extra, **self.head()}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Copy a saved `state` into the network.
-
-        Raises:
-            CheckpointError: naming what is missing, unexpected, or of another shape.
-        """
-        before = {site: {n: t.clone() for n, t in start.items()} for site, start in self._starts.items()}
-        copy_into(self.state(), tensors)
-        self._move_bases(before)
+        self._load(self.state(), tensors)
         if self.allocator:
             self.allocator.restore()
 
@@ -100,21 +93,16 @@ class PeftInstalled(Installed):
         return {name: t.detach().cpu().contiguous() for name, t in {**stored, **self.head()}.items()}
 
     def unpack(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restore what `packed` kept.
-
-        Raises:
-            CheckpointError: naming what is missing, unexpected, or of another shape.
-        """
         if self.allocator:
             check_names(self.packed(), tensors)
             tensors = self.allocator.spread(tensors, self._tensors())
-        before = {site: {n: t.clone() for n, t in start.items()} for site, start in self._starts.items()}
-        copy_into({**self._tensors(), **self._start_tensors(), **self.head()}, tensors)
-        self._move_bases(before)
+        self._load({**self._tensors(), **self._start_tensors(), **self.head()}, tensors)
 
     @torch.no_grad()
-    def _move_bases(self, before: Mapping[Site, Mapping[str, Tensor]]) -> None:
-        """Where the start just loaded differs from the one that was computed here, correct the residual."""
+    def _load(self, live: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+        """Copy; where the start that is loaded differs from the one that was computed here, correct the residual."""
+        before = {site: {n: t.clone() for n, t in start.items()} for site, start in self._starts.items()}
+        copy_into(live, tensors)
         for site, computed in before.items():
             loaded = self._starts[site]
             if any(not torch.equal(loaded[name], tensor) for name, tensor in computed.items()):
@@ -141,11 +129,7 @@ class PeftInstalled(Installed):
         return self.allocator.penalty() if self.allocator else None
 
     def callbacks(self) -> list[L.Callback]:
-        """AdaLoRA's rank allocation.
-
-        Raises:
-            ConfigError: if the method was installed without the plan of `PeftMethod.prepare`.
-        """
+        """AdaLoRA's rank allocation; ConfigError if it was installed without the plan of `PeftMethod.prepare`."""
         if self.allocator is None:
             return []
         if self.num_steps is None:

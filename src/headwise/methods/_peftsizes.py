@@ -49,14 +49,6 @@ def _miss(o: int, i: int, r: int, mini_r: int, init_weights: bool | str) -> int:
     return {"bat": o // r * r * r, "mini": r * mini_r}.get(str(init_weights), r * o)
 
 
-def _randlora(o: int, i: int, r: int) -> int:
-    return -(-min(o, i) // r) * (r + min(o, i))
-
-
-def _road(o: int, i: int, variant: str) -> int:
-    return int(str(variant).removeprefix("road_")) * o
-
-
 AT_EACH: Mapping[str, Callable[..., int]] = {
     "LoraConfig": _lora,
     "AdaLoraConfig": lambda o, i, init_r: init_r * (i + o + 1),
@@ -74,8 +66,8 @@ AT_EACH: Mapping[str, Callable[..., int]] = {
     "OFTConfig": _oft,
     "OSFConfig": lambda o, i: (min(o, i) - min(o, i) // 2) * (o + i + 1),
     "PsoftConfig": _psoft,
-    "RandLoraConfig": _randlora,
-    "RoadConfig": _road,
+    "RandLoraConfig": lambda o, i, r: -(-min(o, i) // r) * (r + min(o, i)),
+    "RoadConfig": lambda o, i, variant: int(str(variant).removeprefix("road_")) * o,
     "ShiraConfig": lambda o, i, r: r * (i + o),
     "VBLoRAConfig": lambda o, i, r, num_vectors, vector_length: num_vectors * r * ((i + o) // vector_length),
     "VeraConfig": lambda o, i, r: r + o,
@@ -91,11 +83,7 @@ UNEVEN = ("rank_pattern", "n_frequency_pattern", "block_size_pattern", "proporti
 
 
 def size_of(config: Mapping[str, Any]) -> tuple[Callable[[int, int, int], int], int]:
-    """Parameters that a config trains at one projection, as a function of its O, I and heads, and what all share.
-
-    Raises:
-        ConfigError: if that is not known here in closed form.
-    """
+    """Parameters of a config at one projection, of its O, I and heads, and what all share; ConfigError if not known."""
     name = config_class(config).__name__
     if name not in AT_EACH:
         raise ConfigError(f"the size of {config['_target_']} is not known in closed form{suggest('', AT_EACH)}")

@@ -50,11 +50,7 @@ class Selected:
     """
 
     def __init__(self, file: Path) -> None:
-        """Read a file. Only tensors and plain data are read, nothing in it is run.
-
-        Raises:
-            CheckpointError: if it cannot be read, or is laid out in another way.
-        """
+        """Read tensors and plain data, nothing of which is run; CheckpointError if a file is no such selection."""
         self.file, content = file, _content(file)
         try:
             rows = [[int(flag) for flag in row] for row in content["tuned_matrices"]]
@@ -72,14 +68,9 @@ class Selected:
     ) -> tuple[Plan, int]:
         """As ``SPTLoRA.prepare`` gives it, and the number of single entries, those of norms included.
 
-        Args:
-            sites: of the network.
-            num_blocks: of the network.
-            candidates: its matrices by site and its vectors by name.
-            biases: names of its projections' biases, each with the key of the site.
-
-        Raises:
-            ConfigError: if the selection is of another network.
+        Of a network's sites and blocks, with its matrices by site and its vectors by name as `candidates`, and the
+        names of its projections' biases, each with the key of the site. ConfigError if the selection is of another
+        network.
         """
         places = {f"blocks.{site.block}.{PLACES[site.proj]}": site.key for site in sites if site.stage == 0}
         keys = {f"{place}.weight": key for place, key in places.items() if key in candidates}

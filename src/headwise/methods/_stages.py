@@ -17,15 +17,9 @@ def by_stage(sites: Iterable[Site]) -> list[list[Site]]:
 
 
 def common_width(name: str, sites: Sequence[Site], bases: Mapping[Site, Tensor]) -> int:
-    """d of one stage, for a method that cuts every weight into squares of d.
+    """d of one stage, for a method that cuts every weight, (O, I), into squares of d.
 
-    Args:
-        name: of the method.
-        sites: of the stage, at least one.
-        bases: their weights, (O, I).
-
-    Raises:
-        ConfigError: if a projection's sides are not d by a multiple of d.
+    ConfigError, naming the method, if a projection's sides are not d by a multiple of d.
     """
     # q, k, v and o are (d, d), fc1 (m d, d) and fc2 (d, m d): the shorter side is d
     width = min(bases[sites[0]].shape)

@@ -60,11 +60,7 @@ def plain_linear(net: Backbone, site: Site) -> Any:
 
 
 def put_within(net: Backbone, site: Site, delta: Delta) -> None:
-    """Let a projection carry an update that merges, below what earlier phases left beside it.
-
-    Raises:
-        ConfigError: if it still carries another update.
-    """
+    """Let a projection carry an update that merges, below what earlier phases left; ConfigError if it has another."""
     adapted = AdaptedLinear.around(plain_linear(net, site), delta)
     outer = net.linear(site)
     if not isinstance(outer, BesideLinear):
@@ -120,11 +116,7 @@ def is_vit(net: Backbone) -> bool:
 
 
 def require_vit(net: Backbone, method: Method) -> None:
-    """Refuse other networks.
-
-    Raises:
-        ConfigError: naming the network's class.
-    """
+    """Refuse other networks; ConfigError naming the network's class."""
     if not is_vit(net):
         raise ConfigError(
             f"method {method.label!r} is defined for networks with one token sequence (ViT), "
@@ -133,11 +125,7 @@ def require_vit(net: Backbone, method: Method) -> None:
 
 
 def require_plain_positions(net: Backbone, method: Method) -> None:
-    """Refuse networks whose attention knows the place of every token, where a token more has none.
-
-    Raises:
-        ConfigError: naming the network's class.
-    """
+    """Refuse networks whose attention knows a token's place, where one more has none; ConfigError naming the class."""
     model: Any = net.model
     biased = any(getattr(module, "relative_position_bias_table", None) is not None for module in model.modules())
     if is_vit(net) and (biased or getattr(model, "rope", None) is not None):
@@ -149,29 +137,13 @@ def require_plain_positions(net: Backbone, method: Method) -> None:
 
 
 def refuse_four_bits(net: Backbone, method: Method) -> None:
-    """Refuse a network that an earlier phase holds in 4 bits, for a method that trains or rescales its weights.
-
-    Raises:
-        ConfigError: naming the first such layer.
-    """
+    """Refuse a network that an earlier phase holds in 4 bits, to whom needs its weights; ConfigError naming a layer."""
     for path, module in net.model.named_modules():
         if isinstance(module, FourBit):
             raise ConfigError(
                 f"method {method.label!r} needs the network's own weights, and {path} is held in 4 bits; allowed "
                 "is what stands beside them: head_lora, lora, adapters, prompts"
             )
-
-
-def refuse_targets(method: Method) -> None:
-    """Refuse a choice of projections where a method fixes its own places.
-
-    Raises:
-        ConfigError: if targets were given.
-    """
-    if method.targets:
-        raise ConfigError(
-            f"method {method.label!r} does not choose projections, got targets={list(method.targets)}; allowed: []"
-        )
 
 
 def by_block(net: Backbone, parameters: Mapping[str, nn.Parameter]) -> dict[str, dict[str, nn.Parameter]]:

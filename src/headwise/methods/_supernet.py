@@ -69,7 +69,6 @@ class SlicedBottleneck(Bottleneck):
         self.used = hidden
 
     def forward(self, x: Tensor) -> Tensor:
-        """Correction, same shape as x (..., C)."""
         if not self.used:
             return torch.zeros_like(x)
         bias = None if self.down.bias is None else self.down.bias[: self.used]
@@ -81,10 +80,8 @@ class SlicedBottleneck(Bottleneck):
 class SubnetSearch(L.Callback):
     """Trains a random subnet each step; once trained, breeds subnets for their accuracy on the validation images.
 
-    Each step's subnet follows from its number and the phase's seed alone, so a resumed run draws the same ones.
-
-    Attributes:
-        evolved: what the evolution chose; None before.
+    Each step's subnet follows from its number and the phase's seed alone, so a resumed run draws the same ones. What
+    the evolution chose is `evolved`, None before.
     """
 
     def __init__(
@@ -95,21 +92,11 @@ class SubnetSearch(L.Callback):
         cost: Callable[[Subnet], int],
         use: Callable[[Subnet], None],
     ) -> None:
-        """Hold what a search needs.
-
-        Args:
-            recipe: of the evolution.
-            kinds: of parts.
-            num_blocks: of the network.
-            cost: parameters of a subnet.
-            use: puts a subnet to work in the network.
-        """
+        """Search for parts of these kinds; `cost` gives the parameters of a subnet, `use` puts it to work."""
         self.recipe, self.kinds, self.num_blocks, self.cost, self.use = recipe, kinds, num_blocks, cost, use
         self.evolved: Evolved | None = None
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Draw this step's subnet and put it to work."""
         module: Any = pl_module
         rng = random.Random(f"{module.seed_parts} subnet {trainer.global_step}")
@@ -120,11 +107,7 @@ class SubnetSearch(L.Callback):
         return epochs
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Find the subnet that is then tested.
-
-        Raises:
-            ConfigError: on the test images, which choose nothing.
-        """
+        """Find the subnet that is then tested; ConfigError on the test images, which choose nothing."""
         module: Any = pl_module
         if module.protocol.eval_split == "test":
             raise ConfigError("a supernet chooses its subnet on validation images; it cannot be tested on the test set")

@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from headwise.errors import ConfigError, suggest
-from headwise.methods._structural import blocks, install_parts, per_block, place, refuse_targets, width_of
+from headwise.errors import ConfigError, check_choice
+from headwise.methods._structural import blocks, install_parts, per_block, place, width_of
 from headwise.methods.base import Installed, Method, Plan
 from headwise.network.backbone import Backbone
 from headwise.schema.kinds import Count, Factor, Rate
@@ -92,11 +92,8 @@ class Adapters(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        refuse_targets(self)
-        if self.placement not in PLACES:
-            raise ConfigError(f"unknown adapter placement {self.placement!r}{suggest(self.placement, PLACES)}")
-        if self.init not in INITS:
-            raise ConfigError(f"unknown adapter init {self.init!r}{suggest(self.init, INITS)}")
+        check_choice("adapter placement", self.placement, PLACES)
+        check_choice("adapter init", self.init, INITS)
         if self.init == "lora_bias" and not self.bias:
             raise ConfigError(
                 f"method {self.label!r} has no bias to draw, got init=lora_bias; allowed: lora, bias=true"

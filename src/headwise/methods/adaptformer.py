@@ -5,11 +5,12 @@ x <- x + DropPath(MLP(LN2 x)) + s U drop(relu(D x)), x after the attention resid
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from headwise.methods._structural import beside_mlps, install_parts, per_block, refuse_targets
+from headwise.methods._structural import beside_mlps, install_parts, per_block
 from headwise.methods.base import Installed, Method, Plan
 from headwise.network.backbone import Backbone
 from headwise.schema.kinds import Count, Factor, Rate
@@ -43,29 +44,17 @@ class AdaptFormer(Method):
     activation: str = "relu"
     merges: ClassVar[bool] = False
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        refuse_targets(self)
-
     def count(self, net: Backbone) -> int:
-        """2 C h per block, with biases + h + C."""
         return per_block(net, lambda c: 2 * c * self.hidden + (self.hidden + c if self.bias else 0))
 
     def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
-        """Wrap every block.
-
-        Raises:
-            ConfigError: for a hidden width out of range, or blocks whose halves are unknown.
-        """
-
-        def make(width: int) -> Bottleneck:
-            return Bottleneck(
-                width,
-                self.hidden,
-                activation=self.activation,
-                bias=self.bias,
-                dropout=self.dropout,
-                scale=self.scale,
-            )
-
+        """Wrap every block; ConfigError for a hidden width out of range, or blocks whose halves are unknown."""
+        make = functools.partial(
+            Bottleneck,
+            hidden=self.hidden,
+            activation=self.activation,
+            bias=self.bias,
+            dropout=self.dropout,
+            scale=self.scale,
+        )
         return install_parts(net, beside_mlps(net, "adaptformer", make))

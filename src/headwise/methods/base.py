@@ -30,7 +30,7 @@ from headwise.wrappers.settling import BesideLinear
 Plan = dict[str, Any]
 """What `Method.prepare` learned before installing: plain data that JSON can hold."""
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
-"""Gives normalised images (B, 3, S, S) and labels (B,) of the training set in a fixed order, every image once."""
+"""Gives normalised images (B, 3, S, S) and labels, (B,) or (B, K), of the training set in order, every image once."""
 
 
 _DECLARED = "gateable: ClassVar[bool] = True"
@@ -44,7 +44,8 @@ class Method:
 
     Attributes:
         label: names the run's folder and the table's row.
-        targets: projections to adapt, of q, k, v, o, fc1, fc2.
+        targets: projections to adapt, of q, k, v, o, fc1, fc2. A class whose default is () has places of its own, and
+            takes none.
         epochs: of this phase; None takes the protocol's.
         lr: peak learning rate of this phase; None takes the protocol's.
         cycles: times that the schedule runs over this phase, each with its warm-up, over an equal part of `epochs` and
@@ -85,7 +86,9 @@ class Method:
 
     def __post_init__(self) -> None:
         check_fields(self, lambda name: f"{name} of method {self.label!r}")
-        check_factor(self.label, "scale", getattr(self, "scale", 1.0))
+        scale = getattr(self, "scale", 1.0)
+        if isinstance(scale, int | float) and not (math.isfinite(scale) and scale):
+            raise ConfigError(f"scale of method {self.label!r} must be a finite number other than 0, got {scale}")
         if self.cycles > 1 and (not self.epochs or self.epochs % self.cycles):
             raise ConfigError(
                 f"cycles of method {self.label!r} must divide its epochs, got {self.cycles} for {self.epochs} epochs"
@@ -94,13 +97,13 @@ class Method:
         object.__setattr__(self, "gate", None if gate is None else gate.spec())
         consistency = Consistency.of(self.consistency)
         object.__setattr__(self, "consistency", None if consistency is None else consistency.spec())
+        if self.targets and not type(self).targets:  # of a dataclass the attribute of the class is the default
+            raise ConfigError(
+                f"method {self.label!r} does not choose projections, got targets={list(self.targets)}; allowed: []"
+            )
 
     def gating(self) -> Gate | None:
-        """The gate, checked.
-
-        Raises:
-            ConfigError: if it is not one, or this method's update has no heads to switch off.
-        """
+        """The gate, checked; ConfigError if it is not one, or this method's update has no heads to switch off."""
         gate = Gate.of(self.gate)
         if gate is not None and not self.gateable:
             raise ConfigError(
@@ -249,11 +252,7 @@ def _gateable() -> list[str]:
 
 
 def check_heads(method: Method, site: Site) -> None:
-    """Refuse a projection no part of which belongs to a head.
-
-    Raises:
-        ConfigError: for fc1 and fc2.
-    """
+    """Refuse a projection no part of which belongs to a head; ConfigError for fc1 and fc2."""
     if site.head_axis is None:
         raise ConfigError(
             f"method {method.label!r} updates what heads own, and {site.key} has no heads; "
@@ -263,11 +262,7 @@ def check_heads(method: Method, site: Site) -> None:
 
 def per_projection(net: Backbone, targets: Sequence[str], cost: Callable[[int, int, int], int]) -> int:
     """Sum of ``cost(O, I, H)`` over the projections in `targets`: rows, columns and heads of each."""
-    total = 0
-    for site, base in net.bases(targets).items():
-        num_rows, num_inputs = base.shape
-        total += cost(num_rows, num_inputs, site.num_heads)
-    return total
+    return sum(cost(base.shape[0], base.shape[1], site.num_heads) for site, base in net.bases(targets).items())
 
 
 def per_head(net: Backbone, targets: Sequence[str], rank: int) -> int:
@@ -281,16 +276,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value
-
-
-def check_factor(label: str, name: str, value: Any) -> None:
-    """Check a number that multiplies the whole update: with 0 nothing would ever train.
-
-    Raises:
-        ConfigError: if it is 0 or not finite.
-    """
-    if isinstance(value, int | float) and not (math.isfinite(value) and value):
-        raise ConfigError(f"{name} of method {label!r} must be a finite number other than 0, got {value}")
 
 
 def build_method(spec: Mapping[str, Any], label: str, trust: Iterable[str] = ()) -> Method:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from headwise.methods._named import copy_into
-from headwise.methods._structural import refuse_four_bits, refuse_targets
+from headwise.methods._structural import refuse_four_bits
 from headwise.methods.base import Installed, Method, Plan
 from headwise.network.backbone import Backbone
 from headwise.schema.kinds import Positive
@@ -36,11 +36,6 @@ class BaseTuning(Installed):
         return {name: tensor.detach().cpu().contiguous() for name, tensor in self.trainable().items()}
 
     def unpack(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restore what `packed` kept.
-
-        Raises:
-            CheckpointError: naming what is missing, unexpected, or of another shape.
-        """
         copy_into(self.trainable(), tensors)
 
 
@@ -66,12 +61,7 @@ class Linear(Method):
     targets: Sequence[str] = ()
     lr: Positive | None = 1e-2
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        refuse_targets(self)
-
     def count(self, net: Backbone) -> int:
-        """No parameter is tuned beside the head's."""
         return 0
 
     def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
@@ -90,20 +80,11 @@ class Full(Method):
     targets: Sequence[str] = ()
     lr: Positive | None = 1e-4
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        refuse_targets(self)
-
     def count(self, net: Backbone) -> int:
-        """All parameters of the network are tuned."""
         return sum(_own_sizes(net).values())
 
     def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
-        """Free everything that is the network's own.
-
-        Raises:
-            ConfigError: if some of it is held in 4 bits.
-        """
+        """Free everything that is the network's own; ConfigError if some of it is held in 4 bits."""
         refuse_four_bits(net, self)
         return BaseTuning(net, pretrained_parameters(net.model))
 
@@ -120,10 +101,6 @@ class BitFit(Method):
     """
 
     targets: Sequence[str] = ()
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        refuse_targets(self)
 
     def count(self, net: Backbone) -> int:
         """The length of every bias outside the head."""

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from headwise.methods._structural import beside_mlps, install_parts, per_block, refuse_targets
+from headwise.methods._structural import beside_mlps, install_parts, per_block
 from headwise.methods.base import Installed, Method, Plan
 from headwise.network.backbone import Backbone
 from headwise.schema.kinds import CodeBits, Count, Factor, Rate
@@ -49,21 +49,15 @@ class BiAdaptFormer(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        refuse_targets(self)
         for bits in (self.bits, self.head_bits):
             if bits is not None:
                 Quantizer(bits, self.codebook)
 
     def count(self, net: Backbone) -> int:
-        """2 C h latent ones per block, whatever they are stored in."""
         return per_block(net, lambda c: 2 * c * self.hidden)
 
     def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
-        """Wrap every block.
-
-        Raises:
-            ConfigError: for a hidden width out of range, or blocks whose halves are unknown.
-        """
+        """Wrap every block; ConfigError for a hidden width out of range, or blocks whose halves are unknown."""
 
         def make(width: int) -> nn.Module:
             part = Bottleneck(width, self.hidden, dropout=self.dropout, scale=self.scale)

@@ -31,11 +31,7 @@ class ButterflyDelta(Delta):
     order: Tensor
 
     def __init__(self, site: Site, base: Tensor, block: int, factors: int) -> None:
-        """Build the skew matrices for `base`, (O, I).
-
-        Raises:
-            ConfigError: if b 2^(m - 1) does not divide I, or b is odd and m > 1.
-        """
+        """Skew matrices for `base`, (O, I); ConfigError if b 2^(m - 1) does not divide I, or b is odd and m > 1."""
         super().__init__()
         num_rows, num_inputs = base.shape
         widest = block * 2 ** (factors - 1)
@@ -62,7 +58,6 @@ class ButterflyDelta(Delta):
         return torch.linalg.solve(unit + skew, unit - skew, left=False)
 
     def weight(self, base: Tensor) -> Tensor:
-        """Dense update, (O, I)."""
         # in bf16 a rotation would be none, and the solver has no such type
         with torch.autocast(base.device.type, enabled=False):
             wide = base.to(self.Q.dtype)
@@ -102,7 +97,6 @@ class BOFT(Method):
     factors: Count = 2
 
     def count(self, net: Backbone) -> int:
-        """m I (b - 1) / 2 + O per projection."""
         cost = self.factors * (self.block - 1)
         return per_projection(net, self.targets, lambda o, i, _: cost * i // 2 + o)
 

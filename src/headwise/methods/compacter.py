@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headwise.errors import ConfigError
-from headwise.methods._structural import blocks, install_parts, per_block, place, refuse_targets, width_of
+from headwise.methods._structural import blocks, install_parts, per_block, place, width_of
 from headwise.methods.base import Installed, Method, Plan
 from headwise.network.backbone import Backbone
-from headwise.schema.kinds import Count, Positive, is_whole
+from headwise.schema.kinds import Count, Positive
 from headwise.wrappers.wrapping import After
 
 
@@ -65,8 +65,6 @@ class KroneckerBottleneck(nn.Module):
 
     def __init__(self, rule: SharedRule, width: int, hidden: int, bias: bool) -> None:
         super().__init__()
-        if not is_whole(hidden):
-            raise ConfigError(f"Compacter's bottleneck must be at least 1, got {hidden}")
         self.down = KroneckerLinear(rule, width, hidden, bias)
         self.up = KroneckerLinear(rule, hidden, width, bias)
 
@@ -103,23 +101,14 @@ class Compacter(Method):
     merges: ClassVar[bool] = False
     identity_tolerance: ClassVar[float] = 10.0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        refuse_targets(self)
-
     def count(self, net: Backbone) -> int:
-        """2 (C + b) per adapter, with biases + b + C, and n^3 for the whole network."""
         places, biases = 1 if self.plus_plus else 2, self.bias
         return self.terms**3 + per_block(
             net, lambda c: places * (2 * (c + self.hidden) + (c + self.hidden if biases else 0))
         )
 
     def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
-        """Wrap attention and MLP of every block.
-
-        Raises:
-            ConfigError: if n does not divide a width.
-        """
+        """Wrap attention and MLP of every block; ConfigError if n does not divide a width."""
         rule = SharedRule(self.terms, self.std)
         parts: dict[str, nn.Module] = {"shared": rule}
         for key, path, _ in blocks(net):

@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from headwise.errors import ConfigError, suggest
-from headwise.methods._structural import blocks, install_parts, is_vit, per_block, place, refuse_targets, width_of
+from headwise.errors import ConfigError, check_choice
+from headwise.methods._structural import blocks, install_parts, is_vit, per_block, place, width_of
 from headwise.methods.base import Installed, Method, Plan
 from headwise.network.backbone import Backbone
 from headwise.schema.kinds import Count, Factor, Rate
@@ -52,9 +52,7 @@ class Convpass(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        refuse_targets(self)
-        if self.conv not in CONVS:
-            raise ConfigError(f"unknown conv {self.conv!r} of method {self.label!r}{suggest(self.conv, CONVS)}")
+        check_choice("conv", self.conv, CONVS, f" of method {self.label!r}")
 
     def count(self, net: Backbone) -> int:
         """2 C h + 9 h^2 + 2 h + C per bypass."""
@@ -62,11 +60,7 @@ class Convpass(Method):
         return (2 if self.mlp else 1) * per_block(net, lambda c: 2 * c * h + 9 * h**2 + 2 * h + c)
 
     def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
-        """Wrap every block.
-
-        Raises:
-            ConfigError: for a hidden width out of range, blocks whose halves are unknown, or patches on no known grid.
-        """
+        """Wrap every block; ConfigError for a hidden width out of range, unknown halves, or patches on no grid."""
         members = list(blocks(net))
         for _, _, block in members:
             check_block(block)

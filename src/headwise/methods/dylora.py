@@ -85,31 +85,13 @@ class RankSampling(L.Callback):
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         return int(torch.randint(1, self.largest + 1, (), generator=generator))
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         """Let all deltas work at the rank of this step."""
         self.drawn.rank = self.draw(trainer.global_step)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leave no drawn rank behind: the deltas go back to the chosen one."""
         self.drawn.rank = None
-
-
-class DyLoRAInstalled(Installed):
-    """Deltas that share a drawn rank."""
-
-    def __init__(self, net: Backbone, owners: Mapping[str, nn.Module], sampling: RankSampling, infer: int) -> None:
-        super().__init__(net, owners)
-        self.sampling, self.infer = sampling, infer
-
-    def callbacks(self) -> list[L.Callback]:
-        """The callbacks of every method, and the one that draws ranks."""
-        return [*super().callbacks(), self.sampling]
-
-    def report(self) -> dict[str, Any]:
-        """The rank at which it was tested and merged."""
-        return {**super().report(), "inference_rank": self.infer}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +125,6 @@ class DyLoRA(Method):
             )
 
     def count(self, net: Backbone) -> int:
-        """R (I + O) per projection."""
         return per_projection(net, self.targets, lambda o, i, _: self.rank * (i + o))
 
     def build_all(self, bases: Mapping[Site, Tensor]) -> dict[Site, Delta]:
@@ -158,7 +139,8 @@ class DyLoRA(Method):
 
     def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
         """As any method of deltas, with the sampling of ranks."""
-        owners = super().install(net, plan).owners
-        first: Any = next(iter(owners.values()))
-        sampling = RankSampling(first.drawn, self.rank, self.seed)
-        return DyLoRAInstalled(net, owners, sampling, self.inference_rank or self.rank)
+        installed = super().install(net, plan)
+        first: Any = next(iter(installed.owners.values()))
+        installed.more = [RankSampling(first.drawn, self.rank, self.seed)]
+        installed.facts = {"inference_rank": self.inference_rank or self.rank}  # at which it is tested and merged
+        return installed

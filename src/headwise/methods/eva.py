@@ -82,11 +82,7 @@ class EVA(Method):
         }
 
     def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
-        """Put a low-rank update of its rank at each projection.
-
-        Raises:
-            ConfigError: without a plan, with one of another network, or for a rank out of range.
-        """
+        """Put a low-rank update at each projection; ConfigError for no plan, another network's, or a wrong rank."""
         if plan is None:
             raise ConfigError(f"method {self.label!r} needs the plan that its prepare() makes from the training data")
         bases, ranks = net.bases(self.targets), plan["ranks"]

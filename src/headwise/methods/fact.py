@@ -19,7 +19,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from headwise.errors import ConfigError, suggest
+from headwise.errors import ConfigError, check_choice
 from headwise.methods._stages import by_stage, common_width
 from headwise.methods.base import Method
 from headwise.network.backbone import Backbone
@@ -79,7 +79,6 @@ class FacTDelta(Delta):
         return Factors(down, up, self.dropout)
 
     def weight(self, base: Tensor) -> Tensor:
-        """Dense update, (O, I)."""
         down, up = self.factors()[:2]
         return torch.bmm(up, down).flatten(0, 1).to(base.dtype)
 
@@ -151,8 +150,7 @@ class FacT(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.kind not in KINDS:
-            raise ConfigError(f"unknown kind of FacT {self.kind!r}{suggest(self.kind, KINDS)}")
+        check_choice("kind of FacT", self.kind, KINDS)
 
     def count(self, net: Backbone) -> int:
         """In each stage U and V, 2 d r, and S: r^2 per slot (TT), or r per slot and a core of r^3 (TK)."""
@@ -165,11 +163,7 @@ class FacT(Method):
         return total
 
     def build_all(self, bases: Mapping[Site, Tensor]) -> dict[Site, Delta]:
-        """One `Shared` per stage, for TK one `Core` as well, and one delta per projection.
-
-        Raises:
-            ConfigError: for a rank out of range, or an MLP whose width is no multiple of the block's.
-        """
+        """One `Shared` per stage, for TK one `Core` as well; ConfigError for a rank or widths that do not fit."""
         deltas: dict[Site, Delta] = {}
         for sites in by_stage(bases):
             first, width = bases[sites[0]], common_width("FacT", sites, bases)

@@ -17,13 +17,10 @@ from headwise.updates.sites import Site
 
 
 def side_by_side(parts: Sequence[Factors]) -> Factors:
-    """Several block-row updates of one projection as a single one of one group; the first gives the dropout.
+    """Several block-row updates of one projection, (G, R, I) and (G, O // G, R) each, as a single one of one group.
 
-    Args:
-        parts: of (G, R, I) and (G, O // G, R) each, whatever their G and R.
-
-    Returns:
-        (1, K, I) and (1, O, K), K the sum over the parts of G R, with zeros where a group does not reach.
+    It is (1, K, I) and (1, O, K), K the sum over the parts of G R, with zeros where a group does not reach; the first
+    part gives the dropout.
     """
     down = torch.cat([part.down.flatten(0, 1) for part in parts])
     up = torch.cat([torch.block_diag(*part.up) for part in parts], dim=1)
@@ -76,11 +73,7 @@ class PermutedLoRA(Method):
         return per_head(net, self.targets, self.rank)
 
     def build(self, site: Site, base: Tensor) -> Delta:
-        """One group of random rows per head, of o of random columns.
-
-        Raises:
-            ConfigError: for fc1 and fc2, which have no heads.
-        """
+        """One group of random rows per head, of o of columns; ConfigError for fc1 and fc2, which have no heads."""
         check_heads(self, site)
         return PermutedRows(site, base, self.rank, self.scale, self.dropout)
 
@@ -99,7 +92,6 @@ class SharedAndHeads(Delta):
         return side_by_side([self.shared.factors(), self.heads.factors()])
 
     def weight(self, base: Tensor) -> Tensor:
-        """Dense update, (O, I)."""
         return self.shared.weight(base) + self.heads.weight(base)
 
 
@@ -130,11 +122,7 @@ class JointLoRA(Method):
         return shared + per_head(net, self.targets, self.head_rank)
 
     def build(self, site: Site, base: Tensor) -> Delta:
-        """Both updates of one projection.
-
-        Raises:
-            ConfigError: for fc1 and fc2, which have no heads.
-        """
+        """Both updates of one projection; ConfigError for fc1 and fc2, which have no heads."""
         check_heads(self, site)
         shared, heads = (
             LowRank(site, base, rank, groups=groups, scale=self.scale, dropout=self.dropout)

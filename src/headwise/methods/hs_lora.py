@@ -44,15 +44,10 @@ class HeadLoRA(Method):
     gateable: ClassVar[bool] = True
 
     def count(self, net: Backbone) -> int:
-        """r' (H I + O) per projection, of o r' (H O + I)."""
         return per_head(net, self.targets, self.rank)
 
     def build(self, site: Site, base: Tensor) -> Delta:
-        """One group of rows per head, of o one of columns.
-
-        Raises:
-            ConfigError: for fc1 and fc2, which have no heads.
-        """
+        """One group of rows per head, of o one of columns; ConfigError for fc1 and fc2, which have no heads."""
         check_heads(self, site)
         return LowRank(site, base, self.rank, groups=site.num_heads, scale=self.scale, dropout=self.dropout)
 
@@ -149,11 +144,7 @@ class MatchedLoRA(Method):
         return sum(ranks[site] * sum(shape) for site, shape in shapes.items())
 
     def build_all(self, bases: Mapping[Site, Tensor]) -> dict[Site, Delta]:
-        """One group of rows each, of the matched ranks.
-
-        Raises:
-            ConfigError: if whole ranks cannot have the size.
-        """
+        """One group of rows each, of the matched ranks; ConfigError if whole ranks cannot have the size."""
         shapes = {site: (base.shape[0], base.shape[1]) for site, base in bases.items()}
         if abs(off := _off(self.head_rank, shapes)) > SAME_SIZE:
             equal = [str(rank) for rank in range(1, 65) if abs(_off(rank, shapes)) <= SAME_SIZE]
@@ -193,15 +184,10 @@ class ScaledHeadLoRA(Method):
     dropout: Rate = 0.0
 
     def count(self, net: Backbone) -> int:
-        """r' (H I + O) per projection, of o r' (H O + I)."""
         return per_head(net, self.targets, self.rank)
 
     def build_all(self, bases: Mapping[Site, Tensor]) -> dict[Site, Delta]:
-        """One group per head, of the scales that the ranks of plain LoRA give.
-
-        Raises:
-            ConfigError: for fc1 and fc2, which have no heads.
-        """
+        """One group per head, of the scales that plain LoRA's ranks give; ConfigError for what has no heads."""
         for site in bases:
             check_heads(self, site)
         ranks = matched_ranks(self.rank, {site: (base.shape[0], base.shape[1]) for site, base in bases.items()})
@@ -219,13 +205,9 @@ class ScaledHeadLoRA(Method):
 
 
 def matched_ranks(head_rank: int, shapes: Mapping[Site, tuple[int, int]]) -> dict[Site, int]:
-    """Ranks of plain LoRA with the parameters of per-head updates of rank `head_rank`, all projections together.
+    """Ranks of plain LoRA with the parameters of per-head updates of rank r', all projections together.
 
-    What a whole rank leaves over or takes too much is made up for by the next layer of the same target.
-
-    Args:
-        head_rank: r'.
-        shapes: (O, I) of every projection.
+    `shapes` are (O, I). What a whole rank leaves over or takes too much is made up for by the next layer of the target.
     """
     ranks: dict[Site, int] = {}
     due = 0  # parameters that the layers so far should have and do not

@@ -79,7 +79,6 @@ class HydraLoRA(Method):
     merges: ClassVar[bool] = False
 
     def count(self, net: Backbone) -> int:
-        """r I + N (r O + I) per projection."""
         return per_projection(net, self.targets, lambda o, i, _: self.rank * i + self.num_experts * (self.rank * o + i))
 
     def build(self, site: Site, base: Tensor) -> Delta:
@@ -87,9 +86,5 @@ class HydraLoRA(Method):
         return RoutedDelta(site, base, self.rank, self.num_experts, self.scale, self.dropout)
 
     def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
-        """Put the experts beside their projections.
-
-        Raises:
-            ConfigError: if a projection still carries another update.
-        """
+        """Put the experts beside their projections; ConfigError if a projection still carries another update."""
         return put_beside(net, self.build_all(net.bases(self.targets)))

@@ -63,11 +63,7 @@ class LoRA(Method):
         return delta
 
     def build_all(self, bases: Mapping[Site, Tensor]) -> dict[Site, Delta]:
-        """As `build` for each projection; with `fused`, k and v take q's A.
-
-        Raises:
-            ConfigError: if `fused` is asked for other targets than q, k and v.
-        """
+        """As `build`; with `fused`, k and v take q's A; ConfigError if that is asked for other targets than these."""
         deltas = super().build_all(bases)
         if self.fused:
             if set(self.targets) != set(QKV):

@@ -51,7 +51,6 @@ class LoRAGA(Method):
     gateable: ClassVar[bool] = True
 
     def count(self, net: Backbone, plan: Plan | None = None) -> int:
-        """r (I + O) per projection."""
         return per_projection(net, self.targets, lambda o, i, _: self.rank * (i + o))
 
     def rehearse(self, net: Backbone) -> None:
@@ -78,11 +77,7 @@ class LoRAGA(Method):
         return {"batches": seen.num_batches, "images": seen.num_images}
 
     def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
-        """Put the update at each projection.
-
-        Raises:
-            ConfigError: without a plan, or for a rank out of range.
-        """
+        """Put the update at each projection; ConfigError without a plan, or for a rank out of range."""
         if plan is None:
             raise ConfigError(f"method {self.label!r} needs the plan that its prepare() makes from the training data")
         deltas = {}

@@ -36,11 +36,7 @@ class LoRAXSDelta(Delta):
     B: Tensor
 
     def __init__(self, site: Site, base: Tensor, rank: int, scale: float = 1.0) -> None:
-        """Decompose `base`, (O, I).
-
-        Raises:
-            ConfigError: for a rank out of range.
-        """
+        """Decompose `base`, (O, I); ConfigError for a rank out of range."""
         super().__init__()
         check_rank(site, base, rank)
         self.constant = float(scale)
@@ -54,7 +50,6 @@ class LoRAXSDelta(Delta):
         return Factors(self.A, self.constant * (self.B @ self.R))
 
     def weight(self, base: Tensor) -> Tensor:
-        """Dense update, (O, I)."""
         down, up, *_ = self.factors()
         return (up[0] @ down[0]).to(base.dtype)
 

@@ -69,7 +69,6 @@ class MLAE(Method):
     drop: Rate = 0.5
 
     def count(self, net: Backbone) -> int:
-        """r (I + O + 1) per projection."""
         return per_projection(net, self.targets, lambda o, i, _: self.rank * (i + o + 1))
 
     def build(self, site: Site, base: Tensor) -> Delta:

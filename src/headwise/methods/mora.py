@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from headwise.errors import ConfigError
 from headwise.methods.base import Method, per_projection
 from headwise.network.backbone import Backbone
-from headwise.schema.kinds import Count, is_whole
+from headwise.schema.kinds import Count
 from headwise.updates.adapted import Delta
 from headwise.updates.sites import Site
 
@@ -45,17 +45,11 @@ class MoRADelta(Delta):
     sin: Tensor
 
     def __init__(self, site: Site, base: Tensor, rank: int, kind: int) -> None:
-        """Build M of one projection.
-
-        Raises:
-            ConfigError: for an unknown type, a rank below 1, or m not in 2 .. min(I, O).
-        """
+        """Build M of one projection; ConfigError for an unknown type, or m not in 2 .. min(I, O)."""
         super().__init__()
         num_outputs, num_inputs = base.shape
         if kind not in TYPES:
             raise ConfigError(f"MoRA's type must be one of {TYPES}, got {kind}")
-        if not is_whole(rank):
-            raise ConfigError(f"rank of MoRA must be a whole number of at least 1, got {rank}")
         side = side_of(num_inputs, num_outputs, rank, kind)
         if not 2 <= side <= min(base.shape):
             raise ConfigError(
@@ -92,7 +86,6 @@ class MoRADelta(Delta):
         return y if gate is None else y * gate
 
     def weight(self, base: Tensor) -> Tensor:
-        """Dense update, (O, I)."""
         num_outputs, num_inputs = self.shape
         side, chunks = self.M.shape[0], -(-num_inputs // self.M.shape[0])
         rows = torch.arange(num_outputs, device=self.M.device)
@@ -130,7 +123,6 @@ class MoRA(Method):
     gateable: ClassVar[bool] = True
 
     def count(self, net: Backbone) -> int:
-        """m^2 per projection."""
         even = 2 if self.type == 6 else 1
         # the nearest whole square root of LoRA's size; a rotation by pairs needs an even one
         return per_projection(

@@ -27,12 +27,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-import lightning as L
 from torch import Tensor, nn
 
-from headwise.errors import ConfigError, suggest
+from headwise.errors import ConfigError, check_choice
 from headwise.methods._evolution import Evolution, Subnet
-from headwise.methods._structural import blocks, place, require_plain_positions, require_vit, width_of
+from headwise.methods._structural import blocks, install_parts, place, require_plain_positions, require_vit, width_of
 from headwise.methods._supernet import SlicedBottleneck, SlicedLowRank, SlicedPrompts, SubnetSearch
 from headwise.methods.base import Installed, Method, Plan
 from headwise.network.backbone import Backbone
@@ -67,19 +66,6 @@ def num_parameters(subnet: Subnet, width: int) -> int:
         width * (p + 4 * r) + (2 * width * w + w + width if w else 0)
         for p, r, w in zip(prompts, ranks, adapters, strict=True)
     )
-
-
-class NOAHInstalled(Installed):
-    """A subnet at work."""
-
-    def __init__(self, net: Backbone, owners: Mapping[str, nn.Module], subnet: Subnet, source: str) -> None:
-        super().__init__(net, owners)
-        self.subnet, self.source = subnet, source
-        self.freeze_rest()
-
-    def report(self) -> dict[str, Any]:
-        """The sizes, and where they come from."""
-        return {**super().report(), "subnet": {**self.subnet, "source": self.source}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,8 +111,7 @@ class NOAH(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_targets(self)
-        _check_init(self, self.init)
+        _check(self)
         if self.search is not None:
             object.__setattr__(self, "search", Evolution.of(self.search).spec())
 
@@ -179,7 +164,6 @@ class NOAH(Method):
         return picked, f"published for {self.task}"
 
     def count(self, net: Backbone) -> int:
-        """Those of the subnet, `num_parameters`."""
         keys = [key for key, _, _ in blocks(net)]
         return num_parameters(self.sizes(len(keys))[0], width_of(net, keys[0]))
 
@@ -201,7 +185,9 @@ class NOAH(Method):
         owners |= parts
         if self.init == "upstream":
             _upstream(owners.values(), self.super_prompts)
-        return NOAHInstalled(net, owners, subnet, source)
+        installed = install_parts(net, owners)
+        installed.facts = {"subnet": {**subnet, "source": source}}
+        return installed
 
     def build_all(self, bases: Mapping[Site, Tensor]) -> dict[Site, Delta]:
         """LoRA of each block's rank, one A for q, k and v; none at rank 0."""
@@ -222,6 +208,7 @@ class SupernetInstalled(Installed):
         width = width_of(net, self.keys[0])
         cost = functools.partial(num_parameters, width=width)
         self.searching = SubnetSearch(recipe, KINDS, len(self.keys), cost, self.use)
+        self.more = [self.searching]
         self.freeze_rest()
 
     def use(self, subnet: Subnet) -> None:
@@ -237,10 +224,6 @@ class SupernetInstalled(Installed):
             self.wrappers[index].replaced = live if prompts else 0
             live = prompts or live
         self.wrappers[-1].replaced = live
-
-    def callbacks(self) -> list[L.Callback]:
-        """The callbacks of every method, and the search."""
-        return [*super().callbacks(), self.searching]
 
     def report(self) -> dict[str, Any]:
         """The subnet that the search chose, and how; nothing before."""
@@ -273,8 +256,7 @@ class Supernet(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_targets(self)
-        _check_init(self, self.init)
+        _check(self)
         object.__setattr__(self, "search", Evolution.of(self.search).spec())
 
     def spec(self) -> dict[str, Any]:
@@ -288,11 +270,7 @@ class Supernet(Method):
         return num_parameters(dict.fromkeys(KINDS, largest), width_of(net, keys[0]))
 
     def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
-        """As NOAH, at the largest size everywhere.
-
-        Raises:
-            ConfigError: on a network that is no ViT, or for sizes out of range.
-        """
+        """As NOAH, at the largest size everywhere; ConfigError on a network that is no ViT, or for wrong sizes."""
         require_vit(net, self)
         require_plain_positions(net, self)
         recipe = Evolution.of(self.search)
@@ -310,9 +288,10 @@ class Supernet(Method):
         return _one_a(bases, lambda site, base: SlicedLowRank(site, base, rank, self.dropout))
 
 
-def _check_targets(method: Method) -> None:
+def _check(method: NOAH | Supernet) -> None:
     if set(method.targets) != set(QKV):
         raise ConfigError(f"NOAH's LoRA adapts q, k and v together, got targets={list(method.targets)}")
+    check_choice("init", method.init, INITS, f" of method {method.label!r}")
 
 
 def _one_a(bases: Mapping[Site, Tensor], build: Callable[[Site, Tensor], Any]) -> dict[Site, Delta]:
@@ -357,13 +336,9 @@ def _insert(
 
 
 def _prompt(net: Backbone, path: str, prompts: Prompts | None, behind: int, replaced: int) -> Prompted:
+    # `place` gives back what the function made, here a Prompted
     wrapper: Any = place(net, path, lambda inner: Prompted(inner, prompts, behind, replaced, at_end=True))
     return wrapper
-
-
-def _check_init(method: Method, init: str) -> None:
-    if init not in INITS:
-        raise ConfigError(f"unknown init {init!r} of method {method.label!r}{suggest(init, INITS)}")
 
 
 def _read(spec: dict[str, Any], *unread: str) -> dict[str, Any]:

@@ -167,11 +167,7 @@ class PeftMethod(Method):
 
 
 def _reached(config: Any, net: Backbone, sites: Mapping[str, Site]) -> dict[Site, Tensor]:
-    """The weights, (O, I), of the projections that a config would adapt, by peft's own matching.
-
-    Raises:
-        ConfigError: if it matches nothing, or anything else.
-    """
+    """The weights, (O, I), of the projections that peft would adapt by its matching; ConfigError for none or others."""
     reached = [name for name, _ in net.model.named_modules() if name and check_target_module_exists(config, name)]
     given = config.target_modules
     shown = given if isinstance(given, str) else sorted(given)[:3]
@@ -191,11 +187,7 @@ def _reached(config: Any, net: Backbone, sites: Mapping[str, Site]) -> dict[Site
 
 
 def _check_merges(target: str, layers: Iterable[nn.Module]) -> None:
-    """Fold a copy of the first layer, so that what peft cannot fold is refused before it trains.
-
-    Raises:
-        ConfigError: if peft cannot.
-    """
+    """Fold a copy of the first layer: what peft cannot fold is a ConfigError before it trains."""
     for layer in itertools.islice(layers, 1):
         trial: Any = copy.deepcopy(layer)
         try:

@@ -63,7 +63,6 @@ class PiSSA(Method):
     gateable: ClassVar[bool] = True
 
     def count(self, net: Backbone) -> int:
-        """r (I + O) per projection."""
         return per_projection(net, self.targets, lambda o, i, _: self.rank * (i + o))
 
     def build(self, site: Site, base: Tensor) -> Delta:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -53,7 +53,6 @@ class QLoRA(Method):
     identity_tolerance: ClassVar[float] = 10.0
 
     def count(self, net: Backbone) -> int:
-        """r (I + O) per projection."""
         return per_projection(net, self.targets, lambda o, i, _: self.rank * (i + o))
 
     def build(self, site: Site, base: Tensor) -> Delta:
@@ -75,15 +74,9 @@ class QLoRA(Method):
             elif not isinstance(module, FourBit | BesideLinear):
                 raise ConfigError(f"{site.key} is a {type(module).__name__} without a dense weight to quantise")
         installed = super().install(net, plan)
-        return QuantizedInstalled(net, installed.owners)
-
-
-class QuantizedInstalled(Installed):
-    """Updates beside 4-bit projections."""
-
-    def report(self) -> dict[str, Any]:
-        """In ``base`` what the 4-bit weights take: their number, their bytes, and the bytes of as many float32."""
-        layers = [module for module in self.net.model.modules() if isinstance(module, FourBit)]
+        layers = [module for module in net.model.modules() if isinstance(module, FourBit)]
         count = sum(layer.in_features * layer.out_features for layer in layers)
         size = sum(layer.num_bytes for layer in layers)
-        return {**super().report(), "base": {"weights": count, "bytes": size, "float32_bytes": 4 * count}}
+        # what the 4-bit weights take, beside as many of float32
+        installed.facts = {"base": {"weights": count, "bytes": size, "float32_bytes": 4 * count}}
+        return installed

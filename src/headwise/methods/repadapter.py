@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from headwise.errors import ConfigError
-from headwise.methods._structural import blocks, install_parts, per_block, place, refuse_targets
+from headwise.methods._structural import blocks, install_parts, per_block, place
 from headwise.methods.base import Installed, Method, Plan
 from headwise.network.backbone import Backbone
 from headwise.schema.kinds import Count, Factor, Rate, is_whole
@@ -25,7 +25,7 @@ from headwise.updates.adapted import AdaptedLinear
 from headwise.updates.fused import at_least_float32
 from headwise.updates.qkv import SplitQKV
 from headwise.updates.sites import QKV
-from headwise.wrappers.wrapping import Wrapper, unwrapped, with_affine
+from headwise.wrappers.wrapping import Corrected, unwrapped, with_affine
 
 
 class InputAdapter(nn.Module):
@@ -37,8 +37,6 @@ class InputAdapter(nn.Module):
             raise ConfigError(f"RepAdapter's hidden width must be in 1..{width}, got {hidden}")
         if groups < 1 or width % groups or hidden % groups:
             raise ConfigError(f"groups must divide the width {width} and the hidden width {hidden}, got {groups}")
-        if not 0.0 <= dropout < 1.0:
-            raise ConfigError(f"RepAdapter's dropout must be in [0, 1), got {dropout}")
         self.down = nn.Linear(width, hidden)
         self.up = nn.Parameter(torch.zeros(groups, width // groups, hidden // groups))
         self.bias = nn.Parameter(torch.zeros(width))
@@ -63,14 +61,10 @@ class InputAdapter(nn.Module):
         return with_affine(linear, wide + update, linear.bias + shift)
 
 
-class Before(Wrapper):
+class Before(Corrected):
     """inner(adapter(z)) for a linear, or for q, k and v together: one transform, one dropout mask."""
 
-    disturbable = True
-
-    def __init__(self, inner: nn.Module, part: InputAdapter) -> None:
-        super().__init__(inner)
-        self.part = part
+    part: InputAdapter
 
     def forward(self, x: Tensor) -> Tensor:
         """Output of the inner module for the adapted input."""
@@ -111,21 +105,12 @@ class RepAdapter(Method):
     scale: Factor = 1.0
     dropout: Rate = 0.1
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        refuse_targets(self)
-
     def count(self, net: Backbone) -> int:
-        """C h + h + C h / g + C per adapter, of which a block has two."""
         hidden, groups = self.hidden, self.groups
         return per_block(net, lambda c: 2 * (c * hidden + hidden + c * hidden // groups + c))
 
     def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
-        """Wrap qkv and fc1 of every block.
-
-        Raises:
-            ConfigError: for sizes that do not divide, a projection that carries another update or has no bias.
-        """
+        """Wrap qkv and fc1 of every block; ConfigError for wrong sizes, another update in place, or no bias."""
         parts: dict[str, nn.Module] = {}
         for key, path, block in blocks(net):
             own: Any = unwrapped(block)

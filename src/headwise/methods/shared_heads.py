@@ -59,7 +59,6 @@ class GeneratedDelta(Delta):
         return Factors(*self.gated(down, up, self.constant))
 
     def weight(self, base: Tensor) -> Tensor:
-        """Dense update, (O, I)."""
         down, up, *_ = self.factors()
         return torch.bmm(up, down).flatten(0, 1).to(base.dtype)
 
@@ -86,7 +85,6 @@ class SharedHeads(Method):
     gateable: ClassVar[bool] = True
 
     def count(self, net: Backbone) -> int:
-        """n r (I + O / H) + m (H + n) per projection."""
         total = 0
         for site, base in net.bases(self.targets).items():
             shared = self.num_shared * self.rank * (base.shape[1] + base.shape[0] // site.num_heads)
@@ -94,11 +92,7 @@ class SharedHeads(Method):
         return total
 
     def build(self, site: Site, base: Tensor) -> Delta:
-        """One generator for the heads of a projection.
-
-        Raises:
-            ConfigError: for projections other than q, k and v.
-        """
+        """One generator for the heads of a projection; ConfigError for projections other than q, k and v."""
         check_heads(self, site)
         if site.head_axis == "input":
             raise ConfigError(

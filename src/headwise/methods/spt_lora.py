@@ -25,10 +25,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from headwise.errors import ConfigError, suggest
+from headwise.errors import ConfigError, check_choice
 from headwise.methods._passes import each_gradient
 from headwise.methods._selection import Selected, pack_entries, unpack_entries
-from headwise.methods._structural import by_block, plain_linear, put_beside, put_within, refuse_four_bits
+from headwise.methods._structural import by_block, install_parts, plain_linear, put_beside, put_within, refuse_four_bits
 from headwise.methods.base import Batches, Installed, Method, Plan, as_asked
 from headwise.network.backbone import Backbone
 from headwise.schema.kinds import Count, Factor, Positive, Rate, Text
@@ -60,7 +60,6 @@ class SparseDelta(Delta):
         self.register_buffer("entries", entries.to(device=base.device, dtype=torch.int32))
 
     def weight(self, base: Tensor) -> Tensor:
-        """Dense update, (O, I)."""
         # (O I,): entries are positions in the flattened weight
         flat = self.values.new_zeros(self.shape[0] * self.shape[1])
         return flat.index_put((self.entries.long(),), self.values).view(self.shape).to(base.dtype)
@@ -153,8 +152,7 @@ class SPTLoRA(Method):
             raise ConfigError(
                 f"tau_step of method {self.label!r} must be at most tau_max={self.tau_max}, got {self.tau_step}"
             )
-        if self.init not in INITS:
-            raise ConfigError(f"unknown init {self.init!r} of method {self.label!r}{suggest(self.init, INITS)}")
+        check_choice("init", self.init, INITS, f" of method {self.label!r}")
         if self.drop_path and self.structure == "lora":
             raise ConfigError(
                 f"drop_path of method {self.label!r} is of adapters, got {self.drop_path}; allowed with lora: 0"
@@ -189,12 +187,7 @@ class SPTLoRA(Method):
         return self.select(net, self.sensitivities(net, batches))
 
     def _stored(self, net: Backbone, file: str) -> Plan:
-        """The plan of a selection that the authors stored.
-
-        Raises:
-            CheckpointError: if the file cannot be read as one.
-            ConfigError: if it is of another network, rank or structure.
-        """
+        """The plan that the authors stored; CheckpointError if it is none, ConfigError if of another network."""
         chosen, sha256 = Selected(Path(file)), file_sha256(file)
         candidates = self._candidates(net)
         plan, num_entries = chosen.plan(net.sites, len(net.blocks), candidates, _biases(net))
@@ -338,16 +331,10 @@ class SPTLoRA(Method):
         owners |= {f"{owner}.vectors": Held(members) for owner, members in by_block(net, held).items()}
         if not owners:
             raise ConfigError(f"a budget of {self.budget} lets method {self.label!r} train nothing of this network")
-        installed = Installed(net, owners)
-        installed.freeze_rest()
-        return installed
+        return install_parts(net, owners)
 
     def _deltas(self, net: Backbone, plan: Plan) -> dict[Site, Delta]:
-        """What a plan puts at the projections.
-
-        Raises:
-            ConfigError: if it names one that the network does not have.
-        """
+        """What a plan puts at the projections; ConfigError if it names one that the network does not have."""
         structured, sparse, biases = set(plan["structured"]), plan["sparse"], plan.get("biases", {})
         bases = net.bases([proj for proj in PROJECTIONS if any(site.proj == proj for site in net.sites)])
         if not {*structured, *sparse, *biases} <= {site.key for site in bases}:

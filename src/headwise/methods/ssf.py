@@ -17,14 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from headwise.errors import ConfigError
-from headwise.methods._structural import install_parts, place, refuse_four_bits, refuse_targets
+from headwise.methods._structural import install_parts, place, refuse_four_bits
 from headwise.methods.base import Installed, Method, Plan
 from headwise.network.backbone import Backbone
 from headwise.schema.kinds import AtLeast0
 from headwise.updates.adapted import AdaptedLinear
 from headwise.updates.qkv import SplitQKV
 from headwise.updates.sites import QKV
-from headwise.wrappers.wrapping import Wrapper, pretrained_modules, with_affine
+from headwise.wrappers.wrapping import Corrected, pretrained_modules, with_affine
 
 
 class ScaleShift(nn.Module):
@@ -57,14 +57,10 @@ class ScaleShift(nn.Module):
         return y + torch.cat([self.shift.new_zeros(size) if shift is None else shift for shift, size in whole])
 
 
-class Rescaled(Wrapper):
+class Rescaled(Corrected):
     """A linear, a split qkv, a LayerNorm or a convolution (channels in axis 1) followed by `ScaleShift`."""
 
-    disturbable = True
-
-    def __init__(self, inner: nn.Module, part: ScaleShift) -> None:
-        super().__init__(inner)
-        self.part = part
+    part: ScaleShift
 
     def forward(self, x: Tensor) -> Tensor:
         """Output of the inner module, rescaled."""
@@ -114,10 +110,6 @@ class SSF(Method):
     std: AtLeast0 = 0.02
     identity_tolerance: ClassVar[float] = 10.0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        refuse_targets(self)
-
     def count(self, net: Backbone) -> int:
         """A scale per output channel outside the head, and a shift where there is a bias."""
         sizes = (
@@ -128,11 +120,7 @@ class SSF(Method):
         return sum(sizes)
 
     def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
-        """Wrap every linear operation.
-
-        Raises:
-            ConfigError: if a projection still carries another update, or is held in 4 bits.
-        """
+        """Wrap every linear operation; ConfigError if a projection carries another update, or is held in 4 bits."""
         refuse_four_bits(net, self)
         keys = {path: f"s{stage}.b{block}" for stage, block, path in net.blocks}
         heads = set(map(id, net.head.modules()))

@@ -18,13 +18,12 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from headwise.errors import ConfigError, suggest
+from headwise.errors import ConfigError, check_choice
 from headwise.methods._structural import (
     blocks,
     install_parts,
     is_vit,
     place,
-    refuse_targets,
     require_plain_positions,
     require_vit,
     width_of,
@@ -67,9 +66,7 @@ class VPT(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        refuse_targets(self)
-        if self.bound not in BOUNDS:
-            raise ConfigError(f"unknown bound {self.bound!r} of method {self.label!r}{suggest(self.bound, BOUNDS)}")
+        check_choice("bound", self.bound, BOUNDS, f" of method {self.label!r}")
 
     @property
     def networks(self) -> tuple[str, ...]:  # type: ignore[override]

@@ -23,13 +23,7 @@ from headwise.wrappers.wrapping import unwrapped
 
 @dataclass(frozen=True)
 class Windows:
-    """How a Swin block cuts its tokens into windows: (height, width) each.
-
-    Attributes:
-        grid: of the tokens.
-        size: of a window.
-        shift: of the cut.
-    """
+    """How a Swin block cuts its tokens, a grid, into windows of a size, with a shift: (height, width) each."""
 
     grid: tuple[int, int]
     size: tuple[int, int]
@@ -87,14 +81,9 @@ class Attention:
 
 @torch.no_grad()
 def attentions(net: Backbone, images: Tensor) -> tuple[list[Attention], Tensor]:
-    """The attention of every block, and the logits.
+    """The attention of every block of a ViT or a Swin for normalised images, (B, 3, S, S), and the logits.
 
-    Args:
-        net: a ViT or a Swin, with whatever updates it carries.
-        images: normalised, (B, 3, S, S).
-
-    Raises:
-        ConfigError: for attention of another kind.
+    Updates that the network carries take part. ConfigError for attention of another kind.
     """
     seen: list[Attention] = []
     hooks = []

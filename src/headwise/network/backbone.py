@@ -84,8 +84,7 @@ class Backbone(nn.Module):
     @property
     def head(self) -> nn.Linear:
         """The classifier."""
-        head: nn.Linear = self.model.get_classifier()  # type: ignore[operator]
-        return head
+        return self.model.get_classifier()  # type: ignore[operator]
 
     def new_head(self, num_classes: int) -> None:
         """Put a fresh classifier on top, drawn from torch's current random state: normal, std 0.02, zero bias."""
@@ -261,11 +260,7 @@ class BackboneSpec:
 
     @property
     def side(self) -> int:
-        """Side of the square input, pixels: as given, or as timm's record has it.
-
-        Raises:
-            ConfigError: for an unknown network, or one whose images are not square.
-        """
+        """Side of the square input, pixels, as given or of timm's record; ConfigError if unknown or not square."""
         return side_of(self.timm_name) if self.img_size is None else self.img_size
 
     @property

@@ -22,11 +22,7 @@ ALL = "timm.list_models() in Python names all"
 
 
 def check_name(timm_name: str) -> None:
-    """Check an architecture with the tag of its weights, if one is given.
-
-    Raises:
-        ConfigError: for one that timm does not have, or without attention; says the nearest.
-    """
+    """Check an architecture, with its tag if given; ConfigError, with the nearest, if unknown or without attention."""
     architecture, dot, tag = timm_name.partition(".")
     names = timm.list_models()
     if architecture not in names:

@@ -20,16 +20,10 @@ RESIZES = {"bilinear": "pil_bilinear"}
 
 
 def spec_of(name: str, conf: Path, weights: str | Path | None = None, img_size: int | None = None) -> BackboneSpec:
-    """The network that a name means: one of conf/backbone, or one that timm knows.
+    """The network that a name means: one of conf/backbone, as ``vit_nano``, or one that timm knows, with its tag.
 
-    Args:
-        name: such as ``vit_nano``, or ``vit_base_patch16_224.augreg_in21k``.
-        conf: the configuration folder.
-        weights: as `BackboneSpec.weights`; None: those that belong to the name.
-        img_size: None: that of the name.
-
-    Raises:
-        ConfigError: for a name that neither knows.
+    `conf` is the configuration folder. `weights`, as of `BackboneSpec`, and `img_size` stand in place of those of the
+    name. ConfigError for a name that neither knows.
     """
     files = {file.stem: file for file in (conf / "backbone").glob("*.yaml") if file.stem != BY_NAME}
     if name in files:

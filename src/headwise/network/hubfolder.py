@@ -11,6 +11,7 @@ from torch import nn
 
 from headwise.errors import CheckpointError
 from headwise.network.backbone import Backbone, BackboneSpec
+from headwise.network.catalog import record_of
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 """Names that timm and transformers look for."""
@@ -21,9 +22,7 @@ UNSTORED = ("num_classes", "model_name", "pretrained", "pretrained_cfg", "checkp
 def arguments_of(net: Backbone, spec: BackboneSpec | None) -> dict[str, Any]:
     """Arguments with which timm.create_model makes a network again: name, classes, size and whatever else it was given.
 
-    Args:
-        net: with its classifier.
-        spec: of a network that has a name; without, what timm noted of the module that was given.
+    A network that has no name, and so no `spec`, is made of what timm noted of the module that was given.
     """
     num_classes = net.head.out_features
     if spec is not None:
@@ -39,15 +38,11 @@ def configuration(
 ) -> dict[str, Any]:
     """What ``config.json`` holds, in timm's format, which transformers reads as well.
 
-    Args:
-        model: timm's own network.
-        arguments: of timm.create_model, see `arguments_of`.
-        transform: arguments of timm.data.create_transform.
-        class_names: in the order of the logits. transformers would take ImageNet's where there are none.
+    It takes arguments of timm.create_model, see `arguments_of`, and of timm.data.create_transform, and the names of
+    classes in the order of the logits. transformers would take ImageNet's where there are none.
     """
     name, _, tag = str(arguments["model_name"]).partition(".")
-    given: Any = getattr(model, "pretrained_cfg", None) or {}
-    known = dict(given if isinstance(given, Mapping) else vars(given))
+    known = record_of(model)
     pooling: Any = getattr(model, "global_pool", None)
     features: Any = getattr(model, "num_features", None)
     return {
@@ -71,11 +66,7 @@ def configuration(
 
 
 def read_back(folder: Path) -> nn.Module:
-    """The network of such a folder, by timm alone, in evaluation mode.
-
-    Raises:
-        CheckpointError: if timm cannot make it of what the folder says.
-    """
+    """The network of such a folder, by timm alone, in evaluation mode; CheckpointError if timm cannot make it."""
     try:
         return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     except Exception as error:

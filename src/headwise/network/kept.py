@@ -26,11 +26,7 @@ from headwise.updates.qkv import SplitQKV
 
 
 class KeptNetwork:
-    """A network of which any number can be had, each with tensors of its own.
-
-    Attributes:
-        close: lets go of it.
-    """
+    """A network of which any number can be had, each with tensors of its own; `close` lets go of it."""
 
     def __init__(self, net: Backbone) -> None:
         """Keep a network as it was built, on the CPU; it stays the caller's.
@@ -84,11 +80,7 @@ class Networks:
         return self._kept is not None and self._key == _key(spec, drop_path)
 
     def give(self, spec: BackboneSpec, drop_path: float) -> Backbone:
-        """As `BackboneSpec.build`; nobody else has any of its tensors.
-
-        Raises:
-            HeadwiseError: as that.
-        """
+        """As `BackboneSpec.build`, its errors included; nobody else has any of its tensors."""
         key = _key(spec, drop_path)
         if self._kept is not None:
             if self._key == key:

@@ -60,11 +60,7 @@ _IN_BLOCK = {
 
 
 def unwrapped(content: Any, name: str) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors of a file, from below its wrappers, and what to say of the choice.
-
-    Raises:
-        WeightsError: if it holds none.
-    """
+    """The tensors of a file, from below its wrappers, and what to say of the choice; WeightsError if it holds none."""
     notes = []
     while isinstance(content, Mapping) and (wrapping := [k for k in WRAPPERS if isinstance(content.get(k), Mapping)]):
         if len(wrapping) > 1:

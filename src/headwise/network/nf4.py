@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from headwise.errors import ConfigError, suggest
+from headwise.errors import ConfigError, check_choice
 from headwise.updates.quantize import pack_codes
 
 VALUES = (
@@ -90,13 +90,7 @@ def magnitudes(stored: Stored) -> Tensor:
 
 
 def dequantize(stored: Stored, shape: torch.Size | tuple[int, ...], pairs: Tensor | None = None) -> Tensor:
-    """The weight that a `Stored` stands for, `shape` float32.
-
-    Args:
-        stored: from `quantize`.
-        shape: of the weight.
-        pairs: `value_pairs` on the same device, if they are at hand.
-    """
+    """The weight that a `Stored` stands for, `shape` float32; `pairs` are `value_pairs` on its device, if at hand."""
     pairs = value_pairs().to(stored.codes.device) if pairs is None else pairs
     # a byte looks both of its values up at once, (bytes, 2): one gather instead of two and a shift
     entries = pairs.index_select(0, stored.codes.int()).view(-1, BLOCK)
@@ -149,7 +143,6 @@ class NF4Linear(FourBit):
         return Stored(self.codes, self.scales, self.spread)
 
     def dense(self) -> Tensor:
-        """The weight as it is used, (O, I) float32."""
         return dequantize(self.stored, (self.out_features, self.in_features), self.pairs)
 
     @property
@@ -167,8 +160,7 @@ class NF4Linear(FourBit):
         bias = None if self.bias is None else self.bias.to(x.dtype)
         start = None if start is None else start.to(x.dtype)
         with torch.autocast(x.device.type, enabled=False):
-            y: Tensor = _Product.apply(x, bias, start, *self.stored, self.pairs, self.out_features)
-        return y
+            return _Product.apply(x, bias, start, *self.stored, self.pairs, self.out_features)
 
 
 class _Product(torch.autograd.Function):
@@ -216,11 +208,7 @@ class BitsAndBytesLinear(FourBit):
     packed: Tensor
 
     def __init__(self, linear: nn.Linear, double: bool = True) -> None:
-        """Quantise a layer.
-
-        Raises:
-            ConfigError: if the package is not installed.
-        """
+        """Quantise a layer; ConfigError if the package is not installed."""
         super().__init__()
         try:
             import bitsandbytes
@@ -245,9 +233,7 @@ class BitsAndBytesLinear(FourBit):
         return self
 
     def dense(self) -> Tensor:
-        """The weight as it is used, (O, I) float32."""
-        dense: Tensor = self._dense(self.packed, self.state)
-        return dense.float()
+        return self._dense(self.packed, self.state).float()
 
     @property
     def num_bytes(self) -> int:
@@ -261,8 +247,7 @@ class BitsAndBytesLinear(FourBit):
         x = _cast(x)
         bias = None if self.bias is None else self.bias.to(x.dtype)
         with torch.autocast(x.device.type, enabled=False):
-            y: Tensor = self._product(x, self.packed, self.state, bias=bias)
-        return y
+            return self._product(x, self.packed, self.state, bias=bias)
 
 
 def _cast(x: Tensor) -> Tensor:
@@ -272,16 +257,10 @@ def _cast(x: Tensor) -> Tensor:
 
 
 def four_bit(linear: nn.Linear, kind: str = "nf4", double: bool = True) -> FourBit:
-    """A frozen linear in 4 bits; it keeps the bias, not the weight.
+    """A frozen linear in 4 bits that shares the bias, not the weight, of a layer.
 
-    Args:
-        linear: the layer; only its bias is shared.
-        kind: ``nf4``, made and multiplied here, or ``bitsandbytes``.
-        double: whether the blocks' magnitudes are quantised as well.
-
-    Raises:
-        ConfigError: for another kind, or one whose package is missing.
+    It is ``nf4``, made and multiplied here, or ``bitsandbytes``; with `double` the blocks' magnitudes are quantised as
+    well. ConfigError for another kind, or one whose package is missing.
     """
-    if kind not in KINDS:
-        raise ConfigError(f"unknown 4-bit base {kind!r}{suggest(kind, KINDS)}")
+    check_choice("4-bit base", kind, KINDS)
     return NF4Linear(linear, double) if kind == "nf4" else BitsAndBytesLinear(linear, double)

@@ -26,7 +26,7 @@ def more_parts(error: Exception, parts: int, batch_size: int) -> int:
 
 
 def split(batch: tuple[Tensor, Tensor], parts: int) -> list[tuple[Tensor, Tensor, float]]:
-    """A batch (images (B, ...), labels (B,)) in at most `parts` parts, each with its share of the B images."""
+    """A batch, images (B, ...) and labels (B,) or (B, K), in at most `parts` parts, each with its share of them."""
     images, labels = batch
     count = min(parts, len(labels))
     if count <= 1:

@@ -26,11 +26,7 @@ ADDS_BIAS = (eva.EvaAttention, beit.Attention, swin_transformer_v2.WindowAttenti
 
 
 def stages_of(model: nn.Module) -> list[list[nn.Module]]:
-    """Blocks by stage: one stage for a ViT, four for a Swin.
-
-    Raises:
-        ConfigError: for a network without blocks.
-    """
+    """Blocks by stage: one stage for a ViT, four for a Swin; ConfigError for a network without blocks."""
     network: Any = model
     if isinstance(model, vision_transformer.VisionTransformer):
         return [list(network.blocks)]
@@ -126,11 +122,7 @@ def put_back(model: nn.Module) -> None:
 
 
 def exported(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of a network's tensors under timm's own names.
-
-    Raises:
-        CheckpointError: where a bias has no place in timm's network.
-    """
+    """Copies of a network's tensors under timm's own names; CheckpointError where a bias has no place there."""
     splits = {name: module for name, module in model.named_modules() if isinstance(module, SplitQKV)}
     state: dict[str, Tensor] = {}
     for key, tensor in model.state_dict().items():

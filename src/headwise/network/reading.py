@@ -177,8 +177,10 @@ def _fill(model: nn.Module, state: dict[str, Tensor], name: str) -> None:
         for key, tensor in model.state_dict().items()
         if not key.startswith(tuple(f"{head}." for head in HEADS)) and not key.endswith(BUFFERS)
     }
+    kinds = [str(kind).removeprefix("torch.") for kind in FLOATS]
     for key, tensor in sorted(state.items()):
-        _check_values(key, tensor, name)
+        if (kind := str(tensor.dtype).removeprefix("torch.")) not in kinds:
+            raise WeightsError(f"{name}: {key} holds {kind} values; allowed: {', '.join(kinds)}")
     state = {key: tensor.float() for key, tensor in state.items()}
     converted = _converted(state, model, own, name)
     _check_rest({**converted, **_resampled(state, own)}, state, own, model, name)
@@ -192,21 +194,14 @@ def _fill(model: nn.Module, state: dict[str, Tensor], name: str) -> None:
         raise WeightsError(f"{name}: {broken} holds values that are not finite")
 
 
-def _check_values(key: str, tensor: Tensor, name: str) -> None:
-    if tensor.dtype not in FLOATS:
-        kinds = ", ".join(str(kind).removeprefix("torch.") for kind in FLOATS)
-        raise WeightsError(f"{name}: {key} holds {str(tensor.dtype).removeprefix('torch.')} values; allowed: {kinds}")
-
-
 def _resampled(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors as the file has them that timm's filter would make fit although they are of another architecture."""
-    resampled = {}
-    for key, tensor in state.items():
-        patches = key == "patch_embed.proj.weight" and tensor.ndim == 4
-        heads = key.endswith("relative_position_bias_table") and key in own and tensor.shape[-1] != own[key].shape[-1]
-        if patches or heads:
-            resampled[key] = tensor
-    return resampled
+    return {
+        key: tensor
+        for key, tensor in state.items()
+        if (key == "patch_embed.proj.weight" and tensor.ndim == 4)
+        or (key.endswith("relative_position_bias_table") and key in own and tensor.shape[-1] != own[key].shape[-1])
+    }
 
 
 def _converted(state: dict[str, Tensor], model: nn.Module, own: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
@@ -243,15 +238,9 @@ def _compare(state: Mapping[str, Tensor], own: Mapping[str, Tensor], name: str) 
     for key in sorted(own):
         if key not in state:
             raise WeightsError(f"{name} is of another architecture: it lacks {key} {tuple(own[key].shape)}")
-        _same_shape(key, state[key], own[key], name)
+        if (given := tuple(state[key].shape)) != (wanted := tuple(own[key].shape)):
+            raise WeightsError(f"{name} is of another architecture: {key} is {given}, the backbone has {wanted}")
     if extra := sorted(set(state) - set(own)):
         more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
         shape = tuple(state[extra[0]].shape)
         raise WeightsError(f"{name} is of another architecture: it also holds {extra[0]} {shape}{more}")
-
-
-def _same_shape(key: str, tensor: Tensor, own: Tensor, name: str) -> None:
-    if tensor.shape != own.shape:
-        raise WeightsError(
-            f"{name} is of another architecture: {key} is {tuple(tensor.shape)}, the backbone has {tuple(own.shape)}"
-        )

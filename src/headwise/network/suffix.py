@@ -15,19 +15,13 @@ from headwise.network.backbone import Backbone
 
 
 class Suffix:
-    """A network that can go on from the input of any block.
+    """A network in evaluation mode that can go on from the input of any block.
 
-    Attributes:
-        net: the network, in evaluation mode.
-        places: (stage, block) of every block, in network order.
+    `places` are (stage, block) of every block, in network order.
     """
 
     def __init__(self, net: Backbone) -> None:
-        """Find the blocks.
-
-        Raises:
-            ConfigError: for a network that is not a ViT or a Swin.
-        """
+        """Find the blocks; ConfigError for a network that is not a ViT or a Swin."""
         model: Any = net.model
         if not hasattr(model, "norm") or not hasattr(model, "forward_head"):
             raise ConfigError(
@@ -39,13 +33,9 @@ class Suffix:
         self._blocks: list[nn.Module] = [model.get_submodule(path) for _, _, path in net.blocks]
 
     def inputs(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
-        """What every block gets, and the logits.
+        """What every block gets of normalised images, (B, 3, S, S), and the logits, (B, K).
 
-        Args:
-            images: normalised, (B, 3, S, S).
-
-        Returns:
-            One tensor per block, (B, T, C) of a ViT and (B, height, width, C) of a Swin; and (B, K).
+        It is one tensor per block, (B, T, C) of a ViT and (B, height, width, C) of a Swin.
         """
         seen: list[Tensor] = []
         hooks = [
@@ -59,15 +49,9 @@ class Suffix:
         return seen, logits
 
     def resume(self, index: int, x: Tensor, until: int | None = None) -> Tensor:
-        """Go on from the input of a block.
+        """Go on from the input x of the block at `index` of `places`.
 
-        Args:
-            index: of the block in `places`.
-            x: its input, as `inputs` gives it.
-            until: a later block whose input is wanted; None goes on to the end.
-
-        Returns:
-            The input of block `until`, or the logits, (B, K).
+        It gives the logits, (B, K), or the input of a later block, `until`.
         """
         model: Any = self.net.model
         stop = len(self._blocks) if until is None else until
@@ -77,8 +61,7 @@ class Suffix:
             x = self._blocks[at](x)
         if until is not None:
             return self._between(until, x) if until > index else x
-        logits: Tensor = model.forward_head(model.norm(x))
-        return logits
+        return model.forward_head(model.norm(x))
 
     def _between(self, at: int, x: Tensor) -> Tensor:
         """What a Swin does where a block begins a stage: merge patches."""
@@ -86,8 +69,7 @@ class Suffix:
         if block or not stage:
             return x
         model: Any = self.net.model
-        merged: Tensor = model.layers[stage].downsample(x)
-        return merged
+        return model.layers[stage].downsample(x)
 
     @torch.no_grad()
     def check(self, images: Tensor) -> None:

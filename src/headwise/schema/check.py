@@ -30,12 +30,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Fields:
-    """What a mapping may hold.
+    """What a mapping may hold: the kind of each field, and which have no default.
 
-    Attributes:
-        types: kind of each field.
-        required: those without a default.
-        is_open: whether others are allowed, of which nothing is known.
+    Where it is open, others are allowed, of which nothing is known.
     """
 
     types: Mapping[str, Any]
@@ -53,13 +50,8 @@ class Fields:
     def check(self, values: Mapping[str, Any], key: Key, later: Collection[str] = ()) -> None:
         """Refuse the first wrong field: an unknown one, then one that is missing or of another kind.
 
-        Args:
-            values: by name.
-            key: how a field is named to the user.
-            later: fields that may be missing, since their values are yet to come.
-
-        Raises:
-            ConfigError: says key, value, and what is allowed.
+        `key` names a field to the user; those of `later` may be missing, since their values are yet to come.
+        ConfigError says key, value, and what is allowed.
         """
         unknown = () if self.is_open else [name for name in values if name not in self.types]
         for name in unknown:
@@ -199,6 +191,7 @@ def fields_of_class(kind: type) -> Fields:
 
 @functools.cache
 def _fields_of_class(kind: Any) -> Fields:
+    # a function of its own, since mypy takes no class for hashable
     try:
         hints = typing.get_type_hints(kind, include_extras=True)
     except (NameError, TypeError):
@@ -223,21 +216,13 @@ def usable(kind: Any) -> Any:
 
 
 def check_fields(built: Any, key: Key) -> None:
-    """Check the values of a dataclass by its annotations; for ``__post_init__``.
-
-    Raises:
-        ConfigError: for a value of another kind or out of range.
-    """
+    """Check a dataclass by its annotations, for ``__post_init__``; ConfigError for a value of another kind or range."""
     fields = fields_of_class(type(built))
     fields.check({name: getattr(built, name) for name in fields.types}, key)
 
 
 def built_from(kind: type[T], given: Any, key: Key) -> T:
-    """A dataclass from a mapping of its fields.
-
-    Raises:
-        ConfigError: for anything but a mapping, an unknown field, or a value of another kind.
-    """
+    """A dataclass from a mapping of its fields; ConfigError for anything else, or an unknown or wrong field."""
     if not isinstance(given, Mapping):
         raise ConfigError(f"{key('').rstrip('.')} must be a mapping of its fields, got {shown(given)}")
     fields_of_class(kind).check(given, key)
@@ -245,16 +230,9 @@ def built_from(kind: type[T], given: Any, key: Key) -> T:
 
 
 def mode_or_fields(kind: type, name: str, given: Any, modes: Sequence[str]) -> dict[str, Any]:
-    """Fields of a dataclass that a configuration gives as its mode, or as a mapping.
+    """Fields of a dataclass, `name` to the user, that a configuration gives as its ``mode``, or as a mapping.
 
-    Args:
-        kind: the class, with a field ``mode``.
-        name: of it to the user.
-        given: one of `modes`, or fields.
-        modes: to be named in a refusal.
-
-    Raises:
-        ConfigError: for anything else, or an unknown field; values are checked by the class.
+    ConfigError for anything else, naming the `modes`, or for an unknown field; values are checked by the class.
     """
     if not isinstance(given, str | Mapping):
         raise ConfigError(f"{name} must be null, a mode ({', '.join(modes)}) or its fields, got {given!r}")

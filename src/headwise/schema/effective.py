@@ -20,11 +20,7 @@ DEFAULTS = {"score": "taylor_neg", "scope": "global", "score_data": "full_pass",
 
 
 def effective_gate(gate: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The fields of a gate, those that cannot change a number at their defaults; None for one that does nothing.
-
-    Args:
-        gate: fields of `headwise.updates.gate.Gate`.
-    """
+    """The fields of a `Gate`, those that cannot change a number at their defaults; None for one that does nothing."""
     is_budget = gate.get("budget") is not None
     if not is_budget and not gate.get("count") and not gate.get("ratio") and {"count", "ratio"} & gate.keys():
         return None
@@ -41,24 +37,19 @@ def effective_gate(gate: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def effective_consistency(recipe: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The fields of a consistency; None for one that does nothing.
+    """The fields of a `Consistency`; None for one that does nothing.
 
     Without noise both passes give the same logits. Mode lazy trains on half of the batch all the same, and mode fast
     compares with another epoch.
-
-    Args:
-        recipe: fields of `headwise.updates.consistency.Consistency`.
     """
     is_void = recipe.get("sigma") == 0 and (recipe.get("lam") == 0 or recipe.get("mode") == "pace")
     return None if is_void else dict(recipe)
 
 
 def effective_method(method: Mapping[str, Any], gates: bool = True) -> dict[str, Any]:
-    """A method's fields, its gates and those of the methods in it in their effective form.
+    """A method's fields, its gates (unless told otherwise) and those of the methods in it in their effective form.
 
-    Args:
-        method: fields, and ``_target_`` if they are of a class whose later fields are to be looked at.
-        gates: whether gates are, too.
+    Of a class that ``_target_`` names, fields that came later are left out where they do nothing.
     """
     later = {**LATER, **_later(str(method.get("_target_", "")))}
     kept: dict[str, Any] = {}

@@ -9,12 +9,9 @@ Node = dict[str, Any]
 
 
 def each_node(node: Mapping[str, Any], fill: Callable[[str, Node], Node], key: str = "method") -> Node:
-    """A configuration in which every mapping is what `fill` makes of it, those within it first.
+    """A configuration in which every mapping is what `fill` makes of it, those within it first; it stays as it is.
 
-    Args:
-        node: stays as it is.
-        fill: takes a mapping's dotted name and a copy of it.
-        key: dotted name of `node`.
+    `fill` takes a mapping's dotted name, which begins with `key`, and a copy of it.
     """
     within = {
         name: each_node(value, fill, f"{key}.{name}") if isinstance(value, Mapping) else value

@@ -99,11 +99,7 @@ def configs() -> tuple[str, ...]:
 
 @functools.cache
 def fields_of_config(target: str) -> Fields:
-    """What a config of peft may hold.
-
-    Raises:
-        ConfigError: if there is none of this name.
-    """
+    """What a config of peft may hold; ConfigError if there is none of this name."""
     fields = fields_of_target(target)
     types = {name: _kind(target.removeprefix(PREFIX), name, kind) for name, kind in fields.types.items()}
     return Fields({**types, "_target_": str}, fields.required, fields.is_open)

@@ -28,11 +28,7 @@ def hidden(override: str) -> str:
 
 
 def refuse_secrets(config: Any, overrides: Iterable[str] = ()) -> None:
-    """Check that neither a configuration nor overrides hold a secret.
-
-    Raises:
-        ConfigError: naming the key, never its value.
-    """
+    """Check that neither a configuration nor overrides hold a secret; ConfigError naming the key, never its value."""
     given = [override.partition("=")[0].lstrip("+~") for override in overrides if "=" in override]
     for key in [*(key for key in given if is_secret(key)), *_secret_keys(config, "")]:
         raise ConfigError(

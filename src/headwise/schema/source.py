@@ -41,13 +41,7 @@ Definition = ast.ClassDef | ast.FunctionDef | ast.expr
 
 @dataclass(frozen=True)
 class Module:
-    """Source of one module.
-
-    Attributes:
-        name: dotted.
-        is_package: whether relative imports start here.
-        tree: its statements.
-    """
+    """Source of one module, by its dotted name; in a package relative imports start there."""
 
     name: str
     is_package: bool
@@ -129,11 +123,7 @@ def _hides_names(module: Module) -> bool:
 
 @functools.cache
 def fields_of_target(target: str) -> Fields:
-    """What may be given to the class or function that ``_target_`` names.
-
-    Raises:
-        ConfigError: if there is no such module, or the module plainly has no such name.
-    """
+    """What may be given to what ``_target_`` names; ConfigError if there is no such module, or plainly no such name."""
     module, _, name = target.rpartition(".")
     source = module_of(module)
     if source is None:

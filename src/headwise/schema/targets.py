@@ -21,11 +21,7 @@ _SHOWN = 200
 
 
 def prefixes(trust: str | Iterable[str]) -> tuple[str, ...]:
-    """The modules that a user trusts, one name or several.
-
-    Raises:
-        ConfigError: for what is no name of a module.
-    """
+    """The modules that a user trusts, one name or several; ConfigError for what is no name of a module."""
     names = tuple(trust) if isinstance(trust, Iterable) and not isinstance(trust, str) else (trust,)
     for name in names:
         if not (isinstance(name, str) and _DOTTED.fullmatch(name)):
@@ -61,13 +57,9 @@ def build(
 
 
 def below(folder: Path, package: str, base: type[T], target: str) -> type[T] | None:
-    """The class that a target names in a package of ours; None for anything else.
+    """The class of a kind of `base` that a dotted name means in a package of ours; None for anything else.
 
-    Args:
-        folder: of the package; only modules that lie in it are imported, and only classes they define are named.
-        package: its dotted name.
-        base: of which the class is a kind.
-        target: dotted name of the class.
+    Only modules that lie in the package's folder are imported, and only classes they define are named.
     """
     modules = {f"{package}.{file.stem}" for file in folder.glob("*.py")}
     module, _, name = target.rpartition(".")

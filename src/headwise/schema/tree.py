@@ -111,11 +111,7 @@ def check_nodes(config: Mapping[str, Any]) -> None:
 
 
 def check_method(method: Mapping[str, Any]) -> None:
-    """Check a method's node once everything is filled in.
-
-    Raises:
-        ConfigError: as `check_config`.
-    """
+    """Check a method's node once everything is filled in; ConfigError as `check_config`."""
     _check(list(_nodes("method", method)))
 
 
@@ -176,11 +172,7 @@ def _nodes(path: str, node: Mapping[str, Any]) -> Iterator[ConfigPart]:
 
 @functools.cache
 def node_fields(target: str) -> Fields:
-    """What a node with this ``_target_`` may hold.
-
-    Raises:
-        ConfigError: for a class that is not there.
-    """
+    """What a node with this ``_target_`` may hold; ConfigError for a class that is not there."""
     if target.startswith(PREFIX):
         return fields_of_config(target)
     fields = fields_of_target(target)
@@ -204,12 +196,7 @@ def _unknown(part: ConfigPart, name: str, value: Any, keys: list[str]) -> str:
 
 
 def unknown_key(key: str, beside: Mapping[str, Any]) -> str:
-    """What is said of a key that a configuration does not have.
-
-    Args:
-        key: dotted.
-        beside: the mapping in which it was sought, not resolved.
-    """
+    """What is said of a dotted key that a configuration does not have; `beside` is where it was sought, unresolved."""
     if key.partition(".")[0] == "user":
         return f"{key} is not there yet: keys of your own are added, +user.KEY=VALUE"
     parent, _, name = key.rpartition(".")

@@ -84,11 +84,7 @@ def _reason(error: OSError) -> str:
 
 
 def at_home(path: str | Path) -> Path:
-    """A path whose ``~`` is the home folder, and ``~name`` that of another user.
-
-    Raises:
-        StorageError: if there is no such user: no folder is meant to be called so.
-    """
+    """A path whose ``~`` is the home folder, ``~name`` another user's; StorageError if there is no such user."""
     there = os.path.expanduser(path)  # noqa: PTH111 - pathlib's raises another error
     if str(there).startswith("~"):
         user = str(there).partition("/")[0]
@@ -99,11 +95,7 @@ def at_home(path: str | Path) -> Path:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it, unless they are there.
-
-    Raises:
-        StorageError: naming ``folder``.
-    """
+    """Make a folder and those above it, unless they are there; StorageError naming ``folder``."""
     with errors_naming(folder):
         folder.mkdir(parents=True, exist_ok=True)
 

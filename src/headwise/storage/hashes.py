@@ -87,11 +87,8 @@ class Remembered:
 def file_sha256(path: str | Path, cache: Path | None = None) -> str:
     """Return the sha256 of a file's content, 64 hex digits, reading it only if it changed since the last time.
 
-    Args:
-        path: of the file.
-        cache: where hashes are remembered; None: `cache_folder`.
-    Raises:
-        ConfigError: if ``path`` is no readable file, or keeps changing while it is read.
+    It is remembered in `cache`, or in `cache_folder`. ConfigError if ``path`` is no readable file, or keeps changing
+    while it is read.
     """
     try:
         source = Path(path).resolve(strict=True)

@@ -146,19 +146,19 @@ def number(value: Any, where: str) -> None:
 def between(low: float, high: float) -> Shape:
     """A number from `low` to below `high`."""
 
-    def check(value: Any, where: str) -> None:
-        number(value, where)
-        _must(low <= value < high, value, where, f"a number in {low}..{high}")
-
-    return check
+    return _number_that(lambda value: low <= value < high, f"a number in {low}..{high}")
 
 
 def within(low: float, high: float) -> Shape:
     """A number from `low` to `high`, such as a share."""
 
+    return _number_that(lambda value: low <= value <= high, f"a number in {low}..{high}")
+
+
+def _number_that(fits: Callable[[float], bool], what: str) -> Shape:
     def check(value: Any, where: str) -> None:
         number(value, where)
-        _must(low <= value <= high, value, where, f"a number in {low}..{high}")
+        _must(fits(value), value, where, what)
 
     return check
 
@@ -222,12 +222,7 @@ def every(shape: Shape, key: Shape = text) -> Shape:
 
 
 def fields(needed: Mapping[str, Shape], more: Mapping[str, Shape] | None = None) -> Shape:
-    """A mapping with these keys, others besides are not looked at.
-
-    Args:
-        needed: must be there.
-        more: may be there.
-    """
+    """A mapping with the keys `needed`, and perhaps those of `more`; others besides are not looked at."""
 
     def check(value: Any, where: str) -> None:
         mapping(value, where or "it")

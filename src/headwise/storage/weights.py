@@ -35,12 +35,8 @@ OFFICIAL = "official"
 def network_name(backbone: Mapping[str, Any], typed: Collection[str] = ()) -> str:
     """The name of a network: the configured one, unless it is ours or timm's and this is another network.
 
-    Args:
-        backbone: the fields of `headwise.network.backbone.BackboneSpec`.
-        typed: keys that the command line sets.
-
-    Raises:
-        ConfigError: for a name that was typed and would only be a label of another network.
+    Of the fields of its `BackboneSpec`. ConfigError for a name that was `typed`, a key of the command line, and would
+    only be a label of another network.
     """
     name, timm_name, overrides = str(backbone["name"]), str(backbone["timm_name"]), _overrides(backbone)
     if "backbone.name" in typed and "backbone.timm_name" not in typed and name != timm_name:
@@ -56,11 +52,7 @@ def network_name(backbone: Mapping[str, Any], typed: Collection[str] = ()) -> st
 
 
 def stated_weights(backbone: Mapping[str, Any]) -> str | None:
-    """What the user says that a weights file is; None where nothing is said.
-
-    Raises:
-        ConfigError: if it is said of anything but a file, or is no text.
-    """
+    """What the user says a weights file is, None for nothing; ConfigError if said of no file, or no text."""
     stated, weights = backbone.get("weights_are"), str(backbone["weights"])
     if stated is None:
         return None
@@ -72,11 +64,7 @@ def stated_weights(backbone: Mapping[str, Any]) -> str | None:
 
 
 def weights_labels(backbone: Mapping[str, Any]) -> list[str]:
-    """What must be said beside every number made with a network.
-
-    Args:
-        backbone: the fields of `headwise.network.backbone.BackboneSpec`.
-    """
+    """What must be said beside every number made with a network, of the fields of its `BackboneSpec`."""
     weights, stated = str(backbone["weights"]), stated_weights(backbone)
     labels = []
     if backbone.get("stand_in"):
@@ -105,15 +93,7 @@ def _listed(overrides: Mapping[str, Any]) -> str:
 
 
 def weights_file(weights: str, option: str = "backbone.weights=FILE") -> Path:
-    """The file named by ``package:FILE`` or a path.
-
-    Args:
-        weights: what was given.
-        option: how the user names another one here.
-
-    Raises:
-        WeightsError: if there is none, or a folder or a device.
-    """
+    """The file named by ``package:FILE`` or a path; WeightsError, naming the `option` for another, if it is none."""
     name = weights.removeprefix("package:")
     file = ASSETS / Path(name).name if weights.startswith("package:") else at_home(name)
     if why := no_file(file):
@@ -124,12 +104,7 @@ def weights_file(weights: str, option: str = "backbone.weights=FILE") -> Path:
 def weights_content(backbone: Mapping[str, Any], option: str = "backbone.weights=FILE") -> str:
     """What the weights are: the hash of their file, or the name under which timm's hub has them.
 
-    Args:
-        backbone: the fields of `headwise.network.backbone.BackboneSpec`.
-        option: how the user names another file here.
-
-    Raises:
-        WeightsError: if a file is named that does not exist. ConfigError: what `stated_weights` says.
+    Of the fields of a `BackboneSpec`. WeightsError as of `weights_file`, ConfigError as of `stated_weights`.
     """
     weights = str(backbone["weights"])
     stated_weights(backbone)

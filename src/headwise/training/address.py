@@ -61,11 +61,7 @@ class Machine:
 
     @property
     def device(self) -> torch.device:
-        """Where tensors lie.
-
-        Raises:
-            ConfigError: for a gpu that torch cannot use.
-        """
+        """Where tensors lie; ConfigError for a gpu that torch cannot use."""
         if self.accelerator == "gpu" and not torch.cuda.is_available():
             raise ConfigError(
                 f"trainer.accelerator=gpu, but torch {torch.__version__} finds no GPU it can use (driver, "
@@ -128,10 +124,8 @@ class Address(NamedTuple):
 def chain(methods: Sequence[Method], ground: Mapping[str, Any], protocol_epochs: int) -> list[Address]:
     """Content addresses of the phases: each covers the phase before it, its method, and the common ground.
 
-    Args:
-        methods: the phases' methods in order.
-        ground: network, weights, data, protocol, seed, threads, as plain data.
-        protocol_epochs: what a method without epochs of its own takes.
+    The ground is network, weights, data, protocol, seed and threads, as plain data. A method without epochs of its own
+    takes `protocol_epochs`.
     """
     previous = ""
     addresses = []
@@ -179,15 +173,9 @@ def costs(installed: Installed, history: History) -> dict[str, Any]:
 def read_tensors(
     file: Path, hint: str = "delete its folder and run again", sha256: str | None = None
 ) -> dict[str, Tensor]:
-    """Tensors of a safetensors file; `hint` says what to do where it cannot be read.
+    """Tensors of a safetensors file, compared with the `sha256` of its record where there is one.
 
-    Args:
-        file: as `write_tensors` wrote it.
-        hint: ends the text of an error.
-        sha256: of its content, as its record says; None where there is no such record.
-
-    Raises:
-        CheckpointError: if it is missing, damaged, or another file than its record speaks of.
+    CheckpointError, ending in `hint`, if it is missing, damaged, or another file than its record speaks of.
     """
     try:
         if sha256 is None:
@@ -205,11 +193,7 @@ def read_tensors(
 
 
 def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
-    """Write a safetensors file atomically; `metadata` stands in its header.
-
-    Returns:
-        sha256 of the file's content.
-    """
+    """Write a safetensors file atomically, `metadata` in its header; returns the sha256 of its content."""
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     content = save(whole, None if metadata is None else dict(metadata))
     with atomic.replacing(file) as part:
@@ -251,11 +235,7 @@ class Saver(L.Callback):
         self._next = 0.0
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save; a crash meanwhile leaves the file that was there.
-
-        Raises:
-            BusyError: if this process stood still for so long that another one took the phase over.
-        """
+        """Save, a crash leaving what was there; BusyError if another process took the phase over meanwhile."""
         # two processes that write one checkpoint by turns would mix their epochs
         if self.claim.lost:
             raise BusyError(

@@ -35,18 +35,10 @@ class Disturbed:
         order: Callable[[int], Tensor],
         batch_size: int,
     ) -> None:
-        """Find out where noise goes.
+        """Find out where noise goes in a network with the method installed; ConfigError if no block would have any.
 
-        Args:
-            net: with the method installed.
-            installed: the method at work in it.
-            recipe: what to do.
-            seed: of the noise of an epoch, counted from 0.
-            order: positions of the training images in an epoch, (N,).
-            batch_size: images from one batch to the next.
-
-        Raises:
-            ConfigError: if no block would have noise.
+        `seed` gives that of the noise of an epoch, counted from 0, and `order` the positions of the training images in
+        it, (N,); `batch_size` is from one batch to the next.
         """
         self.net, self.installed, self.recipe = net, installed, recipe
         self.seed, self.order, self.batch_size = seed, order, batch_size
@@ -74,10 +66,7 @@ class Disturbed:
     def loss(self, x: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Cross-entropy and the weighted difference of two outputs, both means over the images compared.
 
-        Args:
-            x: images as the network takes them, (B, 3, S, S).
-            labels: (B,), or (B, K) of 0 and 1.
-            step: of the optimiser, from 0.
+        Of images as the network takes them, (B, 3, S, S), and labels, (B,) or (B, K) of 0 and 1; steps count from 0.
         """
         recipe = self.recipe
         positions = self.positions[self.next : self.next + len(x)]

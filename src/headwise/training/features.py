@@ -30,13 +30,7 @@ _PLAIN = (bool, int, float, str, tuple, type(None))
 
 @dataclass(frozen=True)
 class Features:
-    """Of one split.
-
-    Attributes:
-        values: (N, D), in the order of the images, on the CPU.
-        labels: (N,).
-        seconds: that computing them took.
-    """
+    """Of one split, (N, D), in its order, on the CPU; labels, (N,) or (N, K); seconds that computing them took."""
 
     values: Tensor
     labels: Tensor
@@ -44,7 +38,7 @@ class Features:
 
 
 class FeatureBatches:
-    """A split's features (B, D) and labels (B,) in its own order, at most `size` of them at a time."""
+    """A split's features (B, D) and labels, (B,) or (B, K), in its own order, at most `size` of them at a time."""
 
     def __init__(self, features: Features, size: int) -> None:
         self.features, self.size = features, size
@@ -60,9 +54,8 @@ class FeatureBatches:
 class Inputs:
     """What a phase trains on and is tested with: batches of images (B, C, H, W), or of features (B, D).
 
-    Attributes:
-        train, test: the batches, the same images in the same order either way.
-        seconds: that computing the features took, when it was done; None where they are not used.
+    The images and their order are the same either way. `seconds` are those that computing the features took when it was
+    done; None where they are not used.
     """
 
     train: TrainBatches
@@ -75,22 +68,13 @@ class KeptFeatures:
 
     def __init__(self) -> None:
         self._key = ""
-        self._splits: dict[tuple[str, int], Features] = {}
+        self.splits: dict[tuple[str, int], Features] = {}  # by the size of the batches that they came from as well
 
     def start(self, key: str) -> None:
         """Forget what is not of `key`, which says all that features depend on."""
         if key != self._key:
             self._key = key
-            self._splits.clear()
-
-    def get(self, name: str, batch_size: int) -> Features | None:
-        """Those of a split as they came from batches of this size."""
-        return self._splits.get((name, batch_size))
-
-    def put(self, name: str, batch_size: int, features: Features) -> Features:
-        """Keep them."""
-        self._splits[name, batch_size] = features
-        return features
+            self.splits.clear()
 
 
 KEPT = KeptFeatures()
@@ -100,13 +84,7 @@ def inputs(module: PhaseModule, data: VTABDataModule, trainer: L.Trainer, epochs
     """Features where the network before the classifier is fixed and its images are; else the images.
 
     A fixed network is one whose method says so (`Installed.reads_features`). The same numbers come of it: features are
-    those of batches as large as those of training and of testing.
-
-    Args:
-        module: of the phase, on its device.
-        data: of its images.
-        trainer: whose precision is computed in.
-        epochs: that are trained; without any nothing is gained.
+    those of batches as large as those of training and of testing. Without epochs to train nothing would be gained.
     """
     images = data.test_dataloader()
     plain = Inputs(data.train_dataloader(), images)
@@ -125,20 +103,16 @@ def inputs(module: PhaseModule, data: VTABDataModule, trainer: L.Trainer, epochs
     of_train = TrainBatches(
         train.values, train.labels, batches.batch_size, batches.seed, batches.phase, batches.drop_last
     )
-    if len(images.labels) * train.values[0].nbytes > LIMIT:
-        return Inputs(of_train, plain.test, train.seconds)
-    size = images.batch_size
-    test = _features(module, trainer, "test", images, size)
-    if test is None:
-        return Inputs(of_train, plain.test, train.seconds)
-    return Inputs(of_train, FeatureBatches(test, size), train.seconds)
+    fits = len(images.labels) * train.values[0].nbytes <= LIMIT
+    test = _features(module, trainer, "test", images, images.batch_size) if fits else None
+    return Inputs(of_train, images if test is None else FeatureBatches(test, images.batch_size), train.seconds)
 
 
 def _features(
     module: PhaseModule, trainer: L.Trainer, name: str, batches: Iterable[Batch], batch_size: int
 ) -> Features | None:
     """Of all images of a split; None where the classifier reads something else than one row per image."""
-    if (kept := KEPT.get(name, batch_size)) is not None:
+    if (kept := KEPT.splits.get((name, batch_size))) is not None:
         return kept
     start, device = time.perf_counter(), _device(module)
     values: list[Tensor] = []
@@ -152,7 +126,8 @@ def _features(
                     return None
                 values.append(read.cpu())
                 labels.append(theirs)
-    return KEPT.put(name, batch_size, Features(torch.cat(values), torch.cat(labels), time.perf_counter() - start))
+    seconds = time.perf_counter() - start
+    return KEPT.splits.setdefault((name, batch_size), Features(torch.cat(values), torch.cat(labels), seconds))
 
 
 def _read(net: Backbone, x: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -36,15 +36,8 @@ def _signals() -> Iterator[None]:
 def attended(trainer: L.Trainer, net: Backbone, stopped: str = STOPPED) -> Iterator[None]:
     """Around a fit or a test of Lightning's, which leaves the network on the CPU and lets a late signal pass.
 
-    Afterwards the network is on its device again.
-
-    Args:
-        trainer: that fits or tests.
-        net: that it works on.
-        stopped: what to say where it is stopped.
-
-    Raises:
-        Interrupted: where Ctrl-C, SIGTERM or SIGHUP came meanwhile.
+    Afterwards the network is on its device again. Interrupted, with the text `stopped`, where Ctrl-C, SIGTERM or SIGHUP
+    came meanwhile.
     """
     device = next(net.parameters()).device
     try:

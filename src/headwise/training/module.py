@@ -20,7 +20,7 @@ from headwise.network.portions import split
 from headwise.protocol.recipe import Protocol
 from headwise.results.fingerprint import fingerprint
 from headwise.training.consistency import Disturbed
-from headwise.updates.objective import average_precisions, mean_precision
+from headwise.updates.objective import Tally, mean_precision
 from headwise.updates.objective import loss as mean_loss
 
 HISTORY = "consistency_history"
@@ -71,11 +71,7 @@ class PhaseModule(L.LightningModule):
         """Hold what one phase needs.
 
         Args:
-            net: with the method installed.
-            installed: the method at work in it.
-            protocol: optimiser, schedule.
             preprocess: uint8 images (B, C, H, W) to what the network takes, (B, 3, S, S).
-            epochs: of this phase.
             steps_per_epoch: optimiser steps.
             seed_parts: with the epoch, the source of every random number of the phase.
             lr: peak learning rate; None takes the protocol's.
@@ -93,7 +89,7 @@ class PhaseModule(L.LightningModule):
         self.correct, self.seen = torch.zeros((), dtype=torch.long), 0
         self.confusion: Tensor | None = None  # (K, K) images by true and predicted class, of the last test
         self.precisions: list[float | None] = []  # of the last test, by class, of images with several labels
-        self._several: list[tuple[Tensor, Tensor]] = []
+        self._tally = Tally()  # of images with several labels
 
     def on_train_epoch_start(self) -> None:
         """Draw this epoch's randomness from the epoch alone, so that a resumed run repeats it."""
@@ -185,7 +181,7 @@ class PhaseModule(L.LightningModule):
         images, labels = batch
         logits = self.logits(images)
         if labels.ndim == 2:
-            self._several.append((logits, labels))
+            self._tally.add(logits, labels)
             return
         # added up where the logits are, and read once: on a GPU every reading waits for it
         predicted, num_classes = logits.argmax(1), logits.shape[1]
@@ -196,9 +192,8 @@ class PhaseModule(L.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Log the accuracy in percent; of images with several labels, under the same name, mAP."""
-        if self._several:
-            self.precisions = average_precisions(*(torch.cat(parts) for parts in zip(*self._several, strict=True)))
-            self._several.clear()
+        if self._tally.total:
+            self.precisions, self._tally = self._tally.precisions, Tally()
             self.log("test_accuracy", mean_precision(self.precisions))
             return
         self.log("test_accuracy", 100.0 * (self.correct.float() / self.seen))

@@ -50,15 +50,9 @@ GIVEN = "a checkpoint is a saved phase; scripts/import_cara.py and scripts/impor
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What all phases of a run are trained with.
+    """What all phases of a run are trained with; `say` is told what happens.
 
-    Attributes:
-        net: with its classifier; carries the phases so far, merged.
-        data: the task's images.
-        protocol: recipe and selection.
-        store: of finished phases.
-        machine: where to compute.
-        say: told what happens.
+    The network has its classifier, and carries the phases so far, merged.
     """
 
     net: Backbone
@@ -71,13 +65,9 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedPhase:
-    """A phase whose method is installed in the network.
+    """A phase whose method is installed in the network, with the plan that the method had made before.
 
-    Attributes:
-        plan: what the method learned before.
-        installed: the method at work.
-        module: that trains it.
-        selection: of an epoch on the test set.
+    `selection` is that of an epoch on the test set.
     """
 
     plan: Plan | None
@@ -322,7 +312,7 @@ def waiting(holder: Mapping[str, Any], say: Callable[[str], None]) -> None:
 
 
 def _batches(net: Backbone, data: VTABDataModule, parts: int = 1) -> Batches:
-    """The training set as the network takes it, (B, 3, S, S) and (B,), every image once."""
+    """The training set as the network takes it, (B, 3, S, S) and (B,) or (B, K), every image once."""
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         device = next(net.parameters()).device

@@ -102,13 +102,7 @@ class History(L.Callback):
 
 
 class Progress(L.Callback):
-    """A bar on a terminal; elsewhere a line about every tenth of the run.
-
-    Args:
-        title: what is being trained.
-        epochs: how many the phase has.
-        say: where lines go.
-    """
+    """A bar on a terminal; elsewhere `say` is told a line about every tenth of the run."""
 
     def __init__(self, title: str, epochs: int, say: Callable[[str], None]) -> None:
         self.title, self.epochs, self.say = title, epochs, say
@@ -128,9 +122,7 @@ class Progress(L.Callback):
             self._bar.add_task(self.title, total=total, completed=trainer.global_step, note="")
             self._bar.start()
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Move the bar on to the present step."""
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=trainer.global_step)
@@ -146,15 +138,12 @@ class Progress(L.Callback):
             left = spent / max(1, epoch - self._first) * (self.epochs - epoch)
             self.say(f"{self.title}: epoch {epoch}/{self.epochs}, loss {loss:.4f}, {left:.0f} s left")
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_end(self, *_: Any) -> None:
         """Close the bar."""
-        self._close()
-
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Close the bar."""
-        self._close()
-
-    def _close(self) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+    def on_exception(self, *_: Any) -> None:
+        """Close the bar."""
+        self.on_train_end()

@@ -59,14 +59,7 @@ class Consistency:
 
     @classmethod
     def of(cls, given: Self | Mapping[str, Any] | str | None) -> Self | None:
-        """What a configuration means; None for none.
-
-        Args:
-            given: a mode (``pace``), or fields.
-
-        Raises:
-            ConfigError: for an unknown field or a value out of range.
-        """
+        """What a mode (``pace``) or fields mean, None for none; ConfigError for what is unknown or out of range."""
         if given is None or isinstance(given, cls):
             return given
         return cls(**mode_or_fields(cls, "consistency", given, MODES))
@@ -76,14 +69,9 @@ class Consistency:
         return asdict(self)
 
     def sigmas(self, num_blocks: int, num_stages: int) -> list[float]:
-        """Deviation of the noise at each block and, last, at the logits: (num_blocks + 1,).
+        """Deviation of the noise at each of L blocks and, last, at the logits, (L + 1,); one stage means a ViT.
 
-        Args:
-            num_blocks: L, of all stages.
-            num_stages: of the network; 1 is a ViT.
-
-        Raises:
-            ConfigError: if no block would have noise.
+        ConfigError if no block would have noise.
         """
         spare = self.spare if self.spare is not None else int(num_stages == 1 and num_blocks > 1)
         if spare >= num_blocks:

@@ -105,12 +105,7 @@ def cosines(before: Tensor, after: Tensor, leading: int) -> Tensor:
 
 
 def kept(before: Tensor, after: Tensor, leading: int) -> Kept:
-    """Compare the leading vectors of one side, (..., n, K) both.
-
-    Args:
-        before, after: orthonormal columns, by falling singular value.
-        leading: how many to look at.
-    """
+    """Compare the leading vectors of one side, (..., n, K) both: orthonormal columns, by falling singular value."""
     table = cosines(before, after, leading)
     energy = table.square().cumsum(-1).cumsum(-2)
     overlap = torch.stack([energy[..., rank - 1, rank - 1] / rank for rank in ranks(leading)], dim=-1)
@@ -130,11 +125,9 @@ def effective_rank(values: Tensor) -> Tensor:
 
 
 def spaces(weights: Tensor, rounding: Tensor | None = None) -> Tensor:
-    """Orthonormal bases of row spaces, (..., I, R), R the largest rank; columns beyond a matrix's own rank are zero.
+    """Orthonormal bases of row spaces of (..., O, I): (..., I, R), R the largest rank, zero beyond a matrix's own rank.
 
-    Args:
-        weights: (..., O, I).
-        rounding: directions that are no more are left out, see `rounding_of`.
+    Directions that are no more than `rounding` are left out, see `rounding_of`.
     """
     _, values, right = singular(weights)
     is_there = _is_there(values, weights.shape[-2:], rounding)

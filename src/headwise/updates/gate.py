@@ -96,11 +96,7 @@ class Gate:
         return self.mode == "heart" and self.count != 0 and self.ratio != 0.0
 
     def num_off(self, num_heads: int) -> int:
-        """Heads to switch off in a layer of `num_heads`.
-
-        Raises:
-            ConfigError: if none would stay on, or a ratio rounds to nothing.
-        """
+        """Heads to switch off in a layer of `num_heads`; ConfigError if none stays on, or a ratio rounds to nothing."""
         if self.count is not None:
             if self.count >= num_heads:
                 raise ConfigError(

@@ -77,11 +77,7 @@ def head_norms(tensor: Tensor, num_heads: int) -> Tensor:
 
 
 def check(gate: Gate, sites: Mapping[Site, object]) -> None:
-    """Check a gate against the projections it is put on.
-
-    Raises:
-        ConfigError: for projections without heads, or an amount that does not fit their heads.
-    """
+    """Check a gate against its projections; ConfigError for ones without heads, or an amount that does not fit them."""
     heads = {site.num_heads for site in sites}
     headless = sorted({site.proj for site in sites if site.num_heads == 1})
     if headless:

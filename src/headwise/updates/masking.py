@@ -43,14 +43,8 @@ class HeadMasking(L.Callback):
     ) -> None:
         """Check the gate against the deltas; set the masks if they need no scores.
 
-        Args:
-            gate: what to do.
-            deltas: of the phase, by projection.
-            bases: gives the frozen weight of a projection, (O, I).
-            full_bytes: stored size with every head on.
-
-        Raises:
-            ConfigError: where the gate does not fit: no heads, no gate on the update, amounts out of range.
+        `bases` gives the frozen weight of a projection, (O, I); `full_bytes` is the stored size with every head on.
+        ConfigError where the gate does not fit: no heads, no gate on the update, amounts out of range.
         """
         heads.check(gate, deltas)
         for site, delta in deltas.items():
@@ -79,9 +73,12 @@ class HeadMasking(L.Callback):
         if self.is_done or trainer.current_epoch < self.warmup:
             return
         start = time.perf_counter()
-        # of last_batch: left behind by the last step of the warm-up, see on_train_batch_end
-        is_last = self.gate.score_data == "last_batch"
-        self._choose(self.last if is_last else self._full_pass(trainer, pl_module))
+        module: Any = pl_module
+        evidence = self.last  # of last_batch: left behind by the last step of the warm-up, see on_train_batch_end
+        if self.gate.score_data == "full_pass":
+            with trainer.precision_plugin.forward_context():
+                evidence = self._passed(module.net, module.batches())
+        self._choose(evidence)
         self.seconds = time.perf_counter() - start
 
     def _choose(self, evidence: dict[Site, Evidence]) -> None:
@@ -91,12 +88,7 @@ class HeadMasking(L.Callback):
         self.is_done = True
 
     def decide(self, net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Choose the heads now, in a training loop that is not Lightning's, by a pass over all images.
-
-        Args:
-            net: the network whose updates these are.
-            batches: of normalised images and labels.
-        """
+        """Choose the heads now, in a loop that is not Lightning's, by a pass over normalised images and labels."""
         self._choose(self._passed(net, batches))
 
     def final_from(self, epochs: int, steps_per_epoch: int) -> int:
@@ -134,13 +126,8 @@ class HeadMasking(L.Callback):
             gate.grad = None
             gate.requires_grad_(wanted)
 
-    def _full_pass(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[Site, Evidence]:
-        """Evidence of the mean loss over the training images in stored order, in evaluation mode."""
-        module: Any = pl_module
-        with trainer.precision_plugin.forward_context():
-            return self._passed(module.net, module.batches())
-
     def _passed(self, net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[Site, Evidence]:
+        """Evidence of the mean loss over all images in their order, in evaluation mode."""
         modes = {child: child.training for child in net.modules()}
         net.eval()
         self._require(True)

@@ -15,10 +15,7 @@ from torch import Tensor
 class Noise:
     """Multiplies a change by 1 + sigma n, n standard normal, equal for all tokens of a sample.
 
-    Attributes:
-        sigma: deviation of the factor.
-        generator: where n is drawn from; each call draws anew.
-        num_samples: B.
+    n is drawn anew from the generator at each call, for each of `num_samples`, B.
     """
 
     sigma: float

@@ -29,9 +29,7 @@ def loss(logits: Tensor, labels: Tensor) -> Tensor:
 def average_precisions(logits: Tensor, labels: Tensor) -> list[float | None]:
     """Average precision of each class in percent, by torchmetrics; None for a class that no image has.
 
-    Args:
-        logits: (B, K) of all images together; only their order counts.
-        labels: (B, K) of 0 and 1.
+    Of all images together: logits (B, K), of which only the order counts, and labels (B, K) of 0 and 1.
     """
     # in float64 large logits stay apart where torchmetrics turns them into probabilities
     scores, truth = logits.detach().double().cpu(), labels.cpu()
@@ -42,11 +40,7 @@ def average_precisions(logits: Tensor, labels: Tensor) -> list[float | None]:
 
 
 def mean_precision(precisions: list[float | None]) -> float:
-    """mAP in percent: the mean over the classes that some image has.
-
-    Raises:
-        DataError: if no image has any class.
-    """
+    """mAP in percent: the mean over the classes that some image has; DataError if no image has any class."""
     found = [value for value in precisions if value is not None]
     if not found:
         raise DataError("no test image has a label: a mean average precision needs at least one")

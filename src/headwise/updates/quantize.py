@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headwise.errors import CheckpointError, ConfigError, suggest
+from headwise.errors import CheckpointError, ConfigError, check_choice
 from headwise.updates.fused import at_least_float32
 
 BITS = (1, 2, 4, 8, 32)
@@ -43,8 +43,7 @@ def codebook(bits: int, kind: str = "kmedians") -> tuple[tuple[float, ...], tupl
     """
     if bits not in BITS[:-1]:
         raise ConfigError(f"a codebook has 1, 2, 4 or 8 bits, got {bits!r}")
-    if kind not in CODEBOOKS:
-        raise ConfigError(f"unknown codebook {kind!r}{suggest(kind, CODEBOOKS)}")
+    check_choice("codebook", kind, CODEBOOKS)
     count = 2**bits
     values = [0.0] * count if kind == "kmedians" else [_NORMAL.inv_cdf((k + 0.5) / count) for k in range(count)]
     thresholds: list[float] = []
@@ -114,8 +113,7 @@ class Quantizer:
     thresholds: Tensor = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.stats not in STATS:
-            raise ConfigError(f"unknown stats {self.stats!r}{suggest(self.stats, STATS)}")
+        check_choice("stats", self.stats, STATS)
         for name, table in zip(("values", "thresholds"), codebook(self.bits, self.codebook), strict=True):
             object.__setattr__(self, name, torch.tensor(table, dtype=torch.float64))
 
@@ -147,12 +145,9 @@ class Quantizer:
 
     @torch.no_grad()
     def pack(self, weight: Tensor, active_rows: Tensor | None = None, rows: Tensor | None = None) -> Codes:
-        """Codes and statistics of a latent matrix, for storage.
+        """Codes and statistics of a latent matrix, for storage; `active_rows` as for a call.
 
-        Args:
-            weight: latent matrix.
-            active_rows: as for a call.
-            rows: bool, rows of the flattened matrix to store; None for all.
+        `rows`, bool, are those of the flattened matrix to store; None for all.
         """
         mean, deviation = self.statistics(weight, active_rows)
         # codes of the matrix as rows, (O, I), of which those of heads that are off are left out
@@ -229,11 +224,7 @@ def pack_codes(codes: Tensor, bits: int) -> Tensor:
 
 
 def unpack_codes(stored: Tensor, bits: int, count: int) -> Tensor:
-    """The first `count` codes of `pack_codes`, (count,) uint8.
-
-    Raises:
-        CheckpointError: if the bytes hold another number of codes.
-    """
+    """The first `count` codes of `pack_codes`, (count,) uint8; CheckpointError for bytes of another number of codes."""
     per_byte = 8 // bits
     expected = -(-count // per_byte)
     if stored.dtype != torch.uint8 or stored.shape != (expected,):

@@ -65,11 +65,7 @@ class Site:
 
 
 def select(sites: Iterable[Site], targets: Sequence[str]) -> tuple[Site, ...]:
-    """The sites whose projection is one of `targets`, in network order.
-
-    Raises:
-        ConfigError: if `targets` is empty, or one of them names no projection of this network.
-    """
+    """The sites of `targets`, in network order; ConfigError for none, or a target that names no projection here."""
     sites = tuple(sites)
     available = {site.proj for site in sites}
     if not targets:

@@ -27,15 +27,7 @@ class StartedDelta(Delta):
     B0: Tensor
 
     def __init__(self, site: Site, base: Tensor, down: Tensor, up: Tensor, scale: float = 1.0) -> None:
-        """Hold a start.
-
-        Args:
-            site: the projection, for its heads.
-            base: its weight, (O, I).
-            down: A0, (R, I).
-            up: B0, (O, R).
-            scale: s, constant.
-        """
+        """Hold the start A0 = `down`, (R, I), B0 = `up`, (O, R), of a projection with weight `base`, (O, I)."""
         super().__init__()
         self.have_heads(site, base, columns=True)
         self.by_head = ("A", "A0") if site.head_axis == "input" else ("B", "B0")
@@ -51,6 +43,5 @@ class StartedDelta(Delta):
         return Factors(*self.gated(*both, self.constant))
 
     def weight(self, base: Tensor) -> Tensor:
-        """Dense update, (O, I)."""
         down, up, *_ = self.factors()
         return (up[0] @ down[0]).to(base.dtype)

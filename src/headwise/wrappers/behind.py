@@ -28,12 +28,10 @@ class BottleneckDelta(Delta):
     def forward(self, x: Tensor, base: Tensor) -> Tensor:
         """What is added to the projection's output x, (B, ..., O); `base` is not read."""
         if "bias_values" not in self._parameters:
-            added: Tensor = self.part(x)
-            return added
+            return self.part(x)
         values, entries = self.get_parameter("bias_values"), self.get_buffer("bias_entries").long()
         shift = values.new_zeros(x.shape[-1]).index_put((entries,), values).to(x.dtype)
-        moved: Tensor = self.part(x + shift)
-        return shift + moved
+        return shift + self.part(x + shift)
 
     @property
     def updates_bias(self) -> bool:

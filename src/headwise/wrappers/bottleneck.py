@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from headwise.errors import ConfigError, suggest
+from headwise.errors import ConfigError, check_choice
 from headwise.schema.kinds import is_whole
 
 
@@ -62,25 +62,10 @@ class Bottleneck(nn.Module):
         learned_scale: bool = False,
         norm: bool = False,
     ) -> None:
-        """Build one adapter.
+        """Build one adapter of `width` C; the options are those of `headwise.methods.adapters.Adapters`.
 
-        Args:
-            width: C.
-            hidden: h, at least 1.
-            activation: one of `ACTIVATIONS`.
-            bias: of both layers, zero at the start.
-            dropout: of the hidden, in [0, 1).
-            scale: s, constant.
-            init: ``lora`` (D Kaiming uniform, U zero: the identity), ``lora_bias`` (the same, and the bias of D uniform
-                in +-1/sqrt(C), as torch's Linear has it), ``houlsby`` (both normal with std 0.01, cut at 0.02),
-                ``bert`` (both normal with std 0.02) or ``xavier`` (both Xavier uniform, biases normal with std 1e-6).
-            channel_scale: whether there is a trained factor per channel.
-            drop_path: probability with which the correction of a whole sample is dropped in training, in [0, 1).
-            learned_scale: whether there is one trained factor.
-            norm: whether it reads x through a LayerNorm of its own.
-
-        Raises:
-            ConfigError: for a width, dropout or name out of range.
+        One `init` is here alone: ``xavier``, both layers Xavier uniform, biases normal with std 1e-6. ConfigError for a
+        width, dropout or name out of range.
         """
         super().__init__()
         if not is_whole(hidden, width):
@@ -88,10 +73,8 @@ class Bottleneck(nn.Module):
         for name, rate in (("dropout", dropout), ("drop_path", drop_path)):
             if not 0.0 <= rate < 1.0:
                 raise ConfigError(f"the adapter's {name} must be in [0, 1), got {rate}")
-        if activation not in ACTIVATIONS:
-            raise ConfigError(f"unknown activation {activation!r}{suggest(activation, ACTIVATIONS)}")
-        if init not in INITS:
-            raise ConfigError(f"unknown adapter init {init!r}{suggest(init, INITS)}")
+        check_choice("activation", activation, ACTIVATIONS)
+        check_choice("adapter init", init, INITS)
         self.activation, self.scale = activation, float(scale)
         self.down = nn.Linear(width, hidden, bias=bias)
         self.up = nn.Linear(hidden, width, bias=bias)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from headwise.errors import ConfigError, suggest
+from headwise.errors import ConfigError
 from headwise.schema.kinds import is_whole
 from headwise.wrappers.bottleneck import quick_gelu
 from headwise.wrappers.prompting import before_patches
@@ -37,24 +37,14 @@ class ConvBypass(nn.Module):
         dropout: float = 0.0,
         scale: float = 1.0,
     ) -> None:
-        """Build one bypass.
+        """Build one bypass of `width` C; other options are those of `headwise.methods.convpass.Convpass`.
 
-        Args:
-            width: C.
-            hidden: h, in 1 .. C.
-            grid: (R, K) of the patches in a sequence of tokens; None where inputs are grids themselves.
-            conv: how the convolution starts, one of `CONVS`.
-            dropout: of the hidden, in [0, 1).
-            scale: s, constant.
-
-        Raises:
-            ConfigError: for a hidden width out of range, or another start.
+        `grid` is (R, K) of the patches in a sequence of tokens, None where inputs are grids themselves. ConfigError for
+        a hidden width out of range.
         """
         super().__init__()
         if not is_whole(hidden, width):
             raise ConfigError(f"the bypass's hidden width must be in 1..{width}, got {hidden}")
-        if conv not in CONVS:
-            raise ConfigError(f"unknown start of the convolution {conv!r}{suggest(conv, CONVS)}")
         self.grid, self.scale = grid, float(scale)
         self.down = nn.Linear(width, hidden)
         self.conv = nn.Conv2d(hidden, hidden, kernel_size=3, padding=1)
@@ -68,16 +58,13 @@ class ConvBypass(nn.Module):
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, front: int = 0) -> Tensor:
-        """Correction, same shape as x.
+        """Correction, same shape as x, which is tokens or a grid.
 
-        Args:
-            x: tokens (B, T, C), the patches row by row, or a grid (B, R, K, C).
-            front: tokens before the first patch.
+        Tokens are (B, T, C), the patches row by row behind `front` others; a grid is (B, R, K, C).
         """
         hidden = quick_gelu(self.down(x))
         mixed = self._over_grid(hidden) if self.grid is None else self._over_tokens(hidden, front)
-        y: Tensor = self.scale * self.up(self.drop(quick_gelu(mixed)))
-        return y
+        return self.scale * self.up(self.drop(quick_gelu(mixed)))
 
     def _over_tokens(self, hidden: Tensor, front: int) -> Tensor:
         rows, columns = self.grid  # type: ignore[misc]
@@ -128,13 +115,7 @@ class Bypassed(Wrapper):
             return y
         own: Any = unwrapped(self.inner)
         correction = self.disturbed(self.beside_mlp(read_by_mlp(own, x), self._front()))
-        added: Tensor = unwrapped(own.drop_path2)(correction)
-        return y + added
-
-    def forward(self, x: Tensor, **beside: Any) -> Tensor:
-        """Output of the block, same shape as x; `beside` is what the block takes beside it."""
-        x = self.attend(x, **beside)
-        return x + self.feed(x)
+        return y + unwrapped(own.drop_path2)(correction)
 
     def _front(self) -> int:
         """Tokens before the first patch at this moment: prompts of a later phase move it."""

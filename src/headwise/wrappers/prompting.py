@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from headwise.errors import ConfigError
 from headwise.schema.kinds import is_whole
-from headwise.wrappers.wrapping import After, Wrapper, attend, feed
+from headwise.wrappers.wrapping import After, Wrapper, attend
 
 LONGEST = 200
 """Most prompts of one block; the longest that the papers try."""
@@ -23,11 +23,7 @@ class Prompts(nn.Module):
     """p tokens, (p, C), uniform in +-bound, with dropout. Parameters: p C."""
 
     def __init__(self, count: int, width: int, bound: float, dropout: float) -> None:
-        """Draw the tokens.
-
-        Raises:
-            ConfigError: if `count` is not in 1 .. `LONGEST`.
-        """
+        """Draw the tokens; ConfigError if `count` is not in 1 .. `LONGEST`."""
         super().__init__()
         if not is_whole(count, LONGEST):
             raise ConfigError(f"the number of a block's prompts must be in 1..{LONGEST}, got {count}")
@@ -68,14 +64,9 @@ class Prompted(Wrapper):
         """First half of the block, on the prompted sequence."""
         return attend(self.inner, self.enter(x), **beside)
 
-    def feed(self, x: Tensor) -> Tensor:
-        """What the second half adds."""
-        return feed(self.inner, x)
-
     def forward(self, x: Tensor, **beside: Any) -> Tensor:
         """Output of the inner module for the prompted sequence, (B, T', C); `beside` is what it takes beside x."""
-        y: Tensor = self.inner(self.enter(x), **beside)
-        return y
+        return self.inner(self.enter(x), **beside)
 
 
 class WindowPrompts(Wrapper):
@@ -93,27 +84,18 @@ class WindowPrompts(Wrapper):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attention output, (W, N, C), for windows x (W, N, C) and a shift mask (windows, N, N)."""
-        count = self.prompts.tokens.shape[0]
-        return window_attention(
-            self.inner, torch.cat([self._norm[0](self.disturbed(self.prompts(x))), x], dim=1), mask, count
-        )
+        return window_attention(self, x, mask, 0)
+
+    def enter(self, x: Tensor) -> Tensor:
+        """A window's tokens behind its prompts, (W, p + N, C), for x (W, N, C)."""
+        return torch.cat([self._norm[0](self.disturbed(self.prompts(x))), x], dim=1)
 
 
 def window_attention(module: nn.Module, x: Tensor, mask: Tensor | None, extra: int) -> Tensor:
-    """Window attention of timm's Swin, or a wrapper of it, on windows whose first `extra` tokens are prompts.
-
-    Returns:
-        (W, N, C) of the window's own tokens.
-    """
+    """Swin's window attention, or a wrapper's, on x, `extra` prompts before a window's tokens: (W, N, C) of these."""
     own: Any = module
     if isinstance(module, WindowPrompts):
-        more = module.prompts.tokens.shape[0]
-        return window_attention(
-            module.inner,
-            torch.cat([module._norm[0](module.disturbed(module.prompts(x))), x], dim=1),
-            mask,
-            extra + more,
-        )
+        return window_attention(module.inner, module.enter(x), mask, extra + module.prompts.tokens.shape[0])
     if isinstance(module, After):
         y = window_attention(module.inner, x, mask, extra)
         return y + module.disturbed(module.part(y))
@@ -127,8 +109,7 @@ def window_attention(module: nn.Module, x: Tensor, mask: Tensor | None, extra: i
     dropout = own.attn_drop.p if own.training else 0.0
     y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), dropout_p=dropout)
     y = y[:, :, extra:].transpose(1, 2).reshape(windows, num_tokens - extra, -1)
-    out: Tensor = own.proj_drop(own.proj(y))
-    return out
+    return own.proj_drop(own.proj(y))
 
 
 def chain(module: nn.Module) -> list[Prompted]:

@@ -33,11 +33,6 @@ class QuantizedLinear(nn.Linear):
             if bool((self.weight == self.weight[0, 0]).all()):
                 nn.init.trunc_normal_(self.weight, std=0.001, a=-0.002, b=0.002)
 
-    @property
-    def quantizer(self) -> Quantizer:
-        """The quantiser of the weight."""
-        return self.coded.quantizer
-
     def value(self) -> Tensor:
         """The weight as it is used, (O, I)."""
         return self.coded.value(self.weight)
@@ -51,11 +46,7 @@ class QuantizedLinear(nn.Linear):
         return self.coded.pack(self.weight)
 
     def unpack(self, tensors: Mapping[str, Tensor]) -> None:
-        """Use stored codes from now on, without quantising again.
-
-        Raises:
-            CheckpointError: if they do not fit the shape.
-        """
+        """Use stored codes from now on, without quantising again; CheckpointError if they do not fit the shape."""
         self.weight.data.copy_(self.coded.unpack(tensors, self.weight))
 
     @torch.no_grad()
@@ -80,8 +71,7 @@ class QuantizedBottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Correction, same shape as x (..., C)."""
-        y: Tensor = self.part(x)
-        return y
+        return self.part(x)
 
     def layers(self) -> dict[str, QuantizedLinear]:
         """The two layers in the order of the published files."""

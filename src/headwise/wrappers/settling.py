@@ -63,8 +63,7 @@ class BesideLinear(Settling):
         update = update if start is None else start + update
         onto = getattr(self.module, "onto", None)
         if onto is not None:
-            whole: Tensor = onto(x, update)
-            return whole
+            return onto(x, update)
         # a library's layer gives its own type, which the update, at least float32, must not widen
         y = self.module(x)
         return y + update.to(y.dtype)

@@ -31,7 +31,7 @@ SCALES = {"1": ("ls1", "gamma_1"), "2": ("ls2", "gamma_2")}
 
 
 class Wrapper(Settling):
-    """A module around one of the network's own; subclasses add parts and define `forward`.
+    """A module around one of the network's own; subclasses add parts and define `forward`, or of a block its halves.
 
     Attributes:
         inner: the network's module, frozen.
@@ -61,15 +61,32 @@ class Wrapper(Settling):
         """What the inner module reads in place of x: the same, unless tokens are put in or taken out."""
         return x
 
+    def attend(self, x: Tensor, **beside: Any) -> Tensor:
+        """The first half of a block: x plus its attention branch; arguments as of the function `attend`."""
+        return attend(self.inner, x, **beside)
 
-class After(Wrapper):
-    """y + part(y) with y the inner module's output."""
+    def feed(self, x: Tensor) -> Tensor:
+        """What the second half of a block adds to x."""
+        return feed(self.inner, x)
+
+    def forward(self, *args: Any, **beside: Any) -> Tensor:
+        """Output of a block, same shape as its one input; `beside` is what the block takes beside that."""
+        x = self.attend(*args, **beside)
+        return x + self.feed(x)
+
+
+class Corrected(Wrapper):
+    """A wrapper whose one part adds something, which noise may disturb."""
 
     disturbable = True
 
     def __init__(self, inner: nn.Module, part: nn.Module) -> None:
         super().__init__(inner)
         self.part = part
+
+
+class After(Corrected):
+    """y + part(y) with y the inner module's output."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Output of the inner module, (..., C), corrected."""
@@ -77,59 +94,25 @@ class After(Wrapper):
         return y + self.disturbed(self.part(y))
 
 
-class Beside(Wrapper):
+class Beside(Corrected):
     """A block with a part beside its MLP: x + MLP branch(x) + part(x), x without LayerNorm, outside drop-path."""
-
-    disturbable = True
-
-    def __init__(self, inner: nn.Module, part: nn.Module) -> None:
-        super().__init__(inner)
-        self.part = part
-
-    def attend(self, x: Tensor, **beside: Any) -> Tensor:
-        """The block's first half."""
-        return attend(self.inner, x, **beside)
 
     def feed(self, x: Tensor) -> Tensor:
         """What the second half adds, and the part's share."""
         return feed(self.inner, x) + self.disturbed(self.part(x))
 
-    def forward(self, x: Tensor, **beside: Any) -> Tensor:
-        """Output of the block, same shape as x; `beside` is what the block takes beside it."""
-        x = self.attend(x, **beside)
-        return x + self.feed(x)
 
-
-class Between(Wrapper):
+class Between(Corrected):
     """A block with a part between its halves: the second half reads y + part(y), y what the first one gives."""
-
-    disturbable = True
-
-    def __init__(self, inner: nn.Module, part: nn.Module) -> None:
-        super().__init__(inner)
-        self.part = part
 
     def attend(self, x: Tensor, **beside: Any) -> Tensor:
         """The block's first half, corrected."""
         y = attend(self.inner, x, **beside)
         return y + self.disturbed(self.part(y))
 
-    def feed(self, x: Tensor) -> Tensor:
-        """What the second half adds."""
-        return feed(self.inner, x)
-
-    def forward(self, x: Tensor, **beside: Any) -> Tensor:
-        """Output of the block, same shape as x; `beside` is what the block takes beside it."""
-        x = self.attend(x, **beside)
-        return x + self.feed(x)
-
 
 class AfterBlock(After):
     """y + part(y) with y the output of a block, after its last residual."""
-
-    def attend(self, x: Tensor, **beside: Any) -> Tensor:
-        """The block's first half."""
-        return attend(self.inner, x, **beside)
 
     def feed(self, x: Tensor) -> Tensor:
         """What the second half adds, and the part's correction of the sum."""
@@ -138,12 +121,10 @@ class AfterBlock(After):
 
 
 def attend(block: nn.Module, x: Tensor, **beside: Any) -> Tensor:
-    """First half of a block: x plus its attention branch.
+    """First half of a block of timm's, or of a wrapper of it: x plus its attention branch.
 
-    Args:
-        block: of timm's, or a wrapper of it.
-        x: tokens (B, T, C), or a grid (B, H, W, C).
-        beside: what the block takes beside x: rotary positions, a bias of the scores.
+    x is tokens, (B, T, C), or a grid, (B, H, W, C); `beside` is what the block takes beside it: rotary positions, a
+    bias of the scores.
     """
     own: Any = block
     if isinstance(block, Wrapper):
@@ -201,11 +182,7 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 
 def check_block(block: nn.Module) -> None:
-    """Refuse a block whose halves are unknown.
-
-    Raises:
-        ConfigError: naming the class.
-    """
+    """Refuse a block whose halves are unknown; ConfigError naming the class."""
     name = type(unwrapped(block)).__name__
     if name not in BLOCKS:
         raise ConfigError(f"blocks of class {name} have no known halves to adapt; allowed: timm's {', '.join(BLOCKS)}")

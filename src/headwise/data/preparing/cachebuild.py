@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import os
 import shutil
 import uuid
@@ -18,9 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headwise.data.bulk import MARGIN, MixedError
+from headwise.data.bulk import MARGIN, MixedError, Stream
 from headwise.data.bulk import write_array as _save
-from headwise.data.decode import RESIZES, check_resize
+from headwise.data.decode import check_resize
 from headwise.data.pixels import Cacheable
 from headwise.data.stores.cache import META, PARTS, SCHEMA, Cache, label_file, pixels_name, rules
 from headwise.data.tasks import VTABTask
@@ -43,20 +44,11 @@ def build(
     say: Say = lambda line: None,
     wait: bool = True,
 ) -> Path:
-    """Write the cache of a set unless it is there; returns its folder.
+    """Write the cache of a set in the folder of all caches, unless it is there; returns its folder.
 
-    Args:
-        source: where the images come from.
-        tasks: all tasks on the set; they share its images.
-        size: S of the network, for images that are not small enough to stay native.
-        resize: a name of `RESIZES`.
-        root: folder of all caches.
-        say: told about progress.
-        wait: wait for another process that is building the same cache; else raise BusyError.
-    Raises:
-        ConfigError: if the tasks do not share their images.
-        DataError: if the source is damaged or the disk is full. What was there before is untouched.
-        BusyError: if another process is building it and ``wait`` is False.
+    All tasks on the set share its images; those that are not small enough to stay native are brought to `size`. Without
+    `wait` another process that is building the same cache is a BusyError. ConfigError if the tasks do not share their
+    images; DataError if the source is damaged or the disk is full. What was there before is untouched.
     """
     check_resize(resize)
     if (
@@ -126,11 +118,11 @@ def _build(
     first = tasks[0]
     fingerprints = {task.name: _fingerprints(source, task) for task in tasks}
     try:
-        written = _write(source, first, size, resize, folder, say, None)
+        written = _write(source, first, size, resize, folder, say, False)
     # a part has images of another size than those before it: once more, with all of them resized
     except MixedError:
         shutil.rmtree(folder)
-        written = _write(source, first, size, resize, folder, say, False)
+        written = _write(source, first, size, resize, folder, say, True)
     splits, classes, facts, keys = written
     described = {}
     for task in tasks:
@@ -190,56 +182,34 @@ def _put_in_place(folder: Path, name: str, base: str) -> Path:
 
 
 def _write(
-    source: Cacheable, task: VTABTask, size: int, resize: str, folder: Path, say: Say, native: bool | None
+    source: Cacheable, task: VTABTask, size: int, resize: str, folder: Path, say: Say, shrink: bool
 ) -> tuple[dict[str, Any], dict[str, NDArray[np.int64]], dict[str, Any], bytes]:
-    """Images of all parts, the classes of ``task``, the source's facts, and the keys."""
+    """Images of all parts, classes of ``task``, the source's facts, keys; MixedError if parts do not fit together."""
     folder.mkdir(parents=True)
     splits: dict[str, Any] = {}
     classes: dict[str, NDArray[np.int64]] = {}
     facts: dict[str, Any] = {}
     keys: list[str] = []
+    of_all: tuple[int, ...] | None = None
+
+    def told(stream: Stream, part: str, count: int) -> Iterator[NDArray[np.uint8]]:
+        for images in stream:
+            say(f"{task.name}: {part} {len(stream.labels)} of {count}")
+            yield images
+
     for part in PARTS[source.origin(task)["kind"]]:
         count = source.count(task, part)
-        labels: list[NDArray[np.int64]] = []
-        shape: tuple[int, ...] | None = None
-        stream: Iterator[NDArray[np.uint8]] | None = None
-
-        def images(part: str = part, count: int = count, labels: list[Any] = labels) -> Iterator[NDArray[np.uint8]]:
-            nonlocal native, facts
-            done = 0
-            for chunk in source.chunks(task, part, size, resize):
-                is_native = chunk.provenance["resize"] == "native"
-                native = is_native if native is None else native
-                if native and (not is_native or (splits and list(chunk.images.shape[1:]) != first_shape(splits))):
-                    raise MixedError
-                facts = {**chunk.provenance, "resize": "native" if native else resize}
-                labels.append(chunk.labels)
-                keys.extend(f"{part} {key}" for key in chunk.keys)
-                done += len(chunk.labels)
-                say(f"{task.name}: {part} {done} of {count}")
-                shrink = is_native and not native
-                yield np.stack([RESIZES[resize](image, size) for image in chunk.images]) if shrink else chunk.images
-
-        stream = images()
-        head = next(stream, None)
+        stream = Stream(source.chunks(task, part, size, resize), size, resize, shrink, of_all)
+        pieces = told(stream, part, count)
+        head = next(pieces, None)
         if head is None:
             raise DataError(f"task {task.name!r}: {part} has no image")
-        shape = (count, *head.shape[1:])
+        of_all, shape = stream.shape, (count, *head.shape[1:])
         free = shutil.disk_usage(folder).free
         # refused before it is written, in the words for a disk that is full
         if free < int(np.prod(shape)) + MARGIN:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
-        splits[part] = _save(folder / f"{part}.npy", shape, _chain(head, stream), "uint8")
-        classes[part] = np.concatenate(labels)
+        splits[part] = _save(folder / f"{part}.npy", shape, itertools.chain([head], pieces), "uint8")
+        classes[part], facts = stream.classes, stream.facts
+        keys += [f"{part} {key}" for key in stream.keys]
     return splits, classes, facts, "".join(f"{key}\n" for key in keys).encode()
-
-
-def first_shape(splits: dict[str, Any]) -> list[int]:
-    """Shape of one image of the part that was written first."""
-    shape: list[int] = next(iter(splits.values()))["shape"][1:]
-    return shape
-
-
-def _chain(head: NDArray[Any], rest: Iterator[NDArray[Any]]) -> Iterator[NDArray[Any]]:
-    yield head
-    yield from rest

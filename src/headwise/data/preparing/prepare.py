@@ -90,11 +90,7 @@ class SetState:
 
 
 def read_tasks(folder: Path) -> list[VTABTask]:
-    """The 19 tasks and the five few-shot sets from their YAML files.
-
-    Raises:
-        ConfigError: if the folder holds none.
-    """
+    """The 19 tasks and the five few-shot sets from their YAML files; ConfigError if the folder holds none."""
     tasks = []
     for file in [*sorted(folder.glob("*.yaml")), *sorted((folder / "fewshot").glob("*.yaml"))]:
         plain = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -109,18 +105,11 @@ def read_tasks(folder: Path) -> list[VTABTask]:
 
 
 def choose(tasks: Sequence[VTABTask], names: Sequence[str]) -> list[VTABTask]:
-    """Tasks by name, alias, folder or builder; ``all`` are all of them.
-
-    Raises:
-        ConfigError: for an unknown name.
-    """
+    """Tasks by name, alias, folder or builder, ``all`` of them by that word; ConfigError for an unknown name."""
     chosen: list[VTABTask] = []
     for name in names:
-        if name == "all":
-            chosen += [task for task in tasks if task not in chosen]
-            continue
-        by_name = [task for task in tasks if name == task.name]
-        matching = by_name or [task for task in tasks if name in (*task.aliases, *task.folders, task.builder)]
+        exact = [task for task in tasks if name in (task.name, "all")]
+        matching = exact or [task for task in tasks if name in (*task.aliases, *task.folders, task.builder)]
         if not matching:
             raise ConfigError(f"unknown task {name!r}{suggest(name, [*(task.name for task in tasks), 'all'])}")
         chosen += [task for task in matching if task not in chosen]
@@ -133,13 +122,7 @@ def is_fewshot(task: VTABTask) -> bool:
 
 
 def status(task: VTABTask, place: Place, verify: bool = False) -> SetState:
-    """What there is of a task and what to do next.
-
-    Args:
-        task: one of the 24.
-        place: where to look.
-        verify: read every byte of its cache again.
-    """
+    """What there is of a task and what to do next; with `verify` every byte of its cache is read again."""
     facts = UPSTREAM.get(str(task.builder), Upstream(0, 0))
     again = f"python scripts/prepare_vtab.py --tasks {task.name}"
     if not is_fewshot(task):

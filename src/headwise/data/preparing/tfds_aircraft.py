@@ -19,15 +19,10 @@ SPLITS = {"train": "train", "validation": "val", "test": "test"}
 
 
 def prepare(source: Path, root: Path) -> Path:
-    """Write the set as array_record files, as upstream's builders do.
+    """Write the set as array_record files, as upstream's builders do; returns ``<root>/fgvc_aircraft/1.0.0``.
 
-    Args:
-        source: the unpacked ``fgvc-aircraft-2013b``, or the folder that holds it.
-        root: folder of all prepared sets.
-    Returns:
-        ``<root>/fgvc_aircraft/1.0.0``.
-    Raises:
-        DataError: if a list or an image of the archive is missing.
+    `source` is the unpacked ``fgvc-aircraft-2013b``, or the folder that holds it. DataError if a list or an image is
+    missing.
     """
     import tensorflow_datasets as tfds
 

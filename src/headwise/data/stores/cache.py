@@ -83,23 +83,14 @@ _META = plain.fields(
 
 @dataclass(frozen=True)
 class Cache:
-    """One cache folder whose description could be read.
-
-    Args:
-        path: the folder.
-        meta: its description.
-    """
+    """One cache folder whose description, `meta`, could be read."""
 
     path: Path
     meta: dict[str, Any]
 
     @classmethod
     def open(cls, path: Path) -> Cache:
-        """Read the description of a cache.
-
-        Raises:
-            DataError: if it is damaged or of another layout.
-        """
+        """Read the description of a cache; DataError if it is damaged or of another layout."""
         try:
             meta = plain.read_json(path / META)
             plain.mapping(meta, META)
@@ -113,11 +104,7 @@ class Cache:
         return cls(path, meta)
 
     def holds(self, task: VTABTask) -> bool:
-        """Whether the task is in it; one built for another definition of the task is refused.
-
-        Raises:
-            DataError: if the task's splits or classes are not those it was built with.
-        """
+        """Whether the task is in it; DataError if it was built for another definition of the task."""
         entry = self.meta["tasks"].get(task.name)
         if entry is not None and entry["rules"] != rules(task):
             raise DataError(
@@ -148,12 +135,9 @@ class Cache:
         return array
 
     def check(self, again: bool = False) -> None:
-        """Check every file.
+        """Check every file; DataError for the first that is damaged.
 
-        Args:
-            again: read every byte, also of files that did not change since they were read last.
-        Raises:
-            DataError: for the first that is damaged.
+        With `again` every byte is read, also of files that did not change since they were read last.
         """
         for part in self.parts:
             images = self.array(f"{part}.npy", self.meta["splits"][part], again)
@@ -221,11 +205,7 @@ class CacheSource:
         self._caches: dict[str, list[Cache]] = {}
 
     def has(self, task: VTABTask) -> bool:
-        """Whether there is a cache of the task, of whatever size.
-
-        Raises:
-            DataError: if one is there that is damaged or foreign.
-        """
+        """Whether there is a cache of the task, of whatever size; DataError if one is damaged or foreign."""
         return bool(self._of(task))
 
     def has_size(self, task: VTABTask, size: int, resize: str) -> bool:

@@ -69,13 +69,7 @@ def names_in(parts: Parts) -> list[str]:
 
 
 class ClassFolders:
-    """The splits of a task whose images lie in class folders.
-
-    Args:
-        folder: of the task.
-        task: whose `class_names`, where it has some, order the labels.
-        parts: what lies there, see `layout`.
-    """
+    """The splits of a task whose images lie in class folders, see `layout`; its `class_names`, if any, order labels."""
 
     def __init__(self, folder: Path, task: VTABTask, parts: Parts) -> None:
         self.folder, self.task, self.parts = folder, task, parts

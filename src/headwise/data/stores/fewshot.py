@@ -60,12 +60,7 @@ class Pool(Protocol):
 
 
 class FewShotSource:
-    """Few-shot sets of our own draw, from the upstream slices that another source reads.
-
-    Args:
-        pool: that source.
-        memory: as for FolderSource.
-    """
+    """Few-shot sets of our own draw, from the upstream slices that another source, `pool`, reads."""
 
     def __init__(self, pool: Pool, memory: float = MEMORY) -> None:
         self.pool, self.memory = pool, memory
@@ -126,8 +121,7 @@ class FewShotSource:
 def drawing_few_shots(*names: str) -> Callable[[type[Kind]], type[Kind]]:
     """Class decorator of a source that reads slices: of few-shot tasks a `FewShotSource` around it answers.
 
-    Args:
-        names: of the methods that are answered so; all take the task first.
+    It answers to the methods that are named, all of which take the task first.
     """
 
     def decorate(kind: type[Kind]) -> type[Kind]:
@@ -157,13 +151,8 @@ def is_train(split: str) -> bool:
 def draw(task: VTABTask, labels: NDArray[np.int64]) -> Indices:
     """Our own draw: the ``shots`` images of each class whose md5 of set, shots, draw and position is smallest.
 
-    Args:
-        task: gives shots and draw.
-        labels: (N,) classes of the images to draw from.
-    Returns:
-        (shots * num_classes,) positions, ascending.
-    Raises:
-        DataError: if a class has too few images.
+    `labels` are the classes of the images to draw from, (N,). Gives positions, ascending, (shots * num_classes,).
+    DataError if a class has too few images.
     """
     salt = f"fewshot/{task.name}/{task.shots}/{task.draw}"
     ranks = [hashlib.md5(f"{salt}/{position}".encode()).digest() for position in range(len(labels))]
@@ -187,12 +176,7 @@ def slices(task: VTABTask, split: str) -> list[VTABTask]:
 
 
 class FewShotLists:
-    """The list files of a few-shot set in ``<folder>/annotations``.
-
-    Args:
-        folder: of the set; images may lie in ``<folder>/images`` or in the folder itself.
-        task: gives shots and draw.
-    """
+    """The list files of a few-shot set in ``<folder>/annotations``, its images in ``<folder>/images`` or the folder."""
 
     def __init__(self, folder: Path, task: VTABTask) -> None:
         self.folder, self.task = folder, task
@@ -205,11 +189,7 @@ class FewShotLists:
         return next((place for place in places if os.path.lexists(place)), None)
 
     def entries(self, split: str) -> list[ListedImage]:
-        """Lines of a split.
-
-        Raises:
-            DataError: if the list is missing or malformed.
-        """
+        """Lines of a split; DataError if the list is missing or malformed."""
         file, task = self.file(split), self.task
         if file is None:
             wanted = POOL if is_train(split) else "val_meta.list" if split == "val200" else "test_meta.list"

@@ -58,12 +58,7 @@ def label_array(entries: Sequence[ListedImage], task: VTABTask) -> NDArray[np.in
 
 
 class SplitLists:
-    """The list files of a task: ``<split>.txt``, of a user's own images also ``train.txt`` and ``val.txt``.
-
-    Args:
-        folder: of the task.
-        task: whose they are.
-    """
+    """The list files in a task's folder: ``<split>.txt``, of a user's own images also ``train.txt`` and ``val.txt``."""
 
     def __init__(self, folder: Path, task: VTABTask) -> None:
         self.folder, self.task = folder, task
@@ -192,7 +187,6 @@ class FolderSource:
         ).load()
 
     def chunks(self, task: VTABTask, split: str, size: int, resize: str) -> Iterator[Pixels]:
-        """The images of a split in its order, some hundred at a time."""
         return self._chunks(task, self._entries(task, split), size, resize)
 
     def all_labels(self, task: VTABTask, split: str) -> NDArray[np.int64]:
@@ -222,11 +216,7 @@ class FolderSource:
         )
 
     def folder(self, task: VTABTask) -> Path:
-        """The task's folder under the root.
-
-        Raises:
-            DataError: if none of the task's folder names exists, listing what does.
-        """
+        """The task's folder under the root; DataError if none of the task's folder names exists, listing what does."""
         root = Path(os.path.realpath(self.root))
         for name in task.folders:
             if Path(name).is_absolute() or ".." in Path(name).parts:
@@ -289,11 +279,7 @@ class FolderSource:
         return contents
 
     def _looked_at(self, task: VTABTask, contents: Contents | None = None) -> tuple[dict[str, Facts], int | None]:
-        """What a user's own images say of themselves, by their content, and the bits of a value of the deep ones.
-
-        Raises:
-            DataError: if an image has two labels.
-        """
+        """What own images say of themselves, by content, and the bits of deep ones; DataError if one has two labels."""
         contents = self._contents(task) if contents is None else contents
         own.check(contents, task)
         folder = self.folder(task)

@@ -19,7 +19,7 @@ from typing import Any
 from headwise.data import own
 from headwise.data.bulk import MEMORY, Bulk, check_memory
 from headwise.data.decode import SHAPES, check_shape, decode_all
-from headwise.data.pixels import CHUNK, FINAL_SPLITS, Pixels, decoder
+from headwise.data.pixels import FINAL_SPLITS, Pixels, chunked, decoder
 from headwise.data.splits import subset
 from headwise.data.stored import Facts, Reading, facts
 from headwise.data.stores.classfolders import OWN_SPLIT, TEST, TRAIN, VAL, divided
@@ -72,6 +72,7 @@ class DatasetsSource:
             )
         if importlib.util.find_spec("datasets") is None:
             raise ConfigError("data=hf needs the package datasets: pip install 'headwise[datasets]'")
+        self._real = Path(os.path.realpath(self.root))
         self._shards: dict[str, list[Shard]] | None = None
         self._rows: dict[tuple[Any, ...], dict[str, list[Row]]] = {}
 
@@ -79,7 +80,7 @@ class DatasetsSource:
     def shards(self) -> dict[str, list[Shard]]:
         """By part, ``train``, ``val`` and ``test``, what it consists of; under an empty name where it has no part."""
         if self._shards is None:
-            self._shards = shards_in(Path(os.path.realpath(self.root)))
+            self._shards = shards_in(self._real)
         return self._shards
 
     def classes(self, multi_label: bool) -> tuple[list[str], int]:
@@ -147,11 +148,7 @@ class DatasetsSource:
         return items if is_name else tuple(known[int(item)] for item in items)
 
     def _all(self, task: VTABTask) -> dict[str, list[Row]]:
-        """The rows of each part; every image is looked at once for a source.
-
-        Raises:
-            DataError: for a label that is none of the task, or an image that is not there.
-        """
+        """The rows of each part, each image looked at once; DataError for a label or an image that is none."""
         key = (task.num_classes, task.class_names, task.multi_label)
         if key not in self._rows:
             self._rows[key] = {
@@ -164,7 +161,7 @@ class DatasetsSource:
         columns, image = self._label_columns(shard, task.multi_label), self._image_column(shard)
         if len(columns) > 1:
             check_columns(columns, task.class_names, str(shard.file))
-        name = shard.file.relative_to(os.path.realpath(self.root)).as_posix()
+        name = shard.file.relative_to(self._real).as_posix()
         for number, values in enumerate(shard.rows([image, *columns]), start=1):
             content = self._content(shard, values.pop(image), number)
             names = self._names(shard, values, task.multi_label, number)
@@ -183,7 +180,7 @@ class DatasetsSource:
             raise DataError(f"{where.where}: holds no image, neither bytes nor a path: {str(cell)[:80]}")
         beside = os.path.exists(shard.file.parent / path)  # noqa: PTH110 - a path may be too long for pathlib
         folder = shard.file.parent if beside else self.root
-        ((file, _),) = locate([ListedImage(path, 0, shard.file, number)], folder, Path(os.path.realpath(self.root)))
+        ((file, _),) = locate([ListedImage(path, 0, shard.file, number)], folder, self._real)
         try:
             return file.read_bytes()
         except OSError as error:
@@ -195,8 +192,8 @@ class DatasetsSource:
                 f"data=hf has a user's own images, and task {task.name!r} is none; use dataset=own/folder"
             )
         parts = self._all(task)
-        whole = parts.get("") or (parts[TRAIN] if len(parts) == 1 and TRAIN in parts else None)
-        if whole is not None:
+        if self._is_divided_here:
+            (whole,) = parts.values()
             train, test = _held_out(whole, task)
         elif TRAIN in parts:
             train, test = parts[TRAIN], parts[TEST if TEST in parts else VAL]
@@ -207,6 +204,7 @@ class DatasetsSource:
 
     @property
     def _is_divided_here(self) -> bool:
+        """Whether nothing but the rows themselves can say which are for testing."""
         return set(self.shards) in ({""}, {TRAIN})
 
     def _contents(self, task: VTABTask) -> dict[str, list[tuple[ListedImage, Digest]]]:
@@ -269,13 +267,7 @@ class DatasetsSource:
     def _chunks(self, task: VTABTask, rows: Sequence[Row], size: int, resize: str) -> Iterator[Pixels]:
         """The images of rows, file by file in the order of the rows."""
         reading = Reading(self.depth(task))
-        found: list[tuple[bytes, Row]] = []
-        for content, row in self._wanted(rows):
-            found.append((content, row))
-            if len(found) == CHUNK:
-                yield self._decoded(task, found, size, resize, reading)
-                found = []
-        if found:
+        for found in chunked(self._wanted(rows)):
             yield self._decoded(task, found, size, resize, reading)
 
     def _wanted(self, rows: Sequence[Row]) -> Iterator[tuple[bytes, Row]]:

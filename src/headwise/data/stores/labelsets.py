@@ -94,15 +94,10 @@ def class_columns(head: Sequence[str]) -> list[str]:
 
 
 def named(values: Mapping[str, Any], where: str) -> tuple[str, ...]:
-    """Names of the classes of a row.
+    """Names of the classes of a row, of its columns: text, numbers, or a sequence of names or numbers.
 
-    Args:
-        values: of its columns: text, numbers, or a sequence of names or numbers.
-        where: it stands, for errors.
-
-    Raises:
-        DataError: for what is neither 0 nor 1 in the column of a class; for a list that repeats a class or holds
-            what is neither text nor a whole number.
+    DataError, naming `where` it stands, for what is neither 0 nor 1 in the column of a class, and for a list that
+    repeats a class or holds what is neither text nor a whole number.
     """
     columns = class_columns(list(values))
     if not columns:
@@ -143,11 +138,7 @@ def classes_of(tables: Iterable[LabelTable]) -> tuple[list[str], int]:
 
 
 def names_or_count(names: Set[str], where: object) -> tuple[list[str], int]:
-    """Names of classes, sorted; or none and how many numbers there are.
-
-    Raises:
-        DataError: naming `where`, if some classes are numbers and others names.
-    """
+    """Names of classes, sorted, or none and how many numbers there are; DataError, naming `where`, for a mixture."""
     numbers = [name for name in names if NUMBER.fullmatch(name)]
     if not numbers:
         return sorted(names), 0
@@ -157,16 +148,10 @@ def names_or_count(names: Set[str], where: object) -> tuple[list[str], int]:
 
 
 def numbered(names: Sequence[str], num_classes: int, indices: Mapping[str, int], where: str) -> tuple[int, ...]:
-    """The classes of an image as numbers, ascending.
+    """The classes of an image as numbers below K, ascending; a number is taken where it is the name of no class.
 
-    Args:
-        names: of its classes; numbers are taken where the name is none of a class.
-        num_classes: K; numbers are below.
-        indices: number of each class that has a name.
-        where: it stands, for errors.
-
-    Raises:
-        DataError: naming what is no class, and the nearest that is one.
+    `indices` are the numbers of the classes that have a name. DataError, naming `where` it stands, what is no class,
+    and the nearest that is one.
     """
     numbers = set()
     for name in names:
@@ -184,11 +169,7 @@ def numbered(names: Sequence[str], num_classes: int, indices: Mapping[str, int],
 
 
 def read_sets(file: Path, num_classes: int, class_names: Sequence[str] = ()) -> list[ListedImage]:
-    """Read a table of images with several labels.
-
-    Raises:
-        DataError: as `read_table`; if it has other classes than the task.
-    """
+    """Read a table of images with several labels; DataError as `read_table`, or for other classes than the task's."""
     table, indices = read_table(file), {name: index for index, name in enumerate(class_names)}
     check_columns(table.columns, class_names, f"{file}, line 1")
     return [
@@ -198,11 +179,7 @@ def read_sets(file: Path, num_classes: int, class_names: Sequence[str] = ()) -> 
 
 
 def check_columns(columns: Sequence[str], class_names: Sequence[str], where: str) -> None:
-    """Refuse a table that has no column for a class of the task, or one for another.
-
-    Raises:
-        DataError: naming it.
-    """
+    """Refuse a table that has no column for a class of the task, or one for another; DataError naming it."""
     if not columns or set(columns) == set(class_names):
         return
     for name in columns:

@@ -89,11 +89,7 @@ def read_list(file: Path, num_classes: int, class_names: Sequence[str] = ()) -> 
 
 
 def labels_in(file: Path) -> set[str]:
-    """The labels of a list file, as they are written.
-
-    Raises:
-        DataError: as `read_list`, for a file that cannot be read.
-    """
+    """The labels of a list file, as they are written; DataError as `read_list`, for a file that cannot be read."""
     return {label for _, _, _, label in _rows(file)}
 
 
@@ -128,11 +124,7 @@ def _table(file: Path, lines: Sequence[str]) -> Iterator[tuple[int, str, str, st
 
 
 def lines_of(file: Path) -> list[str]:
-    """The lines of a text file, without blank ones at its end.
-
-    Raises:
-        DataError: if it is missing, empty or no text.
-    """
+    """The lines of a text file, without blank ones at its end; DataError if it is missing, empty or no text."""
     if why := no_file(file):
         raise DataError(f"{file}: {why}; a list file is needed")
     try:
@@ -156,16 +148,10 @@ def _short(text: str) -> str:
 
 
 def locate(entries: Sequence[ListedImage], folder: Path, root: Path) -> list[tuple[Path, os.stat_result]]:
-    """Find the images of list entries, after every symbolic link.
+    """Find the images of list entries, after every symbolic link: path and state of each file.
 
-    Args:
-        entries: lines of a list file in ``folder``.
-        folder: what the entries' paths are relative to.
-        root: the tree that no path may leave; ``folder`` itself may be a link that leads elsewhere.
-    Returns:
-        path and state of each file.
-    Raises:
-        DataError: naming list file and line, if an image is missing or lies outside.
+    Paths are relative to `folder`, which may itself be a link that leads elsewhere; none may leave it or the tree of
+    `root`. DataError, naming list file and line, if an image is missing or lies outside.
     """
     bases = {os.path.realpath(root), os.path.realpath(folder)}
     directories: dict[str, str] = {}
@@ -213,11 +199,7 @@ Contents = Mapping[str, Sequence[tuple[ListedImage, Digest]]]
 
 
 def digests(entries: Sequence[ListedImage], folder: Path, root: Path) -> list[Digest]:
-    """Content hashes of the images of list entries. Files whose size and times are unchanged are not read again.
-
-    Raises:
-        DataError: as ``locate``.
-    """
+    """Content hashes of the images of list entries; what is unchanged is not read again; DataError as ``locate``."""
     remembered, result = Remembered("digests", os.path.realpath(folder)), []
     for path, state in locate(entries, folder, root):
         stamp = stamp_of(state)

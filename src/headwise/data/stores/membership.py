@@ -9,12 +9,11 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from headwise.data.splits import Indices, record_order
+from headwise.data.splits import numbered_order
 from headwise.errors import DataError
 
 SIZES: dict[str, dict[str, tuple[int, ...]]] = {
@@ -148,23 +147,10 @@ def wrong_sizes(builder: str, sizes: Mapping[str, int], used: Sequence[str]) -> 
     ]
 
 
-# dSprites alone has 737,280 keys to hash
-@lru_cache(maxsize=4)
-def _numbered_order(split: str, size: int) -> Indices:
-    return record_order(split, map(str, range(size)))
-
-
 class Membership:
-    """Checks the records of one run as they are read.
+    """Checks the records of one run as they are read, from the one at `first` of an upstream split with `size` records.
 
-    Args:
-        builder: upstream's name of the set.
-        name: upstream's split.
-        split: train800, val200 or test.
-        first: position of the run's first record.
-        size: records of the upstream split.
-        is_official: whether the sizes are the official ones, so that golden keys hold.
-        where: the directory, for errors.
+    `name` is upstream's name of the split, `split` ours; golden keys hold where the sizes are the official ones.
     """
 
     def __init__(
@@ -178,11 +164,7 @@ class Membership:
         self.salt = hashlib.md5(name.encode())
 
     def see(self, position: int, example: Example, key: str | None) -> None:
-        """Check the next record; positions ascend.
-
-        Raises:
-            DataError: if it is not the record that belongs there.
-        """
+        """Check the next record, positions ascending; DataError if it is not the record that belongs there."""
         self.seen += 1
         if key is None:
             if self.builder == "dsprites" and self.is_official:
@@ -198,13 +180,13 @@ class Membership:
         if position - self.first < len(self.golden) and key != self.golden[position - self.first]:
             self._refuse(position, f"key {key!r} instead of {self.golden[position - self.first]!r}")
         if self.builder in NUMBERED:
-            expected = str(_numbered_order(self.name, self.size)[position])
+            expected = str(numbered_order(self.name, self.size)[position])
             if key != expected:
                 self._refuse(position, f"key {key!r} instead of {expected!r}")
 
     def _see_latents(self, position: int, example: Example) -> None:
         """Version 2.0.0 stores no key, but the number of a sprite says what it shows."""
-        index = int(_numbered_order(self.name, self.size)[position])
+        index = int(numbered_order(self.name, self.size)[position])
         expected = np.unravel_index(index, tuple(DSPRITES_FACTORS.values()))
         if [int(example[name]) for name in DSPRITES_FACTORS] != [int(value) for value in expected]:
             self._refuse(position, f"labels that are not those of sprite {index}")

@@ -69,15 +69,10 @@ def versions_present(root: Path, builder: str, config: str | None) -> list[str]:
 
 
 def find(root: Path, builder: str, config: str | None, accepted: Sequence[str], task: str) -> PreparedSet:
-    """The prepared directory of a builder in the first accepted version that is there.
+    """The prepared directory of a builder, as upstream names it, in the first `accepted` version that is there.
 
-    Args:
-        root: folder of all prepared directories.
-        builder, config: as upstream names them.
-        accepted: versions, the preferred one first; ``*`` matches any number.
-        task: its name, for errors.
-    Raises:
-        DataError: if there is none, its version is not accepted, or it is damaged.
+    Versions are accepted in their order; ``*`` matches any number. DataError, naming the task, if there is none, its
+    version is not accepted, or it is damaged.
     """
     name = builder if config is None else f"{builder}/{config}"
     present = versions_present(root, builder, config)
@@ -174,11 +169,8 @@ def _generator(path: Path) -> str | None:
 def tfrecords(shards: Sequence[tuple[Path, int]], positions: Sequence[int]) -> Iterator[tuple[int, bytes]]:
     """Read chosen records of tfrecord files: length (8 bytes), its checksum (4), the record, its checksum (4).
 
-    Args:
-        shards: files and their number of records.
-        positions: ascending, counted over all files.
-    Raises:
-        DataError: if a frame is cut off, its length fails its checksum, or a file holds fewer records than it should.
+    Positions ascend and count over all files, each given with its number of records. DataError if a frame is cut off,
+    its length fails its checksum, or a file holds fewer records than it should.
     """
     # positions ascend, so every file is read at most once, from its beginning to the last one that is wanted
     wanted = iter(positions)

@@ -22,13 +22,9 @@ ROWS = 256
 
 @dataclass(frozen=True)
 class Shard:
-    """One Parquet file, or one folder that ``save_to_disk`` wrote.
+    """One Parquet file, or one folder that ``save_to_disk`` wrote, whose saved dataset is then its `table`.
 
-    Attributes:
-        file: it.
-        features: what its columns hold, by name, as ``datasets`` says it.
-        count: of its rows.
-        table: the saved dataset; None for Parquet.
+    `features` say what its columns hold, by name, as ``datasets`` does; `count` is of its rows.
     """
 
     file: Path
@@ -37,11 +33,7 @@ class Shard:
     table: Any = None
 
     def rows(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-        """Every row, plain values; images are not decoded.
-
-        Raises:
-            DataError: if the file is damaged.
-        """
+        """Every row, plain values, images not decoded; DataError if the file is damaged."""
         try:
             for batch in self._batches(columns):
                 yield from batch.to_pylist()

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from headwise.data.bulk import MEMORY, Bulk, check_memory
 from headwise.data.decode import decode_all
 from headwise.data.labels import label_of
-from headwise.data.pixels import CHUNK, FINAL_SPLITS, Pixels, decoder
+from headwise.data.pixels import FINAL_SPLITS, Pixels, chunked, decoder
 from headwise.data.splits import Indices, parse_slice, split_ranges, subset
 from headwise.data.stores.fewshot import UNOFFICIAL, drawing_few_shots
 from headwise.data.stores.listfiles import JPEG_MAGIC
@@ -72,11 +72,7 @@ class TFDSSource:
         return task.builder is not None and bool(versions_present(self.root, task.builder, task.config))
 
     def prepared(self, task: VTABTask) -> PreparedSet:
-        """The directory that is read.
-
-        Raises:
-            DataError: if there is none, or it is damaged, of another version, or of other counts than it claims.
-        """
+        """The directory that is read; DataError for none, or a damaged one, or of other versions or counts."""
         if task.name not in self._prepared:
             if task.builder is None:
                 raise DataError(f"task {task.name!r} has no upstream set; use data=folder data.root=PATH")
@@ -131,17 +127,10 @@ class TFDSSource:
         self, task: VTABTask, split: str, size: int, resize: str, positions: Indices | None = None
     ) -> Iterator[Pixels]:
         """The images of a split in its order, or those at ascending positions of it, some hundred at a time."""
-        batch: list[Record] = []
-        for record in self.records(task, split, positions):
-            batch.append(record)
-            if len(batch) == CHUNK:
-                yield self._decode(task, batch, size, resize)
-                batch = []
-        if batch:
+        for batch in chunked(self.records(task, split, positions)):
             yield self._decode(task, batch, size, resize)
 
     def all_labels(self, task: VTABTask, split: str) -> NDArray[np.int64]:
-        """(N,) classes of a split; decodes no image."""
         return np.array([record.label for record in self.records(task, split)], dtype=np.int64)
 
     def origin(self, task: VTABTask) -> dict[str, str]:

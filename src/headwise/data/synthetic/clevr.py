@@ -79,11 +79,7 @@ def examples(split: str, indices: NDArray[np.int64]) -> list[dict[str, Any]]:
 
 
 def render(split: str, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Draw examples.
-
-    Returns:
-        (N, 160, 240, 3).
-    """
+    """Draw examples, (N, 160, 240, 3)."""
     images = np.empty((len(indices), HEIGHT, WIDTH, 3), dtype=np.uint8)
     for image, index in zip(images, indices, strict=True):
         drawn = scene(split, int(index))

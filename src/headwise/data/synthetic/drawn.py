@@ -17,7 +17,7 @@ from headwise.data import labels as label_rules
 from headwise.data import synthetic
 from headwise.data.decode import fit_all
 from headwise.data.pixels import CHUNK, FINAL_SPLITS, Pixels
-from headwise.data.splits import Indices, record_order, split_ranges, subset
+from headwise.data.splits import Indices, numbered_order, record_order, split_ranges, subset
 from headwise.data.stores.fewshot import drawing_few_shots
 from headwise.data.stores.tfds import TFDSSource
 from headwise.data.synthetic.records import prepared_root, through_jpeg
@@ -106,7 +106,6 @@ class SyntheticSource:
         return np.array(classes, dtype=np.int64)
 
     def chunks(self, task: VTABTask, split: str, size: int, resize: str, positions: Indices) -> Iterator[Pixels]:
-        """The images at ascending positions of a split, some hundred at a time."""
         for start in range(0, len(positions), CHUNK):
             yield self.pick(task, split, positions[start : start + CHUNK], size, resize)
 
@@ -139,7 +138,7 @@ class SyntheticSource:
             mine = positions[(positions >= start) & (positions < start + last - first)] - start + first
             start += last - first
             if len(mine):
-                order = _order(generator, name) if self.has(task) else _numbered(name, generator.SIZES[name])
+                order = _order(generator, name) if self.has(task) else numbered_order(name, generator.SIZES[name])
                 members.append((name, order[mine]))
         return members
 
@@ -165,8 +164,3 @@ def _generators() -> frozenset[str]:
 def _order(generator: Any, split: str) -> Indices:
     """Order of a generator's examples in upstream's records."""
     return record_order(split, (generator.key(split, i) for i in range(generator.SIZES[split])))
-
-
-@lru_cache(maxsize=8)
-def _numbered(split: str, size: int) -> Indices:
-    return record_order(split, map(str, range(size)))

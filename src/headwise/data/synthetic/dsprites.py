@@ -60,11 +60,7 @@ def examples(split: str, indices: NDArray[np.int64]) -> list[dict[str, float]]:
 
 
 def render(split: str, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Draw examples.
-
-    Returns:
-        (N, 64, 64, 1), 255 inside of the sprite and 0 elsewhere.
-    """
+    """Draw examples, (N, 64, 64, 1), 255 inside of the sprite and 0 elsewhere."""
     images = np.zeros((len(indices), SIDE, SIDE), dtype=np.uint8)
     factors = latents(np.asarray(indices, dtype=np.int64))
     for shape, inside in enumerate((_in_square, _in_ellipse, _in_heart)):

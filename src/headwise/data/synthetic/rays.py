@@ -129,14 +129,9 @@ def turned(angle: float) -> Floats:
 
 
 def span(kind: str, start: Floats, ray: Floats) -> tuple[Floats, Floats]:
-    """Where rays enter and leave the unit solid; a ray misses it if it would enter after it leaves.
+    """Where rays, (3, N), from (3, N) or (3, 1), enter and leave the unit solid of a kind, (N,) near and far.
 
-    Args:
-        kind: ball, cube or cylinder.
-        start: (3, N) or (3, 1).
-        ray: (3, N).
-    Returns:
-        (N,) near and far.
+    A ray misses it if it would enter after it leaves.
     """
     if kind == CUBE:
         return _slabs(start, ray)
@@ -211,17 +206,9 @@ def shade(
     ambient: float,
     hits: tuple[Floats, NDArray[np.int8]] | None = None,
 ) -> Floats:
-    """Draw a scene.
+    """Draw a scene, (height, width, 3), 0 black and 1 white, unclipped.
 
-    Args:
-        camera: where it is seen from.
-        solids: what stands on the ground.
-        lamps: what lights it.
-        ground: (3,) colour of the ground.
-        ambient: light that comes from everywhere.
-        hits: of ``first_hits``, if known.
-    Returns:
-        (height, width, 3), 0 black and 1 white, unclipped.
+    `ground` is a colour, (3,), and `ambient` light that comes from everywhere; `hits` are of ``first_hits``, if known.
     """
     rays = camera.rays()
     depth, owner = first_hits(camera, rays, solids) if hits is None else hits

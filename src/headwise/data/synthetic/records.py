@@ -37,12 +37,8 @@ CHUNK = 64
 def prepared_root(generator: ModuleType, task: VTABTask, lossy: bool = False) -> Path:
     """Folder that holds the drawn set as ``<builder>/<version>``, drawing it first if it is not there.
 
-    Args:
-        generator: ``headwise.data.synthetic.<builder>``.
-        task: says which builder in which versions.
-        lossy: store JPEG of default quality instead of PNG.
-    Raises:
-        DataError: if the folder cannot be written.
+    The task says which builder in which versions; `lossy` stores JPEG of default quality instead of PNG. DataError if
+    the folder cannot be written.
     """
     builder = str(task.builder)
     root = cache_folder() / "synthetic" / f"{builder}@{generator.REVISION}{'-lossy' if lossy else ''}"

@@ -68,11 +68,7 @@ def examples(split: str, indices: NDArray[np.int64]) -> list[dict[str, Any]]:
 
 
 def render(split: str, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Draw examples.
-
-    Returns:
-        (N, 96, 96, 1).
-    """
+    """Draw examples, (N, 96, 96, 1)."""
     images = np.empty((len(indices), SIDE, SIDE, 1), dtype=np.uint8)
     ground = np.full(3, GROUND, dtype=np.float32)
     for image, index, row in zip(images, indices, factors(np.asarray(indices)).tolist(), strict=True):

@@ -28,11 +28,7 @@ _ACROSS, _DOWN = np.meshgrid(np.linspace(-1, 1, SIDE), np.linspace(-1, 1, SIDE))
 
 
 class StandIn:
-    """A generator (see ``headwise.data.synthetic``) for one task.
-
-    Args:
-        task: gives classes, channels and the names of the upstream splits.
-    """
+    """A generator (see ``headwise.data.synthetic``) of a task's classes, channels and upstream splits."""
 
     REVISION = 1
 
@@ -51,11 +47,7 @@ class StandIn:
         return [{"label": int(index) % self.num_classes} for index in indices]
 
     def render(self, split: str, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Draw examples.
-
-        Returns:
-            (N, 64, 64, C).
-        """
+        """Draw examples, (N, 64, 64, C)."""
         images = np.empty((len(indices), SIDE, SIDE, self.channels), dtype=np.uint8)
         for image, index in zip(images, indices, strict=True):
             drawn = _draw(_programme(self.name, int(index) % self.num_classes), _random(self.name, split, int(index)))

@@ -49,11 +49,7 @@ def examples(split: str, indices: NDArray[np.int64]) -> list[dict[str, Any]]:
 
 
 def render(split: str, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Draw examples.
-
-    Returns:
-        (N, 32, 32, 3).
-    """
+    """Draw examples, (N, 32, 32, 3)."""
     drawn = [_draw(_random(split, int(index))) for index in indices]
     return np.stack(drawn) if drawn else np.empty((0, SIDE, SIDE, 3), dtype=np.uint8)
 
