@@ -1,7 +1,7 @@
 """Packages that libraries import and a run hardly uses: their own code runs when something of them is asked for.
 
-Lightning takes two classes of torchmetrics, which loads scipy, transformers and all that it measures with; timm tries to
-import wandb for a function that nobody calls. Together they are a third of a small run. Nothing is replaced: whoever
+Lightning takes two classes of torchmetrics, which loads scipy, transformers and all that it measures with; timm tries
+to import wandb for a function that nobody calls. Together they are a third of a small run. Nothing is replaced: whoever
 asks for anything else of them gets the package as it is.
 """
 
