@@ -5,7 +5,7 @@ shared machine changes it less than the clock. With `--against` another checkout
 does the same, by turns; its figures come first in the file.
 
     run          protocol=smoke with vit_nano on drawn images: some tenths of a second of training
-    sweep        20 such runs with -m in one process, four methods with five seeds, against four processes, one a method
+    sweep        20 such runs with -m in one process, against 20 processes
     composition  what a sweep of the largest experiment does before it launches its first run
     repeated     the sweep again, when all its runs are finished
 
@@ -38,9 +38,7 @@ REPO = Path(__file__).resolve().parent.parent
 SMALL = ["dataset=svhn", "data=synthetic", "backbone=vit_nano", "protocol=smoke", "trainer=cpu", "trainer.threads=1"]
 METHODS, SEEDS = ("lora", "head_lora", "bi_lora", "linear"), range(5)
 GOALS = {"run": 4.0, "further run": 0.5, "sweep over single": 0.5}
-"""Seconds of a run as a whole process, and of each after the first in one; the sweep's time over that of as many
-processes.
-"""
+"""Seconds of a run as a whole process, and of each after the first in one process; a sweep over as many processes."""
 PLANNED = """
 import runpy, sys
 from headwise.runs.sweep import Sweep
@@ -70,22 +68,16 @@ def run(repo: Path, folder: Path) -> dict[str, float]:
 
 
 def sweep(repo: Path, folder: Path) -> dict[str, float]:
-    """Many small runs in one process, again when they are finished, and one run of each method as a whole process."""
+    """Many small runs in one process, again when they are finished, and each in a process of its own."""
     words = [*SMALL, f"method={','.join(METHODS)}", f"seed={','.join(map(str, SEEDS))}", f"root={folder / 'sweep'}"]
     together = spent(repo, "-m", *words)
     repeated = spent(repo, "-m", *words)
     root = f"root={folder / 'single'}"
-    single = statistics.mean(spent(repo, *SMALL, f"method={m}", root) for m in METHODS)
-    runs = len(METHODS) * len(SEEDS)
-    further = (together - single) / (runs - 1)
-    ratio = together / (runs * single)
-    return {
-        "sweep": together,
-        "repeated": repeated,
-        "single": single,
-        "further run": further,
-        "sweep over single": ratio,
-    }
+    single = sum(spent(repo, *SMALL, f"method={m}", f"seed={seed}", root) for m in METHODS for seed in SEEDS)
+    count = len(METHODS) * len(SEEDS)
+    further = (together - single / count) / (count - 1)
+    figures = {"sweep": together, "repeated": repeated, "single": single, "further run": further}
+    return {**figures, "sweep over single": together / single}
 
 
 def composition(repo: Path, folder: Path) -> dict[str, float]:
