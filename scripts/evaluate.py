@@ -15,6 +15,7 @@ from headwise.cli import exclusive, of_run, script
 from headwise.commands.arguments import old_place
 from headwise.commands.written import writing
 from headwise.errors import ConfigError
+from headwise.runs.postponed import postpone
 from headwise.storage import atomic
 from headwise.storage.atomic import at_home
 
@@ -32,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.split and options.data_root is None:
         raise ConfigError(f"--split {options.split} is of other images: give --data-root PATH, where they lie")
     with writing(options.json, force=options.force):
+        postpone()
         return _elsewhere(options) if options.split or is_file else _again(options)
 
 

@@ -13,6 +13,7 @@ from headwise.cli import of_run, script
 from headwise.commands.arguments import OutFile, out_folder
 from headwise.commands.written import writing
 from headwise.errors import ConfigError
+from headwise.runs.postponed import postpone
 from headwise.storage import atomic
 
 EPILOG = "The tutorial shows how to load each and classify an image without headwise."
@@ -33,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise ConfigError("nothing is to be written; give --out FILE, --hub FOLDER or --onnx FILE")
     of_hub = () if options.hub is None else (options.hub / name for name in HUB_FILES)
     with writing(options.out, options.onnx, *of_hub, options.json, force=options.force):
+        postpone()
         from headwise.artifacts.export import export_merged
 
         export = export_merged(

@@ -27,6 +27,7 @@ from headwise.commands.written import writing
 from headwise.comparison import lineup
 from headwise.errors import ConfigError, suggest
 from headwise.protocol.described import method_names
+from headwise.runs.postponed import postpone
 from headwise.runs.sweep import checked_config
 from headwise.storage import atomic
 
@@ -101,6 +102,7 @@ def of_network(options: argparse.Namespace) -> tuple[str, Any]:
     if options.set:  # before a network is built
         checked_config(CONF, [f"method={(options.methods or known['method'])[0]}", *options.set])
 
+    postpone()
     from headwise.methods._catalog import markdown, measure, papers, printed_sizes
     from headwise.network.backbone import BackboneSpec
 
@@ -134,6 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     with writing(options.out, options.json, force=options.force):
         if is_page(options):
+            postpone()
             from headwise.runs import method_page
 
             text, data = method_page.page(options.methods[0], CONF.parent / "docs" / "results"), None

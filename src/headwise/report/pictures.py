@@ -21,6 +21,8 @@ PICTURES = ("curve.png", "heads.png", "confusion.png")
 """Of a run, in its folder."""
 MOST_CLASSES = 60
 """Of a picture of what is taken for what."""
+DOTS = 120
+"""Per inch."""
 
 
 def learning_curves(histories: Sequence[Path], labels: Sequence[str], folder: Path, draw: bool = True) -> None:
@@ -42,7 +44,7 @@ def learning_curves(histories: Sequence[Path], labels: Sequence[str], folder: Pa
     if not draw:
         return
 
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4), layout="constrained", dpi=DOTS)
     loss_axis, rate_axis = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     start = 0
     for index, label in enumerate(labels, start=1):
@@ -60,7 +62,7 @@ def learning_curves(histories: Sequence[Path], labels: Sequence[str], folder: Pa
     rate_axis.set(ylabel="learning rate", xlabel="epoch", ylim=(0, None))
     loss_axis.legend(frameon=False)
     with atomic.replacing(folder / "curve.png") as part:
-        figure.savefig(part, dpi=120)
+        _save(figure, part)
 
 
 def score_map(
@@ -88,12 +90,12 @@ def score_map(
     num_layers = max(len(panel.layers) for _, panel in panels)
     num_heads = max(panel.num_heads for _, panel in panels)
     size = (1.6 + len(panels) * (0.9 + 0.3 * num_heads), 1.6 + 0.3 * num_layers)
-    figure = Figure(figsize=size, layout="constrained")
+    figure = Figure(figsize=size, layout="constrained", dpi=DOTS)
     for axis, (label, panel) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         _draw_scores(figure, axis, panel, num_heads)
         axis.set_title(f"{label}: {panel.name}")
     with atomic.replacing(folder / "heads.png") as part:
-        figure.savefig(part, dpi=120)
+        _save(figure, part)
 
 
 def confusion(file: Path, names: Sequence[str], folder: Path, draw: bool = True, num_images: int | None = None) -> None:
@@ -115,7 +117,7 @@ def confusion(file: Path, names: Sequence[str], folder: Path, draw: bool = True,
     if not draw or len(names) > MOST_CLASSES:
         return
     side = 1.8 + 0.32 * len(names)
-    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    figure = Figure(figsize=(side + 0.8, side), layout="constrained", dpi=DOTS)
     axis = figure.subplots()
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     image = axis.imshow(100 * shares, cmap="Blues", vmin=0, vmax=100)
@@ -129,7 +131,7 @@ def confusion(file: Path, names: Sequence[str], folder: Path, draw: bool = True,
     figure.colorbar(image, ax=axis, label="% of the true class", shrink=0.7)
     with atomic.replacing(folder / "confusion.png") as part, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # of a script that the font lacks; confusion.csv has it
-        figure.savefig(part, dpi=120)
+        _save(figure, part)
 
 
 def _draw_scores(figure: Figure, axis: Any, panel: HeadMap, num_heads: int) -> None:
@@ -146,3 +148,11 @@ def _draw_scores(figure: Figure, axis: Any, panel: HeadMap, num_heads: int) -> N
     axis.set(xlabel="head", ylabel="stage.layer" if "." in panel.layers[0] else "layer")
     if any(panel.scores):
         figure.colorbar(image, ax=axis, label="score")
+
+
+def _save(figure: Figure, file: Path) -> None:
+    """Write a picture, laid out once; savefig, left to lay it out, draws everything twice."""
+    if engine := figure.get_layout_engine():
+        engine.execute(figure)
+        figure.set_layout_engine(None)
+    figure.savefig(file, dpi=DOTS)

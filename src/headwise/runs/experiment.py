@@ -29,7 +29,7 @@ from headwise.protocol.plan import Plan, plan_run, root_of
 from headwise.protocol.search import check_search
 from headwise.report.ending import around, summary
 from headwise.results.store import Result, ResultStore
-from headwise.runs import lifeline
+from headwise.runs import lifeline, postponed
 from headwise.runs.ledger import Entry, Ledger, folder_of
 from headwise.storage import atomic
 from headwise.storage.claims import BusyError, Claim, describe
@@ -121,6 +121,7 @@ def _run(plan: Plan) -> Result:
 
 def _claimed(plan: Plan, store: ResultStore) -> Result:
     """Train under the run's claim; if another process finishes it meanwhile, that is the result."""
+    postponed.postpone()
     method = plan.build_method()  # what is none is refused before anything lies in the root
     check_search(method, plan.protocol.search)
     from headwise.network.catalog import check_name  # needs torch, as the method does

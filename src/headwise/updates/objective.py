@@ -8,7 +8,6 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.functional.classification import binary_average_precision
 
 from headwise.errors import DataError
 
@@ -31,6 +30,8 @@ def average_precisions(logits: Tensor, labels: Tensor) -> list[float | None]:
 
     Of all images together: logits (B, K), of which only the order counts, and labels (B, K) of 0 and 1.
     """
+    from torchmetrics.functional.classification import binary_average_precision  # as dear to load as torch
+
     # in float64 large logits stay apart where torchmetrics turns them into probabilities
     scores, truth = logits.detach().double().cpu(), labels.cpu()
     return [

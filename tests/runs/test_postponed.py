@@ -1,0 +1,108 @@
+"""What a run does not use is not loaded, and whoever uses it gets it whole."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from made_networks import REPO
+
+START = "import sys; from headwise.runs import postponed; postponed.postpone(); postponed.postpone()\n"
+
+
+def printed(code: str, *words: str, **options: Path) -> list[str]:
+    """Lines that a process of its own prints."""
+    command = [sys.executable, "-c", code, *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_a_run_loads_none_of_them_and_whoever_uses_one_gets_it_whole() -> None:
+    code = """
+import headwise.runs.execution, headwise.methods.hs_lora
+unused = "wandb.sdk", "scipy", "transformers", "torchmetrics.functional", "pandas", "peft", "tensorflow", "datasets"
+print([name for name in unused if name in sys.modules])
+import torch, torchmetrics, wandb
+from torchmetrics import Metric
+from headwise.updates.objective import average_precisions
+import torchmetrics.metric
+print(Metric is torchmetrics.metric.Metric, wandb.__version__[0].isdigit(), hasattr(wandb, "__no_such_name__"))
+print(average_precisions(torch.tensor([[0.1], [0.9]]), torch.tensor([[0], [1]])))
+print(issubclass(torchmetrics.Accuracy(task="binary").__class__, Metric))
+import wandb.errors
+print("wandb.sdk" in sys.modules, callable(wandb.init), wandb.errors is wandb.errors)
+"""
+    assert printed(START + code) == ["[]", "True True False", "[100.0]", "True", "True True True"]
+
+
+FAKE = """
+import importlib.util, sys
+from pathlib import Path
+folder = Path(sys.argv[1])
+sys.path.insert(0, str(folder))
+from headwise.runs import postponed
+"""
+
+
+def fake(folder: Path, **files: str) -> None:
+    """A package torchmetrics of a few files, and no wandb."""
+    (folder / "torchmetrics").mkdir()
+    for name, text in {"__init__": "", **files}.items():
+        (folder / "torchmetrics" / f"{name}.py").write_text(text)
+
+
+def test_a_release_whose_parts_lie_elsewhere_is_loaded_as_usual(tmp_path: Path) -> None:
+    fake(tmp_path, __init__="from torchmetrics.base import Metric", base="class Metric: pass")
+    code = "postponed.postpone(); from torchmetrics import Metric; print(Metric.__module__)"
+    assert printed(FAKE + code, str(tmp_path)) == ["torchmetrics.base"]
+
+
+@pytest.mark.parametrize("use", ["import fake_package.part", "from fake_package import NAME", "fake_package.NAME"])
+def test_a_package_runs_once_and_before_its_parts(tmp_path: Path, use: str) -> None:
+    (tmp_path / "fake_package").mkdir()
+    (tmp_path / "fake_package" / "__init__.py").write_text("print('whole')\nNAME = 1\n")
+    (tmp_path / "fake_package" / "part.py").write_text("print('part')\n")
+    code = f"postponed._postponed('fake_package'); import fake_package; print('late'); {use}; fake_package.NAME\n"
+    assert printed(FAKE + code, str(tmp_path)) == ["late", "whole", *(["part"] if "part" in use else [])]
+
+
+def test_what_is_missing_stays_missing() -> None:
+    assert printed(START + "print(postponed._postponed('headwise_not_there'), postponed._postponed('torch'))") == [
+        "None None"
+    ]
+
+
+SCRIPTS = sorted(file.name for file in (REPO / "scripts").glob("*.py"))
+TRAINS = {"pretrain_nano.py"}
+"""Of torch from its first line to its last."""
+
+
+def test_no_script_loads_torch_to_say_what_it_takes() -> None:
+    code = """
+import contextlib, io, runpy, sys
+for file in sys.argv[1:]:
+    main = runpy.run_path(file)["main"]
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+        main(["--help"])
+    print(*[name for name in ("torch", "lightning", "timm", "matplotlib", "tensorflow") if name in sys.modules])
+"""
+    files = [str(REPO / "scripts" / name) for name in SCRIPTS if name not in TRAINS]
+    assert printed(code, *files) == [""] * len(files)
+
+
+def test_a_command_that_trains_nothing_loads_no_torch(tmp_path: Path) -> None:
+    code = """
+import atexit, runpy, sys
+atexit.register(lambda: print(*[n for n in ("torch", "lightning", "pandas", "matplotlib") if n in sys.modules], "."))
+sys.argv = sys.argv[1:]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit as end:
+    print(end.code)
+"""
+    lines = printed(code, "train.py", "method=no_such_method", f"root={tmp_path}", cwd=REPO)
+    assert lines[-2:] == ["1", "."]
