@@ -50,6 +50,7 @@ class Architecture:
 
 BACKBONES = {
     "vit_b16": Architecture("vit_base_patch16_224", 224, {}),
+    "vit_b16_of_3": Architecture("vit_base_patch16_224", 224, {"depth": 3}),  # three of its twelve blocks
     "vit_s14": Architecture("vit_small_patch14_dinov2", 224, {}),
     "swin_b": Architecture("swin_base_patch4_window7_224", 224, {}),
     "tiny": Architecture("vit_tiny_patch16_224", 32, {"patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 4}),
