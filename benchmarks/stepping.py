@@ -120,7 +120,8 @@ class Step:
         self.bf16 = precision == "bf16"
         tunable = [p for p in model.parameters() if p.requires_grad]
         self.num_tunable = sum(p.numel() for p in tunable)
-        self.optimizer = torch.optim.AdamW(tunable, lr=1e-3)
+        if training:
+            self.optimizer = torch.optim.AdamW(tunable, lr=1e-3)
 
     def logits(self) -> Tensor:
         """(B, C), float32."""
