@@ -164,7 +164,8 @@ class _Fused(torch.autograd.Function):
         masks, downs, ups, updates = _unpack(rest, len(rows))
         ctx.rows, ctx.wide = rows, wide
         ctx.dense_rows = [(row, row + len(update)) for row, update in zip(dense_rows, updates, strict=True)]
-        narrow, unscaled = x.dtype not in _WIDE, None
+        narrow = x.dtype not in _WIDE
+        unscaled: Tensor | None = None
         if narrow:
             y = _begun(x, weight.shape[0], start, dense_rows, updates)
         else:  # W + D is as large as D, and backward needs nothing else of it
