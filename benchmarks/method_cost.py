@@ -81,9 +81,7 @@ def verdicts(timings: Sequence[stepping.Timing]) -> list[dict[str, Any]]:
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    options = stepping.parser(__doc__.splitlines()[0], pairs=5, attention="plain")
-    options.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
-    options.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides, such as rank=r8")
+    options = stepping.parser(__doc__.splitlines()[0], pairs=5, attention="plain", of_methods=True)
     return stepping.parse(options, KINDS, arguments)
 
 
@@ -93,14 +91,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     for name in options.names:  # before a network is built
         method_of(name, options.set)
-    architecture = stepping.BACKBONES[options.backbone]
-    bench = stepping.Bench(architecture, options.batch, options.precision, options.attention, options.device)
+    bench = stepping.Bench(options, options.precision)
     timings: list[stepping.Timing] = []
     for name in options.names:
         print(name, file=sys.stderr, flush=True)
         timings += bench.measure({name: functools.partial(contender, name=name, overrides=options.set)}, options.pairs)
     found = verdicts(timings)
-    stepping.record(options, timings, bounds=found)
+    stepping.record(options, timings, bounds=found, set=options.set)
     over = [row for row in found if row["over"]]
     for row in over:
         print(f"over: {row['contender']} ({row['kind']}) {row['ratio']:.3f} > {row['limit']:.2f}")

@@ -38,6 +38,7 @@ from headwise.commands.arguments import Parser, record_file
 from headwise.errors import ConfigError, suggest
 from headwise.methods._evolution import Evolution
 from headwise.methods.base import Method
+from headwise.methods.baselines import Linear
 from headwise.network.backbone import Backbone, BackboneSpec
 from headwise.protocol.filling import fill_gates
 from headwise.protocol.pertask import fill_protocol, fill_tasks
@@ -57,6 +58,10 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 RESULTS = Path(__file__).resolve().parent / "results"
 PAPERS = ("hs_", "heart_")
 NOT_THE_PAPERS = ("heart_twins", "heart_variants")
+OURS = ("hs_controls", "hs_fused", "hs_head_only", "hs_rank")
+"""Of what is counted, the tables that neither paper has: controls, and claims that HS-LoRA makes without one."""
+OUR_ROWS = ("method=heart/random",)
+"""Runs of the papers' experiments that no paper has."""
 TRAIN_IMAGES, SEARCH_IMAGES, SEARCH_TEST = 1000, 800, 200
 SEARCH_LISTS = {
     "fewshot_food101": 20_200,
@@ -166,9 +171,15 @@ class Bill:
 
 
 def experiments() -> list[str]:
-    """Those of the papers."""
+    """Those of the papers, then ours: what both train is the papers'."""
     names = [file.stem for file in sorted((CONF / "experiment").glob("*.yaml"))]
-    return [name for name in names if name.startswith(PAPERS) and name not in NOT_THE_PAPERS]
+    names = [name for name in names if name.startswith(PAPERS) and name not in NOT_THE_PAPERS]
+    return sorted(names, key=lambda name: name in OURS)
+
+
+def is_ours(experiment: str, job: Sequence[str]) -> bool:
+    """Whether a run is in neither paper."""
+    return experiment in OURS or any(override in OUR_ROWS for override in job)
 
 
 @functools.cache
@@ -178,7 +189,8 @@ def composed(*overrides: str) -> DictConfig:
         return compose("config", overrides=list(overrides))
 
 
-def job(overrides: Sequence[str]) -> dict[str, Any]:
+@functools.cache
+def job(overrides: tuple[str, ...]) -> dict[str, Any]:
     """The resolved configuration of one run, task and seed put in without composing anew."""
     own = ("dataset=", "shots=")
     cfg = composed(*(o for o in overrides if not o.startswith(own))).copy()
@@ -220,6 +232,8 @@ IRRELEVANT = (
 )
 """Fields that hardly change the arithmetic, and NOAH's subnet with them."""
 _costs: dict[str, Cost] = {}
+_earlier: dict[str, Cost] = {}
+"""What was asked for, and what an earlier record has of it: a record holds nothing else."""
 RECORD = fields({"methods": every(fields({"step": whole, "image": whole, "test": whole}))})
 """What is read of an earlier record."""
 
@@ -229,6 +243,8 @@ def cost_of(method: Method, backbone: str) -> Cost:
     method = replace(method, gate=None, **({"search": None} if hasattr(method, "search") else {}))
     shape = {name: value for name, value in method.spec().items() if name not in (*IRRELEVANT, "task")}
     key = json.dumps([shape, backbone], sort_keys=True, default=str)
+    if key not in _costs and key in _earlier:
+        _costs[key] = _earlier[key]
     if key not in _costs:
         print(f"counting {method.label} {shape}", file=sys.stderr, flush=True)
         try:
@@ -349,7 +365,10 @@ class Counted:
             cost = cost_of(method, self.backbone)
             has_looks = protocol.select == "best_test" and not images.is_search
             looks = 1 + (epochs // protocol.select_every if has_looks else 0)
-            self.total.train_flops += times * (epochs - warm) * _epoch(cost, images.train, protocol)
+            if isinstance(method, Linear) and protocol.augment == "none":  # it computes its features once
+                self.total.train_flops += times * images.train * cost.test
+            else:
+                self.total.train_flops += times * (epochs - warm) * _epoch(cost, images.train, protocol)
             self.total.test_flops += times * looks * images.test * cost.test
             num_new += times
         return num_new
@@ -383,6 +402,29 @@ def _epoch(cost: Cost, count: int, protocol: Protocol) -> float:
     batch = min(protocol.batch_size, count)
     steps = count // batch if protocol.drop_last else math.ceil(count / batch)
     return steps * (cost.step + batch * cost.image)
+
+
+@dataclass
+class Total:
+    """Several experiments, what they share once.
+
+    Attributes:
+        bill: of all.
+        hours: of all, by card and precision.
+    """
+
+    bill: Bill = field(default_factory=Bill)
+    hours: dict[str, Counter[str]] = field(default_factory=lambda: {key: Counter() for key in CARDS})
+
+    def add(self, made: Bill, times: Mapping[str, Mapping[str, float]]) -> None:
+        """Add an experiment, without what those before it trained."""
+        self.bill = self.bill.plus(made)
+        for key, by_precision in times.items():
+            self.hours[key].update(by_precision)  # type: ignore[arg-type]
+
+    def plain(self) -> dict[str, Any]:
+        """For the record."""
+        return {**asdict(self.bill), "gpu_hours": {key: dict(value) for key, value in self.hours.items()}}
 
 
 def hours(made: Bill, backbone: str, reference: Cost) -> dict[str, dict[str, float]]:
@@ -448,32 +490,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Count, print, and write the record; returns the exit status."""
     options = parse(arguments)
     backbones = {name: backbone_of(name) for name in options.only or experiments()}
+    _costs.clear()
     for key, cost in earlier_record(options.json, RECORD).get("methods", {}).items():
-        _costs[key] = Cost(cost["step"], cost["image"], cost["test"])
+        _earlier[key] = Cost(cost["step"], cost["image"], cost["test"])
     gpus = {key: asdict(card) for key, card in CARDS.items()}
     record: dict[str, Any] = {"gpus": gpus, "measured_on_a_cpu": measured(), "experiments": {}, "methods": {}}
     columns = {f"h {key} {precision}": (key, precision) for key, card in CARDS.items() for precision in card.peaks}
     table = Table(title=f"GPU-hours on one {' or '.join(card.name for card in CARDS.values())}, assumed")
     for column in ("experiment", "runs", "phases", "trials", "PFLOP train", "PFLOP test", *columns):
         table.add_column(column, justify="left" if column == "experiment" else "right")
+
+    def add_row(name: str, made: Bill, times: Mapping[str, Mapping[str, float]]) -> None:
+        table.add_row(name, *_cells(made), *(f"{times[key][precision]:,.1f}" for key, precision in columns.values()))
+
     full: Method = instantiate(OmegaConf.to_container(composed("method=full").method), _convert_="all")
-    seen, shared, spent = set[Any](), Bill(), {key: Counter[str]() for key in CARDS}
+    seen = set[Any]()
+    totals = {"papers": Total(), "ours": Total(), "together": Total()}
     for name, backbone in backbones.items():
+        print(name, file=sys.stderr, flush=True)
         jobs = requests_of(CONF, [f"experiment={name}"])[1]
         reference = cost_of(full, json.dumps(OmegaConf.to_container(backbone), sort_keys=True))
-        alone, beside = bill(jobs.values()), bill(jobs.values(), seen)
+        alone = bill(jobs.values())
         times = hours(alone, backbone.name, reference)
-        shared = shared.plus(beside)
-        for key, by_precision in hours(beside, backbone.name, reference).items():
-            spent[key].update(by_precision)  # type: ignore[arg-type]
+        for group in ("papers", "ours"):
+            beside = bill([job for job in jobs.values() if is_ours(name, job) == (group == "ours")], seen)
+            for key in (group, "together"):
+                totals[key].add(beside, hours(beside, backbone.name, reference))
         record["experiments"][name] = {**asdict(alone), "backbone": backbone.name, "gpu_hours": times}
-        record["together"] = {**asdict(shared), "gpu_hours": {key: dict(value) for key, value in spent.items()}}
-        record["methods"] = {key: asdict(cost) for key, cost in sorted(_costs.items())}
-        if options.json:
-            atomic.write_text(options.json, json.dumps(record, indent=1) + "\n")
-        table.add_row(name, *_cells(alone), *(f"{times[key][precision]:,.1f}" for key, precision in columns.values()))
-    total = (f"{spent[key][precision]:,.1f}" for key, precision in columns.values())
-    table.add_row("all, what they share once", *_cells(shared), *total)
+        add_row(name, alone, times)
+    record |= {key: total.plain() for key, total in totals.items()}
+    record["methods"] = {key: asdict(cost) for key, cost in sorted(_costs.items())}
+    if options.json:
+        atomic.write_text(options.json, json.dumps(record, indent=1) + "\n")
+    titles = {"papers": "the papers', what they share once", "ours": "ours, beside them", "together": "all"}
+    for key, total in totals.items():
+        add_row(titles[key], total.bill, total.hours)
     Console(width=120).print(table)
     return 0
 

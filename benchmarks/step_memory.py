@@ -43,10 +43,7 @@ def kept_bytes(net: nn.Module, images: Tensor, precision: str, attention: str) -
             storages[storage.data_ptr()] = storage  # held, so that no other takes its address
         return tensor.detach()  # an output that its own node holds would never be freed
 
-    if attention == "plain":
-        for module in net.modules():
-            if hasattr(module, "fused_attn"):
-                module.fused_attn = False
+    stepping.set_attention(net, attention)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
             logits = net(images).float()
@@ -78,10 +75,8 @@ def row(name: str, options: argparse.Namespace, build: Callable[[], Any]) -> dic
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    options = stepping.parser(__doc__.splitlines()[0], pairs=None, attention="timm", batch=64)
-    options.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
+    options = stepping.parser(__doc__.splitlines()[0], pairs=None, attention="timm", batch=64, of_methods=True)
     options.add_argument("--checkpointing", action="store_true", help="compute blocks again in backward")
-    options.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides, such as rank=r8")
     return stepping.parse(options, KINDS, arguments)
 
 

@@ -1,7 +1,7 @@
 """Time one training step of HS-LoRA's Phase 2, and of what one would otherwise run, against timm's own network.
 
 How is said in `stepping`; all contenders are timed in one run. No adapter on the projections can be faster than the
-bound.
+bound. `--test` times the forward pass of a test instead, adapters in place and merged.
 
 Run: python benchmarks/step_time.py --json benchmarks/results/step_time.json
 """
@@ -9,8 +9,10 @@ Run: python benchmarks/step_time.py --json benchmarks/results/step_time.json
 from __future__ import annotations
 
 import argparse
+import statistics
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,24 +24,29 @@ from headwise.methods.base import Installed
 from headwise.methods.hs_lora import HeadLoRA
 from headwise.methods.lora import LoRA
 from headwise.updates.sites import Site, select
-from stepping import BACKBONES, Architecture, bound, network, require_input_grad, split
+from stepping import Architecture, bound, network, require_input_grad, split
 
 HEAD_RANK = 3  # r' of HS-LoRA
 RANK = 16
 TARGETS = ("q", "v")
 LIMIT = 1.06
 """Largest acceptable ratio of HS-LoRA's Phase 2 to the bound."""
+OURS = "LoRA r=16"
+THEIRS = {"peft LoRA r=16, split q,v": 0.95, "peft LoRA r=16, fused qkv": 1.0}
+"""Largest acceptable ratios of our LoRA's step to peft's."""
 
 
 # Contenders: each gives a network whose trainable parameters require gradients, the head among them.
 
 
-def headwise_lora(architecture: Architecture, method: HeadLoRA | LoRA) -> nn.Module:
-    """A method of this package."""
+def headwise_lora(architecture: Architecture, method: HeadLoRA | LoRA, *, merge: bool = False) -> nn.Module:
+    """A method of this package, at work or merged."""
     net = split(architecture)
     require_input_grad(net.model)
     installed: Installed = method.install(net)
     installed.set_mode()
+    if merge:
+        installed.merge()
     return net
 
 
@@ -102,13 +109,39 @@ CONTENDERS: dict[str, Callable[[Architecture], nn.Module]] = {
     "loop over heads, r'=3": lambda a: branches(a, loop=True),
     "bound against itself": bound,
 }
+TESTED: dict[str, Callable[[Architecture], nn.Module]] = {
+    **CONTENDERS,
+    "HS-LoRA, merged": lambda a: headwise_lora(a, HeadLoRA(label="heads", rank=HEAD_RANK, targets=TARGETS), merge=True),
+}
+
+
+def against(timings: Sequence[stepping.Timing]) -> list[dict[str, Any]]:
+    """Our LoRA over peft's, round by round, where both were timed: medians of wall and processor time."""
+    found = []
+    by_name = {(timing.contender, timing.precision): timing for timing in timings}
+    for (name, precision), theirs in by_name.items():
+        ours = by_name.get((OURS, precision))
+        if ours is None or name not in THEIRS:
+            continue
+        row: dict[str, Any] = {"ours": OURS, "theirs": name, "precision": precision, "limit": THEIRS[name]}
+        for kind in ("pairs", "cpu_pairs"):
+            rounds = zip(getattr(theirs, kind), getattr(ours, kind), strict=True)
+            row[kind.replace("pairs", "ratio")] = statistics.median(own[1] / other[1] for other, own in rounds)
+        found.append(row)
+        print(f"{OURS} over {name}, {precision}: {row['ratio']:.3f}, CPU {row['cpu_ratio']:.3f}")
+    return found
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    options = stepping.parser(__doc__.splitlines()[0], pairs=15, attention="timm")
-    options.add_argument("--precision", nargs="+", choices=("bf16", "fp32"), default=["bf16", "fp32"])
-    return stepping.parse(options, CONTENDERS, arguments)
+    made = stepping.parser(__doc__.splitlines()[0], pairs=15, attention="timm")
+    made.add_argument("--precision", nargs="+", choices=("bf16", "fp32"), default=["bf16", "fp32"])
+    made.add_argument("--test", action="store_true", help="forward alone, in evaluation mode")
+    options = stepping.parse(made, TESTED, arguments)
+    options.names = [name for name in options.names if options.test or name in CONTENDERS]
+    if not options.names:
+        made.error(f"--only {' '.join(options.only)}: measured with --test alone")
+    return options
 
 
 @script
@@ -117,9 +150,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     timings: list[stepping.Timing] = []
     for precision in options.precision:
-        bench = stepping.Bench(BACKBONES[options.backbone], options.batch, precision, options.attention, options.device)
-        timings += bench.measure({name: CONTENDERS[name] for name in options.names}, options.pairs)
-    stepping.record(options, timings, targets=TARGETS, limit=LIMIT)
+        bench = stepping.Bench(options, precision, training=not options.test)
+        timings += bench.measure({name: TESTED[name] for name in options.names}, options.pairs)
+    what = {"test": True} if options.test else {"limit": LIMIT, "against": against(timings)}
+    stepping.record(options, timings, targets=TARGETS, **what)
     return 0
 
 

@@ -50,6 +50,7 @@ class Architecture:
 
 BACKBONES = {
     "vit_b16": Architecture("vit_base_patch16_224", 224, {}),
+    "vit_b16_of_3": Architecture("vit_base_patch16_224", 224, {"depth": 3}),  # three of its twelve blocks
     "vit_s14": Architecture("vit_small_patch14_dinov2", 224, {}),
     "swin_b": Architecture("swin_base_patch4_window7_224", 224, {}),
     "tiny": Architecture("vit_tiny_patch16_224", 32, {"patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 4}),
@@ -91,18 +92,36 @@ def bound(architecture: Architecture) -> nn.Module:
     return model
 
 
+def set_attention(model: nn.Module, kind: str) -> None:
+    """As `Backbone.set_attention` does, in any network: ``plain`` multiplies matrices one by one."""
+    if kind == "plain":
+        for module in model.modules():
+            if hasattr(module, "fused_attn"):
+                module.fused_attn = False
+
+
 class Step:
-    """One training step of one contender: forward, cross-entropy, its method's penalty, backward, AdamW."""
+    """One training step of one contender: forward, cross-entropy, its method's penalty, backward, AdamW.
+
+    Without `training` it is a test: forward alone.
+    """
 
     def __init__(
-        self, model: nn.Module, images: Tensor, labels: Tensor, precision: str, installed: Installed | None = None
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        precision: str,
+        installed: Installed | None = None,
+        training: bool = True,
     ) -> None:
-        self.model, self.installed = model.train(), installed
+        self.model, self.installed, self.training = model.train(training), installed, training
         self.images, self.labels = images, labels
         self.bf16 = precision == "bf16"
         tunable = [p for p in model.parameters() if p.requires_grad]
         self.num_tunable = sum(p.numel() for p in tunable)
-        self.optimizer = torch.optim.AdamW(tunable, lr=1e-3)
+        if training:
+            self.optimizer = torch.optim.AdamW(tunable, lr=1e-3)
 
     def logits(self) -> Tensor:
         """(B, C), float32."""
@@ -111,6 +130,10 @@ class Step:
 
     def run(self) -> None:
         """Take the step."""
+        if not self.training:
+            with torch.no_grad():
+                self.logits()
+            return
         self.optimizer.zero_grad(set_to_none=True)
         loss = F.cross_entropy(self.logits(), self.labels)
         penalty = None if self.installed is None else self.installed.penalty()
@@ -188,12 +211,13 @@ Contender = nn.Module | tuple[nn.Module, Installed]
 class Bench:
     """The bound in one precision, and contenders measured against it."""
 
-    def __init__(self, architecture: Architecture, batch: int, precision: str, attention: str, device: str) -> None:
+    def __init__(self, options: argparse.Namespace, precision: str, training: bool = True) -> None:
         torch.manual_seed(1)
-        self.architecture, self.precision, self.attention = architecture, precision, attention
-        side = architecture.img_size
-        self.images = torch.randn(batch, 3, side, side, device=device)
-        self.labels = torch.randint(NUM_CLASSES, (batch,), device=device)
+        architecture = BACKBONES[options.backbone]
+        self.architecture, self.precision, self.attention = architecture, precision, options.attention
+        self.training, side = training, architecture.img_size
+        self.images = torch.randn(options.batch, 3, side, side, device=options.device)
+        self.labels = torch.randint(NUM_CLASSES, (options.batch,), device=options.device)
         self.base = self._step(bound(architecture))
         with torch.no_grad():
             self.reference = self.base.logits()
@@ -201,20 +225,15 @@ class Bench:
 
     def _step(self, contender: Contender) -> Step:
         model, installed = contender if isinstance(contender, tuple) else (contender, None)
-        if self.attention == "plain":
-            for module in model.modules():
-                if hasattr(module, "fused_attn"):
-                    module.fused_attn = False
-        return Step(model.to(self.images.device), self.images, self.labels, self.precision, installed)
+        set_attention(model, self.attention)
+        return Step(model.to(self.images.device), self.images, self.labels, self.precision, installed, self.training)
 
     def measure(self, contenders: Mapping[str, Callable[[Architecture], Contender]], num_pairs: int) -> list[Timing]:
         """Compare logits, count arithmetic, then time `num_pairs` rounds of one pair per contender."""
         steps = {name: self._step(build(self.architecture)) for name, build in contenders.items()}
         with torch.no_grad():
             differences = {name: float((step.logits() - self.reference).abs().max()) for name, step in steps.items()}
-        flop_ratios = {name: step.flops() / self.flops for name, step in steps.items()}
-        for step in (self.base, *steps.values()):
-            step.run()
+        flop_ratios = {name: step.flops() / self.flops for name, step in steps.items()}  # a step each, to warm up
         pairs: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
         cpu_pairs: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
         gc.collect()
@@ -290,9 +309,20 @@ def machine(device: str) -> dict[str, Any]:
     }
 
 
-def parser(description: str, pairs: int | None, attention: str, batch: int = 8) -> Parser:
-    """The options that the benchmarks share, with the defaults of one of them; without pairs it times nothing."""
+def parser(description: str, pairs: int | None, attention: str, batch: int = 8, of_methods: bool = False) -> Parser:
+    """The options that the benchmarks share, with the defaults of one of them.
+
+    Args:
+        description: first line of its help.
+        pairs: default; None for one that times nothing.
+        attention: default.
+        batch: default.
+        of_methods: whether contenders are methods of conf/method, in one precision.
+    """
     made = Parser(description=description)
+    if of_methods:
+        made.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
+        made.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides, such as rank=r8")
     made.add_argument("--backbone", choices=sorted(BACKBONES), default="vit_b16")
     made.add_argument("--batch", type=Whole(1, 65_536), default=batch, help="images per step")
     if pairs is not None:

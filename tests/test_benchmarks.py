@@ -45,6 +45,10 @@ def test_record_of_a_small_run(step_time, threads, tmp_path, capsys):
     assert record["batch"] == 2
     assert record["machine"]["threads"] == threads
     assert record["machine"]["versions"].keys() == {"torch", "timm", "peft", "headwise"}
+    assert [(row["theirs"], row["precision"]) for row in record["against"]] == [
+        (name, precision) for precision in ("bf16", "fp32") for name in step_time.THEIRS
+    ]
+    assert all(row["ratio"] > 0 and row["cpu_ratio"] > 0 for row in record["against"])
     names = {(result["contender"], result["precision"]) for result in record["results"]}
     assert names == {(name, precision) for name in step_time.CONTENDERS for precision in ("bf16", "fp32")}
     printed = capsys.readouterr().out
@@ -61,7 +65,7 @@ def test_record_of_a_small_run(step_time, threads, tmp_path, capsys):
 
 
 def test_gradient_reaches_the_first_block_in_every_contender(step_time):
-    architecture = step_time.BACKBONES["tiny"]
+    architecture = step_time.stepping.BACKBONES["tiny"]
     for build in (step_time.bound, *step_time.CONTENDERS.values()):
         seen = first_input(build(architecture))
         assert seen.is_leaf
@@ -80,11 +84,29 @@ def first_input(model):
     return seen[0]
 
 
-@pytest.mark.parametrize("arguments", [["--pairs", "1"], ["--only", "nothing like it"]])
-def test_options_that_cannot_be_measured_are_refused(step_time, arguments, capsys):
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["--pairs", "1"], "in 2..10000"),
+        (["--only", "nothing like it"], "HS-LoRA Phase 2"),
+        (["--only", "merged"], "measured with --test alone"),
+    ],
+)
+def test_options_that_cannot_be_measured_are_refused(step_time, arguments, why, capsys):
     with pytest.raises(SystemExit):
         step_time.parse(arguments)
-    assert {"--pairs": "in 2..10000", "--only": "HS-LoRA Phase 2"}[arguments[0]] in capsys.readouterr().err
+    assert why in capsys.readouterr().err
+
+
+def test_a_test_is_timed_with_adapters_at_work_and_merged(step_time, threads, tmp_path):
+    file = tmp_path / "tests.json"
+    arguments = ["--backbone", "tiny", "--batch", "2", "--pairs", "2", "--threads", str(threads), "--json", str(file)]
+    step_time.main([*arguments, "--test", "--precision", "fp32", "--only", "HS-LoRA", "itself"])
+    record = json.loads(file.read_text())
+    assert record["test"] and "against" not in record
+    flops = {result["contender"]: result["flop_ratio"] for result in record["results"]}
+    assert flops.pop("HS-LoRA Phase 2, r'=3") > 1.0
+    assert flops == {"HS-LoRA, merged": 1.0, "bound against itself": 1.0}
 
 
 SMALL = ["rank=r4", "method.rank=4"]
@@ -119,7 +141,7 @@ def test_every_method_of_the_line_up_has_a_place(method_cost):
 @pytest.mark.parametrize("name", ["cara", "adaptformer", "vpt_shallow", "ssf", "spt_lora"])
 def test_gradient_reaches_the_first_block_in_every_method(method_cost, step_time, name):
     overrides = SMALL if name in ("cara", "spt_lora") else ()
-    model, installed = method_cost.contender(step_time.BACKBONES["tiny"], name, overrides)
+    model, installed = method_cost.contender(step_time.stepping.BACKBONES["tiny"], name, overrides)
     assert first_input(model.train()).grad is not None
     assert all(tensor.grad is not None for tensor in installed.adapter().values())
 

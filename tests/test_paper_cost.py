@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from headwise.methods.base import Method
 from headwise.methods.lora import LoRA
@@ -75,6 +76,18 @@ def test_a_search_on_some_images_tests_on_those(paper_cost: Any, monkeypatch: py
     assert tested[0] - tested[1] == pytest.approx(800 * 19_200, abs=20_200)
 
 
+def test_a_linear_probe_computes_its_features_once(paper_cost: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paper_cost, "cost_of", lambda *_: paper_cost.Cost(step=0, image=100, test=1))
+    assert paper_cost.bill(jobs("method=linear", "protocol.select=last", seeds=3)).train_flops == 3 * 1000
+
+
+def test_runs_of_neither_paper_are_ours(paper_cost: Any) -> None:
+    assert not paper_cost.is_ours("heart_table6", ["method=heart/front", "seed=0"])
+    assert paper_cost.is_ours("heart_table6", ["method=heart/random", "seed=0"])
+    assert paper_cost.is_ours("hs_controls", ["method=hs_lora"])
+    assert {*paper_cost.OURS} < {*paper_cost.experiments()}
+
+
 def test_a_card_reaches_a_share_of_its_peak(paper_cost: Any) -> None:
     card = paper_cost.LARGE
     made = paper_cost.Bill(train_flops=0.3 * 989e12, test_flops=0.05 * 989e12)
@@ -93,8 +106,13 @@ def test_arithmetic_of_a_small_network(paper_cost: Any) -> None:
 
 def test_the_saved_record_is_of_these_experiments(paper_cost: Any) -> None:
     record = json.loads((REPO / "benchmarks" / "results" / "paper_cost.json").read_text())
-    assert sorted(record["experiments"]) == paper_cost.experiments()
+    assert list(record["experiments"]) == paper_cost.experiments()
     assert {row["backbone"] for row in record["experiments"].values()} == set(record["gpus"]["rtx3090"]["rates"])
+    for count in ("runs", "phases", "trials"):
+        assert record["papers"][count] + record["ours"][count] == record["together"][count]
+    networks = [paper_cost.composed(f"experiment={name}").backbone for name in ("heart_table1", "heart_table4")]
+    known = {json.dumps(OmegaConf.to_container(network), sort_keys=True) for network in networks}
+    assert {json.loads(key)[1] for key in record["methods"]} == known, "left over from other configurations"
     page = (REPO / "docs" / "cost.md").read_text()
     for name, row in record["experiments"].items():
         assert f"| `{name}` | {row['runs']:,} |" in page

@@ -13,6 +13,7 @@ from made_native import X, array, build, count, step
 from headwise.errors import ConfigError
 from headwise.methods.base import Installed
 from headwise.network.backbone import Backbone
+from headwise.updates.sites import PROJECTIONS
 from made_networks import distance, logits, network, perturb
 
 
@@ -84,6 +85,26 @@ def test_dropout_is_on_the_weight_in_training_only() -> None:
     net.train()
     installed.merge()
     assert distance(logits(net, X), before) <= 1e-5
+
+
+def test_without_dropout_it_trains_by_its_factors() -> None:
+    """No dense update, and the same numbers as with one, in double precision and in all six projections."""
+    net, installed = moved("method.dropout=0")
+    net.double()
+    x, tensors = X.double(), list(installed.adapter().values())
+    found = torch.autograd.grad(net(x).square().sum(), tensors)
+    deltas: list[Any] = [installed.owners[f"s0.b{block}.{proj}"] for block in (0, 1) for proj in PROJECTIONS]
+    assert all(delta.is_structured and not delta.is_dense for delta in deltas)
+    for delta in deltas:
+        base = torch.zeros((), dtype=torch.float64)
+        down, up, *_ = delta.factors()
+        torch.testing.assert_close(up[0] @ down[0], delta.weight(base))
+    for delta in deltas:
+        delta.dropout = 1e-300  # none that drops, and yet one
+    assert all(delta.is_dense and delta.factors() is None for delta in deltas)
+    wanted = torch.autograd.grad(net.eval()(x).square().sum(), tensors)
+    for got, want in zip(found, wanted, strict=True):
+        torch.testing.assert_close(got, want)
 
 
 def test_component_weights() -> None:

@@ -95,6 +95,34 @@ def test_agrees_with_einsum(name: str, dropout: float, fixed_masks: dict[torch.S
             torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("name", [*SHAPES, None])
+def test_a_row_scale_is_of_all_but_the_bias(
+    name: str | None, dropout: float, fixed_masks: dict[torch.Size, Tensor]
+) -> None:
+    """Also where it is zero: what a row would be without it is kept, not divided out."""
+    blocks = blocks_of(SHAPES[name] if name else [], torch.float64, dropout)
+    x, weight, bias = inputs()
+    generator = torch.Generator().manual_seed(3)
+    dense = torch.randn(2, INPUTS, generator=generator, dtype=torch.float64).requires_grad_()
+    start = torch.randn(N, OUTPUTS, generator=generator, dtype=torch.float64).requires_grad_()
+    scale = torch.linspace(-1.0, 1.75, OUTPUTS, dtype=torch.float64).requires_grad_()
+    assert 0.0 in scale
+
+    def call(x: Tensor, bias: Tensor | None, scale: Tensor, dense: Tensor, start: Tensor, *tensors: Tensor) -> Tensor:
+        pairs = zip(blocks, tensors[0::2], tensors[1::2], strict=True)
+        given = [b._replace(down=down, up=up) for b, down, up in pairs]
+        return lowrank_linear(x, weight, bias, given, [Dense(4, dense)], start, scale)
+
+    tensors = (x, bias.requires_grad_(), scale, dense, start, *factors(blocks))
+    unscaled = lowrank_linear(x, weight, None, blocks, [Dense(4, dense)], start)
+    for given in (bias, None):
+        expected = unscaled * scale + (0.0 if given is None else given)
+        torch.testing.assert_close(call(x, given, scale, dense, start, *factors(blocks)), expected)
+    assert torch.autograd.gradcheck(call, tensors)
+    torch.testing.assert_close(lowrank_linear(x, weight, bias, [], scale=scale), F.linear(x, weight) * scale + bias)
+
+
 def test_agrees_with_the_dense_update() -> None:
     blocks = blocks_of(SHAPES["several"], torch.float64)
     x, weight, bias = inputs()

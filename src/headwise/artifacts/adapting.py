@@ -305,6 +305,9 @@ def adapt(
         net = headwise.adapt("vit_base_patch16_224.augreg_in21k", "head_lora", rank=3, num_classes=10)
         optimizer = torch.optim.AdamW(net.trainable_parameters(), lr=1e-3)
 
+    Attention stays as timm computes it. In bf16 on a CPU torch's fused attention is several times slower than plain
+    products, most of all backward: `timm.layers.set_fused_attn(False)` before a network is made avoids it there.
+
     Args:
         model: a timm module, which is copied, or a name: timm's, or one of conf/backbone.
         method: name of a file of conf/method, whose values are the defaults, or a `Method` of your own.

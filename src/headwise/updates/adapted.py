@@ -298,14 +298,8 @@ def adapted_linear(x: Tensor, weight: Tensor, bias: Tensor | None, parts: Sequen
         row += part.out_features
 
     start = _side_by_side(loose, weight.shape[0]) if loose else None
-    if scales:  # diag(c) (W + B A) x + b: the bias is not rescaled, so it comes last
-        y = lowrank_linear(x, weight, None, blocks, dense, start)
-        spread = _side_by_side(scales, weight.shape[0], 1.0)
-        y = (y * spread).to(y.dtype)  # rounding the scale would shift every token alike
-        y = y if bias is None else y + bias.to(y.dtype)
-    else:
-        y = lowrank_linear(x, weight, bias, blocks, dense, start)
-    return y
+    scale = _side_by_side(scales, weight.shape[0], 1.0) if scales else None
+    return lowrank_linear(x, weight, bias, blocks, dense, start, scale)  # diag(c) (W + B A) x + b
 
 
 def _blocks(row: int, factors: Factors, dropout: float) -> list[Block]:

@@ -1,11 +1,13 @@
 """A frozen linear with block-row low-rank and dense updates, as one fused autograd function.
 
-Backward never forms a dense gradient of W, and of full-size activations only x is saved. Two ways, by precision (both
+Backward never forms a dense gradient of W, and of full-size activations only x is saved, and the unscaled output of a
+scaled one. Two ways, by precision (both
 exact in real arithmetic): float32 and wider without dropout use ``W + B A``, formed anew in each direction, in one
 GEMM; narrower types, where a small update would round away inside W, and a dropped hidden keep ``A x`` apart and
 accumulate ``B`` into the rows in place: in narrower types before ``W x``, or it would round away inside that. A dense
 update D likewise: ``W + D`` in wide types, ``D x`` and then ``W x`` in narrow ones, whose backward may use ``W + D``:
-there a rounded update only adds to the rounding of the gradient.
+there a rounded update only adds to the rounding of the gradient. A row scale c stands outside of this, but for wide
+types, where it is moved to what is small: the gradients of rows take it in W + B A, B and dL/dB, never in dL/dy.
 
 The hidden is held transposed, (K, N): its pieces by block and group are then contiguous, and the thin products, whose
 cost is what an update costs, run at the speed of large ones.
@@ -65,8 +67,11 @@ def lowrank_linear(
     blocks: Sequence[Block],
     dense: Sequence[Dense] = (),
     start: Tensor | None = None,
+    scale: Tensor | None = None,
 ) -> Tensor:
     """``weight x + bias`` with ``B[g] A[g] x`` added to the rows of every group g of every block, ``D x`` to D's.
+
+    With a scale c all but the bias is scaled: ``c (W x + ...) + bias``.
 
     Args:
         x: (..., I).
@@ -75,11 +80,16 @@ def lowrank_linear(
         blocks: low-rank updates of disjoint row ranges.
         dense: dense updates of disjoint row ranges.
         start: further update of the output, (..., O); with no update of any kind this is a plain linear.
+        scale: c, (O,), or None for 1.
 
     Returns:
         (..., O), in x's type, or autocast's where it is on.
     """
-    if not blocks and not dense and start is None:
+    if scale is not None and not _is_wide(x, weight, blocks):
+        y = lowrank_linear(x, weight, None, blocks, dense, start)
+        y = (y * scale).to(y.dtype)  # rounding the scale would shift every token alike
+        return y if bias is None else y + bias.to(y.dtype)
+    if not blocks and not dense and start is None and scale is None:
         return F.linear(x, weight, bias)
     if weight.requires_grad:  # fine-tuned together with its update: leave it to autograd
         y = F.linear(x, weight, bias) + _branch(x, weight.shape[0], blocks, dense)
@@ -96,13 +106,21 @@ def lowrank_linear(
         start = start.to(flat.dtype).reshape(flat.shape[0], -1)
     masks = [_hidden_mask(flat, block) for block in blocks]
     wide = flat.dtype in _WIDE and all(mask is None for mask in masks)
+    scale = None if scale is None else scale.to(flat.dtype)
     rows = tuple(block.first_row for block in blocks)
     dense_rows = tuple(update.first_row for update in dense)
     factors = [tensor for block in blocks for tensor in (block.down, block.up)]
     updates = [update.weight for update in dense]
     with torch.autocast(device, enabled=False):
-        y = _Fused.apply(flat, weight, bias, start, rows, dense_rows, wide, *masks, *factors, *updates)
+        y = _Fused.apply(flat, weight, bias, start, scale, rows, dense_rows, wide, *masks, *factors, *updates)
     return y.view(*x.shape[:-1], weight.shape[0])
+
+
+def _is_wide(x: Tensor, weight: Tensor, blocks: Sequence[Block]) -> bool:
+    """Whether the update is added to a frozen weight before the product."""
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    return dtype in _WIDE and not weight.requires_grad and not any(block.dropout for block in blocks)
 
 
 def _branch(x: Tensor, num_rows: int, blocks: Sequence[Block], dense: Sequence[Dense]) -> Tensor:
@@ -137,19 +155,27 @@ class _Fused(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         start: Tensor | None,
+        scale: Tensor | None,
         rows: tuple[int, ...],
         dense_rows: tuple[int, ...],
         wide: bool,
         *rest: Any,
     ) -> Tensor:
         masks, downs, ups, updates = _unpack(rest, len(rows))
+        ctx.rows, ctx.wide = rows, wide
+        ctx.dense_rows = [(row, row + len(update)) for row, update in zip(dense_rows, updates, strict=True)]
         narrow = x.dtype not in _WIDE
+        unscaled: Tensor | None = None
         if narrow:
             y = _begun(x, weight.shape[0], start, dense_rows, updates)
-        else:
-            merged = _plus(weight, dense_rows, updates)
-            y = F.linear(x, _merged(merged, rows, downs, ups) if wide else merged, bias)
+        else:  # W + D is as large as D, and backward needs nothing else of it
+            weight, rest = _plus(weight, dense_rows, updates), rest[: len(rest) - len(updates)]
+            merged = _merged(weight, rows, downs, ups) if wide else weight
+            y = F.linear(x, merged, bias if scale is None else None)
             y = y if start is None else y.add_(start)
+        if scale is not None:
+            unscaled = y
+            y = unscaled * scale if bias is None else torch.addcmul(bias, unscaled, scale)
         # A x of every block in one product, (K, N); in wide types B A is inside W and no hidden is formed
         hidden = None if wide or not rows else _stacked(downs) @ x.T
         if hidden is not None:
@@ -161,13 +187,12 @@ class _Fused(torch.autograd.Function):
         if narrow:  # W x last: a small update is then rounded once, together with it, instead of away
             y.addmm_(x, weight.T)
             y = y if bias is None else y.add_(bias)
-        ctx.rows, ctx.dense_rows, ctx.wide = rows, dense_rows, wide
-        ctx.save_for_backward(x, weight, hidden, *rest)
+        ctx.save_for_backward(x, weight, hidden, scale, unscaled, *rest)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
-        x, weight, hidden, *rest = ctx.saved_tensors
+        x, weight, hidden, scale, unscaled, *rest = ctx.saved_tensors
         masks, downs, ups, updates = _unpack(rest, len(ctx.rows))
         grad_downs, grad_ups, grad_x = [], [], None
         if ctx.rows:
@@ -179,26 +204,28 @@ class _Fused(torch.autograd.Function):
                 groups, width, rank = up.shape
                 grad_rows = grad[:, row : row + groups * width]
                 by_group = grad_rows.unflatten(1, (groups, width)).transpose(0, 1)
-                grad_ups.append(torch.bmm(part.view(groups, rank, -1), by_group).transpose(1, 2))
-                grad_part.copy_(_block_diagonal(up).T @ grad_rows.T)
+                grad_up = torch.bmm(part.view(groups, rank, -1), by_group).transpose(1, 2)
+                grad_ups.append(_scaled(grad_up, scale, row))
+                grad_part.copy_(_block_diagonal(_scaled(up, scale, row)).T @ grad_rows.T)
                 if mask is not None:
                     grad_part.mul_(mask)
             # dL/dA = dL/d(A x) x^T for all blocks at once, (K, I), cut into each block's (G, R, I)
             grad_stacked = _pieces(grad_hidden @ x, ups)
             grad_downs = [piece.view_as(down) for piece, down in zip(grad_stacked, downs, strict=True)]
         if ctx.needs_input_grad[0]:  # dL/dx = (W + D + B A)^T dL/dy, (N, I)
-            merged = _plus(weight, ctx.dense_rows, updates)
+            merged = _plus(weight, [row for row, _ in ctx.dense_rows], updates)
             if ctx.wide:
-                grad_x = grad @ _merged(merged, ctx.rows, downs, ups)
+                grad_x = grad @ _scaled(_merged(merged, ctx.rows, downs, ups), scale)
             else:
                 grad_x = grad @ merged
                 grad_x = grad_x.addmm_(grad_hidden.T, _stacked(downs)) if ctx.rows else grad_x
         grad_bias = grad.sum(0) if ctx.needs_input_grad[2] else None
-        grad_start = grad if ctx.needs_input_grad[3] else None
+        grad_start = (grad if scale is None else grad * scale) if ctx.needs_input_grad[3] else None
+        grad_scale = (grad * unscaled).sum(0) if ctx.needs_input_grad[4] else None
         grad_factors = [tensor for pair in zip(grad_downs, grad_ups, strict=True) for tensor in pair]
-        grad_dense = [grad[:, r : r + len(d)].T @ x for r, d in zip(ctx.dense_rows, updates, strict=True)]
+        grad_dense = [_scaled(grad[:, row:end].T @ x, scale, row) for row, end in ctx.dense_rows]
         none = [None] * (3 + len(masks))
-        return (grad_x, None, grad_bias, grad_start, *none, *grad_factors, *grad_dense)
+        return (grad_x, None, grad_bias, grad_start, grad_scale, *none, *grad_factors, *grad_dense)
 
 
 def _unpack(
@@ -223,6 +250,8 @@ def _plus(weight: Tensor, rows: Sequence[int], updates: Sequence[Tensor]) -> Ten
     """``W + D``, (O, I); W itself where there is no D."""
     if not updates:
         return weight
+    if len(updates) == 1 and len(updates[0]) == len(weight):
+        return weight + updates[0]
     weight = weight.clone()
     for row, update in zip(rows, updates, strict=True):
         weight[row : row + len(update)] += update
@@ -246,6 +275,14 @@ def _merged(weight: Tensor, rows: Sequence[int], downs: Sequence[Tensor], ups: S
         groups, width, _ = up.shape
         merged[row : row + groups * width].view(groups, width, -1).baddbmm_(up, down)
     return merged
+
+
+def _scaled(rows: Tensor, scale: Tensor | None, first: int = 0) -> Tensor:
+    """Rows (..., I) of a weight, the first of them number `first`, times their scale."""
+    if scale is None:
+        return rows
+    shape = rows.shape[:-1]
+    return rows * scale[first : first + shape.numel()].view(*shape, 1)
 
 
 def _block_diagonal(up: Tensor) -> Tensor:

@@ -58,27 +58,36 @@ def codebook(bits: int, kind: str = "kmedians") -> tuple[tuple[float, ...], tupl
     return tuple(values), tuple(thresholds)
 
 
+Table = tuple[float, ...] | Tensor
+"""Of a codebook, as tensors of entries; as numbers where there are two values."""
+
+
 class _Nearest(torch.autograd.Function):
     """The value of each entry's code; the gradient passes unchanged (straight-through)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, values: Tensor, thresholds: Tensor) -> Tensor:  # type: ignore[override]
-        return _look_up(_codes(x, thresholds), values)
+    def forward(ctx: Any, x: Tensor, values: Table, thresholds: Table) -> Tensor:  # type: ignore[override]
+        return _look_up(_codes(x, thresholds), values, x.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
         return grad, None, None
 
 
-def _codes(x: Tensor, thresholds: Tensor) -> Tensor:
+def _beside(table: Table, like: Tensor) -> Table:
+    return table.to(like) if isinstance(table, Tensor) else table
+
+
+def _codes(x: Tensor, thresholds: Table) -> Tensor:
     """Number of thresholds below each entry; an entry on a threshold takes the lower value."""
-    return x > thresholds if len(thresholds) == 1 else torch.bucketize(x, thresholds)
+    return torch.bucketize(x, thresholds) if isinstance(thresholds, Tensor) else x > thresholds[0]
 
 
-def _look_up(codes: Tensor, values: Tensor) -> Tensor:
-    if len(values) == 2:
-        return torch.where(codes.bool(), values[1], values[0])
-    return values[codes.long()]
+def _look_up(codes: Tensor, values: Table, dtype: torch.dtype) -> Tensor:
+    if isinstance(values, Tensor):
+        return values[codes.long()]
+    low, high = values
+    return torch.full_like(codes, low, dtype=dtype).masked_fill_(codes.bool(), high)
 
 
 @dataclass(frozen=True)
@@ -103,19 +112,20 @@ class Quantizer:
         codebook: kmedians (published) or kmeans.
         stats: rows that mean and deviation are taken over: ``all`` (published), or ``active_rows`` only, so that heads
             which are off no longer shape the others' scale.
-        values, thresholds: of the codebook, (2^bits,) and (2^bits - 1,) float64.
+        values, thresholds: of the codebook, (2^bits,) and (2^bits - 1,) float64; of 1 bit as numbers.
     """
 
     bits: int = 1
     codebook: str = "kmedians"
     stats: str = "all"
-    values: Tensor = field(init=False, repr=False, compare=False)
-    thresholds: Tensor = field(init=False, repr=False, compare=False)
+    values: Table = field(init=False, repr=False, compare=False)
+    thresholds: Table = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_choice("stats", self.stats, STATS)
         for name, table in zip(("values", "thresholds"), codebook(self.bits, self.codebook), strict=True):
-            object.__setattr__(self, name, torch.tensor(table, dtype=torch.float64))
+            # as numbers they need not reach the device at every use
+            object.__setattr__(self, name, table if self.bits == 1 else torch.tensor(table, dtype=torch.float64))
 
     def __call__(self, weight: Tensor, active_rows: Tensor | None = None) -> Tensor:
         """The quantised matrix, same shape; differentiable.
@@ -140,8 +150,8 @@ class Quantizer:
         """Bytes that `count` codes take."""
         return -(-count * self.bits // 8)
 
-    def _tables(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        return self.values.to(like), self.thresholds.to(like)
+    def _tables(self, like: Tensor) -> tuple[Table, Table]:
+        return _beside(self.values, like), _beside(self.thresholds, like)
 
     @torch.no_grad()
     def pack(self, weight: Tensor, active_rows: Tensor | None = None, rows: Tensor | None = None) -> Codes:
@@ -166,7 +176,7 @@ class Quantizer:
         # rows of heads that are off are not in the file: `shape` is that of the rows which are
         codes = unpack_codes(stored.codes, self.bits, torch.Size(shape).numel()).view(shape)
         mean, deviation = stored.stats
-        return _look_up(codes, self._tables(stored.stats)[0]) * deviation + mean
+        return _look_up(codes, self._tables(stored.stats)[0], stored.stats.dtype) * deviation + mean
 
 
 class Coded:
