@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from made_cases import each
 from made_networks import REPO, compose_config
 
 TEXT = (REPO / "README.md").read_text()
@@ -27,7 +28,7 @@ def commands(program: str) -> list[list[str]]:
     return [shlex.split(line.removeprefix(program), comments=True) for line in lines]
 
 
-@pytest.mark.parametrize("arguments", commands("python train.py"), ids=" ".join)
+@each("arguments", commands("python train.py"))
 def test_commands_compose(arguments: list[str]) -> None:
     if "--help" in arguments:
         return

@@ -17,6 +17,7 @@ from headwise.artifacts.saved import SavedRun
 from headwise.comparison.tables import tables
 from headwise.errors import ConfigError
 from headwise.results.records import Result
+from made_cases import each
 from made_networks import REPO
 from made_results import FEWSHOT, few, masked_suite, published_run, run, suite
 
@@ -60,7 +61,7 @@ def test_published_points_stand_where_they_belong() -> None:
     assert set(table[table["source"] == "run"]["mean"]) == {90.0}
 
 
-@pytest.mark.parametrize(
+@each(
     "printed, number",
     [("0.29 M parameters", 290_000), ("1 MiB fp32-equivalent storage", 262_144), ("", None), ("x", None)],
 )

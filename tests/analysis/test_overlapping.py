@@ -19,6 +19,7 @@ from headwise.analysis.overlapping import _said_across, _said_within, between_ph
 from headwise.results.records import Result
 from headwise.updates.directions import random_like
 from headwise.updates.sites import Site
+from made_cases import each
 from made_results import run
 
 Finished = Callable[..., Path]
@@ -79,7 +80,7 @@ def test_an_update_of_two_heads_of_one_layer_lights_up_there_and_nowhere_else() 
     assert torch.allclose(within.heads.shared[0, [1, 3]], torch.ones(2, dtype=torch.double), atol=1e-4)
 
 
-@pytest.mark.parametrize("on, said", [((1,), "no layer has two heads with an update"), ((1, 3), "12 heads without an")])
+@each("on, said", [((1,), "no layer has two heads with an update"), ((1, 3), "12 heads without an")])
 def test_sentences_say_which_heads_are_compared(on: tuple[int, ...], said: str) -> None:
     mask = torch.zeros(HEADS)
     mask[list(on)] = 1.0

@@ -15,6 +15,7 @@ from headwise.analysis.made import Analysis
 from headwise.analysis.rate_effect import AXES, analyse, fit
 from headwise.errors import ConfigError
 from headwise.results.records import Result
+from made_cases import each
 from made_results import run
 
 HEAD = "headwise.methods.hs_lora.HeadLoRA"
@@ -83,8 +84,8 @@ def test_the_scale_counts_as_rate_and_a_methods_own_rate_before_the_protocols() 
     assert (own.rate, own.rank) == (pytest.approx(0.03), 4)
 
 
-@pytest.mark.parametrize(
-    ("results", "said"),
+@each(
+    "results, said",
     [
         ([*grid(1.0, 0.0), made(LORA, 0.1, 1, 1.0, task="svhn")], "no one curve: .*task.*eurosat.*svhn"),
         ([*grid(1.0, 0.0), made(LORA, 0.1, 1, 1.0, targets=["q"])], "no one curve: .*targets"),

@@ -23,6 +23,7 @@ from headwise.artifacts import published
 from headwise.artifacts.export import export_merged
 from headwise.artifacts.published import write_hub, write_onnx
 from headwise.errors import CheckpointError, ConfigError
+from made_cases import each
 from made_networks import compose_config, distance, images, logits, perturb, plain_timm, run
 from made_scripts import loaded, started
 
@@ -88,7 +89,7 @@ def test_an_adapted_network_is_a_transformers_pipeline(tmp_path: Path) -> None:
     assert r"0. a\|b" in card and "1. c d" in card and r"2. \<e>" in card and "not measured" in card
 
 
-@pytest.mark.parametrize("network", ["swin", "vit"])
+@each("network", ["swin", "vit"])
 def test_a_module_is_published_as_timm_made_it(network: str, tmp_path: Path) -> None:
     net = headwise.adapt(plain_timm(network), "lora", rank=2).eval()
     perturb(net.trainable_parameters(), 0.1)
@@ -101,7 +102,7 @@ def test_a_module_is_published_as_timm_made_it(network: str, tmp_path: Path) -> 
     assert write_onnx(net, tmp_path / "net.onnx") < 1e-4
 
 
-@pytest.mark.parametrize("stored", [None, 37, 256 * 32 // 224 + 1])
+@each("stored", [None, 37, 256 * 32 // 224 + 1])
 def test_what_timm_resizes_to_is_what_was_trained_on(stored: int | None) -> None:
     net = adapted()
     object.__setattr__(net.preparation, "stored_size", stored)
@@ -109,7 +110,7 @@ def test_what_timm_resizes_to_is_what_was_trained_on(stored: int | None) -> None
     assert int(described["input_size"][-1] / described["crop_pct"]) == net.preparation.side
 
 
-@pytest.mark.parametrize("method", ["head_lora", "adaptformer"])
+@each("method", ["head_lora", "adaptformer"])
 def test_onnx_answers_any_batch(method: str, tmp_path: Path) -> None:
     net = adapted(method=method)
     assert write_onnx(net, tmp_path / "net.onnx") < 1e-4

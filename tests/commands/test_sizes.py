@@ -18,6 +18,7 @@ from headwise.commands.sizes import name_of, option, spelled
 from headwise.errors import ConfigError
 from headwise.protocol.plan import plan_run
 from headwise.runs.sweep import requests_of
+from made_cases import each
 from made_networks import CONF, REPO, compose_config
 
 FILES = [file for group in ("rank", "ne") for file in sorted((CONF / group).glob("*.yaml"))]
@@ -25,14 +26,14 @@ TINY = ["backbone=vit_tiny_random", "dataset=dsprites_loc", "data=synthetic", "p
 FAST = [*TINY, "trainer.threads=1", "trainer.progress=false"]
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}/{file.stem}")
+@each("file", FILES)
 def test_a_file_is_a_line_and_says_what_its_name_says(file: Path) -> None:
     assert len(file.read_text().splitlines()) == 1
     assert yaml.safe_load(file.read_text()) == option(file.parent.name, file.stem)
 
 
-@pytest.mark.parametrize(
-    ("typed", "meant"),
+@each(
+    "typed, meant",
     [
         ("rank=8", "rank=r8"),
         ("rank=16x3", "rank=r16"),
@@ -70,7 +71,7 @@ def test_the_same_run_under_every_spelling() -> None:
     assert option("rank", "x") is option("ne", "r8") is option("method", "8") is None
 
 
-@pytest.mark.parametrize(
+@each(
     "choices",
     [
         ("rank=5,r8", "ne=1,0.25"),
@@ -107,8 +108,8 @@ def test_a_number_on_the_command_line(tmp_path: Path) -> None:
     assert len(list((tmp_path / "out").glob("runs/**/result.json"))) == 1
 
 
-@pytest.mark.parametrize(
-    ("wrong", "answer"),
+@each(
+    "wrong, answer",
     [
         ("rank=0", "rank.global must be a whole number of at least 1, got 0"),
         ("rank=8x0", "rank.head must be a whole number of at least 1, got 0"),

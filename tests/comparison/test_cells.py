@@ -10,12 +10,11 @@ from html.parser import HTMLParser
 from typing import Any
 from urllib.parse import unquote
 
-import pytest
-
 from headwise.comparison import cells, lineup, twins
 from headwise.comparison.tables import tables
 from headwise.report.formats import render
 from headwise.report.page import report
+from made_cases import each
 from made_results import masked_suite, run
 
 STRANGE = [
@@ -64,7 +63,7 @@ def columns(line: str) -> int:
     return len(re.findall(r"(?<!\\)\|", line)) - 1
 
 
-@pytest.mark.parametrize("text", STRANGE, ids=range(len(STRANGE)))
+@each("text", STRANGE)
 def test_markdown_keeps_its_tables(text: str) -> None:
     results = strange_suite(text)
     pairs, notes = twins.pairs(results)
@@ -81,7 +80,7 @@ def test_markdown_keeps_its_tables(text: str) -> None:
             assert not line.strip() or line.startswith(("#", "- ", "|")) or line[0].isalpha(), line
 
 
-@pytest.mark.parametrize("text", STRANGE, ids=range(len(STRANGE)))
+@each("text", STRANGE)
 def test_no_spreadsheet_computes_a_name(text: str) -> None:
     results = strange_suite(text)
     pages = [render(tables(results, text), "csv")]
@@ -95,7 +94,7 @@ def test_no_spreadsheet_computes_a_name(text: str) -> None:
                     float(cell)
 
 
-@pytest.mark.parametrize("text", STRANGE, ids=range(len(STRANGE)))
+@each("text", STRANGE)
 def test_latex_is_escaped(text: str) -> None:
     page = render(tables(strange_suite(text), text), "latex")
     assert not re.search(r"\\(input|write|hline)", page)
@@ -120,7 +119,7 @@ class Page(HTMLParser):
         self.handlers += [name for name, _ in attrs if name.startswith("on")]
 
 
-@pytest.mark.parametrize("text", STRANGE, ids=range(len(STRANGE)))
+@each("text", STRANGE)
 def test_the_report_runs_nothing_of_a_record(text: str) -> None:
     page = Page()
     page.feed(report(strange_suite(text), text))
@@ -130,8 +129,8 @@ def test_the_report_runs_nothing_of_a_record(text: str) -> None:
     assert all(address.startswith(("#", "data:text/csv", "data:,")) for address in page.addresses)
 
 
-@pytest.mark.parametrize(
-    ("given", "kept"),
+@each(
+    "given, kept",
     [
         ("=1+1", "'=1+1"),
         ("  @x", "'  @x"),

@@ -24,6 +24,7 @@ from headwise.updates.lowrank import LowRank
 from headwise.updates.sites import Site
 from headwise.wrappers.settling import BesideLinear
 from headwise.wrappers.wrapping import Wrapper
+from made_cases import each
 from made_networks import CONF, SIZES, compose_config, composed_method, images, logits, network, perturb
 
 RANK = 3
@@ -39,13 +40,12 @@ def beside(blocks: Tensor) -> Tensor:
     return torch.cat(tuple(blocks), dim=1)
 
 
-@pytest.mark.parametrize(
-    ("site", "blocks", "wide"),
+@each(
+    "site, blocks, wide",
     [
         (SITE, BdLoraConfig(target_modules_bd_b=["q"], nblocks=HEADS), stacked),
         (O_SITE, BdLoraConfig(target_modules_bd_a=["q"], nblocks=HEADS), beside),
     ],
-    ids=["rows", "columns"],
 )
 def test_agrees_with_pefts_block_diagonal_lora_forward_and_backward(
     site: Site, blocks: BdLoraConfig, wide: Callable[[Tensor], Tensor]
@@ -99,8 +99,8 @@ def test_equals_lora_with_a_block_diagonal_b() -> None:
     assert int(torch.linalg.matrix_rank(want)) == HEADS * RANK
 
 
-@pytest.mark.parametrize(
-    ("rank", "targets", "expected"),
+@each(
+    "rank, targets, expected",
     [(2, "qv", 479_232), (3, "qv", 718_848), (2, "qkv", 718_848), (3, "qkv", 1_078_272), (2, "o", 239_616)],
 )
 def test_count_on_vit_b16(rank: int, targets: str, expected: int) -> None:
@@ -146,7 +146,7 @@ def test_phases_must_be_single() -> None:
         TwoPhase(label="hs", first=composed_method("hs_lora"), heads=heads)
 
 
-@pytest.mark.parametrize("target", ["fc1", "fc2"])
+@each("target", ["fc1", "fc2"])
 def test_projections_without_heads_are_refused(target: str) -> None:
     with pytest.raises(ConfigError, match=rf"s0.b0.{target} has no heads; .* q, k, v, o"):
         HeadLoRA(label="head_lora", rank=2, targets=(target,)).install(network("vit"))

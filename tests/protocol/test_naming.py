@@ -26,6 +26,7 @@ from headwise.protocol.plan import Plan, plan_run
 from headwise.protocol.variants import beside_common
 from headwise.results.records import Result
 from headwise.results.store import ResultStore
+from made_cases import each
 from made_networks import CONF, plain_timm
 from made_results import phase
 
@@ -53,7 +54,7 @@ def variant(*overrides: str) -> str:
     return planned(*overrides).key.variant
 
 
-@pytest.mark.parametrize(
+@each(
     "typed",
     [
         ("method=lora", "rank=r16"),
@@ -74,8 +75,8 @@ def test_a_default_that_is_typed_names_nothing(typed: tuple[str, ...]) -> None:
     assert variant(*TINY, *typed) == "vit_tiny_random"
 
 
-@pytest.mark.parametrize(
-    ("trainer", "asked", "meant"),
+@each(
+    "trainer, asked, meant",
     [
         ("cpu", "auto", "fp32"),
         ("cpu", "tf32", "fp32"),
@@ -93,8 +94,8 @@ def test_a_precision_is_named_by_what_the_device_computes(trainer: str, asked: s
     assert plans[0].identity["trainer"]["attention"] == ("plain" if (trainer, meant) == ("cpu", "bf16") else "timm")
 
 
-@pytest.mark.parametrize(
-    ("typed", "name"),
+@each(
+    "typed, name",
     [
         (("rank=r8",), "r8"),
         (("rank=r16_h4", "method=hs_lora"), "r16_h4"),

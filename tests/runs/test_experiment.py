@@ -25,6 +25,7 @@ from headwise.results.store import BusyError, PhaseStore, Result, ResultStore
 from headwise.runs import experiment
 from headwise.runs.experiment import plan_run, run
 from headwise.training import loop
+from made_cases import each
 from made_networks import CONF, REPO, compose_config, plain_timm
 from made_results import gated, masked_suite, phase, result
 
@@ -237,8 +238,8 @@ def in_process(*overrides: str) -> float | None:
     return run(compose_config(*overrides))
 
 
-@pytest.mark.parametrize(
-    ("overrides", "message"),
+@each(
+    "overrides, message",
     [
         (["method.rank=-1"], r"method\.rank must be a whole number of at least 1, got -1"),
         (["method.rank=99"], r"rank must be in 1\.\.48 .*got 99"),
@@ -450,8 +451,8 @@ def test_depth_found_in_own_images_is_recorded(own: list[str], tmp_path: Path) -
     assert found.identity != plan_run(compose_config(*own, "dataset.depth=16")).identity
 
 
-@pytest.mark.parametrize(
-    ("given", "expected"),
+@each(
+    "given, expected",
     [
         ("trainer=cuda", "gpu"),
         ("trainer.accelerator=cuda", "gpu"),
@@ -464,8 +465,8 @@ def test_spellings_of_a_device_are_one_device(given: str, expected: str) -> None
     assert planned.config["trainer"]["accelerator"] == expected and planned.identity == plain.identity
 
 
-@pytest.mark.parametrize(
-    ("given", "message"),
+@each(
+    "given, message",
     [
         ("mps", "trainer.accelerator=mps: Apple's GPUs have no float64"),
         ("tpu", r"unknown trainer.accelerator 'tpu' .*allowed: auto, cpu, cuda, gpu"),
@@ -519,7 +520,7 @@ def test_what_a_run_asks_for_does_not_depend_on_the_machine(tmp_path: Path, monk
     assert "nvidia" not in Path(request.__file__).read_text()
 
 
-@pytest.mark.parametrize(("launcher", "expected"), [("hydra_joblib_launcher.JoblibLauncher", 5), ("BasicLauncher", 0)])
+@each("launcher, expected", [("hydra_joblib_launcher.JoblibLauncher", 5), ("BasicLauncher", 0)])
 def test_processes_take_the_gpus_in_turn(launcher: str, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
     hydra = OmegaConf.create({"launcher": {"_target_": launcher}, "job": {"num": 5}})
     monkeypatch.setattr(job.HydraConfig, "initialized", lambda: True)

@@ -19,6 +19,7 @@ from headwise.errors import ConfigError
 from headwise.results.store import Result, ResultStore
 from headwise.runs.experiment import obtained, plan_run, run
 from headwise.runs.tracker import Tracker, summary, tracked
+from made_cases import each
 from made_networks import compose_config
 from made_results import run as made_run
 
@@ -164,7 +165,7 @@ class Fake:
         self.seen["exit_code"] = exit_code
 
 
-@pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt])
+@each("error", [None, ValueError, KeyboardInterrupt])
 def test_the_tracker_gets_one_run_a_job_in_the_sweeps_group_and_its_true_exit_code(
     error: type[BaseException] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,8 +192,8 @@ def test_the_same_run_has_the_same_id_in_every_process_and_another_one_another(
     assert seen[0] == seen[1] and len(set(seen)) == 4 and seen[-1] == "mine"
 
 
-@pytest.mark.parametrize(
-    ("answer", "says"),
+@each(
+    "answer, says",
     [
         (False, "wandb knows no key"),
         (wandb.errors.AuthenticationError("a key of 40\ncharacters"), "a key of 40 characters"),
