@@ -231,8 +231,10 @@ def test_what_an_experiment_searches_fits_each_of_its_methods(name: str, protoco
     of_method = {word: job for job in jobs_of(name) for word in job if word.startswith("method=")}
     for job in of_method.values():
         kept = [word for word in job if not (protocol and word.startswith("protocol="))]
-        built = build_all(compose_config(*kept, *protocol))
-        if (given := built["protocol"].search) is not None:
+        cfg = compose_config(*kept, *protocol)
+        if fill_protocol(OmegaConf.to_container(cfg))["search"] is not None:  # type: ignore[arg-type]
+            built = build_all(cfg)
+            given = built["protocol"].search
             spaces = Space.of(given).by_phase(phase_names(built["method"]))
             for space, method in zip(spaces, built["method"].phases(), strict=True):
                 if (own := space.within(method)) is not None:

@@ -139,6 +139,23 @@ REFUSED: list[tuple[str, str]] = [
     ("method..rank=3", "'method..rank' is no key"),
     ("method.rank.x=3", "unknown configuration key 'method.rank.x'; it has no keys"),
     ("METHOD=lora", "unknown configuration key 'METHOD'"),
+    ("dataset=shvn", "unknown dataset 'shvn' (did you mean 'svhn'?); allowed: "),
+    ("rank=s16", "unknown rank 's16' (did you mean 'r16'?)"),
+    ("backbone=vit_b16", "unknown backbone 'vit_b16' (did you mean 'vit_b16_in21k'?)"),
+    ("method=hs_lora ;; method@method.first=pisa", "unknown method 'pisa' (did you mean 'pissa'?)"),
+    ("protocol.epoch=3", "epoch"),
+    ("sed=1", "unknown configuration key 'sed' (did you mean 'seed'?); allowed: backbone, data, "),
+    (
+        "protocol.search=null",
+        "'protocol.search': its YAML leaves this field out; set it with +protocol.search=VALUE",
+    ),
+    ("epochs=1", "unknown configuration key 'epochs' (did you mean 'protocol.epochs'?)"),
+    (
+        "method=hs_lora ;; method.first.lr=1",
+        "unknown configuration key 'method.first.lr': its YAML leaves this field out; set it with +",
+    ),
+    ("protocol.epochs=0", "protocol.epochs must be a whole number of at least 1, got 0"),
+    ("protocol.schedule=cosin", "unknown protocol.schedule 'cosin' (did you mean 'cosine'?)"),
     ("name=../../x", "name of a run names a folder"),
     ("name='x\ny'", "no control character"),
     ("name=tables", "may not be 'tables': that folder holds tables of results"),
@@ -316,7 +333,7 @@ def planned(words: str) -> Any:
         return one_line(error, limit=None)
 
 
-@pytest.mark.parametrize(("words", "answer"), REFUSED, ids=[repr(words)[:40] for words, _ in REFUSED])
+@each("words, answer", REFUSED)
 def test_a_choice_is_refused_in_words(words: str, answer: str) -> None:
     text = planned(words)
     assert isinstance(text, str), "accepted"

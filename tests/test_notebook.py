@@ -10,6 +10,7 @@ from typing import Any
 
 import nbformat
 import pytest
+from matplotlib import pyplot
 from nbclient import NotebookClient
 
 from made_networks import REPO
@@ -29,6 +30,26 @@ def kinds(cell: Any) -> list[str]:
     return sorted({*(kind for output in given for kind in output.get("data", {"stream": ""}))})
 
 
+def test_its_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process, on fewer images."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pyplot, "show", lambda: None)
+    names: dict[str, Any] = {}
+    for cell in (cell for cell in kept().cells if cell.cell_type == "code"):
+        source = cell.source
+        for given, fewer in (
+            ("epochs, batch_size = 4, 8", "epochs, batch_size = 1, 6"),
+            ("24", "4"),
+            ('"test": 8', '"test": 2'),
+        ):
+            source = source.replace(given, fewer)
+        exec(compile(source, FILE.name, "exec"), names)
+    pyplot.close(names["figure"])
+    assert len(names["rows"]) == 6 and names["batch_size"] == 6
+    assert {path.name for path in tmp_path.iterdir()} == {"photos", "outputs", "hub"}
+
+
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_it_runs_and_gives_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HEADWISE_CACHE", str(tmp_path / "cache"))

@@ -105,12 +105,14 @@ def test_the_analysis_of_a_run(finished: Finished, method: str, phases: int) -> 
     assert (table[table["phase"] == "head_lora"]["shared"] < 0.5).all()
 
 
+@pytest.mark.usefixtures("sketched")
 def test_runs_that_differ_in_their_variant_alone_are_told_apart(finished: Finished) -> None:
     made = analysis.overlap([finished("method=lora", f"rank=r{rank}") for rank in (4, 8)], draws=2)
     assert set(made.figures) == {"pairs_1", "shares_1", "pairs_2", "shares_2"}
     assert made.tables["heads"]["run"].nunique() == 2
 
 
+@pytest.mark.usefixtures("sketched")
 def test_runs_stand_side_by_side(finished: Finished) -> None:
     made = analysis.overlap([finished("method=hs_lora"), finished("method=lora")], draws=2)
     assert set(made.figures) == {"pairs_1", "shares_1", "phases_1", "pairs_2", "shares_2"}
@@ -118,6 +120,7 @@ def test_runs_stand_side_by_side(finished: Finished) -> None:
     assert sum(sentence.startswith("lora, dsprites_loc") for sentence in made.sentences) == 2
 
 
+@pytest.mark.usefixtures("sketched")
 def test_gains_stand_beside_where_the_second_phase_lies(finished: Finished) -> None:
     made = analysis.overlap([finished("method=hs_lora"), finished("method=hs_lora", "seed=1")], draws=2)
     gains, heads, spaces = (made.tables[name] for name in ("gains", "heads", "phases"))
@@ -129,6 +132,7 @@ def test_gains_stand_beside_where_the_second_phase_lies(finished: Finished) -> N
         assert row.rows == pytest.approx(by_head["rows"].mean())
 
 
+@pytest.mark.usefixtures("sketched")
 @pytest.mark.parametrize("words", [("method=hs_lora",), ("method=hs_lora", "method.heads.gate=heart", "ne=ne1")])
 def test_the_record_of_a_run_says_what_the_analysis_finds(finished: Finished, words: tuple[str, ...]) -> None:
     folder = finished(*words)

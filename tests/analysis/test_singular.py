@@ -145,6 +145,7 @@ def test_what_a_network_computes_is_what_changed(finished: Finished, method: str
     assert size < 0.06, "a short training changes little: rounding to 4 bits is none of it"
 
 
+@pytest.mark.usefixtures("sketched")
 def test_the_analysis_of_a_run(finished: Finished) -> None:
     made = analysis.subspaces(finished("method=hs_lora"), draws=3)
     table = made.tables["matrices"]

@@ -17,6 +17,7 @@ from headwise.commands.overrides import readable
 from headwise.commands.sizes import name_of, option, spelled
 from headwise.errors import ConfigError
 from headwise.protocol.plan import plan_run
+from headwise.runs.experiment import run
 from headwise.runs.sweep import requests_of
 from made_cases import each
 from made_networks import CONF, REPO, compose_config
@@ -101,9 +102,7 @@ def train(*arguments: str, cache: Path) -> subprocess.CompletedProcess[str]:
 def test_a_number_on_the_command_line(tmp_path: Path) -> None:
     """Equal values by number and by name are one run in one folder; in a sweep as well."""
     options = [*FAST, "method=heart_lora", "method.rank=${rank.global}", f"root={tmp_path / 'out'}"]
-    first = train(*options, "rank=4", "ne=1", cache=tmp_path)
-    assert first.returncode == 0, first.stderr
-    assert "already finished" in train(*options, "rank=r4", "ne=ne1", cache=tmp_path).stdout
+    run(compose_config(*options, "rank=r4", "ne=ne1"))
     assert "already finished" in train("-m", *options, "rank=4", "ne=1", cache=tmp_path).stdout
     assert len(list((tmp_path / "out").glob("runs/**/result.json"))) == 1
 

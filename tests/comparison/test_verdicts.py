@@ -123,7 +123,7 @@ def heads_off(seeds: int, gain: float, missing: str) -> list[Result]:
 
 
 @pytest.mark.parametrize("make", [second_phases, heads_off])
-@pytest.mark.parametrize("seeds", [1, 3, 6])
+@pytest.mark.parametrize("seeds", [1, 6])
 @pytest.mark.parametrize("gain", [2.0, 0.0, -2.0])
 @pytest.mark.parametrize("missing", ["", "longer P1"])
 def test_table_page_and_ending_say_the_same(make, seeds: int, gain: float, missing: str, tmp_path: Path) -> None:

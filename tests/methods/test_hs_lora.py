@@ -25,7 +25,8 @@ from headwise.updates.sites import Site
 from headwise.wrappers.settling import BesideLinear
 from headwise.wrappers.wrapping import Wrapper
 from made_cases import each
-from made_networks import CONF, SIZES, compose_config, composed_method, images, logits, network, perturb
+from made_networks import SIZES, compose_config, composed_method, images, logits, network, perturb
+from made_phases import KINDS
 
 RANK = 3
 
@@ -113,12 +114,12 @@ def test_rank_per_head_is_bounded_by_the_rows_of_a_head() -> None:
         HeadLoRA(label="heads", rank=13).install(network("vit"))
 
 
-FIRST = sorted(file.stem for file in (CONF / "method").glob("*.yaml") if not file.stem.startswith("hs_"))
-"""Every configuration of one phase."""
+FIRST = [name for name in KINDS if "/" not in name and not name.startswith("hs_")]
+"""A configuration of each class of one phase."""
 
 
 @pytest.mark.parametrize("first", FIRST)
-def test_second_phase_stands_on_every_first_by_merging_or_by_freezing(first: str, tmp_path: Path) -> None:
+def test_second_phase_stands_on_every_kind_by_merging_or_by_freezing(first: str, tmp_path: Path) -> None:
     cfg = compose_config("method=hs_lora", f"method@method.first={first}", "rank=r4", "ne=quarter", *sizes_of(first))
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     both = instantiate(fill_gates(plain["method"], plain["ne"]), _convert_="all")
