@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import io
 import re
 from html.parser import HTMLParser
@@ -80,11 +81,15 @@ def test_markdown_keeps_its_tables(text: str) -> None:
             assert not line.strip() or line.startswith(("#", "- ", "|")) or line[0].isalpha(), line
 
 
+@functools.cache
+def page_of(text: str) -> str:
+    return report(strange_suite(text), text)
+
+
 @each("text", STRANGE)
 def test_no_spreadsheet_computes_a_name(text: str) -> None:
-    results = strange_suite(text)
-    pages = [render(tables(results, text), "csv")]
-    page = report(results, text)
+    pages = [render(tables(strange_suite(text), text), "csv")]
+    page = page_of(text)
     pages += [unquote(link) for link in re.findall(r'href="data:text/csv;charset=utf-8,([^"]*)"', page)]
     assert len(pages) > 5
     for content in pages:
@@ -122,7 +127,7 @@ class Page(HTMLParser):
 @each("text", STRANGE)
 def test_the_report_runs_nothing_of_a_record(text: str) -> None:
     page = Page()
-    page.feed(report(strange_suite(text), text))
+    page.feed(page_of(text))
     assert page.tags.count("script") == 1
     assert "img" not in page.tags
     assert not page.handlers

@@ -25,7 +25,7 @@ def test_every_method_of_conf_is_known() -> None:
     assert set(method_names()) == {file.relative_to(REPO / "conf" / "method").as_posix()[:-5] for file in files}
 
 
-@pytest.mark.parametrize("name", method_names())
+@each("name", method_names())
 def test_a_method_is_what_the_command_line_composes(name: str) -> None:
     assert described(name, {}) == composed(f"method={name}")
 
