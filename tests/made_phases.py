@@ -30,10 +30,11 @@ FEW = ("lora", "hs_lora", "heart_lora", "qkv/fused", "adaptformer", "convpass", 
 FEW += ("vpt_deep", "peft_lora")
 """One of each way that a method takes hold of a network."""
 _CLASSES = {
-    name: re.search(r"^_target_: (\S+)", (CONF / "method" / f"{name}.yaml").read_text(), re.M) for name in METHODS
+    name: re.search(r"^_target_: (\S+)", (CONF / "method" / f"{name}.yaml").read_text(), re.MULTILINE)
+    for name in sorted(METHODS, key=lambda name: ("/" in name, name), reverse=True)
 }
-KINDS = tuple({found[1]: name for name, found in _CLASSES.items() if found}.values())
-"""One of each class; a file that names none is a variant of another."""
+KINDS = sorted({*FEW, *{found[1]: name for name, found in _CLASSES.items() if found}.values()})
+"""The first of each class, and those; the others are variants of them."""
 X = images()
 
 

@@ -1,7 +1,8 @@
 """What every method must do, whatever it is: each conf/method/*.yaml on a tiny ViT, phase by phase.
 
-A check is a function of `CHECKS`; a method takes them one after the other, and all that fail are told. On a tiny Swin
-those of `FEW` take them; what else another attention could break is in test_families.py, for every method.
+A method takes the checks one after the other, and all that fail are told: one of each class all of `CHECKS`, its
+variants those of `CORE`. On a tiny Swin those of `FEW` take them; what else another attention could break is in
+test_families.py. With ``-m slow`` every method takes all.
 """
 
 from __future__ import annotations
@@ -399,27 +400,31 @@ def check_compile(phases: tuple[Phase, ...], folder: Path) -> None:
 
 
 Check = Callable[[tuple[Phase, ...], Path], None]
-DEFAULT: tuple[Check, ...] = (
+CORE: tuple[Check, ...] = (
     check_count,
     check_identity,
     check_reach,
     check_frozen,
     check_gradient,
+    check_merge,
+    check_save_and_load,
+)
+"""Of every method, also of a variant of another."""
+MORE: tuple[Check, ...] = (
     check_masked_rows_get_no_gradient,
     check_masked_heads_are_left_out_of_files_and_merges,
     check_checkpointing_changes_no_gradient,
-    check_merge,
-    check_save_and_load,
     check_foreign_checkpoint,
     check_another_phase_stands_on_it,
     check_copy_is_isolated,
 )
 VIT: tuple[Check, ...] = (
+    check_the_loop_repeats_it_from_its_files,
     check_in_a_float64_network_everything_is_float64,
     check_what_float32_stored_is_read_in_float64,
 )
-CHECKS = {"vit": DEFAULT + VIT, "swin": DEFAULT}
-"""By network; the last two have nothing to do with it."""
+"""That have nothing to do with the network."""
+CHECKS = {"vit": (*CORE, *MORE, *VIT), "swin": (*CORE, *MORE)}
 
 
 def run_checks(phases: tuple[Phase, ...], checks: Sequence[Check], folder: Path) -> list[Check]:
@@ -444,32 +449,28 @@ def run_checks(phases: tuple[Phase, ...], checks: Sequence[Check], folder: Path)
     return ran
 
 
-@pytest.mark.parametrize("case", [f"{name}-vit" for name in METHODS] + [f"{name}-swin" for name in FEW])
+CASES = [f"{name}-vit" for name in METHODS] + [f"{name}-swin" for name in FEW]
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_a_method(case: str, tmp_path: Path) -> None:
     name, _, family = case.rpartition("-")
     if not (phases := phases_of(name, family)):
         pytest.skip(f"{name} declares that it is not defined for {family}")
-    ran = run_checks(phases, CHECKS[family], tmp_path)
-    assert len(ran) >= len(CHECKS[family]) - 3, "head gates and float64 alone may be nothing to a method"
-    assert name != "heart_lora" or len(ran) == len(CHECKS[family])
-
-
-@pytest.mark.parametrize("name", KINDS)
-def test_the_loop_repeats_it_from_its_files(name: str, tmp_path: Path) -> None:
-    check_the_loop_repeats_it_from_its_files(phases_of(name, "vit"), tmp_path)
+    checks = CHECKS[family] if name in KINDS else CORE
+    ran = run_checks(phases, checks, tmp_path)
+    assert set(CORE) <= set(ran) and len(ran) >= len(checks) - 3, "only gates and float64 may be nothing to a method"
+    assert name != "heart_lora" or len(ran) == len(checks)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "family, checks",
-    [("vit", (check_the_loop_repeats_it_from_its_files, check_compile)), ("swin", (*DEFAULT, check_compile))],
-)
-def test_every_method_at_length(family: str, checks: Sequence[Check], tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", CHECKS)
+def test_every_method_passes_every_check(family: str, tmp_path: Path) -> None:
     failed = []
     for number, name in enumerate(METHODS):
         if phases := phases_of(name, family):
             try:
-                run_checks(phases, checks, tmp_path / str(number))
+                run_checks(phases, (*CHECKS[family], check_compile), tmp_path / str(number))
             except ExceptionGroup as error:
                 error.add_note(name)
                 failed.append(error)

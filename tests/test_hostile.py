@@ -97,6 +97,8 @@ def is_clear(text: str, fragment: str) -> bool:
 REFUSED: list[tuple[str, str]] = [
     ("seed=", "seed must be a whole number in 0..4294967295, got ''"),
     ("seed=007", "got '007'"),
+    ("root=", "root names the folder of all results"),
+    ("seed=0,1", "seed=0,1 holds several values: add -m for a sweep over them; a list is seed=[0,1]"),
     ("seed=99999999999999999999", "in 0..4294967295"),
     ("seed=${seed}", "seed cannot be made from what was given: Recursive"),
     ("seed={_target_:os.getcwd}", "seed must be a whole number"),

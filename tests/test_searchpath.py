@@ -20,7 +20,7 @@ from headwise.methods.base import build_method
 from headwise.runs.experiment import run
 from made_networks import NETWORKS, REPO, compose_config, network
 from made_phases import unfolded
-from test_conformance import CHECKS, check_the_loop_repeats_it_from_its_files, run_checks
+from test_conformance import CHECKS, run_checks
 
 TEXT = (REPO / "docs" / "howto" / "own_method.md").read_text(encoding="utf-8")
 TINY = ["backbone=vit_tiny_random", "dataset=dsprites_loc", "data=synthetic", "protocol=smoke"]
@@ -90,8 +90,7 @@ def test_the_documented_command(own: Path, tmp_path: Path) -> None:
 def test_it_passes_conformance(place: str, family: str, tmp_path: Path) -> None:
     phases = unfolded(composed(place), family)
     assert len(phases) == 1
-    checks = (*CHECKS[family], *([check_the_loop_repeats_it_from_its_files] if family == "vit" else []))
-    assert len(run_checks(phases, checks, tmp_path)) >= len(checks) - 3
+    assert len(run_checks(phases, CHECKS[family], tmp_path)) >= len(CHECKS[family]) - 3
 
 
 def test_it_can_be_a_first_phase_and_is_rebuilt_from_its_record(place: str) -> None:
