@@ -27,6 +27,7 @@ def tree(name: str) -> ast.Module:
     return ast.parse(FILES[name].read_text(encoding="utf-8"))
 
 
+@functools.cache
 def imported(name: str, top_level_only: bool = False) -> set[str]:
     """Dotted names of everything a file imports; names taken from a module count as its children."""
     found: set[str] = set()
