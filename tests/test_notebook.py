@@ -11,7 +11,6 @@ from typing import Any
 import nbformat
 import pytest
 from matplotlib import pyplot
-from nbclient import NotebookClient
 
 from made_networks import REPO
 
@@ -49,6 +48,8 @@ def test_its_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.filterwarnings("default")
 def test_it_runs_and_gives_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HEADWISE_CACHE", str(tmp_path / "cache"))
+    from nbclient import NotebookClient
+
     monkeypatch.setenv("PYTHONPATH", str(REPO / "src"))
     notebook = kept()
     place = {"metadata": {"path": str(tmp_path)}}

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import wandb
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto import wandb_internal_pb2
 
 from headwise.errors import ConfigError
@@ -98,6 +97,8 @@ def test_a_run_whose_phases_are_stored_is_tracked_as_well(tmp_path: Path) -> Non
 def test_tensorboard_shows_the_same(tmp_path: Path) -> None:
     result = obtained(compose_config(*FAST, "method=hs_lora", "logger=tensorboard", f"root={tmp_path}"))
     assert isinstance(result, Result)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     events = EventAccumulator(str(tmp_path / "runs/hs_lora/dsprites_loc/base/seed-0/tensorboard"))
     events.Reload()
     first, second = (events.Scalars(f"phase{number}/train_loss") for number in (1, 2))
