@@ -75,12 +75,16 @@ def test_a_run_is_a_folder_that_timm_loads(finished: Path, tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == [folder]
 
 
+def classifier(folder: Path) -> Any:
+    from transformers import pipeline  # takes seconds, which a process that collects this file need not spend
+
+    return pipeline("image-classification", str(folder), device="cpu")
+
+
 def test_an_adapted_network_is_a_transformers_pipeline(tmp_path: Path) -> None:
     net = adapted()
     write_hub(net, tmp_path / "hub")
-    from transformers import pipeline  # seconds, which a process that collects this file need not spend
-
-    classify = pipeline("image-classification", str(tmp_path / "hub"), device="cpu")
+    classify = classifier(tmp_path / "hub")
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
     answers = {answer["label"]: answer["score"] for answer in classify(image, top_k=3)}
     assert set(answers) == {"a|b", "c\nd", "<e>"}
@@ -98,9 +102,7 @@ def test_a_module_is_published_as_timm_made_it(network: str, tmp_path: Path) -> 
     model = timm.create_model(f"local-dir:{tmp_path / 'hub'}", pretrained=True).eval()
     assert distance(logits(model, X), logits(net, X)) < 1e-5
     assert json.loads((tmp_path / "hub" / "config.json").read_text())["label_names"] == list("01234")
-    from transformers import pipeline  # seconds, which a process that collects this file need not spend
-
-    classify = pipeline("image-classification", str(tmp_path / "hub"), device="cpu")
+    classify = classifier(tmp_path / "hub")
     assert distance(logits(classify.model.timm_model, X), logits(net, X)) < 1e-5
     assert write_onnx(net, tmp_path / "net.onnx") < 1e-4
 
