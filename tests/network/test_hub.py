@@ -87,7 +87,7 @@ def test_what_was_fetched_first_is_what_is_compared_from_then_on(
     assert SPEC.build().provenance["loaded"] != first
 
 
-@each("content", ["", "[]", "{}", '{"content": 3}'])
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"content": 3}'])
 def test_a_damaged_note_is_written_again(content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     serve(monkeypatch, 0)
     SPEC.build()
