@@ -225,20 +225,25 @@ def test_first_last_and_one_random_job_of_an_experiment_build(name: str) -> None
         build_all(compose_config(*job))
 
 
-@pytest.mark.parametrize("protocol", [(), ("protocol=smoke",)], ids=["own", "smoke"])
+def search_of(cfg: DictConfig) -> Any:
+    return fill_protocol(OmegaConf.to_container(cfg))["search"]  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_what_an_experiment_searches_fits_each_of_its_methods(name: str, protocol: tuple[str, ...]) -> None:
+def test_what_an_experiment_searches_fits_each_of_its_methods(name: str) -> None:
+    """As it is, and where it has a search under the smallest protocol as well."""
     of_method = {word: job for job in jobs_of(name) for word in job if word.startswith("method=")}
     for job in of_method.values():
-        kept = [word for word in job if not (protocol and word.startswith("protocol="))]
-        cfg = compose_config(*kept, *protocol)
-        if fill_protocol(OmegaConf.to_container(cfg))["search"] is not None:  # type: ignore[arg-type]
-            built = build_all(cfg)
-            given = built["protocol"].search
-            spaces = Space.of(given).by_phase(phase_names(built["method"]))
-            for space, method in zip(spaces, built["method"].phases(), strict=True):
-                if (own := space.within(method)) is not None:
-                    check_choices(own, method)
+        cfg = compose_config(*job)
+        if search_of(cfg) is None:
+            continue
+        small = compose_config(*(word for word in job if not word.startswith("protocol=")), "protocol=smoke")
+        for built in map(build_all, (cfg, small)):
+            if (given := built["protocol"].search) is not None:
+                spaces = Space.of(given).by_phase(phase_names(built["method"]))
+                for space, method in zip(spaces, built["method"].phases(), strict=True):
+                    if (own := space.within(method)) is not None:
+                        check_choices(own, method)
 
 
 @each("name", PAPERS)

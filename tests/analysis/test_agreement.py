@@ -24,7 +24,7 @@ def test_a_random_score_falls_into_its_band():
     inside = 0
     for seed in range(200):
         score = np.random.default_rng(5000 + seed).normal(size=144)
-        found = agreement(score, TRUTH, k=14, draws=400, seed=seed)
+        found = agreement(score, TRUTH, k=14, draws=200, seed=seed)
         inside += found.is_chance
         assert -0.25 < found.low < -0.1 and 0.1 < found.high < 0.25  # 1.96 / sqrt(143) = 0.164
         assert found.top_low <= 14 / 144 <= found.top_high
