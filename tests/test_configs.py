@@ -226,7 +226,7 @@ def test_first_last_and_one_random_job_of_an_experiment_build(name: str) -> None
 
 
 def search_of(cfg: DictConfig) -> Any:
-    return fill_protocol(OmegaConf.to_container(cfg))["search"]  # type: ignore[arg-type]
+    return fill_protocol(OmegaConf.to_container(cfg, resolve=True)).get("search")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
