@@ -26,7 +26,7 @@ def _sketched(
 def sketched(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw pictures without the search for the size of panels and words, which takes most of an analysis's time.
 
-    That is looked at in test_readable_pictures.py, and by one test of each kind that draws and writes as a user does.
+    That is looked at in test_readable_pictures.py, and by tests of overlap and subspaces that draw as a user does.
     """
     monkeypatch.setattr(style, "picture", _sketched)
     monkeypatch.setattr(ground, "NULLS", 100)

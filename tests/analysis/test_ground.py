@@ -20,6 +20,7 @@ from headwise.artifacts.saved import SavedRun
 from headwise.errors import CheckpointError, ConfigError, WeightsError
 from made_cases import each
 
+pytestmark = pytest.mark.usefixtures("sketched")
 FEW = {"images": 24, "batch_size": 8}
 
 
@@ -78,7 +79,6 @@ def test_everything_of_one_run(lora, tmp_path):
     assert (tmp_path / "out" / "patterns.png") in files
 
 
-@pytest.mark.usefixtures("sketched")
 def test_runs_side_by_side(lora, finished):
     other = finished("method=heart_lora", "ne=quarter", "seed=1")
     made = analysis.responsiveness([lora, other], **FEW)
@@ -91,7 +91,6 @@ def test_runs_side_by_side(lora, finished):
     assert (gated[["loss_rise", "taylor_abs", "update_l2"]] == 0).all(axis=None)
 
 
-@pytest.mark.usefixtures("sketched")
 def test_gates_of_two_runs_are_compared(finished):
     made = analysis.responsiveness([finished("method=heart_lora", "ne=quarter", f"seed={s}") for s in (0, 1)], **FEW)
     heads, between = made.tables["heads"], made.tables["between_runs"]
@@ -104,7 +103,6 @@ def test_gates_of_two_runs_are_compared(finished):
     assert (rows["n"] == (heads["gate"] == 1).groupby(heads["run"]).sum().iloc[0]).all(), "only what is on is ordered"
 
 
-@pytest.mark.usefixtures("sketched")
 def test_what_heads_that_are_on_carry(finished):
     made = analysis.heads(finished("method=heart_lora", "ne=quarter"), **FEW, draws=2)
     alone = made.tables["alone"]
@@ -112,7 +110,6 @@ def test_what_heads_that_are_on_carry(finished):
     assert made.tables["curves"]["heads_on"].max() == (alone["gate"] == 1).sum() < len(alone)
 
 
-@pytest.mark.usefixtures("sketched")
 def test_stages_of_a_swin_are_told_apart(finished, tmp_path):
     run = finished("method=lora", backbone="swin_tiny_random")
     heads = analysis.responsiveness(run, **FEW).tables["heads"]
@@ -137,7 +134,6 @@ def test_a_run_of_few_images_is_scored_on_those(finished):
         assert len(chosen) == count and {chosen.pixels.keys[place] for place in chosen.places} <= trained_images
 
 
-@pytest.mark.usefixtures("sketched")
 def test_two_phases(finished):
     made = analysis.responsiveness(finished("method=hs_lora", "rank=r4"), **FEW)
     assert made.tables["heads"]["taylor_abs"].gt(0).any()
@@ -193,7 +189,6 @@ def test_the_size_of_batches_changes_nothing():
     assert found[0].best[0] == found[0].worst[0] == pytest.approx(float(none)), "one set of images"
 
 
-@pytest.mark.usefixtures("sketched")
 def test_the_size_of_batches_changes_no_table(lora):
     one, other = (analysis.heads(lora, images=24, batch_size=size, draws=2).tables for size in (5, 24))
     for name in ("alone", "curves"):
@@ -235,7 +230,6 @@ def test_the_seed_chooses_the_images(lora, kind):
     assert keys[0] == keys[1] != keys[2]
 
 
-@pytest.mark.usefixtures("sketched")
 @pytest.mark.parametrize("kind, least", [("responsiveness", 2), ("heads", 2), ("attention", 3)])
 def test_too_few_images_are_refused_and_few_are_told_in_words(lora, kind, least):
     with pytest.raises(ConfigError, match=f"{kind} needs {least} images or more, got {least - 1}"):
@@ -299,7 +293,6 @@ def test_looking(lora, finished, tmp_path):
     made.write(tmp_path / "out")
 
 
-@pytest.mark.usefixtures("sketched")
 def test_prompts_have_other_tokens(lora, finished):
     prompted = finished("method=vpt_shallow", "method.prompts=2")
     with pytest.raises(ConfigError, match="prompts change the token count"):

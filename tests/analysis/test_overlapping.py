@@ -94,7 +94,9 @@ def test_sentences_say_which_heads_are_compared(on: tuple[int, ...], said: str) 
 
 
 @pytest.mark.parametrize("method, phases", [("lora", 1), ("hs_lora", 2), ("head_lora", 1)])
-def test_the_analysis_of_a_run(finished: Finished, method: str, phases: int) -> None:
+def test_the_analysis_of_a_run(finished: Finished, method: str, phases: int, request: pytest.FixtureRequest) -> None:
+    if phases == 1:
+        request.getfixturevalue("sketched")
     made = analysis.overlap(finished(f"method={method}"), draws=3)
     table = made.tables["heads"]
     assert len(table) == phases * 2 * 6 * 6

@@ -64,8 +64,8 @@ def test_jobs_of_an_experiment_are_what_hydra_composes(experiment: str, loaders:
     params: Any = OmegaConf.to_container(master.hydra.sweeper.params)
     jobs = jobs_of(params, [f"experiment={experiment}"], kept)
     kept.check(master, jobs)
-    for job in rng.sample(jobs, min(len(jobs), 2)):
-        alike(kept.load_sweep_config(master, job), hydras.load_sweep_config(master, job))
+    job = rng.choice(jobs)
+    alike(kept.load_sweep_config(master, job), hydras.load_sweep_config(master, job))
 
 
 SEVERAL = [

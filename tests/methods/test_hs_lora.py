@@ -26,7 +26,7 @@ from headwise.wrappers.settling import BesideLinear
 from headwise.wrappers.wrapping import Wrapper
 from made_cases import each
 from made_networks import SIZES, compose_config, composed_method, images, logits, network, perturb
-from made_phases import KINDS
+from made_phases import FEW
 
 RANK = 3
 
@@ -114,8 +114,8 @@ def test_rank_per_head_is_bounded_by_the_rows_of_a_head() -> None:
         HeadLoRA(label="heads", rank=13).install(network("vit"))
 
 
-FIRST = [name for name in KINDS if "/" not in name and not name.startswith("hs_")]
-"""A configuration of each class of one phase."""
+FIRST = [name for name in FEW if "/" not in name and not name.startswith("hs_")]
+"""Of one phase, one of each way to take hold of a network."""
 
 
 @pytest.mark.parametrize("first", FIRST)
