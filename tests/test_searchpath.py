@@ -24,7 +24,7 @@ from test_conformance import CHECKS, run_checks
 
 TEXT = (REPO / "docs" / "howto" / "own_method.md").read_text(encoding="utf-8")
 TINY = ["backbone=vit_tiny_random", "dataset=dsprites_loc", "data=synthetic", "protocol=smoke"]
-FAST = [*TINY, "trainer=cpu", "trainer.threads=1", "trainer.progress=false"]
+FAST = [*TINY, "trainer=cpu", "trainer.threads=1", "trainer.progress=false", "logger.pictures=false"]
 
 
 def block(language: str) -> str:

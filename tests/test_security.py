@@ -33,7 +33,7 @@ from made_cases import each
 from made_networks import CONF, compose_config, run
 
 TINY = ["backbone=vit_tiny_random", "dataset=dsprites_loc", "data=synthetic", "protocol=smoke", "rank=r4"]
-FAST = [*TINY, "trainer=cpu", "trainer.threads=1", "trainer.progress=false"]
+FAST = [*TINY, "trainer=cpu", "trainer.threads=1", "trainer.progress=false", "logger.pictures=false"]
 
 PAYLOAD = """
 from pathlib import Path

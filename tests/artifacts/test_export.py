@@ -57,6 +57,7 @@ def train(root: Path, images: Path, *overrides: str) -> Path:
         "trainer=cpu",
         "trainer.threads=1",
         "trainer.progress=false",
+        "logger.pictures=false",
         "protocol.epochs=2",
         "protocol.batch_size=8",
         f"root={root}",

@@ -33,7 +33,7 @@ FAST = ["dataset=dsprites_loc", "data=synthetic", "protocol=smoke", "trainer=cpu
 def trained(root: Path, *overrides: str) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HEADWISE_CACHE", str(root / "cache"))
-        run(compose_config(*FAST, "trainer.progress=false", f"root={root}", *overrides))
+        run(compose_config(*FAST, "trainer.progress=false", "logger.pictures=false", f"root={root}", *overrides))
     (folder,) = (file.parent for file in (root / "runs").glob("**/result.json"))
     return folder
 

@@ -119,7 +119,14 @@ def test_the_released_sizes_are_those_of_vit_b16(tmp_path: Path) -> None:
 
 
 TINY = ["backbone=vit_tiny_random", "dataset=dsprites_loc", "data=synthetic", "protocol=smoke", "trainer=cpu"]
-TINY += ["trainer.threads=1", "trainer.progress=false", "method=hs_lora", "method@method.first=cara", "rank=r4_h2"]
+TINY += [
+    "trainer.threads=1",
+    "trainer.progress=false",
+    "logger.pictures=false",
+    "method=hs_lora",
+    "method@method.first=cara",
+    "rank=r4_h2",
+]
 
 
 def test_it_is_a_first_phase_that_is_tested_and_merged(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from made_networks import CONF, REPO, compose_config
 
 FILES = [file for group in ("rank", "ne") for file in sorted((CONF / group).glob("*.yaml"))]
 TINY = ["backbone=vit_tiny_random", "dataset=dsprites_loc", "data=synthetic", "protocol=smoke", "trainer=cpu"]
-FAST = [*TINY, "trainer.threads=1", "trainer.progress=false"]
+FAST = [*TINY, "trainer.threads=1", "trainer.progress=false", "logger.pictures=false"]
 
 
 @each("file", FILES)

@@ -268,6 +268,7 @@ FIND = [
     "trainer=cpu",
     "trainer.threads=1",
     "trainer.progress=false",
+    "logger.pictures=false",
 ]
 
 

@@ -412,7 +412,11 @@ def test_configs_that_peft_cannot_read_here_say_why() -> None:
 def test_any_config_from_the_command_line(tmp_path: Path) -> None:
     tiny = ["backbone=vit_tiny_random", "dataset=dsprites_loc", "data=synthetic", "protocol=smoke", "trainer=cpu"]
     chosen = ["method=peft", "method.config._target_=peft.VeraConfig", "+method.config.r=4", "method.label=vera"]
-    run(compose_config(*tiny, *chosen, "trainer.threads=1", "trainer.progress=false", f"root={tmp_path}"))
+    run(
+        compose_config(
+            *tiny, *chosen, "trainer.threads=1", "trainer.progress=false", "logger.pictures=false", f"root={tmp_path}"
+        )
+    )
     (result,) = ResultStore(tmp_path).all()
     (phase,) = result.phases
     assert (phase.label, phase.num_tunable) == ("vera", 2 * 2 * (4 + 48))

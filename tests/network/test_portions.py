@@ -12,7 +12,14 @@ from made_cases import each
 from made_networks import compose_config
 
 LORA = ["backbone=vit_tiny_random", "dataset=dsprites_loc", "data=synthetic", "protocol=smoke", "trainer=cpu"]
-LORA += ["trainer.threads=1", "trainer.progress=false", "method=lora", "rank=r4", "protocol.drop_path=0"]
+LORA += [
+    "trainer.threads=1",
+    "trainer.progress=false",
+    "logger.pictures=false",
+    "method=lora",
+    "rank=r4",
+    "protocol.drop_path=0",
+]
 CPU = "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to"
 
 

@@ -118,7 +118,14 @@ def test_a_word_is_published_too() -> None:
 
 
 def test_a_result_is_stamped(tmp_path: Path) -> None:
-    words = [*TINY, "trainer.progress=false", "method=bi_adaptformer", "dataset=dsprites_loc", f"root={tmp_path}"]
+    words = [
+        *TINY,
+        "trainer.progress=false",
+        "logger.pictures=false",
+        "method=bi_adaptformer",
+        "dataset=dsprites_loc",
+        f"root={tmp_path}",
+    ]
     run(compose_config(*words, "method.scale=published", "protocol.test_images=64"))
     (result,) = ResultStore(tmp_path).all()
     assert POSSIBLY_TUNED in result.labels

@@ -352,6 +352,7 @@ def test_one_search_serves_all_seeds_unless_asked_otherwise(tmp_path: Path, caps
                 "trainer=cpu",
                 "trainer.threads=1",
                 "trainer.progress=false",
+                "logger.pictures=false",
                 f"seed={seed}",
                 f"root={tmp_path / root}",
                 *words,

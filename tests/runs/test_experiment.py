@@ -30,9 +30,9 @@ from made_networks import CONF, REPO, compose_config, plain_timm
 from made_results import gated, masked_suite, phase, result
 
 TINY = ["backbone=vit_tiny_random", "dataset=dsprites_loc", "data=synthetic", "protocol=smoke"]
-FAST = [*TINY, "trainer=cpu", "trainer.threads=1", "trainer.progress=false"]
+FAST = [*TINY, "trainer=cpu", "trainer.threads=1", "trainer.progress=false", "logger.pictures=false"]
 LORA = [*FAST, "method=lora", "rank=r4"]
-HS_LORA = [*FAST, "method=hs_lora", "rank=r4"]
+HS_LORA = [*FAST[:-1], "method=hs_lora", "rank=r4"]
 
 
 def train(*arguments: str, cache: Path, code: str | None = None) -> subprocess.CompletedProcess[str]:
