@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is first imported; inherited by subprocesses
+
+
+def pytest_collection_finish() -> None:
+    """Take the modules and thousands of tests for what stays: each search for garbage would look at all of them."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

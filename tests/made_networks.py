@@ -12,10 +12,13 @@ import numpy as np
 import timm
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor, nn
 
+from headwise.commands.composition import KeptLoader
 from headwise.data.sources import FINAL_SPLITS, Pixels
 from headwise.data.tasks import VTABTask
 from headwise.data.vtab import VTABDataModule
@@ -45,10 +48,20 @@ FURTHER: dict[str, tuple[str, str, dict[str, Any]]] = {
 """Tiny networks of timm's other families: the family as `Method.networks` has it, timm's name, and what is changed."""
 
 
+@functools.cache
+def _loader() -> KeptLoader:
+    return KeptLoader(GlobalHydra.instance().config_loader().get_search_path())
+
+
 def compose_config(*overrides: str) -> DictConfig:
-    """conf/config.yaml with overrides, as train.py sees it."""
+    """conf/config.yaml with overrides, as train.py sees it; test_composition.py shows that the loader gives hydra's."""
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        return compose("config", overrides=list(overrides))
+        if any("hydra" in word for word in overrides):
+            return compose("config", overrides=list(overrides))
+        cfg = _loader().load_configuration("config", list(overrides), RunMode.RUN, from_shell=False)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return cfg
 
 
 SIZES = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,15 @@ from made_networks import CLASSES, CONF, FURTHER, batches, composed_method, imag
 RECIPE = Protocol(name="test", epochs=2, lr=1e-2, lr_start=1e-2, schedule="constant", warmup=0.0, drop_path=0.0)
 STEPS = 20
 METHODS = sorted(file.relative_to(CONF / "method").with_suffix("").as_posix() for file in CONF.glob("method/**/*.yaml"))
+FEW = ("lora", "hs_lora", "heart_lora", "qkv/fused", "adaptformer", "convpass", "repadapter", "ssf", "bitfit", "full")
+FEW += ("vpt_deep", "peft_lora")
+"""One of each way that a method takes hold of a network."""
+_CLASSES = {
+    name: re.search(r"^_target_: (\S+)", (CONF / "method" / f"{name}.yaml").read_text(), re.MULTILINE)
+    for name in sorted(METHODS, key=lambda name: ("/" in name, name), reverse=True)
+}
+KINDS = sorted({*FEW, *{found[1]: name for name, found in _CLASSES.items() if found}.values()})
+"""The first of each class, and those; the others are variants of them."""
 X = images()
 
 

@@ -29,6 +29,7 @@ from headwise.protocol.recipe import Protocol
 from headwise.protocol.space import Space, check_choices, phase_names
 from headwise.runs.experiment import plan_run
 from headwise.runs.sweep import requests_of
+from made_cases import each
 from made_networks import CONF, REPO, compose_config
 
 FILES = sorted(file.relative_to(CONF).with_suffix("").as_posix() for file in CONF.rglob("*.yaml"))
@@ -89,7 +90,7 @@ def build_all(cfg: DictConfig) -> dict[str, Any]:
     return built
 
 
-@pytest.mark.parametrize("name", FILES)
+@each("name", FILES)
 def test_it_opens_with_what_it_is_for_and_its_command(name: str) -> None:
     header = header_of(name)
     assert header, "the first line must be a comment"
@@ -113,7 +114,7 @@ def test_its_command_builds_everything(name: str) -> None:
         build_all(compose_config(*overrides_of(command)))
 
 
-@pytest.mark.parametrize("group", ["method", "dataset", "backbone", "protocol"])
+@each("group", ["method", "dataset", "backbone", "protocol"])
 def test_names_tell_options_apart(group: str) -> None:
     names: dict[str, str] = {}
     for name in (name for name in OPTIONS if name.startswith(f"{group}/")):
@@ -174,7 +175,7 @@ def test_every_name_of_the_command_line_works() -> None:
     assert (cfg.seed, cfg.root, cfg.name) == (3, "elsewhere", "mine")
 
 
-@pytest.mark.parametrize("first", ["lora", "pissa", "dora", "cara"])
+@each("first", ["lora", "pissa", "dora", "cara"])
 def test_phase_one_can_be_swapped(first: str) -> None:
     if not (CONF / "method" / f"{first}.yaml").is_file():
         pytest.skip(f"{first} is not there")
@@ -193,7 +194,7 @@ def test_an_experiment_keeps_what_the_command_line_says() -> None:
         assert cfg.name == file.stem or cfg.name != "runs"
 
 
-@pytest.mark.parametrize("file", sorted((CONF / "experiment").glob("*.yaml")), ids=lambda file: file.stem)
+@each("file", sorted((CONF / "experiment").glob("*.yaml")))
 def test_every_choice_of_an_experiments_sweep_exists(file: Path) -> None:
     sweep = (yaml.safe_load(file.read_text()).get("hydra") or {}).get("sweeper", {}).get("params", {})
     for key, values in sweep.items():
@@ -209,14 +210,14 @@ def jobs_of(experiment: str) -> list[list[str]]:
     return list(requests_of(CONF, [f"experiment={experiment}"])[1].values())
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@each("name", EXPERIMENTS)
 def test_an_experiment_says_how_many_runs_it_has(name: str) -> None:
     said = re.search(r"\b([\d,]+) (?:runs|jobs)\b|Runs: ([\d,]+)", " ".join(header_of(f"experiment/{name}")))
     assert said, "no '# Runs: N' in its header"
     assert int((said[1] or said[2]).replace(",", "")) == len(jobs_of(name))
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@each("name", EXPERIMENTS)
 def test_first_last_and_one_random_job_of_an_experiment_build(name: str) -> None:
     jobs = jobs_of(name)
     chosen = random.Random(name).randrange(len(jobs))
@@ -224,21 +225,31 @@ def test_first_last_and_one_random_job_of_an_experiment_build(name: str) -> None
         build_all(compose_config(*job))
 
 
-@pytest.mark.parametrize("protocol", [(), ("protocol=smoke",)], ids=["own", "smoke"])
+def search_of(cfg: DictConfig) -> Any:
+    return fill_protocol(OmegaConf.to_container(cfg, resolve=True)).get("search")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_what_an_experiment_searches_fits_each_of_its_methods(name: str, protocol: tuple[str, ...]) -> None:
+def test_what_an_experiment_searches_fits_each_of_its_methods(name: str) -> None:
+    """As it is, and where it has a search under the smallest protocol as well."""
     of_method = {word: job for job in jobs_of(name) for word in job if word.startswith("method=")}
+    sweeps_protocols = any(word.startswith("protocol") for job in of_method.values() for word in job)
+    if not sweeps_protocols and search_of(compose_config(*jobs_of(name)[0])) is None:
+        return  # what a protocol holds for one method alone adds no search
     for job in of_method.values():
-        kept = [word for word in job if not (protocol and word.startswith("protocol="))]
-        built = build_all(compose_config(*kept, *protocol))
-        if (given := built["protocol"].search) is not None:
-            spaces = Space.of(given).by_phase(phase_names(built["method"]))
-            for space, method in zip(spaces, built["method"].phases(), strict=True):
-                if (own := space.within(method)) is not None:
-                    check_choices(own, method)
+        cfg = compose_config(*job)
+        if search_of(cfg) is None:
+            continue
+        small = compose_config(*(word for word in job if not word.startswith("protocol=")), "protocol=smoke")
+        for built in map(build_all, (cfg, small)):
+            if (given := built["protocol"].search) is not None:
+                spaces = Space.of(given).by_phase(phase_names(built["method"]))
+                for space, method in zip(spaces, built["method"].phases(), strict=True):
+                    if (own := space.within(method)) is not None:
+                        check_choices(own, method)
 
 
-@pytest.mark.parametrize("name", PAPERS)
+@each("name", PAPERS)
 def test_an_experiment_of_the_papers_says_its_cost_and_what_to_expect(name: str) -> None:
     header = " ".join(line.lstrip("# ") for line in header_of(f"experiment/{name}"))
     cost = re.search(r"Cost: ([\d,.]+) GPU-hours \(docs/cost\.md\)", header)
@@ -268,7 +279,7 @@ def test_the_command_line_beats_an_experiments_sweep() -> None:
 PUBLISHED_PROTOCOLS = ("fixed", "heart_paper", "hs_paper", "cara_paper", "cara_paper_older")
 
 
-@pytest.mark.parametrize("name", PUBLISHED_PROTOCOLS)
+@each("name", PUBLISHED_PROTOCOLS)
 def test_a_published_protocol_states_every_field_with_its_source(name: str) -> None:
     text = (CONF / "protocol" / f"{name}.yaml").read_text()
     given = yaml.safe_load(text)
@@ -289,7 +300,7 @@ def test_papers_that_choose_on_the_test_set_are_stamped() -> None:
     assert "TEST-SELECTED" in build_all(compose_config("protocol=cara_paper", "method=cara"))["protocol"].labels
 
 
-@pytest.mark.parametrize("file", sorted((CONF / "protocol").glob("*.yaml")), ids=lambda file: file.stem)
+@each("file", sorted((CONF / "protocol").glob("*.yaml")))
 def test_a_protocol_names_the_commit_that_it_imitates(file: Path) -> None:
     """B10: or says that it imitates none."""
     opening = " ".join(line[1:] for line in file.read_text().splitlines() if line.startswith("#"))
@@ -301,7 +312,7 @@ ROWS_OF = {"cara_paper": "hs_t2_cara", "heart_paper": "heart_t1_heart_lora"}
 FIELDS_OF = {"normalisation": "normalize", "resize": "resize", "selection": "select", "schedule": "schedule"}
 
 
-@pytest.mark.parametrize(("name", "row"), ROWS_OF.items())
+@each("name, row", ROWS_OF.items())
 def test_the_table_of_published_protocols_agrees_with_the_protocol(name: str, row: str) -> None:
     """B10: two places said how CaRA measures, and one of them was wrong."""
     protocol = yaml.safe_load((CONF / "protocol" / f"{name}.yaml").read_text())
@@ -337,7 +348,7 @@ def documented() -> list[str]:
     return [line.strip() for line in lines if re.match(r"\s*(\$ )?python train\.py [^.]", line) and "--" not in line]
 
 
-@pytest.mark.parametrize("command", documented())
+@each("command", documented())
 def test_every_documented_command_composes(command: str) -> None:
     build_all(compose_config(*overrides_of(command)))
 

@@ -15,6 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep
 
 from headwise.commands.overrides import readable
+from made_cases import each
 from made_networks import compose_config
 from made_scripts import loaded, parser_of
 
@@ -102,7 +103,7 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"\s", "-", head) for head in bare}
 
 
-@pytest.mark.parametrize("page", LINKED, ids=lambda page: str(page.relative_to(REPO)))
+@each("page", LINKED)
 def test_links_lead_somewhere(page: Path) -> None:
     made = {DOCS / "reference" / "configuration.md", DOCS / "method" / "index.md"}
     for _, target, anchor in re.findall(
@@ -190,7 +191,7 @@ def single(word: str) -> str | None:
     return None if override.is_sweep_override() else typed
 
 
-@pytest.mark.parametrize("page, command", sorted(set(commands("python train.py"))))
+@each("page, command", sorted(set(commands("python train.py"))))
 def test_runs_that_pages_show_compose(page: str, command: str) -> None:
     words = shlex.split(command.removeprefix("python train.py"), comments=True)
     if any(word.startswith(("-s", "--help", "hydra.searchpath=")) for word in words):
@@ -200,7 +201,7 @@ def test_runs_that_pages_show_compose(page: str, command: str) -> None:
     assert compose_config(*filter(None, chosen)).method.label
 
 
-@pytest.mark.parametrize("page, command", sorted(set(commands())))
+@each("page, command", sorted(set(commands())))
 def test_commands_are_known(page: str, command: str) -> None:
     words = shlex.split(command, comments=True)
     if words[0] == "make":

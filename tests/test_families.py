@@ -1,4 +1,4 @@
-"""Every conf/method/*.yaml in tiny networks of timm's other families, where it declares that it is defined for them.
+"""Every conf/method/*.yaml in one of timm's other families, one of each class in a Swin, and those of `FEW` in all.
 
 What they all must do is in test_conformance.py; here is what another attention or block could break.
 """
@@ -13,9 +13,15 @@ import torch
 from headwise.methods.base import Method
 from headwise.network.backbone import Backbone
 from made_networks import FURTHER, composed_method, distance, logits, network, perturb, plain_timm
-from made_phases import METHODS, X, declared_count, leftovers, tensors_of, train, unfolded
+from made_phases import FEW, KINDS, METHODS, Phase, X, declared_count, leftovers, tensors_of, train, unfolded
 
-CASES = [f"{name}-{family}" for family in FURTHER for name in METHODS]
+FAMILIES = ("swin", *FURTHER)
+CASES = [
+    f"{name}-{family}"
+    for place, family in enumerate(FAMILIES)
+    for number, name in enumerate(METHODS)
+    if name in FEW or (family == "swin" and name in KINDS) or number % len(FAMILIES) == place
+]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -24,6 +30,24 @@ def test_a_method_in_a_family(case: str) -> None:
     phases = unfolded(composed_method(name), family)
     if not phases:
         pytest.skip(f"{name} declares that it is not defined for {family}")
+    check(phases, family)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FURTHER)
+def test_every_method_in_every_family(family: str) -> None:
+    failed = []
+    for name in METHODS:
+        try:
+            check(unfolded(composed_method(name), family), family)
+        except Exception as error:
+            error.add_note(f"{name} in {family}")
+            failed.append(error)
+    if failed:
+        raise ExceptionGroup(family, failed)
+
+
+def check(phases: tuple[Phase, ...], family: str) -> None:
     merges = True
     for phase in phases:
         net, installed = phase.install()

@@ -60,6 +60,7 @@ from headwise.results.store import ResultStore
 from headwise.runs.experiment import run as run_one
 from headwise.schema.secret import refuse_secrets
 from headwise.storage.claims import standing
+from made_cases import each
 from made_networks import CONF, REPO, compose_config, network
 from made_results import gated, run
 from made_scripts import COMMANDS, loaded, parser_of, started
@@ -96,6 +97,8 @@ def is_clear(text: str, fragment: str) -> bool:
 REFUSED: list[tuple[str, str]] = [
     ("seed=", "seed must be a whole number in 0..4294967295, got ''"),
     ("seed=007", "got '007'"),
+    ("root=", "root names the folder of all results"),
+    ("seed=0,1", "seed=0,1 holds several values: add -m for a sweep over them; a list is seed=[0,1]"),
     ("seed=99999999999999999999", "in 0..4294967295"),
     ("seed=${seed}", "seed cannot be made from what was given: Recursive"),
     ("seed={_target_:os.getcwd}", "seed must be a whole number"),
@@ -138,6 +141,23 @@ REFUSED: list[tuple[str, str]] = [
     ("method..rank=3", "'method..rank' is no key"),
     ("method.rank.x=3", "unknown configuration key 'method.rank.x'; it has no keys"),
     ("METHOD=lora", "unknown configuration key 'METHOD'"),
+    ("dataset=shvn", "unknown dataset 'shvn' (did you mean 'svhn'?); allowed: "),
+    ("rank=s16", "unknown rank 's16' (did you mean 'r16'?)"),
+    ("backbone=vit_b16", "unknown backbone 'vit_b16' (did you mean 'vit_b16_in21k'?)"),
+    ("method=hs_lora ;; method@method.first=pisa", "unknown method 'pisa' (did you mean 'pissa'?)"),
+    ("protocol.epoch=3", "epoch"),
+    ("sed=1", "unknown configuration key 'sed' (did you mean 'seed'?); allowed: backbone, data, "),
+    (
+        "protocol.search=null",
+        "'protocol.search': its YAML leaves this field out; set it with +protocol.search=VALUE",
+    ),
+    ("epochs=1", "unknown configuration key 'epochs' (did you mean 'protocol.epochs'?)"),
+    (
+        "method=hs_lora ;; method.first.lr=1",
+        "unknown configuration key 'method.first.lr': its YAML leaves this field out; set it with +",
+    ),
+    ("protocol.epochs=0", "protocol.epochs must be a whole number of at least 1, got 0"),
+    ("protocol.schedule=cosin", "unknown protocol.schedule 'cosin' (did you mean 'cosine'?)"),
     ("name=../../x", "name of a run names a folder"),
     ("name='x\ny'", "no control character"),
     ("name=tables", "may not be 'tables': that folder holds tables of results"),
@@ -315,14 +335,14 @@ def planned(words: str) -> Any:
         return one_line(error, limit=None)
 
 
-@pytest.mark.parametrize(("words", "answer"), REFUSED, ids=[repr(words)[:40] for words, _ in REFUSED])
+@each("words, answer", REFUSED)
 def test_a_choice_is_refused_in_words(words: str, answer: str) -> None:
     text = planned(words)
     assert isinstance(text, str), "accepted"
     assert is_clear(text, answer), text
 
 
-@pytest.mark.parametrize(("words", "where", "meant"), ACCEPTED, ids=[words for words, _, _ in ACCEPTED])
+@each("words, where, meant", ACCEPTED)
 def test_an_odd_choice_means_what_it_says(words: str, where: str, meant: Any) -> None:
     found = planned(words)
     assert not isinstance(found, str), found
@@ -354,7 +374,7 @@ CLASSES: list[tuple[str, str]] = [
 """A class that is none of its group's, and the answer."""
 
 
-@pytest.mark.parametrize(("words", "said"), CLASSES, ids=[words for words, _ in CLASSES])
+@each("words, said", CLASSES)
 def test_a_wrong_class_is_refused_before_anything_is_made(words: str, said: str, tmp_path: Path) -> None:
     given = [*TINY, "trainer.threads=1", "trainer.progress=false", "logger.pictures=false", "method=lora"]
     with pytest.raises(HeadwiseError) as caught:
@@ -822,7 +842,7 @@ def own_images(folder: Path, listed: bytes, image: bytes = SOUND) -> list[int]:
     return [int(label) for label in pixels.labels]
 
 
-@pytest.mark.parametrize(("listed", "said"), [row[1:] for row in LISTS], ids=[row[0] for row in LISTS])
+@each("listed, said", [row[1:] for row in LISTS])
 def test_a_list_is_refused_with_its_line(listed: bytes, said: str, tmp_path: Path) -> None:
     with pytest.raises(HeadwiseError) as caught:
         own_images(tmp_path / "own", listed)
@@ -830,8 +850,8 @@ def test_a_list_is_refused_with_its_line(listed: bytes, said: str, tmp_path: Pat
     assert len(str(caught.value)) < 1000
 
 
-@pytest.mark.parametrize(
-    ("make", "why"),
+@each(
+    "make, why",
     [
         (Path.mkdir, "is a folder"),
         (os.mkfifo, "is a device or a pipe"),
@@ -839,7 +859,7 @@ def test_a_list_is_refused_with_its_line(listed: bytes, said: str, tmp_path: Pat
         (lambda file: file.symlink_to("nowhere"), "does not exist"),
     ],
 )
-@pytest.mark.parametrize("fewshot", [False, True])
+@each("fewshot", [False, True])
 def test_a_list_that_is_no_file_is_refused(
     make: Callable[[Path], None], why: str, fewshot: bool, tmp_path: Path
 ) -> None:
@@ -853,13 +873,13 @@ def test_a_list_that_is_no_file_is_refused(
     assert is_clear(str(caught.value), f"{file.name}: {why}; a list file is needed"), caught.value
 
 
-@pytest.mark.parametrize(("listed", "labels"), [row[1:] for row in FINE], ids=[row[0] for row in FINE])
+@each("listed, labels", [row[1:] for row in FINE])
 def test_an_odd_list_means_what_it_says(listed: bytes, labels: list[int], tmp_path: Path) -> None:
     assert own_images(tmp_path / "own", listed) == labels
 
 
 @pytest.mark.filterwarnings("ignore")  # PIL's, of the damage
-@pytest.mark.parametrize(("image", "said"), [row[1:] for row in IMAGES], ids=[row[0] for row in IMAGES])
+@each("image, said", [row[1:] for row in IMAGES])
 def test_an_image_is_refused_with_its_line(image: bytes, said: str, tmp_path: Path) -> None:
     with pytest.raises(HeadwiseError) as caught:
         own_images(tmp_path / "own", b"a.png 1\n", image)
@@ -867,7 +887,7 @@ def test_an_image_is_refused_with_its_line(image: bytes, said: str, tmp_path: Pa
     assert TOP in str(caught.value)
 
 
-@pytest.mark.parametrize("image", [row[1] for row in READ], ids=[row[0] for row in READ])
+@each("image", [row[1] for row in READ])
 def test_an_odd_image_is_read(image: bytes, tmp_path: Path) -> None:
     assert own_images(tmp_path / "own", b"a.png 1\n", image) == [1]
 
@@ -903,7 +923,7 @@ def odd_weights() -> dict[str, tuple[str, Callable[[Path], object]]]:
 WEIGHTS = odd_weights()
 
 
-@pytest.mark.parametrize("what", WEIGHTS)
+@each("what", WEIGHTS)
 def test_weights_are_refused_by_name(what: str, tmp_path: Path) -> None:
     name, write = WEIGHTS[what]
     write(tmp_path / name)
@@ -934,7 +954,7 @@ INDEXES: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.parametrize("what", INDEXES)
+@each("what", INDEXES)
 def test_an_index_of_somebody_else_stays_as_it_is(what: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     INDEXES[what](tmp_path / "index.jsonl")
     before, stored = state(tmp_path), run("lora", request="asked")
@@ -948,7 +968,7 @@ def test_an_index_of_somebody_else_stays_as_it_is(what: str, tmp_path: Path, cap
     assert "index.jsonl was not written by headwise: it stays as it is" in caplog.text
 
 
-@pytest.mark.parametrize("begun", ["", "\n\n", "\n{", '\n{"path": "runs/lo', '{"path": "x\n'])
+@each("begun", ["", "\n\n", "\n{", '\n{"path": "runs/lo', '{"path": "x\n'])
 def test_an_index_that_was_begun_goes_on(begun: str, tmp_path: Path) -> None:
     (tmp_path / "index.jsonl").write_text(begun)
     stored = run("lora")
@@ -972,7 +992,7 @@ CLAIMS = [
 ]
 
 
-@pytest.mark.parametrize("content", CLAIMS, ids=range(len(CLAIMS)))
+@each("content", CLAIMS)
 def test_an_odd_claim_is_held_an_hour_at_most(content: str, tmp_path: Path) -> None:
     file = tmp_path / "claim-1"
     file.write_text(content)
@@ -998,7 +1018,7 @@ MAKE: list[tuple[str, str]] = [
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
-@pytest.mark.parametrize(("given", "said"), MAKE, ids=[given for given, _ in MAKE])
+@each("given, said", MAKE)
 def test_make_refuses_before_anything_is_made(given: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "installed").touch()

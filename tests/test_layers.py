@@ -9,9 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from headwise import moved
+from made_cases import each
 
 PACKAGE = Path(__file__).parents[1] / "src" / "headwise"
 TRAIN = PACKAGE.parents[1] / "train.py"
@@ -28,6 +27,7 @@ def tree(name: str) -> ast.Module:
     return ast.parse(FILES[name].read_text(encoding="utf-8"))
 
 
+@functools.cache
 def imported(name: str, top_level_only: bool = False) -> set[str]:
     """Dotted names of everything a file imports; names taken from a module count as its children."""
     found: set[str] = set()
@@ -118,7 +118,7 @@ def test_every_module_has_a_room() -> None:
     assert top == ANYONE | {"cli"}
 
 
-@pytest.mark.parametrize("room", ROOMS)
+@each("room", ROOMS)
 def test_a_room_imports_only_what_it_stands_on(room: str) -> None:
     upward = {
         f"{name} imports {other}"
@@ -188,7 +188,7 @@ def test_onnx_is_loaded_where_it_is_asked_for() -> None:
     assert reached("artifacts/export") & {"onnx", "onnxruntime", "onnxscript", "transformers"} == set()
 
 
-@pytest.mark.parametrize("room", ["storage", "results", "protocol", "comparison", "report", "commands", "schema"])
+@each("room", ["storage", "results", "protocol", "comparison", "report", "commands", "schema"])
 def test_a_room_of_words_and_numbers_never_imports_torch(room: str) -> None:
     heavy = {"torch", "lightning", "timm", "tensorflow", "peft"}
     assert {name: reached(name) & heavy for name in FILES if room_of(name) == room and reached(name) & heavy} == {}
@@ -203,13 +203,13 @@ METHODS = sorted(name for name in FILES if name.startswith("methods/") and not n
 COMPOSITES = {"methods/hs_lora"}
 
 
-@pytest.mark.parametrize("name", sorted(set(METHODS) - COMPOSITES))
+@each("name", sorted(set(METHODS) - COMPOSITES))
 def test_methods_do_not_import_each_other(name: str) -> None:
     others = {other for other in internal(name) if other.startswith("methods/")}
     assert {other for other in others if not other.rpartition("/")[2].startswith("_")} <= {"methods/base"}
 
 
-@pytest.mark.parametrize(
+@each(
     "name",
     ["updates/gate", "updates/consistency", "methods/_evolution", "protocol/recipe", "data/tasks", "schema/tree"],
 )
@@ -217,7 +217,7 @@ def test_what_a_configuration_means_needs_pydantic_and_no_more(name: str) -> Non
     assert reached(name) <= {*sys.stdlib_module_names, "pydantic", "typing_extensions"}
 
 
-@pytest.mark.parametrize("name", ["data/sources", "data/labels", "runs/experiment", "runs/sweep", "plugin", "train"])
+@each("name", ["data/sources", "data/labels", "runs/experiment", "runs/sweep", "plugin", "train"])
 def test_torch_is_not_loaded(name: str) -> None:
     assert reached(name) & {"torch", "lightning", "timm", "tensorflow", "tensorflow_datasets"} == set()
 
@@ -227,12 +227,12 @@ def test_nothing_imports_the_runner() -> None:
     assert {name for name in FILES if "runs/experiment" in internal(name)} <= allowed
 
 
-@pytest.mark.parametrize("package", sorted(moved.PACKAGES))
+@each("package", sorted(moved.PACKAGES))
 def test_a_package_that_is_gone_has_nothing_of_its_own(package: str) -> None:
     assert not hasattr(importlib.import_module(package), "x")
 
 
-@pytest.mark.parametrize("old", sorted(moved.MOVED))
+@each("old", sorted(moved.MOVED))
 def test_old_names_still_lead_to_what_moved(old: str) -> None:
     for new in moved.MOVED[old]:
         assert new.removeprefix("headwise.").replace(".", "/") in FILES
@@ -243,7 +243,7 @@ def test_old_names_still_lead_to_what_moved(old: str) -> None:
             assert getattr(stand, name) is value
 
 
-@pytest.mark.parametrize("module", sorted(moved.RENAMED))
+@each("module", sorted(moved.RENAMED))
 def test_old_names_still_lead_to_what_has_another_name(module: str) -> None:
     stands = importlib.import_module(module)
     for old, now in moved.RENAMED[module].items():
@@ -266,7 +266,7 @@ def test_train_is_short() -> None:
     assert len(TRAIN.read_text().splitlines()) <= 20
 
 
-@pytest.mark.parametrize("name", sorted(FILES))
+@each("name", sorted(FILES))
 def test_no_file_is_unsafe_or_overlong(name: str) -> None:
     source = FILES[name].read_text(encoding="utf-8")
     assert source.isascii()

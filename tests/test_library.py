@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import subprocess
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from headwise.artifacts import published
 from made_networks import REPO, distance
 
 BLOCKS = re.findall(
@@ -32,7 +34,14 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_code_of_the_page_runs(place: Path) -> None:
+def test_the_code_of_the_page_runs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for the export itself, which test_published.py looks at on smaller networks."""
+
+    def export(*given: Any, **options: Any) -> None:
+        Path(signature.bind(*given, **options).arguments["file"]).touch()
+
+    signature = inspect.signature(published.write_onnx)
+    monkeypatch.setattr(published, "write_onnx", export)
     names: dict[str, Any] = {}
     for block in BLOCKS:
         exec(compile(block, "library.md", "exec"), names)

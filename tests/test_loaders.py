@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import io
 import json
 import os
@@ -135,6 +136,7 @@ def hostile(marker: Path) -> dict[str, bytes]:
     }
 
 
+@functools.cache
 def _picture() -> bytes:
     """A small file of a picture that would fill the memory."""
     out = io.BytesIO()
@@ -144,9 +146,6 @@ def _picture() -> bytes:
     finally:
         Image.MAX_IMAGE_PIXELS = limit
     return out.getvalue()
-
-
-NAMES = sorted(hostile(Path("x")))
 
 
 def put(folder: Path, name: str, content: bytes) -> Path:

@@ -20,6 +20,7 @@ from headwise.protocol.plan import plan_run
 from headwise.protocol.recipe import Protocol
 from headwise.protocol.search import Space
 from headwise.runs.sweep import requests_of
+from made_cases import each
 from made_networks import CONF, REPO, compose_config
 
 PAPER = REPO / "src" / "headwise" / "paper"
@@ -159,7 +160,7 @@ def test_rows_are_the_papers(name: str) -> None:
     assert set(configs) - used == shown.extra
 
 
-@pytest.mark.parametrize("name", sorted(SHOWN))
+@each("name", sorted(SHOWN))
 def test_columns_and_axes_are_the_papers(name: str) -> None:
     shown, jobs = SHOWN[name], jobs_of(name)
     base = compose_config(f"experiment={name}")
@@ -234,7 +235,7 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize(("name", "label"), sorted(SETTINGS))
+@each("name, label", sorted(SETTINGS))
 def test_settings_are_the_papers(name: str, label: str) -> None:
     config = configs_of(name)[label]
     plain = {**config["method"], "protocol": config["protocol"], "backbone": config["backbone"]["name"]}
@@ -245,7 +246,7 @@ def test_settings_are_the_papers(name: str, label: str) -> None:
         assert value == wanted, f"{key} of {label}"
 
 
-@pytest.mark.parametrize("name", [name for name in sorted(SHOWN) if name.startswith("heart_")])
+@each("name", [name for name in sorted(SHOWN) if name.startswith("heart_")])
 def test_low_rank_rows_that_are_compared_have_one_dropout(name: str) -> None:
     rates = {
         label: config["method"]["dropout"]
@@ -255,7 +256,7 @@ def test_low_rank_rows_that_are_compared_have_one_dropout(name: str) -> None:
     assert set(rates.values()) == {0.1}, rates
 
 
-@pytest.mark.parametrize("name", sorted(SHOWN))
+@each("name", sorted(SHOWN))
 def test_what_is_searched_can_be_built_and_applies(name: str) -> None:
     for label, config in configs_of(name).items():
         protocol = Protocol(**config["protocol"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import re
@@ -15,17 +14,17 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-import test_conformance as conformance
 from headwise.artifacts.export import export_merged
 from headwise.errors import ConfigError
 from headwise.methods.base import build_method
 from headwise.runs.experiment import run
 from made_networks import NETWORKS, REPO, compose_config, network
 from made_phases import unfolded
+from test_conformance import CHECKS, run_checks
 
 TEXT = (REPO / "docs" / "howto" / "own_method.md").read_text(encoding="utf-8")
 TINY = ["backbone=vit_tiny_random", "dataset=dsprites_loc", "data=synthetic", "protocol=smoke"]
-FAST = [*TINY, "trainer=cpu", "trainer.threads=1", "trainer.progress=false"]
+FAST = [*TINY, "trainer=cpu", "trainer.threads=1", "trainer.progress=false", "logger.pictures=false"]
 
 
 def block(language: str) -> str:
@@ -87,32 +86,11 @@ def test_the_documented_command(own: Path, tmp_path: Path) -> None:
     assert list(tmp_path.glob("runs/krona/**/result.json"))
 
 
-CHECKS = [
-    check
-    for name, check in vars(conformance).items()
-    if name.startswith("test_") and not any(mark.name == "slow" for mark in getattr(check, "pytestmark", []))
-]
-
-
 @pytest.mark.parametrize("family", NETWORKS)
 def test_it_passes_conformance(place: str, family: str, tmp_path: Path) -> None:
     phases = unfolded(composed(place), family)
     assert len(phases) == 1
-    ran, elsewhere = [], 0
-    for index, check in enumerate(CHECKS):
-        folder = tmp_path / str(index)
-        folder.mkdir()
-        given = {"phases": phases, "vit_phases": phases, "tmp_path": folder}
-        if "vit_phases" in inspect.signature(check).parameters and family != "vit":
-            elsewhere += 1
-            continue
-        try:
-            check(**{name: given[name] for name in inspect.signature(check).parameters})
-        except pytest.skip.Exception:  # no head gates
-            continue
-        ran.append(check.__name__)
-    assert {"test_identity", "test_reach", "test_frozen", "test_gradient", "test_merge", "test_count"} < set(ran)
-    assert len(ran) >= len(CHECKS) - elsewhere - 3
+    assert len(run_checks(phases, CHECKS[family], tmp_path)) >= len(CHECKS[family]) - 3
 
 
 def test_it_can_be_a_first_phase_and_is_rebuilt_from_its_record(place: str) -> None:

@@ -29,10 +29,11 @@ from headwise.results.store import ResultStore
 from headwise.schema import targets
 from headwise.schema.targets import prefixes
 from headwise.storage.hashes import file_sha256
+from made_cases import each
 from made_networks import CONF, compose_config, run
 
 TINY = ["backbone=vit_tiny_random", "dataset=dsprites_loc", "data=synthetic", "protocol=smoke", "rank=r4"]
-FAST = [*TINY, "trainer=cpu", "trainer.threads=1", "trainer.progress=false"]
+FAST = [*TINY, "trainer=cpu", "trainer.threads=1", "trainer.progress=false", "logger.pictures=false"]
 
 PAYLOAD = """
 from pathlib import Path
@@ -174,7 +175,7 @@ def test_no_run_imports_its_method(marker: Path, trained: Path, number: int, tmp
     assert not (tmp_path / "out.safetensors").exists()
 
 
-@pytest.mark.parametrize("trick", TRICKS, ids=lambda trick: next(iter(trick)))
+@each("trick", TRICKS)
 def test_hydras_own_words_are_refused(trick: dict[str, Any]) -> None:
     cfg = compose_config(*TINY, "method=lora")
     for group, build in (("dataset", task_of), ("data", source_of), ("method", lambda spec: build_method(spec, "x"))):
@@ -275,7 +276,7 @@ def test_peft_is_not_told_to_import_or_fetch(field: str, trained: Path, tmp_path
 FEATURES = "tensorflow_datasets.core.features.features_dict.FeaturesDict"
 
 
-@pytest.mark.parametrize(
+@each(
     "text",
     [
         json.dumps({"pythonClassName": "got.payload.X"}),

@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 
+from headwise.analysis import ground, style
 from made_networks import compose_config, run
+
+
+@contextlib.contextmanager
+def _sketched(
+    num_rows: int = 1, num_columns: int = 1, *, panel: Any = None, title: str = "", **options: Any
+) -> Iterator[tuple[Figure, Any]]:
+    made = Figure()
+    yield made, made.subplots(num_rows, num_columns, squeeze=False, **options)
+
+
+@pytest.fixture
+def sketched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw pictures without the search for the size of panels and words, which takes most of an analysis's time.
+
+    That is looked at in test_readable_pictures.py, and by tests of overlap and subspaces that draw as a user does.
+    """
+    monkeypatch.setattr(style, "picture", _sketched)
+    monkeypatch.setattr(ground, "NULLS", 100)
 
 
 @pytest.fixture(scope="session")

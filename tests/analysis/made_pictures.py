@@ -21,9 +21,16 @@ def panels_of(figure: Figure) -> list[Axes]:
     return [axis for axis in figure.axes if axis.axison and axis.get_label() != "<colorbar>"]
 
 
+def lay_out(figure: Figure) -> None:
+    """Give everything its place, once: that takes most of the time."""
+    if figure.get_label() != "laid out":
+        figure.draw_without_rendering()
+        figure.set_label("laid out")
+
+
 def sizes_of(figure: Figure) -> list[tuple[float, float]]:
     """Of each panel, inches."""
-    figure.draw_without_rendering()
+    lay_out(figure)
     width, height = figure.get_size_inches()
     places = [axis.get_position(original=True) for axis in panels_of(figure)]
     return [(place.width * width, place.height * height) for place in places]
@@ -31,7 +38,7 @@ def sizes_of(figure: Figure) -> list[tuple[float, float]]:
 
 def words_of(figure: Figure) -> list[tuple[str, Bbox]]:
     """Titles, names of axes, and the legend, with their boxes."""
-    figure.draw_without_rendering()
+    lay_out(figure)
     texts: list[Text] = [text for text in figure.texts if text.get_text()]
     for axis in figure.axes:
         texts += [axis.xaxis.label, axis.yaxis.label]

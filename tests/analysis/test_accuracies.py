@@ -17,6 +17,7 @@ from headwise.artifacts.saved import SavedRun
 from headwise.comparison.tables import tables
 from headwise.errors import ConfigError
 from headwise.results.records import Result
+from made_cases import each
 from made_networks import REPO
 from made_results import FEWSHOT, few, masked_suite, published_run, run, suite
 
@@ -25,6 +26,7 @@ def drawn(results: list[Result]) -> Analysis:
     return analyse([SavedRun(Path(f"run-{number}"), result) for number, result in enumerate(results)], Options())
 
 
+@pytest.mark.usefixtures("sketched")
 def test_heads_off_and_ratios() -> None:
     made = drawn(masked_suite())
     assert set(made.figures) == set(made.tables) == {"heads_off", "ratios", "parameters", "seeds"}
@@ -52,6 +54,7 @@ def test_shots() -> None:
     check_readable(made.figures["shots"])
 
 
+@pytest.mark.usefixtures("sketched")
 def test_published_points_stand_where_they_belong() -> None:
     made = drawn([published_run("lora", "svhn"), published_run("bi_lora", "svhn")])
     table = made.tables["parameters"]
@@ -60,7 +63,7 @@ def test_published_points_stand_where_they_belong() -> None:
     assert set(table[table["source"] == "run"]["mean"]) == {90.0}
 
 
-@pytest.mark.parametrize(
+@each(
     "printed, number",
     [("0.29 M parameters", 290_000), ("1 MiB fp32-equivalent storage", 262_144), ("", None), ("x", None)],
 )
@@ -68,6 +71,7 @@ def test_sizes_as_papers_print_them(printed: str, number: float | None) -> None:
     assert size_of(printed) == number
 
 
+@pytest.mark.usefixtures("sketched")
 def test_what_seeds_do_is_said() -> None:
     lines = pd.DataFrame({"row": list("aabbc"), "phase": "P1", "column": "t", "value": [1.0, 3.0, 5.0, 5.0, 9.0]})
     assert pooled(lines) == pytest.approx(1.0), "two degrees of freedom, squares of 2 and 0"
@@ -83,6 +87,7 @@ def of_phases(method: str, seed: int, *phases: tuple[str, float]) -> Result:
     return dataclasses.replace(made, phases=named)
 
 
+@pytest.mark.usefixtures("sketched")
 def test_a_phase_that_runs_share_counts_once() -> None:
     first = {0: ("one", 80.0), 1: ("two", 84.0), 2: ("three", 82.0)}
     results = [of_phases("hs_lora", seed, first[seed], (f"heads {seed}", 85.0 + seed)) for seed in (0, 1)]
@@ -99,12 +104,14 @@ def test_a_phase_that_runs_share_counts_once() -> None:
     assert "(2 degrees of freedom)" in " ".join(drawn(nameless).sentences), "of records without fingerprints all count"
 
 
+@pytest.mark.usefixtures("sketched")
 def test_spread_of_the_stored_records() -> None:
     records = (REPO / "docs" / "results" / "records" / "standins").rglob("result.json")
     made = analyse([Recorded.read(file.parent) for file in records], Options())
     assert any("deviate by 1.67 points (18 degrees of freedom)" in sentence for sentence in made.sentences)
 
 
+@pytest.mark.usefixtures("sketched")
 def test_settings_are_drawn_apart() -> None:
     results = [run("a"), run("b"), run("a", weights={"name": "other"}), run("b", weights={"name": "other"})]
     results = [dataclasses.replace(r, key=dataclasses.replace(r.key, name=f"n{i // 2}")) for i, r in enumerate(results)]
@@ -130,6 +137,7 @@ def test_every_method_is_in_the_legend_however_many() -> None:
     assert len({kind for kind in kinds if kind[1] in style.MARKERS}) == 30, "shape or colour is another"
 
 
+@pytest.mark.usefixtures("sketched")
 def test_tasks_beyond_a_picture_are_in_the_next() -> None:
     tasks = [f"task{number}" for number in range(style.MOST_PANELS + 2)]
     made = drawn([run(method, task) for method in ("lora", "bi_lora") for task in tasks])

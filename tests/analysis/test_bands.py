@@ -9,12 +9,11 @@ import pytest
 import torch
 
 from headwise.analysis.bands import COSINE, COVERAGE, FREE, POSITIVE, SHARE, band, percentiles
+from made_cases import each
 
 
-@pytest.mark.parametrize("number", [2, 3, 12])
-@pytest.mark.parametrize(
-    "bounds, middle", [(FREE, 0.0), (SHARE, 0.95), (COSINE, 0.0), (POSITIVE, 3.0), ((0.0, 90.0), 80.0)]
-)
+@each("number", [2, 3, 12])
+@each("bounds, middle", [(FREE, 0.0), (SHARE, 0.95), (COSINE, 0.0), (POSITIVE, 3.0), ((0.0, 90.0), 80.0)])
 def test_a_band_holds_as_many_further_draws_as_it_says(number: int, bounds: tuple[float, float], middle: float) -> None:
     size = 0.02 * (1 if math.isinf(bounds[1]) else bounds[1] - bounds[0])
     draws = middle + size * torch.randn(number + 1, 4000, generator=torch.Generator().manual_seed(0)).clamp(-2.4, 2.4)

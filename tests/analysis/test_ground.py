@@ -18,7 +18,9 @@ from headwise.analysis.opened import drawn, images_of, of_weights, opened
 from headwise.analysis.switches import HeadUpdate, Switches, toggled
 from headwise.artifacts.saved import SavedRun
 from headwise.errors import CheckpointError, ConfigError, WeightsError
+from made_cases import each
 
+pytestmark = pytest.mark.usefixtures("sketched")
 FEW = {"images": 24, "batch_size": 8}
 
 
@@ -117,7 +119,7 @@ def test_stages_of_a_swin_are_told_apart(finished, tmp_path):
     assert [name for name in made.figures if name.startswith("cosines_q")] == [f"cosines_{name}" for name in stages]
     assert not made.tables["matrices"].duplicated(["stage", "block", "projection", "head"]).any()
     assert len(set(made.sentences)) == len(made.sentences)
-    made.write(tmp_path / "out")
+    assert len(made.files(tmp_path)) == 1 + len(made.tables) + 2 * len(made.figures)
     shared = analysis.overlap(run, draws=2)
     assert not shared.tables["heads"].duplicated(["stage", "block", "projection", "head"]).any()
     assert len(set(shared.sentences)) == len(shared.sentences)
@@ -199,7 +201,7 @@ def test_the_size_of_batches_changes_no_table(lora):
             assert torch.allclose(values, expected, atol=1e-6, rtol=1e-3), (count, name)
 
 
-@pytest.mark.parametrize("sizes", [[50, 50], [90, 10], [3] * 40, [1, 99], [200]])
+@each("sizes", [[50, 50], [90, 10], [3] * 40, [1, 99], [200]])
 def test_images_are_drawn_from_every_class_by_the_seed(sizes):
     labels = np.repeat(np.arange(len(sizes)), sizes)  # as lists have them
     total = len(labels)
@@ -277,7 +279,7 @@ def test_masks_that_the_tensors_contradict_are_refused(finished, kind, change):
         getattr(analysis, kind)(broken, **FEW)
 
 
-@pytest.mark.parametrize("total", [1, 2, 13, 144])
+@each("total", [1, 2, 13, 144])
 def test_numbers_of_heads_on_a_curve(total):
     counts = counted(total)
     assert counts[0] == 0 and counts[-1] == total

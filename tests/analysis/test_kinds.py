@@ -17,6 +17,7 @@ from headwise import analysis
 from headwise.analysis.kinds import KINDS, Options, analyse
 from headwise.analysis.made import Analysis, check_place
 from headwise.errors import CheckpointError, ConfigError, WeightsError
+from made_cases import each
 from made_networks import REPO
 from made_scripts import loaded, started
 
@@ -42,7 +43,7 @@ def test_the_package_is_light() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each("kind", KINDS)
 def test_a_kind_has_a_function_that_no_module_hides(kind: str) -> None:
     assert callable(getattr(analysis, kind))
     assert not (REPO / "src" / "headwise" / "analysis" / f"{kind}.py").exists()
@@ -69,13 +70,13 @@ def test_nothing_of_somebody_else_is_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "lines.svg").read_text() != "mine"
 
 
-@pytest.mark.parametrize("name", ["../x", "X", "", "a b", ".a"])
+@each("name", ["../x", "X", "", "a b", ".a"])
 def test_names_are_those_of_files(name: str) -> None:
     with pytest.raises(ConfigError, match="named by small letters"):
         made(tables={name: pd.DataFrame()})
 
 
-@pytest.mark.parametrize(
+@each(
     "options, said",
     [
         ({"seed": -1}, "seed of an analysis must be a whole number from 0, got -1"),
@@ -91,7 +92,7 @@ def test_options_are_checked(options: dict[str, object], said: str) -> None:
     assert said in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each("kind", KINDS)
 def test_what_a_kind_does_not_read_is_refused(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     values = {"greedy": 3, "draws": 4, "images": 5, "split": "val", "batch_size": 6, "seed": 7, "weights": "auto"}
     run = next(RECORDS.glob("methods/lora/**/result.json")).parent
@@ -104,7 +105,7 @@ def test_what_a_kind_does_not_read_is_refused(kind: str, capsys: pytest.CaptureF
         assert f"{kind} does not read {name}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["truth.csv", "old.png", "old.svg"])
+@each("name", ["truth.csv", "old.png", "old.svg"])
 def test_a_folder_of_somebody_else_is_refused_before_any_work(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("mine")
     (tmp_path / "notes.txt").write_text("in nobody's way")
@@ -173,10 +174,11 @@ def test_all_runs_of_a_name(finished: Finished, tmp_path: Path, capsys: pytest.C
 
 
 def test_the_command_writes_what_the_function_gives(
-    finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
 ) -> None:
     run = finished("method=lora")
     assert loaded("analyse").main(["subspaces", str(run), "--out", str(tmp_path / "made"), "--draws", "2"]) == 0
+    request.getfixturevalue("sketched")  # the same numbers, and no second drawing
     given = analysis.subspaces(str(run), draws=2)
     for name, table in given.tables.items():
         pd.testing.assert_frame_equal(

@@ -19,6 +19,7 @@ from headwise.analysis.overlapping import _said_across, _said_within, between_ph
 from headwise.results.records import Result
 from headwise.updates.directions import random_like
 from headwise.updates.sites import Site
+from made_cases import each
 from made_results import run
 
 Finished = Callable[..., Path]
@@ -79,7 +80,7 @@ def test_an_update_of_two_heads_of_one_layer_lights_up_there_and_nowhere_else() 
     assert torch.allclose(within.heads.shared[0, [1, 3]], torch.ones(2, dtype=torch.double), atol=1e-4)
 
 
-@pytest.mark.parametrize("on, said", [((1,), "no layer has two heads with an update"), ((1, 3), "12 heads without an")])
+@each("on, said", [((1,), "no layer has two heads with an update"), ((1, 3), "12 heads without an")])
 def test_sentences_say_which_heads_are_compared(on: tuple[int, ...], said: str) -> None:
     mask = torch.zeros(HEADS)
     mask[list(on)] = 1.0
@@ -93,7 +94,9 @@ def test_sentences_say_which_heads_are_compared(on: tuple[int, ...], said: str) 
 
 
 @pytest.mark.parametrize("method, phases", [("lora", 1), ("hs_lora", 2), ("head_lora", 1)])
-def test_the_analysis_of_a_run(finished: Finished, method: str, phases: int) -> None:
+def test_the_analysis_of_a_run(finished: Finished, method: str, phases: int, request: pytest.FixtureRequest) -> None:
+    if phases == 1:
+        request.getfixturevalue("sketched")
     made = analysis.overlap(finished(f"method={method}"), draws=3)
     table = made.tables["heads"]
     assert len(table) == phases * 2 * 6 * 6
@@ -104,12 +107,14 @@ def test_the_analysis_of_a_run(finished: Finished, method: str, phases: int) -> 
     assert (table[table["phase"] == "head_lora"]["shared"] < 0.5).all()
 
 
+@pytest.mark.usefixtures("sketched")
 def test_runs_that_differ_in_their_variant_alone_are_told_apart(finished: Finished) -> None:
     made = analysis.overlap([finished("method=lora", f"rank=r{rank}") for rank in (4, 8)], draws=2)
     assert set(made.figures) == {"pairs_1", "shares_1", "pairs_2", "shares_2"}
     assert made.tables["heads"]["run"].nunique() == 2
 
 
+@pytest.mark.usefixtures("sketched")
 def test_runs_stand_side_by_side(finished: Finished) -> None:
     made = analysis.overlap([finished("method=hs_lora"), finished("method=lora")], draws=2)
     assert set(made.figures) == {"pairs_1", "shares_1", "phases_1", "pairs_2", "shares_2"}
@@ -117,6 +122,7 @@ def test_runs_stand_side_by_side(finished: Finished) -> None:
     assert sum(sentence.startswith("lora, dsprites_loc") for sentence in made.sentences) == 2
 
 
+@pytest.mark.usefixtures("sketched")
 def test_gains_stand_beside_where_the_second_phase_lies(finished: Finished) -> None:
     made = analysis.overlap([finished("method=hs_lora"), finished("method=hs_lora", "seed=1")], draws=2)
     gains, heads, spaces = (made.tables[name] for name in ("gains", "heads", "phases"))
@@ -128,6 +134,7 @@ def test_gains_stand_beside_where_the_second_phase_lies(finished: Finished) -> N
         assert row.rows == pytest.approx(by_head["rows"].mean())
 
 
+@pytest.mark.usefixtures("sketched")
 @pytest.mark.parametrize("words", [("method=hs_lora",), ("method=hs_lora", "method.heads.gate=heart", "ne=ne1")])
 def test_the_record_of_a_run_says_what_the_analysis_finds(finished: Finished, words: tuple[str, ...]) -> None:
     folder = finished(*words)

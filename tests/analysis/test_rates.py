@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 from made_pictures import check_readable
 
+from headwise.analysis import rate_effect
 from headwise.analysis.kinds import Options, Recorded
 from headwise.analysis.made import Analysis
 from headwise.analysis.rate_effect import AXES, analyse, fit
 from headwise.errors import ConfigError
 from headwise.results.records import Result
+from made_cases import each
 from made_results import run
 
 HEAD = "headwise.methods.hs_lora.HeadLoRA"
@@ -54,6 +56,12 @@ def grid(power: float, apart: float) -> list[Result]:
     ]
 
 
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are behind the interval alone, which no test looks at."""
+    monkeypatch.setattr(rate_effect, "DRAWS", 40)
+
+
 def drawn(results: list[Result]) -> Analysis:
     return analyse([Recorded(Path(f"run-{number}"), result) for number, result in enumerate(results)], Options())
 
@@ -67,7 +75,8 @@ def test_planted_powers_are_found(power: float, apart: float) -> None:
     assert found["explained"] == pytest.approx(1.0)
     assert len(analysis.tables["runs"]) == 32
     assert any(f"to the power of {abs(found['power']):.2f}" in sentence for sentence in analysis.sentences)
-    check_readable(analysis.figures["rates"])
+    if power == 0.8:
+        check_readable(analysis.figures["rates"])
 
 
 def test_a_given_power_is_as_good_as_it_is_right() -> None:
@@ -83,8 +92,8 @@ def test_the_scale_counts_as_rate_and_a_methods_own_rate_before_the_protocols() 
     assert (own.rate, own.rank) == (pytest.approx(0.03), 4)
 
 
-@pytest.mark.parametrize(
-    ("results", "said"),
+@each(
+    "results, said",
     [
         ([*grid(1.0, 0.0), made(LORA, 0.1, 1, 1.0, task="svhn")], "no one curve: .*task.*eurosat.*svhn"),
         ([*grid(1.0, 0.0), made(LORA, 0.1, 1, 1.0, targets=["q"])], "no one curve: .*targets"),

@@ -19,8 +19,9 @@ from headwise.analysis.looking import PRETRAINED, Looked, compared
 from headwise.analysis.lorenz import Carried, curves
 from headwise.analysis.responsive_pictures import MOST_RUNS, agreements, maps, matrix
 from headwise.analysis.switches import Outcome
+from made_cases import each
 
-COUNTS = (1, 3, 14)
+COUNTS = (1, 14)
 
 
 @pytest.fixture(autouse=True)
@@ -34,8 +35,8 @@ def legend(figure: Figure) -> str:
     return " ".join(text.get_text() for one in figure.legends for text in one.get_texts()).replace("\n", " ")
 
 
-@pytest.mark.parametrize("diverging", [True, False])
-@pytest.mark.parametrize(
+@each("diverging", [True, False])
+@each(
     "values, color",
     [([[0.0, 0.0]], 0.0), ([[np.nan, 0.0]], 0.0), ([[3.0, 3.0]], 0.5), ([[3.0, np.nan]], 0.5), ([[1e-9, 1e-9]], 0.5)],
 )
@@ -51,7 +52,7 @@ def test_what_does_not_vary_is_neutral(values: list[list[float]], color: float, 
         assert min(image.cmap(image.norm(0.0))[:3]) > 0.95, "white, not the deepest blue"
 
 
-@pytest.mark.parametrize("values", [[[np.nan]], [[-1.0, 2.0]], [[0.5, 2.0]]])
+@each("values", [[[np.nan]], [[-1.0, 2.0]], [[0.5, 2.0]]])
 def test_ends_of_a_scale(values: list[list[float]]) -> None:
     low, high = style.scale_of(values, diverging=True)
     assert -low == high == (2.0 if np.isfinite(values).any() else 1.0)
@@ -126,7 +127,7 @@ def agreement_rows(runs: list[str]) -> pd.DataFrame:
     )
 
 
-@pytest.mark.parametrize("count", COUNTS)
+@each("count", COUNTS)
 def test_each_run_has_its_own_band(count: int) -> None:
     rows = agreement_rows(names(count))
     figures = agreements(rows, "agreement")
@@ -164,7 +165,7 @@ def carried(name: str) -> Carried:
     return Carried(name, (), (), none, none, chooses, "", 0.0, counts, values, values / 2, random)
 
 
-@pytest.mark.parametrize("count", COUNTS)
+@each("count", COUNTS)
 def test_curves_of_many_runs(count: int) -> None:
     (figure,) = curves([carried(name) for name in names(count)], "curves").values()
     check_readable(figure)
@@ -172,7 +173,7 @@ def test_curves_of_many_runs(count: int) -> None:
     assert all(width > 2.6 and height == pytest.approx(2.1, abs=0.1) for width, height in sizes_of(figure))
 
 
-@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("count", (1, 7))
 def test_attention_of_many_runs(count: int) -> None:
     random = torch.Generator().manual_seed(0)
     looks = [
@@ -194,7 +195,7 @@ def test_attention_of_many_runs(count: int) -> None:
     assert len(scales) == 3, "of an image the same in all pictures"
 
 
-@pytest.mark.parametrize("count", [1, 2, 12])
+@each("count", [1, 2, 12])
 def test_a_band_is_seen_over_a_single_place(count: int) -> None:
     values = torch.full((count,), 0.5)
     null = Band(values, values - 0.1, values + 0.1)

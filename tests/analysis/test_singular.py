@@ -16,6 +16,7 @@ from headwise.artifacts.saved import SavedRun
 from headwise.errors import ConfigError
 from headwise.updates.directions import random_like
 from headwise.updates.sites import Site
+from made_cases import each
 from made_networks import network
 
 Finished = Callable[..., Path]
@@ -77,7 +78,7 @@ def test_a_turned_right_space_reads_so_with_the_left_one_fixed() -> None:
         assert bool((left.value > left.null.high).all()), "what is kept exactly is in no band, however few the draws"
 
 
-@pytest.mark.parametrize("draws", [2, 5])
+@each("draws", [2, 5])
 def test_every_null_has_as_many_draws_as_are_asked_for_and_is_possible(draws: int) -> None:
     for part in found(planted(drawn), draws).values():
         for name, measured in part.measures.items():
@@ -99,7 +100,7 @@ def test_sentences_say_how_many_heads_count() -> None:
     assert not any("without" in line for line in _sentences(found(planted(drawn))["heads"]))
 
 
-@pytest.mark.parametrize("which", ["heads", "whole"])
+@each("which", ["heads", "whole"])
 def test_a_random_update_falls_in_its_bands(which: str) -> None:
     part = found(planted(drawn))[which]
     for name in ("left_match", "right_match", "left_overlap", "right_overlap", "size", "effective_rank"):
@@ -144,6 +145,7 @@ def test_what_a_network_computes_is_what_changed(finished: Finished, method: str
     assert size < 0.06, "a short training changes little: rounding to 4 bits is none of it"
 
 
+@pytest.mark.usefixtures("sketched")
 def test_the_analysis_of_a_run(finished: Finished) -> None:
     made = analysis.subspaces(finished("method=hs_lora"), draws=3)
     table = made.tables["matrices"]

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from headwise.analysis.switches import HeadUpdate, Switches, cumulative, greedy, rows_of, toggled, with_heads
 from headwise.errors import ConfigError
+from made_cases import each
 from made_networks import CLASSES, images, network
 
 BATCHES = [(images(6, seed), torch.arange(6) % CLASSES) for seed in range(2)]
@@ -48,7 +49,7 @@ def brute_force(net, before, off):
     return torch.cat(loss), torch.cat(correct)
 
 
-@pytest.mark.parametrize("name", ["vit", "swin"])
+@each("name", ["vit", "swin"])
 def test_one_off_at_a_time_equals_brute_force(name):
     net, before = trained(name, everywhere(name), bias=True)
     switches = Switches(net, before)
@@ -62,7 +63,7 @@ def test_one_off_at_a_time_equals_brute_force(name):
         assert torch.equal(without.correct[index], correct)
 
 
-@pytest.mark.parametrize("name", ["vit", "swin"])
+@each("name", ["vit", "swin"])
 def test_one_on_at_a_time_equals_brute_force(name):
     net, before = trained(name, everywhere(name))
     switches = Switches(net, before)
@@ -85,7 +86,7 @@ def test_an_update_of_one_head_matters_there_alone():
     assert [update for update, differs in zip(heads, changed, strict=True) if differs] == [only]
 
 
-@pytest.mark.parametrize("name", ["vit", "swin"])
+@each("name", ["vit", "swin"])
 def test_one_after_the_other_equals_brute_force(name):
     net, before = trained(name, everywhere(name))
     switches = Switches(net, before)

@@ -18,6 +18,7 @@ import headwise
 from headwise.artifacts.peftfolder import write_peft
 from headwise.errors import ConfigError, HeadwiseError
 from headwise.network.given import body_content
+from made_cases import each
 from made_networks import CLASSES, FURTHER, distance, images, logits, perturb, plain_timm
 
 X, Y = images(4), torch.arange(4) % CLASSES
@@ -56,7 +57,7 @@ def loaded(folder: Path, model: Any) -> headwise.Adapted:
     return net
 
 
-@pytest.mark.parametrize(
+@each(
     "options",
     [
         {},
@@ -240,7 +241,7 @@ def test_what_peft_says_and_nothing_reads_is_refused(tmp_path: Path) -> None:
         headwise.load(tmp_path)
 
 
-@pytest.mark.parametrize("family", sorted(FURTHER))
+@each("family", sorted(FURTHER))
 def test_networks_whose_attention_lacks_a_bias_hold_several_adapters_as_well(family: str, tmp_path: Path) -> None:
     model = plain_timm(family)
     expected = {}

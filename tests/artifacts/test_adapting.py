@@ -22,6 +22,7 @@ import headwise
 from headwise.artifacts.classifier import Classifier
 from headwise.errors import CheckpointError, ConfigError, HeadwiseError, WeightsError
 from headwise.methods.hs_lora import HeadLoRA
+from made_cases import each
 from made_networks import CLASSES, distance, images, logits, plain_timm
 
 X, Y = images(8), torch.arange(8) % CLASSES
@@ -79,7 +80,7 @@ def test_names_of_timm_and_of_conf_mean_networks() -> None:
     assert tiny().net.model.embed_dim == 48  # type: ignore[comparison-overlap]
 
 
-@pytest.mark.parametrize("model", ["vit_tiny_random", "module"])
+@each("model", ["vit_tiny_random", "module"])
 def test_what_is_saved_is_read_back(model: str, tmp_path: Path) -> None:
     module = plain_timm("vit") if model == "module" else None
     net = tiny(rank=2, class_names=list("abcde")) if module is None else headwise.adapt(module, rank=2)
@@ -180,8 +181,8 @@ def test_it_classifies_copies_and_pickles(tmp_path: Path) -> None:
     assert half.classify(array)[0].probability == pytest.approx(guess.probability, abs=0.02)
 
 
-@pytest.mark.parametrize(
-    ("model", "method", "given", "said"),
+@each(
+    "model, method, given, said",
     [
         ("vit_tiny_random", "head_lora", {"rnak": 3}, r"unknown key method\.rnak=3 \(did you mean 'method\.rank'"),
         ("vit_tiny_random", "head_lroa", {}, r"unknown method 'head_lroa' \(did you mean 'head_lora'"),

@@ -18,6 +18,7 @@ from headwise.data.preparation import Preparation
 from headwise.data.tasks import VTABTask
 from headwise.errors import DataError
 from headwise.methods._fitting import fitted
+from made_cases import each
 from made_networks import CLASSES, SIDE, composed_method, distance, images, logits, network, perturb
 
 NAMES = ["red", "green", "blue", "grey", "brown"]
@@ -32,7 +33,7 @@ def scene(seed: int = 0, shape: tuple[int, ...] = (110, 100, 3)) -> Any:
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
-@pytest.mark.parametrize("shape", [(110, 100, 3), (110, 100, 1), (110, 100), (110, 100, 4), (20, 30, 3)])
+@each("shape", [(110, 100, 3), (110, 100, 1), (110, 100), (110, 100, 4), (20, 30, 3)])
 def test_an_array_is_the_image_that_it_holds(shape: tuple[int, ...]) -> None:
     net, array = classifier(), scene(shape=shape)
     image = Image.fromarray(array[..., 0] if shape[-1] == 1 else array)
@@ -43,7 +44,7 @@ def test_an_array_is_the_image_that_it_holds(shape: tuple[int, ...]) -> None:
         assert torch.equal(net.preprocess(np.stack([array, array])), expected.repeat(2, 1, 1, 1))
 
 
-@pytest.mark.parametrize(
+@each(
     "array",
     [
         scene().astype(np.float32) / 255,
@@ -63,7 +64,7 @@ def test_an_empty_batch_is_an_empty_answer() -> None:
     assert classifier().classify([]) == []
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@each("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_narrow_types_classify_alike(dtype: torch.dtype) -> None:
     net, batch = classifier(), [scene(seed) for seed in range(4)]
     expected = net.probabilities(batch)
@@ -104,7 +105,7 @@ def test_a_folder_is_answered_in_order_and_written_as_csv(tmp_path: Path) -> Non
     assert {row["name"] for row in read} <= set(NAMES)
 
 
-@pytest.mark.parametrize("there", [True, False])
+@each("there", [True, False])
 def test_a_folder_without_images_is_refused(tmp_path: Path, there: bool) -> None:
     with pytest.raises(DataError, match=r"holds no image; looked for names that end in \.bmp"):
         classifier().predict_folder(tmp_path if there else tmp_path / "gone")
@@ -121,7 +122,7 @@ COPIED = ("head_lora", "heart_lora", "dora", "cara", "peft_dora", "adaptformer",
 """One method of each mechanism: factors, a gate, a scale, shared factors, peft's layers, wrappers, prompts."""
 
 
-@pytest.mark.parametrize("name", COPIED)
+@each("name", COPIED)
 def test_a_network_with_a_method_can_be_copied_and_pickled(name: str) -> None:
     net = network("vit")
     installed = fitted(composed_method(name), net)

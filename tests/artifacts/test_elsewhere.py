@@ -38,7 +38,7 @@ def train(root: Path, images: Path, *overrides: str) -> Path:
         compose_config(
             "method=lora", "backbone=vit_tiny_random", "dataset=own/folder", "data=folder", f"data.root={images}",
             "trainer=cpu", "trainer.threads=1", "trainer.progress=false", "protocol.epochs=2", "protocol.batch_size=8",
-            f"root={root}", *overrides,
+            "logger.pictures=false", f"root={root}", *overrides,
         )
     )  # fmt: skip
     (folder,) = (file.parent for file in (root / "runs").glob("**/result.json"))

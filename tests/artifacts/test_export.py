@@ -23,6 +23,7 @@ from headwise.artifacts.export import Classifier, Guess, evaluate, export_merged
 from headwise.artifacts.saved import SavedRun
 from headwise.errors import CheckpointError, ConfigError, DataError, WeightsError
 from headwise.network.backbone import BackboneSpec
+from made_cases import each
 from made_networks import REPO, compose_config, run
 
 AUTO = ["backbone=vit_tiny_random", "backbone.weights=auto", "rank=r4"]
@@ -56,6 +57,7 @@ def train(root: Path, images: Path, *overrides: str) -> Path:
         "trainer=cpu",
         "trainer.threads=1",
         "trainer.progress=false",
+        "logger.pictures=false",
         "protocol.epochs=2",
         "protocol.batch_size=8",
         f"root={root}",
@@ -204,8 +206,8 @@ def test_what_is_no_image_is_refused(trained: Path, given: Any) -> None:
         headwise.load(trained).classify(given)
 
 
-@pytest.mark.parametrize(
-    ("given", "said"),
+@each(
+    "given, said",
     [
         (None, "a run is named by the path of its folder, got NoneType"),
         (5, "a run is named by the path of its folder, got int"),

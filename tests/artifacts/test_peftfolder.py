@@ -13,13 +13,14 @@ import torch
 import headwise
 from headwise.artifacts.peftfolder import read_peft, write_peft
 from headwise.errors import ConfigError
+from made_cases import each
 from made_networks import distance, images, logits, perturb, plain_timm
 
 X = images(4)
 
 
-@pytest.mark.parametrize(
-    ("network", "method", "fields"),
+@each(
+    "network, method, fields",
     [
         ("vit", "lora", {"rank": 2, "scale": 3.0}),
         ("vit", "lora", {"rank": 2, "targets": ["q", "k", "v", "o", "fc1", "fc2"]}),
@@ -41,7 +42,7 @@ def test_out_and_in(network: str, method: str, fields: dict[str, Any], tmp_path:
         assert distance(logits(read_peft(tmp_path, model), X), expected) < 1e-4
 
 
-@pytest.mark.parametrize("dora", [False, True])
+@each("dora", [False, True])
 def test_in_from_peft(dora: bool, tmp_path: Path) -> None:
     config = peft.LoraConfig(r=2, lora_alpha=6, target_modules=["qkv"], modules_to_save=["head"], use_dora=dora)
     model = plain_timm("vit")
@@ -53,7 +54,7 @@ def test_in_from_peft(dora: bool, tmp_path: Path) -> None:
     assert distance(logits(ours.merge(), X), logits(theirs, X)) < 1e-4
 
 
-@pytest.mark.parametrize("method", ["adaptformer", "fact_tt", "bitfit"])
+@each("method", ["adaptformer", "fact_tt", "bitfit"])
 def test_what_peft_cannot_say_is_refused(method: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="peft has no form for"):
         write_peft(headwise.adapt(plain_timm("vit"), method), tmp_path)

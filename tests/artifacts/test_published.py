@@ -16,13 +16,13 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import pipeline
 
 import headwise
 from headwise.artifacts import published
 from headwise.artifacts.export import export_merged
 from headwise.artifacts.published import write_hub, write_onnx
 from headwise.errors import CheckpointError, ConfigError
+from made_cases import each
 from made_networks import compose_config, distance, images, logits, perturb, plain_timm, run
 from made_scripts import loaded, started
 
@@ -33,7 +33,7 @@ FAST = ["dataset=dsprites_loc", "data=synthetic", "protocol=smoke", "trainer=cpu
 def trained(root: Path, *overrides: str) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HEADWISE_CACHE", str(root / "cache"))
-        run(compose_config(*FAST, "trainer.progress=false", f"root={root}", *overrides))
+        run(compose_config(*FAST, "trainer.progress=false", "logger.pictures=false", f"root={root}", *overrides))
     (folder,) = (file.parent for file in (root / "runs").glob("**/result.json"))
     return folder
 
@@ -75,10 +75,16 @@ def test_a_run_is_a_folder_that_timm_loads(finished: Path, tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == [folder]
 
 
+def classifier(folder: Path) -> Any:
+    from transformers import pipeline  # takes seconds, which a process that collects this file need not spend
+
+    return pipeline("image-classification", str(folder), device="cpu")
+
+
 def test_an_adapted_network_is_a_transformers_pipeline(tmp_path: Path) -> None:
     net = adapted()
     write_hub(net, tmp_path / "hub")
-    classify = pipeline("image-classification", str(tmp_path / "hub"), device="cpu")
+    classify = classifier(tmp_path / "hub")
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
     answers = {answer["label"]: answer["score"] for answer in classify(image, top_k=3)}
     assert set(answers) == {"a|b", "c\nd", "<e>"}
@@ -88,7 +94,7 @@ def test_an_adapted_network_is_a_transformers_pipeline(tmp_path: Path) -> None:
     assert r"0. a\|b" in card and "1. c d" in card and r"2. \<e>" in card and "not measured" in card
 
 
-@pytest.mark.parametrize("network", ["swin", "vit"])
+@each("network", ["swin", "vit"])
 def test_a_module_is_published_as_timm_made_it(network: str, tmp_path: Path) -> None:
     net = headwise.adapt(plain_timm(network), "lora", rank=2).eval()
     perturb(net.trainable_parameters(), 0.1)
@@ -96,12 +102,12 @@ def test_a_module_is_published_as_timm_made_it(network: str, tmp_path: Path) -> 
     model = timm.create_model(f"local-dir:{tmp_path / 'hub'}", pretrained=True).eval()
     assert distance(logits(model, X), logits(net, X)) < 1e-5
     assert json.loads((tmp_path / "hub" / "config.json").read_text())["label_names"] == list("01234")
-    classify = pipeline("image-classification", str(tmp_path / "hub"), device="cpu")
+    classify = classifier(tmp_path / "hub")
     assert distance(logits(classify.model.timm_model, X), logits(net, X)) < 1e-5
     assert write_onnx(net, tmp_path / "net.onnx") < 1e-4
 
 
-@pytest.mark.parametrize("stored", [None, 37, 256 * 32 // 224 + 1])
+@each("stored", [None, 37, 256 * 32 // 224 + 1])
 def test_what_timm_resizes_to_is_what_was_trained_on(stored: int | None) -> None:
     net = adapted()
     object.__setattr__(net.preparation, "stored_size", stored)
@@ -109,7 +115,7 @@ def test_what_timm_resizes_to_is_what_was_trained_on(stored: int | None) -> None
     assert int(described["input_size"][-1] / described["crop_pct"]) == net.preparation.side
 
 
-@pytest.mark.parametrize("method", ["head_lora", "adaptformer"])
+@each("method", ["head_lora", "adaptformer"])
 def test_onnx_answers_any_batch(method: str, tmp_path: Path) -> None:
     net = adapted(method=method)
     assert write_onnx(net, tmp_path / "net.onnx") < 1e-4

@@ -20,6 +20,7 @@ from headwise.errors import CheckpointError, ConfigError
 from headwise.methods.bi_lora import BiLoRA
 from headwise.updates.lowrank import LowRank
 from headwise.updates.sites import Site
+from made_cases import each
 from made_networks import CLASSES, REPO, distance, images, logits, network, perturb
 
 SHARED = Path(os.environ.get("HEADWISE_SHARED", REPO.parent / "shared")) / "data" / "bilora"
@@ -41,7 +42,7 @@ def as_published(stored: dict[str, Tensor], head: list[str]) -> bytes:
     return b"".join(np.ascontiguousarray(stored[name].numpy()).tobytes() for name in [*parts, *head])
 
 
-@pytest.mark.parametrize("head_bits", [None, 1])
+@each("head_bits", [None, 1])
 def test_round_trip(head_bits: int | None, tmp_path: Path) -> None:
     method = BiLoRA(label="bi", rank=4, scale=10.0, head_bits=head_bits)
     net = network("vit")

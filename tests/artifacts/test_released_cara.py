@@ -23,6 +23,7 @@ from headwise.network.backbone import BackboneSpec
 from headwise.results.store import ResultStore
 from headwise.runs.experiment import plan_run, run
 from headwise.storage.hashes import file_sha256
+from made_cases import each
 from made_networks import CLASSES, REPO, compose_config, distance, images, logits, network
 
 BLOCKS, WIDTH, HEADS, PARTS, RANK, SCALE = 2, 48, 4, 4, 3, 0.5
@@ -118,7 +119,14 @@ def test_the_released_sizes_are_those_of_vit_b16(tmp_path: Path) -> None:
 
 
 TINY = ["backbone=vit_tiny_random", "dataset=dsprites_loc", "data=synthetic", "protocol=smoke", "trainer=cpu"]
-TINY += ["trainer.threads=1", "trainer.progress=false", "method=hs_lora", "method@method.first=cara", "rank=r4_h2"]
+TINY += [
+    "trainer.threads=1",
+    "trainer.progress=false",
+    "logger.pictures=false",
+    "method=hs_lora",
+    "method@method.first=cara",
+    "rank=r4_h2",
+]
 
 
 def test_it_is_a_first_phase_that_is_tested_and_merged(tmp_path: Path) -> None:
@@ -147,8 +155,8 @@ def test_another_rank_is_refused_by_name(tmp_path: Path) -> None:
         installed.unpack(tensors)
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "message"),
+@each(
+    "name, value, message",
     [
         ("CP_A2", torch.zeros(48, 4), "CP_A2 is (48, 4), expected (48, 3): rank 3 (CP_R1), 2 blocks (CP_A1)"),
         ("CP_A1", torch.zeros(7, 3), "CP_A1 is (7, 3), its rows must be 3 a block"),

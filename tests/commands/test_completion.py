@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from headwise.commands.completion import INSTALL, answered, candidates
+from made_cases import each
 from made_networks import CONF, REPO
 
 TRAIN = REPO / "train.py"
@@ -26,14 +27,14 @@ def options(folder: str) -> set[str]:
     return {file.stem for file in (CONF / folder).glob("*.yaml")}
 
 
-@pytest.mark.parametrize("group", ["method", "dataset", "backbone", "protocol", "experiment", "logger"])
+@each("group", ["method", "dataset", "backbone", "protocol", "experiment", "logger"])
 def test_every_option_of_a_group(group: str) -> None:
     folders = {f"{group}={path.name}/" for path in (CONF / group).iterdir() if path.is_dir()}
     assert set(after(f"{group}=")) == {f"{group}={name}" for name in options(group)} | folders
 
 
-@pytest.mark.parametrize(
-    ("line", "found"),
+@each(
+    "line, found",
     [
         ("method=hs_lora method@method.first=pis", ["method@method.first=pissa"]),
         ("method=hs_lora method@method.heads=head_", ["method@method.heads=head_lora"]),
@@ -90,9 +91,7 @@ def test_other_programs_are_left_alone() -> None:
     assert candidates(TRAIN, "python scripts/list_methods.py method=") == []
 
 
-@pytest.mark.parametrize(
-    "words", [["method=lora"], ["-sc"], ["-sc", "query=tcsh"], ["-sc", "query"], ["-sc", "query=bash", "x=1"]]
-)
+@each("words", [["method=lora"], ["-sc"], ["-sc", "query=tcsh"], ["-sc", "query"], ["-sc", "query=bash", "x=1"]])
 def test_what_is_no_question_is_left_to_others(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert not answered(["train.py", *words])
     assert capsys.readouterr().out == ""
@@ -125,8 +124,8 @@ BREAKS = " \t\n\"'@><=;|&(:"
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
-@pytest.mark.parametrize(
-    ("words", "typed", "found"),
+@each(
+    "words, typed, found",
     [
         (["method", "@", "method.first", "=", "pis"], "method@method.first=pis", ["pissa"]),
         (["method", "@", "method.fi"], "method@method.fi", ["method.first="]),
@@ -148,7 +147,7 @@ _headwise; printf '%s\\n' "${{COMPREPLY[@]}}"
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
-@pytest.mark.parametrize("name", ["train.py", "./train.py", "sub/train.py"])
+@each("name", ["train.py", "./train.py", "sub/train.py"])
 def test_another_projects_train_is_not_run(name: str, tmp_path: Path) -> None:
     """A word is typed behind a train.py that is not this project's, and TAB is pressed."""
     file = tmp_path / name
@@ -165,14 +164,14 @@ _headwise; echo "${{#COMPREPLY[@]}}"
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("shell", ["zsh", "fish"])
+@each("shell", ["zsh", "fish"])
 def test_every_shell_looks_into_the_file_before_it_is_run(shell: str) -> None:
     script = INSTALL[shell]
     assert 0 < script.index("headwise\\.commands") < script.index(f"-sc query={shell}")
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-@pytest.mark.parametrize("work", ["install", "uninstall"])
+@each("shell", ["bash", "zsh", "fish"])
+@each("work", ["install", "uninstall"])
 def test_a_shell_reads_what_is_installed(shell: str, work: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert answered([str(TRAIN), "-sc", f"{work}={shell}"])
     script = capsys.readouterr().out

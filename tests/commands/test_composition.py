@@ -19,6 +19,7 @@ from omegaconf.errors import ConfigAttributeError
 from headwise.commands import composition
 from headwise.commands.composition import KeptLoader
 from headwise.runs.sweep import jobs_of
+from made_cases import each
 
 CONF = Path(__file__).parents[2] / "conf"
 EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
@@ -63,8 +64,8 @@ def test_jobs_of_an_experiment_are_what_hydra_composes(experiment: str, loaders:
     params: Any = OmegaConf.to_container(master.hydra.sweeper.params)
     jobs = jobs_of(params, [f"experiment={experiment}"], kept)
     kept.check(master, jobs)
-    for job in rng.sample(jobs, min(len(jobs), 6)):
-        alike(kept.load_sweep_config(master, job), hydras.load_sweep_config(master, job))
+    job = rng.choice(jobs)
+    alike(kept.load_sweep_config(master, job), hydras.load_sweep_config(master, job))
 
 
 SEVERAL = [
@@ -181,7 +182,7 @@ REACHING = {
 }
 
 
-@pytest.mark.parametrize("beside", ["c: x", "c@b.more: '${a}'", "c@other: '${b}'"])
+@each("beside", ["c: x", "c@b.more: '${a}'", "c@other: '${b}'"])
 def test_options_that_reach_into_each_other_are_composed_together(tmp_path: Path, beside: str) -> None:
     """An option that overrides another group, writes beside its own node, or is named by another choice."""
     files = {**REACHING, "config": f"defaults: [b: x, a: x, {beside}, _self_]\nroot: 1\n"}

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from headwise.commands.command import _in_order
+from made_cases import each
 from made_networks import CONF, REPO, compose_config
 from test_configs import overrides_of
 
@@ -77,7 +78,7 @@ def test_the_page_that_is_asked_for_is_printed(printed: Help) -> None:
     assert _in_order(["method=ssf", "hydra/help=short", "--help-all"])[-1] == "hydra/help=short"
 
 
-@pytest.mark.parametrize("words", [["--help-all"], ["--help", "--resolve"], ["--help-all", "--resolve"]])
+@each("words", [["--help-all"], ["--help", "--resolve"], ["--help-all", "--resolve"]])
 def test_what_is_asked_of_hydra(words: list[str]) -> None:
     asked = _in_order(words)
     assert asked[-1] == "hydra/help=all" and "--help" in asked and "--help-all" not in asked

@@ -17,22 +17,24 @@ from headwise.commands.overrides import readable
 from headwise.commands.sizes import name_of, option, spelled
 from headwise.errors import ConfigError
 from headwise.protocol.plan import plan_run
+from headwise.runs.experiment import run
 from headwise.runs.sweep import requests_of
+from made_cases import each
 from made_networks import CONF, REPO, compose_config
 
 FILES = [file for group in ("rank", "ne") for file in sorted((CONF / group).glob("*.yaml"))]
 TINY = ["backbone=vit_tiny_random", "dataset=dsprites_loc", "data=synthetic", "protocol=smoke", "trainer=cpu"]
-FAST = [*TINY, "trainer.threads=1", "trainer.progress=false"]
+FAST = [*TINY, "trainer.threads=1", "trainer.progress=false", "logger.pictures=false"]
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}/{file.stem}")
+@each("file", FILES)
 def test_a_file_is_a_line_and_says_what_its_name_says(file: Path) -> None:
     assert len(file.read_text().splitlines()) == 1
     assert yaml.safe_load(file.read_text()) == option(file.parent.name, file.stem)
 
 
-@pytest.mark.parametrize(
-    ("typed", "meant"),
+@each(
+    "typed, meant",
     [
         ("rank=8", "rank=r8"),
         ("rank=16x3", "rank=r16"),
@@ -70,7 +72,7 @@ def test_the_same_run_under_every_spelling() -> None:
     assert option("rank", "x") is option("ne", "r8") is option("method", "8") is None
 
 
-@pytest.mark.parametrize(
+@each(
     "choices",
     [
         ("rank=5,r8", "ne=1,0.25"),
@@ -100,15 +102,13 @@ def train(*arguments: str, cache: Path) -> subprocess.CompletedProcess[str]:
 def test_a_number_on_the_command_line(tmp_path: Path) -> None:
     """Equal values by number and by name are one run in one folder; in a sweep as well."""
     options = [*FAST, "method=heart_lora", "method.rank=${rank.global}", f"root={tmp_path / 'out'}"]
-    first = train(*options, "rank=4", "ne=1", cache=tmp_path)
-    assert first.returncode == 0, first.stderr
-    assert "already finished" in train(*options, "rank=r4", "ne=ne1", cache=tmp_path).stdout
+    run(compose_config(*options, "rank=r4", "ne=ne1"))
     assert "already finished" in train("-m", *options, "rank=4", "ne=1", cache=tmp_path).stdout
     assert len(list((tmp_path / "out").glob("runs/**/result.json"))) == 1
 
 
-@pytest.mark.parametrize(
-    ("wrong", "answer"),
+@each(
+    "wrong, answer",
     [
         ("rank=0", "rank.global must be a whole number of at least 1, got 0"),
         ("rank=8x0", "rank.head must be a whole number of at least 1, got 0"),

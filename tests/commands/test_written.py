@@ -9,6 +9,7 @@ import pytest
 
 from headwise.commands.written import writing
 from headwise.errors import ConfigError
+from made_cases import each
 from made_networks import REPO
 from made_scripts import SCRIPTS, loaded, started
 
@@ -41,8 +42,8 @@ def test_every_script_is_known():
     assert {file.stem for file in SCRIPTS.glob("*.py")} == {name.split()[0] for name in (*ASKED, *NOT_ASKED)}
 
 
-@pytest.mark.parametrize("name", ASKED)
-@pytest.mark.parametrize("kind", ["own", "folder", "link"])
+@each("name", ASKED)
+@each("kind", ["own", "folder", "link"])
 def test_a_file_of_somebody_else_stays(name, kind, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "outputs").mkdir()
@@ -106,10 +107,8 @@ def test_the_tensors_of_a_run_are_not_exported_over(tmp_path, capsys):
         assert (tmp_path / name).read_bytes() == before
 
 
-@pytest.mark.parametrize("record", ["result.json", "phase.json"])
-@pytest.mark.parametrize(
-    "name", ["", "config.yaml", "metrics.csv", "curve.png", "phase-2.safetensors", "last.ckpt", "claim-1"]
-)
+@each("record", ["result.json", "phase.json"])
+@each("name", ["", "config.yaml", "metrics.csv", "curve.png", "phase-2.safetensors", "last.ckpt", "claim-1"])
 def test_nothing_of_a_finished_run_is_replaced_whatever_force_says(record, name, tmp_path):
     (tmp_path / record).write_text("{}")
     link = tmp_path.parent / f"{tmp_path.name}-link"

@@ -10,6 +10,7 @@ import yaml
 from headwise.comparison.tables import Table, tables
 from headwise.errors import ConfigError
 from headwise.report.formats import render
+from made_cases import each
 from made_results import published_run, run
 
 TASKS = [yaml.safe_load(f.read_text()) for f in sorted((Path(__file__).parents[2] / "conf" / "dataset").glob("*.yaml"))]
@@ -89,7 +90,7 @@ def test_phases_are_different_rows():
     assert lines[1].endswith("|  | 90.39 |")
 
 
-@pytest.mark.parametrize("label", ["stand-in weights", "synthetic", "unofficial split", "unverified weights"])
+@each("label", ["stand-in weights", "synthetic", "unofficial split", "unverified weights"])
 def test_nothing_published_stands_beside_what_may_not_be_compared(label):
     table = one([published_run(labels=[label])])
     assert table.published.empty
@@ -137,7 +138,7 @@ def test_methods_of_no_paper_need_nothing():
     assert not any("ublished" in note for note in table.notes)
 
 
-@pytest.mark.parametrize("form", ["latex", "csv", "json"])
+@each("form", ["latex", "csv", "json"])
 def test_every_format_has_them(form):
     text = render(tables([published_run(), published_run("linear", labels=["lossy"])], "T", published="always"), form)
     assert "88.9" in text

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import io
 import re
 from html.parser import HTMLParser
 from typing import Any
 from urllib.parse import unquote
 
-import pytest
-
 from headwise.comparison import cells, lineup, twins
 from headwise.comparison.tables import tables
 from headwise.report.formats import render
 from headwise.report.page import report
+from made_cases import each
 from made_results import masked_suite, run
 
 STRANGE = [
@@ -64,7 +64,7 @@ def columns(line: str) -> int:
     return len(re.findall(r"(?<!\\)\|", line)) - 1
 
 
-@pytest.mark.parametrize("text", STRANGE, ids=range(len(STRANGE)))
+@each("text", STRANGE)
 def test_markdown_keeps_its_tables(text: str) -> None:
     results = strange_suite(text)
     pairs, notes = twins.pairs(results)
@@ -81,11 +81,15 @@ def test_markdown_keeps_its_tables(text: str) -> None:
             assert not line.strip() or line.startswith(("#", "- ", "|")) or line[0].isalpha(), line
 
 
-@pytest.mark.parametrize("text", STRANGE, ids=range(len(STRANGE)))
+@functools.cache
+def page_of(text: str) -> str:
+    return report(strange_suite(text), text)
+
+
+@each("text", STRANGE)
 def test_no_spreadsheet_computes_a_name(text: str) -> None:
-    results = strange_suite(text)
-    pages = [render(tables(results, text), "csv")]
-    page = report(results, text)
+    pages = [render(tables(strange_suite(text), text), "csv")]
+    page = page_of(text)
     pages += [unquote(link) for link in re.findall(r'href="data:text/csv;charset=utf-8,([^"]*)"', page)]
     assert len(pages) > 5
     for content in pages:
@@ -95,7 +99,7 @@ def test_no_spreadsheet_computes_a_name(text: str) -> None:
                     float(cell)
 
 
-@pytest.mark.parametrize("text", STRANGE, ids=range(len(STRANGE)))
+@each("text", STRANGE)
 def test_latex_is_escaped(text: str) -> None:
     page = render(tables(strange_suite(text), text), "latex")
     assert not re.search(r"\\(input|write|hline)", page)
@@ -120,18 +124,18 @@ class Page(HTMLParser):
         self.handlers += [name for name, _ in attrs if name.startswith("on")]
 
 
-@pytest.mark.parametrize("text", STRANGE, ids=range(len(STRANGE)))
+@each("text", STRANGE)
 def test_the_report_runs_nothing_of_a_record(text: str) -> None:
     page = Page()
-    page.feed(report(strange_suite(text), text))
+    page.feed(page_of(text))
     assert page.tags.count("script") == 1
     assert "img" not in page.tags
     assert not page.handlers
     assert all(address.startswith(("#", "data:text/csv", "data:,")) for address in page.addresses)
 
 
-@pytest.mark.parametrize(
-    ("given", "kept"),
+@each(
+    "given, kept",
     [
         ("=1+1", "'=1+1"),
         ("  @x", "'  @x"),

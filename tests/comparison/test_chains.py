@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import pytest
-
 from headwise.comparison.controls import EQUAL_SIZE, HEADS, JOINT, ORDER, PHASE, controls_of, is_control, matches
 from headwise.comparison.tables import tables
 from headwise.report.ending import missing_controls, summary
 from headwise.results.records import Result
 from headwise.results.store import ResultStore
+from made_cases import each
 from made_results import LORA, run
 
 HEAD = {"_target_": "headwise.methods.hs_lora.HeadLoRA", "rank": 2}
@@ -107,7 +106,7 @@ def test_a_last_phase_of_shared_updates_has_no_twin_of_its_size() -> None:
     assert list(controls_of(went_on)[PHASE]) == ["longer P1", "longer P2"]
 
 
-@pytest.mark.parametrize("epochs", [100, 0])
+@each("epochs", [100, 0])
 def test_a_file_of_unknown_training_is_not_what_was_trained(epochs: int) -> None:
     went_on = chain("heads", [TAKEN, HEAD], (90.0, 93.0))
     first = dataclasses.replace(went_on.phases[0], epochs=epochs)

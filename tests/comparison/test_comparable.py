@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
-
 from headwise.comparison.comparable import natural, places, varied
 from headwise.comparison.tables import tables
+from made_cases import each
 from made_results import TASKS, run
 
 
@@ -40,7 +39,7 @@ def test_where_it_ran_counts_as_well() -> None:
     ]
 
 
-@pytest.mark.parametrize("several", [{"a": 1}, None])
+@each("several", [{"a": 1}, None])
 def test_a_field_that_only_some_have(several: object) -> None:
     found = notes(tuned({"x": 1}, several))
     assert found

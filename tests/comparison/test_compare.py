@@ -14,6 +14,7 @@ from headwise.comparison.gaps import DIFFERS, SAME, UNKNOWN, Comparison, compari
 from headwise.errors import ConfigError
 from headwise.protocol.presets import POSSIBLY_TUNED
 from headwise.results.store import ResultStore
+from made_cases import each
 from made_results import published_run, run
 
 REPO = Path(__file__).parents[2]
@@ -96,7 +97,7 @@ def test_adapted_projections_are_part_of_what_differs() -> None:
     assert gap(only([published_run("hs_pissa", spec=spec)], "hs_t1_pissa_p1"), "targets").verdict == UNKNOWN
 
 
-@pytest.mark.parametrize("row", ["heart_t1_lora", "hs_t1_pissa_p1", "heart_t1_linear"])
+@each("row", ["heart_t1_lora", "hs_t1_pissa_p1", "heart_t1_linear"])
 def test_drawn_images_are_no_papers_images(row: str) -> None:
     found = only([published_run(labels=["synthetic"])], row)
     assert gap(found, "data").verdict == DIFFERS

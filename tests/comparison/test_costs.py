@@ -9,6 +9,7 @@ from headwise.comparison.lineup import lineups, markdown, plain
 from headwise.comparison.tables import tables
 from headwise.report.formats import FORMATS, render
 from headwise.report.page import report
+from made_cases import each
 from made_results import run
 
 EXTRA = Cost("number of phases", lambda result: 31_000 + len(result.phases))
@@ -19,7 +20,7 @@ def _extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(COSTS, "num_phases", EXTRA)
 
 
-@pytest.mark.parametrize("form", sorted(FORMATS))
+@each("form", sorted(FORMATS))
 def test_a_new_column_is_in_every_format(form: str) -> None:
     text = render(tables([run(), run("other", accuracy=(1.0, 2.0))]), form)
     assert "num_phases" in text if form in ("csv", "json") else "number of phases" in text

@@ -6,10 +6,9 @@ import json
 import re
 from collections import Counter
 
-import pytest
-
 from headwise.protocol.revisions import changed_since
 from headwise.results.records import Result
+from made_cases import each
 from made_networks import REPO
 
 KEPT = REPO / "docs" / "results"
@@ -30,7 +29,7 @@ def test_results_of_older_code_are_apart_and_say_so() -> None:
     assert all(f"`{name}`" in page or f"`{name}/`" in page for name in names)
 
 
-@pytest.mark.parametrize("page", ["docs/heart.md", "docs/results.md", "src/headwise/assets/vit_nano.md"])
+@each("page", ["docs/heart.md", "docs/results.md", "src/headwise/assets/vit_nano.md"])
 def test_a_page_that_shows_older_results_says_so(page: str) -> None:
     text = (REPO / page).read_text(encoding="utf-8")
     assert "results/older" in text

@@ -15,6 +15,7 @@ from headwise.comparison import mechanism
 from headwise.comparison.tables import tables
 from headwise.report.formats import render
 from headwise.results.records import Result, ResultError
+from made_cases import each
 from made_results import run
 
 
@@ -65,7 +66,7 @@ def test_runs_of_one_phase_and_older_records_have_no_such_table() -> None:
     assert "mechanism" not in json.loads(render([table], "json"))["tables"][0]
 
 
-@pytest.mark.parametrize("value", ["much", -0.5, 2])
+@each("value", ["much", -0.5, 2])
 def test_measures_that_are_none_are_refused(value: Any) -> None:
     raw = lying(1.0, 0).to_json()
     raw["phases"][1]["extra"]["mechanism"]["rows"] = value
@@ -81,7 +82,9 @@ def test_p_values_are_those_of_a_correlation() -> None:
         assert mechanism._p_value(found.statistic, 5) == pytest.approx(found.pvalue, rel=1e-6)
 
 
-@pytest.mark.parametrize("sizes", [(1,) * 8 + (5, 5), (3,) * 12, (6, 6)])
+@pytest.mark.parametrize(
+    "sizes", [(1,) * 8 + (5, 5), *(pytest.param(sizes, marks=pytest.mark.slow) for sizes in ((3,) * 12, (6, 6)))]
+)
 def test_of_unrelated_numbers_one_p_in_twenty_is_small(sizes: tuple[int, ...]) -> None:
     draws, small = np.random.default_rng(0), 0
     for _ in range(400):

@@ -12,6 +12,7 @@ import pytest
 from headwise.comparison.paired import CONTRAST, LINE, against, bootstrap, contrast, contrasts
 from headwise.comparison.tables import compare
 from headwise.errors import ConfigError
+from made_cases import each
 from made_results import PROTOCOL, run
 
 
@@ -47,7 +48,7 @@ def test_the_draws_are_fixed_and_the_order_does_not_matter() -> None:
     assert shuffled == contrast({"a": [3.0, 1.0, -1.0], "b": [2.0, 0.5]})
 
 
-@pytest.mark.parametrize(("tasks", "ends"), [([[1.0, 1.0, 1.0]], (1, 1)), ([[1.0], [3.0]], (1, 3)), ([[2.0]], None)])
+@each("tasks, ends", [([[1.0, 1.0, 1.0]], (1, 1)), ([[1.0], [3.0]], (1, 3)), ([[2.0]], None)])
 def test_ends_that_are_known(tasks: list[list[float]], ends: tuple[float, float] | None) -> None:
     assert bootstrap(tasks) == (pytest.approx(ends) if ends else None)
 
@@ -60,7 +61,7 @@ def test_tasks_weigh_the_same_and_pairs_are_counted() -> None:
     assert found.low < found.mean < found.high
 
 
-@pytest.mark.parametrize("number", [1, 5, 6])
+@each("number", [1, 5, 6])
 def test_few_pairs_have_no_interval(number: int) -> None:
     found = contrast({"a": [float(value) for value in range(number)]})
     assert (found.low is None, found.high is None) == (number < 6, number < 6)
@@ -101,8 +102,8 @@ def test_two_rows_meet_where_both_have_task_and_seed() -> None:
     assert against(ACCURACIES, "hs", "hs:P1")["value"].tolist() == [5.0]
 
 
-@pytest.mark.parametrize(
-    ("first", "second", "message"),
+@each(
+    "first, second, message",
     [
         ("hz", "lora", r"'hz' has no finished run here \(did you mean 'hs'\?\); allowed: hs, lora \(e\)"),
         ("hs", "lora:P2", r"'lora' has no tested phase 'P2'|'lora \(e\)' has no tested phase 'P2'"),

@@ -13,6 +13,7 @@ from scipy import stats
 from headwise.comparison.paired import PAIRED, contrast
 from headwise.comparison.pays import PAYS, holm, improvement, interaction, p_value, pays
 from headwise.comparison.tables import compare, tables
+from made_cases import each
 from made_results import TASKS, run
 
 GROUPS = dict(TASKS)
@@ -62,7 +63,7 @@ def test_a_gain_on_structured_tasks_alone_is_found_there() -> None:
     assert (both.tasks, both.pairs) == (15, 45)
 
 
-@pytest.mark.parametrize("seeds", [1, 3])
+@each("seeds", [1, 3])
 def test_a_group_is_summed_up_as_all_tasks_are(seeds: int) -> None:
     lines = planted({"natural": 1.0}, seeds)
     part = lines[lines["group"] == "natural"]

@@ -17,6 +17,7 @@ from headwise.comparison import printed
 from headwise.comparison.gaps import comparisons
 from headwise.errors import ConfigError
 from headwise.results.records import GROUP_SIZES
+from made_cases import each
 from made_results import published_run, run
 
 REPO = Path(__file__).parents[2]
@@ -146,8 +147,8 @@ def test_nothing_forbids_a_faithful_run() -> None:
     assert printed.obstacles(stamped, row, stamped.phases[0]) == []
 
 
-@pytest.mark.parametrize(
-    ("fields", "reason"),
+@each(
+    "fields, reason",
     [
         *(
             ({"labels": [label]}, label)
@@ -165,8 +166,8 @@ def test_what_forbids_a_comparison(fields: dict, reason: str) -> None:
     assert printed.obstacles(result, printed.find("heart_t1_lora"), result.phases[0]) == [reason]
 
 
-@pytest.mark.parametrize(
-    ("method", "row_id", "reasons"),
+@each(
+    "method, row_id, reasons",
     [
         ("lora", "heart_t1_lora", []),
         ("linear", "heart_t1_linear", ["lossy, there lossless"]),

@@ -20,6 +20,7 @@ from headwise.comparison.ranking import Ranking, rank, said, scores
 from headwise.comparison.tables import frame
 from headwise.errors import ConfigError
 from headwise.results.records import Result
+from made_cases import each
 from made_results import run
 
 
@@ -45,7 +46,7 @@ def theirs(table: pd.DataFrame) -> tuple[Any, list[tuple[str, ...]]]:
     return made, [tuple(names[first : last + 1]) for first, last in groups]
 
 
-@pytest.mark.parametrize("gains", [[0, 1, 2, 3], [0, 0.1, 0.2], [0, 3, 3, 6, 6.5, 9]])
+@each("gains", [[0, 1, 2, 3], [0, 0.1, 0.2], [0, 3, 3, 6, 6.5, 9]])
 def test_ours_and_autorank_agree(gains: list[float]) -> None:
     table = group(gains)
     ours, (made, groups) = rank(table), theirs(table)

@@ -14,6 +14,7 @@ from headwise.comparison import lineup
 from headwise.comparison.tables import AVERAGES, Table, compare, recorded, tables
 from headwise.report.formats import render
 from headwise.runs.experiment import summary
+from made_cases import each
 from made_results import FEWSHOT, LORA, PROTOCOL, few, gated, masked_suite, run, suite
 
 
@@ -292,7 +293,7 @@ HEADS = {"_target_": "headwise.methods.hs_lora.HeadLoRA", "rank": 2, "targets": 
 PLAIN = {"_target_": "headwise.methods.hs_lora.MatchedLoRA", "head_rank": 2, "targets": ["q", "v"], "scale": 1.0}
 
 
-@pytest.mark.parametrize("change", [{"head_rank": 3}, {"scale": 2.0}, {"targets": ["q"]}, {"lr": 0.1}])
+@each("change", [{"head_rank": 3}, {"scale": 2.0}, {"targets": ["q"]}, {"lr": 0.1}])
 def test_the_control_of_equal_size_has_the_size_and_the_recipe(change):
     heads, plain = run("hs", accuracy=(70.0, 75.0)), run("then", accuracy=(70.0, 77.0))
     for made, spec in ((heads, HEADS), (plain, {**PLAIN, **change})):
@@ -440,8 +441,8 @@ def test_numbers_of_heads_that_searches_chose_need_not_be_equal():
     assert cell(table, "heart", "svhn", "P1 - random heads off", "paired")["mean"] == 0.0
 
 
-@pytest.mark.parametrize(
-    ("kind", "other"),
+@each(
+    "kind, other",
     [
         ("random rows", phased("permuted", (70.0, 74.0), FIRST, {**PERMUTED, "rank": 3})),
         ("random rows", phased("permuted", (70.0, 74.0), {**FIRST, "rank": 4}, PERMUTED)),
@@ -493,9 +494,8 @@ def test_controls_are_sought_among_runs_of_other_names_where_they_lack():
     assert not one([longer], others=unneeded).answers
 
 
-@pytest.mark.parametrize(
-    ("size", "said_of"),
-    [(1000, None), (1005, None), (950, "NOT OF EQUAL SIZE, the control called so has, of hs -5.0 %")],
+@each(
+    "size, said_of", [(1000, None), (1005, None), (950, "NOT OF EQUAL SIZE, the control called so has, of hs -5.0 %")]
 )
 def test_a_control_that_is_not_of_equal_size_says_so(size, said_of):
     """Issue 14, A4: the older control is one still, and its size is said in the table and in the run's summary."""
@@ -529,7 +529,7 @@ def test_updates_per_head_meet_plain_lora_of_their_size():
     assert any(answer.startswith("Are the per-head updates of head_lora better") for answer in table.answers)
 
 
-@pytest.mark.parametrize(
+@each(
     "fields",
     [{"spec": {**PLAIN, "head_rank": 3}}, {"spec": {**PLAIN, "scale": 2.0}}, {"spec": LORA, "epochs": 50}, {"seed": 1}],
 )
@@ -544,7 +544,7 @@ def test_a_control_may_get_its_epochs_from_the_protocol():
     assert cell(made[0], "hs", "svhn", "P2 - longer P1", "paired")["mean"] == 1.0
 
 
-@pytest.mark.parametrize(
+@each(
     "fields",
     [
         {"epochs": 100},

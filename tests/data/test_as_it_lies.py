@@ -14,6 +14,7 @@ from headwise.data.stores.folder import FolderSource
 from headwise.data.stores.listfiles import read_list
 from headwise.data.tasks import VTABTask
 from headwise.errors import ConfigError, DataError
+from made_cases import each
 
 DATASET = {"group": "own", "name": "folder", "num_classes": None, "folders": ["."], "class_names": []}
 SPLITS = ("train800", "val200", "train800val200", "test")
@@ -73,8 +74,8 @@ def test_one_root_is_split_alike_everywhere(tmp_path: Path) -> None:
     assert FolderSource(tmp_path / "one").fingerprint(task) == FolderSource(tmp_path / "one").fingerprint(task)
 
 
-@pytest.mark.parametrize(
-    ("name", "text"),
+@each(
+    "name, text",
     [
         ("train.txt", "a b.png cat\nc,d.png great dog\n"),
         ("train.txt", "a b.png\tcat\nc,d.png\tgreat dog\n"),
@@ -135,7 +136,7 @@ def test_class_folders_say_which_test_images_are_in_the_training_set(tmp_path: P
     assert "test images in train: 1" in FolderSource(tmp_path).labels(task)
 
 
-@pytest.mark.parametrize("label", ["9" * 5000, "99999999"])
+@each("label", ["9" * 5000, "99999999"])
 def test_a_huge_label_makes_no_huge_classifier(label: str, tmp_path: Path) -> None:
     (tmp_path / "train.txt").write_text(f"a.png 0\nb.png {label}\n")
     with pytest.raises(DataError, match=r"a label is 9+, and there are 2 labels"):

@@ -11,6 +11,7 @@ from headwise.data import augment
 from headwise.data.sources import SyntheticSource
 from headwise.data.vtab import TrainBatches, VTABDataModule
 from headwise.errors import ConfigError
+from made_cases import each
 
 IMAGES = torch.randint(0, 256, (12, 3, 40, 40), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 
@@ -62,8 +63,8 @@ def test_a_loop_may_stop_early() -> None:
     loader.close()  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("number", range(len(augment.OPERATIONS)))
-@pytest.mark.parametrize("strength", [0.0, 0.9, 1.0])
+@each("number", range(len(augment.OPERATIONS)))
+@each("strength", [0.0, 0.9, 1.0])
 def test_every_operation_keeps_shape_and_type(number: int, strength: float) -> None:
     for sign in (-1.0, 1.0):
         image = augment.OPERATIONS[number](IMAGES[0], strength, sign)

@@ -24,6 +24,7 @@ from headwise.data.stores.folder import FolderSource
 from headwise.data.tasks import VTABTask
 from headwise.data.vtab import VTABDataModule
 from headwise.errors import ConfigError, DataError, HeadwiseError
+from made_cases import each
 
 SMALL = 1e-6
 """GiB: everything is too much for the memory."""
@@ -200,7 +201,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, cache: Path, damage: Callable[[
         FolderSource(tmp_path, SMALL).load(task, "test", 32)
 
 
-@pytest.mark.parametrize("found", [3, 5])
+@each("found", [3, 5])
 def test_a_source_that_gives_other_than_it_has(found: int) -> None:
     def chunks() -> Iterator[Pixels]:
         for number in range(found):

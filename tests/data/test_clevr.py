@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
-import pytest
 from made_trees import load_task
 
 from headwise.data import labels
 from headwise.data.splits import record_order
 from headwise.data.synthetic import clevr, rays
+from made_cases import each
 
 INDICES = np.arange(60)
 SCENES = [clevr.scene("train", int(index)) for index in INDICES]
@@ -83,7 +83,7 @@ def test_pixels_repeat() -> None:
     assert not np.array_equal(first[0], clevr.render("validation", INDICES[:1])[0])
 
 
-@pytest.mark.parametrize("name", ["clevr_count", "clevr_dist"])
+@each("name", ["clevr_count", "clevr_dist"])
 def test_the_slices_hold_what_a_run_needs(name: str) -> None:
     from headwise.data.sources import SyntheticSource
 

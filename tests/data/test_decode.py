@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from headwise.data.decode import RESIZES, decode, decode_all, fit_all
 from headwise.errors import ConfigError, DataError
+from made_cases import each
 
 RGB = np.random.default_rng(0).integers(0, 256, (8, 10, 3), dtype=np.uint8)
 GREY = RGB[..., 0]
@@ -70,8 +71,8 @@ def jpeg_bytes() -> bytes:
     return stream.getvalue()
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
+@each(
+    "content, message",
     [
         (b"", r"test.txt, line 7: image .*broken.jpg' is empty \(0 bytes\)"),
         (b"no image at all", r"test.txt, line 7: image .*broken.jpg' cannot be decoded \(cannot identify"),
@@ -120,7 +121,7 @@ def test_drawn_images_are_resized_only_above_the_native_limit() -> None:
     assert images.shape == (2, 32, 32, 3) and not native
 
 
-@pytest.mark.parametrize("shape", [(37, 61, 3), (200, 150, 3), (5, 9, 1)])
+@each("shape", [(37, 61, 3), (200, 150, 3), (5, 9, 1)])
 def test_tf_bilinear_is_interpolate_without_antialiasing(shape: tuple[int, ...]) -> None:
     image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     tensor = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float()

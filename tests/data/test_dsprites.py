@@ -10,6 +10,7 @@ from made_trees import load_task
 
 from headwise.data.sources import SyntheticSource
 from headwise.data.synthetic import dsprites
+from made_cases import each
 
 SOURCE = SyntheticSource()
 LOC, ORI = load_task("dsprites_loc"), load_task("dsprites_ori")
@@ -89,7 +90,7 @@ def test_square_is_exact_on_the_scale_ladder() -> None:
         assert (rows[0], rows[-1]) == (columns[0], columns[-1]) == (16 - side // 2, 15 + side // 2)
 
 
-@pytest.mark.parametrize("shape", range(3))
+@each("shape", range(3))
 def test_areas_follow_the_geometry(shape: int) -> None:
     area = [(2 * 9.6) ** 2, np.pi * 12.8 * 7.2, None][shape]
     areas = [draw(index(shape, 5, o, 7, 9)).astype(bool).sum() for o in range(1, 39)]

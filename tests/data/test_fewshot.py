@@ -19,6 +19,7 @@ from headwise.data.synthetic import records
 from headwise.data.synthetic.standin import StandIn
 from headwise.data.tasks import DRAWS, SHOTS, VTABTask
 from headwise.errors import ConfigError, DataError
+from made_cases import each
 
 SETS = ("food101", "cars196", "flowers102", "aircraft", "pets")
 SOURCE = SyntheticSource()
@@ -47,8 +48,8 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("name", SETS)
-@pytest.mark.parametrize("shots", SHOTS)
+@each("name", SETS)
+@each("shots", SHOTS)
 def test_a_draw_has_exactly_k_images_per_class(name: str, shots: int) -> None:
     task = few(name, shots)
     parts = fewshot.slices(task, "train800")
@@ -70,7 +71,7 @@ def test_draws_are_fixed_and_independent() -> None:
         fewshot.draw(few("pets", 16), np.arange(370) % 37)
 
 
-@pytest.mark.parametrize("name", SETS)
+@each("name", SETS)
 def test_training_and_test_images_are_apart(name: str) -> None:
     task = few(name)
     ranges: dict[str, list[tuple[str, int, int]]] = {}
@@ -89,7 +90,7 @@ def fewshot_range(part: VTABTask, sizes: dict[str, int]) -> tuple[str, int, int]
     return upstream, first, last
 
 
-@pytest.mark.parametrize("name", SETS)
+@each("name", SETS)
 def test_each_set_loads(name: str) -> None:
     task = few(name, shots=1, draw=2)
     train, test = SOURCE.load(task, "train800val200", 32, limit=8), SOURCE.load(task, "test", 32, limit=8)
@@ -197,8 +198,8 @@ def test_another_test_list_is_unofficial(tree: Path) -> None:
     assert FolderSource(tree).labels(replace(toy(), num_test=7)) == ["own draw", "unofficial split"]
 
 
-@pytest.mark.parametrize(
-    ("shots", "draw", "message"),
+@each(
+    "shots, draw, message",
     [
         (None, 0, r"'fewshot_pets': shots must be given; add shots=K to the command, K one of 1, 2, 4, 8, 16"),
         (3, 0, r"shots=3 is not one of the published"),

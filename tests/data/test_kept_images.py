@@ -12,6 +12,7 @@ from headwise.data import kept
 from headwise.data.kept import KeptImages
 from headwise.data.pixels import Pixels
 from headwise.data.tasks import VTABTask
+from made_cases import each
 
 TASK = VTABTask(name="toy", group="natural", num_classes=5, num_test=None, folders=["toy"])
 
@@ -47,8 +48,8 @@ def test_every_split_is_read_once_for_all_runs() -> None:
     assert (run.labels(TASK), run.count(TASK, "test"), run.fingerprint(TASK)) == (["mine"], 4, "content")
 
 
-@pytest.mark.parametrize(
-    ("config", "content", "how"),
+@each(
+    "config, content, how",
     [
         ({"root": "b"}, "content", (8, "pil_bicubic", None)),
         ({"root": "a"}, "others", (8, "pil_bicubic", None)),

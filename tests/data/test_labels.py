@@ -8,6 +8,7 @@ import pytest
 
 from headwise.data import labels
 from headwise.errors import ConfigError, DataError
+from made_cases import each
 
 
 def clevr(depths: Sequence[float]) -> dict[str, Any]:
@@ -26,8 +27,8 @@ def test_clevr_count() -> None:
             labels.clevr_count(clevr([9.0] * count))
 
 
-@pytest.mark.parametrize(
-    ("depth", "expected"),
+@each(
+    "depth, expected",
     [(0.1, 0), (8.0, 0), (8.001, 1), (8.5, 1), (8.51, 2), (9.0, 2), (9.5, 3), (10.0, 4), (10.001, 5), (99.0, 5)],
 )
 def test_clevr_distance_belongs_to_the_bin_below_its_edge(depth: float, expected: int) -> None:
@@ -41,8 +42,8 @@ def test_clevr_distance_outside_of_the_bins() -> None:
         labels.clevr_dist(clevr([]))
 
 
-@pytest.mark.parametrize(
-    ("vehicles", "expected"),
+@each(
+    "vehicles, expected",
     [
         ([(0, 8.0)], 0),
         ([(0, 8.001)], 1),

@@ -10,6 +10,7 @@ from headwise.data.stores import listfiles
 from headwise.data.stores.listfiles import digests, locate, read_list
 from headwise.errors import DataError
 from headwise.storage import hashes
+from made_cases import each
 
 
 def settle(*files: Path) -> None:
@@ -24,8 +25,8 @@ def test_label_follows_the_last_space(tmp_path: Path) -> None:
     assert [(e.path, e.label, e.line) for e in entries] == [("a/b c.jpg", 0, 1), ("d.jpg", 2, 2)]
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
+@each(
+    "text, message",
     [
         ("", r"test\.txt: is empty"),
         ("\n \n", r"test\.txt: is empty"),

@@ -24,6 +24,7 @@ from headwise.data.stored import Facts, Reading, facts
 from headwise.data.stores.folder import FolderSource
 from headwise.data.tasks import VTABTask
 from headwise.errors import ConfigError, DataError
+from made_cases import each
 
 ORIENTATIONS = range(1, 9)
 RNG = np.random.default_rng(0)
@@ -103,7 +104,7 @@ def test_own_photographs_are_turned_upright_and_official_ones_are_not(
     assert decode(file, 3, "here", Reading()).flags.writeable
 
 
-@pytest.mark.parametrize("value", [0, 9, 65535, "6", (6, 6)])
+@each("value", [0, 9, 65535, "6", (6, 6)])
 def test_an_orientation_that_is_none_is_ignored(value: object) -> None:
     image = Image.fromarray(SCENE)
     image.getexif()[0x0112] = value

@@ -12,6 +12,7 @@ from PIL import Image
 from headwise.data.decode import RESIZES, SHAPES, squared
 from headwise.data.sources import AutoSource, FolderSource
 from headwise.errors import ConfigError
+from made_cases import each
 
 IMAGE = np.arange(4 * 10 * 3, dtype=np.uint8).reshape(4, 10, 3)
 
@@ -31,7 +32,7 @@ def test_a_crop_is_that_of_a_resized_short_side() -> None:
     assert np.abs(ours - whole)[:, 2:-2].max() <= 2, "but for what lies beyond the edges of the crop"
 
 
-@pytest.mark.parametrize("size", [(120, 200), (40, 60)])
+@each("size", [(120, 200), (40, 60)])
 def test_sources_give_squares_and_say_so_in_the_fingerprint(size: tuple[int, int], tmp_path: Path) -> None:
     write_tree(tmp_path / "dtd", size=size)
     task = load_task("dtd")

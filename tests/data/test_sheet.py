@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 from made_trees import REPO, load_task
 from PIL import Image
 
 from headwise.data.pixels import Pixels
 from headwise.data.sheet import contact_sheet
+from made_cases import each
 
 
 def test_images_stand_in_the_order_of_their_classes() -> None:
@@ -24,7 +24,7 @@ def test_images_stand_in_the_order_of_their_classes() -> None:
     assert sheet.size == (160, 22 + 2 * 40 + 6)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
+@each("channels", [1, 3])
 def test_grey_and_long_names(channels: int) -> None:
     images = np.full((1, 4, 4, channels), 200, dtype=np.uint8)
     sheet = contact_sheet(Pixels(images, np.array([300])), load_task("sun397"), "t" * 200, columns=8, side=30)
@@ -45,8 +45,8 @@ def test_the_script_writes_a_picture(tmp_path: Path) -> None:
         assert sheet.size == (3 * 102 + 6, 22 + 116 + 6)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
+@each(
+    "arguments, message",
     [
         (["cifar10"], "error: unknown task 'cifar10' (did you mean 'cifar100'?)"),
         (["../config"], "error: unknown task '../config'"),

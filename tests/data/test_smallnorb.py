@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from made_trees import load_task
 
 from headwise.data import labels
 from headwise.data.splits import split_ranges
 from headwise.data.synthetic import smallnorb
+from made_cases import each
 
 EVERY = np.arange(smallnorb.SIZES["train"])
 
@@ -46,7 +46,7 @@ def test_golden_factors() -> None:
     assert [smallnorb.lighting("train", index) for index in range(8)] == [5, 5, 3, 0, 5, 2, 0, 0]
 
 
-@pytest.mark.parametrize("kind", range(5))
+@each("kind", range(5))
 def test_front_back_left_and_right_differ(kind: int) -> None:
     """Four quarter turns of one toy: no two views agree, nor mirror each other, beyond noise and light."""
     views = [view("train", kind, 1, 2, azimuth) for azimuth in (0, 4, 9, 13)]

@@ -16,6 +16,7 @@ from PIL import Image
 from headwise.data.sources import AutoSource, FolderSource, SyntheticSource
 from headwise.data.tasks import VTABTask
 from headwise.errors import DataError
+from made_cases import each
 
 
 def own_tree(root: Path, **lists: list[str]) -> VTABTask:
@@ -46,11 +47,18 @@ def test_other_folder_names_are_accepted(tree: Path, toy: VTABTask) -> None:
     assert FolderSource(tree).folder(toy) == tree.resolve() / "toy"
 
 
-@pytest.mark.parametrize(
-    ("name", "folder"),
-    [("cifar100", "cifar"), ("cifar100", "cifar100"), ("pets", "oxford_pet"), ("pets", "oxford_iiit_pet"),
-     ("camelyon", "patch_camelyon"), ("kitti_dist", "kitti"), ("dsprites_loc", "dsprites_location")],
-)  # fmt: skip
+@each(
+    "name, folder",
+    [
+        ("cifar100", "cifar"),
+        ("cifar100", "cifar100"),
+        ("pets", "oxford_pet"),
+        ("pets", "oxford_iiit_pet"),
+        ("camelyon", "patch_camelyon"),
+        ("kitti_dist", "kitti"),
+        ("dsprites_loc", "dsprites_location"),
+    ],
+)
 def test_folder_names_of_known_trees(tmp_path: Path, name: str, folder: str) -> None:
     (tmp_path / folder).mkdir()
     assert FolderSource(tmp_path).folder(load_task(name)).name == folder
@@ -139,7 +147,7 @@ def test_own_images(tmp_path: Path) -> None:
         source.load(task, "train800", 32)
 
 
-@pytest.mark.parametrize("train", [["a.png 0", "b.png 1"], ["a.png 0", "b.png 1", "c.png 0"]], ids=["apart", "within"])
+@each("train", [["a.png 0", "b.png 1"], ["a.png 0", "b.png 1", "c.png 0"]])
 def test_own_search_never_trains_on_its_validation_images(tmp_path: Path, train: list[str]) -> None:
     task = own_tree(tmp_path / "own", train=train, val=["c.png 0"], test=["d.png 1"])
     source = FolderSource(tmp_path / "own")

@@ -8,6 +8,7 @@ from made_trees import REPO, load_task
 
 from headwise.data.splits import parse_slice, record_order, split_ranges, subset
 from headwise.errors import ConfigError, DataError
+from made_cases import each
 
 SIZES = {
     "cifar100": {"train": 50_000, "test": 10_000},
@@ -54,7 +55,7 @@ TEST = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (REPO / "conf" / "dataset").glob("*.yaml")))
+@each("name", sorted(path.stem for path in (REPO / "conf" / "dataset").glob("*.yaml")))
 def test_split_rules_give_the_official_records(name: str) -> None:
     task = load_task(name)
     sizes = SIZES[str(task.builder)]
@@ -67,8 +68,8 @@ def test_split_rules_give_the_official_records(name: str) -> None:
     assert end - begin == task.num_test
 
 
-@pytest.mark.parametrize(
-    ("split", "keys", "first", "expected"),
+@each(
+    "split, keys, first, expected",
     [
         ("train", [str(i) for i in range(50_000)], 0, "16399 1680 47917 17307 27051"),
         ("train", [str(i) for i in range(50_000)], 45_000, "13431 9237 17462"),
@@ -80,7 +81,6 @@ def test_split_rules_give_the_official_records(name: str) -> None:
         ("train", [f"train_{i}" for i in range(262_144)], 0, "251464 132287 133786 86259 230288"),
         ("validation", [f"valid_{i}" for i in range(32_768)], 0, "3270 10310 20603"),
     ],
-    ids=["cifar", "cifar val", "svhn val", "smallnorb", "smallnorb val", "clevr", "clevr val", "pcam", "pcam val"],
 )
 def test_record_order(split: str, keys: list[str], first: int, expected: str) -> None:
     wanted = [int(number) for number in expected.split()]

@@ -14,6 +14,7 @@ from headwise.data.stores.prepared import MARKER
 from headwise.data.synthetic import drawn, records
 from headwise.data.synthetic.standin import StandIn
 from headwise.errors import DataError
+from made_cases import each
 
 CONF = REPO / "conf" / "dataset"
 NAMES = sorted(file.stem for file in CONF.glob("*.yaml")) + [
@@ -35,7 +36,7 @@ def load(name: str, **changes: object) -> object:
     return load_task(name, **({"shots": 1, "draw": 0} if "/" in name else {}), **changes)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@each("name", NAMES)
 def test_every_task_can_be_drawn(name: str) -> None:
     task, source = load(name), SyntheticSource()
     pixels = source.load(task, "test", 40, limit=8)  # type: ignore[arg-type]
@@ -90,7 +91,7 @@ def test_quick_sets_can_be_records_too(name: str, cache: Path, monkeypatch: pyte
     assert list((cache / "synthetic" / "dsprites@1" / "dsprites").rglob("*.array_record*"))
 
 
-@pytest.mark.parametrize("name", ["clevr_count", "smallnorb_azi", "svhn"])
+@each("name", ["clevr_count", "smallnorb_azi", "svhn"])
 def test_a_few_images_are_those_of_the_prepared_set(name: str) -> None:
     task = load_task(name)
     direct, read = (SyntheticSource(records=records).load(task, "test", 40, limit=8) for records in (False, True))
@@ -113,7 +114,7 @@ def test_an_interrupted_drawing_leaves_nothing(cache: Path, monkeypatch: pytest.
     assert len(SyntheticSource().load(task, "test", 40).labels) == 30
 
 
-@pytest.mark.parametrize("name", LOOK_ALIKES[:2] + LOOK_ALIKES[4:])
+@each("name", LOOK_ALIKES[:2] + LOOK_ALIKES[4:])
 def test_records_carry_the_labels_of_the_generator(name: str) -> None:
     """What the label rules make of deserialised features is what they make of the drawn scene."""
     task, source = load_task(name), SyntheticSource()
@@ -129,7 +130,7 @@ def _order(source: SyntheticSource, task: object) -> list[int]:
     return [int(i) for _, indices in source._members(task, "test", np.arange(99)) for i in indices]  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["dsprites_loc", "svhn", "eurosat"])
+@each("name", ["dsprites_loc", "svhn", "eurosat"])
 def test_lossy_copies(name: str) -> None:
     task = load_task(name)
     exact, lossy = (SyntheticSource(lossy=lossy) for lossy in (False, True))

@@ -9,6 +9,7 @@ from made_trees import REPO, SHARED, load_task
 from headwise.data import labels
 from headwise.data.tasks import VTABTask
 from headwise.errors import ConfigError
+from made_cases import each
 
 NAMES = [
     "cifar100",
@@ -41,16 +42,14 @@ def test_the_folder_holds_exactly_the_19_tasks() -> None:
     assert sum(task.num_classes for task in TASKS) == 940
 
 
-@pytest.mark.parametrize(
-    ("group", "tasks", "images"), [("natural", 7, 75_564), ("specialized", 4, 87_138), ("structured", 8, 225_202)]
-)
+@each("group, tasks, images", [("natural", 7, 75_564), ("specialized", 4, 87_138), ("structured", 8, 225_202)])
 def test_groups(group: str, tasks: int, images: int) -> None:
     members = [task for task in TASKS if task.group == group]
     assert (len(members), sum(task.num_test or 0 for task in members)) == (tasks, images)
     assert sum(task.num_test or 0 for task in TASKS) == 387_904
 
 
-@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
+@each("task", TASKS)
 def test_each_task_is_complete(task: VTABTask) -> None:
     assert task.is_official and task.builder and task.versions and set(task.splits) == {"train", "val", "test"}
     assert (task.label_key is None) != (task.label_rule is None)
@@ -76,7 +75,7 @@ def test_every_column_of_the_published_results_is_a_task() -> None:
     assert [known[column] for column in wanted] == NAMES
 
 
-@pytest.mark.parametrize("file", [*FILES, *(REPO / "conf" / "data").glob("*.yaml")], ids=lambda file: file.stem)
+@each("file", [*FILES, *(REPO / "conf" / "data").glob("*.yaml")])
 def test_each_file_says_what_it_is_for_and_how_to_run_it(file: object) -> None:
     first, second, *_ = file.read_text().splitlines()  # type: ignore[attr-defined]
     assert first.startswith("# ") and second.startswith("# Run: python train.py ")
@@ -89,8 +88,8 @@ def test_own_folder_leaves_the_number_of_classes_to_what_is_found() -> None:
     assert not task.is_official and task.folders == (".",) and task.official_count("test") is None
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
+@each(
+    "changes, message",
     [
         ({"group": "special"}, r"task 'toy': unknown group 'special' \(did you mean 'specialized'\?\)"),
         ({"encoding": "png"}, r"task 'toy': unknown encoding 'png'.*allowed: jpeg, lossless"),

@@ -357,6 +357,7 @@ def test_checksum_of_tfrecord_frames(tmp_path: Path) -> None:
         list(tfrecords([(tmp_path / "empty", 0)], [7]))
 
 
+@pytest.mark.slow
 def test_training_never_imports_tensorflow(prepared: tuple[Path, Any], tmp_path: Path) -> None:
     """A package of that name lies on the path and would be found: importing it before triton can crash Python."""
     (tmp_path / "tensorflow").mkdir()

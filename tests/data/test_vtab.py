@@ -15,6 +15,7 @@ from headwise.data.sources import FolderSource, SyntheticSource
 from headwise.data.tasks import VTABTask
 from headwise.data.vtab import EvalBatches, TrainBatches, VTABDataModule, to_tensor
 from headwise.errors import ConfigError
+from made_cases import each
 
 N = 20
 
@@ -154,10 +155,8 @@ def test_preprocess_repeats_grey_and_resizes() -> None:
     assert (result.min(), result.max()) == (pytest.approx(-1), pytest.approx(1))
 
 
-@pytest.mark.parametrize(
-    ("resize", "method"), [("pil_bicubic", Image.Resampling.BICUBIC), ("pil_bilinear", Image.Resampling.BILINEAR)]
-)
-@pytest.mark.parametrize("size", [224, 32])
+@each("resize, method", [("pil_bicubic", Image.Resampling.BICUBIC), ("pil_bilinear", Image.Resampling.BILINEAR)])
+@each("size", [224, 32])
 def test_resizing_on_the_device_is_close_to_pil(resize: str, method: Image.Resampling, size: int) -> None:
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     data = VTABDataModule(load_task("eurosat"), SyntheticSource(), size, resize=resize, mean=(0, 0, 0), std=(1, 1, 1))

@@ -16,6 +16,7 @@ from torch import nn
 from headwise.errors import ConfigError
 from headwise.methods.hs_lora import HeadLoRA
 from headwise.wrappers.bottleneck import Bottleneck
+from made_cases import each
 from made_networks import distance, logits, network, perturb, spec
 
 ERF = np.vectorize(math.erf)
@@ -29,8 +30,8 @@ PLUS = (
 )
 
 
-@pytest.mark.parametrize(
-    ("name", "overrides", "expected"),
+@each(
+    "name, overrides, expected",
     [
         ("houlsby_b8", (), 313_536),
         ("houlsby_b8", ("method.train_ln=true",), 313_536 + 12 * 4 * 768),
@@ -52,7 +53,7 @@ def test_count_on_vit_b16(name: str, overrides: tuple[str, ...], expected: int) 
     assert count(method) == method.count(vit_b16()) == expected
 
 
-@pytest.mark.parametrize("place", ["attn", "mlp"])
+@each("place", ["attn", "mlp"])
 def test_output_is_y_plus_bottleneck_of_y(place: str) -> None:
     net = network("vit")
     installed = build("houlsby_b8").install(net)
@@ -67,7 +68,7 @@ def test_output_is_y_plus_bottleneck_of_y(place: str) -> None:
         np.testing.assert_allclose(array(module(x)), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["houlsby_b8", "pfeiffer", *PLUS, "vpt_adapter_rf256"])
+@each("name", ["houlsby_b8", "pfeiffer", *PLUS, "vpt_adapter_rf256"])
 def test_every_matrix_learns_after_one_step(name: str) -> None:
     net = network("vit")
     installed = build(name).install(net)
@@ -84,7 +85,7 @@ def block_by_hand(net: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
     return middle, own.mlp(own.norm2(middle))
 
 
-@pytest.mark.parametrize("name", ["pfeiffer", "adapter_post"])
+@each("name", ["pfeiffer", "adapter_post"])
 def test_what_the_adapter_reads(name: str) -> None:
     """B11: ``pfeiffer`` the MLP's output (Adapter+'s "intermediate"), ``post`` the sum after the residual."""
     net = network("vit")
@@ -133,8 +134,8 @@ def adapter_plus(name: str, own: Any, parts: dict[str, Any], x: torch.Tensor) ->
     return middle + branch + (0 if name == "adapter_pre" else corrected(whole, middle + branch))
 
 
-@pytest.mark.parametrize("scaling", ["constant", "learned", "channel"])
-@pytest.mark.parametrize("name", PLUS)
+@each("scaling", ["constant", "learned", "channel"])
+@each("name", PLUS)
 def test_adapter_plus_as_in_the_equations_of_its_code(name: str, scaling: str) -> None:
     """With a layer scale of 0.5 and a drop-path of 0.3 x, to tell which adapters stand behind them."""
     overrides = {**spec("vit").overrides, "init_values": 0.5}
@@ -214,7 +215,7 @@ def test_drop_path_leaves_out_the_correction_of_whole_samples() -> None:
     torch.testing.assert_close(dropped[~off], whole[~off] / 0.6)
 
 
-@pytest.mark.parametrize("second", ["adaptformer", "vpt_deep", "noah", "houlsby_b8", "repadapter"])
+@each("second", ["adaptformer", "vpt_deep", "noah", "houlsby_b8", "repadapter"])
 def test_other_wrappers_stand_around_an_adapter_behind_a_block(second: str) -> None:
     net = network("vit")
     below = build("adapter_post").install(net)
@@ -233,7 +234,7 @@ def test_other_wrappers_stand_around_an_adapter_behind_a_block(second: str) -> N
     assert distance(logits(net, X), after) <= 1e-4
 
 
-@pytest.mark.parametrize("name", ["houlsby_b8", "adapter_post"])
+@each("name", ["houlsby_b8", "adapter_post"])
 def test_houlsbys_start_is_cut_at_two_deviations(name: str) -> None:
     """B9: a normal of std 0.01 that is cut at 0.02, so its values have the deviation 0.0088.
 

@@ -11,10 +11,11 @@ from made_native import X, array, build, count, step
 from torch import nn
 
 from headwise.errors import ConfigError
+from made_cases import each
 from made_networks import network, perturb
 
 
-@pytest.mark.parametrize(("bias", "expected"), [("false", 147_456), ("true", 156_768)])
+@each("bias, expected", [("false", 147_456), ("true", 156_768)])
 def test_count_on_vit_b16(bias: str, expected: int) -> None:
     assert count(build("adaptformer", f"method.bias={bias}")) == expected
 
@@ -24,7 +25,7 @@ def branch(part: Any, x: Any) -> Any:
     return part.scale * (hidden @ array(part.up.weight).T + array(part.up.bias))
 
 
-@pytest.mark.parametrize("family", ["vit", "swin"])
+@each("family", ["vit", "swin"])
 def test_the_branch_reads_the_residual_without_norm_and_stands_outside_drop_path(family: str) -> None:
     net = network(family)
     installed = build("adaptformer", "method.bias=true", "method.scale=0.7").install(net)

@@ -14,6 +14,7 @@ from torch import nn
 from headwise.errors import CheckpointError, ConfigError
 from headwise.methods.base import Method, build_method
 from headwise.methods.baselines import BitFit, Full, Linear
+from made_cases import each
 from made_networks import batches, compose_config, composed_method, distance, images, logits, network, perturb
 
 
@@ -90,7 +91,7 @@ def test_a_probe_stays_in_evaluation_mode_under_lightning(tmp_path: Path, monkey
     assert phase.num_tunable == 0 and phase.num_head == 5 * 48 + 5 and phase.stored_bytes == 0
 
 
-@pytest.mark.parametrize(("name", "lr"), [("linear", 1e-2), ("full", 1e-4), ("bitfit", None)])
+@each("name, lr", [("linear", 1e-2), ("full", 1e-4), ("bitfit", None)])
 def test_learning_rates_of_the_configurations(name: str, lr: float | None) -> None:
     method = composed_method(name)
     assert method.lr == lr
@@ -98,7 +99,7 @@ def test_learning_rates_of_the_configurations(name: str, lr: float | None) -> No
     assert compose_config(f"method={name}").method.epochs is None
 
 
-@pytest.mark.parametrize("kind", [Linear, Full, BitFit])
+@each("kind", [Linear, Full, BitFit])
 def test_a_gate_is_refused(kind: type[Method]) -> None:
     with pytest.raises(ConfigError, match="has no gate on its heads, got gate=heart"):
         kind(label="x", gate={"count": 1})
@@ -109,8 +110,8 @@ def test_targets_are_refused() -> None:
         Full(label="full", targets=["q"])
 
 
-@pytest.mark.parametrize("first", ["houlsby_b8", "vpt_deep", "adaptformer"])
-@pytest.mark.parametrize("name", ["bitfit", "full", "spt_lora"])
+@each("first", ["houlsby_b8", "vpt_deep", "adaptformer"])
+@each("name", ["bitfit", "full", "spt_lora"])
 def test_what_an_earlier_phase_left_in_place_stays_frozen(first: str, name: str) -> None:
     plain, net = network("vit"), network("vit")
     torch.manual_seed(0)

@@ -17,6 +17,7 @@ from headwise.methods.bi_lora import BiLoRA
 from headwise.updates.quantize import Quantizer
 from headwise.wrappers.bottleneck import Bottleneck
 from headwise.wrappers.quantized import QuantizedBottleneck, QuantizedLinear
+from made_cases import each
 from made_networks import CLASSES, distance, images, logits, network, perturb
 
 METHODS: dict[str, Method] = {
@@ -59,8 +60,8 @@ def test_the_branch_is_a_bottleneck_of_one_bit_matrices() -> None:
         np.testing.assert_allclose(array(block(x)), array(block.inner(x)) + branch, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["vit", "swin"])
-@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+@each("family", ["vit", "swin"])
+@each("method", METHODS.values())
 def test_what_is_stored_gives_the_same_logits(method: Method, family: str) -> None:
     net, found = installed(method, family)
     stored = found.packed()

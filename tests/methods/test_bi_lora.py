@@ -19,6 +19,7 @@ from headwise.methods.lora import LoRA
 from headwise.updates.adapted import AdaptedLinear
 from headwise.updates.lowrank import LowRank
 from headwise.updates.sites import Site
+from made_cases import each
 from made_networks import distance, images, logits, network, perturb
 
 VIT_B = [Site(0, block, proj, 12, 64) for block in range(12) for proj in "qv"]
@@ -48,7 +49,7 @@ def test_sizes_on_vit_b() -> None:
         assert size == 147_840 - len(VIT_B) * off * 64 * 32 // 8 + mask
 
 
-@pytest.mark.parametrize(("options", "expected"), [({"rank": 1}, 4_992), ({"bits": 2}, 295_296), ({"bits": 32}, None)])
+@each("options, expected", [({"rank": 1}, 4_992), ({"bits": 2}, 295_296), ({"bits": 32}, None)])
 def test_sizes_of_variants(options: dict[str, Any], expected: int | None) -> None:
     """Rank 1: 4,992 bytes as published; 32 bits: 4 bytes for each of 1,179,648 numbers."""
     assert stored_bytes(0, **options) == (expected or 4 * 1_179_648)
@@ -79,9 +80,9 @@ def installed(method: BiLoRA, off: int = 0) -> tuple[Any, Installed]:
     return net.eval(), found
 
 
-@pytest.mark.parametrize("options", [{"bits": 1}, {"bits": 2, "codebook": "kmeans"}, {"bits": 8}, {"bits": 32}])
-@pytest.mark.parametrize("stats", ["all", "active_rows"])
-@pytest.mark.parametrize("off", [0, 1, 3])
+@each("options", [{"bits": 1}, {"bits": 2, "codebook": "kmeans"}, {"bits": 8}, {"bits": 32}])
+@each("stats", ["all", "active_rows"])
+@each("off", [0, 1, 3])
 def test_what_is_stored_gives_the_same_logits(options: dict[str, Any], stats: str, off: int) -> None:
     method = BiLoRA(label="bi", rank=5, stats=stats, **options)
     net, found = installed(method, off)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from headwise.errors import ConfigError
 from headwise.methods.boft import BOFT, ButterflyDelta
+from made_cases import each
 from made_networks import network
 
 
@@ -44,7 +45,7 @@ def pair(monkeypatch: pytest.MonkeyPatch, block: int, factors: int) -> tuple[Any
     return theirs, ours(delta)
 
 
-@pytest.mark.parametrize(("block", "factors"), [(4, 1), (4, 2), (2, 3)])
+@each("block, factors", [(4, 1), (4, 2), (2, 3)])
 def test_it_computes_what_peft_does(monkeypatch: pytest.MonkeyPatch, block: int, factors: int) -> None:
     theirs, mine = pair(monkeypatch, block, factors)
     (y, grad), (expected, expected_grad) = pass_through(mine), pass_through(theirs)

@@ -13,10 +13,11 @@ from made_native import X, array, build, count, step
 from headwise.errors import ConfigError
 from headwise.methods.base import Installed
 from headwise.network.backbone import Backbone
+from made_cases import each
 from made_networks import distance, logits, network, perturb
 
 
-@pytest.mark.parametrize(("rank", "expected"), [(32, 85_440), (16, 45_024)])
+@each("rank, expected", [(32, 85_440), (16, 45_024)])
 def test_count_on_vit_b16(rank: int, expected: int) -> None:
     assert count(build("cara", f"method.rank={rank}")) == expected
 

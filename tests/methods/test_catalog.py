@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from headwise.methods._catalog import UNITS, CatalogRow, markdown, measure, printed_sizes
+from made_cases import each
 from made_networks import CONF, composed_method, network
 from made_scripts import loaded
 
@@ -40,11 +41,7 @@ def test_a_method_that_is_not_defined_says_why() -> None:
     assert "- noah: not on this backbone (method 'noah' is defined for networks with one" in markdown([entry], "swin")
 
 
-@pytest.mark.parametrize(
-    "file",
-    sorted([*(CONF / "method").glob("*.yaml"), *(CONF / "method" / "peft").glob("*.yaml")]),
-    ids=lambda f: f.stem,
-)
+@each("file", sorted([*(CONF / "method").glob("*.yaml"), *(CONF / "method" / "peft").glob("*.yaml")]))
 def test_every_method_names_its_paper(file: Path) -> None:
     about = loaded("list_methods").about(file.relative_to(CONF / "method").with_suffix("").as_posix())
     is_own = about.startswith(("Baseline", "Control"))

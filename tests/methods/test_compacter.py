@@ -10,12 +10,12 @@ import torch
 from made_native import array, build, count
 
 from headwise.errors import ConfigError
+from made_cases import each
 from made_networks import network, perturb
 
 
-@pytest.mark.parametrize(
-    ("overrides", "expected"),
-    [((), 38_464), (("method.bias=true",), 57_664), (("method.plus_plus=true",), 12 * 1600 + 64)],
+@each(
+    "overrides, expected", [((), 38_464), (("method.bias=true",), 57_664), (("method.plus_plus=true",), 12 * 1600 + 64)]
 )
 def test_count_on_vit_b16(overrides: tuple[str, ...], expected: int) -> None:
     assert count(build("compacter", *overrides)) == expected

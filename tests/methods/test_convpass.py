@@ -14,6 +14,7 @@ from torch import nn
 from headwise.errors import ConfigError
 from headwise.network.backbone import Backbone
 from headwise.wrappers.bypass import ConvBypass
+from made_cases import each
 from made_networks import CLASSES, composed_method, distance, logits, network, perturb, spec
 
 COUNTS = [
@@ -23,7 +24,7 @@ COUNTS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "overrides", "expected"), COUNTS)
+@each("name, overrides, expected", COUNTS)
 def test_count_on_vit_b16(name: str, overrides: tuple[str, ...], expected: int) -> None:
     method = build(name, *overrides)
     assert count(method) == method.count(vit_b16()) == expected
@@ -70,8 +71,8 @@ def with_registers() -> Backbone:
 NETWORKS = {"vit": (lambda: network("vit"), 1), "registers": (with_registers, 3), "swin": (lambda: network("swin"), 0)}
 
 
-@pytest.mark.parametrize("name", ["convpass", "convpass_attn"])
-@pytest.mark.parametrize("family", NETWORKS)
+@each("name", ["convpass", "convpass_attn"])
+@each("family", NETWORKS)
 def test_the_formula(family: str, name: str) -> None:
     made, prefix = NETWORKS[family]
     net = made()
@@ -129,7 +130,7 @@ def test_each_branch_has_a_draw_of_drop_path_of_its_own() -> None:
         assert min(distance(found, a + 10 * b) for a, b in (second, second[::-1])) <= 1e-4
 
 
-@pytest.mark.parametrize("conv", ["identity", "xavier"])
+@each("conv", ["identity", "xavier"])
 def test_start(conv: str) -> None:
     part = ConvBypass(48, 6, (4, 4), conv=conv)
     assert not any(bool(tensor.any()) for tensor in (part.down.bias, part.conv.bias, part.up.weight, part.up.bias))
@@ -180,8 +181,8 @@ def places(net: Backbone, installed: Any) -> list[tuple[int, int]]:
     return seen
 
 
-@pytest.mark.parametrize("first", [True, False], ids=["prompts below", "prompts above"])
-@pytest.mark.parametrize("name", ["vpt_shallow", "vpt_deep"])
+@each("first", [True, False])
+@each("name", ["vpt_shallow", "vpt_deep"])
 def test_prompts_before_the_patches_are_none(name: str, first: bool) -> None:
     net, prompts, kept = network("vit"), build(name, "method.prompts=3"), None
     for method in (prompts, build("convpass")) if first else (build("convpass"), prompts):
@@ -205,8 +206,8 @@ def test_nor_are_noahs_prompts_behind_them() -> None:
         assert all(tokens >= 17 for tokens, _ in places(net, kept))
 
 
-@pytest.mark.parametrize("other", ["adaptformer", "adapter_post", "houlsby_b8", "repadapter", "ssf"])
-@pytest.mark.parametrize("first", [True, False], ids=["other below", "other above"])
+@each("other", ["adaptformer", "adapter_post", "houlsby_b8", "repadapter", "ssf"])
+@each("first", [True, False])
 def test_it_stands_with_other_parts_in_either_order(other: str, first: bool) -> None:
     net = network("vit")
     names = (other, "convpass") if first else ("convpass", other)
@@ -227,8 +228,8 @@ def test_refuses() -> None:
         build("convpass", "method.targets=[q]")
 
 
-@pytest.mark.parametrize(
-    ("overrides", "message"),
+@each(
+    "overrides, message",
     [
         ({"patch_drop_rate": 0.5}, r"drops some in training; allowed: backbone\.overrides\.patch_drop_rate=0"),
         ({"dynamic_img_pad": True}, r"over the grid of patches, which PatchEmbed does not state"),

@@ -16,6 +16,7 @@ from torch import nn
 from headwise.errors import ConfigError
 from headwise.methods._catalog import measure, printed_sizes
 from headwise.network.backbone import Backbone
+from made_cases import each
 from made_networks import CONF, NETWORKS, network, plain_timm
 
 COUNTS = {
@@ -74,13 +75,13 @@ def of(setting: str) -> Any:
     return build(name, *overrides)
 
 
-@pytest.mark.parametrize("setting", COUNTS)
+@each("setting", COUNTS)
 def test_count_on_vit_b16(setting: str) -> None:
     method = of(setting)
     assert count(method) == method.count(vit_b16()) == COUNTS[setting]
 
 
-@pytest.mark.parametrize("family", NETWORKS)
+@each("family", NETWORKS)
 def test_what_trains_of_the_network_itself_is_counted_as_timm_has_it(family: str) -> None:
     net, plain = network(family), plain_timm(family)
     sizes = {name: p.numel() for name, p in plain.named_parameters() if not name.startswith("head.")}
@@ -91,7 +92,7 @@ def test_what_trains_of_the_network_itself_is_counted_as_timm_has_it(family: str
     assert of("ssf").count(net) == sum(layer.weight.shape[0] * (1 + (layer.bias is not None)) for layer in layers)
 
 
-@pytest.mark.parametrize("file", sorted((CONF / "method" / "peft").glob("*.yaml")), ids=lambda file: file.stem)
+@each("file", sorted((CONF / "method" / "peft").glob("*.yaml")))
 def test_the_size_that_a_file_of_pefts_methods_names(file: Any) -> None:
     """The conformance tests hold the closed forms against what peft installs in tiny networks."""
     said = re.findall(r"\b([\d,]+) on q and v of ViT-B/16", file.read_text())
@@ -109,7 +110,7 @@ def test_what_cannot_be_counted_says_why() -> None:
         uneven.count(vit_b16())
 
 
-@pytest.mark.parametrize("size", [size for size in printed_sizes() if size.setting], ids=lambda s: f"{s.paper}-{s.row}")
+@each("size", [size for size in printed_sizes() if size.setting])
 def test_what_is_said_of_a_printed_size(size: Any) -> None:
     setting = " ".join(size.setting).removeprefix("method=")
     expected = {**COUNTS, **{name: parameters for name, parameters, _ in NEEDING_WEIGHTS}}
@@ -128,7 +129,7 @@ def real() -> Backbone:
     return net
 
 
-@pytest.mark.parametrize(("setting", "parameters", "stored"), NEEDING_WEIGHTS)
+@each("setting, parameters, stored", NEEDING_WEIGHTS)
 def test_counts_that_need_weights(setting: str, parameters: int, stored: int | None) -> None:
     (entry,) = measure(setting, "", of(setting).phases(), real())
     assert entry.num_tunable == of(setting).count(vit_b16()) == parameters
@@ -144,7 +145,7 @@ FUSED = {
 """Configs of peft on timm's own network, where q, k and v are one projection; PiSSA has the parameters of LoRA."""
 
 
-@pytest.mark.parametrize("name", FUSED)
+@each("name", FUSED)
 def test_sizes_on_the_fused_projection(name: str) -> None:
     """What the library makes of timm's network as it is; here q, k and v are apart, which gives the sizes above."""
     config, formula, expected = FUSED[name]

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from made_native import X, array, build, count, step
 
 from headwise.errors import ConfigError
+from made_cases import each
 from made_networks import distance, logits, network, perturb
 
 
@@ -40,7 +41,7 @@ def test_a_step_uses_one_truncation_everywhere() -> None:
     np.testing.assert_allclose(array(linear(x)), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("chosen", [1, 3, 8])
+@each("chosen", [1, 3, 8])
 def test_evaluated_and_merged_at_the_chosen_rank(chosen: int) -> None:
     net, plain = network("vit"), network("vit")
     installed = build("dylora", f"method.inference_rank={chosen}").install(net)

@@ -10,6 +10,7 @@ import pytest
 
 from headwise.errors import ConfigError
 from headwise.methods._evolution import Evolution, Subnet, evolve
+from made_cases import each
 
 KINDS = ("a", "b")
 SMALL = Evolution(sizes=[1, 5, 10], population=20, parents=4, crossover=8, mutation=8, generations=6, limit=90)
@@ -89,8 +90,8 @@ def test_a_small_space_ends() -> None:
     assert hunt(0, recipe)[0].num_tried == 1
 
 
-@pytest.mark.parametrize(
-    ("given", "message"),
+@each(
+    "given, message",
     [
         ("evolve", "unknown search 'evolve' (did you mean 'evolution'?)"),
         ({"sizes": [0]}, "search.sizes must be whole numbers of at least 1, got [0]"),

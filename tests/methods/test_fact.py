@@ -13,17 +13,18 @@ from tensorly.tenalg import mode_dot
 from torch import nn
 
 from headwise.errors import ConfigError
+from made_cases import each
 from made_networks import distance, logits, network, perturb
 
 X = torch.randn(3, 5, 48, generator=torch.Generator().manual_seed(3))
 
 
-@pytest.mark.parametrize(("rank", "expected"), [(16, 61_440), (8, 21_504), (4, 8_448)])
+@each("rank, expected", [(16, 61_440), (8, 21_504), (4, 8_448)])
 def test_count_of_tt_on_vit_b16(rank: int, expected: int) -> None:
     assert count(build("fact_tt", f"method.rank={rank}")) == expected
 
 
-@pytest.mark.parametrize(("rank", "expected"), [(32, 86_528), (16, 30_976)])
+@each("rank, expected", [(32, 86_528), (16, 30_976)])
 def test_count_of_tk_on_vit_b16(rank: int, expected: int) -> None:
     assert count(build("fact_tk", f"method.rank={rank}")) == expected
 
@@ -75,7 +76,7 @@ def test_tk_equals_the_originals_steps() -> None:
     np.testing.assert_allclose(update(fc2, h), 0.5 * (joined @ down.T) @ V.T, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["fact_tt", "fact_tk"])
+@each("name", ["fact_tt", "fact_tk"])
 def test_square_updates_are_slices_of_one_tensor_of_tensorly(name: str) -> None:
     """(inputs, slots, outputs) as a tensor train, and as a Tucker tensor; q, k, v and o of both blocks."""
     _, owners = moved(name)
@@ -96,7 +97,7 @@ def test_square_updates_are_slices_of_one_tensor_of_tensorly(name: str) -> None:
         np.testing.assert_allclose(found, 0.5 * whole[:, index].T, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["fact_tt", "fact_tk"])
+@each("name", ["fact_tt", "fact_tk"])
 def test_factors_are_saved_and_trained_once(name: str) -> None:
     installed = build(name, "method.rank=3").install(network("vit"))
     packed = installed.packed()
@@ -104,7 +105,7 @@ def test_factors_are_saved_and_trained_once(name: str) -> None:
     assert len(set(map(id, installed.trainable().values()))) == len(installed.trainable())
 
 
-@pytest.mark.parametrize("name", ["fact_tt", "fact_tk"])
+@each("name", ["fact_tt", "fact_tk"])
 def test_merge_and_learning(name: str) -> None:
     net = network("vit")
     installed = build(name, "method.rank=3").install(net)

@@ -15,6 +15,7 @@ from headwise.methods._catalog import measure
 from headwise.methods._fitting import dry_forward, fitted, fitting, rehearse
 from headwise.methods.base import Method
 from headwise.network.backbone import Backbone, BackboneSpec
+from made_cases import each
 from made_networks import CLASSES, CONF, batches, composed_method, network
 
 SIZES = {"embed_dim": 48, "depth": 2, "num_heads": 4}
@@ -58,7 +59,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@each("name", REFUSED)
 def test_networks_of_another_build(name: str) -> None:
     timm_name, size, overrides, message = REFUSED[name]
     with pytest.raises(ConfigError, match=rf"{message}.*; allowed: timm's ViT .* and Swin-V2"):
@@ -77,8 +78,8 @@ WORKING = {
 }
 
 
-@pytest.mark.parametrize(
-    ("family", "method"),
+@each(
+    "family, method",
     [
         *[(family, name) for family in ("rope", "relpos", "xcit", "naflex") for name in ("vpt_deep", "vpt_shallow")],
         ("xcit", "ssf"),
@@ -101,7 +102,7 @@ def test_a_method_that_a_network_was_not_made_for_is_refused_by_name(family: str
     assert phase.label in entry.note
 
 
-@pytest.mark.parametrize("method", ["adaptformer", "bi_adaptformer"])
+@each("method", ["adaptformer", "bi_adaptformer"])
 def test_a_block_gets_what_its_network_gives_it_beside_the_tokens(method: str) -> None:
     timm_name, size, overrides = WORKING["naflex"]  # hands every block a mask, which is none
     net, x = built(timm_name, size, **overrides).eval(), torch.randn(2, 3, size, size)
@@ -140,8 +141,8 @@ def random_states() -> list[Any]:
     return [random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()]
 
 
-@pytest.mark.parametrize("family", ["vit", "swin"])
-@pytest.mark.parametrize("name", ALL_METHODS)
+@each("family", ["vit", "swin"])
+@each("name", ALL_METHODS)
 def test_a_dry_forward_leaves_no_trace(name: str, family: str) -> None:
     net, method = network(family), composed_method(name).phases()[-1]
     try:
@@ -198,7 +199,7 @@ def test_what_cannot_work_is_refused_before_weights_are_fetched(
 UNGATED = sorted(name for name in ALL_METHODS if not any(phase.gateable for phase in composed_method(name).phases()))
 
 
-@pytest.mark.parametrize("name", UNGATED)
+@each("name", UNGATED)
 def test_a_gate_is_never_left_out_in_silence(name: str) -> None:
     """Declaring a gate is not having one: an update without heads, or an install of its own, may not drop it."""
     (phase,) = composed_method(name).phases()

@@ -12,12 +12,13 @@ from headwise.methods.hs_lora import HeadLoRA, MatchedLoRA, ScaledHeadLoRA, matc
 from headwise.methods.lora import LoRA
 from headwise.updates.lowrank import LowRank
 from headwise.updates.sites import Site
+from made_cases import each
 from made_networks import network, perturb
 
 RANK = 3
 
 
-@pytest.mark.parametrize("site", [SITE, O_SITE], ids=["rows", "columns"])
+@each("site", [SITE, O_SITE])
 def test_random_rows_are_the_blocks_in_another_order(site: Site) -> None:
     weight = linear().weight
     delta = PermutedRows(site, weight, RANK, 2.0, 0.0)
@@ -32,7 +33,7 @@ def test_random_rows_are_the_blocks_in_another_order(site: Site) -> None:
     assert all(len(set(head.tolist())) > 1 for head in groups.view(HEADS, -1))
 
 
-@pytest.mark.parametrize("site", [SITE, O_SITE], ids=["rows", "columns"])
+@each("site", [SITE, O_SITE])
 def test_random_rows_in_the_order_of_heads_are_per_head_updates(site: Site) -> None:
     weight = linear().weight
     delta, heads = PermutedRows(site, weight, RANK, 1.0, 0.0), LowRank(site, weight, RANK, groups=HEADS)
@@ -54,7 +55,7 @@ def test_each_seed_draws_its_rows_and_a_file_brings_them_back() -> None:
     assert torch.equal(first.weight(weight), second.weight(weight))
 
 
-@pytest.mark.parametrize("site", [SITE, O_SITE], ids=["rows", "columns"])
+@each("site", [SITE, O_SITE])
 def test_both_updates_in_one_phase_are_their_sum(site: Site) -> None:
     weight = linear().weight
     shared, heads = LowRank(site, weight, 5, scale=2.0), LowRank(site, weight, RANK, groups=HEADS, scale=2.0)
@@ -72,8 +73,8 @@ def test_both_updates_in_one_phase_are_their_sum(site: Site) -> None:
     assert all(parameter.grad is not None for parameter in joint.parameters())
 
 
-@pytest.mark.parametrize("targets", ["qv", "o", "qkvo"])
-@pytest.mark.parametrize("family", ["vit", "swin"])
+@each("targets", ["qv", "o", "qkvo"])
+@each("family", ["vit", "swin"])
 def test_sizes_are_those_of_what_they_stand_against(family: str, targets: str) -> None:
     net, on = network(family), tuple(targets)
     heads = HeadLoRA(label="h", rank=2, targets=on).count(net)
@@ -85,7 +86,7 @@ def test_sizes_are_those_of_what_they_stand_against(family: str, targets: str) -
     assert abs(MatchedLoRA(label="m", head_rank=2, targets=on).count(net) - heads) <= len(on) * largest / 2
 
 
-@pytest.mark.parametrize(("rank", "ranks"), [(1, {6, 7}), (2, {13}), (3, {19, 20})])
+@each("rank, ranks", [(1, {6, 7}), (2, {13}), (3, {19, 20})])
 def test_the_scale_makes_steps_as_large_as_those_of_lora_of_equal_size(rank: int, ranks: set[int]) -> None:
     """s r / r' on ViT-B/16, r = r' (12 * 768 + 768) / (768 + 768) = 6.5 r' on average."""
     net = vit_b16()
@@ -98,7 +99,7 @@ def test_the_scale_makes_steps_as_large_as_those_of_lora_of_equal_size(rank: int
     assert scaled.count(net) == HeadLoRA(label="h", rank=rank, targets=("q", "v", "o")).count(net)
 
 
-@pytest.mark.parametrize("site", [SITE, O_SITE], ids=["rows", "columns"])
+@each("site", [SITE, O_SITE])
 def test_a_scaled_update_is_the_update_of_heads_times_the_ratio_of_ranks(site: Site) -> None:
     weight = linear().weight
     (scaled,) = ScaledHeadLoRA(label="s", rank=RANK).build_all({site: weight}).values()
@@ -109,7 +110,7 @@ def test_a_scaled_update_is_the_update_of_heads_times_the_ratio_of_ranks(site: S
     assert distance(scaled.weight(weight), heads.weight(weight) * rank / RANK) < 1e-6
 
 
-@pytest.mark.parametrize("method", [PermutedLoRA(label="x", rank=1), JointLoRA(label="x", rank=1, head_rank=1)])
+@each("method", [PermutedLoRA(label="x", rank=1), JointLoRA(label="x", rank=1, head_rank=1)])
 def test_rows_of_no_head_are_refused(method: PermutedLoRA | JointLoRA) -> None:
     net = network("vit")
     site = next(site for site in net.sites if site.proj == "fc1")

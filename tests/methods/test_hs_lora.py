@@ -24,7 +24,9 @@ from headwise.updates.lowrank import LowRank
 from headwise.updates.sites import Site
 from headwise.wrappers.settling import BesideLinear
 from headwise.wrappers.wrapping import Wrapper
-from made_networks import CONF, SIZES, compose_config, composed_method, images, logits, network, perturb
+from made_cases import each
+from made_networks import SIZES, compose_config, composed_method, images, logits, network, perturb
+from made_phases import FEW
 
 RANK = 3
 
@@ -39,13 +41,12 @@ def beside(blocks: Tensor) -> Tensor:
     return torch.cat(tuple(blocks), dim=1)
 
 
-@pytest.mark.parametrize(
-    ("site", "blocks", "wide"),
+@each(
+    "site, blocks, wide",
     [
         (SITE, BdLoraConfig(target_modules_bd_b=["q"], nblocks=HEADS), stacked),
         (O_SITE, BdLoraConfig(target_modules_bd_a=["q"], nblocks=HEADS), beside),
     ],
-    ids=["rows", "columns"],
 )
 def test_agrees_with_pefts_block_diagonal_lora_forward_and_backward(
     site: Site, blocks: BdLoraConfig, wide: Callable[[Tensor], Tensor]
@@ -99,8 +100,8 @@ def test_equals_lora_with_a_block_diagonal_b() -> None:
     assert int(torch.linalg.matrix_rank(want)) == HEADS * RANK
 
 
-@pytest.mark.parametrize(
-    ("rank", "targets", "expected"),
+@each(
+    "rank, targets, expected",
     [(2, "qv", 479_232), (3, "qv", 718_848), (2, "qkv", 718_848), (3, "qkv", 1_078_272), (2, "o", 239_616)],
 )
 def test_count_on_vit_b16(rank: int, targets: str, expected: int) -> None:
@@ -113,12 +114,12 @@ def test_rank_per_head_is_bounded_by_the_rows_of_a_head() -> None:
         HeadLoRA(label="heads", rank=13).install(network("vit"))
 
 
-FIRST = sorted(file.stem for file in (CONF / "method").glob("*.yaml") if not file.stem.startswith("hs_"))
-"""Every configuration of one phase."""
+FIRST = [name for name in FEW if "/" not in name and not name.startswith("hs_")]
+"""Of one phase, one of each way to take hold of a network."""
 
 
 @pytest.mark.parametrize("first", FIRST)
-def test_second_phase_stands_on_every_first_by_merging_or_by_freezing(first: str, tmp_path: Path) -> None:
+def test_second_phase_stands_on_every_kind_by_merging_or_by_freezing(first: str, tmp_path: Path) -> None:
     cfg = compose_config("method=hs_lora", f"method@method.first={first}", "rank=r4", "ne=quarter", *sizes_of(first))
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     both = instantiate(fill_gates(plain["method"], plain["ne"]), _convert_="all")
@@ -146,7 +147,7 @@ def test_phases_must_be_single() -> None:
         TwoPhase(label="hs", first=composed_method("hs_lora"), heads=heads)
 
 
-@pytest.mark.parametrize("target", ["fc1", "fc2"])
+@each("target", ["fc1", "fc2"])
 def test_projections_without_heads_are_refused(target: str) -> None:
     with pytest.raises(ConfigError, match=rf"s0.b0.{target} has no heads; .* q, k, v, o"):
         HeadLoRA(label="head_lora", rank=2, targets=(target,)).install(network("vit"))

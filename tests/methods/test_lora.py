@@ -15,6 +15,7 @@ from headwise.methods.fact import FacT
 from headwise.methods.lora import LoRA
 from headwise.methods.repadapter import RepAdapter
 from headwise.updates.lowrank import LowRank
+from made_cases import each
 from made_networks import images, logits, network, perturb
 
 
@@ -43,8 +44,8 @@ def test_starts_as_peft_draws_it() -> None:
     assert not delta.B.any()
 
 
-@pytest.mark.parametrize(
-    ("method", "expected"),
+@each(
+    "method, expected",
     [
         (LoRA(label="lora", rank=8), 12 * 2 * 8 * (768 + 768)),
         (LoRA(label="lora", rank=8, targets=["q", "k", "v"], fused=True), 12 * 8 * (768 + 3 * 768)),
@@ -74,8 +75,8 @@ def test_refuses_a_rank_out_of_range() -> None:
         LoRA(label="lora", rank=49).install(network("vit"))
 
 
-@pytest.mark.parametrize("scale", [0, 0.0, float("nan"), float("inf")])
-@pytest.mark.parametrize("kind", [LoRA, FacT, RepAdapter, AdaptFormer])
+@each("scale", [0, 0.0, float("nan"), float("inf")])
+@each("kind", [LoRA, FacT, RepAdapter, AdaptFormer])
 def test_refuses_a_scale_that_trains_nothing(kind: Any, scale: float) -> None:
     sizes = {FacT: {"kind": "tt", "rank": 4}, LoRA: {"rank": 4}}.get(kind, {"hidden": 4})
     with pytest.raises(ConfigError, match=f"scale of method 'x' must be a finite number other than 0, got {scale}"):

@@ -12,6 +12,7 @@ from headwise.errors import ConfigError
 from headwise.methods.lora_xs import LoRAXSDelta
 from headwise.updates.adapted import AdaptedLinear
 from headwise.updates.sites import Site
+from made_cases import each
 from made_networks import network, perturb
 
 SITE = Site(0, 0, "q", 4, 12)
@@ -23,7 +24,7 @@ def linear() -> nn.Linear:
     return nn.Linear(40, 48).requires_grad_(False)
 
 
-@pytest.mark.parametrize(("overrides", "expected"), [((), 6_144), (("method.targets=[q,k,v,o]",), 12_288)])
+@each("overrides, expected", [((), 6_144), (("method.targets=[q,k,v,o]",), 12_288)])
 def test_count_on_vit_b16(overrides: tuple[str, ...], expected: int) -> None:
     assert build("lora_xs", "rank=r16", *overrides).count(vit_b16()) == expected
 

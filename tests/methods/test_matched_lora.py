@@ -10,6 +10,7 @@ import torch
 from headwise.errors import ConfigError
 from headwise.methods.hs_lora import HeadLoRA, MatchedLoRA, matched_ranks
 from headwise.updates.sites import Site
+from made_cases import each
 from made_networks import network
 
 
@@ -34,8 +35,8 @@ SWIN_B = {
 }
 
 
-@pytest.mark.parametrize("head_rank", range(1, 17))
-@pytest.mark.parametrize("net", [VIT_B, VIT_S, SWIN_B, shapes(12, 768, 12, "q", "k", "v"), shapes(12, 768, 12, "v")])
+@each("head_rank", range(1, 17))
+@each("net", [VIT_B, VIT_S, SWIN_B, shapes(12, 768, 12, "q", "k", "v"), shapes(12, 768, 12, "v")])
 def test_the_sizes_are_equal(net: dict[Site, tuple[int, int]], head_rank: int) -> None:
     matched, wanted = sizes(head_rank, net)
     assert abs(matched / wanted - 1) <= 0.005
@@ -57,8 +58,8 @@ def test_one_projection_is_as_near_as_a_whole_rank_can_be() -> None:
     assert abs(matched - wanted) == 768
 
 
-@pytest.mark.parametrize("family", ["vit", "swin"])
-@pytest.mark.parametrize("rank", [1, 2, 3])
+@each("family", ["vit", "swin"])
+@each("rank", [1, 2, 3])
 def test_in_a_network(family: str, rank: int) -> None:
     found = []
     for method in (HeadLoRA(label="h", rank=rank), MatchedLoRA(label="m", head_rank=rank)):

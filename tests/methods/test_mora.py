@@ -10,10 +10,11 @@ from made_native import array, build, count, step
 from headwise.errors import ConfigError
 from headwise.methods.mora import MoRADelta, side_of
 from headwise.updates.sites import Site
+from made_cases import each
 from made_networks import network, perturb
 
 
-@pytest.mark.parametrize(("kind", "expected"), [(6, 290_400), (1, 295_704)])
+@each("kind, expected", [(6, 290_400), (1, 295_704)])
 def test_count_on_vit_b16(kind: int, expected: int) -> None:
     assert count(build("mora", f"method.type={kind}")) == expected
 
@@ -38,8 +39,8 @@ def by_steps(x: np.ndarray, matrix: np.ndarray, kind: int, num_outputs: int) -> 
     return np.concatenate([out] * times, -1)[..., :num_outputs]
 
 
-@pytest.mark.parametrize("kind", [1, 6])
-@pytest.mark.parametrize("shape", [(48, 48), (192, 48), (48, 192)])
+@each("kind", [1, 6])
+@each("shape", [(48, 48), (192, 48), (48, 192)])
 def test_weight_is_the_linear_map_of_the_steps(kind: int, shape: tuple[int, int]) -> None:
     base = torch.zeros(shape)
     delta = MoRADelta(Site(0, 0, "q", 1, shape[0]), base, 2, kind)

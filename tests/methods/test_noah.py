@@ -23,6 +23,7 @@ from headwise.protocol.search import settle
 from headwise.results.store import PhaseResult, ResultStore
 from headwise.runs.experiment import run
 from headwise.wrappers.prompting import Prompts
+from made_cases import each
 from made_networks import CONF, compose_config, distance, logits, network, perturb
 
 
@@ -55,7 +56,7 @@ def test_a_task_without_a_subnet_takes_the_default_and_says_so() -> None:
     assert installed.report()["subnet"]["source"] == "published for svhn"
 
 
-@pytest.mark.parametrize("file", sorted((CONF / "dataset" / "fewshot").glob("*.yaml")), ids=lambda file: file.stem)
+@each("file", sorted((CONF / "dataset" / "fewshot").glob("*.yaml")))
 def test_few_shot_sets_take_the_default_even_where_their_images_are_a_vtab_tasks(file: Path) -> None:
     method = build("noah", f"dataset=fewshot/{file.stem}")
     assert method.sizes(12) == ({kind: [5] * 12 for kind in KINDS}, "default")
@@ -150,7 +151,7 @@ def test_a_part_of_size_0_is_absent() -> None:
     assert tokens == [19, 19]  # 17 of its own; block 1 keeps the prompts of block 0
 
 
-@pytest.mark.parametrize(("super_prompts", "bound"), [(100, 0.0088), (10, 0.0266)])
+@each("super_prompts, bound", [(100, 0.0088), (10, 0.0266)])
 def test_upstreams_prompts_are_a_slice_of_the_supernets(super_prompts: int, bound: float) -> None:
     """B7: Xavier uniform of a (1, super, 768) tensor, whose fans are 768 super and 768."""
     like = torch.empty(1, super_prompts, 768)
@@ -267,6 +268,7 @@ FIND = [
     "trainer=cpu",
     "trainer.threads=1",
     "trainer.progress=false",
+    "logger.pictures=false",
 ]
 
 

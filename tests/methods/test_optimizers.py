@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from headwise.methods.base import Installed
 from headwise.protocol.recipe import Protocol
 from headwise.training.loop import PhaseModule
+from made_cases import each
 from made_networks import batches, composed_method, network
 
 LR, DECAY = 1e-3, 1e-2
@@ -35,8 +36,8 @@ def settings(installed: Installed, optimizers: Any, key: str) -> dict[str, float
     return {name: found[id(tensor)] for name, tensor in installed.trainable().items()}
 
 
-@pytest.mark.parametrize(
-    ("name", "undecayed"),
+@each(
+    "name, undecayed",
     [
         ("ssf", ("part.scale", "part.shift")),
         ("dora", ("magnitude",)),

@@ -16,6 +16,7 @@ from headwise.errors import CheckpointError, ConfigError
 from headwise.methods._selection import PLACES, unpack_entries
 from headwise.protocol.plan import plan_run
 from headwise.storage.hashes import file_sha256
+from made_cases import each
 from made_networks import batches, compose_config, network
 
 WIDTH, RANK = 48, 2
@@ -71,8 +72,8 @@ def test_a_selection_of_adapters(tmp_path: Path) -> None:
     assert method.prepare(network("vit"), batches(), 10)["total"] == total
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
+@each(
+    "changes, message",
     [
         ({"tuned_matrices": [[0] * 6] * 12}, "is of a network of 12 blocks, this one has 2"),
         (

@@ -26,6 +26,7 @@ from headwise.methods.peft_bridge import PeftInstalled, PeftMethod
 from headwise.results.store import ResultStore
 from headwise.runs.experiment import run
 from headwise.training import loop
+from made_cases import each
 from made_networks import batches, compose_config, composed_method, distance, images, logits, network, perturb
 
 BLOCKS = {"target_modules_bd_b": ["q", "v"], "nblocks": 4}
@@ -41,8 +42,8 @@ def adalora(**config: Any) -> PeftMethod:
     return method("peft.AdaLoraConfig", ("q", "k", "v"), **options)
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("kind", ["vit", "swin"])
+@each("name", NAMES)
+@each("kind", ["vit", "swin"])
 def test_merges_and_leaves_no_trace(name: str, kind: str) -> None:
     net, x = network(kind), images()
     keys, attributes = list(net.model.state_dict()), set(vars(net.model))
@@ -63,7 +64,7 @@ def test_merges_and_leaves_no_trace(name: str, kind: str) -> None:
         assert qkv._is_joined()  # one GEMM again
 
 
-@pytest.mark.parametrize("name", NAMES)
+@each("name", NAMES)
 def test_configurations_are_plain_data_that_rebuild_the_method(name: str) -> None:
     recipe = composed_method(name)
     assert isinstance(recipe.config, dict)
@@ -80,7 +81,7 @@ def test_configuration_inside_a_two_phase_method_is_plain_too() -> None:
     assert both.first == composed_method("adalora")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@each("name", NAMES)
 def test_reloads_exactly(name: str, tmp_path: Path) -> None:
     recipe, x = composed_method(name), images()
     net = network("vit")
@@ -123,8 +124,8 @@ def test_pissa_residual_follows_the_stored_start() -> None:
     assert distance(logits(again, x), want) < 1e-5
 
 
-@pytest.mark.parametrize(
-    ("recipe", "message"),
+@each(
+    "recipe, message",
     [
         (partial(method, "peft.LoraConfg", r=4), r"got 'peft\.LoraConfg' \(did you mean 'peft\.LoraConfig'\?\)"),
         (partial(method, "os.system"), r"must name a config of peft, got 'os\.system'"),
@@ -246,7 +247,7 @@ NAMED_STARTS = [
 ]
 
 
-@pytest.mark.parametrize("start", [*NAMED_STARTS, "lora_ga"])
+@each("start", [*NAMED_STARTS, "lora_ga"])
 def test_a_start_of_peft_is_its_own_or_refused(start: str) -> None:
     """E27: peft leaves some starts to its caller, and trains plain LoRA under their name if that does nothing."""
 
@@ -341,8 +342,8 @@ def test_all_linear_means_every_projection_but_not_the_head() -> None:
     assert {site.proj for site in installed.layers} == {"q", "k", "v", "o", "fc1", "fc2"}
 
 
-@pytest.mark.parametrize(
-    ("kind", "config"),
+@each(
+    "kind, config",
     [
         ("peft.VeraConfig", {"r": 4}),
         ("peft.FourierFTConfig", {"n_frequency": 20, "init_weights": True}),
@@ -394,7 +395,7 @@ def test_fourierft_merges_the_inverse_transform_of_its_spectrum() -> None:
         np.testing.assert_allclose(after[key], weight + update, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["LilyConfig", "PolyConfig"])
+@each("kind", ["LilyConfig", "PolyConfig"])
 def test_what_peft_cannot_merge_is_refused_before_it_trains(kind: str) -> None:
     with pytest.raises(ConfigError, match=rf"peft\.{kind} makes an update that cannot be folded"):
         method(f"peft.{kind}").install(network("vit"))
@@ -411,7 +412,11 @@ def test_configs_that_peft_cannot_read_here_say_why() -> None:
 def test_any_config_from_the_command_line(tmp_path: Path) -> None:
     tiny = ["backbone=vit_tiny_random", "dataset=dsprites_loc", "data=synthetic", "protocol=smoke", "trainer=cpu"]
     chosen = ["method=peft", "method.config._target_=peft.VeraConfig", "+method.config.r=4", "method.label=vera"]
-    run(compose_config(*tiny, *chosen, "trainer.threads=1", "trainer.progress=false", f"root={tmp_path}"))
+    run(
+        compose_config(
+            *tiny, *chosen, "trainer.threads=1", "trainer.progress=false", "logger.pictures=false", f"root={tmp_path}"
+        )
+    )
     (result,) = ResultStore(tmp_path).all()
     (phase,) = result.phases
     assert (phase.label, phase.num_tunable) == ("vera", 2 * 2 * (4 + 48))
@@ -473,7 +478,7 @@ def test_adalora_rank_falls_step_by_step(tmp_path: Path, monkeypatch: pytest.Mon
     assert budgets == sorted(budgets, reverse=True) and len(set(budgets)) > 2
 
 
-@pytest.mark.parametrize("killed_after", [1, 2, 3])
+@each("killed_after", [1, 2, 3])
 def test_adalora_resumes_exactly(killed_after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, (whole,) = train(network("vit"), [adalora()], tmp_path / "whole", epochs=4)
     save = loop.Saver.on_train_epoch_end

@@ -9,10 +9,11 @@ from peft import LoraConfig
 
 from headwise.errors import ConfigError
 from headwise.methods.pissa import PiSSA, pissa_delta
+from made_cases import each
 from made_networks import images, logits, network, perturb
 
 
-@pytest.mark.parametrize(("alpha", "scale"), [(4, 1.0), (8, 2.0)])
+@each("alpha, scale", [(4, 1.0), (8, 2.0)])
 def test_agrees_with_peft_forward_and_backward(alpha: int, scale: float) -> None:
     theirs = peft_layer(LoraConfig(r=4, lora_alpha=alpha, init_lora_weights="pissa", target_modules=["q"]))
     down, up = theirs.lora_A["default"].weight, theirs.lora_B["default"].weight

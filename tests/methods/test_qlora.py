@@ -25,13 +25,14 @@ from headwise.network.nf4 import BLOCK, VALUES, FourBit, NF4Linear
 from headwise.updates.adapted import AdaptedLinear
 from headwise.updates.qkv import SplitQKV
 from headwise.wrappers.settling import BesideLinear
+from made_cases import each
 from made_networks import composed_method, distance, images, logits, network, perturb
 
 X = images()
 FAMILIES = ["vit", "swin"]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@each("family", FAMILIES)
 def test_every_projection_is_held_in_4_bits_and_nothing_else(family: str) -> None:
     net = network(family)
     storages = [module._weight for module in net.modules() if isinstance(module, SplitQKV)]
@@ -53,7 +54,7 @@ def test_every_projection_is_held_in_4_bits_and_nothing_else(family: str) -> Non
     assert 4.1 < 8 * base["bytes"] / weights < 4.3
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@each("family", FAMILIES)
 def test_it_starts_as_the_network_of_the_dequantised_weights(family: str) -> None:
     net, plain = network(family), network(family)
     composed_method("qlora").install(net)
@@ -130,8 +131,8 @@ def test_it_cannot_be_exported_and_says_so() -> None:
         net.export_state_dict()
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
+@each(
+    "name, message",
     [
         ("pissa", "reads the dense base weight"),
         ("dora", "reads the dense base weight"),
@@ -179,7 +180,7 @@ def beside(second: Method) -> tuple[Any, Any]:
     return net.train(), installed
 
 
-@pytest.mark.parametrize("frozen", [False, True])
+@each("frozen", [False, True])
 def test_dylora_beside_4_bits_works_at_the_drawn_rank(frozen: bool) -> None:
     net, installed = beside(DyLoRA(label="dylora", rank=8, alpha=8.0, frozen=frozen))
     outputs = []
@@ -196,7 +197,7 @@ def test_dylora_beside_4_bits_works_at_the_drawn_rank(frozen: bool) -> None:
     assert distance(logits(net, X), outputs[2]) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["fact_tt", "fact_tk", "lora"])
+@each("name", ["fact_tt", "fact_tk", "lora"])
 def test_dropout_beside_4_bits(name: str) -> None:
     net, _ = beside(dataclasses.replace(composed_method(name), dropout=0.5))
     with torch.no_grad():

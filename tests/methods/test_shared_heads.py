@@ -11,6 +11,7 @@ from made_native import array
 from headwise.errors import ConfigError
 from headwise.methods.shared_heads import GeneratedDelta, SharedHeads
 from headwise.updates.sites import Site
+from made_cases import each
 from made_networks import network, perturb
 
 SITE = Site(0, 0, "q", 4, 3, 12)
@@ -48,7 +49,7 @@ def test_a_head_that_is_off_keeps_its_rows() -> None:
     assert all(rows[head].any() for head in (0, 2, 3))
 
 
-@pytest.mark.parametrize(("target", "said"), [("o", "allowed: q, k, v"), ("fc1", "has no heads")])
+@each("target, said", [("o", "allowed: q, k, v"), ("fc1", "has no heads")])
 def test_where_heads_have_no_rows_it_is_refused(target: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         SharedHeads(label="shared", rank=2, targets=[target]).install(network("vit"))

@@ -12,10 +12,11 @@ from made_native import X, array, build, count, step
 from torch import Tensor, nn
 
 from headwise.errors import ConfigError
+from made_cases import each
 from made_networks import distance, logits, network, perturb
 
 
-@pytest.mark.parametrize(("name", "prompts", "expected"), [("vpt_shallow", 50, 38_400), ("vpt_deep", 10, 92_160)])
+@each("name, prompts, expected", [("vpt_shallow", 50, 38_400), ("vpt_deep", 10, 92_160)])
 def test_count_on_vit_b16(name: str, prompts: int, expected: int) -> None:
     assert count(build(name, f"method.prompts={prompts}")) == expected
 
@@ -34,7 +35,7 @@ def by_hand(prompts: list[Tensor], deep: bool) -> Tensor:
     return model.forward_head(model.norm(x))
 
 
-@pytest.mark.parametrize("deep", [False, True])
+@each("deep", [False, True])
 def test_prompts_stand_after_cls(deep: bool) -> None:
     net = network("vit")
     installed = build("vpt_deep" if deep else "vpt_shallow", "method.prompts=3").install(net)
@@ -80,7 +81,7 @@ def softmax(scores: np.ndarray) -> np.ndarray:
     return weights / weights.sum(-1, keepdims=True)
 
 
-@pytest.mark.parametrize("index", [0, -1])
+@each("index", [0, -1])
 def test_swin_prompts_join_every_window_at_zero_bias(index: int) -> None:
     net = network("swin")
     installed = build("vpt_deep", "method.prompts=3").install(net)

@@ -8,10 +8,11 @@ from headwise.errors import ConfigError
 from headwise.methods.lora import LoRA
 from headwise.methods.vpt import VPT
 from headwise.network.attending import Attention, Windows, attentions, rollout
+from made_cases import each
 from made_networks import FURTHER, images, network, perturb
 
 
-@pytest.mark.parametrize("name", ["vit", "swin", *FURTHER])
+@each("name", ["vit", "swin", *FURTHER])
 def test_the_output_is_the_same_to_the_last_bit(name):
     net = network(name)
     with torch.no_grad():
@@ -24,7 +25,7 @@ def test_the_output_is_the_same_to_the_last_bit(name):
     assert not any(module._forward_pre_hooks for module in net.modules())
 
 
-@pytest.mark.parametrize("name", ["vit", "swin", *FURTHER])
+@each("name", ["vit", "swin", *FURTHER])
 def test_the_weights_are_those_that_were_used(name):
     net = network(name)
     installed = LoRA(label="lora", rank=2).install(net)
@@ -46,8 +47,8 @@ def test_the_weights_are_those_that_were_used(name):
         assert torch.allclose(again, y, atol=1e-5)
 
 
-@pytest.mark.parametrize("shift", [(0, 0), (2, 1)])
-@pytest.mark.parametrize("grid", [(8, 8), (7, 5), (4, 12)])
+@each("shift", [(0, 0), (2, 1)])
+@each("grid", [(8, 8), (7, 5), (4, 12)])
 def test_stitching_undoes_the_cut(grid, shift):
     windows = Windows(grid, (4, 4), shift)
     field = torch.randn(2, grid[0] * grid[1], 3)
@@ -101,7 +102,7 @@ def test_rollout_of_one_block_is_attention_and_its_skip():
     assert torch.allclose(rollout([Attention(0, 0, weights)]), (weights.mean(1) + torch.eye(4)) / 2)
 
 
-@pytest.mark.parametrize("name", ["vit", "swin", "eva02", "swinv2"])
+@each("name", ["vit", "swin", "eva02", "swinv2"])
 def test_rollout_adds_up_to_one(name):
     found, _ = attentions(network(name), images(2))
     shares = rollout(found)

@@ -17,6 +17,7 @@ from headwise.errors import CheckpointError, ConfigError, WeightsError
 from headwise.network.backbone import Backbone, BackboneSpec
 from headwise.updates.adapted import AdaptedLinear
 from headwise.updates.lowrank import LowRank
+from made_cases import each
 from made_networks import CLASSES, images, logits, network, plain_timm, spec
 from made_weights import google_file, trunk
 
@@ -28,14 +29,14 @@ def build(family: str, file: Path, **changes: Any) -> Backbone:
     return net.eval()
 
 
-@pytest.mark.parametrize("family", ["vit", "swin"])
+@each("family", ["vit", "swin"])
 def test_logits_are_timms_exactly(family: str) -> None:
     model = plain_timm(family)
     net = Backbone(copy.deepcopy(model), 32, (0.5,) * 3, (0.5,) * 3)
     assert torch.equal(logits(net, X), logits(model, X))
 
 
-@pytest.mark.parametrize("family", ["vit", "swin"])
+@each("family", ["vit", "swin"])
 def test_the_export_is_timms(family: str) -> None:
     net, plain = network(family), plain_timm(family)
     exported = net.export_state_dict()
@@ -46,7 +47,7 @@ def test_the_export_is_timms(family: str) -> None:
     assert torch.equal(logits(plain, X), logits(net, X))
 
 
-@pytest.mark.parametrize("family", ["vit", "swin"])
+@each("family", ["vit", "swin"])
 def test_plain_attention_is_the_same_function(family: str) -> None:
     net = network(family)
     before = logits(net, X)
@@ -103,7 +104,7 @@ def test_a_head_of_o_reads_what_the_head_computed() -> None:
         assert float((logits(one, x) - logits(other, x)).abs().max()) < 1e-5
 
 
-@pytest.mark.parametrize("family", ["vit", "swin"])
+@each("family", ["vit", "swin"])
 def test_every_site_leads_to_its_projection(family: str) -> None:
     net = network(family)
     for site in net.sites:
@@ -161,8 +162,8 @@ def tiny(timm_name: str, img_size: int = 32, **overrides: Any) -> BackboneSpec:
     return BackboneSpec(name="x", timm_name=timm_name, img_size=img_size, weights="none", overrides=overrides)
 
 
-@pytest.mark.parametrize(
-    ("recipe", "message"),
+@each(
+    "recipe, message",
     [
         (
             tiny("vit_small_patch16_dinov3", attn_type="rope", qkv_fused=False, num_kv_heads=2),
@@ -195,7 +196,7 @@ def test_networks_that_cannot_be_used(recipe: BackboneSpec, message: str) -> Non
         recipe.build()
 
 
-@pytest.mark.parametrize(("side", "shown"), [(0, "0"), (-16, "-16"), (True, "true"), (32.5, "32.5")])
+@each("side, shown", [(0, "0"), (-16, "-16"), (True, "true"), (32.5, "32.5")])
 def test_a_side_without_whole_pixels_is_refused_before_anything_is_built(side: Any, shown: str) -> None:
     with pytest.raises(
         ConfigError, match=f"^backbone.img_size must be the side of a square in pixels, a .*, got {shown}"
@@ -203,8 +204,8 @@ def test_a_side_without_whole_pixels_is_refused_before_anything_is_built(side: A
         tiny("vit_tiny_patch16_224", side)
 
 
-@pytest.mark.parametrize("family", ["vit", "swin"])
-@pytest.mark.parametrize("kind", ["safetensors", "pth", "wrapped", "half"])
+@each("family", ["vit", "swin"])
+@each("kind", ["safetensors", "pth", "wrapped", "half"])
 def test_weights_are_read(family: str, kind: str, tmp_path: Path) -> None:
     state = trunk(family)
     file = tmp_path / ("w.pth" if kind in ("pth", "wrapped") else "w.safetensors")
@@ -234,7 +235,7 @@ def test_missing_weights() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # numpy leaves a damaged npz open
-@pytest.mark.parametrize("name", ["w.safetensors", "w.pth", "w.npz"])
+@each("name", ["w.safetensors", "w.pth", "w.npz"])
 def test_truncated_weights(name: str, tmp_path: Path) -> None:
     whole = tmp_path / f"whole_{name}"
     if name.endswith("safetensors"):
@@ -258,8 +259,8 @@ def test_no_pickle_is_run(tmp_path: Path) -> None:
         build("vit", tmp_path / "w.pth")
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
+@each(
+    "change, message",
     [
         (lambda s: s.pop("blocks.1.mlp.fc1.bias"), r"it lacks blocks.1.mlp.fc1.bias \(192,\)"),
         (

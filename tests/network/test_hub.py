@@ -15,6 +15,7 @@ import timm
 from headwise.errors import WeightsError
 from headwise.network import hub
 from headwise.network.backbone import BackboneSpec
+from made_cases import each
 
 NAME = "vit_tiny_patch16_224"
 SPEC = BackboneSpec(name="x", timm_name=NAME, img_size=32, overrides={"depth": 1, "embed_dim": 48, "num_heads": 4})
@@ -45,7 +46,7 @@ def test_a_hub_that_does_not_answer(silent: str, monkeypatch: pytest.MonkeyPatch
     assert time.monotonic() - begun < 5
 
 
-@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:9", "http://no-such-host.invalid", "nonsense"])
+@each("endpoint", ["http://127.0.0.1:9", "http://no-such-host.invalid", "nonsense"])
 def test_a_hub_that_is_not_there(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
     monkeypatch.setattr(hub, "PATIENCE", 1.0)

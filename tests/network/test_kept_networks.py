@@ -20,6 +20,7 @@ from headwise.network import kept
 from headwise.network.backbone import Backbone, BackboneSpec
 from headwise.network.kept import KeptNetwork, Networks
 from headwise.updates.qkv import SplitQKV
+from made_cases import each
 from made_networks import CLASSES, composed_method, distance, images, logits, plain_timm, spec
 
 FAMILIES = ["vit", "swin"]
@@ -52,7 +53,7 @@ def same(given: Backbone, built: Backbone) -> None:
     assert all(id(owner) in modules for owner, _ in given._owners.values())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@each("family", FAMILIES)
 def test_a_network_is_given_as_it_was_built(family: str) -> None:
     built = spec(family).build(0.1)
     keeping = KeptNetwork(built)
@@ -66,7 +67,7 @@ def test_a_network_is_given_as_it_was_built(family: str) -> None:
         built = spec(family).build(0.1)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@each("family", FAMILIES)
 def test_what_a_run_does_to_its_network_is_not_found_in_the_next(family: str) -> None:
     networks, calm = Networks(), spec(family).build()
     for name in ("lora", "full", "bitfit", "pfeiffer", "vpt_deep", "ssf"):
@@ -84,7 +85,7 @@ def test_what_a_run_does_to_its_network_is_not_found_in_the_next(family: str) ->
     same(networks.give(spec(family), 0.0), calm)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@each("family", FAMILIES)
 def test_no_random_state_is_another_for_it(family: str) -> None:
     def states() -> tuple[Any, ...]:
         return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # type: ignore[index]
@@ -136,7 +137,7 @@ OTHERS: list[Callable[[BackboneSpec], tuple[BackboneSpec, float]]] = [
 ]
 
 
-@pytest.mark.parametrize("other", OTHERS)
+@each("other", OTHERS)
 def test_another_network_is_another(other: Callable[[BackboneSpec], tuple[BackboneSpec, float]]) -> None:
     networks = Networks()
     networks.give(spec("vit"), 0.0)

@@ -24,6 +24,7 @@ from headwise.network.nf4 import (
     magnitudes,
     quantize,
 )
+from made_cases import each
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -48,7 +49,7 @@ def test_values_are_the_quantiles_of_the_paper() -> None:
     assert sorted([*above, 0.0, *below]) == pytest.approx([value * largest for value in VALUES], abs=1e-6)
 
 
-@pytest.mark.parametrize("double", [False, True])
+@each("double", [False, True])
 def test_what_the_codebook_can_say_is_kept_exactly(double: bool) -> None:
     codes = torch.randint(16, (96, BLOCK), generator=torch.Generator().manual_seed(0))
     codes[:, 0] = 15
@@ -60,8 +61,8 @@ def test_what_the_codebook_can_say_is_kept_exactly(double: bool) -> None:
     assert torch.equal(torch.stack([low, high], 1).view(96, BLOCK), codes.to(torch.uint8))
 
 
-@pytest.mark.parametrize("shape", [(48, 48), (7, 13), (1, 1), (130, 257)])
-@pytest.mark.parametrize("double", [False, True])
+@each("shape", [(48, 48), (7, 13), (1, 1), (130, 257)])
+@each("double", [False, True])
 def test_error_is_bounded(shape: tuple[int, int], double: bool) -> None:
     """Half the widest gap of the codebook, in units of the block's magnitude, and the error of that magnitude."""
     weight = normal(*shape) * torch.linspace(0.01, 3.0, shape[0])[:, None]
@@ -86,7 +87,7 @@ def test_bytes_per_weight() -> None:
     assert [round(8 * layer.num_bytes / 768**2, 3) for layer in layers] == [4.5, 4.127]
 
 
-@pytest.mark.parametrize("bias", [False, True])
+@each("bias", [False, True])
 def test_it_is_a_linear_of_its_dense_weight(bias: bool) -> None:
     layer = NF4Linear(linear(bias=bias))
     outputs = []
@@ -133,7 +134,7 @@ def test_unknown_and_missing_bases_are_refused(monkeypatch: pytest.MonkeyPatch) 
         four_bit(linear(), "bitsandbytes")
 
 
-@pytest.mark.parametrize("double", [False, True])
+@each("double", [False, True])
 def test_bitsandbytes_holds_the_same_weights(double: bool) -> None:
     pytest.importorskip("bitsandbytes")
     ours, theirs = (four_bit(linear(), kind, double) for kind in ("nf4", "bitsandbytes"))

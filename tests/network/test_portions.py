@@ -8,15 +8,23 @@ import torch
 from headwise.network.portions import is_out_of_memory, more_parts, split
 from headwise.results.store import ResultStore
 from headwise.training import loop
+from made_cases import each
 from made_networks import compose_config
 
 LORA = ["backbone=vit_tiny_random", "dataset=dsprites_loc", "data=synthetic", "protocol=smoke", "trainer=cpu"]
-LORA += ["trainer.threads=1", "trainer.progress=false", "method=lora", "rank=r4", "protocol.drop_path=0"]
+LORA += [
+    "trainer.threads=1",
+    "trainer.progress=false",
+    "logger.pictures=false",
+    "method=lora",
+    "rank=r4",
+    "protocol.drop_path=0",
+]
 CPU = "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to"
 
 
-@pytest.mark.parametrize(
-    ("error", "is_it"),
+@each(
+    "error, is_it",
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
         (RuntimeError(CPU), True),
@@ -38,7 +46,7 @@ def test_parts_double_up_to_single_images():
         more_parts(KeyError("x"), 1, 6)
 
 
-@pytest.mark.parametrize(("size", "parts", "sizes"), [(8, 1, [8]), (8, 2, [4, 4]), (7, 2, [4, 3]), (3, 8, [1, 1, 1])])
+@each("size, parts, sizes", [(8, 1, [8]), (8, 2, [4, 4]), (7, 2, [4, 3]), (3, 8, [1, 1, 1])])
 def test_every_image_is_in_one_part(size, parts, sizes):
     images, labels = torch.arange(size * 2).view(size, 2), torch.arange(size)
     found = split((images, labels), parts)

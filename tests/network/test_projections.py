@@ -16,6 +16,7 @@ from headwise.network.given import around, plain_of
 from headwise.network.kept import KeptNetwork
 from headwise.network.projections import LAYOUTS, take_apart
 from headwise.updates.qkv import SplitQKV
+from made_cases import each
 from made_networks import CLASSES, distance, images, logits, perturb
 
 X = images()
@@ -43,7 +44,7 @@ def splits(net: nn.Module) -> list[SplitQKV]:
     return [module for module in net.modules() if isinstance(module, SplitQKV)]
 
 
-@pytest.mark.parametrize("kind", NAMES)
+@each("kind", NAMES)
 def test_a_network_is_the_same_apart_and_put_back(kind: str) -> None:
     model = model_of(kind)
     net = around(model)

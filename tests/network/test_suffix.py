@@ -6,10 +6,11 @@ import torch
 from headwise.errors import ConfigError
 from headwise.methods.vpt import VPT
 from headwise.network.suffix import Suffix
+from made_cases import each
 from made_networks import images, network
 
 
-@pytest.mark.parametrize("name", ["vit", "swin"])
+@each("name", ["vit", "swin"])
 def test_from_every_block_to_the_end(name):
     suffix = Suffix(network(name))
     with torch.no_grad():
@@ -20,7 +21,7 @@ def test_from_every_block_to_the_end(name):
             assert torch.equal(suffix.resume(index, x), logits)
 
 
-@pytest.mark.parametrize("name", ["vit", "swin"])
+@each("name", ["vit", "swin"])
 def test_from_every_block_to_every_other(name):
     suffix = Suffix(network(name))
     with torch.no_grad():
@@ -36,7 +37,7 @@ def test_no_hook_stays_behind():
     assert not any(module._forward_pre_hooks for module in suffix.net.modules())
 
 
-@pytest.mark.parametrize("deep", [False, True])
+@each("deep", [False, True])
 def test_prompts_are_part_of_their_blocks(deep):
     net = network("vit")
     VPT(label="vpt", deep=deep, prompts=3).install(net)

@@ -13,11 +13,12 @@ import headwise
 from headwise.errors import ConfigError
 from headwise.network.backbone import BackboneSpec
 from headwise.network.catalog import check_name, side_of
+from made_cases import each
 from made_networks import CONF
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
+@each(
+    "name, message",
     [
         (
             "vit_bas_patch16_224",
@@ -41,8 +42,8 @@ def test_a_wrong_name_is_answered_with_the_nearest(name: str, message: str) -> N
         headwise.adapt(name, num_classes=2, weights="none")
 
 
-@pytest.mark.parametrize(
-    ("name", "side"),
+@each(
+    "name, side",
     [
         ("vit_base_patch16_224.orig_in21k", 224),
         ("vit_small_patch14_dinov2", 518),

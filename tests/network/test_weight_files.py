@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from headwise.errors import WeightsError
 from headwise.network.backbone import Backbone, BackboneSpec
+from made_cases import each
 from made_networks import images, logits, spec
 from made_weights import google_file, masked_autoencoder, microsoft, trunk
 
@@ -84,7 +85,7 @@ LAYOUTS: dict[str, tuple[Callable[[dict[str, Tensor]], Any], list[str]]] = {
 }
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@each("name", LAYOUTS)
 def test_a_layout_gives_the_same_network(name: str, tmp_path: Path) -> None:
     layout, notes = LAYOUTS[name]
     plain = loaded(spec("vit"), written(trunk(), tmp_path / "plain.pth"))
@@ -94,7 +95,7 @@ def test_a_layout_gives_the_same_network(name: str, tmp_path: Path) -> None:
     assert torch.equal(logits(net, X), logits(plain, X))
 
 
-@pytest.mark.parametrize("prefix", ["", "module.", "backbone."])
+@each("prefix", ["", "module.", "backbone."])
 def test_microsofts_swin(prefix: str, tmp_path: Path) -> None:
     plain = loaded(spec("swin"), written(trunk("swin"), tmp_path / "plain.pth"))
     state = microsoft(trunk("swin"))
@@ -122,8 +123,8 @@ def hugging_face(kind: str) -> tuple[nn.Module, BackboneSpec]:
     return model, recipe
 
 
-@pytest.mark.parametrize("saved", ["hub", "state"])
-@pytest.mark.parametrize("kind", ["ViTModel", "ViTForImageClassification", "Dinov2Model", "Dinov2WithRegistersModel"])
+@each("saved", ["hub", "state"])
+@each("kind", ["ViTModel", "ViTForImageClassification", "Dinov2Model", "Dinov2WithRegistersModel"])
 def test_hugging_faces_names(kind: str, saved: str, tmp_path: Path) -> None:
     model, recipe = hugging_face(kind)
     if saved == "hub":
@@ -144,8 +145,8 @@ def test_what_was_left_out_of_a_hub_file_is_said(tmp_path: Path) -> None:
     assert net.notes == ["left out pooler (2 tensors)", "took Hugging Face's names for timm's"]
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
+@each(
+    "change, message",
     [
         (prefixed("clip_model."), r"its names begin with 'clip_model\.'; allowed: no prefix, or one made of module, "),
         (
@@ -183,9 +184,7 @@ class Stranger:
     """Something that only a pickle could hold."""
 
 
-@pytest.mark.parametrize(
-    ("held", "named"), [(Stranger(), "Stranger"), (argparse.Namespace(root=pathlib.PurePosixPath("/a")), "Path")]
-)
+@each("held, named", [(Stranger(), "Stranger"), (argparse.Namespace(root=pathlib.PurePosixPath("/a")), "Path")])
 def test_a_pickled_object_is_named_and_the_way_out(held: Any, named: str, tmp_path: Path) -> None:
     file = written({"model": trunk(), "args": held}, tmp_path / "w.pth")
     with pytest.raises(
@@ -202,8 +201,8 @@ def changed(file: Path, change: Callable[[dict[str, Any]], None]) -> Path:
     return file
 
 
-@pytest.mark.parametrize(
-    ("sizes", "message"),
+@each(
+    "sizes, message",
     [
         ({"patch": 16}, r"embedding/kernel is \(16, 16, 3, 48\), the backbone has \(8, 8, 3, 48\)"),
         ({"depth": 3}, "it has 3 blocks, the backbone has 2"),
@@ -218,8 +217,8 @@ def test_google_files_are_compared_before_anything_is_resampled(sizes: Any, mess
         loaded(spec("vit"), google_file(tmp_path / "w.npz", **sizes))
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
+@each(
+    "change, message",
     [
         (lambda a: a.pop("cls"), "it lacks cls"),
         (lambda a: a.pop("embedding/kernel"), "not in Google's ViT layout: it lacks embedding/kernel and holds cls, "),
@@ -251,9 +250,9 @@ VALUES: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
 }
 
 
-@pytest.mark.parametrize("kind", VALUES)
-@pytest.mark.parametrize("name", ["w.safetensors", "w.pth", "w.npz"])
-@pytest.mark.parametrize("which", ["all", "one"])
+@each("kind", VALUES)
+@each("name", ["w.safetensors", "w.pth", "w.npz"])
+@each("which", ["all", "one"])
 def test_values_that_are_no_weights(kind: str, name: str, which: str, tmp_path: Path) -> None:
     change, message = VALUES[kind]
     if name == "w.npz":
@@ -273,7 +272,7 @@ def test_values_that_are_no_weights(kind: str, name: str, which: str, tmp_path: 
         loaded(spec("vit"), file)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@each("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_every_floating_point_type_is_read(dtype: torch.dtype, tmp_path: Path) -> None:
     state = {key: value.to(dtype) for key, value in trunk().items()}
     net = loaded(spec("vit"), written(state, tmp_path / "w.safetensors"))

@@ -11,6 +11,7 @@ import pytest
 from headwise.errors import ConfigError
 from headwise.protocol.described import CONF, described, method_names
 from headwise.protocol.plan import resolved
+from made_cases import each
 from made_networks import REPO, compose_config
 
 
@@ -24,13 +25,13 @@ def test_every_method_of_conf_is_known() -> None:
     assert set(method_names()) == {file.relative_to(REPO / "conf" / "method").as_posix()[:-5] for file in files}
 
 
-@pytest.mark.parametrize("name", method_names())
+@each("name", method_names())
 def test_a_method_is_what_the_command_line_composes(name: str) -> None:
     assert described(name, {}) == composed(f"method={name}")
 
 
-@pytest.mark.parametrize(
-    ("name", "fields", "overrides"),
+@each(
+    "name, fields, overrides",
     [
         ("head_lora", {"rank": 5, "targets": ["q", "k"]}, ["method.rank=5", "method.targets=[q,k]"]),
         ("head_lora", {"rank": 5, "targets": ("q",)}, ["method.rank=5", "method.targets=[q]"]),
@@ -49,8 +50,8 @@ def test_fields_mean_what_they_mean_on_the_command_line(name: str, fields: Any, 
     assert described(name, fields) == composed(f"method={name}", *overrides)
 
 
-@pytest.mark.parametrize(
-    ("name", "fields", "said"),
+@each(
+    "name, fields, said",
     [
         ("head_lroa", {}, r"unknown method 'head_lroa' \(did you mean 'head_lora'\?\); allowed: adalora, "),
         ("../config", {}, r"unknown method '\.\./config'"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from headwise.protocol.plan import Plan, plan_run
 from headwise.protocol.variants import beside_common
 from headwise.results.records import Result
 from headwise.results.store import ResultStore
+from made_cases import each
 from made_networks import CONF, plain_timm
 from made_results import phase
 
@@ -53,7 +55,7 @@ def variant(*overrides: str) -> str:
     return planned(*overrides).key.variant
 
 
-@pytest.mark.parametrize(
+@each(
     "typed",
     [
         ("method=lora", "rank=r16"),
@@ -74,8 +76,8 @@ def test_a_default_that_is_typed_names_nothing(typed: tuple[str, ...]) -> None:
     assert variant(*TINY, *typed) == "vit_tiny_random"
 
 
-@pytest.mark.parametrize(
-    ("trainer", "asked", "meant"),
+@each(
+    "trainer, asked, meant",
     [
         ("cpu", "auto", "fp32"),
         ("cpu", "tf32", "fp32"),
@@ -93,8 +95,8 @@ def test_a_precision_is_named_by_what_the_device_computes(trainer: str, asked: s
     assert plans[0].identity["trainer"]["attention"] == ("plain" if (trainer, meant) == ("cpu", "bf16") else "timm")
 
 
-@pytest.mark.parametrize(
-    ("typed", "name"),
+@each(
+    "typed, name",
     [
         (("rank=r8",), "r8"),
         (("rank=r16_h4", "method=hs_lora"), "r16_h4"),
@@ -172,14 +174,13 @@ def test_files_that_are_read_once_compose_the_same() -> None:
     loader = ConfigLoaderImpl(kept.loader.config_search_path)
     wordings = [
         (f"experiment={file.stem}", f"method={method}", "dataset=dtd", "rank=r8")
-        for file in sorted((CONF / "experiment").glob("*.yaml"))
-        for method in ("hs_lora", "noah")
+        for file, method in zip(sorted((CONF / "experiment").glob("*.yaml")), cycle(("hs_lora", "noah")), strict=False)
     ]
-    for words in [*wordings, *wordings]:
-        plain = loader.load_configuration("config", list(words), RunMode.RUN)
-        with open_dict(plain):
-            del plain["hydra"]
-        assert kept.compose(words) == plain
+    plain = [loader.load_configuration("config", list(words), RunMode.RUN) for words in wordings]
+    for words, expected in [*zip(wordings, plain, strict=True)] * 2:
+        with open_dict(expected):
+            expected.pop("hydra", None)
+        assert kept.compose(words) == expected
         kept._parts._whole.cache_clear()
     before = {
         path: None if read is None else OmegaConf.to_yaml(read.config) for path, read in kept_by(kept).read.items()

@@ -8,6 +8,7 @@ import pytest
 
 from headwise.errors import ConfigError
 from headwise.protocol.pertask import fill_protocol, fill_tasks
+from made_cases import each
 
 TABLE = {
     "default": {"lora": {"dropout": 0.1, "scale": 2}},
@@ -57,8 +58,8 @@ def test_the_command_line_stands() -> None:
     assert fill_tasks(config(phases), {"method.first.scale"})["first"] == {"label": "cara", "scale": 1, "mean": 1.5}
 
 
-@pytest.mark.parametrize(
-    ("table", "message"),
+@each(
+    "table, message",
     [
         ({"svhn": {"lora": {"scales": 1}}}, r"per_task.svhn.lora: unknown field 'scales' \(did you mean 'scale'\?\)"),
         ({"svhn": {"lora": {"config.r": 1}}}, "per_task.svhn.lora: unknown field 'config.r'"),
@@ -91,9 +92,7 @@ def test_a_table_may_measure_one_method_in_another_way() -> None:
     assert fill_protocol(config(two, table=ROWS, **OWN)) == OWN, "a run has one protocol, that of its own label"
 
 
-@pytest.mark.parametrize(
-    "given", ["protocol", "protocol.search", "protocol.search.fields", "protocol.search.fields.rank"]
-)
+@each("given", ["protocol", "protocol.search", "protocol.search.fields", "protocol.search.fields.rank"])
 def test_a_protocol_of_the_command_line_stands(given: str) -> None:
     table = {"default": {"fact_tt": {"protocol.search.fields": {"rank": [8, 16]}}}}
     fact = {"label": "fact_tt", "rank": 16}
@@ -109,8 +108,8 @@ def test_a_part_that_the_protocol_lacks_is_left_out() -> None:
     assert fill_protocol(config({"label": "fact_tt"}, table=table, **off)) == off
 
 
-@pytest.mark.parametrize(
-    ("fields", "message"),
+@each(
+    "fields, message",
     [
         ({"protocol.normalise": 1}, r"per_task.default.lora: unknown field 'protocol.normalise' .*'normalize'"),
         ({"protocol.serch.ne": [1]}, r"per_task.default.lora: unknown field 'protocol.serch.ne' .*'search'"),

@@ -13,6 +13,7 @@ from headwise.protocol.plan import plan_run
 from headwise.protocol.presets import POSSIBLY_TUNED, fill_presets, presets, published_value
 from headwise.results.store import ResultStore
 from headwise.runs.experiment import run
+from made_cases import each
 from made_networks import CONF, compose_config
 
 TINY = ["backbone=vit_tiny_random", "data=synthetic", "protocol=smoke", "trainer=cpu", "trainer.threads=1"]
@@ -39,8 +40,8 @@ def test_every_table_has_the_19_tasks_but_those_that_are_named_and_a_free_licenc
         assert name in yaml.safe_load((CONF / "method" / f"{method}.yaml").read_text())
 
 
-@pytest.mark.parametrize(
-    ("method", "task", "field", "value"),
+@each(
+    "method, task, field, value",
     [
         ("fact_tt", "clevr_dist", "rank", 4),
         ("fact_tk", "pets", "scale", 10),
@@ -77,8 +78,8 @@ def test_phases_are_filled_by_their_own_labels() -> None:
     assert first["scale"] == "published"
 
 
-@pytest.mark.parametrize(
-    ("method", "task", "message"),
+@each(
+    "method, task, message",
     [
         ({"label": "repadapter", "scale": "published"}, "svhn", "method 'repadapter' has no published values.*fact_tk"),
         ({"label": "cara", "rank": "published"}, "svhn", "method 'cara' has no published 'rank'.*allowed: mean, scale"),
@@ -117,7 +118,14 @@ def test_a_word_is_published_too() -> None:
 
 
 def test_a_result_is_stamped(tmp_path: Path) -> None:
-    words = [*TINY, "trainer.progress=false", "method=bi_adaptformer", "dataset=dsprites_loc", f"root={tmp_path}"]
+    words = [
+        *TINY,
+        "trainer.progress=false",
+        "logger.pictures=false",
+        "method=bi_adaptformer",
+        "dataset=dsprites_loc",
+        f"root={tmp_path}",
+    ]
     run(compose_config(*words, "method.scale=published", "protocol.test_images=64"))
     (result,) = ResultStore(tmp_path).all()
     assert POSSIBLY_TUNED in result.labels

@@ -22,6 +22,7 @@ from headwise.protocol.search import search, settle
 from headwise.protocol.space import Space
 from headwise.results.records import PhaseResult
 from headwise.runs.experiment import obtained, plan_run
+from made_cases import each
 from made_networks import compose_config
 
 LR = {"low": 0.0001, "high": 0.1, "log": True}
@@ -123,8 +124,8 @@ def test_values_near_an_end_are_edges() -> None:
     assert Range(0.0, 1.0).is_edge(0.04) and not Range(0.0, 1.0).is_edge(0.06)
 
 
-@pytest.mark.parametrize(
-    ("given", "message"),
+@each(
+    "given, message",
     [
         ({"fields": {"lr": LR}}, "protocol.search.fields.lr is a range: protocol.search.trials says how many"),
         ({"ne": [1], "trials": 5}, "protocol.search.trials: there is no scale and no field to draw"),
@@ -167,8 +168,8 @@ def test_such_a_search_leaves_no_folder(tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    ("given", "number"),
+@each(
+    "given, number",
     [
         ({"fields": {"rank": [2, 4], "dropout": [0.0, 0.1]}, "scale": [1, 2]}, 8),
         ({"fields": {"rank": {"low": 2, "high": 4}}}, 3),

@@ -13,14 +13,14 @@ import pytest
 from headwise.errors import ConfigError
 from headwise.protocol import recipe
 from headwise.protocol.recipe import NORMALIZATIONS, Normalize, Protocol
+from made_cases import each
 
 R0 = Protocol(schedule="r0_legacy")
 STEPS = 15
 
 
-@pytest.mark.parametrize(
-    ("epoch", "rate"),
-    [(0, 1e-6), (1, 1e-6), (2, 1.009e-4), (10, 9.001e-4), (11, 9.758e-4), (50, 5.205e-4), (99, 1.098e-5)],
+@each(
+    "epoch, rate", [(0, 1e-6), (1, 1e-6), (2, 1.009e-4), (10, 9.001e-4), (11, 9.758e-4), (50, 5.205e-4), (99, 1.098e-5)]
 )
 def test_r0_legacy_repeats_the_published_trace(epoch: int, rate: float) -> None:
     """Values of timm's scheduler as the recipe calls it: 100 epochs, 10 of warm-up, stepped after the epoch."""
@@ -34,7 +34,7 @@ def test_r0_legacy_never_reaches_its_peak() -> None:
     assert max(schedule(step) for step in range(100 * STEPS)) < 0.98e-3
 
 
-@pytest.mark.parametrize("epochs", [1, 2, 7, 100])
+@each("epochs", [1, 2, 7, 100])
 def test_cosine_reaches_its_peak_and_falls(epochs: int) -> None:
     recipe = Protocol()
     schedule = recipe.learning_rate(epochs, STEPS)
@@ -60,22 +60,20 @@ def test_a_phase_may_bring_its_peak() -> None:
         assert max(rate(step) for step in range(10 * STEPS)) == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize(
-    ("fraction", "total", "warm"), [(0.1, 1500, 150), (0.1, 15, 2), (0.1, 3, 1), (0.0, 9, 0), (0.9, 2, 1)]
-)
+@each("fraction, total, warm", [(0.1, 1500, 150), (0.1, 15, 2), (0.1, 3, 1), (0.0, 9, 0), (0.9, 2, 1)])
 def test_warmup_is_whole_steps_and_at_least_one(fraction: float, total: int, warm: int) -> None:
     assert Protocol(warmup=fraction).warmup_count(total) == warm
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "r0_legacy", "constant"])
-@pytest.mark.parametrize(("epochs", "steps"), [(1, 1), (1, 2), (2, 1), (3, 1)])
+@each("schedule", ["cosine", "r0_legacy", "constant"])
+@each("epochs, steps", [(1, 1), (1, 2), (2, 1), (3, 1)])
 def test_the_shortest_runs_have_a_rate(schedule: str, epochs: int, steps: int) -> None:
     rate = Protocol(schedule=schedule).learning_rate(epochs, steps)
     assert all(0 < rate(step) <= 1e-3 for step in range(epochs * steps + 1))
 
 
-@pytest.mark.parametrize(
-    ("values", "message"),
+@each(
+    "values, message",
     [
         ({"schedule": "cosin"}, r"unknown protocol.schedule 'cosin' \(did you mean 'cosine'\?\); allowed: .*r0_legacy"),
         ({"optimizer": "adam"}, "unknown protocol.optimizer 'adam' .*adamw"),
@@ -120,8 +118,8 @@ def test_what_must_be_said_is_stamped() -> None:
     assert stamped.labels == ["subset", "validation", "TEST-SELECTED"]
 
 
-@pytest.mark.parametrize(
-    ("step", "rate"),
+@each(
+    "step, rate",
     [(0, 1e-6), (15, 1e-6), (16, 1.009e-4), (151, 9.758e-4), (750, 5.2053e-4), (751, 5.05e-4), (1499, 5.05e-4)],
 )
 def test_cara_legacy_is_stepped_by_batch_and_held_from_the_middle_on(step: int, rate: float) -> None:
@@ -139,7 +137,7 @@ def test_a_part_of_the_training_images_is_said() -> None:
     assert few.for_search().test_images == 50
 
 
-@pytest.mark.parametrize("key", ["train_images", "eval_mode_after", "select_after"])
+@each("key", ["train_images", "eval_mode_after", "select_after"])
 def test_whole_numbers_or_null(key: str) -> None:
     with pytest.raises(ConfigError, match=f"protocol.{key} must be a whole number of at least 1, .*null is allowed"):
         Protocol(**{key: 0})

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import importlib
 
-import pytest
-
 from headwise.protocol.plan import plan_run
 from headwise.protocol.revisions import CHANGES, fill_revisions
+from made_cases import each
 from made_networks import compose_config
 
 TINY = ("backbone=vit_tiny_random", "dataset=dsprites_loc", "data=synthetic", "trainer=cpu", "trainer.threads=1")
 
 
-@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.target.rpartition(".")[2])
+@each("change", CHANGES)
 def test_a_change_names_a_method_its_fields_and_why(change) -> None:  # type: ignore[no-untyped-def]
     module, _, name = change.target.rpartition(".")
     fields = getattr(importlib.import_module(module), name).__dataclass_fields__
@@ -22,8 +21,8 @@ def test_a_change_names_a_method_its_fields_and_why(change) -> None:  # type: ig
     assert change.why
 
 
-@pytest.mark.parametrize(
-    ("overrides", "revision"),
+@each(
+    "overrides, revision",
     [
         (("method=houlsby_b8",), 2),
         (("method=houlsby_b8", "method.init=lora"), None),

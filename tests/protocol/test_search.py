@@ -21,6 +21,7 @@ from headwise.protocol.search import search, settle
 from headwise.protocol.space import Space, check_choices, phase_names
 from headwise.results.records import PhaseResult
 from headwise.runs.experiment import run
+from made_cases import each
 from made_networks import compose_config
 
 HEART = BiLoRA(label="heart", gate={"count": 1})
@@ -130,8 +131,8 @@ def test_a_field_that_a_method_lacks() -> None:
         check_choices(Space(fields={"rang": [1]}), LoRA(label="x", rank=1))
 
 
-@pytest.mark.parametrize(
-    ("given", "message"),
+@each(
+    "given, message",
     [
         ({"fields": [1]}, "protocol.search.fields must be a mapping, got [1]"),
         ({"fields": {"heads.rank": 8}}, "protocol.search.fields.heads.rank is a list of different values, got 8"),
@@ -225,10 +226,7 @@ def test_each_phase_chooses_on_what_the_one_before_it_chose() -> None:
     assert {index: fact["search"]["num_trials"] for index, fact in facts.items()} == {0: 2, 1: 2}
 
 
-@pytest.mark.parametrize(
-    ("key", "searched"),
-    [("lr", [1]), ("heads.lr", [1]), ("first.lr", [0]), ("every.lr", [0, 1]), ("first.scale", [0])],
-)
+@each("key, searched", [("lr", [1]), ("heads.lr", [1]), ("first.lr", [0]), ("every.lr", [0, 1]), ("first.scale", [0])])
 def test_fields_of_named_phases(key: str, searched: list[int]) -> None:
     _, attempt = measure(lambda method: 50.0)
     methods, facts = settled(TWO, Space(fields={key: [0.5, 0.25]}), attempt)
@@ -244,7 +242,7 @@ def test_names_of_phases() -> None:
     assert phase_names(HEART) == [""]
 
 
-@pytest.mark.parametrize(
+@each(
     "space",
     [
         Space(fields={"every.lr": [0.1], "heads.lr": [0.2]}),
@@ -300,7 +298,7 @@ def test_the_order_of_fields_decides_nothing() -> None:
     assert chosen[0] == chosen[1]
 
 
-@pytest.mark.parametrize("name", ["spec", "phases", "__class__", "merges"])
+@each("name", ["spec", "phases", "__class__", "merges"])
 def test_what_is_no_field_of_a_method(name: str) -> None:
     with pytest.raises(ConfigError, match=f"method x has no '{name}'"):
         check_choices(Space(fields={name: [1]}), LoRA(label="x", rank=1))
@@ -328,19 +326,14 @@ def attempt_of() -> Callable[..., PhaseResult]:
     return measure(lambda method: 50.0)[1]
 
 
-@pytest.mark.parametrize(
-    ("values", "edges"),
-    [([1, 2, 3], []), ([2, 3], ["rank"]), ([1, 2], ["rank"]), ([2], [])],
-)
+@each("values, edges", [([1, 2, 3], []), ([2, 3], ["rank"]), ([1, 2], ["rank"]), ([2], [])])
 def test_a_value_at_the_end_of_what_was_tried_is_an_edge(values: list[int], edges: list[str]) -> None:
     _, attempt = measure(lambda method: float(method.rank == 2))  # type: ignore[attr-defined]
     outcome = search(LoRA(label="x", rank=1), [], Space(fields={"rank": values, "label": ["x", "y"]}), attempt, 8)
     assert (outcome.method.rank, outcome.report()["edges"]) == (2, edges)
 
 
-@pytest.mark.parametrize(
-    ("halving", "num", "shares"), [(None, 5, [1]), (2, 1, [1]), (3, 9, [1 / 9, 1 / 3]), (4, 3, [1 / 4])]
-)
+@each("halving, num, shares", [(None, 5, [1]), (2, 1, [1]), (3, 9, [1 / 9, 1 / 3]), (4, 3, [1 / 4])])
 def test_epochs_of_rounds(halving: int | None, num: int, shares: list[float]) -> None:
     assert Space(scale=[1], halving=halving).shares(num) == shares
 
@@ -359,6 +352,7 @@ def test_one_search_serves_all_seeds_unless_asked_otherwise(tmp_path: Path, caps
                 "trainer=cpu",
                 "trainer.threads=1",
                 "trainer.progress=false",
+                "logger.pictures=false",
                 f"seed={seed}",
                 f"root={tmp_path / root}",
                 *words,

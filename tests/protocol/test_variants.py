@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
-
 from headwise.protocol.variants import beside_common, choices_of, common_choices, variant_of
+from made_cases import each
 
 
-@pytest.mark.parametrize(
-    ("overrides", "variant"),
+@each(
+    "overrides, variant",
     [
         ([], "base"),
         (["method=lora", "dataset=svhn", "seed=3", "method@method.first=pissa"], "base"),
@@ -33,9 +32,8 @@ def test_variant(overrides: list[str], variant: str) -> None:
     assert variant_of(overrides) == variant
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [[], ["rank=r8"], ["method.scale=-1", "rank=r8"], ["method.scale=-.5", "protocol.lr=1e-3", "ne=ne3"]],
+@each(
+    "overrides", [[], ["rank=r8"], ["method.scale=-1", "rank=r8"], ["method.scale=-.5", "protocol.lr=1e-3", "ne=ne3"]]
 )
 def test_choices_of_a_variant(overrides: list[str]) -> None:
     alone = sorted(variant_of([override]) for override in overrides)

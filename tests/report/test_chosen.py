@@ -10,6 +10,7 @@ from headwise.comparison.tables import Table, tables
 from headwise.errors import ConfigError
 from headwise.report.formats import left_out, notes_of, render
 from headwise.report.selection import Selection, in_millions
+from made_cases import each
 from made_results import run, suite
 
 MADE = [*suite("lora"), *suite("hs_lora"), *suite("dora")]
@@ -41,8 +42,8 @@ def test_phases_of_a_task_are_columns_of_it() -> None:
     assert "| method | svhn P2 |" in render([table], "md", Selection(columns=("svhn P2",)))
 
 
-@pytest.mark.parametrize(
-    ("shown", "message"),
+@each(
+    "shown, message",
     [
         (Selection(rows=("hs_lor",)), "--rows: no row 'hs_lor' in the table (did you mean 'hs_lora'?)"),
         (Selection(columns=("mean19",)), "--columns: no column 'mean19' in the table (did you mean 'mean_19'?)"),
@@ -53,7 +54,7 @@ def test_what_the_table_lacks_is_refused(shown: Selection, message: str) -> None
         lines(shown)
 
 
-@pytest.mark.parametrize("form", ["csv", "json"])
+@each("form", ["csv", "json"])
 def test_files_of_data_leave_nothing_out(form: str) -> None:
     with pytest.raises(ConfigError, match=f"are for md and latex; {form} holds everything"):
         render(tables(MADE), form, Selection(rows=("lora",)))
@@ -69,8 +70,8 @@ def test_a_short_caption_leaves_its_notes_to_another_file() -> None:
     assert text.count(r"\begin{table}") == 1
 
 
-@pytest.mark.parametrize(
-    ("column", "said"),
+@each(
+    "column, said",
     [
         (["718,848", "", "7,680"], ["0.72 M", "", "0.0077 M"]),
         (["480", "1,234 to 85,798,656", "0"], ["0.00048 M", "0.0012 M to 85.80 M", "0.00 M"]),
@@ -87,7 +88,7 @@ def settings() -> list[Table]:
     return tables([*MADE, run("vpt", weights={"name": "another", "sha256": "cd"})])
 
 
-@pytest.mark.parametrize("form", ["md", "latex"])
+@each("form", ["md", "latex"])
 def test_a_pattern_has_to_match_in_one_table_only(form: str) -> None:
     both = render(settings(), form, Selection(rows=("lora", "vpt"), columns=("nat3", "svhn")))
     assert both.count("setting 1 of 2") >= 1 and both.count("setting 2 of 2") >= 1

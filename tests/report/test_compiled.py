@@ -13,6 +13,7 @@ import pytest
 from headwise.comparison.tables import Table, tables
 from headwise.report.formats import render
 from headwise.report.selection import Selection
+from made_cases import each
 from made_results import masked_suite, run, suite
 
 LATEX = shutil.which("pdflatex")
@@ -36,8 +37,8 @@ def paper() -> list[Table]:
 
 
 @pytest.mark.skipif(LATEX is None, reason="pdflatex is not installed")
-@pytest.mark.parametrize("shown", [Selection(), Selection(is_short=True)], ids=["whole", "short"])
-@pytest.mark.parametrize("make", [strange, paper, lambda: tables(masked_suite())], ids=["strange", "wide", "masked"])
+@each("shown", [Selection(), Selection(is_short=True)])
+@each("make", [strange, paper, lambda: tables(masked_suite())])
 def test_tables_compile_and_fit_their_page(make: Callable[[], list[Table]], shown: Selection, tmp_path: Path) -> None:
     text = render(make(), "latex", shown)
     packages = re.findall(r"^% (\\usepackage.*)$", text, flags=re.MULTILINE)

@@ -16,6 +16,7 @@ from headwise.comparison.tables import tables
 from headwise.errors import ConfigError
 from headwise.report.formats import FORMATS, render
 from headwise.results.store import ResultStore
+from made_cases import each
 from made_results import run, suite
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "make_tables.py"
@@ -182,7 +183,7 @@ def test_json_holds_everything():
     assert table["costs"][0]["parameters"] == [100, 100]
 
 
-@pytest.mark.parametrize("form", sorted(FORMATS))
+@each("form", sorted(FORMATS))
 def test_untested_results_can_be_rendered(form):
     assert render(tables([run(accuracy=(None,))]), form)
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
-
 from headwise.comparison.tables import tables
 from headwise.report import grids
 from headwise.report.page import report
+from made_cases import each
 from made_results import run, suite
 
 
@@ -57,8 +56,8 @@ def test_differences_are_summed_up_before_each_task() -> None:
     assert grids.differences(table, "x").body[0][2].small == "", "too few pairs for an interval"
 
 
-@pytest.mark.parametrize(
-    ("num_bytes", "text"),
+@each(
+    "num_bytes, text",
     [(0, "0 B"), (1023, "1,023 B"), (1536, "1.5 KiB"), (2**20 * 2345.4, "2,345 MiB"), (55_704, "54.4 KiB")],
 )
 def test_sizes(num_bytes: float, text: str) -> None:

@@ -7,12 +7,11 @@ import html
 import json
 import re
 
-import pytest
-
 from headwise.comparison.comparable import ordered, places
 from headwise.report.leaderboard import GROUPS, MEAN, Block, block, board
 from headwise.report.page import report
 from headwise.results.records import Result
+from made_cases import each
 from made_results import TASKS, few, run, suite
 
 
@@ -101,7 +100,7 @@ def test_settings_are_blocks_and_the_data_have_all() -> None:
     assert re.search(r'download="leaderboard\.csv" href="data:text/csv[^"]*linear%2C10\.0', page)
 
 
-@pytest.mark.parametrize("label", ["smoke", "synthetic"])
+@each("label", ["smoke", "synthetic"])
 def test_smoke_is_said_beside_the_name(label: str) -> None:
     (line,) = re.findall(r"<tr data-tasks.*", report([dataclasses.replace(run(), labels=[label])]))
     assert ('<strong class="badge">SMOKE</strong>' in line) == (label == "smoke")

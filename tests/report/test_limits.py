@@ -7,10 +7,11 @@ import pytest
 from headwise.report import figures
 from headwise.report.figures import Spot
 from headwise.report.limits import reach, robust
+from made_cases import each
 
 
-@pytest.mark.parametrize(
-    ("values", "ends"),
+@each(
+    "values, ends",
     [
         ([85.0, 86.0, 87.0, 10.0], (85.0, 87.0)),
         ([85.0, 86.0, 10.0], (85.0, 86.0)),
@@ -25,8 +26,8 @@ def test_far_values_are_left_out(values: list[float], ends: tuple[float, float])
     assert robust(values) == ends
 
 
-@pytest.mark.parametrize(
-    ("rows", "expected"),
+@each(
+    "rows, expected",
     [
         ([[1.0, -2.0], [0.5, 2.5]], 2.5),
         ([[1.0, -2.0], [40.0, 41.0]], 6.0),

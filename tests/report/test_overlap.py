@@ -8,7 +8,6 @@ import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextPath
 
@@ -17,6 +16,7 @@ from headwise.comparison.tables import tables
 from headwise.report import figures, gallery
 from headwise.report.figures import Spot
 from headwise.results import reading
+from made_cases import each
 from made_results import masked_suite
 
 RECORDS = Path(__file__).parents[2] / "docs" / "results" / "records"
@@ -65,8 +65,8 @@ def check(svg: str) -> list[Box]:
     return texts
 
 
-@pytest.mark.parametrize("count", [3, 12, 60])
-@pytest.mark.parametrize("seed", range(4))
+@each("count", [3, 12, 60])
+@each("seed", range(4))
 def test_labels_of_points(seed: int, count: int) -> None:
     draw = random.Random(seed)
     words = ("WWW_MMM", "adalora (lr0.003)", "hs_pissa", "illi", "methods: head_lora_then_lora (r16x4)")
@@ -84,15 +84,15 @@ def test_labels_of_points(seed: int, count: int) -> None:
     assert any(box.text.startswith(tuple(word[:3] for word in words)) for box in texts)
 
 
-@pytest.mark.parametrize("largest", [0.2, 1, 11, 100])
-@pytest.mark.parametrize("spread", [0.001, 1.0, 40.0])
+@each("largest", [0.2, 1, 11, 100])
+@each("spread", [0.001, 1.0, 40.0])
 def test_texts_of_curves(largest: float, spread: float) -> None:
     line = [Spot(largest * part / 4, 50 + spread * (part - 2) / 4, 0.1) for part in range(5)]
     check(figures.curves({"a": line}, 50.0, "t", "heads off per layer", "accuracy, %"))
 
 
-@pytest.mark.parametrize("low", [1, 700, 40_000])
-@pytest.mark.parametrize("times", [1.0, 3.0, 40.0, 1e5])
+@each("low", [1, 700, 40_000])
+@each("times", [1.0, 3.0, 40.0, 1e5])
 def test_ticks_of_parameters(low: float, times: float) -> None:
     spots = [Spot(low, 1.0, label="a"), Spot(low * times, 2.0, label="b"), Spot(0, 1.5, label="c")]
     check(figures.scatter(spots, "t", "parameters without head", "accuracy, %"))

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from headwise.report.pictures import learning_curves, score_map
+from made_cases import each
 
 
 def history(file: Path, epochs: int, loss: float) -> Path:
@@ -72,7 +73,7 @@ def test_no_score_map_without_a_gate(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
+@each(
     "text", ["", "epoch\nx\n", "epoch,step,train_loss,lr\n1,1,x,1\n", "epoch,step,train_loss,lr\n1,1,1\n", "\x00", '"']
 )
 def test_damaged_curves_of_a_phase_are_left_out(tmp_path: Path, text: str) -> None:

@@ -16,6 +16,7 @@ import pytest
 from headwise.report.page import Watch, report
 from headwise.report.watching import watch
 from headwise.results.store import ResultStore
+from made_cases import each
 from made_results import run
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "make_report.py"
@@ -59,7 +60,7 @@ def wait(true: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@each("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_command_waits_renews_and_ends_when_told(number: signal.Signals, tmp_path: Path) -> None:
     root, out = tmp_path / "outputs", tmp_path / "page.html"
     command = [sys.executable, str(SCRIPT), "--root", str(root), "--out", str(out), "--watch", "1"]
@@ -82,7 +83,7 @@ def test_the_command_waits_renews_and_ends_when_told(number: signal.Signals, tmp
     assert sorted(path.name for path in tmp_path.iterdir()) == ["outputs", "page.html"]
 
 
-@pytest.mark.parametrize("seconds", ["0", "-1", "x", "1.5"])
+@each("seconds", ["0", "-1", "x", "1.5"])
 def test_seconds_are_a_whole_number(seconds: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(SCRIPT), f"--watch={seconds}"], cwd=tmp_path, capture_output=True, text=True

@@ -15,6 +15,7 @@ import pytest
 
 from headwise.errors import ConfigError
 from headwise.storage.claims import BusyError, Claim, alive, describe, standing
+from made_cases import each
 
 FAST = {"heartbeat": 0.1, "expiry": 1.0}
 
@@ -64,7 +65,7 @@ def claim_file(folder: Path, **content: object) -> Path:
     return path
 
 
-@pytest.mark.parametrize("error", [None, RuntimeError, KeyboardInterrupt])
+@each("error", [None, RuntimeError, KeyboardInterrupt])
 def test_released_on_every_exit(tmp_path, error):
     def work():
         with Claim(tmp_path, **FAST) as claim:
@@ -165,7 +166,7 @@ def test_reused_pid_is_not_taken_for_the_holder():
     assert not alive(child.pid)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "null"])
+@each("content", ["", "{", "[]", "null"])
 def test_unreadable_claim_is_held_until_it_expires(tmp_path, content):
     path = tmp_path / "claim-1"
     path.write_text(content)
@@ -308,7 +309,7 @@ STRANGE = [
 """What a file ``claim-1`` may hold that nobody of us wrote."""
 
 
-@pytest.mark.parametrize("said", STRANGE, ids=range(len(STRANGE)))
+@each("said", STRANGE)
 def test_a_claim_that_says_nonsense_is_waited_for_and_then_taken_over(tmp_path, said):
     path = tmp_path / "claim-1"
     path.write_bytes(said.encode("utf-8", "surrogateescape"))
@@ -323,7 +324,7 @@ def test_a_claim_that_says_nonsense_is_waited_for_and_then_taken_over(tmp_path, 
         assert claim.path.name == "claim-2"
 
 
-@pytest.mark.parametrize("ahead", [4000, 10**6, 10**9])
+@each("ahead", [4000, 10**6, 10**9])
 def test_a_claim_of_the_future_is_none(tmp_path, ahead):
     path = claim_file(tmp_path, expiry=120.0)
     os.utime(path, (time.time() + ahead,) * 2)
@@ -357,7 +358,7 @@ def test_a_host_that_is_gone_is_explained_and_waited_for_an_hour_at_most(tmp_pat
         assert claim.held
 
 
-@pytest.mark.parametrize("kind", ["folder", "pipe", "link"])
+@each("kind", ["folder", "pipe", "link"])
 def test_what_is_no_claim_holds_nothing_and_stays(tmp_path, kind):
     path = tmp_path / "claim-3"
     {"folder": path.mkdir, "pipe": lambda: os.mkfifo(path), "link": lambda: path.symlink_to("nowhere")}[kind]()

@@ -15,10 +15,11 @@ from headwise.results import shapes
 from headwise.results.classes import measures, read_confusion, write_confusion
 from headwise.results.store import Result
 from headwise.runs.experiment import obtained
+from made_cases import each
 from made_networks import compose_config
 
 
-@pytest.mark.parametrize("seed", range(3))
+@each("seed", range(3))
 def test_measures_are_those_of_torchmetrics(seed: int) -> None:
     draws = torch.Generator().manual_seed(seed)
     labels, predicted = (torch.randint(0, 7, (90,), generator=draws) for _ in range(2))
@@ -49,9 +50,7 @@ def test_what_was_written_is_read_back(tmp_path: Path) -> None:
     assert read_confusion(tmp_path / "a.csv", 3, 36) is None, "cut at the end of a line"
 
 
-@pytest.mark.parametrize(
-    "text", ["true,predicted\n0,0\n", "true,predicted,images\n0,9,1\n", "x", "true,predicted,images\n0,0,-1\n"]
-)
+@each("text", ["true,predicted\n0,0\n", "true,predicted,images\n0,9,1\n", "x", "true,predicted,images\n0,0,-1\n"])
 def test_a_damaged_matrix_is_left_out(text: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "a.csv").write_text(text)
     pictures.confusion(tmp_path / "a.csv", ["a", "b"], tmp_path / "run")
@@ -75,6 +74,6 @@ def test_a_run_writes_its_matrix_with_the_names_of_classes(tmp_path: Path) -> No
     assert 0 <= classes["macro_f1"] <= 100 and 0 <= classes["balanced_accuracy"] <= 100
 
 
-@pytest.mark.parametrize("value", [0.0, 100.0])
+@each("value", [0.0, 100.0])
 def test_all_right_and_all_wrong_are_records(value: float) -> None:
     shapes.EXTRA({"classes": {"balanced_accuracy": value, "macro_f1": value}}, "extra")

@@ -29,13 +29,14 @@ from headwise.training.address import chain
 from headwise.training.loop import TENSORS, Machine, hush, run_phases
 from headwise.updates.gate import Gate
 from headwise.updates.heads import choose, fixed
+from made_cases import each
 from made_networks import CONF, compose_config, network, toy_data
 
 METHODS = sorted((CONF / "method").rglob("*.yaml"))
 PLAIN = ["backbone=vit_tiny_random", "dataset=dsprites_loc", "data=synthetic", "protocol=smoke", "trainer=cpu"]
 
 
-@pytest.mark.parametrize("file", METHODS, ids=[file.stem for file in METHODS])
+@each("file", METHODS)
 def test_a_field_that_came_later_is_no_part_of_a_run_where_it_does_nothing(file: Path) -> None:
     node = yaml.safe_load(file.read_text())
     target = str(node.get("_target_", ""))
@@ -45,7 +46,7 @@ def test_a_field_that_came_later_is_no_part_of_a_run_where_it_does_nothing(file:
     assert effective({"method": {"first": {**node, **added}}}) == effective({"method": {"first": node}})
 
 
-@pytest.mark.parametrize("kind", [LoRA, Adapters, VPT, SPTLoRA])
+@each("kind", [LoRA, Adapters, VPT, SPTLoRA])
 def test_what_is_declared_is_read_from_the_source_and_is_the_default(kind: Any) -> None:
     assert literal_of_target(f"{kind.__module__}.{kind.__name__}", "later") == kind.later
     defaults = {field.name: field.default for field in dataclasses.fields(kind)}
@@ -53,8 +54,8 @@ def test_what_is_declared_is_read_from_the_source_and_is_the_default(kind: Any) 
     assert kind.later
 
 
-@pytest.mark.parametrize(
-    ("method", "word"),
+@each(
+    "method, word",
     [
         ("lora", "+method.lr_ratio=1"),
         ("lora", "+method.freeze_a=false"),
@@ -76,7 +77,7 @@ def test_it_is_the_same_run(method: str, word: str) -> None:
     ]
 
 
-@pytest.mark.parametrize("recipe", ["{mode: lazy, sigma: 0}", "{mode: fast, sigma: 0}", "{sigma: 0.1}", "{lam: 0}"])
+@each("recipe", ["{mode: lazy, sigma: 0}", "{mode: fast, sigma: 0}", "{sigma: 0.1}", "{lam: 0}"])
 def test_noise_that_does_something_is_another_run(recipe: str) -> None:
     words = [*PLAIN, "method=lora"]
     plain, more = (plan_run(compose_config(*words, *more)) for more in ([], [f"+method.consistency={recipe}"]))
@@ -154,14 +155,14 @@ def test_defaults_are_those_of_the_gate() -> None:
     assert {name: fields[name] for name in DEFAULTS} == DEFAULTS
 
 
-@pytest.mark.parametrize("gate", NOTHING)
+@each("gate", NOTHING)
 def test_a_gate_that_does_nothing_is_no_part_of_an_address(gate: dict[str, Any]) -> None:
     assert Gate(**gate).effective() is None
     assert address(gate) == address(None)
     assert lora(gate).spec() == lora().spec()
 
 
-@pytest.mark.parametrize(("gate", "change"), SAME)
+@each("gate, change", SAME)
 def test_a_field_that_cannot_change_a_number_is_no_part_of_an_address(
     gate: dict[str, Any], change: dict[str, Any]
 ) -> None:
@@ -169,13 +170,13 @@ def test_a_field_that_cannot_change_a_number_is_no_part_of_an_address(
     assert effective_gate(Gate(**gate).spec()) == Gate(**gate).spec(), "what has defaults keeps its address"
 
 
-@pytest.mark.parametrize(("gate", "change"), OTHER)
+@each("gate, change", OTHER)
 def test_a_field_that_can_is(gate: dict[str, Any], change: dict[str, Any]) -> None:
     assert address({**gate, **change})[0].phase != address(gate)[0].phase
 
 
-@pytest.mark.parametrize(("gate", "change"), [pair for pair in SAME if "warmup" not in pair[1]])
-@pytest.mark.parametrize("family", ["vit", "swin"])
+@each("gate, change", [pair for pair in SAME if "warmup" not in pair[1]])
+@each("family", ["vit", "swin"])
 def test_masks_are_the_same(gate: dict[str, Any], change: dict[str, Any], family: str) -> None:
     """By the fields as they were given, whatever the effective form says."""
     masks = []
@@ -208,7 +209,7 @@ def test_bi_lora_and_heart_lora_without_heads_off_are_one(tmp_path: Path) -> Non
         assert (again.gate == {}) == (gate is not None)
 
 
-@pytest.mark.parametrize("change", [{"score_data": "last_batch"}, {"scope": "stage"}])
+@each("change", [{"score_data": "last_batch"}, {"scope": "stage"}])
 def test_weights_are_scored_after_the_last_step_whatever_is_passed(change: dict[str, Any], tmp_path: Path) -> None:
     gate = {"count": 2, "score": "weight_l2", "warmup": 1}
     made = [numbers(train(g, tmp_path / str(n)), tmp_path / str(n)) for n, g in enumerate([gate, {**gate, **change}])]

@@ -9,6 +9,7 @@ import pytest
 
 from headwise.errors import ConfigError
 from headwise.results.fingerprint import IGNORED, differences, fingerprint, identity
+from made_cases import each
 
 
 def config() -> dict:
@@ -32,7 +33,7 @@ def test_fingerprint_ignores_order_and_spelling_of_numbers():
     assert fingerprint({"x": 0.0}) == fingerprint({"x": -0.0})
 
 
-@pytest.mark.parametrize("other", [{"a": True}, {"a": "1"}, {"a": None}, {"a": 1.0000001}, {"a": [1]}, {}, {"A": 1}])
+@each("other", [{"a": True}, {"a": "1"}, {"a": None}, {"a": 1.0000001}, {"a": [1]}, {}, {"A": 1}])
 def test_fingerprint_tells_other_values_apart(other):
     assert fingerprint({"a": 1}) != fingerprint(other)
 
@@ -43,8 +44,8 @@ def test_fingerprint_is_stable_across_versions():
     assert fingerprint({"a": {"b": [1.0, 0.5, None, True, "x"]}}, digits=64) == expected
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
+@each(
+    "value, text",
     [
         ({"a": {"b": {1}}}, r"a\.b is of type set"),
         ({"a": [0, Path("x")]}, r"a\.1 is of type .*Path.*hash of its content"),

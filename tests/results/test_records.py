@@ -11,6 +11,7 @@ import pytest
 from headwise.errors import ConfigError
 from headwise.results.records import load_json
 from headwise.results.store import Result, ResultError, RunKey
+from made_cases import each
 from made_results import KEY, full, phase, write
 
 
@@ -20,28 +21,26 @@ def test_key_names_its_folder(tmp_path):
     assert RunKey.of(path) == KEY
 
 
-@pytest.mark.parametrize("part", ["name", "method", "dataset", "variant"])
-@pytest.mark.parametrize(
-    "bad", ["", ".", "..", "a/b", "a\\b", "../x", "a..b", " a", ".hidden", "a\nb", "a\0", "x" * 201, 3]
-)
+@each("part", ["name", "method", "dataset", "variant"])
+@each("bad", ["", ".", "..", "a/b", "a\\b", "../x", "a..b", " a", ".hidden", "a\nb", "a\0", "x" * 201, 3])
 def test_key_refuses_what_could_leave_its_folder(part, bad):
     with pytest.raises(ConfigError, match=rf"^{part} of a run"):
         dataclasses.replace(KEY, **{part: bad})
 
 
-@pytest.mark.parametrize("bad", [-1, "0", 0.0, True, None])
+@each("bad", [-1, "0", 0.0, True, None])
 def test_key_refuses_a_seed_that_is_no_count(bad):
     with pytest.raises(ConfigError, match="seed of a run must be an integer >= 0"):
         dataclasses.replace(KEY, seed=bad)
 
 
-@pytest.mark.parametrize("name", ["phases", "ledger"])
+@each("name", ["phases", "ledger"])
 def test_key_refuses_the_names_of_the_stores(name):
     with pytest.raises(ConfigError, match=f"may not be '{name}'"):
         dataclasses.replace(KEY, name=name)
 
 
-@pytest.mark.parametrize("folder", ["x", "runs/lora/svhn/base/0", "runs/lora/svhn/base/seed-x", "lora/svhn/seed-1"])
+@each("folder", ["x", "runs/lora/svhn/base/0", "runs/lora/svhn/base/seed-x", "lora/svhn/seed-1"])
 def test_key_is_read_only_from_a_run_folder(tmp_path, folder):
     with pytest.raises(ConfigError):
         RunKey.of(Path(folder))
@@ -105,7 +104,7 @@ def damaged_texts() -> dict[str, str]:
     return texts
 
 
-@pytest.mark.parametrize(("text", "why"), damaged_texts().items(), ids=range(len(damaged_texts())))
+@each("text, why", damaged_texts().items())
 def test_damaged_record_names_its_file(tmp_path, text, why):
     path = write(tmp_path / "result.json", text)
     with pytest.raises(ResultError, match=rf"result\.json is not a usable record: .*{why}") as caught:
@@ -119,7 +118,7 @@ def test_binary_record_names_its_file(tmp_path):
         Result.read(tmp_path / "result.json")
 
 
-@pytest.mark.parametrize(
+@each(
     "bad",
     [
         {"accuracy": float("nan")},

@@ -16,6 +16,7 @@ import pytest
 from headwise.errors import ConfigError, ResultConflict
 from headwise.results.fingerprint import fingerprint
 from headwise.results.store import BusyError, PhaseStore, Result, ResultError, ResultStore, RunKey
+from made_cases import each
 from made_results import KEY, full, phase, result, write
 
 FINGERPRINT = "0123456789abcdef"
@@ -255,7 +256,7 @@ def test_two_thousand_results_are_listed_fast(tmp_path):
 # ------------------------------------------------------------------------------------------------------------ phases
 
 
-@pytest.mark.parametrize("bad", ["", "..", "../../x", "abc", "ABCDEF0123", "x" * 16, "0" * 65])
+@each("bad", ["", "..", "../../x", "abc", "ABCDEF0123", "x" * 16, "0" * 65])
 def test_phase_folder_is_named_by_hex_digits_only(tmp_path, bad):
     with pytest.raises(ConfigError, match="8 to 64 hex digits"):
         PhaseStore(tmp_path).path(bad)

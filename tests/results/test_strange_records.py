@@ -28,6 +28,7 @@ from headwise.runs.experiment import summary
 from headwise.runs.ledger import Entry, Ledger, finished_requests
 from headwise.runs.status import survey, text
 from headwise.storage.plain import LIMIT
+from made_cases import each
 from made_results import few, full, gated, published_run, run
 
 EXAMPLES = int(os.environ.get("HEADWISE_EXAMPLES", "6"))
@@ -153,7 +154,7 @@ def test_a_record_changed_anywhere_works_or_is_refused(kind: str, tmp_path: Path
     assert len(found.damaged) <= (0 if is_read and raw["method"] == file.parts[-5] else 1)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each("kind", KINDS)
 def test_every_field_of_another_kind_is_read_or_refused(kind: str) -> None:
     """Reading alone, at every place, with odd values of every kind."""
     file, raw = Path("result.json"), whole(kind).to_json()
@@ -207,14 +208,14 @@ def strange_texts() -> dict[str, bytes]:
 STRANGE = strange_texts()
 
 
-@pytest.mark.parametrize("what", STRANGE)
+@each("what", STRANGE)
 def test_one_bad_record_is_skipped_by_name_and_counted(what: str, tmp_path: Path) -> None:
     file = stored(tmp_path, whole("heads off"))
     file.write_bytes(STRANGE[what])
     check_skipped(tmp_path, file, page=what == "labels")
 
 
-@pytest.mark.parametrize("kind", ["folder", "pipe", "device", "loop", "huge", "unreadable"])
+@each("kind", ["folder", "pipe", "device", "loop", "huge", "unreadable"])
 def test_what_is_no_file_is_skipped_as_well(kind: str, tmp_path: Path) -> None:
     file = stored(tmp_path, whole("heads off"))
     file.unlink()
@@ -258,7 +259,7 @@ LINES = [
 ]
 
 
-@pytest.mark.parametrize("line", LINES, ids=range(len(LINES)))
+@each("line", LINES)
 def test_the_index_is_a_cache_that_may_hold_anything(line: str, tmp_path: Path) -> None:
     file = stored(tmp_path, whole("two phases"))
     path = file.relative_to(tmp_path).as_posix()
@@ -287,7 +288,7 @@ ENTRIES: list[Any] = [
 ]
 
 
-@pytest.mark.parametrize("entry", ENTRIES, ids=range(len(ENTRIES)))
+@each("entry", ENTRIES)
 def test_a_ledger_leads_nowhere_else(entry: Any, tmp_path: Path) -> None:
     root = tmp_path / "a" / "root"
     stored(root, whole("two phases"))
@@ -301,7 +302,7 @@ def test_a_ledger_leads_nowhere_else(entry: Any, tmp_path: Path) -> None:
     assert sorted(path for path in tmp_path.rglob("*") if not path.is_relative_to(root)) == before
 
 
-@pytest.mark.parametrize("what", STRANGE)
+@each("what", STRANGE)
 def test_a_phase_that_cannot_be_read_counts_as_missing(what: str, tmp_path: Path) -> None:
     bad: list[ResultError] = []
     store = PhaseStore(tmp_path, on_bad=bad.append)

@@ -12,6 +12,7 @@ from headwise.artifacts.export import export_merged
 from headwise.errors import ConfigError
 from headwise.results.reading import read_result
 from headwise.runs.experiment import run
+from made_cases import each
 from made_networks import compose_config
 
 FAST = ["dataset=dsprites_loc", "data=synthetic", "protocol=smoke", "trainer=cpu", "trainer.threads=1"]
@@ -19,7 +20,7 @@ QUIET = ["trainer.progress=false", "logger.pictures=false"]
 SMALL = ["+backbone.overrides={patch_size: 8, embed_dim: 48, depth: 1, num_heads: 4}", "backbone.weights=none"]
 
 
-@pytest.mark.parametrize("name", ["eva02_tiny_patch14_224", "vit_small_patch16_dinov3.lvd1689m"])
+@each("name", ["eva02_tiny_patch14_224", "vit_small_patch16_dinov3.lvd1689m"])
 def test_two_phases_on_a_network_by_its_name(name: str, tmp_path: Path) -> None:
     by_name = ["backbone=timm", f"backbone.name={name}", *SMALL, "backbone.img_size=32"]
     run(compose_config(*FAST, *QUIET, *by_name, "method=hs_lora", "rank=r4", f"root={tmp_path}"))

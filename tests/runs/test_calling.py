@@ -17,6 +17,7 @@ import headwise
 from headwise.errors import ConfigError, SweepError
 from headwise.results.store import Result
 from headwise.runs.calling import _words
+from made_cases import each
 from made_networks import REPO
 
 TINY: dict[str, Any] = {
@@ -69,8 +70,8 @@ def test_lists_are_a_sweep_in_order(tmp_path: Path) -> None:
         headwise.train(**TINY, method="lora", **{"method.rank": [4, 49]}, root=tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
+@each(
+    "options, said",
     [
         ({"method": "lroa"}, r"unknown method 'lroa' \(did you mean 'lora'"),
         (

@@ -25,13 +25,14 @@ from headwise.results.store import BusyError, PhaseStore, Result, ResultStore
 from headwise.runs import experiment
 from headwise.runs.experiment import plan_run, run
 from headwise.training import loop
+from made_cases import each
 from made_networks import CONF, REPO, compose_config, plain_timm
 from made_results import gated, masked_suite, phase, result
 
 TINY = ["backbone=vit_tiny_random", "dataset=dsprites_loc", "data=synthetic", "protocol=smoke"]
-FAST = [*TINY, "trainer=cpu", "trainer.threads=1", "trainer.progress=false"]
+FAST = [*TINY, "trainer=cpu", "trainer.threads=1", "trainer.progress=false", "logger.pictures=false"]
 LORA = [*FAST, "method=lora", "rank=r4"]
-HS_LORA = [*FAST, "method=hs_lora", "rank=r4"]
+HS_LORA = [*FAST[:-1], "method=hs_lora", "rank=r4"]
 
 
 def train(*arguments: str, cache: Path, code: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -203,24 +204,7 @@ def test_another_configuration_does_not_land_in_the_same_folder(folder: Path, ca
     ("wrong", "answer"),
     [
         ("method=lorra", r"unknown method 'lorra' (did you mean 'lora'?); allowed: "),
-        ("dataset=shvn", "unknown dataset 'shvn' (did you mean 'svhn'?); allowed: "),
-        ("rank=s16", "unknown rank 's16' (did you mean 'r16'?)"),
-        ("backbone=vit_b16", "unknown backbone 'vit_b16' (did you mean 'vit_b16_in21k'?)"),
-        ("method@method.first=pisa", "unknown method 'pisa' (did you mean 'pissa'?)"),
-        ("protocol.epoch=3", "epoch"),
         ("metod=lora", "unknown configuration key 'metod' (did you mean 'method'?)"),
-        ("sed=1", "unknown configuration key 'sed' (did you mean 'seed'?); allowed: backbone, data, "),
-        (
-            "protocol.search=null",
-            "'protocol.search': its YAML leaves this field out; set it with +protocol.search=VALUE",
-        ),
-        ("epochs=1", "unknown configuration key 'epochs' (did you mean 'protocol.epochs'?)"),
-        (
-            "method.first.lr=1",
-            "unknown configuration key 'method.first.lr': its YAML leaves this field out; set it with +",
-        ),
-        ("protocol.epochs=0", "protocol.epochs must be a whole number of at least 1, got 0"),
-        ("protocol.schedule=cosin", "unknown protocol.schedule 'cosin' (did you mean 'cosine'?)"),
         ("seed=-1", "seed must be a whole number in 0..4294967295, got -1"),
     ],
 )
@@ -237,8 +221,8 @@ def in_process(*overrides: str) -> float | None:
     return run(compose_config(*overrides))
 
 
-@pytest.mark.parametrize(
-    ("overrides", "message"),
+@each(
+    "overrides, message",
     [
         (["method.rank=-1"], r"method\.rank must be a whole number of at least 1, got -1"),
         (["method.rank=99"], r"rank must be in 1\.\.48 .*got 99"),
@@ -450,8 +434,8 @@ def test_depth_found_in_own_images_is_recorded(own: list[str], tmp_path: Path) -
     assert found.identity != plan_run(compose_config(*own, "dataset.depth=16")).identity
 
 
-@pytest.mark.parametrize(
-    ("given", "expected"),
+@each(
+    "given, expected",
     [
         ("trainer=cuda", "gpu"),
         ("trainer.accelerator=cuda", "gpu"),
@@ -464,8 +448,8 @@ def test_spellings_of_a_device_are_one_device(given: str, expected: str) -> None
     assert planned.config["trainer"]["accelerator"] == expected and planned.identity == plain.identity
 
 
-@pytest.mark.parametrize(
-    ("given", "message"),
+@each(
+    "given, message",
     [
         ("mps", "trainer.accelerator=mps: Apple's GPUs have no float64"),
         ("tpu", r"unknown trainer.accelerator 'tpu' .*allowed: auto, cpu, cuda, gpu"),
@@ -519,7 +503,7 @@ def test_what_a_run_asks_for_does_not_depend_on_the_machine(tmp_path: Path, monk
     assert "nvidia" not in Path(request.__file__).read_text()
 
 
-@pytest.mark.parametrize(("launcher", "expected"), [("hydra_joblib_launcher.JoblibLauncher", 5), ("BasicLauncher", 0)])
+@each("launcher, expected", [("hydra_joblib_launcher.JoblibLauncher", 5), ("BasicLauncher", 0)])
 def test_processes_take_the_gpus_in_turn(launcher: str, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
     hydra = OmegaConf.create({"launcher": {"_target_": launcher}, "job": {"num": 5}})
     monkeypatch.setattr(job.HydraConfig, "initialized", lambda: True)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from made_cases import each
 from made_networks import CONF, REPO
 
 SWEEP = ["-m", "method=lora,head_lora", "seed=0,1", "backbone=vit_tiny_random", "dataset=dsprites_loc", "rank=r4"]
@@ -64,7 +65,7 @@ def test_every_launcher_gives_the_same_tables(preset: str, basic: dict[str, byte
     assert table(tmp_path, f"hydra/launcher={preset}") == basic
 
 
-@pytest.mark.parametrize("file", sorted((CONF / "hydra" / "launcher").glob("*.yaml")), ids=lambda file: file.stem)
+@each("file", sorted((CONF / "hydra" / "launcher").glob("*.yaml")))
 def test_a_preset_is_one_of_hydras_own_launchers(file: Path) -> None:
     assert file.stem in PLUGINS
     lines = file.read_text().splitlines()
@@ -77,8 +78,8 @@ def test_a_preset_is_one_of_hydras_own_launchers(file: Path) -> None:
         assert content["ray"]["remote"]["max_retries"] == 0
 
 
-@pytest.mark.parametrize(
-    ("preset", "answer"),
+@each(
+    "preset, answer",
     [
         ("proceses", "unknown hydra/launcher 'proceses' (did you mean 'processes'?)"),
         ("processes", "pip install -e '.[launchers]'"),

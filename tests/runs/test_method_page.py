@@ -11,6 +11,7 @@ import pytest
 from headwise.errors import ConfigError
 from headwise.protocol.described import method_names
 from headwise.runs import method_page
+from made_cases import each
 from made_networks import REPO
 from made_scripts import loaded
 
@@ -26,7 +27,7 @@ def own_conf(place: Path, name: str, text: str) -> Path:
     return place
 
 
-@pytest.mark.parametrize("name", NAMES)
+@each("name", NAMES)
 def test_every_method_says_where_it_is_from_and_when_not_to_use_it(name: str) -> None:
     facts = method_page.facts_of(name)
     for fact in ("Source", "Licence", "Not for"):

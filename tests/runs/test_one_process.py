@@ -83,9 +83,8 @@ def test_the_order_of_runs_changes_no_bit(tmp_path: Path, monkeypatch: pytest.Mo
         begin(monkeypatch)
         alone |= compute(tmp_path / f"alone{index}", [job])
     assert len(alone) == len(JOBS)
-    for seed in range(2):
-        begin(monkeypatch)
-        assert compute(tmp_path / f"order{seed}", random.Random(seed).sample(JOBS, len(JOBS))) == alone
+    begin(monkeypatch)
+    assert compute(tmp_path / "order", random.Random(0).sample(JOBS, len(JOBS))) == alone
 
 
 LEAVING: dict[str, list[str]] = {

@@ -77,12 +77,22 @@ def test_other_experiments_do_not_count(conf):
     assert asked() != after
 
 
+def copied(place):
+    source = Path(request.__file__).parents[1]
+    shutil.copytree(source, place / "headwise", ignore=shutil.ignore_patterns("__pycache__", "synthetic", "assets"))
+    return place
+
+
 @pytest.fixture
 def package(tmp_path):
     """A copy of the package's code."""
-    source = Path(request.__file__).parents[1]
-    shutil.copytree(source, tmp_path / "headwise", ignore=shutil.ignore_patterns("__pycache__", "synthetic", "assets"))
-    return tmp_path
+    return copied(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """One that each test leaves as it was, and what its code counts as, once that is known."""
+    return copied(tmp_path_factory.mktemp("kept")), []
 
 
 @pytest.mark.parametrize(
@@ -100,12 +110,15 @@ def package(tmp_path):
         ("report/page", "x = 1", True),
     ],
 )
-def test_code_that_decides_what_a_configuration_becomes_counts(package, module, line, same):
-    before = request._code(package)
+def test_code_that_decides_what_a_configuration_becomes_counts(kept, module, line, same):
+    package, before = kept
+    before[:] = before or [request._code(package)]
     file = package / "headwise" / f"{module}.py"
-    file.write_text(f"{file.read_text()}\n{line}\n")
+    text = file.read_text()
+    file.write_text(f"{text}\n{line}\n")
     request._code.cache_clear()
-    assert (request._code(package) == before) is same
+    assert (request._code(package) == before[0]) is same
+    file.write_text(text)
 
 
 def test_a_new_module_counts_as_soon_as_it_is_imported(package):

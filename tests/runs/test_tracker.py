@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 import wandb
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto import wandb_internal_pb2
 
 from headwise.errors import ConfigError
 from headwise.results.store import Result, ResultStore
 from headwise.runs.experiment import obtained, plan_run, run
 from headwise.runs.tracker import Tracker, summary, tracked
+from made_cases import each
 from made_networks import compose_config
 from made_results import run as made_run
 
@@ -97,6 +97,8 @@ def test_a_run_whose_phases_are_stored_is_tracked_as_well(tmp_path: Path) -> Non
 def test_tensorboard_shows_the_same(tmp_path: Path) -> None:
     result = obtained(compose_config(*FAST, "method=hs_lora", "logger=tensorboard", f"root={tmp_path}"))
     assert isinstance(result, Result)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     events = EventAccumulator(str(tmp_path / "runs/hs_lora/dsprites_loc/base/seed-0/tensorboard"))
     events.Reload()
     first, second = (events.Scalars(f"phase{number}/train_loss") for number in (1, 2))
@@ -164,7 +166,7 @@ class Fake:
         self.seen["exit_code"] = exit_code
 
 
-@pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt])
+@each("error", [None, ValueError, KeyboardInterrupt])
 def test_the_tracker_gets_one_run_a_job_in_the_sweeps_group_and_its_true_exit_code(
     error: type[BaseException] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,8 +193,8 @@ def test_the_same_run_has_the_same_id_in_every_process_and_another_one_another(
     assert seen[0] == seen[1] and len(set(seen)) == 4 and seen[-1] == "mine"
 
 
-@pytest.mark.parametrize(
-    ("answer", "says"),
+@each(
+    "answer, says",
     [
         (False, "wandb knows no key"),
         (wandb.errors.AuthenticationError("a key of 40\ncharacters"), "a key of 40 characters"),

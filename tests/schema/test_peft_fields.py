@@ -11,6 +11,7 @@ import pytest
 
 from headwise.errors import ConfigError
 from headwise.schema.peftfields import RANGES, STARTS, UNSUPPORTED, check_peft, configs, fields_of_config
+from made_cases import each
 
 FIELDS = [(target, field) for target in configs() for field in dataclasses.fields(getattr(peft, target[5:]))]
 NUMBERS = [
@@ -30,7 +31,7 @@ def test_the_source_tells_all_configs() -> None:
     assert len(configs()) > 40
 
 
-@pytest.mark.parametrize("target", configs())
+@each("target", configs())
 def test_the_source_tells_all_fields(target: str) -> None:
     fields = fields_of_config(target)
     kind = getattr(peft, target[5:])
@@ -38,7 +39,7 @@ def test_the_source_tells_all_fields(target: str) -> None:
     assert not fields.is_open
 
 
-@pytest.mark.parametrize("target", [target for target in configs() if target != "peft.TrainableTokensConfig"])
+@each("target", [target for target in configs() if target != "peft.TrainableTokensConfig"])
 def test_what_a_config_has_by_itself_passes(target: str) -> None:
     never = [pattern for pattern, asked, _ in UNSUPPORTED if asked is None]
     for _, field in (pair for pair in FIELDS if pair[0] == target):
@@ -56,7 +57,7 @@ def test_every_row_is_of_a_field_that_there_is() -> None:
             assert start in str(dict(vars(peft.LoraConfig)["__annotations__"])["init_lora_weights"])
 
 
-@pytest.mark.parametrize(("target", "name"), NUMBERS, ids=[f"{target[5:]}.{name}" for target, name in NUMBERS])
+@each("target, name", NUMBERS)
 def test_a_number_is_nothing_else(target: str, name: str) -> None:
     for wrong in ("abc", "1", [1], {"a": 1}, True, float("nan"), float("inf")):
         with pytest.raises(ConfigError, match=rf"config\.{name}\b"):
@@ -65,8 +66,8 @@ def test_a_number_is_nothing_else(target: str, name: str) -> None:
         check(target, **{f"{name}x": 1})
 
 
-@pytest.mark.parametrize(
-    ("name", "right", "wrong"),
+@each(
+    "name, right, wrong",
     [
         ("r", (1, 64), (0, -1, 1.0, None)),
         ("lora_alpha", (1, 0.5, -3), (0, 0.0, None)),

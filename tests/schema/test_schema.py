@@ -22,6 +22,7 @@ from headwise.protocol.plan import plan_run
 from headwise.schema.check import describe, fields_of_class
 from headwise.schema.source import fields_of_target
 from headwise.schema.tree import check_config
+from made_cases import each
 from made_networks import CONF, REPO, compose_config
 
 TINY = ["backbone=vit_tiny_random", "dataset=dsprites_loc", "data=synthetic", "protocol=smoke", "trainer=cpu"]
@@ -56,8 +57,8 @@ def test_every_leaf_of_a_wrong_kind_and_every_unknown_key_is_refused_before_torc
     assert report["tried"] > 4000
 
 
-@pytest.mark.parametrize(
-    ("override", "message"),
+@each(
+    "override, message",
     [
         ("+epochs=3", "unknown key epochs=3 (did you mean 'protocol.epochs'?); allowed: backbone, data, "),
         ("+sed=7", "unknown key sed=7 (did you mean 'seed'?); allowed: "),
@@ -143,8 +144,8 @@ def test_phases_are_named_as_such() -> None:
         plan_run(compose_config(*TINY, "method=hs_lora", "method.heads=lora"))
 
 
-@pytest.mark.parametrize(
-    ("train", "test"),
+@each(
+    "train, test",
     [("train800", "train800"), ("train800val200", "val200"), ("val200", "train800val200"), ("test", "test")],
 )
 def test_images_that_are_trained_on_are_not_tested(train: str, test: str) -> None:

@@ -12,6 +12,7 @@ import pytest
 from headwise.errors import ConfigError
 from headwise.protocol.plan import plan_run
 from headwise.schema.secret import hidden, is_secret, refuse_secrets
+from made_cases import each
 from made_networks import CONF, REPO, compose_config
 
 TINY = [
@@ -26,7 +27,7 @@ VALUE = "c0ffee0123456789"
 KEYS = ["api_key", "apikey", "WANDB_API_KEY", "token", "hf_token", "auth_token", "password", "secret", "client_secret"]
 
 
-@pytest.mark.parametrize("key", KEYS)
+@each("key", KEYS)
 def test_a_secret_is_refused_without_its_value(key: str) -> None:
     with pytest.raises(ConfigError, match=rf"logger\.{key} is a secret.*WANDB_API_KEY") as caught:
         plan_run(compose_config(*TINY, f"+logger.{key}={VALUE}"))
@@ -51,7 +52,7 @@ def test_nothing_of_ours_is_taken_for_a_secret() -> None:
     refuse_secrets({"model": {"class_token": True, "token": None}, "secret": ""})
 
 
-@pytest.mark.parametrize("launch", [[], ["-m"], ["-m", "seed=0,1"]], ids=["one", "sweep", "several"])
+@each("launch", [[], ["-m"], ["-m", "seed=0,1"]])
 def test_it_reaches_no_file(launch: list[str], tmp_path: Path) -> None:
     command = [sys.executable, "train.py", *launch, *TINY, f"root={tmp_path / 'out'}", f"+logger.api_key={VALUE}"]
     environment = {**os.environ, "HEADWISE_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}

@@ -14,6 +14,7 @@ from headwise.errors import StorageError
 from headwise.storage import atomic
 from headwise.storage.claims import Claim
 from headwise.training.address import write_tensors
+from made_cases import each
 
 
 def test_replacing_shows_the_new_file_only_when_complete(tmp_path):
@@ -26,7 +27,7 @@ def test_replacing_shows_the_new_file_only_when_complete(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["x.safetensors"]
 
 
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@each("error", [RuntimeError, KeyboardInterrupt])
 def test_replacing_keeps_the_old_file_on_an_error(tmp_path, error):
     path = tmp_path / "x.txt"
     atomic.write_text(path, "old")
@@ -50,8 +51,8 @@ WRITERS = {
 }
 
 
-@pytest.mark.parametrize("mask", [0o022, 0o002, 0o077])
-@pytest.mark.parametrize("kind", WRITERS)
+@each("mask", [0o022, 0o002, 0o077])
+@each("kind", WRITERS)
 def test_files_have_the_users_umask(tmp_path, kind, mask):
     before = os.umask(mask)
     try:
@@ -83,8 +84,8 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("kind", WRITERS)
-@pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
+@each("kind", WRITERS)
+@each("place", PLACES)
 def test_a_place_where_nothing_can_be_written_is_named(tmp_path, place, kind):
     path = place(tmp_path)
     before = sorted(file.name for file in tmp_path.iterdir())
@@ -96,14 +97,14 @@ def test_a_place_where_nothing_can_be_written_is_named(tmp_path, place, kind):
     assert sorted(file.name for file in tmp_path.iterdir()) == before
 
 
-@pytest.mark.parametrize("place", [a_file, a_loop], ids=lambda place: place.__name__)
+@each("place", [a_file, a_loop])
 def test_a_claim_on_such_a_place_is_refused_alike(tmp_path, place):
     with pytest.raises(StorageError, match=PLACES[place]), Claim(place(tmp_path)):
         pass
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EIO, errno.EDQUOT, errno.EROFS])
-@pytest.mark.parametrize("kind", WRITERS)
+@each("number", [errno.ENOSPC, errno.EACCES, errno.EIO, errno.EDQUOT, errno.EROFS])
+@each("kind", WRITERS)
 def test_what_the_system_refuses_is_one_line(tmp_path, monkeypatch, kind, number):
     path = tmp_path / "x.bin"
     path.write_bytes(b"old")

@@ -18,6 +18,7 @@ from headwise.errors import ConfigError
 from headwise.results import fingerprint
 from headwise.storage import hashes
 from headwise.storage.hashes import Remembered, file_sha256, sha256_of, stamp_of
+from made_cases import each
 
 ABC, ABD = hashlib.sha256(b"abc").hexdigest(), hashlib.sha256(b"abd").hexdigest()
 
@@ -95,7 +96,7 @@ def test_a_cache_that_cannot_be_written_is_no_error(read: Callable, file: Path) 
     assert read(file, file.parent / "occupied") == ABC
 
 
-@pytest.mark.parametrize("row", [[], [1], "x", [1, 2, 3, "short", False], [1, 2, 3, ABC], [1, 2, 3, ABC, 0], None])
+@each("row", [[], [1], "x", [1, 2, 3, "short", False], [1, 2, 3, ABC], [1, 2, 3, ABC, 0], None])
 def test_a_row_of_another_shape_is_none(tmp_path: Path, row: object) -> None:
     remembered = Remembered("kind", "owner", tmp_path)
     remembered.keep("a", [1, 2, 3], ABC, True)

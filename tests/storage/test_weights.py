@@ -15,6 +15,7 @@ from headwise.errors import ConfigError, WeightsError
 from headwise.network.backbone import BackboneSpec
 from headwise.protocol.plan import plan_run
 from headwise.storage.weights import BY_NAME, NETWORKS, PAPERS, network_name, weights_labels
+from made_cases import each
 from made_networks import CONF, compose_config
 
 OTHER = "backbone.timm_name=vit_base_patch16_224.augreg_in21k"
@@ -33,8 +34,8 @@ def test_our_names_stand_for_what_their_files_say() -> None:
     assert set(PAPERS) == set(BACKBONES.values())
 
 
-@pytest.mark.parametrize(
-    ("overrides", "name", "labels"),
+@each(
+    "overrides, name, labels",
     [
         ([], "vit_b16_in21k", []),
         ([OTHER], "vit_base_patch16_224.augreg_in21k", ["network vit_base_patch16_224.augreg_in21k"]),
@@ -58,8 +59,8 @@ def test_names_and_labels_follow_what_is_built(overrides: list[str], name: str, 
     assert weights_labels(recipe) == labels == BackboneSpec(**recipe).labels
 
 
-@pytest.mark.parametrize(
-    ("overrides", "message"),
+@each(
+    "overrides, message",
     [
         (
             ["backbone.weights_are=official"],
@@ -82,7 +83,7 @@ def plan(*overrides: str) -> Any:
     return plan_run(compose_config("dataset=dsprites_loc", "protocol=smoke", *overrides))
 
 
-@pytest.mark.parametrize(
+@each(
     "changes",
     [
         ["backbone.timm_name=vit_small_patch16_224"],
@@ -97,7 +98,7 @@ def test_a_record_never_bears_the_name_of_another_network(changes: list[str]) ->
         assert place["name"] == network_name(other.config["backbone"]) != "vit_tiny_random"
 
 
-@pytest.mark.parametrize("field", ["img_size=64", "mean=[0,0,0]", "std=[1,1,1]", "seed=1", "overrides.depth=1"])
+@each("field", ["img_size=64", "mean=[0,0,0]", "std=[1,1,1]", "seed=1", "overrides.depth=1"])
 def test_whatever_changes_the_network_changes_the_identity(field: str) -> None:
     plain, other = plan("backbone=vit_tiny_random"), plan("backbone=vit_tiny_random", f"backbone.{field}")
     assert plain.identity != other.identity
@@ -138,8 +139,8 @@ def test_a_missing_file_is_named_whatever_is_said_of_it() -> None:
         plan("backbone=vit_b16_in21k", "backbone.weights=gone.npz", "backbone.weights_are=official")
 
 
-@pytest.mark.parametrize(
-    ("key", "instead"),
+@each(
+    "key, instead",
     [
         ("num_classes", "the run decides it"),
         ("img_size", "use backbone.img_size"),
@@ -152,7 +153,7 @@ def test_overrides_change_the_architecture_only(key: str, instead: str) -> None:
         BackboneSpec(name="x", timm_name="vit_tiny_patch16_224", weights="none", overrides={key: 1}).build()
 
 
-@pytest.mark.parametrize("size", [[32, 64], "32", 32.5, True])
+@each("size", [[32, 64], "32", 32.5, True])
 def test_the_image_size_is_one_whole_number(size: Any) -> None:
     with pytest.raises(ConfigError, match=r"backbone.img_size must be the side of a square in pixels, a whole .*, got"):
         BackboneSpec(name="x", timm_name="vit_tiny_patch16_224", weights="none", img_size=size).build()

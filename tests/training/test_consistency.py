@@ -29,6 +29,7 @@ from headwise.updates.lowrank import LowRank
 from headwise.updates.noise import Noise
 from headwise.updates.sites import Site
 from headwise.wrappers.wrapping import Wrapper
+from made_cases import each
 from made_networks import CLASSES, composed_method, images, logits, network, perturb, spec, toy_data
 
 RECIPE = Protocol(name="test", epochs=2, lr=1e-2, drop_path=0.2)
@@ -153,8 +154,8 @@ METHODS = ["lora", "hs_lora", "dora", "cara", "adaptformer", "houlsby_b8", "repa
 METHODS += ["vpt_deep", "bi_adaptformer", "peft_lora", "qlora", "noah", "dylora", "heart_lora"]
 
 
-@pytest.mark.parametrize("family", ["vit", "swin"])
-@pytest.mark.parametrize("name", METHODS)
+@each("family", ["vit", "swin"])
+@each("name", METHODS)
 def test_noise_reaches_what_every_method_adds_and_leaves_nothing_behind(name: str, family: str) -> None:
     part = composed_method(name).phases()[-1]
     if family not in part.networks:
@@ -208,8 +209,8 @@ def test_a_wrapper_that_knows_no_noise_is_refused() -> None:
         installed.disturbable()
 
 
-@pytest.mark.parametrize(
-    ("given", "said"),
+@each(
+    "given, said",
     [
         ({"mode": "slow"}, r"unknown consistency.mode 'slow'.*allowed: fast, lazy, pace"),
         ({"sigm": 1.0}, r"unknown field consistency.sigm \(did you mean 'sigma'\?\)"),

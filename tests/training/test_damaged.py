@@ -19,6 +19,7 @@ from headwise.results.records import PhaseResult, ResultError
 from headwise.results.store import PhaseStore
 from headwise.training.address import CHECKPOINT, TENSORS, read_tensors, set_aside
 from headwise.updates.gate import Gate
+from made_cases import each
 
 
 def flipped(data: bytes, place: float) -> bytes:
@@ -122,7 +123,7 @@ def flip(file: Path, place: int) -> None:
     file.write_bytes(bytes(data))
 
 
-@pytest.mark.parametrize("place", range(4))
+@each("place", range(4))
 def test_a_flipped_bit_of_a_stored_phase_is_never_trained_on(place: int, tmp_path: Path) -> None:
     """Issue 14, A3: a second phase, and the same again, are refused; nothing is left of the second."""
     short = replace(RECIPE, epochs=1)
@@ -162,7 +163,7 @@ def test_damaged_phases_of_another_store_are_not_taken_over(tmp_path: Path) -> N
     assert before == {file.name: file.read_bytes() for file in folder_of(tmp_path / "old").iterdir() if file.is_file()}
 
 
-@pytest.mark.parametrize("bad", ["", "abc", "A" * 64, 5])
+@each("bad", ["", "abc", "A" * 64, 5])
 def test_a_hash_is_a_hash(bad: Any, tmp_path: Path) -> None:
     record = {"label": "x", "accuracy": 1.0, "num_tunable": 1, "num_head": 1, "stored_bytes": 1, "seconds": 1.0}
     with pytest.raises(ResultError, match=r"sha256 of phase 'x' must be 64 hex digits"):

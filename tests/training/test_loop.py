@@ -27,6 +27,7 @@ from headwise.storage.claims import BusyError, Claim
 from headwise.training import address, loop
 from headwise.training.loop import CHECKPOINT, TENSORS, Machine, PhaseModule, chain, read_tensors, run_phases
 from headwise.training.selection import TestSelection
+from made_cases import each
 from made_networks import CLASSES, composed_method, images, logits, spec, toy_data
 
 RECIPE = Protocol(name="test", epochs=4, lr=1e-2, drop_path=0.2)
@@ -481,7 +482,7 @@ def test_a_restarted_run_resumes_to_the_same_bits(when: Callable[..., Any], tmp_
     assert timeless(resumed) == timeless(uninterrupted)
 
 
-@pytest.mark.parametrize(("epochs", "given"), [(3, 3), (None, None)])
+@each("epochs, given", [(3, 3), (None, None)])
 def test_cycles_must_divide_the_epochs(epochs: int | None, given: int | None) -> None:
     with pytest.raises(
         ConfigError, match=rf"cycles of method 'heads' must divide its epochs, got 2 for {given} epochs"

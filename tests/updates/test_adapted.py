@@ -13,6 +13,7 @@ from headwise.errors import CheckpointError, ConfigError
 from headwise.network.nf4 import NF4Linear
 from headwise.updates.adapted import AdaptedLinear, Delta, Factors, adapted_linear
 from headwise.wrappers.settling import BesideLinear
+from made_cases import each
 
 X = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
 
@@ -76,8 +77,8 @@ def linear(bias: bool = True, seed: int = 0) -> nn.Linear:
 DELTAS = {"dense": Dense, "structured": Structured, "unscaled": lambda: Structured(False), "loose": Loose}
 
 
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("name", DELTAS)
+@each("bias", [True, False])
+@each("name", DELTAS)
 def test_forward_is_the_merged_linear(name: str, bias: bool) -> None:
     adapted = AdaptedLinear.around(linear(bias), DELTAS[name]())
     merged = adapted.merged()
@@ -88,7 +89,7 @@ def test_forward_is_the_merged_linear(name: str, bias: bool) -> None:
     assert not any(parameter.requires_grad for parameter in merged.parameters())
 
 
-@pytest.mark.parametrize("name", DELTAS)
+@each("name", DELTAS)
 def test_every_parameter_of_a_delta_learns(name: str) -> None:
     adapted = AdaptedLinear.around(linear(), DELTAS[name]())
     adapted(X).square().sum().backward()
@@ -196,8 +197,8 @@ def wide_linear(seed: int) -> nn.Linear:
     return layer
 
 
-@pytest.mark.parametrize("kind", [Tiny, TinyLoose])
-@pytest.mark.parametrize("exponent", [-8, -11, -13])
+@each("kind", [Tiny, TinyLoose])
+@each("exponent", [-8, -11, -13])
 def test_small_updates_do_not_vanish_in_bfloat16(kind: type[Tiny], exponent: int) -> None:
     """On average over many entries the output moves by as much as the update says, down to 1e-4 of the weight."""
     x = torch.randn(2048, 128, generator=torch.Generator().manual_seed(5))
@@ -210,7 +211,7 @@ def test_small_updates_do_not_vanish_in_bfloat16(kind: type[Tiny], exponent: int
     assert 0.9 < moved < 1.1
 
 
-@pytest.mark.parametrize("kinds", [(Tiny, None, Tiny), (Tiny, TinyLoose, None), (TinyLoose, None, None)])
+@each("kinds", [(Tiny, None, Tiny), (Tiny, TinyLoose, None), (TinyLoose, None, None)])
 def test_autocast_agrees_with_single_precision(kinds: tuple[type[Tiny] | None, ...]) -> None:
     plain = [wide_linear(seed) for seed in range(3)]
     parts = [p if kind is None else AdaptedLinear.around(p, kind(-3)) for p, kind in zip(plain, kinds, strict=True)]
@@ -228,7 +229,7 @@ def test_autocast_agrees_with_single_precision(kinds: tuple[type[Tiny] | None, .
         assert (got - want).norm() < 0.02 * want.norm()
 
 
-@pytest.mark.parametrize("exponent", [-8, -13])
+@each("exponent", [-8, -13])
 def test_small_updates_beside_four_bits_do_not_vanish_in_bfloat16(exponent: int) -> None:
     x = torch.randn(2048, 128, generator=torch.Generator().manual_seed(5))
     delta, other, none = TinyLoose(exponent), TinyLoose(exponent), TinyLoose(-100)

@@ -19,6 +19,7 @@ from headwise.updates.directions import (
     spaces,
     spectrum,
 )
+from made_cases import each
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -94,8 +95,8 @@ def test_spaces_are_those_of_the_rows() -> None:
     assert not bases[1].any()
 
 
-@pytest.mark.parametrize("smallest", [0.1, 1e-3, 2e-4])
-@pytest.mark.parametrize("shape", [(64, 384), (384, 384), (16, 128)])
+@each("smallest", [0.1, 1e-3, 2e-4])
+@each("shape", [(64, 384), (384, 384), (16, 128)])
 def test_the_rank_of_a_change_is_that_of_what_was_added(smallest: float, shape: tuple[int, int]) -> None:
     """A change is a difference of float32 weights: its rounding is no direction, a small direction is one."""
     values = 0.3 * torch.logspace(0, math.log10(smallest), 6)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from headwise.updates import fused
 from headwise.updates.fused import Block, Dense, lowrank_linear
+from made_cases import each
 
 N, INPUTS, OUTPUTS = 5, 6, 12
 SHAPES = {  # (first row, G, O // G, R) of each block
@@ -160,7 +161,7 @@ def wide_inputs() -> tuple[Tensor, Tensor, Tensor, Block]:
     return x, weight, bias, Block(0, down, torch.randn(1, 128, 8, generator=generator) / 8**0.5)
 
 
-@pytest.mark.parametrize("exponent", [-6, -8, -10])
+@each("exponent", [-6, -8, -10])
 def test_small_updates_do_not_vanish_in_bfloat16(exponent: int) -> None:
     """The output moves, on average over many entries, by as much as the update says, though below one rounding."""
     x, weight, bias, block = wide_inputs()

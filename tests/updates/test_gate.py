@@ -10,6 +10,7 @@ from headwise.errors import ConfigError
 from headwise.protocol.filling import fill_gates
 from headwise.runs.experiment import plan_run
 from headwise.updates.gate import Gate
+from made_cases import each
 from made_networks import compose_config
 
 NE3 = {"count": 3, "ratio": None}
@@ -35,8 +36,8 @@ def test_gates_of_a_method_are_written_out() -> None:
     assert fill_gates(filled, {"count": 1, "ratio": None}) == filled
 
 
-@pytest.mark.parametrize(
-    ("given", "message"),
+@each(
+    "given, message",
     [
         ("hart", "unknown gate.mode 'hart' (did you mean 'heart'?); allowed: front, heart, random"),
         ({"scores": "taylor_neg"}, "unknown field gate.scores (did you mean 'score'?)"),
@@ -113,8 +114,8 @@ def test_no_gate_is_no_part_of_a_run() -> None:
     assert plain.identity == other.identity
 
 
-@pytest.mark.parametrize(
-    ("override", "message"),
+@each(
+    "override, message",
     [
         ("method.gate=hart", "unknown gate.mode 'hart' (did you mean 'heart'?)"),
         ("method.gate={mode: heart, score: taylor}", "unknown gate.score 'taylor'"),
@@ -126,7 +127,7 @@ def test_a_wrong_gate_is_found_before_anything_heavy(override: str, message: str
         plan_run(compose_config(*TINY, "method=lora", override))
 
 
-@pytest.mark.parametrize("name", ["front", "random", "layer", "fp32", "hs"])
+@each("name", ["front", "random", "layer", "fp32", "hs"])
 def test_variants_are_configured(name: str) -> None:
     cfg = compose_config(*TINY, f"method=heart/{name}", "ne=ne1")
     method = instantiate(plan_run(cfg).config["method"], _convert_="all")

@@ -10,6 +10,7 @@ from headwise.errors import ConfigError
 from headwise.updates.gate import Gate
 from headwise.updates.heads import Evidence, check, choose, fixed, head_norms, least_responsive, responsiveness
 from headwise.updates.sites import Site
+from made_cases import each
 
 
 def site(block: int, proj: str = "q", stage: int = 0, heads: int = 3) -> Site:
@@ -109,8 +110,8 @@ def test_front_and_random() -> None:
     assert all(torch.equal(mask, chosen[key]) for key, mask in fixed(Gate(mode="random", count=2), given).items())
 
 
-@pytest.mark.parametrize(
-    ("gate", "given", "message"),
+@each(
+    "gate, given, message",
     [
         (Gate(count=3), sites(site(0)), "gate.count must leave a head on: 0..2 for 3 heads, got 3"),
         (

@@ -11,6 +11,7 @@ from headwise.updates.adapted import AdaptedLinear
 from headwise.updates.lowrank import LowRank, runs_of
 from headwise.updates.sites import Site
 from headwise.wrappers.settling import BesideLinear
+from made_cases import each
 
 SITE = Site(0, 0, "q", 4, 3)
 BASE = torch.zeros(12, 8)
@@ -24,7 +25,7 @@ def moved(rank: int = 2, groups: int = 1, **options: float) -> LowRank:
     return delta
 
 
-@pytest.mark.parametrize("groups", [1, 4])
+@each("groups", [1, 4])
 def test_row_order(groups: int) -> None:
     """B is one on the rows of head 2 only: no other head may move."""
     delta = moved(groups=groups)
@@ -34,7 +35,7 @@ def test_row_order(groups: int) -> None:
     assert update.nonzero().flatten().tolist() == [2]
 
 
-@pytest.mark.parametrize("groups", [1, 2, 4, 12])
+@each("groups", [1, 2, 4, 12])
 def test_the_dense_update_is_block_rows_of_b_a(groups: int) -> None:
     delta = moved(1, groups, scale=0.5)
     dense = delta.weight(BASE).view(groups, 12 // groups, 8)
@@ -58,7 +59,7 @@ def test_it_starts_as_the_identity() -> None:
     assert delta.A.std() > 0.5 * 8**-0.5 / 3**0.5
 
 
-@pytest.mark.parametrize("groups", [1, 4])
+@each("groups", [1, 4])
 def test_the_gate_equals_zeroed_rows(groups: int) -> None:
     gated, zeroed = moved(groups=groups), moved(groups=groups)
     gated.switch(torch.tensor([1.0, 0.0, 1.0, 0.0]))
@@ -71,8 +72,8 @@ def test_the_gate_equals_zeroed_rows(groups: int) -> None:
         assert torch.equal(a.merged().weight, b.merged().weight)
 
 
-@pytest.mark.parametrize("groups", [1, 4])
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@each("groups", [1, 4])
+@each("dropout", [0.0, 0.3])
 def test_the_gradient_of_a_masked_head_is_exactly_zero(groups: int, dropout: float) -> None:
     delta = moved(groups=groups, dropout=dropout)
     delta.switch(torch.tensor([0.0, 1.0, 1.0, 0.0]))
@@ -135,8 +136,8 @@ def test_it_serves_a_base_without_a_dense_weight() -> None:
     torch.testing.assert_close(beside(X), AdaptedLinear.around(inner[0], delta)(X))
 
 
-@pytest.mark.parametrize(
-    ("rank", "groups", "message"),
+@each(
+    "rank, groups, message",
     [
         (0, 1, r"rank must be in 1\.\.8 for s0\.b0\.q with 1 row group\(s\), got 0"),
         (-1, 1, "got -1"),
@@ -153,14 +154,14 @@ def test_ranks_and_groups_out_of_range(rank: int, groups: int, message: str) -> 
         LowRank(SITE, BASE, rank, groups)
 
 
-@pytest.mark.parametrize("dropout", [-0.1, 1.0])
+@each("dropout", [-0.1, 1.0])
 def test_dropout_out_of_range(dropout: float) -> None:
     with pytest.raises(ConfigError, match=r"dropout must be in \[0, 1\) for s0.b0.q"):
         LowRank(SITE, BASE, 2, dropout=dropout)
 
 
-@pytest.mark.parametrize(
-    ("on", "runs"),
+@each(
+    "on, runs",
     [
         ([], ()),
         ([False, False], ()),
@@ -177,6 +178,6 @@ def parameters(delta: LowRank) -> list[Tensor]:
     return list(delta.parameters())
 
 
-@pytest.mark.parametrize("groups", [1, 4])
+@each("groups", [1, 4])
 def test_number_of_parameters(groups: int) -> None:
     assert sum(p.numel() for p in parameters(moved(2, groups))) == 2 * (groups * 8 + 12)

@@ -32,6 +32,7 @@ from headwise.updates.gate import Gate
 from headwise.updates.heads import least_responsive, responsiveness
 from headwise.updates.masking import HeadMasking
 from headwise.updates.sites import Site
+from made_cases import each
 from made_networks import batches, distance, images, logits, network, perturb, toy_data
 
 ONE = {"count": 1}
@@ -212,7 +213,7 @@ def test_groups_that_are_off_are_not_computed() -> None:
     assert torch.isfinite(logits(net, images())).all()
 
 
-@pytest.mark.parametrize("score", ["taylor_neg", "taylor_abs", "weight_l2", "taylor_pos"])
+@each("score", ["taylor_neg", "taylor_abs", "weight_l2", "taylor_pos"])
 def test_a_planted_useful_head_ranks_first(score: str) -> None:
     """Labels that only the update of head 2 explains: with the wrong sign it is the first to go."""
     net, installed, deltas = install(METHODS["lora"](gate=ONE), moved=False)
@@ -266,7 +267,7 @@ def assert_same(first: tuple[Any, dict[str, Tensor]], second: tuple[Any, dict[st
 HEART = BiLoRA(label="heart", rank=5, gate={"count": 1})
 
 
-@pytest.mark.parametrize("score_data", ["full_pass", "last_batch"])
+@each("score_data", ["full_pass", "last_batch"])
 def test_a_shared_warmup_changes_nothing(score_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Forked from a stored warm-up or trained in one go: the same bits, and the warm-up is trained once."""
     methods = [
@@ -295,7 +296,7 @@ def crash_in(monkeypatch: pytest.MonkeyPatch, epoch: int) -> None:
     monkeypatch.setattr(PhaseModule, "training_step", crashing)
 
 
-@pytest.mark.parametrize("epoch", [0, 1, 2], ids=["in warm-up", "just after the choice", "later"])
+@each("epoch", [0, 1, 2])
 def test_a_stopped_run_gives_the_same_mask_and_numbers(
     epoch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -325,7 +326,7 @@ def test_before_the_choice_it_is_the_ungated_run(tmp_path: Path) -> None:
     assert plain.active_heads is None
 
 
-@pytest.mark.parametrize("name", METHODS)
+@each("name", METHODS)
 def test_every_gated_method_trains(name: str, tmp_path: Path) -> None:
     method = METHODS[name](gate={"count": 1, "scope": "layer"})
     (result,) = trained([method], tmp_path, epochs=2)
@@ -383,7 +384,7 @@ def errors() -> Iterator[Any]:
     )
 
 
-@pytest.mark.parametrize(("family", "make", "message"), list(errors()))
+@each("family, make, message", list(errors()))
 def test_gates_that_cannot_be(family: str, make: Callable[[], Method], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make().install(network(family))

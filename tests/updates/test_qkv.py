@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 
-import pytest
 import torch
 from torch import nn
 
@@ -12,6 +11,7 @@ from headwise.updates.adapted import AdaptedLinear
 from headwise.updates.lowrank import LowRank
 from headwise.updates.qkv import SplitQKV
 from headwise.updates.sites import Site
+from made_cases import each
 
 X = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(0))
 SITE = Site(0, 0, "q", 2, 3)
@@ -30,7 +30,7 @@ def adapted(split: SplitQKV, name: str) -> LowRank:
     return delta
 
 
-@pytest.mark.parametrize("bias", [True, False])
+@each("bias", [True, False])
 def test_the_split_projection_is_the_fused_one(bias: bool) -> None:
     qkv = fused(bias)
     split = SplitQKV(qkv)
@@ -47,7 +47,7 @@ def test_the_split_is_a_copy() -> None:
     assert torch.equal(qkv.weight, before)
 
 
-@pytest.mark.parametrize("change", ["to", "deepcopy", "load", "assign", "half_and_back"])
+@each("change", ["to", "deepcopy", "load", "assign", "half_and_back"])
 def test_the_storage_stays_joined(change: str) -> None:
     split = SplitQKV(fused().requires_grad_(False))
     other = SplitQKV(fused(seed=1).requires_grad_(False))
@@ -77,7 +77,7 @@ def test_a_copy_is_isolated() -> None:
     assert not torch.equal(twin(X), before)
 
 
-@pytest.mark.parametrize("names", ["q", "qv", "qkv"])
+@each("names", ["q", "qv", "qkv"])
 def test_adapted_children_equal_each_alone(names: str) -> None:
     split = SplitQKV(fused().requires_grad_(False))
     for name in names:
@@ -97,7 +97,7 @@ def test_replaced_children_are_called_one_by_one() -> None:
     assert torch.equal(split(X), before)
 
 
-@pytest.mark.parametrize("trains", ["weight", "bias"])
+@each("trains", ["weight", "bias"])
 def test_a_child_that_trains_gets_its_gradient(trains: str) -> None:
     qkv = fused()
     split = SplitQKV(qkv.requires_grad_(False)).requires_grad_(False)

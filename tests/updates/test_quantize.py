@@ -10,6 +10,7 @@ from torch import Tensor
 
 from headwise.errors import CheckpointError, ConfigError
 from headwise.updates.quantize import EPSILON, Codes, Quantizer, codebook, pack_codes, unpack_codes
+from made_cases import each
 
 PUBLISHED = {
     1: [0.67449],
@@ -22,7 +23,7 @@ def matrix(rows: int = 24, columns: int = 7, seed: int = 0) -> Tensor:
     return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)) * 0.02 + 0.003
 
 
-@pytest.mark.parametrize("bits", [1, 2, 4])
+@each("bits", [1, 2, 4])
 def test_codebook_is_the_published_one(bits: int) -> None:
     values, thresholds = codebook(bits)
     half = len(values) // 2
@@ -46,7 +47,7 @@ def test_kmeans_is_the_least_squares_quantiser() -> None:
     assert codebook(2, "kmeans")[0][2:] == pytest.approx((0.4528, 1.510), abs=1e-3)
 
 
-@pytest.mark.parametrize(("kind", "absolute", "square"), [("kmedians", 0.4734, 0.379), ("kmeans", 0.4829, 0.364)])
+@each("kind, absolute, square", [("kmedians", 0.4734, 0.379), ("kmeans", 0.4829, 0.364)])
 def test_error_on_normal_entries(kind: str, absolute: float, square: float) -> None:
     x = torch.randn(200_000, 2, generator=torch.Generator().manual_seed(3))
     error = Quantizer(1, kind)(x) - x
@@ -54,7 +55,7 @@ def test_error_on_normal_entries(kind: str, absolute: float, square: float) -> N
     assert float(error.square().mean()) == pytest.approx(square, abs=2e-3)
 
 
-@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@each("bits", [1, 2, 4, 8])
 def test_values_are_the_nearest_of_the_codebook(bits: int) -> None:
     w = matrix()
     values = torch.tensor(codebook(bits)[0])
@@ -73,7 +74,7 @@ def test_an_entry_on_a_threshold_takes_the_lower_value() -> None:
     assert middle == low < high
 
 
-@pytest.mark.parametrize("bits", [1, 2, 4])
+@each("bits", [1, 2, 4])
 def test_gradient_is_the_closed_form(bits: int) -> None:
     """dL/dw_i = g_i + (dsd/dw_i) sum_j g_j (q_j - wn_j), dsd/dw_i = (w_i - mu) / ((n - 1) sd); straight through q."""
     w = matrix().double().requires_grad_()
@@ -109,8 +110,8 @@ def test_statistics_over_active_rows() -> None:
     assert torch.equal(some(w, rows)[:12], some(w[:12]))
 
 
-@pytest.mark.parametrize("bits", [1, 2, 4, 8])
-@pytest.mark.parametrize("count", [1, 8, 13])
+@each("bits", [1, 2, 4, 8])
+@each("count", [1, 8, 13])
 def test_packed_codes_round_trip(bits: int, count: int) -> None:
     codes = torch.randint(0, 2**bits, (count,), dtype=torch.uint8, generator=torch.Generator().manual_seed(count))
     stored = pack_codes(codes, bits)
@@ -123,8 +124,8 @@ def test_first_code_is_in_the_lowest_bits() -> None:
     assert pack_codes(torch.tensor([1, 2, 3, 0, 2]), 2).tolist() == [0b00111001, 0b10]
 
 
-@pytest.mark.parametrize("bits", [1, 2, 4, 8])
-@pytest.mark.parametrize("stats", ["all", "active_rows"])
+@each("bits", [1, 2, 4, 8])
+@each("stats", ["all", "active_rows"])
 def test_stored_matrix_is_exact(bits: int, stats: str) -> None:
     w = matrix()
     rows = torch.arange(24) % 3 > 0

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from headwise.updates.directions import random_factors, random_like, spaces
 from headwise.updates.shares import between, between_heads, spanned
+from made_cases import each
 
 HEADS, ROWS, WIDTH, RANK = 4, 6, 24, 2
 
@@ -113,7 +114,7 @@ def test_factors_are_compared_as_what_they_make() -> None:
         assert torch.allclose(one, other, atol=1e-6)
 
 
-@pytest.mark.parametrize("shape", [(12, 5), (5, 12), (4, 40), (40, 4)])
+@each("shape", [(12, 5), (5, 12), (4, 40), (40, 4)])
 def test_row_spaces_of_any_shape(shape: tuple[int, int]) -> None:
     weights = random_like(torch.tensor([[1.0, 0.3]] * 2), shape, torch.Generator().manual_seed(1))
     bases = spaces(weights)

@@ -9,6 +9,7 @@ from torch import nn
 from headwise.errors import CheckpointError, ConfigError
 from headwise.wrappers.bottleneck import Bottleneck
 from headwise.wrappers.wrapping import After, check_block, pretrained_modules, through, wrappers
+from made_cases import each
 from made_networks import images, logits, network
 
 X = images(2)
@@ -84,8 +85,8 @@ def test_nothing_to_wrap() -> None:
         check_block(nn.Linear(1, 1))
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
+@each(
+    "options, message",
     [
         ({"hidden": 0}, r"hidden width must be in 1\.\.8, got 0"),
         ({"hidden": 9}, r"hidden width must be in 1\.\.8, got 9"),
