@@ -43,18 +43,21 @@ def each(names: str, cases: Iterable[Any]) -> Callable[[Callable[..., None]], Ca
         def every(**given: Any) -> None:
             assert rows, "no case"
             failed: list[BaseException] = []
+            skipped = 0
             for number, row in enumerate(rows):
                 values = dict(zip(keys, row if len(keys) > 1 else (row,), strict=True))
                 try:
                     with apart(given, str(number)) as own:
                         check(**own, **values)
                 except pytest.skip.Exception:
-                    continue
+                    skipped += 1
                 except (Exception, pytest.fail.Exception) as error:
                     error.add_note(f"with {values}")
                     failed.append(error)
             if failed:
                 raise BaseExceptionGroup(f"{len(failed)} of {len(rows)} cases", failed)
+            if skipped == len(rows):
+                pytest.skip("every case")
 
         shared = [kind for name, kind in signature.parameters.items() if name not in keys]
         every.__signature__ = signature.replace(parameters=shared)  # type: ignore[attr-defined]
