@@ -51,6 +51,12 @@ def test_few_tasks_are_drawn_without_a_test() -> None:
     check_readable(made.figures["ranking"])
 
 
+def test_many_methods_on_one_task_can_be_read() -> None:
+    made = drawn([run(f"method_{number}", "t0", accuracy=(50.0 + number,)) for number in range(40)])
+    assert made.sentences[0].startswith("Mean ranks over 1 task, 1 is best: method_39 1.00")
+    check_readable(made.figures["ranking"])
+
+
 def test_what_cannot_be_ranked_together_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"runs of one setting, got 2: .*protocol\.lr: 0\.001 vs 1"):
         drawn([*results(5), run("ssf", protocol={**PROTOCOL, "lr": 1})])

@@ -60,6 +60,7 @@ def _drawn(made: Ranking) -> Figure:
         axis.set_xlim(0.8, right)
         axis.set_ylim(len(names) - 0.5, -1.8 if made.distance is not None else -0.5)
         axis.set_yticks(range(len(names)), names)
-        axis.set_xticks(range(1, len(names) + 1))
-        axis.set_xlabel(f"mean rank over {made.num_tasks} tasks (1 is best)")
+        step = -(-len(names) // 12)  # more numbers than that would run into each other
+        axis.set_xticks([1, *range(1 + step, len(names) + 1, step)])
+        axis.set_xlabel(f"mean rank over {made.tasks} (1 is best)")
     return figure

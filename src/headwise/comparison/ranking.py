@@ -38,6 +38,11 @@ class Ranking:
     distance: float | None = None
 
     @property
+    def tasks(self) -> str:
+        """Their number in words."""
+        return f"{self.num_tasks} task{'s' * (self.num_tasks != 1)}"
+
+    @property
     def alike(self) -> list[tuple[str, ...]]:
         """Neighbours that are not told apart, as many as go together, best first; all where `p` is not below 5 %."""
         names = list(self.ranks)
@@ -108,7 +113,7 @@ def _tested(table: pd.DataFrame) -> tuple[float, float]:
 def said(ranking: Ranking) -> list[str]:
     """The ranking in sentences, the answer first."""
     order = ", ".join(f"{name} {value:.2f}" for name, value in ranking.ranks.items())
-    first = f"Mean ranks over {ranking.num_tasks} tasks, 1 is best: {order}."
+    first = f"Mean ranks over {ranking.tasks}, 1 is best: {order}."
     if ranking.p is None or ranking.distance is None:
         few_tasks = ranking.num_tasks < FEWEST_TASKS
         why = f"fewer than {FEWEST_TASKS} tasks" if few_tasks else "all methods tie on every task"
