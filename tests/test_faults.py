@@ -41,7 +41,7 @@ def check(folder: Path, stride: int, faults: Sequence[str]) -> None:
 
 
 def test_each_fault_at_a_write_of_a_run(tmp_path: Path) -> None:
-    check(tmp_path, 40, [fault for fault in FAULTS if fault != "broken"])  # which is told as "full" is
+    check(tmp_path, 24, [fault for fault in FAULTS if fault != "broken"])  # which is told as "full" is
 
 
 @pytest.mark.slow

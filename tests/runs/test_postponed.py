@@ -70,6 +70,45 @@ def test_a_package_runs_once_and_before_its_parts(tmp_path: Path, use: str) -> N
     assert printed(FAKE + code, str(tmp_path)) == ["late", "whole", *(["part"] if "part" in use else [])]
 
 
+def test_a_package_that_fails_says_so_to_all(tmp_path: Path) -> None:
+    (tmp_path / "fake_package").mkdir()
+    (tmp_path / "fake_package" / "__init__.py").write_text("HALF = 1\nraise ImportError('why')\n")
+    code = """
+postponed._postponed('fake_package')
+import fake_package
+for _ in range(2):
+    for use in ("fake_package.init", "import fake_package"):
+        try:
+            exec(use)
+        except ImportError as error:
+            print(error)
+"""
+    assert printed(FAKE + code, str(tmp_path)) == ["why"] * 4
+
+
+def test_another_thread_waits_until_a_package_is_whole(tmp_path: Path) -> None:
+    (tmp_path / "fake_package").mkdir()
+    text = "import time\nfrom fake_package import part\ntime.sleep(0.5)\nNAME = 1\n"
+    (tmp_path / "fake_package" / "__init__.py").write_text(text)
+    (tmp_path / "fake_package" / "part.py").write_text("")
+    code = """
+from concurrent.futures import ThreadPoolExecutor
+postponed._postponed('fake_package')
+import fake_package
+with ThreadPoolExecutor(2) as pool:
+    print(*pool.map(lambda _: fake_package.NAME, range(2)))
+"""
+    assert printed(FAKE + code, str(tmp_path)) == ["1 1"]
+
+
+def test_a_module_that_is_no_package_and_parts_that_do_not_fit_are_loaded_as_usual(tmp_path: Path) -> None:
+    fake(tmp_path, utilities="", collections="raise AttributeError('moved')")
+    (tmp_path / "wandb.py").write_text("def init(): return 'a stub'\n")
+    code = "postponed.postpone(); import torchmetrics.utilities, wandb; print(torchmetrics.utilities, wandb.init())"
+    (line,) = printed(FAKE + code, str(tmp_path))
+    assert line.startswith("<module 'torchmetrics.utilities'") and line.endswith("a stub")
+
+
 def test_what_is_missing_stays_missing() -> None:
     assert printed(START + "print(postponed._postponed('headwise_not_there'), postponed._postponed('torch'))") == [
         "None None"

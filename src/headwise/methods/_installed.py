@@ -232,7 +232,7 @@ class Installed:
 
     def callbacks(self) -> list[L.Callback]:
         """Lightning callbacks of the method (Heart's mask, AdaLoRA's allocator)."""
-        return self.more if self.masking is None else [self.masking, *self.more]
+        return [*self.more] if self.masking is None else [self.masking, *self.more]
 
     def set_mode(self) -> None:
         """Put the network into training mode; a probe of a frozen network keeps it in evaluation mode."""

@@ -2,7 +2,7 @@
 
 Lightning takes two classes of torchmetrics, which loads scipy, transformers and all that it measures with; timm tries
 to import wandb for a function that nobody calls. Together they are a third of a small run. Nothing is replaced: whoever
-asks for anything else of them gets the package as it is.
+asks for anything else of them gets the package as it is. Names such as ``__author__`` alone do not load it.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ def postpone() -> None:
         import torchmetrics.utilities  # noqa: F401  first: it and `metric` import each other
         from torchmetrics.collections import MetricCollection
         from torchmetrics.metric import Metric
-    except ImportError:  # a release whose parts cannot come alone
-        sys.modules.pop("torchmetrics", None)
+    except Exception:  # a release whose parts cannot come alone; those that came belong to no package
+        for part in [name for name in sys.modules if name.partition(".")[0] == "torchmetrics"]:
+            del sys.modules[part]
     else:
         metrics.Metric, metrics.MetricCollection = Metric, MetricCollection
 
@@ -36,20 +37,31 @@ def postpone() -> None:
 def _postponed(name: str) -> Any:
     """A package whose code runs when it is asked for what it does not have yet; None if it is loaded, or is none."""
     spec = None if name in sys.modules else importlib.util.find_spec(name)
-    if spec is None or spec.loader is None:
+    if spec is None or spec.loader is None or spec.submodule_search_locations is None:
         return None
-    module, loader, lock = importlib.util.module_from_spec(spec), spec.loader, threading.RLock()
+    module, loader, lock, loading = importlib.util.module_from_spec(spec), spec.loader, threading.RLock(), False
     path = vars(module).pop("__path__")  # whoever imports a part asks for it
 
     def attribute(wanted: str) -> Any:
+        nonlocal loading
         if wanted == "__version__":
             return importlib.metadata.version(name)
         if wanted.startswith("__") and wanted not in ("__all__", "__path__"):  # Python asks every module for such names
             raise AttributeError(wanted)
-        with lock:
-            if vars(module).pop("__getattr__", None) is not None:
-                module.__path__ = path
-                loader.exec_module(module)
+        with lock:  # other threads wait until it is whole
+            if loading:  # its own code asks for what it has not come to
+                raise AttributeError(f"module {name!r} has no attribute {wanted!r}")
+            if vars(module).get("__getattr__") is attribute:
+                loading, module.__path__ = True, path
+                try:
+                    loader.exec_module(module)
+                except BaseException:  # whoever imports it again hears why
+                    sys.modules.pop(name, None)
+                    raise
+                finally:
+                    loading = False
+                if vars(module).get("__getattr__") is attribute:
+                    del module.__getattr__
         return getattr(module, wanted)
 
     module.__getattr__ = attribute  # type: ignore[method-assign]

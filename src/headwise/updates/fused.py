@@ -1,13 +1,13 @@
 """A frozen linear with block-row low-rank and dense updates, as one fused autograd function.
 
-Backward never forms a dense gradient of W, and of full-size activations only x is saved, and the unscaled output of a
-scaled one. Two ways, by precision (both
-exact in real arithmetic): float32 and wider without dropout use ``W + B A``, formed anew in each direction, in one
-GEMM; narrower types, where a small update would round away inside W, and a dropped hidden keep ``A x`` apart and
-accumulate ``B`` into the rows in place: in narrower types before ``W x``, or it would round away inside that. A dense
-update D likewise: ``W + D`` in wide types, ``D x`` and then ``W x`` in narrow ones, whose backward may use ``W + D``:
-there a rounded update only adds to the rounding of the gradient. A row scale c stands outside of this, but for wide
-types, where it is moved to what is small: the gradients of rows take it in W + B A, B and dL/dB, never in dL/dy.
+Backward never forms a dense gradient of W. Of full-size activations only x is saved, and where a row scale trains the
+output before it. Two ways, by precision (both exact in real arithmetic): float32 and wider without dropout use ``W + B
+A``, formed anew in each direction, in one GEMM; narrower types, where a small update would round away inside W, and a
+dropped hidden keep ``A x`` apart and accumulate ``B`` into the rows in place: in narrower types before ``W x``, or it
+would round away inside that. A dense update D likewise: ``W + D`` in wide types, ``D x`` and then ``W x`` in narrow
+ones, whose backward may use ``W + D``: there a rounded update only adds to the rounding of the gradient. A row scale c
+stands outside of this, but for wide types, where it is moved to what is small: the gradients of rows take it in W + B
+A, B and dL/dB, never in dL/dy, but for `start`.
 
 The hidden is held transposed, (K, N): its pieces by block and group are then contiguous, and the thin products, whose
 cost is what an update costs, run at the speed of large ones.
@@ -165,17 +165,20 @@ class _Fused(torch.autograd.Function):
         ctx.rows, ctx.wide = rows, wide
         ctx.dense_rows = [(row, row + len(update)) for row, update in zip(dense_rows, updates, strict=True)]
         narrow = x.dtype not in _WIDE
+        kept = weight
         unscaled: Tensor | None = None
         if narrow:
             y = _begun(x, weight.shape[0], start, dense_rows, updates)
-        else:  # W + D is as large as D, and backward needs nothing else of it
-            weight, rest = _plus(weight, dense_rows, updates), rest[: len(rest) - len(updates)]
-            merged = _merged(weight, rows, downs, ups) if wide else weight
+        else:
+            merged = _plus(weight, dense_rows, updates)
+            if sum(map(len, updates)) == len(weight):  # W + D is as large as D, and backward needs nothing else of it
+                kept, rest = merged, rest[: len(rest) - len(updates)]
+            merged = _merged(merged, rows, downs, ups) if wide else merged
             y = F.linear(x, merged, bias if scale is None else None)
             y = y if start is None else y.add_(start)
         if scale is not None:
-            unscaled = y
-            y = unscaled * scale if bias is None else torch.addcmul(bias, unscaled, scale)
+            unscaled = y if ctx.needs_input_grad[4] else None
+            y = y * scale if bias is None else torch.addcmul(bias, y, scale)
         # A x of every block in one product, (K, N); in wide types B A is inside W and no hidden is formed
         hidden = None if wide or not rows else _stacked(downs) @ x.T
         if hidden is not None:
@@ -187,7 +190,7 @@ class _Fused(torch.autograd.Function):
         if narrow:  # W x last: a small update is then rounded once, together with it, instead of away
             y.addmm_(x, weight.T)
             y = y if bias is None else y.add_(bias)
-        ctx.save_for_backward(x, weight, hidden, scale, unscaled, *rest)
+        ctx.save_for_backward(x, kept, hidden, scale, unscaled, *rest)
         return y
 
     @staticmethod

@@ -76,7 +76,7 @@ class Wrapper(Settling):
 
 
 class Corrected(Wrapper):
-    """A wrapper whose one part adds something, which noise may disturb."""
+    """A wrapper of one part, whose change of what comes out or goes in noise may disturb."""
 
     disturbable = True
 
