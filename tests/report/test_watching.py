@@ -64,7 +64,9 @@ def wait(true: Callable[[], bool]) -> None:
 def test_the_command_waits_renews_and_ends_when_told(number: signal.Signals, tmp_path: Path) -> None:
     root, out = tmp_path / "outputs", tmp_path / "page.html"
     command = [sys.executable, str(SCRIPT), "--root", str(root), "--out", str(out), "--watch", "1"]
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background ignore it
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
+    signal.signal(signal.SIGINT, before)
     assert process.stdout is not None
     assert process.stdout.readline().startswith("waiting: no finished run under")
     store = ResultStore(root)
