@@ -22,6 +22,7 @@ from headwise.comparison import printed
 from headwise.data.tasks import VTABTask
 from headwise.methods.base import Method
 from headwise.network.backbone import BackboneSpec
+from headwise.protocol.described import method_names
 from headwise.protocol.filling import fill_gates
 from headwise.protocol.pertask import fill_protocol, fill_tasks
 from headwise.protocol.presets import fill_presets
@@ -356,3 +357,14 @@ def test_every_documented_command_composes(command: str) -> None:
 def test_a_run_is_planned_without_images_or_weights_of_the_papers() -> None:
     plan = plan_run(compose_config("backbone=vit_nano", "dataset=dsprites_loc", "data=synthetic", "root=elsewhere"))
     assert str(plan.key.path(plan.root)) == "elsewhere/runs/hs_lora/dsprites_loc/base/seed-0"
+
+
+def test_methods_standins_has_every_method_but_variants_and_parts() -> None:
+    words = yaml.safe_load((CONF / "experiment" / "methods_standins.yaml").read_text(encoding="utf-8"))
+    listed = [name.strip() for name in words["hydra"]["sweeper"]["params"]["method"].split(",")]
+    left = set(method_names()) - set(listed)
+    variants = {name for name in left if name.startswith(("head/", "heart/", "hs/", "qkv/", "hs_control_"))}
+    second = {"joint_lora", "matched_lora", "permuted_lora", "scaled_head_lora"}  # of the controls of a second phase
+    peft = {"peft", "peft/vblora", "peft_dora", "peft_lora", "peft_pissa"}  # any, one of another width, three checks
+    assert left == variants | second | peft
+    assert len(set(listed)) == len(listed)

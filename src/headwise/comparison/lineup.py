@@ -30,7 +30,7 @@ class LineupRow:
         train_loss: mean cross-entropy of the last epoch, nats; None where nothing was trained.
         ms_per_step: time of the training epochs over their steps, all phases together; None without steps.
         peak_memory: largest of the phases, bytes; None where it was not measured.
-        chosen: what a search chose in each phase, marked where it is the end of what was tried; empty without one.
+        chosen: what a search chose in each phase, values at an end of what was tried marked; empty without one.
         below_probe: whether the linear probe of the same images, weights and seed reached more; None without one.
         older_code: why its method has other numbers now; empty if it has the same.
     """
@@ -108,10 +108,9 @@ def _line(result: Result, probe: float | None, common: Sequence[str]) -> LineupR
 
 
 def _chosen(phase: PhaseResult) -> str:
-    values = ", ".join(
-        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in phase.chosen.items()
-    )
-    return f"{values} {END}" if phase.edges else values
+    values = {name: value for name, value in phase.chosen.items() if value is not None}  # None: the method's own value
+    said = {name: f"{value:g}" if isinstance(value, float) else value for name, value in values.items()}
+    return ", ".join(f"{name} {value}{f' {END}' * (name in phase.edges)}" for name, value in said.items())
 
 
 def _notes(results: Sequence[Result], probes: dict[int, float | None], common: Sequence[str]) -> list[str]:
@@ -141,7 +140,10 @@ def _notes(results: Sequence[Result], probes: dict[int, float | None], common: S
         notes.append(f"{len(protocols)} protocols are mixed: a row in brackets says what it changed.")
     notes += made_by_older_code(results, lambda result: result.key.method)
     if any(phase.num_trials for result in results for phase in result.phases):
-        notes.append(f"Chosen: by a search on validation images; {END} is the last value tried.")
+        notes.append(
+            f"Chosen: by a search on validation images; {END}: the smallest or largest value that was tried, beyond "
+            "which a better one may lie."
+        )
     if not probes:
         notes.append("No linear probe is among the runs, so no row is marked.")
     return notes

@@ -229,28 +229,30 @@ def _counted(method: Any) -> list[tuple[str, str]]:
 
 
 def _step(kept: Path | None, name: str) -> str:
-    """What a step takes over one that trains the classifier alone, as benchmarks/method_cost.py measured it last."""
+    """What a step takes over one that trains the classifier alone, by the last record of benchmarks/method_cost.py."""
     found = ""
     for file in () if kept is None else sorted((kept.resolve().parents[1] / BENCHMARKS).glob("method_cost*.json")):
         record = read_json(file)
-        for one in (one for one in record["results"] if one["contender"] == name):
+        asked = record["results"] if not record.get("set") else ()  # with other options it is no step of this page's
+        for one in (one for one in asked if one["contender"] == name):
             low, ratio, high = one["quartiles"]
             found = (
-                f"- A step of ViT-B/16, {one['precision']}, batch {record['batch']}: {ratio:.2f} times one that trains "
-                f"the classifier alone (quartiles {low:.2f} .. {high:.2f}, {len(one['pairs'])} pairs on a CPU), "
-                f"{one['flop_ratio']:.2f} times its arithmetic."
+                f"- A step of {record['backbone']['name']}, {one['precision']}, batch {record['batch']}: "
+                f"{ratio:.2f} times one that trains the classifier alone (quartiles {low:.2f} .. {high:.2f}, "
+                f"{len(one['pairs'])} pairs on a CPU), {one['flop_ratio']:.2f} times its arithmetic."
             )
     return found
 
 
 def _cost(kept: Path | None, label: str) -> str:
     """Time and memory of a step in the line-ups of methods, as they were run on one thread of a CPU."""
-    tables = [table for file in sorted(kept.glob("methods*.json")) for table in read_json(file)] if kept else []
+    files = sorted(kept.glob("methods*.json")) if kept else []
+    tables = [(file.stem, table) for file in files for table in read_json(file)]
     lines = [
-        f"- {table['title']} ({line['variant']}, seed {line['seed']}, {line['epochs']} epochs): "
+        f"- {name}: {table['title']} ({line['variant']}, seed {line['seed']}, {line['epochs']} epochs): "
         f"{line['ms_per_step']:.0f} ms a step, peak memory {line['peak_memory'] / 2**20:,.0f} MiB, "
         f"{line['parameters']:,} parameters{', older code' if line['older_code'] else ''}"
-        for table in tables
+        for name, table in tables
         for line in table["lines"]
         if line["method"] == label
     ]

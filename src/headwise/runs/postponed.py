@@ -1,8 +1,9 @@
 """Packages that libraries import and a run hardly uses: their own code runs when something of them is asked for.
 
 Lightning takes two classes of torchmetrics, which loads scipy, transformers and all that it measures with; timm tries
-to import wandb for a function that nobody calls. Together they are a third of a small run. Nothing is replaced: whoever
-asks for anything else of them gets the package as it is. Names such as ``__author__`` alone do not load it.
+to import wandb for a function that nobody calls. Together they are a quarter of a small run. Nothing is replaced:
+whoever asks for anything else of them gets the package as it is. Names such as ``__author__`` alone do not load it.
+importlib's ``LazyLoader`` would load torchmetrics at once: an import of one of its parts asks for ``__path__``.
 """
 
 from __future__ import annotations

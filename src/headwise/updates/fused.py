@@ -85,7 +85,8 @@ def lowrank_linear(
     Returns:
         (..., O), in x's type, or autocast's where it is on.
     """
-    if scale is not None and not _is_wide(x, weight, blocks):
+    wide = _is_wide(x, weight, blocks)
+    if scale is not None and not wide:
         y = lowrank_linear(x, weight, None, blocks, dense, start)
         y = (y * scale).to(y.dtype)  # rounding the scale would shift every token alike
         return y if bias is None else y + bias.to(y.dtype)
@@ -105,7 +106,6 @@ def lowrank_linear(
     if start is not None:
         start = start.to(flat.dtype).reshape(flat.shape[0], -1)
     masks = [_hidden_mask(flat, block) for block in blocks]
-    wide = flat.dtype in _WIDE and all(mask is None for mask in masks)
     scale = None if scale is None else scale.to(flat.dtype)
     rows = tuple(block.first_row for block in blocks)
     dense_rows = tuple(update.first_row for update in dense)
