@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -78,6 +79,48 @@ def test_a_page_gives_the_step_that_was_measured_last() -> None:
     (one,) = [one for one in again["results"] if one["contender"] == "dylora"]
     assert f"{one['quartiles'][1]:.2f} times one that trains" in page and f"{len(one['pairs'])} pairs" in page
     assert page.count("times its arithmetic") == 1
+
+
+RATIO = {"contender": "lora", "precision": "fp32", "pairs": [], "quartiles": [1.0, 1.0, 1.0], "flop_ratio": 1.0}
+MEASURED = "benchmarks/results/method_cost.json"
+LINED_UP = "docs/results/methods.json"
+
+
+def of(**changes: Any) -> str:
+    return json.dumps({"backbone": {"name": "vit_b16"}, "batch": 8, "results": [{**RATIO, **changes}]})
+
+
+@pytest.mark.parametrize(
+    ("name", "damaged"),
+    [
+        *((name, text) for name in (MEASURED, LINED_UP) for text in ("", '[{"title": "x"}]', "null", '{"results": 1}')),
+        *((MEASURED, of(quartiles=quartiles)) for quartiles in ([1.0, 1.0], [1.0, 1e300, 1.0], [-5.0, 1.0, 2.0], None)),
+        (MEASURED, of(flop_ratio=-3)),
+        (MEASURED, of(pairs=None)),
+        (MEASURED, of()[:-5]),
+    ],
+)
+def test_a_damaged_record_is_named_in_one_line(name: str, damaged: str, tmp_path: Path) -> None:
+    file, kept = tmp_path / name, tmp_path / "docs" / "results"
+    for folder in (file.parent, kept):
+        folder.mkdir(parents=True, exist_ok=True)
+    file.write_text(damaged)
+    with pytest.raises(ConfigError, match=rf"{file.name} cannot be shown: .*make it again, or delete it"):
+        method_page.page("lora", kept)
+    if name == MEASURED:
+        file.write_text(of())
+        assert "A step of vit_b16, fp32, batch 8: 1.00 times" in method_page.page("lora", kept)
+
+
+def test_what_was_not_measured_is_left_out(tmp_path: Path) -> None:
+    tables = json.loads((KEPT / "methods.json").read_text())
+    for line in tables[0]["lines"]:
+        line["ms_per_step"] = None
+    kept = tmp_path / "docs" / "results"
+    kept.mkdir(parents=True)
+    (kept / "methods.json").write_text(json.dumps(tables))
+    (kept / "methods_nano.json").write_text("[]")  # of another kind, which list_methods.py --json writes
+    assert "Nothing kept measured it" in method_page.page("lora", kept)
 
 
 def test_a_page_of_a_method_of_peft() -> None:

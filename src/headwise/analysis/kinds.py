@@ -218,5 +218,5 @@ def options_of(kind: str, given: Mapping[str, Any]) -> Options:
             raise ConfigError(f"unknown option {name!r} of an analysis{suggest(name, known)}")
         if name not in reads:
             value = str(given[name]) if isinstance(given[name], Path) else given[name]
-            raise ConfigError(f"{kind} does not read {name}, got {value!r}; it reads {', '.join(reads)}")
+            raise ConfigError(f"{kind} does not read {name}, got {value!r}; it reads {', '.join(reads) or 'none'}")
     return Options(**given)

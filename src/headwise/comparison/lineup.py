@@ -101,10 +101,15 @@ def _line(result: Result, probe: float | None, common: Sequence[str]) -> LineupR
         train_loss=result.phases[-1].train_loss,
         ms_per_step=1e3 * result.seconds / steps if steps else None,
         peak_memory=max(peaks, default=None),
-        chosen=", then ".join(filter(None, map(_chosen, result.phases))),
+        chosen=_of_all(result.phases),
         below_probe=None if probe is None else accuracy < probe,
         older_code=changed_since(result.identity.get("method")),
     )
+
+
+def _of_all(phases: Sequence[PhaseResult]) -> str:
+    parts = [_chosen(phase) for phase in phases]
+    return ", then ".join(part or "-" for part in parts) if any(parts) else ""
 
 
 def _chosen(phase: PhaseResult) -> str:
@@ -141,8 +146,8 @@ def _notes(results: Sequence[Result], probes: dict[int, float | None], common: S
     notes += made_by_older_code(results, lambda result: result.key.method)
     if any(phase.num_trials for result in results for phase in result.phases):
         notes.append(
-            f"Chosen: by a search on validation images; {END}: the smallest or largest value that was tried, beyond "
-            "which a better one may lie."
+            f"Chosen: by a search on validation images, phase by phase; {END}: an end of what was tried of a field or "
+            "scale (of ne it is not told), beyond which a better value may lie."
         )
     if not probes:
         notes.append("No linear probe is among the runs, so no row is marked.")

@@ -30,8 +30,22 @@ from headwise.methods.base import Method
 from headwise.network.backbone import Backbone, BackboneSpec
 from headwise.protocol.described import CONF, described, method_names
 from headwise.results.records import Result
-from headwise.storage.plain import read_json
+from headwise.storage.plain import (
+    Misfit,
+    Shape,
+    anything,
+    between,
+    count,
+    each,
+    fields,
+    maybe,
+    number,
+    read_json,
+    text,
+)
 
+LINEUPS = ("methods", "methods_standins")
+"""Experiments whose line-ups are kept in docs/results."""
 FACTS = ("Formula", "Source", "Licence", "Size", "Not for")
 """Names of facts; a fact ends at a blank line or at the next."""
 CITED = re.compile(r"\(([^()]*(?:arXiv:|et al\.|HS-LoRA|Heart-LoRA|ICML)[^()]*)\)")
@@ -214,10 +228,10 @@ def _counted(method: Any) -> list[tuple[str, str]]:
     """Rows of the table that follow from the method itself, phase by phase."""
     rows = []
     phases = sizes(method)
-    for phase, count in phases:
+    for phase, trained in phases:
         where = f", phase {phase.label}" if len(phases) > 1 else ""
-        size = "depends on the training images" if count is None else f"{count:,}"
-        if count and is_disguised(phase, vit_b16(), count):
+        size = "depends on the training images" if trained is None else f"{trained:,}"
+        if trained and is_disguised(phase, vit_b16(), trained):
             size += f": {DISGUISE}"
         exact = phase.identity_tolerance <= Method.identity_tolerance
         rows += [
@@ -228,11 +242,55 @@ def _counted(method: Any) -> list[tuple[str, str]]:
     return rows
 
 
+def _three(value: Any, where: str) -> None:
+    """A quartile, the median, a quartile."""
+    each(between(0, 1e6))(value, where)
+    if len(value) != 3:
+        raise Misfit(f"{where} must be three numbers, got {len(value)}")
+
+
+_RATIO = {
+    "contender": text,
+    "precision": text,
+    "pairs": each(anything),
+    "quartiles": _three,
+    "flop_ratio": between(0, 1e6),
+}
+_MEASURED = fields(
+    {"backbone": fields({"name": text}), "batch": count, "results": each(fields(_RATIO))}, {"set": maybe(each(text))}
+)
+_LINE = {
+    "method": text,
+    "variant": text,
+    "seed": count,
+    "epochs": count,
+    "parameters": count,
+    "older_code": anything,
+    "ms_per_step": maybe(number),
+    "peak_memory": maybe(count),
+}
+_LINED_UP = each(fields({"title": text, "lines": each(fields(_LINE))}))
+
+
+def _checked(file: Path, shape: Shape) -> Any:
+    """What a kept file holds.
+
+    Raises:
+        ConfigError: if that is not what the benchmark or the line-up writes.
+    """
+    try:
+        value = read_json(file)
+        shape(value, "it")
+    except Misfit as error:
+        raise ConfigError(f"{file} cannot be shown: {error}; make it again, or delete it") from error
+    return value
+
+
 def _step(kept: Path | None, name: str) -> str:
     """What a step takes over one that trains the classifier alone, by the last record of benchmarks/method_cost.py."""
     found = ""
     for file in () if kept is None else sorted((kept.resolve().parents[1] / BENCHMARKS).glob("method_cost*.json")):
-        record = read_json(file)
+        record = _checked(file, _MEASURED)
         asked = record["results"] if not record.get("set") else ()  # with other options it is no step of this page's
         for one in (one for one in asked if one["contender"] == name):
             low, ratio, high = one["quartiles"]
@@ -246,15 +304,15 @@ def _step(kept: Path | None, name: str) -> str:
 
 def _cost(kept: Path | None, label: str) -> str:
     """Time and memory of a step in the line-ups of methods, as they were run on one thread of a CPU."""
-    files = sorted(kept.glob("methods*.json")) if kept else []
-    tables = [(file.stem, table) for file in files for table in read_json(file)]
+    files = [file for name in LINEUPS if (file := kept / f"{name}.json").is_file()] if kept else []
+    tables = [(file.stem, table) for file in files for table in _checked(file, _LINED_UP)]
     lines = [
         f"- {name}: {table['title']} ({line['variant']}, seed {line['seed']}, {line['epochs']} epochs): "
         f"{line['ms_per_step']:.0f} ms a step, peak memory {line['peak_memory'] / 2**20:,.0f} MiB, "
         f"{line['parameters']:,} parameters{', older code' if line['older_code'] else ''}"
         for name, table in tables
         for line in table["lines"]
-        if line["method"] == label
+        if line["method"] == label and None not in (line["ms_per_step"], line["peak_memory"])
     ]
     return "" if not lines else "\n".join([*lines, "", "Of runs on one thread of a CPU, see docs/results.md."])
 
@@ -271,7 +329,8 @@ def _records(kept: Path | None, label: str) -> str:
     body = []
     for (experiment, task, variant), records in groups.items():
         mean = statistics.mean(accuracy for record in records if (accuracy := record.phases[-1].accuracy) is not None)
-        weights = records[0].config["backbone"]["name"]
+        backbone = records[0].config.get("backbone")
+        weights = backbone.get("name", "") if isinstance(backbone, Mapping) else ""
         stamps = ", ".join(dict.fromkeys(stamp for record in records for stamp in record.labels))
         body.append([experiment, task, variant, weights, stamps, f"{mean:.2f}", str(len(records))])
     lines = pipes(["experiment", "task", "variant", "weights", "stamps", "accuracy %", "n"], body, num_left=5)

@@ -1,9 +1,9 @@
-"""Packages that libraries import and a run hardly uses: their own code runs when something of them is asked for.
+"""A package that lightning imports and a run hardly uses: its own code runs when something of it is asked for.
 
-Lightning takes two classes of torchmetrics, which loads scipy, transformers and all that it measures with; timm tries
-to import wandb for a function that nobody calls. Together they are a quarter of a small run. Nothing is replaced:
-whoever asks for anything else of them gets the package as it is. Names such as ``__author__`` alone do not load it.
-importlib's ``LazyLoader`` would load torchmetrics at once: an import of one of its parts asks for ``__path__``.
+Lightning takes two classes of torchmetrics, which loads scipy, transformers and all that it measures with. Nothing is
+replaced: whoever asks for anything else of it gets the package as it is. Names such as ``__author__`` alone do not load
+it. importlib's ``LazyLoader`` would load it at once. wandb, which timm imports, is left alone: its parts do not come
+without the whole.
 """
 
 from __future__ import annotations
@@ -17,13 +17,11 @@ from typing import Any
 
 
 def postpone() -> None:
-    """Postpone what is installed and nobody has imported yet; loads torch, which torchmetrics' classes need."""
-    _postponed("wandb")
+    """Postpone torchmetrics if nobody has imported it yet; loads torch, which its classes need."""
     metrics = _postponed("torchmetrics")
     if metrics is None:
         return
-    # its parts come alone, and ask it for this
-    metrics.__path__, metrics._logger = metrics.__spec__.submodule_search_locations, logging.getLogger("torchmetrics")
+    metrics._logger = logging.getLogger("torchmetrics")  # its parts come alone, and ask it for this
     try:
         import torchmetrics.utilities  # noqa: F401  first: it and `metric` import each other
         from torchmetrics.collections import MetricCollection
@@ -41,19 +39,18 @@ def _postponed(name: str) -> Any:
     if spec is None or spec.loader is None or spec.submodule_search_locations is None:
         return None
     module, loader, lock, loading = importlib.util.module_from_spec(spec), spec.loader, threading.RLock(), False
-    path = vars(module).pop("__path__")  # whoever imports a part asks for it
 
     def attribute(wanted: str) -> Any:
         nonlocal loading
         if wanted == "__version__":
             return importlib.metadata.version(name)
-        if wanted.startswith("__") and wanted not in ("__all__", "__path__"):  # Python asks every module for such names
+        if wanted.startswith("__") and wanted != "__all__":  # Python asks every module for such names
             raise AttributeError(wanted)
         with lock:  # other threads wait until it is whole
             if loading:  # its own code asks for what it has not come to
                 raise AttributeError(f"module {name!r} has no attribute {wanted!r}")
             if vars(module).get("__getattr__") is attribute:
-                loading, module.__path__ = True, path
+                loading = True
                 try:
                     loader.exec_module(module)
                 except BaseException:  # whoever imports it again hears why
