@@ -100,6 +100,13 @@ def set_attention(model: nn.Module, kind: str) -> None:
                 module.fused_attn = False
 
 
+def compile_blocks(model: nn.Module) -> None:
+    """As `Backbone.compiled` does, in any network, and for good."""
+    for module in model.modules():
+        if hasattr(module, "attn") and hasattr(module, "mlp"):
+            module.compile()
+
+
 class Step:
     """One training step of one contender: forward, cross-entropy, its method's penalty, backward, AdamW.
 
@@ -215,7 +222,7 @@ class Bench:
         torch.manual_seed(1)
         architecture = BACKBONES[options.backbone]
         self.architecture, self.precision, self.attention = architecture, precision, options.attention
-        self.training, side = training, architecture.img_size
+        self.training, self.compile, side = training, options.compile, architecture.img_size
         self.images = torch.randn(options.batch, 3, side, side, device=options.device)
         self.labels = torch.randint(NUM_CLASSES, (options.batch,), device=options.device)
         self.base = self._step(bound(architecture))
@@ -234,6 +241,9 @@ class Bench:
         with torch.no_grad():
             differences = {name: float((step.logits() - self.reference).abs().max()) for name, step in steps.items()}
         flop_ratios = {name: step.flops() / self.flops for name, step in steps.items()}  # a step each, to warm up
+        for step in steps.values() if self.compile else ():
+            compile_blocks(step.model)
+            step.run()
         pairs: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
         cpu_pairs: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
         gc.collect()
@@ -329,6 +339,7 @@ def parser(description: str, pairs: int | None, attention: str, batch: int = 8, 
         made.add_argument(
             "--pairs", type=Whole(2, 10_000), default=pairs, help="pairs of steps per contender, at least 2"
         )
+        made.add_argument("--compile", action="store_true", help="contenders' blocks as torch.compile makes them")
     made.add_argument("--threads", type=THREADS, default=2, help="CPU threads")
     made.add_argument("--attention", choices=ATTENTION, default=attention, help="see trainer.attention; for all alike")
     made.add_argument("--only", nargs="+", metavar="TEXT", default=[""], help="contenders whose name contains one")
@@ -358,6 +369,7 @@ def record(options: argparse.Namespace, timings: Sequence[Timing], **more: Any) 
         "backbone": asdict(BACKBONES[options.backbone]),
         "batch": options.batch,
         "attention": options.attention,
+        **({"compile": True} if options.compile else {}),
         **more,
         "machine": options.machine | {"load_average_after": os.getloadavg() if hasattr(os, "getloadavg") else None},
         "results": [{**asdict(t), "quartiles": t.quartiles, "cpu_quartiles": t.cpu_quartiles} for t in timings],

@@ -85,7 +85,7 @@ def build_all(cfg: DictConfig) -> dict[str, Any]:
     assert all(isinstance(phase, Method) for phase in built["method"].phases())
     built["backbone"] = BackboneSpec(**plain["backbone"])
     built["protocol"] = Protocol(**plain["protocol"])
-    assert plain["trainer"].keys() == {"accelerator", "threads", "attention", "checkpointing", "progress"}
+    assert plain["trainer"].keys() == {"accelerator", "threads", "attention", "checkpointing", "compile", "progress"}
     assert plain["logger"]["kind"] in ("csv", "wandb", "tensorboard")
     assert isinstance(plain["logger"]["pictures"], bool)
     return built

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,39 @@ def test_plain_attention_is_the_same_function(family: str) -> None:
     torch.testing.assert_close(logits(net, X), before)
     with pytest.raises(ConfigError, match=r"trainer\.attention must be auto or one of timm, plain, got 'flash'"):
         net.set_attention("flash")
+
+
+def test_blocks_are_compiled_inside_and_not_afterwards() -> None:
+    net = network("vit")
+    before = logits(net, X)
+    seen: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Any]:
+        seen.append(len(inputs))
+        return graph.forward
+
+    with net.compiled(backend):
+        torch.testing.assert_close(logits(net, X), before)
+    assert seen, "nothing was compiled"
+    with net.compiled(backend):
+        count = len(seen)
+        assert torch.equal(logits(copy.deepcopy(net), X), before) and len(seen) == count  # a copy is as it was
+    torch.compiler.reset()
+    assert torch.equal(logits(net, X), before) and len(seen) == count
+
+
+def test_blocks_that_cannot_be_compiled_are_refused_in_a_line() -> None:
+    def backend(graph: torch.fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Any]:
+        raise RuntimeError("No working C++ compiler found\nin any place")
+
+    torch.compiler.reset()
+    net = network("vit")
+    with pytest.raises(ConfigError) as error, net.compiled(backend):
+        logits(net, X)
+    assert str(error.value) == (
+        "trainer.compile=true: No working C++ compiler found; trainer.compile=false trains without"
+    )
+    assert logits(net, X).isfinite().all()
 
 
 def test_a_network_with_an_update_is_not_exported() -> None:

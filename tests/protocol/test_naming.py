@@ -95,6 +95,14 @@ def test_a_precision_is_named_by_what_the_device_computes(trainer: str, asked: s
     assert plans[0].identity["trainer"]["attention"] == ("plain" if (trainer, meant) == ("cpu", "bf16") else "timm")
 
 
+def test_compiled_blocks_make_another_run_and_uncompiled_ones_the_same_as_ever() -> None:
+    usual, off, on = (
+        planned(*TINY, "method=lora", *typed) for typed in ((), ("trainer.compile=false",), ("trainer.compile=true",))
+    )
+    assert off.identity == usual.identity and "compile" not in usual.identity["trainer"]
+    assert on.identity == {**usual.identity, "trainer": {**usual.identity["trainer"], "compile": True}}
+
+
 @each(
     "typed, name",
     [

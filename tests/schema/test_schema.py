@@ -64,7 +64,7 @@ def test_every_leaf_of_a_wrong_kind_and_every_unknown_key_is_refused_before_torc
         ("+sed=7", "unknown key sed=7 (did you mean 'seed'?); allowed: "),
         (
             "+trainer.devices=2",
-            "unknown key trainer.devices=2; allowed: accelerator, attention, checkpointing, progress, threads",
+            "unknown key trainer.devices=2; allowed: accelerator, attention, checkpointing, compile, progress, threads",
         ),
         ("+trainer.max_epochs=9", "unknown key trainer.max_epochs=9 (did you mean 'protocol.epochs'?)"),
         ("+logger.projekt=x", "unknown key logger.projekt='x' (did you mean 'logger.project' with logger=wandb?)"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,8 @@ from headwise.wrappers.settling import BesideLinear
 from headwise.wrappers.wrapping import Wrapper
 
 ATTENTION = ("timm", "plain")
+VERSIONS = 16
+"""Compiled versions for each block: training or test, first block or later, last batch, before and after heads go."""
 NOT_OVERRIDDEN = {
     **dict.fromkeys(("model_name", "pretrained", "num_classes", "drop_path_rate"), "the run decides it"),
     "img_size": "use backbone.img_size",
@@ -128,6 +132,37 @@ class Backbone(nn.Module):
             self.model.set_grad_checkpointing()  # type: ignore[operator]
         except (AttributeError, AssertionError, NotImplementedError) as error:
             raise ConfigError(f"trainer.checkpointing=true: timm has none for {type(self.model).__name__}") from error
+
+    @contextlib.contextmanager
+    def compiled(self, backend: str | Callable[..., Any] = "inductor") -> Iterator[None]:
+        """Inside, every block runs as torch.compile makes it, with the random numbers that it draws uncompiled.
+
+        Args:
+            backend: of torch.compile; the usual one writes C++ for a CPU and Triton's kernels for a GPU.
+
+        Raises:
+            ConfigError: where torch cannot compile them: no compiler at hand, or operations that it does not know.
+        """
+        # inside, and not with this module: torch's compiler takes seconds to load
+        import torch._dynamo
+        import torch._inductor.config
+
+        blocks = [block for stage in stages_of(self.model) for block in stage]
+        for block in blocks:
+            block.compile(backend=backend)
+        # what differs from block to block makes a version of each; beyond the limit torch goes on uncompiled
+        versions = torch._dynamo.config.patch(recompile_limit=VERSIONS * len(blocks))
+        numbers = torch._inductor.config.patch(fallback_random=True)
+        try:
+            with versions, numbers, warnings.catch_warnings():
+                warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\._inductor")
+                yield
+        except torch._dynamo.exc.TorchDynamoException as error:
+            reason = str(getattr(error, "inner_exception", error)).strip().split("\n")[0]
+            raise ConfigError(f"trainer.compile=true: {reason}; trainer.compile=false trains without") from error
+        finally:
+            for block in blocks:
+                block._compiled_call_impl = None  # torch has no other way back
 
     def linear(self, site: Site) -> nn.Module:
         """The module that stands at `site` now."""

@@ -318,13 +318,14 @@ def _looked_at(config: Mapping[str, Any], protocol: Protocol) -> list[tuple[str,
 
 def _reduced(config: Mapping[str, Any], task: VTABTask, images: Sequence[str]) -> dict[str, Any]:
     pixels = {name: value for name, usual in PIXELS.items() if (value := getattr(task, name)) != usual}
+    compiled = ["compile"] if config["trainer"].get("compile") else []
     reduced = {
         "method": fill_revisions(config["method"]),
         "backbone": config["backbone"],
         "dataset": {"name": task.name, "num_classes": task.num_classes, **pixels},
         "data": {"fingerprint": images[0], **({"searched": list(images[1:])} if images[1:] else {})},
         "protocol": config["protocol"],
-        "trainer": {key: config["trainer"][key] for key in ("accelerator", "threads", "attention")},
+        "trainer": {key: config["trainer"][key] for key in ("accelerator", "threads", "attention", *compiled)},
         "seed": config["seed"],
     }
     if _chooses_anew(config):

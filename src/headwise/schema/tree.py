@@ -46,6 +46,7 @@ TRAINER = Fields(
         "threads": Threads,
         "attention": Literal["auto", "timm", "plain"],
         "checkpointing": bool,
+        "compile": bool,
         "progress": bool,
     },
     ("accelerator", "threads", "attention", "progress"),

@@ -42,6 +42,7 @@ class Machine:
         threads: CPU threads; part of a number's identity, since sums depend on their order.
         attention: how it is computed, see `Backbone.set_attention`; part of a number's identity like the threads.
         checkpointing: see `Backbone.set_checkpointing`; changes no number.
+        compile: whether training runs in `Backbone.compiled`; part of a number's identity, since sums change order.
         progress: whether a bar or lines tell how far it is.
         tell: told of each epoch, with the number of its phase, from 1, and its row of `History`; or None.
         parts: in which a batch is computed where it does not fit the memory whole.
@@ -53,6 +54,7 @@ class Machine:
     threads: int = 2
     attention: str = "timm"
     checkpointing: bool = False
+    compile: bool = False
     progress: bool = True
     tell: Tell | None = None
     parts: int = 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -207,7 +208,8 @@ def _fit(
         work.say(f"{title}: resuming after its last saved epoch")
     fed = inputs(phase.module, work.data, trainer, epochs)
     phase.selection.test = fed.test
-    with attended(trainer, work.net):
+    blocks = work.net.compiled() if work.machine.compile else contextlib.nullcontext()
+    with attended(trainer, work.net), blocks:
         trainer.fit(phase.module, fed.train, ckpt_path=resume, weights_only=True)
     return Fitted(trainer, history, fed)
 

@@ -110,6 +110,8 @@ def lowrank_linear(
     rows = tuple(block.first_row for block in blocks)
     dense_rows = tuple(update.first_row for update in dense)
     factors = [tensor for block in blocks for tensor in (block.down, block.up)]
+    if torch.compiler.is_compiling():  # which takes no tensor twice, and projections may share their A
+        factors = [tensor.view_as(tensor) for tensor in factors]
     updates = [update.weight for update in dense]
     with torch.autocast(device, enabled=False):
         y = _Fused.apply(flat, weight, bias, start, scale, rows, dense_rows, wide, *masks, *factors, *updates)
