@@ -226,6 +226,22 @@ def check_checkpointing_changes_no_gradient(phases: tuple[Phase, ...], folder: P
             assert (before is None and after is None) or torch.equal(before, after), phase.method.label
 
 
+def check_bf16(phases: tuple[Phase, ...], folder: Path) -> None:
+    """Under autocast, as protocol.precision=bf16 trains, a step has the gradients of float32 but for rounding."""
+    for phase in phases:
+        net, installed = phase.installed_and_moved()
+        installed.set_mode()
+        tunable = list(installed.trainable().values())
+        found = []
+        for narrow in (False, True):
+            reseed(0, "step")
+            with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+                loss = net(X).float().square().sum()
+            parts = torch.autograd.grad(loss, tunable, allow_unused=True, materialize_grads=True)
+            found.append(torch.cat([part.flatten() for part in parts]))
+        assert torch.cosine_similarity(*found, dim=0) > 0.99, phase.method.label
+
+
 def check_merge(phases: tuple[Phase, ...], folder: Path) -> None:
     merges = True
     for phase in phases:
@@ -419,6 +435,7 @@ CORE: tuple[Check, ...] = (
     check_reach,
     check_frozen,
     check_gradient,
+    check_bf16,
     check_merge,
     check_save_and_load,
 )

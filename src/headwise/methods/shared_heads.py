@@ -55,7 +55,8 @@ class GeneratedDelta(Delta):
     def factors(self) -> Factors:
         """A, (H, R, I), and the scaled, gated B, (H, O // H, R)."""
         codes = F.gelu(F.linear(self.embeddings, self.encoder))
-        down, up = (torch.tensordot(codes, shared, dims=1) for shared in (self.U, self.V))
+        # a product that autocast knows: it casts the codes and would leave the shared matrices to tensordot as they are
+        down, up = ((codes @ shared.flatten(1)).unflatten(1, shared.shape[1:]) for shared in (self.U, self.V))
         return Factors(*self.gated(down, up, self.constant))
 
     def weight(self, base: Tensor) -> Tensor:
