@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+SHOWN = 500
+"""Characters of a message on what was skipped."""
+
 
 @contextlib.contextmanager
 def apart(given: dict[str, Any], name: str) -> Iterator[dict[str, Any]]:
@@ -31,6 +34,8 @@ def apart(given: dict[str, Any], name: str) -> Iterator[dict[str, Any]]:
 def each(names: str, cases: Iterable[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """As ``pytest.mark.parametrize``, but one test; each case has its own folder, and no other's patches or output.
 
+    If any case skips, the test is shown as skipped once all others have passed, and says which and why.
+
     Raises:
         BaseExceptionGroup: of all cases that failed, each with a note of its values.
     """
@@ -43,21 +48,21 @@ def each(names: str, cases: Iterable[Any]) -> Callable[[Callable[..., None]], Ca
         def every(**given: Any) -> None:
             assert rows, "no case"
             failed: list[BaseException] = []
-            skipped = 0
+            skipped: list[str] = []
             for number, row in enumerate(rows):
                 values = dict(zip(keys, row if len(keys) > 1 else (row,), strict=True))
                 try:
                     with apart(given, str(number)) as own:
                         check(**own, **values)
-                except pytest.skip.Exception:
-                    skipped += 1
+                except pytest.skip.Exception as reason:
+                    skipped.append(f"{values}: {reason}")
                 except (Exception, pytest.fail.Exception) as error:
                     error.add_note(f"with {values}")
                     failed.append(error)
             if failed:
                 raise BaseExceptionGroup(f"{len(failed)} of {len(rows)} cases", failed)
-            if skipped == len(rows):
-                pytest.skip("every case")
+            if skipped:
+                pytest.skip(f"{len(skipped)} of {len(rows)} cases; {'; '.join(skipped)}"[:SHOWN])
 
         shared = [kind for name, kind in signature.parameters.items() if name not in keys]
         every.__signature__ = signature.replace(parameters=shared)  # type: ignore[attr-defined]

@@ -7,8 +7,10 @@ of JSON.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
+import importlib
 import json
 import os
 import re
@@ -83,7 +85,7 @@ def child(work: Callable[[], int]) -> int:
 
 
 def once(root: Path, shim: Callable[[], Shim] = Shim, count: Path | None = None) -> int:
-    """The run under `root`; the number of its writes goes into the file `count`."""
+    """The run under `root`; the number of its writes, then all modules by now, go into the file `count`."""
     strange: list[str] = []
 
     def watch(event: str, details: tuple[Any, ...]) -> None:
@@ -99,7 +101,7 @@ def once(root: Path, shim: Callable[[], Shim] = Shim, count: Path | None = None)
     counter = shim()
     run(compose_config(*RUN, f"root={root}"))
     if count is not None:
-        count.write_text(str(counter.count))
+        count.write_text("\n".join([str(counter.count), *sys.modules]))
     if strange:
         print(f"written past atomic: {strange}", file=sys.stderr)
     return ASTRAY if strange else FINE
@@ -142,8 +144,13 @@ def broken(root: Path) -> list[str]:
 def main(folder: Path, stride: int, faults: Sequence[str]) -> None:
     """See the top."""
     calm, count = folder / "calm", folder / "count"
+    compose_config(*RUN)  # its files are read once, before the fork
     answer: dict[str, Any] = {"calm": child(lambda: once(calm, count=count)), "cases": []}
-    answer["writes"] = int(count.read_text()) if count.is_file() else 0
+    writes, *modules = count.read_text().split("\n") if count.is_file() else ["0"]
+    answer["writes"] = int(writes)
+    for name in modules:  # what a run loads on its way is loaded once for all others
+        with contextlib.suppress(Exception):  # not all that is listed there can be imported by its name
+            importlib.import_module(name)
     expected = left(calm)
     for fault in faults:
         for number in range(7 * FAULTS.index(fault) % stride, answer["writes"], stride):

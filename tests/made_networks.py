@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 from collections.abc import Callable, Sequence
@@ -13,17 +14,17 @@ import timm
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.types import RunMode
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from headwise.commands.composition import KeptLoader
+from headwise.commands.composition import FAILURES
 from headwise.data.sources import FINAL_SPLITS, Pixels
 from headwise.data.tasks import VTABTask
 from headwise.data.vtab import VTABDataModule
 from headwise.network.backbone import Backbone, BackboneSpec
 from headwise.protocol.filling import fill_gates
+from headwise.protocol.naming import Composer
 from headwise.runs.experiment import run  # noqa: F401  registers the resolvers that conf/ uses
 
 REPO = Path(__file__).parents[1]
@@ -49,19 +50,20 @@ FURTHER: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 
 @functools.cache
-def _loader() -> KeptLoader:
-    return KeptLoader(GlobalHydra.instance().config_loader().get_search_path())
+def _composer() -> Composer:
+    path = GlobalHydra.instance().config_loader().get_search_path().get_path()
+    return Composer(tuple((place.provider, place.path) for place in path), "config")
 
 
 def compose_config(*overrides: str) -> DictConfig:
-    """conf/config.yaml with overrides, as train.py sees it; test_composition.py shows that the loader gives hydra's."""
+    """conf/config.yaml with overrides, as train.py sees it; test_naming.py shows that the composer gives hydra's."""
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        if any("hydra" in word for word in overrides):
-            return compose("config", overrides=list(overrides))
-        cfg = _loader().load_configuration("config", list(overrides), RunMode.RUN, from_shell=False)
-    with open_dict(cfg):
-        del cfg["hydra"]
-    return cfg
+        if not any("hydra" in word for word in overrides):
+            composer = _composer()
+            with contextlib.suppress(*FAILURES):  # which hydra is to tell, as it refuses several values
+                if not any(composer.loader.parsed(word).is_sweep_override() for word in overrides):
+                    return composer.compose(overrides)
+        return compose("config", overrides=list(overrides))
 
 
 SIZES = {

@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
@@ -61,7 +60,7 @@ from headwise.runs.experiment import run as run_one
 from headwise.schema.secret import refuse_secrets
 from headwise.storage.claims import standing
 from made_cases import each
-from made_networks import CONF, REPO, compose_config, network
+from made_networks import REPO, compose_config, network
 from made_results import gated, run
 from made_scripts import COMMANDS, loaded, parser_of, started
 
@@ -329,8 +328,7 @@ def planned(words: str) -> Any:
     try:
         read = readable(_in_order(given))
         refuse_secrets(None, read)
-        with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-            return plan_run(compose("config", overrides=read))
+        return plan_run(compose_config(*read))
     except (HeadwiseError, HydraException, OmegaConfBaseException) as error:
         return one_line(error, limit=None)
 

@@ -84,6 +84,7 @@ SAME_RUN = {"heart": "heart_t2_heart", "full": "heart_t1_full", "lora": "heart_t
 """Rows that Heart-LoRA's later tables repeat, by the end of their names."""
 
 
+@functools.cache
 def jobs_of(name: str) -> list[dict[str, str]]:
     jobs = requests_of(CONF, [f"experiment={name}"])[1].values()
     return [dict(part.split("=", 1) for part in job) for job in jobs]

@@ -56,13 +56,19 @@ def alike(ours: DictConfig, hydras: DictConfig) -> None:
     assert anatomy(ours)[0] == anatomy(hydras)[0]
 
 
+JOBS = 3
+"""Of an experiment whose jobs are checked together; with ``-m slow`` all of them."""
+
+
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_jobs_of_an_experiment_are_what_hydra_composes(experiment: str, loaders: Loaders) -> None:
+@pytest.mark.parametrize("most", [JOBS, pytest.param(None, marks=pytest.mark.slow)])
+def test_jobs_of_an_experiment_are_what_hydra_composes(experiment: str, most: int | None, loaders: Loaders) -> None:
     kept, hydras = loaders
     rng = random.Random(experiment)
     master = hydras.load_configuration("config", [f"experiment={experiment}"], RunMode.MULTIRUN)
     params: Any = OmegaConf.to_container(master.hydra.sweeper.params)
     jobs = jobs_of(params, [f"experiment={experiment}"], kept)
+    jobs = jobs if most is None else rng.sample(jobs, min(most, len(jobs)))
     kept.check(master, jobs)
     job = rng.choice(jobs)
     alike(kept.load_sweep_config(master, job), hydras.load_sweep_config(master, job))

@@ -148,8 +148,9 @@ def test_a_dry_forward_leaves_no_trace(name: str, family: str) -> None:
     try:
         plan = method.prepare(net, batches(), 10)
         installed = method.install(net, plan)
-    except ConfigError:
-        pytest.skip("not in this network")
+    except ConfigError:  # not in this network
+        assert family not in method.networks
+        return
     installed.set_mode()
     before, drawn, report = state_of(net), random_states(), repr(installed.report())
     dry_forward(net, method)

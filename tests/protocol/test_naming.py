@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
+from hydra import initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.types import RunMode
@@ -40,10 +42,15 @@ def no_job() -> Iterator[None]:
     HydraConfig.instance().cfg = None
 
 
+@functools.cache
+def loader() -> composition.KeptLoader:
+    return composition.KeptLoader(GlobalHydra.instance().config_loader().get_search_path())
+
+
 def planned(*overrides: str) -> Plan:
     """The plan of a job that hydra runs."""
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        cfg: Any = compose("config", overrides=list(overrides), return_hydra_config=True)
+        cfg: Any = loader().load_configuration("config", list(overrides), RunMode.RUN)
     HydraConfig.instance().set_config(cfg)
     with open_dict(cfg):
         del cfg["hydra"]

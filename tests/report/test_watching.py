@@ -18,6 +18,7 @@ from headwise.report.watching import watch
 from headwise.results.store import ResultStore
 from made_cases import each
 from made_results import run
+from made_scripts import loaded, started
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "make_report.py"
 
@@ -86,9 +87,6 @@ def test_the_command_waits_renews_and_ends_when_told(number: signal.Signals, tmp
 
 
 @each("seconds", ["0", "-1", "x", "1.5"])
-def test_seconds_are_a_whole_number(seconds: str, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), f"--watch={seconds}"], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: --watch must be a whole number in 1..86400, got ")
+def test_seconds_are_a_whole_number(seconds: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert started(loaded("make_report"), [f"--watch={seconds}"]) == 2
+    assert capsys.readouterr().err.startswith("error: --watch must be a whole number in 1..86400, got ")

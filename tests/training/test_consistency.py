@@ -159,7 +159,7 @@ METHODS += ["vpt_deep", "bi_adaptformer", "peft_lora", "qlora", "noah", "dylora"
 def test_noise_reaches_what_every_method_adds_and_leaves_nothing_behind(name: str, family: str) -> None:
     part = composed_method(name).phases()[-1]
     if family not in part.networks:
-        pytest.skip("not defined for it")
+        return
     net, found = at_work(part, family, head=False)
     x, state = images(), {name: id(module) for name, module in net.named_modules()}
     net.eval()
