@@ -375,6 +375,15 @@ def test_a_value_at_the_end_of_what_was_tried_is_an_edge(values: list[int], edge
     assert (outcome.method.rank, outcome.report()["edges"]) == (2, edges)
 
 
+@each("best, edges", [(0, []), (1, []), (3, ["ne"])])
+def test_heads_off_have_one_end(best: int, edges: list[str]) -> None:
+    _, attempt = measure(lambda method: float(gate_of(method)["count"] == best))
+    outcome = search(HEART, [], Space(ne=[1, 3], score=["taylor_pos"], fields={"dropout": [0.0, 0.5]}), attempt, 8)
+    report = outcome.report()
+    assert (report["chosen"]["ne"], report["edges"]) == (best, edges), "of no dropout there is no less either"
+    assert report["searched"] == ["ne", "score", "dropout"]
+
+
 @each("halving, num, shares", [(None, 5, [1]), (2, 1, [1]), (3, 9, [1 / 9, 1 / 3]), (4, 3, [1 / 4])])
 def test_epochs_of_rounds(halving: int | None, num: int, shares: list[float]) -> None:
     assert Space(scale=[1], halving=halving).shares(num) == shares

@@ -147,7 +147,7 @@ def _notes(results: Sequence[Result], probes: dict[int, float | None], common: S
     if any(phase.num_trials for result in results for phase in result.phases):
         notes.append(
             f"Chosen: by a search on validation images, phase by phase; {END}: an end of what was tried of a field or "
-            "scale (of ne it is not told), beyond which a better value may lie."
+            "scale (of ne in newer records alone), beyond which a better value may lie."
         )
     if not probes:
         notes.append("No linear probe is among the runs, so no row is marked.")

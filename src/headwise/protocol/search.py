@@ -64,8 +64,7 @@ class SearchOutcome:
         """Plain data for the record."""
         trials = [trial.plain() for trial in self.trials]
         space = self.space
-        searched = [name for name in ("scale", "ne", "score") if getattr(space, name)] + list(space.fields)
-        how = {"train_split": TRAIN_SPLIT, "eval_split": EVAL_SPLIT, "seed": space.seed, "searched": searched}
+        how = {"train_split": TRAIN_SPLIT, "eval_split": EVAL_SPLIT, "seed": space.seed, "searched": list(space.grids)}
         how |= {} if space.images is None else {"images": space.images}
         if space.trials is not None:
             how["optuna"] = version("optuna")  # another may draw other combinations
@@ -79,7 +78,8 @@ def _is_edge(value: Any, values: Values) -> bool:
     if isinstance(values, Range):
         return values.is_edge(value)
     are_numbers = all(isinstance(one, int | float) and not isinstance(one, bool) for one in values)
-    return are_numbers and len(values) > 1 and value in (min(values), max(values))
+    # below 0 nothing lies: no fewer heads than none are off
+    return are_numbers and len(values) > 1 and value in (min(values) or None, max(values))
 
 
 Attempt = Callable[[Sequence[Any], int | None], PhaseResult]
@@ -119,7 +119,7 @@ def _check_epochs(space: Space, method: Any, tried: Sequence[Any], epochs: int) 
     if gate is not None:
         stages += [[one, *(candidate.method for candidate in _heads_off(space, gate, one))] for one in stages[0]]
     for number, stage in enumerate(stages):
-        is_drawn = number == 0 and space.trials is not None and space.grids
+        is_drawn = number == 0 and space.trials is not None and space.drawn
         num_trials = space.trials if is_drawn else len({fingerprint(one.spec()) for one in stage})
         for one in stage:
             whole = one.epochs or epochs
@@ -218,7 +218,7 @@ def search(
     trials = _Trials(space, before, attempt, epochs, say)
     gate = _gate_of(space, method)
     start, all_on = (method, None) if gate is None else (replace(method, gate=_amount(gate, 0)), 0)
-    if space.trials is None or not space.grids:
+    if space.trials is None or not space.drawn:
         best = trials.best_of([_Candidate(one, all_on, None, order) for order, one in scaled(space, start)])
     else:
         best = trials.best_drawn(start, all_on)
@@ -273,7 +273,7 @@ class _Trials:
             drawn.append(_Candidate(replace(method, **chosen), ne, None, order))
             return self._run(drawn[-1], shares[0]).accuracy
 
-        draw(self.space.grids, num, 0 if seed is None else seed, measure)
+        draw(self.space.drawn, num, 0 if seed is None else seed, measure)
         return self.best_of(drawn, shares)
 
     def best_of(self, candidates: Sequence[_Candidate], shares: Sequence[float] = ()) -> _Candidate:

@@ -134,14 +134,20 @@ class Space:
 
     @property
     def grids(self) -> dict[str, Values]:
-        """What is tried of scales and fields, by name."""
+        """All that is tried, by name; of heads off also none."""
+        own = {"scale": self.scale, "ne": self.ne and (0, *self.ne), "score": self.score}
+        return {**{name: values for name, values in own.items() if values}, **self.fields}
+
+    @property
+    def drawn(self) -> dict[str, Values]:
+        """Of `grids`, what is tried first, with every head on: scales and fields."""
         return {**self.fields, **({"scale": sorted(self.scale)} if self.scale else {})}
 
     @property
     def spared(self) -> str:
         """What is to be said of trials that there are not; empty where all of them can differ."""
-        number = number_of(self.grids)
-        if self.trials is None or not self.grids or number >= self.trials:
+        number = number_of(self.drawn)
+        if self.trials is None or not self.drawn or number >= self.trials:
             return ""
         return f"of {self.trials} trials at most {number:.0f} are trained: there are no more combinations"
 
