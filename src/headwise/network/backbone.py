@@ -18,7 +18,7 @@ from headwise.network.hub import compare, fetched, kept
 from headwise.network.nf4 import FourBit
 from headwise.network.projections import ALLOWED, exported, places, stages_of
 from headwise.network.reading import load_weights
-from headwise.schema.check import check_fields
+from headwise.schema.check import check_fields, shown
 from headwise.schema.kinds import Colour, Overrides, Seed, Side, Spread, Text
 from headwise.storage.weights import network_name, stated_weights, weights_file, weights_labels
 from headwise.updates.adapted import AdaptedLinear
@@ -340,7 +340,7 @@ class BackboneSpec:
             model.load_state_dict(source)
         except RuntimeError as error:
             raise WeightsError(
-                f"timm's weights of {self.timm_name!r} do not fit backbone.overrides={dict(self.overrides)} "
+                f"timm's weights of {self.timm_name!r} do not fit backbone.overrides={shown(self.overrides)} "
                 f"({' '.join(str(error).split())[:200]})"
             ) from error
 

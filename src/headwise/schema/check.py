@@ -130,13 +130,21 @@ def describe(kind: Any) -> str:
 
 
 def shown(value: Any, name: str = "") -> str:
-    """A value as the user writes it, on one line, not too long; nothing of a secret."""
+    """A value as the user writes it for Hydra, on one line, not too long; nothing of a secret."""
+    text = _written(value, name)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _written(value: Any, name: str) -> str:
     if is_secret(name):
         return HIDDEN
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{named(str(key))}: {_written(child, str(key))}" for key, child in value.items()) + "}"
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return "[" + ", ".join(_written(child, "") for child in value) + "]"
+    return repr(value)
 
 
 def named(key: str) -> str:
@@ -145,8 +153,8 @@ def named(key: str) -> str:
 
 
 def shown_choice(choice: Any) -> str:
-    """An allowed value as the user writes it."""
-    return choice if isinstance(choice, str) else shown(choice)
+    """A value as the user writes it for Hydra, whole; text without quotes."""
+    return choice if isinstance(choice, str) else _written(choice, "")
 
 
 def nearest(name: str, keys: Collection[str], at: str = "") -> str | None:
@@ -235,7 +243,7 @@ def mode_or_fields(kind: type, name: str, given: Any, modes: Sequence[str]) -> d
     ConfigError for anything else, naming the `modes`, or for an unknown field; values are checked by the class.
     """
     if not isinstance(given, str | Mapping):
-        raise ConfigError(f"{name} must be null, a mode ({', '.join(modes)}) or its fields, got {given!r}")
+        raise ConfigError(f"{name} must be null, a mode ({', '.join(modes)}) or its fields, got {shown(given)}")
     values: dict[str, Any] = {"mode": given} if isinstance(given, str) else dict(given)
     names = [field.name for field in dataclasses.fields(kind)]
     for field in values:
