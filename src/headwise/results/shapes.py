@@ -130,13 +130,14 @@ def _if_mapping(shape: Shape) -> Shape:
 
 
 _TASK = _if_mapping(fields({}, {"group": scalar, "shots": maybe(count), "draw": maybe(count)}))
+_FROM = _if_mapping(fields({}, {"otherwise": each(text)}))
 _DATA = _if_mapping(fields({}, {"mean": maybe(each(number)), "std": maybe(each(number))}))
 RESULT = fields(
     {
         **dict.fromkeys(("name", "method", "dataset", "variant", "seed"), anything),  # `RunKey` looks at them
         "fingerprint": text,
         "labels": each(text),
-        "provenance": fields({}, {"data": _DATA}),
+        "provenance": fields({}, {"data": _DATA, "from": _FROM}),
         "phases": each(PHASE),
     },
     {
