@@ -142,18 +142,36 @@ def look(lists: Contents, files: Mapping[str, Path], folder: Path) -> dict[str, 
 
     `files` says where the image of a hash lies; the task's `folder` names the note in ``$HEADWISE_CACHE``.
     """
-    note = cache_folder() / "facts" / f"{hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:24]}.json"
-    looked_at = _remembered(note)
+    looked_at = LookedAt(folder)
     wanted = dict.fromkeys(digest.sha256 for rows in lists.values() for _, digest in rows)
-    fresh = [sha for sha in wanted if sha not in looked_at]
+    fresh = [sha for sha in wanted if sha not in looked_at.facts]
     with ThreadPoolExecutor(num_threads()) as pool:
-        looked_at |= zip(fresh, pool.map(facts, (files[sha] for sha in fresh)), strict=True)
-    if fresh:
-        # a note that cannot be written costs time, not the run
-        with suppress(OSError):
-            plain = {sha: [item.orientation, item.depth, item.has_more] for sha, item in looked_at.items()}
-            atomic.write_text(note, json.dumps(plain, separators=(",", ":")))
-    return {sha: looked_at[sha] for sha in wanted}
+        looked_at.facts |= zip(fresh, pool.map(facts, (files[sha] for sha in fresh)), strict=True)
+    looked_at.save()
+    return {sha: looked_at.facts[sha] for sha in wanted}
+
+
+class LookedAt:
+    """What images of a folder say of themselves, by the hash of their content, remembered in ``$HEADWISE_CACHE``.
+
+    A note that cannot be read counts as none, and one that cannot be written costs time, not the run.
+
+    Attributes:
+        facts: of all that were looked at; what is added is kept by `save`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        name = hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:24]
+        self._note = cache_folder() / "facts" / f"{name}.json"
+        self.facts = _remembered(self._note)
+        self._known = len(self.facts)
+
+    def save(self) -> None:
+        """Write what is new."""
+        if len(self.facts) > self._known:
+            with suppress(OSError):
+                plain = {sha: [item.orientation, item.depth, item.has_more] for sha, item in self.facts.items()}
+                atomic.write_text(self._note, json.dumps(plain, separators=(",", ":")))
 
 
 def _remembered(note: Path) -> dict[str, Facts]:
