@@ -250,6 +250,32 @@ def test_images_are_read_again_only_where_a_file_has_changed(tmp_path: Path, mon
 
 
 @needs_package
+def test_as_many_names_as_classes_are_given_are_their_names(tmp_path: Path) -> None:
+    parquet(tmp_path / "text" / "train.parquet", **rows(0, 10))
+    class_label(tmp_path / "places", ["cat", "dog"], [0, 1])
+    for root in (tmp_path / "text", tmp_path / "places"):
+        task = task_of(root, num_classes=2)
+        assert task == task_of(root) and task.class_names == ("cat", "dog")
+        with pytest.raises(DataError, match=r"'cat' is no class; .*dataset\.num_classes is left out"):
+            DatasetsSource(root).fingerprint(task_of(root, num_classes=3))
+
+
+@needs_package
+@pytest.mark.parametrize("cells", [[[0, 1], [1, 0]], ["0|1", "1|0"]])
+def test_two_classes_that_every_image_has_may_be_columns(cells: list[Any], tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        images = [png(number + 9 * (part == "test")) for number in range(2)]
+        parquet(tmp_path / f"{part}.parquet", image=images, labels=cells)
+    for fields in ({}, {"class_names": ["cat", "dog"]}):
+        with pytest.raises(
+            DataError, match=r"every image has both classes \(.*train\.parquet, line 1\); where 0 and 1"
+        ):
+            DatasetsSource(tmp_path).fingerprint(task_of(tmp_path, multi_label=True, **fields))
+    parquet(tmp_path / "test.parquet", image=images, labels=[cells[0], cells[0][:1]])
+    assert DatasetsSource(tmp_path).fingerprint(task_of(tmp_path, multi_label=True))
+
+
+@needs_package
 @pytest.mark.parametrize("name", ["cats_{}", "cats-{}-00000-of-00001", "cats.{}", "my cats {}", "{}", "testimony_{}"])
 def test_a_part_is_named_after_what_divides_words(name: str, tmp_path: Path) -> None:
     for part, first, count in (("train", 0, 6), ("test", 10, 4)):

@@ -32,7 +32,10 @@ FEW = 50
 
 
 def check(lists: Contents, task: VTABTask) -> None:
-    """Refuse lists that contradict themselves; DataError if an image has two labels, be it under two names."""
+    """Refuse lists that contradict themselves; DataError if an image has two labels, be it under two names.
+
+    Two classes that every image has are refused as well: ``0, 1`` may mean them, or 0 and 1 for each class.
+    """
     labels: dict[str, dict[int | tuple[int, ...], ListedImage]] = defaultdict(dict)
     for rows in lists.values():
         for entry, digest in rows:
@@ -48,6 +51,12 @@ def check(lists: Contents, task: VTABTask) -> None:
         raise DataError(
             f"task {task.name!r}: {_count(len(twice), 'image')} with two {what} (same bytes): {pairs}; "
             f"give each image one {'set' if task.multi_label else 'label'}"
+        )
+    entries = [entry for rows in lists.values() for entry, _ in rows]
+    if task.multi_label and task.num_classes == 2 and entries and all(entry.label == (0, 1) for entry in entries):
+        raise DataError(
+            f"task {task.name!r}: every image has both classes ({entries[0].where}); where 0 and 1 are meant for each "
+            "class, give a column for each class, or the names of an image's classes"
         )
 
 

@@ -103,7 +103,7 @@ def named(values: Mapping[str, Any], where: str) -> tuple[str, ...]:
     if not columns:
         cell = next(value for name, value in values.items() if name.lower() in LABELS)
         if isinstance(cell, str):
-            return tuple(dict.fromkeys(text for item in BETWEEN.split(cell) if (text := item.strip())))
+            return _listed([text for item in BETWEEN.split(cell) if (text := item.strip())], where)
         return _listed([] if cell is None else cell if isinstance(cell, list) else [cell], where)
     for name in columns:
         if str(values[name]) not in ("0", "1", "True", "False"):
