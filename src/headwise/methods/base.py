@@ -76,6 +76,8 @@ class Method:
     gateable: ClassVar[bool] = False
     """Whether heads of its update can be switched off: its deltas call `Delta.have_heads` and multiply by `Delta.gate`.
     Inserted parts (a `Wrapper`) have no heads."""
+    reads_features: ClassVar[bool] = False
+    """Whether the network before the classifier stays as it is: what it makes of an image is then computed once."""
     written: ClassVar[Mapping[str, str]] = {}
     """Fields that a run writes out in full before it is named, each with the dotted name of the class that reads it: by
     ``of(value)`` and ``spec()``, and without torch. A plain dictionary: it is read from the source."""

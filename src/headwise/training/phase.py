@@ -205,7 +205,7 @@ def _fit(
     resume = str(checkpoint) if checkpoint.is_file() else None
     if resume:
         work.say(f"{title}: resuming after its last saved epoch")
-    fed = inputs(phase.module, work.data, trainer, epochs)
+    fed = inputs(run.method, phase.module, work.data, trainer, epochs)
     phase.selection.test = fed.test
     with attended(trainer, work.net):
         trainer.fit(phase.module, fed.train, ckpt_path=resume, weights_only=True)
