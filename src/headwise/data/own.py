@@ -32,9 +32,11 @@ FEW = 50
 
 
 def check(lists: Contents, task: VTABTask) -> None:
-    """Refuse lists that contradict themselves; DataError if an image has two labels, be it under two names.
+    """Refuse lists that contradict themselves.
 
-    Two classes that every image has are refused as well: ``0, 1`` may mean them, or 0 and 1 for each class.
+    Raises:
+        DataError: if an image has two labels, be it under two names; if there are two classes and every image has both:
+            ``0, 1`` may mean them, or 0 and 1 for each class.
     """
     labels: dict[str, dict[int | tuple[int, ...], ListedImage]] = defaultdict(dict)
     for rows in lists.values():

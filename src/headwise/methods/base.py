@@ -105,7 +105,11 @@ class Method:
             )
 
     def gating(self) -> Gate | None:
-        """The gate, checked; ConfigError if it is not one, or this method's update has no heads to switch off."""
+        """The gate, checked.
+
+        Raises:
+            ConfigError: if it is not one, or this method's update has no heads to switch off.
+        """
         gate = Gate.of(self.gate)
         if gate is not None and not self.gateable:
             raise ConfigError(
@@ -254,7 +258,11 @@ def _gateable() -> list[str]:
 
 
 def check_heads(method: Method, site: Site) -> None:
-    """Refuse a projection no part of which belongs to a head; ConfigError for fc1 and fc2."""
+    """Check that parts of a projection belong to heads.
+
+    Raises:
+        ConfigError: for fc1 and fc2.
+    """
     if site.head_axis is None:
         raise ConfigError(
             f"method {method.label!r} updates what heads own, and {site.key} has no heads; "

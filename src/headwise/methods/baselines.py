@@ -84,7 +84,11 @@ class Full(Method):
         return sum(_own_sizes(net).values())
 
     def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
-        """Free everything that is the network's own; ConfigError if some of it is held in 4 bits."""
+        """Free everything that is the network's own.
+
+        Raises:
+            ConfigError: if some of it is held in 4 bits.
+        """
         refuse_four_bits(net, self)
         return BaseTuning(net, pretrained_parameters(net.model))
 

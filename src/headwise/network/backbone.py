@@ -260,7 +260,11 @@ class BackboneSpec:
 
     @property
     def side(self) -> int:
-        """Side of the square input, pixels, as given or of timm's record; ConfigError if unknown or not square."""
+        """Side of the square input, pixels, as given or of timm's record.
+
+        Raises:
+            ConfigError: if it is unknown, or the input not square.
+        """
         return side_of(self.timm_name) if self.img_size is None else self.img_size
 
     @property

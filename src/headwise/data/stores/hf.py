@@ -149,7 +149,11 @@ class DatasetsSource:
         return items if is_name else tuple(known[int(item)] for item in items)
 
     def _all(self, task: VTABTask) -> dict[str, list[Row]]:
-        """The rows of each part, each image looked at once; DataError for a label or an image that is none."""
+        """The rows of each part, each image looked at once.
+
+        Raises:
+            DataError: for a label or an image that is none.
+        """
         key = (task.num_classes, task.class_names, task.multi_label)
         if key not in self._rows:
             looked_at = own.LookedAt(self._real)

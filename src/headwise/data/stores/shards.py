@@ -34,7 +34,11 @@ class Shard:
     table: Any = None
 
     def rows(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-        """Every row, plain values, images not decoded; DataError if the file is damaged."""
+        """Every row, plain values, images not decoded.
+
+        Raises:
+            DataError: if the file is damaged.
+        """
         try:
             for batch in self._batches(columns):
                 yield from batch.to_pylist()
@@ -52,7 +56,11 @@ class Shard:
 
     @property
     def stamp(self) -> list[int]:
-        """What changes when one of its files does, see `headwise.storage.hashes.stamp_of`; DataError without them."""
+        """What changes when one of its files does, see `headwise.storage.hashes.stamp_of`.
+
+        Raises:
+            DataError: if there is none of them.
+        """
         files = [self.file] if self.table is None else sorted(self.file.iterdir())
         try:
             states = [stamp_of(file.stat()) for file in files]
