@@ -69,14 +69,9 @@ def contender(
 
 
 def verdicts(timings: Sequence[stepping.Timing]) -> list[dict[str, Any]]:
-    """Kind, bound and ratio of every method, and whether the ratio is over the bound (None without one)."""
-    found = []
-    for timing in timings:
-        kind, limit = KINDS[timing.contender]
-        ratio = timing.quartiles[1]
-        over = None if limit is None else ratio > limit
-        found.append({"contender": timing.contender, "kind": kind, "limit": limit, "ratio": ratio, "over": over})
-    return found
+    """Every method's ratio to the bound, by what its kind may have."""
+    kinds = [(timing, *KINDS[timing.contender]) for timing in timings]
+    return [stepping.judged(one.contender, one.quartiles[1], limit, kind=kind) for one, kind, limit in kinds]
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -98,11 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         timings += bench.measure({name: functools.partial(contender, name=name, overrides=options.set)}, options.pairs)
     found = verdicts(timings)
     stepping.record(options, timings, bounds=found, set=options.set)
-    over = [row for row in found if row["over"]]
-    for row in over:
-        print(f"over: {row['contender']} ({row['kind']}) {row['ratio']:.3f} > {row['limit']:.2f}")
-    held = sum(row["over"] is False for row in found)
-    print(f"{held} method(s) within their bound, {len(over)} over, {len(found) - held - len(over)} without one")
+    stepping.say(found, "method(s)", "kind")
     return 0
 
 

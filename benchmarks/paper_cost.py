@@ -38,7 +38,6 @@ from headwise.commands.arguments import Parser, record_file
 from headwise.errors import ConfigError, suggest
 from headwise.methods._evolution import Evolution
 from headwise.methods.base import Method
-from headwise.methods.baselines import Linear
 from headwise.network.backbone import Backbone, BackboneSpec
 from headwise.protocol.filling import fill_gates
 from headwise.protocol.pertask import fill_protocol, fill_tasks
@@ -51,6 +50,7 @@ from headwise.runs.sweep import requests_of
 from headwise.storage import atomic
 from headwise.storage.plain import every, fields, whole
 from headwise.training.address import chain
+from headwise.training.features import are_fixed
 from headwise.updates.gate import Gate
 from stepping import in_place_flops
 
@@ -232,8 +232,9 @@ IRRELEVANT = (
 )
 """Fields that hardly change the arithmetic, and NOAH's subnet with them."""
 _costs: dict[str, Cost] = {}
-_earlier: dict[str, Cost] = {}
-"""What was asked for, and what an earlier record has of it: a record holds nothing else."""
+"""What is known, from an earlier record or counted."""
+_asked: set[str] = set()
+"""Of these, what was asked for: a record of a whole count holds nothing else."""
 RECORD = fields({"methods": every(fields({"step": whole, "image": whole, "test": whole}))})
 """What is read of an earlier record."""
 
@@ -243,8 +244,7 @@ def cost_of(method: Method, backbone: str) -> Cost:
     method = replace(method, gate=None, **({"search": None} if hasattr(method, "search") else {}))
     shape = {name: value for name, value in method.spec().items() if name not in (*IRRELEVANT, "task")}
     key = json.dumps([shape, backbone], sort_keys=True, default=str)
-    if key not in _costs and key in _earlier:
-        _costs[key] = _earlier[key]
+    _asked.add(key)
     if key not in _costs:
         print(f"counting {method.label} {shape}", file=sys.stderr, flush=True)
         try:
@@ -365,7 +365,7 @@ class Counted:
             cost = cost_of(method, self.backbone)
             has_looks = protocol.select == "best_test" and not images.is_search
             looks = 1 + (epochs // protocol.select_every if has_looks else 0)
-            if isinstance(method, Linear) and protocol.augment == "none":  # it computes its features once
+            if are_fixed(method, protocol.augment):  # its features are computed once
                 self.total.train_flops += times * images.train * cost.test
             else:
                 self.total.train_flops += times * (epochs - warm) * _epoch(cost, images.train, protocol)
@@ -490,9 +490,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Count, print, and write the record; returns the exit status."""
     options = parse(arguments)
     backbones = {name: backbone_of(name) for name in options.only or experiments()}
+    earlier = earlier_record(options.json, RECORD).get("methods", {})
+    _asked.clear()
     _costs.clear()
-    for key, cost in earlier_record(options.json, RECORD).get("methods", {}).items():
-        _earlier[key] = Cost(cost["step"], cost["image"], cost["test"])
+    _costs.update({key: Cost(cost["step"], cost["image"], cost["test"]) for key, cost in earlier.items()})
     gpus = {key: asdict(card) for key, card in CARDS.items()}
     record: dict[str, Any] = {"gpus": gpus, "measured_on_a_cpu": measured(), "experiments": {}, "methods": {}}
     columns = {f"h {key} {precision}": (key, precision) for key, card in CARDS.items() for precision in card.peaks}
@@ -518,10 +519,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 totals[key].add(beside, hours(beside, backbone.name, reference))
         record["experiments"][name] = {**asdict(alone), "backbone": backbone.name, "gpu_hours": times}
         add_row(name, alone, times)
-    record |= {key: total.plain() for key, total in totals.items()}
-    record["methods"] = {key: asdict(cost) for key, cost in sorted(_costs.items())}
-    if options.json:
-        atomic.write_text(options.json, json.dumps(record, indent=1) + "\n")
+        # of an interrupted count all that is known is kept, so that the next one goes on from there
+        known = _asked if name == [*backbones][-1] else _costs
+        record |= {key: total.plain() for key, total in totals.items()}
+        record["methods"] = {key: asdict(_costs[key]) for key in sorted(known)}
+        if options.json:
+            atomic.write_text(options.json, json.dumps(record, indent=1) + "\n")
     titles = {"papers": "the papers', what they share once", "ours": "ours, beside them", "together": "all"}
     for key, total in totals.items():
         add_row(titles[key], total.bill, total.hours)

@@ -30,7 +30,7 @@ from headwise.commands.arguments import THREADS, Parser, Whole, record_file
 from headwise.data.pixels import Pixels
 from headwise.data.tasks import VTABTask
 from headwise.data.vtab import VTABDataModule
-from headwise.methods.baselines import Linear, Probe
+from headwise.methods.baselines import Linear
 from headwise.network.backbone import BackboneSpec
 from headwise.protocol.recipe import Protocol
 from headwise.results import provenance
@@ -70,7 +70,7 @@ class Drawn:
 def probe(options: argparse.Namespace, is_fast: bool) -> dict[str, Any]:
     """One run: its processor time, last loss and head."""
     features.KEPT = features.KeptFeatures()
-    Probe.reads_features = is_fast
+    Linear.reads_features = is_fast
     torch.manual_seed(0)
     spec = BackboneSpec(name="bench", timm_name=options.network, weights="none", img_size=options.side)
     net = spec.build()

@@ -123,12 +123,11 @@ def against(timings: Sequence[stepping.Timing]) -> list[dict[str, Any]]:
         ours = by_name.get((OURS, precision))
         if ours is None or name not in THEIRS:
             continue
-        row: dict[str, Any] = {"ours": OURS, "theirs": name, "precision": precision, "limit": THEIRS[name]}
-        for kind in ("pairs", "cpu_pairs"):
-            rounds = zip(getattr(theirs, kind), getattr(ours, kind), strict=True)
-            row[kind.replace("pairs", "ratio")] = statistics.median(own[1] / other[1] for other, own in rounds)
-        found.append(row)
-        print(f"{OURS} over {name}, {precision}: {row['ratio']:.3f}, CPU {row['cpu_ratio']:.3f}")
+        rounds = [zip(getattr(theirs, kind), getattr(ours, kind), strict=True) for kind in ("pairs", "cpu_pairs")]
+        ratio, cpu = (statistics.median(own[1] / other[1] for other, own in some) for some in rounds)
+        more = {"ours": OURS, "theirs": name, "precision": precision, "cpu_ratio": cpu}
+        found.append(stepping.judged(f"{OURS} over {name}", ratio, THEIRS[name], **more))
+        print(f"{OURS} over {name}, {precision}: {ratio:.3f}, CPU {cpu:.3f}")
     return found
 
 
@@ -152,8 +151,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for precision in options.precision:
         bench = stepping.Bench(options, precision, training=not options.test)
         timings += bench.measure({name: TESTED[name] for name in options.names}, options.pairs)
-    what = {"test": True} if options.test else {"limit": LIMIT, "against": against(timings)}
+    found = [] if options.test else against(timings)
+    what = {"test": True} if options.test else {"limit": LIMIT, "against": found}
     stepping.record(options, timings, targets=TARGETS, **what)
+    if found:
+        stepping.say(found, "ratio(s) to peft", "precision")
     return 0
 
 

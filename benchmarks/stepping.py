@@ -272,6 +272,21 @@ class Bench:
         ]
 
 
+def judged(contender: str, ratio: float, limit: float | None, **more: Any) -> dict[str, Any]:
+    """For the record: a ratio, the largest acceptable one, and whether it is over that (None without one)."""
+    over = None if limit is None else ratio > limit
+    return {"contender": contender, **more, "limit": limit, "ratio": ratio, "over": over}
+
+
+def say(found: Sequence[Mapping[str, Any]], what: str, detail: str) -> None:
+    """Print which of `judged` are over, with one more of what is known of them, and how many of `what` are not."""
+    over = [row for row in found if row["over"]]
+    for row in over:
+        print(f"over: {row['contender']} ({row[detail]}) {row['ratio']:.3f} > {row['limit']:.2f}")
+    held = sum(row["over"] is False for row in found)
+    print(f"{held} {what} within their bound, {len(over)} over, {len(found) - held - len(over)} without one")
+
+
 def table(timings: Sequence[Timing], title: str) -> Table:
     """One row per contender and precision."""
     rows = Table(title=title)

@@ -49,9 +49,12 @@ def test_record_of_a_small_run(step_time, threads, tmp_path, capsys):
         (name, precision) for precision in ("bf16", "fp32") for name in step_time.THEIRS
     ]
     assert all(row["ratio"] > 0 and row["cpu_ratio"] > 0 for row in record["against"])
+    assert all(row["over"] == (row["ratio"] > row["limit"]) for row in record["against"])
     names = {(result["contender"], result["precision"]) for result in record["results"]}
     assert names == {(name, precision) for name in step_time.CONTENDERS for precision in ("bf16", "fp32")}
     printed = capsys.readouterr().out
+    over = sum(row["over"] for row in record["against"])
+    assert f"{4 - over} ratio(s) to peft within their bound, {over} over, 0 without one" in printed
     for result in record["results"]:
         assert len(result["pairs"]) == len(result["cpu_pairs"]) == 2
         assert all(seconds > 0 for pair in result["pairs"] for seconds in pair)

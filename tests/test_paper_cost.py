@@ -15,6 +15,10 @@ from headwise.methods.lora import LoRA
 
 REPO = Path(__file__).parent.parent
 STEPS, IMAGES = 15, 960
+PLAIN = {
+    f"experiment={name}": ["protocol=hs_paper", "dataset=svhn", f"method={method}", "seed=0"]
+    for name, method in (("hs_table1", "lora"), ("hs_table2", "ssf"))
+}
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +83,36 @@ def test_a_search_on_some_images_tests_on_those(paper_cost: Any, monkeypatch: py
 def test_a_linear_probe_computes_its_features_once(paper_cost: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(paper_cost, "cost_of", lambda *_: paper_cost.Cost(step=0, image=100, test=1))
     assert paper_cost.bill(jobs("method=linear", "protocol.select=last", seeds=3)).train_flops == 3 * 1000
+
+
+def test_an_interrupted_count_keeps_what_it_did(
+    paper_cost: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file, counted = tmp_path / "cost.json", list[str]()
+    monkeypatch.setattr(
+        paper_cost, "_counted", lambda method, _: counted.append(method.label) or paper_cost.Cost(1, 1, 1)
+    )
+    monkeypatch.setattr(paper_cost, "requests_of", lambda _, words: (None, {word: PLAIN[word] for word in words}))
+    monkeypatch.setattr(paper_cost, "is_ours", lambda *_: False)
+    names = ["hs_table1", "hs_table2"]
+
+    def stopped(jobs: Any, seen: Any = None) -> Any:
+        if any("method=ssf" in job for job in jobs):
+            raise KeyboardInterrupt
+        return bill(jobs, seen)
+
+    bill = paper_cost.bill
+    monkeypatch.setattr(paper_cost, "bill", stopped)
+    assert paper_cost.main(["--only", *names, "--json", str(file)]) == 130
+    record = json.loads(file.read_text())
+    assert list(record["experiments"]) == names[:1] and record["together"]["runs"] == 1
+    assert sorted(counted) == ["full", "lora"] and len(record["methods"]) == 2
+    monkeypatch.setattr(paper_cost, "bill", bill)
+    assert paper_cost.main(["--only", *names, "--json", str(file)]) == 0
+    assert sorted(counted) == ["full", "lora", "ssf"]
+    assert list(json.loads(file.read_text())["experiments"]) == names
+    assert paper_cost.main(["--only", names[1], "--json", str(file)]) == 0
+    assert len(json.loads(file.read_text())["methods"]) == 2, "what a whole count does not ask for is left out"
 
 
 def test_runs_of_neither_paper_are_ours(paper_cost: Any) -> None:

@@ -51,6 +51,11 @@ def test_few_tasks_are_drawn_without_a_test() -> None:
     check_readable(made.figures["ranking"])
 
 
+def test_unequal_seeds_are_said_beside_the_ranks() -> None:
+    (said,) = [line for line in drawn([*results(2), run("lora", "t1", 2)]).sentences if "SEEDS" in line]
+    assert said.endswith("hs_lora 2, lora 2 to 3, pissa 2.")
+
+
 def test_many_methods_on_one_task_can_be_read() -> None:
     made = drawn([run(f"method_{number}", "t0", accuracy=(50.0 + number,)) for number in range(40)])
     assert made.sentences[0].startswith("Mean ranks over 1 task, 1 is best: method_39 1.00")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from headwise.comparison.controls import EQUAL_SIZE, HEADS, JOINT, ORDER, PHASE, controls_of, is_control, matches
 from headwise.comparison.tables import tables
+from headwise.protocol.earlier import Earlier
 from headwise.report.ending import missing_controls, summary
 from headwise.results.records import Result
 from headwise.results.store import ResultStore
@@ -65,6 +66,39 @@ def test_its_ending_and_that_of_its_sweep_ask_for_the_same_controls(tmp_path: Pa
         assert ": method=p1 protocol.epochs=200 without from)" in said
         assert "hs_control" not in said
     assert controls_of(over_another)[HEADS] == {EQUAL_SIZE: "method=matched_lora with the same from"}
+
+
+def test_a_first_phase_of_another_protocol_is_said_beside_controls_that_lack_it() -> None:
+    went_on = chain("heads", [TAKEN, HEAD], (90.0, 93.0))
+    apart = {"from": {"otherwise": ["protocol.lr: 0.1 vs 0.01"]}}
+    otherwise = dataclasses.replace(went_on, provenance={**went_on.provenance, **apart})
+    same_start, other = chain("matched", [TAKEN, SHARED], (90.0, 92.0)), alone("lora", PLAIN, 91.0, 200)
+    note = "TRAINED OTHERWISE, before it went on and by the controls: heads protocol.lr: 0.1 vs 0.01 (svhn)."
+    for result, controls, is_said in [
+        (otherwise, [same_start, other], True),
+        (otherwise, [same_start], False),
+        (went_on, [same_start, other], False),
+    ]:
+        (table,) = tables([result, *controls])
+        assert (note in table.notes) == is_said
+        assert ("its first phase protocol.lr: 0.1 vs 0.01)" in summary(result, controls)) == is_said
+
+
+def test_in_what_a_run_trains_otherwise_than_the_one_it_goes_on_from() -> None:
+    def identity(**protocol: object) -> dict:
+        recipe = {"name": "strict", "epochs": 5, "lr": 0.1, "search": None, **protocol}
+        return {"protocol": recipe, "data": {"fingerprint": "ab" * 32}, "dataset": {"name": "svhn"}, "seed": 0}
+
+    def said(before: dict, now: dict, earlier: tuple[str, ...] = ()) -> list[str]:
+        provenance = {"from": {"otherwise": [*earlier]}} if earlier else {}
+        result = dataclasses.replace(run("lora"), identity=before, provenance=provenance)
+        return Earlier(Path("x"), result).provenance(now).get("otherwise", [])
+
+    assert said(identity(), identity(name="x", epochs=9, search={"ne": [1]}, later=True)) == []
+    assert said(identity(), identity(lr=0.01)) == ["protocol.lr: 0.1 vs 0.01"]
+    images = {**identity(), "data": {"fingerprint": "cd" * 32}, "seed": 1}
+    assert said(identity(), images, ("x",)) == ["x", 'data.fingerprint: "abababab" vs "cdcdcdcd"', "seed: 0 vs 1"]
+    assert said(identity(), {**identity(lr=0.01), "dataset": {"name": "dtd"}}) == [], "its phases are not tested"
 
 
 def test_a_control_of_another_start_does_not_pair() -> None:

@@ -112,13 +112,18 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 def test_what_a_search_chose_is_a_column_where_one_was_made() -> None:
     searched, plainly = made("lora", 90.0, 91.0), made("mora", 80.0)
-    tried = {"num_trials": 3, "searched": ["lr", "consistency.sigma", "score"], "edges": ["consistency.sigma"]}
-    chosen = {"scale": None, "score": None, "accuracy": 60.0, "fields": {"lr": 0.01, "consistency.sigma": 0.5}}
+    tried = {"num_trials": 3, "searched": ["lr", "consistency", "score"], "edges": ["lr"]}
+    chosen = {
+        "scale": None,
+        "score": None,
+        "accuracy": 60.0,
+        "fields": {"lr": 0.01, "consistency": {"mode": "fast", "lam": 1, "scaled": True}},
+    }
     first = dataclasses.replace(searched.phases[0], extra={"search": {**tried, "chosen": chosen}})
     second = dataclasses.replace(searched.phases[1], extra={"search": {"num_trials": 2, "searched": ["lr"]}})
     second.method["lr"] = 0.003  # an older record tells it nowhere else
     text = markdown(lineups([dataclasses.replace(searched, phases=[first, second]), plainly]))
     assert "peak MiB | chosen |" in text
-    assert "| consistency.sigma 0.5 (end), lr 0.01, then lr 0.003 |" in text
+    assert "| consistency {mode: 'fast', lam: 1, scaled: true}, lr 0.01 (end), then lr 0.003 |" in text
     assert "| mora (older" not in text and "| 80.00 | 0.5000 | 200 | 3 |  |" in text
     assert "chosen" not in markdown(lineups([plainly]))

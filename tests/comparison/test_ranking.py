@@ -16,7 +16,7 @@ import pytest
 from scipy import stats
 
 from headwise.comparison.comparable import places
-from headwise.comparison.ranking import Ranking, rank, said, scores
+from headwise.comparison.ranking import Ranking, rank, said, scores, unequal_seeds
 from headwise.comparison.tables import frame
 from headwise.errors import ConfigError
 from headwise.results.records import Result
@@ -116,6 +116,19 @@ def test_scores_are_of_the_last_phase_and_the_mean_of_the_seeds() -> None:
     results += [run(name, seed=seed, accuracy=(60.0,)) for name in ("lora", "ssf") for seed in (0, 1, 2)]
     table = table_of(results)
     assert table.loc["svhn"].to_dict() == {"hs": 80.5, "lora": 60.0, "ssf": 60.0}
+
+
+def test_unequal_seeds_are_said() -> None:
+    seeds = {"hs": {"svhn": 2, "dtd": 2}, "lora": {"svhn": 3, "dtd": 3}, "ssf": {"svhn": 3, "dtd": 1}}
+    results = [
+        run(name, task, seed=seed) for name, of in seeds.items() for task, num in of.items() for seed in range(num)
+    ]
+    lines = frame(results, places(results)[0])
+    assert unequal_seeds(lines) == [
+        "UNEQUAL SEEDS: a method's accuracy on a task is its mean over hs 2, lora 3, ssf 1 to 3."
+    ]
+    alike = [result for result in results if result.key.seed == 0]
+    assert unequal_seeds(frame(alike, places(alike)[0])) == []
 
 
 def test_who_lacks_which_task_is_said() -> None:

@@ -103,6 +103,12 @@ def test_what_is_given_counts(tmp_path: Path) -> None:
     assert lines(tmp_path, task, "test") == [("test/a/1.png", 1)]
     given = {**DATASET, "num_classes": 7}
     assert with_classes(given, {"root": str(tmp_path)}) is given
+    assert with_classes({**DATASET, "num_classes": 2}, {"root": str(tmp_path)})["class_names"] == ["a", "b"]
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "train.txt").write_text("a.png cat\nb.png dog\n")
+    for count, names in ((2, ["cat", "dog"]), (3, [])):
+        filled = with_classes({**DATASET, "num_classes": count}, {"root": str(tmp_path / "lists")})
+        assert (filled["num_classes"], filled["class_names"]) == (count, names)
     official = {**DATASET, "group": "natural"}
     assert with_classes(official, {"root": str(tmp_path)}) is official
 

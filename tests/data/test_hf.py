@@ -14,11 +14,15 @@ from PIL import Image
 
 from headwise.data.found import with_classes
 from headwise.data.sources import source_of
+from headwise.data.stored import facts
+from headwise.data.stores import hf
 from headwise.data.stores.folder import FolderSource
 from headwise.data.stores.hf import DatasetsSource
 from headwise.data.stores.labelsets import names_or_count
+from headwise.data.stores.shards import Shard
 from headwise.data.tasks import VTABTask
 from headwise.errors import ConfigError, DataError
+from headwise.storage import hashes
 
 TARGET = "headwise.data.sources.DatasetsSource"
 DATASET = {"group": "own", "name": "folder", "num_classes": None, "folders": ["."], "class_names": []}
@@ -213,6 +217,62 @@ def test_one_number_is_one_of_several_labels(tmp_path: Path) -> None:
         parquet(tmp_path / f"{part}.parquet", image=[png(1), png(2)], label=[0, 1])
     task = task_of(tmp_path, multi_label=True)
     assert DatasetsSource(tmp_path).load(task, "test", 16).labels.tolist() == [[1, 0], [0, 1]]
+
+
+@needs_package
+def test_images_are_read_again_only_where_a_file_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    monkeypatch.setattr(hashes, "SETTLED_SECONDS", -1.0)
+    monkeypatch.setenv("HEADWISE_CACHE", str(tmp_path / "cache"))
+    held, paths, saved = (tmp_path / name for name in ("held", "paths", "saved"))
+    parquet(held / "train.parquet", **rows(0, 6))
+    (paths / "images").mkdir(parents=True)
+    for number in range(6):
+        (paths / f"images/{number}.png").write_bytes(png(number))
+    parquet(paths / "train.parquet", path=[f"images/{i}.png" for i in range(6)], label=rows(0, 6)["label"])
+    datasets.Dataset.from_dict(rows(0, 6)).save_to_disk(str(saved))
+    task = task_of(held)
+    first = {root: DatasetsSource(root).fingerprint(task) for root in (held, paths, saved)}
+    looked: list[int] = []
+    monkeypatch.setattr(hf, "facts", lambda content: looked.append(len(content)) or facts(content))
+    columns: list[str] = []
+    own_rows = Shard.rows
+    monkeypatch.setattr(Shard, "rows", lambda self, names: columns.extend(names) or own_rows(self, names))
+    assert {root: DatasetsSource(root).fingerprint(task) for root in first} == first
+    assert looked == [] and set(columns) == {"label", "path"}, "of cells that hold paths these are looked up"
+    (paths / "images/3.png").write_bytes(png(33))
+    parquet(held / "train.parquet", **rows(1, 6))
+    for root, count in ((paths, 1), (held, 6), (saved, 0)):
+        looked.clear()
+        assert (DatasetsSource(root).fingerprint(task) != first[root]) == bool(count)
+        assert len(looked) == count
+
+
+@needs_package
+def test_as_many_names_as_classes_are_given_are_their_names(tmp_path: Path) -> None:
+    parquet(tmp_path / "text" / "train.parquet", **rows(0, 10))
+    class_label(tmp_path / "places", ["cat", "dog"], [0, 1])
+    for root in (tmp_path / "text", tmp_path / "places"):
+        task = task_of(root, num_classes=2)
+        assert task == task_of(root) and task.class_names == ("cat", "dog")
+        with pytest.raises(DataError, match=r"'cat' is no class; .*dataset\.num_classes is left out"):
+            DatasetsSource(root).fingerprint(task_of(root, num_classes=3))
+
+
+@needs_package
+@pytest.mark.parametrize("cells", [[[0, 1], [1, 0]], ["0|1", "1|0"]])
+def test_two_classes_that_every_image_has_may_be_columns(cells: list[Any], tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        images = [png(number + 9 * (part == "test")) for number in range(2)]
+        parquet(tmp_path / f"{part}.parquet", image=images, labels=cells)
+    for fields in ({}, {"class_names": ["cat", "dog"]}):
+        with pytest.raises(
+            DataError, match=r"every image has both classes \(.*train\.parquet, line 1\); where 0 and 1"
+        ):
+            DatasetsSource(tmp_path).fingerprint(task_of(tmp_path, multi_label=True, **fields))
+    parquet(tmp_path / "test.parquet", image=images, labels=[cells[0], cells[0][:1]])
+    assert DatasetsSource(tmp_path).fingerprint(task_of(tmp_path, multi_label=True))
 
 
 @needs_package

@@ -66,6 +66,8 @@ def test_one_table_in_many_forms(root: Path, name: str, train: str) -> None:
         ),
         ("path,dog,cat\n0 a.png,1,0\n", "path,dog,cats\n1 a.png,1,1\n", r"column 'cats' is no class .*'cat'"),
         ("path,dog,cat\n0 a.png,1,0\n", "path,labels\n1 a.png,dgo\n", r"test\.csv, line 2: 'dgo' is no class .*'dog'"),
+        ("path,labels\n0 a.png,0|1|1\n", "", r"train\.csv, line 2: labels are .* each once"),
+        ("0 a.png,0|1\n1 a.png,1|0\n", "2 a.png,0|1\n", r"every image has both classes \(.*train\.csv, line 1\)"),
         ("path,labels\n0 a.png,dog|1\n", "", r"some classes are numbers and others names"),
         ("path,dog,cat\n0 a.png,1,0\n0 a.png,0,1\n", "path,dog,cat\n1 a.png,1,1\n", r"1 image with two sets of labels"),
     ],
@@ -93,7 +95,7 @@ def test_only_tables_of_ones_own_have_several_labels(root: Path) -> None:
 def test_names_for_a_number_of_classes_say_what_to_leave_out(root: Path, train: str) -> None:
     (root / "train.csv").write_text(train)
     with pytest.raises(DataError, match=r"'dog' is no class; .*dataset\.num_classes is left out"):
-        FolderSource(root).load(task_of(root, num_classes=2), "train800val200", 16)
+        FolderSource(root).load(task_of(root, num_classes=3), "train800val200", 16)
 
 
 @pytest.mark.parametrize("select", [None, "val200"])

@@ -100,7 +100,7 @@ def test_a_damaged_note_is_written_again(content: str, tmp_path: Path, monkeypat
 
 def test_fetched_weights_that_do_not_fit_the_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
     serve(monkeypatch, 0, depth=2)
-    with pytest.raises(WeightsError, match=r"weights of 'vit_tiny_.*' do not fit backbone.overrides=\{'depth': 1"):
+    with pytest.raises(WeightsError, match=r"weights of 'vit_tiny_.*' do not fit backbone.overrides=\{depth: 1"):
         SPEC.build()
 
 

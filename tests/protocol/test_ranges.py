@@ -131,7 +131,10 @@ def test_values_near_an_end_are_edges() -> None:
         ({"ne": [1], "trials": 5}, "protocol.search.trials: there is no scale and no field to draw"),
         ({"fields": {"lr": LR}, "trials": 1}, "protocol.search.trials must be a whole number of at least 2, got 1"),
         ({"fields": {"lr": {"lo": 1}}, "trials": 5}, "unknown key protocol.search.fields.lr.lo (did you mean 'low'?)"),
-        ({"fields": {"lr": {"low": 1}}, "trials": 5}, "protocol.search.fields.lr: a range is two numbers"),
+        (
+            {"fields": {"lr": {"low": 1}}, "trials": 5},
+            "lr: a range is two numbers, {low: 0.001, high: 0.1}, got {low: 1}",
+        ),
         ({"fields": {"lr": {"low": 1, "high": float("nan")}}, "trials": 5}, "a range is two numbers"),
         ({"fields": {"lr": {"low": True, "high": 2}}, "trials": 5}, "a range is two numbers"),
         ({"fields": {"lr": {"low": 2, "high": 1}}, "trials": 5}, "low must be below high"),
@@ -197,6 +200,10 @@ def test_lines_of_a_search_name_what_is_searched() -> None:
     said.clear()
     search(LoRA(label="x", rank=8), [], space_of(scale=[0.1, 1]), attempt, 2, said.append)
     assert said[0].startswith("search 1: scale=0.1: ")
+    noise = space_of(fields={"consistency": [None, {"lam": 1.0, "sigma": 0.5}]})
+    search(LoRA(label="x", rank=8), [], noise, attempt, 2, said.append)
+    assert said[-2].startswith("search 1: consistency=null: ")
+    assert "consistency={mode: 'pace', " in said[-1] and ", lam: 1.0, " in said[-1]
 
 
 def test_the_record_says_whose_draws_they_are() -> None:

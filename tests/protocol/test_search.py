@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,14 @@ from headwise.protocol.recipe import Protocol
 from headwise.protocol.search import search, settle
 from headwise.protocol.space import Space, check_choices, phase_names
 from headwise.results.records import PhaseResult
-from headwise.runs.experiment import run
+from headwise.runs.experiment import obtained, run
 from made_cases import each
 from made_networks import compose_config
 
 HEART = BiLoRA(label="heart", gate={"count": 1})
+SLOW = replace(HEART, gate={"count": 1, "warmup": 2})
+TWICE = LoRA(label="twice", rank=1, epochs=4, cycles=2)
+LR = {"low": 0.001, "high": 0.1}
 
 
 def measure(table: Callable[[Method], float]) -> tuple[list[Method], Callable[..., PhaseResult]]:
@@ -186,7 +190,7 @@ def test_what_does_not_apply_is_left_out_where_that_is_allowed() -> None:
 
 def test_fixed_masks_are_not_tried_with_every_score() -> None:
     tried, attempt = measure(lambda method: 50.0)
-    front = dataclasses.replace(HEART, gate={**gate_of(HEART), "mode": "front"})
+    front = replace(HEART, gate={**gate_of(HEART), "mode": "front"})
     search(front, [], Space(ne=[1, 3], score=["taylor_pos", "taylor_neg"]), attempt, 5)
     assert [gate_of(method)["count"] for method in tried] == [0, 1, 3]
 
@@ -322,6 +326,44 @@ def test_halving_trains_the_better_ones_longer() -> None:
     assert all("share" not in trial.plain() for trial in search(HEART, [], Space(scale=[1, 2]), attempt_of(), 8).trials)
 
 
+@each(
+    "method, given, message",
+    [
+        (SLOW, {"scale": [1, 10], "halving": 2}, "heart for 2 of 4 epochs at first: gate.warmup=2 is 2 of 2 epoch(s)"),
+        (SLOW, {"ne": [1, 3, 5], "halving": 2}, "heart for 1 of 4 epochs at first: gate.warmup=2 is 2 of 1 epoch(s)"),
+        (SLOW, {"fields": {"epochs": [4, 2]}}, "heart for 2 epochs: gate.warmup=2 is 2 of 2 epoch(s)"),
+        (SLOW, {"fields": {"epochs": {"low": 1, "high": 8}}, "trials": 2}, "heart for 1 epoch: gate.warmup=2 is"),
+        (TWICE, {"fields": {"lr": [0.1, 0.2, 0.3]}, "halving": 2}, "twice for 1 of 4 epochs at first: cycles of"),
+        (TWICE, {"fields": {"lr": LR}, "trials": 4, "halving": 4}, "twice for 1 of 4 epochs at first: cycles of"),
+    ],
+)
+def test_epochs_of_trials_that_a_method_cannot_take_are_refused_before_any(
+    method: Method, given: dict[str, Any], message: str
+) -> None:
+    tried, attempt = measure(lambda method: 50.0)
+    with pytest.raises(ConfigError, match=re.escape(f"trials of {message}")) as caught:
+        settle([LoRA(label="first", rank=1), method], ["first", "heads"], Space.of(given), attempt, 4)
+    assert tried == [] and "\n" not in str(caught.value)
+    assert ("protocol.search.halving" in str(caught.value)) == ("halving" in given)
+
+
+def test_trials_have_the_epochs_that_a_warm_up_needs() -> None:
+    tried, attempt = measure(lambda method: 50.0)
+    settle([HEART], [""], Space.of({"scale": [1, 10], "ne": [1], "halving": 2}), attempt, 6)
+    assert {method.epochs for method in tried} == {3}, "with every head on there is no warm-up"
+
+
+def test_a_warm_up_that_does_not_fit_leaves_no_folder(tmp_path: Path) -> None:
+    words = ["dataset=dsprites_loc", "data=synthetic", "backbone=vit_tiny_random", "trainer=cpu", f"root={tmp_path}"]
+    halved = ["method=heart_lora", "ne=ne1", "protocol.epochs=3", "+protocol.search={scale: [1, 10], halving: 3}"]
+    with pytest.raises(ConfigError, match=re.escape("halving=3 trains trials of heart_lora for 1 of 3 epochs")):
+        obtained(compose_config(*words, *halved))
+    for more in ([], ["+protocol.search={ne: [1]}"]):
+        with pytest.raises(ConfigError, match=re.escape("is 1 of 1 epoch(s): at least one must follow")):
+            obtained(compose_config(*words, "method=heart_lora", "ne=ne1", "protocol.epochs=1", *more))
+    assert not any(tmp_path.iterdir())
+
+
 def attempt_of() -> Callable[..., PhaseResult]:
     return measure(lambda method: 50.0)[1]
 
@@ -331,6 +373,15 @@ def test_a_value_at_the_end_of_what_was_tried_is_an_edge(values: list[int], edge
     _, attempt = measure(lambda method: float(method.rank == 2))  # type: ignore[attr-defined]
     outcome = search(LoRA(label="x", rank=1), [], Space(fields={"rank": values, "label": ["x", "y"]}), attempt, 8)
     assert (outcome.method.rank, outcome.report()["edges"]) == (2, edges)
+
+
+@each("best, edges", [(0, []), (1, []), (3, ["ne"])])
+def test_heads_off_have_one_end(best: int, edges: list[str]) -> None:
+    _, attempt = measure(lambda method: float(gate_of(method)["count"] == best))
+    outcome = search(HEART, [], Space(ne=[1, 3], score=["taylor_pos"], fields={"dropout": [0.0, 0.5]}), attempt, 8)
+    report = outcome.report()
+    assert (report["chosen"]["ne"], report["edges"]) == (best, edges), "of no dropout there is no less either"
+    assert report["searched"] == ["ne", "score", "dropout"]
 
 
 @each("halving, num, shares", [(None, 5, [1]), (2, 1, [1]), (3, 9, [1 / 9, 1 / 3]), (4, 3, [1 / 4])])

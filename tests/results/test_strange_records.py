@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -206,6 +207,35 @@ def strange_texts() -> dict[str, bytes]:
 
 
 STRANGE = strange_texts()
+CHOSEN = {"scale": 1.0, "ne": 0, "score": None, "fields": {"lr": 0.1}}
+
+
+@each(
+    "search, message",
+    [
+        ({"searched": ["_target_"]}, "searched must name fields of the method, got '_target_'"),
+        ({"searched": ["lr", "label"]}, "got 'label'"),
+        ({"searched": ["rnak"]}, "got 'rnak'"),
+        (
+            {"searched": ["lr", "_target_"], "chosen": {**CHOSEN, "fields": {"lr": 1, "_target_": "x"}}},
+            "got '_target_'",
+        ),
+        ({"searched": ["rank"], "chosen": CHOSEN}, "got 'rank'"),
+        ({"searched": ["lr"], "edges": ["rank"]}, "edges must be among what was searched, got 'rank'"),
+        ({"searched": ["lr", "ne", "scale", "score"], "edges": ["lr", "ne"], "chosen": CHOSEN}, ""),
+        ({"searched": ["lr"], "edges": []}, ""),
+    ],
+)
+def test_a_search_names_nothing_but_fields(search: dict[str, Any], message: str) -> None:
+    raw = whole("two phases").to_json()
+    raw["phases"][1]["method"] = {"_target_": "x.Y", "label": "x", "rank": 2, "lr": 0.1}
+    raw["phases"][1]["extra"]["search"] = {"num_trials": 2, **search}
+    if not message:
+        assert Result.from_json(raw, Path("result.json")).phases[1].searched == set(search["searched"])
+        return
+    with pytest.raises(ResultError, match=re.escape(message)) as caught:
+        Result.from_json(raw, Path("result.json"))
+    assert "\n" not in str(caught.value) and "phases" in str(caught.value)
 
 
 @each("what", STRANGE)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from headwise.methods.base import Method
-from headwise.methods.baselines import Linear, Probe
+from headwise.methods.baselines import Linear
 from headwise.methods.lora import LoRA
 from headwise.protocol.recipe import Protocol
 from headwise.results.store import PhaseResult, PhaseStore
@@ -72,7 +72,7 @@ def test_the_numbers_are_those_of_the_usual_loop(
     protocol = dataclasses.replace(RECIPE, select=select)
     fast = train(tmp_path / "fast", protocol=protocol, kind=kind)
     assert fast[0].extra["features"]["seconds"] > 0
-    monkeypatch.setattr(Probe, "reads_features", False)
+    monkeypatch.setattr(Linear, "reads_features", False)
     slow = train(tmp_path / "slow", protocol=protocol, kind=kind)
     assert "features" not in slow[0].extra
     assert_same(fast, slow)

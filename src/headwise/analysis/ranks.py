@@ -11,7 +11,7 @@ from headwise.analysis import style
 from headwise.analysis.kinds import Options, Recorded
 from headwise.analysis.made import Analysis
 from headwise.comparison.comparable import ordered, places, settings
-from headwise.comparison.ranking import Ranking, rank, said, scores
+from headwise.comparison.ranking import Ranking, rank, said, scores, unequal_seeds
 from headwise.comparison.tables import frame
 from headwise.errors import ConfigError
 from headwise.results.fingerprint import differences, few
@@ -30,14 +30,15 @@ def analyse(runs: Sequence[Recorded], options: Options) -> Analysis:
         apart = few(differences(split[0].shared, split[1].shared))
         raise ConfigError(f"a ranking needs runs of one setting, got {len(split)}: {apart}")
     results = split[0].results
-    table = scores(frame(results, places(results, common=split[0].common)[0]))
+    lines = frame(results, places(results, common=split[0].common)[0])
+    table = scores(lines)
     made = rank(table)
-    sentences = said(made)
+    sentences = [*said(made), *unequal_seeds(lines)]
     if made.distance is not None:
         sentences.append(f"Tested by autorank {versions(['autorank'])['autorank']}.")
-    lines = pd.DataFrame({"method": list(made.ranks), "mean rank": list(made.ranks.values())})
-    lines["mean accuracy"] = lines["method"].map(table.mean())
-    whole = lines.assign(tasks=made.num_tasks, p=made.p, critical_difference=made.distance)
+    ranks = pd.DataFrame({"method": list(made.ranks), "mean rank": list(made.ranks.values())})
+    ranks["mean accuracy"] = ranks["method"].map(table.mean())
+    whole = ranks.assign(tasks=made.num_tasks, p=made.p, critical_difference=made.distance)
     tables = {"ranks": whole, "accuracies": table.rename_axis(columns=None, index="task").reset_index()}
     return Analysis("ranking", "Methods ranked over tasks", tables, {"ranking": _drawn(made)}, sentences)
 

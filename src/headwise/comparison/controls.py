@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
-from headwise.comparison.chains import is_measured_by_size, start_of, trained, ways_of
+from headwise.comparison.chains import is_measured_by_size, otherwise, start_of, trained, ways_of
 from headwise.comparison.comparable import Places, recorded
 from headwise.comparison.recipes import (
     class_of,
@@ -22,7 +22,7 @@ from headwise.comparison.recipes import (
     shared_twin,
     without,
 )
-from headwise.results.fingerprint import fingerprint
+from headwise.results.fingerprint import few, fingerprint
 from headwise.results.records import PhaseResult, Result, RunKey
 from headwise.schema.kinds import SAME_SIZE
 
@@ -31,6 +31,8 @@ PERMUTED, SCALED, JOINT, ORDER = "random rows", "equal steps", "joint", "other o
 RESTARTED = "longer P1, restarted"
 TWINS = {EQUAL_SIZE: shared_twin, PERMUTED: permuted_twin, SCALED: scaled_twin}
 NO_MASK = "no head off"
+TRAINED_ALONE = ("longer P1", RESTARTED, "longer P2", JOINT, ORDER)
+"""Kinds that share no phase with the run they measure, but its protocol."""
 MASKS = {"random": "random heads off", "front": "first heads off"}
 """Modes of a gate that need no score: what runs with scored heads off are measured by."""
 
@@ -148,6 +150,11 @@ class Match:
         return f"{100 * self.size:+.1f} % parameters" if abs(self.size) > SAME_SIZE else ""
 
     @property
+    def start_note(self) -> str:
+        """In what a chain's first phases were trained otherwise than a control without them; empty of others."""
+        return few(otherwise(self.result), 3) if self.against in TRAINED_ALONE else ""
+
+    @property
     def claim(self) -> str:
         """What the comparison speaks of: `PHASE`, `HEADS` or `MASK`."""
         return claim_of(self.phase, self.against)
@@ -261,13 +268,24 @@ class _Controls:
 
 def unequal(matched: Iterable[Match], where: Places) -> list[str]:
     """Say by how much the controls of equal size are not of equal size."""
-    rows: dict[tuple[str, str], dict[str, None]] = {}
-    for match in matched:
-        if match.size_note:
-            row, column = where[match.result.key]
-            rows.setdefault((row, match.size_note), {})[column] = None
-    parts = [f"{row} {size} ({', '.join(columns)})" for (row, size), columns in sorted(rows.items())]
+    parts = _by_note([(match, match.size_note) for match in matched], where)
     return [f"NOT OF EQUAL SIZE, the control called so has, of {'; of '.join(parts)}."] if parts else []
+
+
+def unlike(matched: Iterable[Match], where: Places) -> list[str]:
+    """Say which rows went on from phases that were trained otherwise than their controls."""
+    parts = _by_note([(match, match.start_note) for match in matched], where)
+    return [f"TRAINED OTHERWISE, before it went on and by the controls: {'; '.join(parts)}."] if parts else []
+
+
+def _by_note(noted: Iterable[tuple[Match, str]], where: Places) -> list[str]:
+    """Rows with what is to be said of them, and the tasks where it is."""
+    rows: dict[tuple[str, str], dict[str, None]] = {}
+    for match, note in noted:
+        if note:
+            row, column = where[match.result.key]
+            rows.setdefault((row, note), {})[column] = None
+    return [f"{row} {note} ({', '.join(columns)})" for (row, note), columns in sorted(rows.items())]
 
 
 def unmasked(results: Iterable[Result], every: Iterable[Result]) -> list[tuple[Result, Result]]:

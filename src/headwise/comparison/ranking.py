@@ -66,8 +66,7 @@ def scores(lines: pd.DataFrame) -> pd.DataFrame:
     Raises:
         ConfigError: for fewer than `FEWEST_METHODS` methods, and where one lacks a task of another; names them.
     """
-    last = lines[lines["phase"] == lines.groupby("row")["phase"].transform("max")]
-    table = last.pivot_table(index="column", columns="row", values="value", aggfunc="mean")
+    table = _last(lines).pivot_table(index="column", columns="row", values="value", aggfunc="mean")
     if len(table.columns) < FEWEST_METHODS:
         raise ConfigError(
             f"a ranking needs {FEWEST_METHODS} methods or more, got {', '.join(table.columns) or 'none'}; "
@@ -77,6 +76,21 @@ def scores(lines: pd.DataFrame) -> pd.DataFrame:
     if parts := [f"{name} lacks {few(list(tasks))}" for name, tasks in lacking.items() if len(tasks)]:
         raise ConfigError(f"a ranking needs all methods on the same tasks: {'; '.join(parts)}")
     return table
+
+
+def _last(lines: pd.DataFrame) -> pd.DataFrame:
+    """Of each row its last tested phase."""
+    return lines[lines["phase"] == lines.groupby("row")["phase"].transform("max")]
+
+
+def unequal_seeds(lines: pd.DataFrame) -> list[str]:
+    """Say how many seeds the means of each method are of, where those are not as many for all, on every task."""
+    counts = _last(lines).groupby(["row", "column"])["repeat"].nunique()
+    if counts.nunique() < 2:
+        return []
+    ends = {row: dict.fromkeys((some.min(), some.max())) for row, some in counts.groupby("row")}
+    each = ", ".join(f"{row} {' to '.join(map(str, numbers))}" for row, numbers in ends.items())
+    return [f"UNEQUAL SEEDS: a method's accuracy on a task is its mean over {each}."]
 
 
 def rank(table: pd.DataFrame) -> Ranking:

@@ -32,7 +32,7 @@ from headwise.comparison.comparable import (
     tuned,
     varied,
 )
-from headwise.comparison.controls import Claims, Match, controls_of, lacking, matches, unequal, unmasked
+from headwise.comparison.controls import Claims, Match, controls_of, lacking, matches, unequal, unlike, unmasked
 from headwise.comparison.costs import COSTS, spans
 from headwise.comparison.paired import CONTRAST, LINE, against, chosen, contrasts, line, pair, ratios
 from headwise.comparison.pays import PAYS, pays
@@ -261,7 +261,8 @@ def _table(
     )
     ways = {(claim, where[run.key][0]): kinds for run in results for claim, kinds in controls_of(run).items()}
     caption = [CELLS, *_facts(setting, pool), *_average_notes(cells), SPENT]
-    caption += [*_borrowed(controls), *unequal(controls, where), *uncontrolled(claims, ways)]
+    caption += [*_borrowed(controls), *unequal(controls, where), *unlike(controls, where)]
+    caption += uncontrolled(claims, ways)
     if (cells["n"] == 1).any():
         caption.append("Cells with n = 1 rest on one seed and have no deviation.")
     shown, beside_notes, apart_notes = beside(results, where, cells, published)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,27 @@ MOST_TIMES = 100
 def with_classes(dataset: Any, data: Any) -> Any:
     """A task's configuration with ``num_classes`` and ``class_names``, where they are null.
 
-    Class folders give names in their order; list files names, or the number of their labels. Both groups of the
-    configuration are plain. ConfigError where there are no images to find them in.
+    Class folders give names in their order; list files names, or the number of their labels. Where the number is given
+    and as many names are found, they are its classes. Both groups of the configuration are plain.
+
+    Raises:
+        ConfigError: where the number is left open and there are no images to find it in.
+        DataError: there for labels that cannot be counted.
     """
-    is_open = isinstance(dataset, Mapping) and dataset.get("group") == "own" and dataset.get("num_classes") is None
-    if not is_open:
+    if not isinstance(dataset, Mapping) or dataset.get("group") != "own":
         return dataset
+    if (given := dataset.get("num_classes")) is None:
+        return _filled(dataset, data)
+    found = dataset
+    if not dataset.get("class_names"):
+        # of labels that are numbers the given one counts, whatever they are; fields of a wrong kind are refused later
+        with suppress(ConfigError, DataError, TypeError):
+            found = _filled(dataset, data)
+    return found if found["num_classes"] == given else dataset
+
+
+def _filled(dataset: Mapping[str, Any], data: Any) -> dict[str, Any]:
+    """As `with_classes`, whatever is given."""
     names, count = list(dataset.get("class_names") or ()), 0
     root = data.get("root") if isinstance(data, Mapping) else None
     if not names and isinstance(root, str):

@@ -32,7 +32,12 @@ FEW = 50
 
 
 def check(lists: Contents, task: VTABTask) -> None:
-    """Refuse lists that contradict themselves; DataError if an image has two labels, be it under two names."""
+    """Refuse lists that contradict themselves.
+
+    Raises:
+        DataError: if an image has two labels, be it under two names; if there are two classes and every image has both:
+            ``0, 1`` may mean them, or 0 and 1 for each class.
+    """
     labels: dict[str, dict[int | tuple[int, ...], ListedImage]] = defaultdict(dict)
     for rows in lists.values():
         for entry, digest in rows:
@@ -48,6 +53,12 @@ def check(lists: Contents, task: VTABTask) -> None:
         raise DataError(
             f"task {task.name!r}: {_count(len(twice), 'image')} with two {what} (same bytes): {pairs}; "
             f"give each image one {'set' if task.multi_label else 'label'}"
+        )
+    entries = [entry for rows in lists.values() for entry, _ in rows]
+    if task.multi_label and task.num_classes == 2 and entries and all(entry.label == (0, 1) for entry in entries):
+        raise DataError(
+            f"task {task.name!r}: every image has both classes ({entries[0].where}); where 0 and 1 are meant for each "
+            "class, give a column for each class, or the names of an image's classes"
         )
 
 
@@ -142,18 +153,36 @@ def look(lists: Contents, files: Mapping[str, Path], folder: Path) -> dict[str, 
 
     `files` says where the image of a hash lies; the task's `folder` names the note in ``$HEADWISE_CACHE``.
     """
-    note = cache_folder() / "facts" / f"{hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:24]}.json"
-    looked_at = _remembered(note)
+    looked_at = LookedAt(folder)
     wanted = dict.fromkeys(digest.sha256 for rows in lists.values() for _, digest in rows)
-    fresh = [sha for sha in wanted if sha not in looked_at]
+    fresh = [sha for sha in wanted if sha not in looked_at.facts]
     with ThreadPoolExecutor(num_threads()) as pool:
-        looked_at |= zip(fresh, pool.map(facts, (files[sha] for sha in fresh)), strict=True)
-    if fresh:
-        # a note that cannot be written costs time, not the run
-        with suppress(OSError):
-            plain = {sha: [item.orientation, item.depth, item.has_more] for sha, item in looked_at.items()}
-            atomic.write_text(note, json.dumps(plain, separators=(",", ":")))
-    return {sha: looked_at[sha] for sha in wanted}
+        looked_at.facts |= zip(fresh, pool.map(facts, (files[sha] for sha in fresh)), strict=True)
+    looked_at.save()
+    return {sha: looked_at.facts[sha] for sha in wanted}
+
+
+class LookedAt:
+    """What images of a folder say of themselves, by the hash of their content, remembered in ``$HEADWISE_CACHE``.
+
+    A note that cannot be read counts as none, and one that cannot be written costs time, not the run.
+
+    Attributes:
+        facts: of all that were looked at; what is added is kept by `save`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        name = hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:24]
+        self._note = cache_folder() / "facts" / f"{name}.json"
+        self.facts = _remembered(self._note)
+        self._known = len(self.facts)
+
+    def save(self) -> None:
+        """Write what is new."""
+        if len(self.facts) > self._known:
+            with suppress(OSError):
+                plain = {sha: [item.orientation, item.depth, item.has_more] for sha, item in self.facts.items()}
+                atomic.write_text(self._note, json.dumps(plain, separators=(",", ":")))
 
 
 def _remembered(note: Path) -> dict[str, Facts]:

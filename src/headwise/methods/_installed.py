@@ -56,9 +56,6 @@ class Installed:
         facts: what else the record of the phase says, plain data.
     """
 
-    reads_features = False
-    """Whether the network before the classifier stays as it is: what it makes of an image is then computed once."""
-
     def __init__(self, net: Backbone, owners: Mapping[str, nn.Module]) -> None:
         self.net = net
         self.owners = dict(owners)

@@ -76,6 +76,8 @@ class Method:
     gateable: ClassVar[bool] = False
     """Whether heads of its update can be switched off: its deltas call `Delta.have_heads` and multiply by `Delta.gate`.
     Inserted parts (a `Wrapper`) have no heads."""
+    reads_features: ClassVar[bool] = False
+    """Whether the network before the classifier stays as it is: what it makes of an image is then computed once."""
     written: ClassVar[Mapping[str, str]] = {}
     """Fields that a run writes out in full before it is named, each with the dotted name of the class that reads it: by
     ``of(value)`` and ``spec()``, and without torch. A plain dictionary: it is read from the source."""
@@ -103,7 +105,11 @@ class Method:
             )
 
     def gating(self) -> Gate | None:
-        """The gate, checked; ConfigError if it is not one, or this method's update has no heads to switch off."""
+        """The gate, checked.
+
+        Raises:
+            ConfigError: if it is not one, or this method's update has no heads to switch off.
+        """
         gate = Gate.of(self.gate)
         if gate is not None and not self.gateable:
             raise ConfigError(
@@ -252,7 +258,11 @@ def _gateable() -> list[str]:
 
 
 def check_heads(method: Method, site: Site) -> None:
-    """Refuse a projection no part of which belongs to a head; ConfigError for fc1 and fc2."""
+    """Check that parts of a projection belong to heads.
+
+    Raises:
+        ConfigError: for fc1 and fc2.
+    """
     if site.head_axis is None:
         raise ConfigError(
             f"method {method.label!r} updates what heads own, and {site.key} has no heads; "

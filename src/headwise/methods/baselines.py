@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -42,8 +43,6 @@ class BaseTuning(Installed):
 class Probe(BaseTuning):
     """Trains the head alone; the network stays in evaluation mode, or drop-path would add noise to fixed features."""
 
-    reads_features = True
-
     def set_mode(self) -> None:
         """Keep the network in evaluation mode."""
         self.net.eval()
@@ -58,6 +57,7 @@ class Linear(Method):
     comparison.
     """
 
+    reads_features: ClassVar[bool] = True
     targets: Sequence[str] = ()
     lr: Positive | None = 1e-2
 
@@ -84,7 +84,11 @@ class Full(Method):
         return sum(_own_sizes(net).values())
 
     def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
-        """Free everything that is the network's own; ConfigError if some of it is held in 4 bits."""
+        """Free everything that is the network's own.
+
+        Raises:
+            ConfigError: if some of it is held in 4 bits.
+        """
         refuse_four_bits(net, self)
         return BaseTuning(net, pretrained_parameters(net.model))
 

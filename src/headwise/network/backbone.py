@@ -20,7 +20,7 @@ from headwise.network.hub import compare, fetched, kept
 from headwise.network.nf4 import FourBit
 from headwise.network.projections import ALLOWED, exported, places, stages_of
 from headwise.network.reading import load_weights
-from headwise.schema.check import check_fields
+from headwise.schema.check import check_fields, shown
 from headwise.schema.kinds import Colour, Overrides, Seed, Side, Spread, Text
 from headwise.storage.weights import network_name, stated_weights, weights_file, weights_labels
 from headwise.updates.adapted import AdaptedLinear
@@ -295,7 +295,11 @@ class BackboneSpec:
 
     @property
     def side(self) -> int:
-        """Side of the square input, pixels, as given or of timm's record; ConfigError if unknown or not square."""
+        """Side of the square input, pixels, as given or of timm's record.
+
+        Raises:
+            ConfigError: if it is unknown, or the input not square.
+        """
         return side_of(self.timm_name) if self.img_size is None else self.img_size
 
     @property
@@ -375,7 +379,7 @@ class BackboneSpec:
             model.load_state_dict(source)
         except RuntimeError as error:
             raise WeightsError(
-                f"timm's weights of {self.timm_name!r} do not fit backbone.overrides={dict(self.overrides)} "
+                f"timm's weights of {self.timm_name!r} do not fit backbone.overrides={shown(self.overrides)} "
                 f"({' '.join(str(error).split())[:200]})"
             ) from error
 

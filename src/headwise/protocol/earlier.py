@@ -9,15 +9,17 @@ from typing import Any
 
 from headwise.errors import CheckpointError, ConfigError, HeadwiseError
 from headwise.protocol.space import EVAL_SPLIT, TRAIN_SPLIT
-from headwise.results.fingerprint import differences, fingerprint
+from headwise.results.fingerprint import canonical, differences, fingerprint, leaves
 from headwise.results.reading import read_result
-from headwise.results.records import PhaseResult, Result
+from headwise.results.records import OTHERWISE, PhaseResult, Result
 from headwise.storage.atomic import at_home
 from headwise.storage.hashes import file_sha256
 
 FROM = "from"
 """The key of the configuration, of a run's identity, and of its record's provenance."""
 LABEL = "continued"
+NOT_TRAINING = ("name", "epochs", "search", "choice", "per_task")
+"""Of the protocol, what changes no step of a phase; epochs are compared as the sum over the phases."""
 
 
 @dataclass(frozen=True)
@@ -115,9 +117,31 @@ class Earlier:
             seen = [[task, "all images"]]  # a chain that does not say what it has seen
         return [*(pair for pair in seen if pair != own), own]
 
-    @property
-    def provenance(self) -> dict[str, Any]:
-        """For the record: which run it is, and how many phases are its."""
+    def otherwise(self, identity: Mapping[str, Any]) -> list[str]:
+        """In what the run of an identity trains otherwise than the phases before it: ``protocol.lr: 0.1 vs 0.01``.
+
+        Of another task, whose phases are not tested, nothing is said, nor of what older code does not record.
+        """
+        before = self.result.provenance.get(FROM)
+        lines = list(before.get(OTHERWISE, ())) if isinstance(before, Mapping) else []
+        if self.keeps_head(identity):
+            sides = [_training(some) for some in (self.result.identity, identity)]
+            common = sides[0].keys() & sides[1].keys()
+            lines += differences(*({name: side[name] for name in common} for side in sides))
+        return list(dict.fromkeys(lines))
+
+    def provenance(self, identity: Mapping[str, Any]) -> dict[str, Any]:
+        """For the record of the run of an identity: which run it goes on from, and how many phases are its."""
         run = self.result.key.path(Path()).as_posix()
-        number = len(self.result.phases)
-        return {"run": run, "fingerprint": self.result.fingerprint, "phases": number, "seen": self.seen}
+        number, otherwise = len(self.result.phases), self.otherwise(identity)
+        told = {"run": run, "fingerprint": self.result.fingerprint, "phases": number, "seen": self.seen}
+        return {**told, **({OTHERWISE: otherwise} if otherwise else {})}
+
+
+def _training(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What an identity says of how its phases are trained beside their method, by dotted name."""
+    parts = {name: identity[name] for name in ("data", "protocol", "seed") if name in identity}
+    apart = {*(f"protocol.{name}" for name in NOT_TRAINING), "data.searched"}
+    flat = leaves(canonical(parts), "")
+    flat |= {name: str(flat[name])[:8] for name in ("data.fingerprint",) if name in flat}
+    return {name: value for name, value in flat.items() if not any(f"{name}.".startswith(f"{one}.") for one in apart)}

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from typing import Any, Self, TypeGuard
 
 from headwise.errors import ConfigError, suggest
+from headwise.schema.check import shown
 
 OUTER = 0.05
 """Of a range, measured as it is drawn from: a value as near to an end as this counts as the end."""
@@ -43,11 +44,11 @@ class Range:
                 raise ConfigError(f"unknown key {where}.{key}{suggest(str(key), allowed)}")
         low, high = given.get("low"), given.get("high")
         if not (_is_number(low) and _is_number(high)):
-            raise ConfigError(f"{where}: a range is two numbers, {{low: 0.001, high: 0.1}}, got {dict(given)!r}")
+            raise ConfigError(f"{where}: a range is two numbers, {{low: 0.001, high: 0.1}}, got {shown(given)}")
         made = cls(low, high, given.get("log", False))
         if not isinstance(made.log, bool) or made.low >= made.high or (made.log and made.low <= 0):
             raise ConfigError(
-                f"{where}: low must be below high, log true or false, and low above 0 with log, got {dict(given)!r}"
+                f"{where}: low must be below high, log true or false, and low above 0 with log, got {shown(given)}"
             )
         return made
 
@@ -93,7 +94,7 @@ def values_of(given: Any, where: str) -> Values:
     if isinstance(given, Mapping):
         return Range.of(given, where)
     if not isinstance(given, list | tuple) or not given or any(given.count(value) > 1 for value in given):
-        raise ConfigError(f"{where} is a list of different values, got {given!r}")
+        raise ConfigError(f"{where} is a list of different values, got {shown(given)}")
     return given
 
 

@@ -22,6 +22,7 @@ from headwise.protocol.space import check_choices, phase_names, scaled
 from headwise.results.classes import reached
 from headwise.results.fingerprint import fingerprint
 from headwise.results.records import PhaseResult
+from headwise.schema.check import shown_choice
 from headwise.updates.gate import Gate
 
 
@@ -64,8 +65,7 @@ class SearchOutcome:
         """Plain data for the record."""
         trials = [trial.plain() for trial in self.trials]
         space = self.space
-        searched = [name for name in ("scale", "ne", "score") if getattr(space, name)] + list(space.fields)
-        how = {"train_split": TRAIN_SPLIT, "eval_split": EVAL_SPLIT, "seed": space.seed, "searched": searched}
+        how = {"train_split": TRAIN_SPLIT, "eval_split": EVAL_SPLIT, "seed": space.seed, "searched": list(space.grids)}
         how |= {} if space.images is None else {"images": space.images}
         if space.trials is not None:
             how["optuna"] = version("optuna")  # another may draw other combinations
@@ -79,7 +79,8 @@ def _is_edge(value: Any, values: Values) -> bool:
     if isinstance(values, Range):
         return values.is_edge(value)
     are_numbers = all(isinstance(one, int | float) and not isinstance(one, bool) for one in values)
-    return are_numbers and len(values) > 1 and value in (min(values), max(values))
+    # below 0 nothing lies: no fewer heads than none are off
+    return are_numbers and len(values) > 1 and value in (min(values) or None, max(values))
 
 
 Attempt = Callable[[Sequence[Any], int | None], PhaseResult]
@@ -87,25 +88,54 @@ Attempt = Callable[[Sequence[Any], int | None], PhaseResult]
 Say = Callable[[str], None]
 
 
-def spaces_of(methods: Sequence[Any], names: Sequence[str], space: Space | None) -> list[Space | None]:
+def spaces_of(methods: Sequence[Any], names: Sequence[str], space: Space | None, epochs: int) -> list[Space | None]:
     """What is tried of each phase; None where nothing is.
 
+    Args:
+        methods, names, space, epochs: see `settle`.
+
     Raises:
-        ConfigError: if a phase has no scale, no gate, or no such field, to choose, or refuses a value of it.
+        ConfigError: if a phase has no scale, no gate, or no such field, to choose, or refuses a value of it, or the
+            epochs of a trial.
     """
-    if space is None:
-        return [None] * len(methods)
-    spaces = [part.within(method) for part, method in zip(space.by_phase(names), methods, strict=True)]
+    parts = [Space()] * len(methods) if space is None else space.by_phase(names)
+    spaces = [part.within(method) for part, method in zip(parts, methods, strict=True)]
     for method, part in zip(methods, spaces, strict=True):
-        if part is not None:
-            check_choices(part, method)
+        if part is None:
+            method.trunk(method.epochs or epochs)  # refuses a warm-up that does not fit
+        else:
+            _check_epochs(part, method, check_choices(part, method), epochs)
     return spaces
 
 
-def check_search(method: Any, recipe: Mapping[str, Any] | None) -> None:
-    """Refuse, before anything is written, a search that could not be run to its end."""
-    if recipe is not None:
-        spaces_of(method.phases(), phase_names(method), Space.of(recipe))
+def check_search(method: Any, recipe: Mapping[str, Any] | None, epochs: int) -> None:
+    """Refuse, before anything is written, phases or a search (`recipe`) that could not be run to their end."""
+    spaces_of(method.phases(), phase_names(method), None if recipe is None else Space.of(recipe), epochs)
+
+
+def _check_epochs(space: Space, method: Any, tried: Sequence[Any], epochs: int) -> None:
+    """Refuse epochs that one of the methods that may be tried cannot take, in the first, shortest round of a stage."""
+    gate = _gate_of(space, method)
+    stages = [[one if gate is None else replace(one, gate=_amount(gate, 0)) for one in tried]]
+    if gate is not None:
+        stages += [[one, *(candidate.method for candidate in _heads_off(space, gate, one))] for one in stages[0]]
+    for number, stage in enumerate(stages):
+        is_drawn = number == 0 and space.trials is not None and space.drawn
+        num_trials = space.trials if is_drawn else len({fingerprint(one.spec()) for one in stage})
+        for one in stage:
+            whole = one.epochs or epochs
+            short = _epochs_of(one, epochs, space.shares(num_trials or 0)[0])
+            try:
+                replace(one, epochs=short).trunk(short)
+            except ConfigError as error:
+                how = f".halving={space.halving}" if short < whole else ""
+                count = f"{short} of {whole} epochs at first" if how else f"{whole} epoch{'s' * (whole != 1)}"
+                raise ConfigError(f"protocol.search{how} trains trials of {one.label} for {count}: {error}") from error
+
+
+def _epochs_of(method: Any, epochs: int, share: float) -> int:
+    """Epochs of a trial: a share of the method's own, or of `epochs` where it has none; at least one."""
+    return max(1, round(share * (method.epochs or epochs)))
 
 
 def settle(
@@ -131,9 +161,9 @@ def settle(
         The phases with what was chosen; and by phase, facts for its record.
 
     Raises:
-        ConfigError: if a phase has no scale, no gate, or no such field, to choose; before anything is tried.
+        ConfigError: as `spaces_of`, before anything is tried.
     """
-    spaces = spaces_of(methods, names, space)
+    spaces = spaces_of(methods, names, space, epochs)
     places = [f"phase {number} {phase.label}: " if len(methods) > 1 else "" for number, phase in enumerate(methods, 1)]
     tells = [functools.partial(_tell, say, place) for place in places]
     if space is not None:
@@ -187,23 +217,15 @@ def search(
         epochs: of a phase that does not have its own.
     """
     trials = _Trials(space, before, attempt, epochs, say)
-    amounts = sorted(value for value in space.ne if value)
-    gate = Gate.of(method.gate) if amounts or space.score else None  # of a search that leaves heads alone, none
+    gate = _gate_of(space, method)
     start, all_on = (method, None) if gate is None else (replace(method, gate=_amount(gate, 0)), 0)
-    if space.trials is None or not space.grids:
+    if space.trials is None or not space.drawn:
         best = trials.best_of([_Candidate(one, all_on, None, order) for order, one in scaled(space, start)])
     else:
         best = trials.best_drawn(start, all_on)
     if gate is not None:
-        own = gate.ratio or gate.count
-        scores = (space.score if gate.mode == "heart" else ()) or [gate.score]  # fixed masks know no score
-        heads = [
-            # heads are chosen at the scale that is best with all of them on
-            _Candidate(replace(best.method, gate={**_amount(gate, amount), "score": score}), amount, score, order)
-            for amount in amounts or ([] if own is None else [own])
-            for order, score in enumerate(scores)
-        ]
-        best = trials.best_of([best, *heads])
+        # heads are chosen at the scale that is best with all of them on
+        best = trials.best_of([best, *_heads_off(space, gate, best.method)])
     return SearchOutcome(best.method, trials.of(best), trials.tried, space)
 
 
@@ -215,6 +237,22 @@ class _Candidate:
     ne: float | None
     score: str | None
     order: int
+
+
+def _gate_of(space: Space, method: Any) -> Gate | None:
+    """The gate of which a search chooses something; None of one that leaves heads alone."""
+    return Gate.of(method.gate) if any(space.ne) or space.score else None
+
+
+def _heads_off(space: Space, gate: Gate, method: Any) -> list[_Candidate]:
+    """The method with every number of heads off, or the gate's own, and every score."""
+    own = gate.ratio or gate.count
+    scores = (space.score if gate.mode == "heart" else ()) or [gate.score]  # fixed masks know no score
+    return [
+        _Candidate(replace(method, gate={**_amount(gate, amount), "score": score}), amount, score, order)
+        for amount in sorted(filter(None, space.ne)) or ([] if own is None else [own])
+        for order, score in enumerate(scores)
+    ]
 
 
 class _Trials:
@@ -236,7 +274,7 @@ class _Trials:
             drawn.append(_Candidate(replace(method, **chosen), ne, None, order))
             return self._run(drawn[-1], shares[0]).accuracy
 
-        draw(self.space.grids, num, 0 if seed is None else seed, measure)
+        draw(self.space.drawn, num, 0 if seed is None else seed, measure)
         return self.best_of(drawn, shares)
 
     def best_of(self, candidates: Sequence[_Candidate], shares: Sequence[float] = ()) -> _Candidate:
@@ -268,7 +306,7 @@ class _Trials:
         method = candidate.method
         if share < 1:
             whole = method.epochs or self.epochs
-            method = replace(method, epochs=max(1, round(share * whole)))
+            method = replace(method, epochs=_epochs_of(method, self.epochs, share))
             share = method.epochs / whole
         recipe = fingerprint(method.spec())
         if recipe not in self._by_recipe:
@@ -282,7 +320,7 @@ class _Trials:
             self.tried.append(trial)
             parts = {"scale": scale, "ne": candidate.ne, "score": candidate.score}
             parts = {name: value for name, value in parts.items() if getattr(self.space, name) and value is not None}
-            told = " ".join(f"{name}={value}" for name, value in {**parts, **chosen}.items())
+            told = " ".join(f"{name}={shown_choice(value)}" for name, value in {**parts, **chosen}.items())
             epochs = f" after {method.epochs} epoch{'s' * (method.epochs != 1)}" if share < 1 else ""
             self.say(f"search {len(self.tried)}: {told}: {reached(result)} the images of {EVAL_SPLIT}{epochs}")
         return self._by_recipe[recipe]

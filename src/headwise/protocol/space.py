@@ -134,14 +134,20 @@ class Space:
 
     @property
     def grids(self) -> dict[str, Values]:
-        """What is tried of scales and fields, by name."""
+        """All that is tried, by name; of heads off also none."""
+        own = {"scale": self.scale, "ne": self.ne and (0, *self.ne), "score": self.score}
+        return {**{name: values for name, values in own.items() if values}, **self.fields}
+
+    @property
+    def drawn(self) -> dict[str, Values]:
+        """Of `grids`, what is tried first, with every head on: scales and fields."""
         return {**self.fields, **({"scale": sorted(self.scale)} if self.scale else {})}
 
     @property
     def spared(self) -> str:
         """What is to be said of trials that there are not; empty where all of them can differ."""
-        number = number_of(self.grids)
-        if self.trials is None or not self.grids or number >= self.trials:
+        number = number_of(self.drawn)
+        if self.trials is None or not self.drawn or number >= self.trials:
             return ""
         return f"of {self.trials} trials at most {number:.0f} are trained: there are no more combinations"
 
@@ -189,8 +195,15 @@ def scaled(space: Space, method: Any) -> list[tuple[int, Any]]:
     ]
 
 
-def check_choices(space: Space, method: Any) -> None:
-    """Refuse to choose what a phase's method does not have, or values that it does not take."""
+def check_choices(space: Space, method: Any) -> list[Any]:
+    """Refuse to choose what a phase's method does not have, or values that it does not take.
+
+    Returns:
+        The method with every combination, of ranges their ends, and with every value of a sample of each range.
+
+    Raises:
+        ConfigError: naming the part or the value.
+    """
     if space.scale and not hasattr(method, "scale"):
         raise ConfigError(f"protocol.search.scale: method {method.label} has no scale; use search.scale=[]")
     if (space.ne or space.score) and method.gate is None:
@@ -201,10 +214,12 @@ def check_choices(space: Space, method: Any) -> None:
         if name not in _fields_of(method):
             allowed = [name for name in _fields_of(method) if name not in OWN]
             raise ConfigError(f"protocol.search.fields: method {method.label} has no {name!r}{suggest(name, allowed)}")
-    usual = scaled(space, method)[0][1]
+    tried = [one for _, one in scaled(space, method)]
+    usual = tried[0]
     for name, values in space.fields.items():
         for value in values.sample if isinstance(values, Range) else ():
             try:
-                replace(usual, **{name: value})
+                tried.append(replace(usual, **{name: value}))
             except ConfigError as error:
                 raise ConfigError(f"{_where(name)}: of this range {value} is refused: {error}") from error
+    return tried

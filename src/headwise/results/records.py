@@ -33,6 +33,8 @@ OWN_FOLDERS = {
 GROUP_SIZES = {"natural": 7, "specialized": 4, "structured": 8}
 """Tasks per group of VTAB-1k. Averages exist only over all of them."""
 PRECISION, MAP, ACCURACY = "average_precision", "mAP", "accuracy"
+OTHERWISE = "otherwise"
+"""Key under which the provenance of a run that went on from another says in what they were trained differently."""
 FEWSHOT, FEWSHOT_SETS = "fewshot", 5
 """The group of the few-shot sets, and their number."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")

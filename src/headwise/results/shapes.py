@@ -83,7 +83,7 @@ EXTRA = fields(
         "classes": fields(dict.fromkeys(("balanced_accuracy", "macro_f1"), within(0, 100))),
     },
 )
-PHASE = fields(
+_PHASE = fields(
     {
         "label": text,
         "accuracy": maybe(number),
@@ -106,19 +106,38 @@ PHASE = fields(
 )
 
 
+def _phase(value: Any, where: str) -> None:
+    """A phase, whose search names nothing but what it may have tried."""
+    _PHASE(value, where)
+    search = value.get("extra", {}).get("search") or {}
+    searched, chosen = search.get("searched", ()), search.get("chosen")
+    # records of older code do not say what was chosen: there it is the method that has the fields
+    known = value.get("method", {}) if chosen is None else chosen.get("fields", {})
+    for name in searched:
+        if name not in ("scale", "ne", "score") and (name not in known or name.startswith("_") or name == "label"):
+            raise Misfit(f"{where}.extra.search.searched must name fields of the method, got {name[:40]!r}")
+    for name in search.get("edges", ()):
+        if name not in searched:
+            raise Misfit(f"{where}.extra.search.edges must be among what was searched, got {name[:40]!r}")
+
+
+PHASE: Shape = _phase
+
+
 def _if_mapping(shape: Shape) -> Shape:
     """A value of another kind counts as not recorded."""
     return lambda value, where: shape(value, where) if isinstance(value, Mapping) else None
 
 
 _TASK = _if_mapping(fields({}, {"group": scalar, "shots": maybe(count), "draw": maybe(count)}))
+_FROM = _if_mapping(fields({}, {"otherwise": each(text)}))
 _DATA = _if_mapping(fields({}, {"mean": maybe(each(number)), "std": maybe(each(number))}))
 RESULT = fields(
     {
         **dict.fromkeys(("name", "method", "dataset", "variant", "seed"), anything),  # `RunKey` looks at them
         "fingerprint": text,
         "labels": each(text),
-        "provenance": fields({}, {"data": _DATA}),
+        "provenance": fields({}, {"data": _DATA, "from": _FROM}),
         "phases": each(PHASE),
     },
     {

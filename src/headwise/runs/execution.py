@@ -196,7 +196,7 @@ class Execution:
         sources = {"weights": weights, "data": trained.data.provenance(), "protocol": config["protocol"]}
         sources["network"] = trained.net.facts
         if plan.earlier is not None:
-            sources[FROM] = plan.earlier.provenance
+            sources[FROM] = plan.earlier.provenance(plan.identity)
         result = Result(
             key=plan.key,
             identity=plan.identity,

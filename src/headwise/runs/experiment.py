@@ -123,7 +123,7 @@ def _claimed(plan: Plan, store: ResultStore) -> Result:
     """Train under the run's claim; if another process finishes it meanwhile, that is the result."""
     postponed.postpone()
     method = plan.build_method()  # what is none is refused before anything lies in the root
-    check_search(method, plan.protocol.search)
+    check_search(method, plan.protocol.search, plan.protocol.epochs)
     from headwise.network.catalog import check_name  # needs torch, as the method does
 
     check_name(plan.config["backbone"]["timm_name"])

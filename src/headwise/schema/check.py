@@ -51,7 +51,9 @@ class Fields:
         """Refuse the first wrong field: an unknown one, then one that is missing or of another kind.
 
         `key` names a field to the user; those of `later` may be missing, since their values are yet to come.
-        ConfigError says key, value, and what is allowed.
+
+        Raises:
+            ConfigError: saying key, value, and what is allowed.
         """
         unknown = () if self.is_open else [name for name in values if name not in self.types]
         for name in unknown:
@@ -130,13 +132,21 @@ def describe(kind: Any) -> str:
 
 
 def shown(value: Any, name: str = "") -> str:
-    """A value as the user writes it, on one line, not too long; nothing of a secret."""
+    """A value as the user writes it for Hydra, on one line, not too long; nothing of a secret."""
+    text = _written(value, name)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _written(value: Any, name: str) -> str:
     if is_secret(name):
         return HIDDEN
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{named(str(key))}: {_written(child, str(key))}" for key, child in value.items()) + "}"
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return "[" + ", ".join(_written(child, "") for child in value) + "]"
+    return repr(value)
 
 
 def named(key: str) -> str:
@@ -145,8 +155,8 @@ def named(key: str) -> str:
 
 
 def shown_choice(choice: Any) -> str:
-    """An allowed value as the user writes it."""
-    return choice if isinstance(choice, str) else shown(choice)
+    """A value as the user writes it for Hydra, whole; text without quotes."""
+    return choice if isinstance(choice, str) else _written(choice, "")
 
 
 def nearest(name: str, keys: Collection[str], at: str = "") -> str | None:
@@ -216,13 +226,21 @@ def usable(kind: Any) -> Any:
 
 
 def check_fields(built: Any, key: Key) -> None:
-    """Check a dataclass by its annotations, for ``__post_init__``; ConfigError for a value of another kind or range."""
+    """Check a dataclass by its annotations, for ``__post_init__``.
+
+    Raises:
+        ConfigError: for a value of another kind or range.
+    """
     fields = fields_of_class(type(built))
     fields.check({name: getattr(built, name) for name in fields.types}, key)
 
 
 def built_from(kind: type[T], given: Any, key: Key) -> T:
-    """A dataclass from a mapping of its fields; ConfigError for anything else, or an unknown or wrong field."""
+    """A dataclass from a mapping of its fields.
+
+    Raises:
+        ConfigError: for anything else, or an unknown or wrong field.
+    """
     if not isinstance(given, Mapping):
         raise ConfigError(f"{key('').rstrip('.')} must be a mapping of its fields, got {shown(given)}")
     fields_of_class(kind).check(given, key)
@@ -232,10 +250,13 @@ def built_from(kind: type[T], given: Any, key: Key) -> T:
 def mode_or_fields(kind: type, name: str, given: Any, modes: Sequence[str]) -> dict[str, Any]:
     """Fields of a dataclass, `name` to the user, that a configuration gives as its ``mode``, or as a mapping.
 
-    ConfigError for anything else, naming the `modes`, or for an unknown field; values are checked by the class.
+    Values are checked by the class.
+
+    Raises:
+        ConfigError: for anything else, naming the `modes`, or for an unknown field.
     """
     if not isinstance(given, str | Mapping):
-        raise ConfigError(f"{name} must be null, a mode ({', '.join(modes)}) or its fields, got {given!r}")
+        raise ConfigError(f"{name} must be null, a mode ({', '.join(modes)}) or its fields, got {shown(given)}")
     values: dict[str, Any] = {"mode": given} if isinstance(given, str) else dict(given)
     names = [field.name for field in dataclasses.fields(kind)]
     for field in values:

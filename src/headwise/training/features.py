@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from headwise.data.vtab import EvalBatches, TrainBatches, VTABDataModule
+from headwise.methods.base import Method
 from headwise.network.backbone import Backbone
 from headwise.network.portions import split
 from headwise.results.fingerprint import fingerprint
@@ -80,15 +81,20 @@ class KeptFeatures:
 KEPT = KeptFeatures()
 
 
-def inputs(module: PhaseModule, data: VTABDataModule, trainer: L.Trainer, epochs: int) -> Inputs:
-    """Features where the network before the classifier is fixed and its images are; else the images.
+def are_fixed(method: Method, augment: str) -> bool:
+    """Whether a method's features of an image never change: neither the network before the classifier nor its input."""
+    return method.reads_features and augment == "none" and method.consistency is None
 
-    A fixed network is one whose method says so (`Installed.reads_features`). The same numbers come of it: features are
+
+def inputs(method: Method, module: PhaseModule, data: VTABDataModule, trainer: L.Trainer, epochs: int) -> Inputs:
+    """Features where they are fixed (`are_fixed`); else the images.
+
+    The same numbers come of it: features are
     those of batches as large as those of training and of testing. Without epochs to train nothing would be gained.
     """
     images = data.test_dataloader()
     plain = Inputs(data.train_dataloader(), images)
-    if not epochs or not module.installed.reads_features or data.augment != "none" or module.consistency is not None:
+    if not epochs or not are_fixed(method, data.augment):
         return plain
     width = sum(parameter.shape[-1] for parameter in module.net.head.parameters() if parameter.ndim == 2)
     whole = data.train_batches(shuffle=False)

@@ -206,7 +206,7 @@ def _fit(
     resume = str(checkpoint) if checkpoint.is_file() else None
     if resume:
         work.say(f"{title}: resuming after its last saved epoch")
-    fed = inputs(phase.module, work.data, trainer, epochs)
+    fed = inputs(run.method, phase.module, work.data, trainer, epochs)
     phase.selection.test = fed.test
     blocks = work.net.compiled() if work.machine.compile else contextlib.nullcontext()
     with attended(trainer, work.net), blocks:

@@ -30,6 +30,7 @@ from headwise.data.stores.shards import Shard, class_names, shards_in
 from headwise.data.tasks import VTABTask, check_split
 from headwise.errors import ConfigError, DataError, suggest
 from headwise.storage.atomic import at_home
+from headwise.storage.hashes import Remembered, stamp_of
 
 IMAGES = ("image", "img", "images", "jpg", "png", *COLUMNS[0])
 """What the column of the image may be called where its type does not tell it."""
@@ -148,30 +149,63 @@ class DatasetsSource:
         return items if is_name else tuple(known[int(item)] for item in items)
 
     def _all(self, task: VTABTask) -> dict[str, list[Row]]:
-        """The rows of each part, each image looked at once; DataError for a label or an image that is none."""
+        """The rows of each part, each image looked at once.
+
+        Raises:
+            DataError: for a label or an image that is none.
+        """
         key = (task.num_classes, task.class_names, task.multi_label)
         if key not in self._rows:
+            looked_at = own.LookedAt(self._real)
             self._rows[key] = {
-                part: [row for shard in shards for row in self._of(shard, task)] for part, shards in self.shards.items()
+                part: [row for shard in shards for row in self._of(shard, task, looked_at)]
+                for part, shards in self.shards.items()
             }
+            looked_at.save()
         return self._rows[key]
 
-    def _of(self, shard: Shard, task: VTABTask) -> Iterator[Row]:
+    def _of(self, shard: Shard, task: VTABTask, looked_at: own.LookedAt) -> Iterator[Row]:
         indices = {name: index for index, name in enumerate(task.class_names)}
         columns, image = self._label_columns(shard, task.multi_label), self._image_column(shard)
         if len(columns) > 1:
             check_columns(columns, task.class_names, str(shard.file))
         name = shard.file.relative_to(self._real).as_posix()
-        for number, values in enumerate(shard.rows([image, *columns]), start=1):
-            content = self._content(shard, values.pop(image), number)
+        images = self._images(shard, image, looked_at)
+        for number, values in enumerate(shard.rows(columns), start=1):
             names = self._names(shard, values, task.multi_label, number)
             labels = numbered(names, task.num_classes, indices, f"{shard.file}, line {number}")
             entry = ListedImage(f"{name}/{number}", labels if task.multi_label else labels[0], shard.file, number)
-            digest = Digest(hashlib.sha256(content).hexdigest(), content.startswith(JPEG_MAGIC))
-            yield Row(entry, digest, facts(content))
+            yield Row(entry, *images[number - 1])
+
+    def _images(self, shard: Shard, column: str, looked_at: own.LookedAt) -> list[tuple[Digest, Facts]]:
+        """What the image of each row is; read again only where its file has changed since it was looked at."""
+        remembered, stamp = Remembered("rows", f"{shard.file}\0{column}"), shard.stamp
+        found = []
+        kept = [remembered.get(str(number), stamp) for number in range(1, shard.count + 1)]
+        known = [Digest(*row) for row in kept if row is not None and row[0] in looked_at.facts]
+        if len(known) == shard.count:
+            return [(digest, looked_at.facts[digest.sha256]) for digest in known]
+        for number, values in enumerate(shard.rows([column]), start=1):
+            held = self._held(shard, values[column], number)
+            # an image beside the shard changes without it
+            name, its = (str(number), stamp) if isinstance(held, bytes) else (str(held[0]), stamp_of(held[1]))
+            row = remembered.get(name, its)
+            if row is None or row[0] not in looked_at.facts:
+                content = held if isinstance(held, bytes) else _read(held[0])
+                row = hashlib.sha256(content).hexdigest(), content.startswith(JPEG_MAGIC)
+                looked_at.facts[row[0]] = facts(content)
+                remembered.keep(name, its, *row)
+            found.append((Digest(*row), looked_at.facts[row[0]]))
+        remembered.save()
+        return found
 
     def _content(self, shard: Shard, cell: Any, number: int) -> bytes:
-        """The encoded image of a cell: bytes, ``{bytes, path}``, or a path below the root."""
+        """The encoded image of a cell."""
+        held = self._held(shard, cell, number)
+        return held if isinstance(held, bytes) else _read(held[0])
+
+    def _held(self, shard: Shard, cell: Any, number: int) -> bytes | tuple[Path, os.stat_result]:
+        """What a cell holds, bytes, ``{bytes, path}``, or a path below the root: the image, or its file and state."""
         where = ListedImage("", 0, shard.file, number)
         held, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, cell)
         if isinstance(held, bytes):
@@ -180,11 +214,8 @@ class DatasetsSource:
             raise DataError(f"{where.where}: holds no image, neither bytes nor a path: {str(cell)[:80]}")
         beside = os.path.exists(shard.file.parent / path)  # noqa: PTH110 - a path may be too long for pathlib
         folder = shard.file.parent if beside else self.root
-        ((file, _),) = locate([ListedImage(path, 0, shard.file, number)], folder, self._real)
-        try:
-            return file.read_bytes()
-        except OSError as error:
-            raise DataError(f"{file}: cannot be read ({error.strerror})") from error
+        (found,) = locate([ListedImage(path, 0, shard.file, number)], folder, self._real)
+        return found
 
     def _splits(self, task: VTABTask) -> dict[str, list[Row]]:
         if not task.is_own:
@@ -295,6 +326,13 @@ class DatasetsSource:
             tuple(entry.path for entry in entries),
             {"source": "datasets", "decoder": decoder(), "resize": "native" if native else resize},
         )
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror})") from error
 
 
 def _held_out(rows: Sequence[Row], task: VTABTask) -> tuple[list[Row], list[Row]]:

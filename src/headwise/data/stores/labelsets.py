@@ -96,14 +96,15 @@ def class_columns(head: Sequence[str]) -> list[str]:
 def named(values: Mapping[str, Any], where: str) -> tuple[str, ...]:
     """Names of the classes of a row, of its columns: text, numbers, or a sequence of names or numbers.
 
-    DataError, naming `where` it stands, for what is neither 0 nor 1 in the column of a class, and for a list that
-    repeats a class or holds what is neither text nor a whole number.
+    Raises:
+        DataError: naming `where` it stands, for what is neither 0 nor 1 in the column of a class, and for a list that
+            repeats a class or holds what is neither text nor a whole number.
     """
     columns = class_columns(list(values))
     if not columns:
         cell = next(value for name, value in values.items() if name.lower() in LABELS)
         if isinstance(cell, str):
-            return tuple(dict.fromkeys(text for item in BETWEEN.split(cell) if (text := item.strip())))
+            return _listed([text for item in BETWEEN.split(cell) if (text := item.strip())], where)
         return _listed([] if cell is None else cell if isinstance(cell, list) else [cell], where)
     for name in columns:
         if str(values[name]) not in ("0", "1", "True", "False"):
@@ -138,7 +139,11 @@ def classes_of(tables: Iterable[LabelTable]) -> tuple[list[str], int]:
 
 
 def names_or_count(names: Set[str], where: object) -> tuple[list[str], int]:
-    """Names of classes, sorted, or none and how many numbers there are; DataError, naming `where`, for a mixture."""
+    """Names of classes, sorted, or none and how many numbers there are.
+
+    Raises:
+        DataError: naming `where`, for a mixture.
+    """
     numbers = [name for name in names if NUMBER.fullmatch(name)]
     if not numbers:
         return sorted(names), 0
@@ -150,8 +155,10 @@ def names_or_count(names: Set[str], where: object) -> tuple[list[str], int]:
 def numbered(names: Sequence[str], num_classes: int, indices: Mapping[str, int], where: str) -> tuple[int, ...]:
     """The classes of an image as numbers below K, ascending; a number is taken where it is the name of no class.
 
-    `indices` are the numbers of the classes that have a name. DataError, naming `where` it stands, what is no class,
-    and the nearest that is one.
+    `indices` are the numbers of the classes that have a name.
+
+    Raises:
+        DataError: naming `where` it stands, what is no class, and the nearest that is one.
     """
     numbers = set()
     for name in names:
@@ -169,7 +176,11 @@ def numbered(names: Sequence[str], num_classes: int, indices: Mapping[str, int],
 
 
 def read_sets(file: Path, num_classes: int, class_names: Sequence[str] = ()) -> list[ListedImage]:
-    """Read a table of images with several labels; DataError as `read_table`, or for other classes than the task's."""
+    """Read a table of images with several labels.
+
+    Raises:
+        DataError: as `read_table`, or for other classes than the task's.
+    """
     table, indices = read_table(file), {name: index for index, name in enumerate(class_names)}
     check_columns(table.columns, class_names, f"{file}, line 1")
     return [
@@ -179,7 +190,11 @@ def read_sets(file: Path, num_classes: int, class_names: Sequence[str] = ()) -> 
 
 
 def check_columns(columns: Sequence[str], class_names: Sequence[str], where: str) -> None:
-    """Refuse a table that has no column for a class of the task, or one for another; DataError naming it."""
+    """Check the columns of a table.
+
+    Raises:
+        DataError: if there is none for a class of the task, or one for another; names it.
+    """
     if not columns or set(columns) == set(class_names):
         return
     for name in columns:

@@ -12,6 +12,7 @@ from typing import Any
 from headwise.data.notices import say_once
 from headwise.data.stores.classfolders import TEST, TRAIN, VAL
 from headwise.errors import DataError
+from headwise.storage.hashes import stamp_of
 from headwise.storage.plain import Misfit, read_json
 
 PARTS = {"train": TRAIN, "training": TRAIN, "test": TEST, "validation": VAL, "valid": VAL, "val": VAL, "dev": VAL}
@@ -33,7 +34,11 @@ class Shard:
     table: Any = None
 
     def rows(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-        """Every row, plain values, images not decoded; DataError if the file is damaged."""
+        """Every row, plain values, images not decoded.
+
+        Raises:
+            DataError: if the file is damaged.
+        """
         try:
             for batch in self._batches(columns):
                 yield from batch.to_pylist()
@@ -48,6 +53,22 @@ class Shard:
 
         with pq.ParquetFile(self.file) as opened:
             yield from opened.iter_batches(ROWS, columns=list(columns))
+
+    @property
+    def stamp(self) -> list[int]:
+        """What changes when one of its files does, see `headwise.storage.hashes.stamp_of`.
+
+        Raises:
+            DataError: if there is none of them.
+        """
+        files = [self.file] if self.table is None else sorted(self.file.iterdir())
+        try:
+            states = [stamp_of(file.stat()) for file in files]
+        except OSError as error:
+            raise DataError(f"{self.file}: cannot be read ({error.strerror})") from error
+        # of a folder as many numbers as of a file: no file can change without a later time of its state
+        sizes, *times = zip(*states, strict=True)
+        return [sum(sizes), *map(max, times)]
 
 
 def shards_in(root: Path) -> dict[str, list[Shard]]:
