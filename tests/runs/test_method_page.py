@@ -123,8 +123,8 @@ def test_what_was_not_measured_is_left_out(tmp_path: Path) -> None:
     assert "Nothing kept measured it" in method_page.page("lora", kept)
 
 
-def test_a_page_of_a_method_of_peft() -> None:
-    page = method_page.page("peft/osf", KEPT)
+def test_a_page_of_a_method_of_peft(tmp_path: Path) -> None:
+    page = method_page.page("peft/osf", tmp_path)
     assert "14,164,992: as many parameters as the weights" in page and "full tuning in disguise" in page
     assert "No run of it is kept" in page and "Nothing kept measured it" in page
     assert "AdaLoRA" not in page.partition("## Defaults")[0]  # its own formula, not the bridge's docstring
