@@ -8,6 +8,7 @@ other in alternating order: what disturbs the machine disturbs both. The figure 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import json
 import math
@@ -34,6 +35,7 @@ from headwise.commands.arguments import THREADS, Parser, Whole, record_file
 from headwise.errors import suggest
 from headwise.methods.base import Installed
 from headwise.network.backbone import ATTENTION, Backbone
+from headwise.network.compiling import compiled
 from headwise.storage import atomic
 
 NUM_CLASSES = 100
@@ -100,11 +102,9 @@ def set_attention(model: nn.Module, kind: str) -> None:
                 module.fused_attn = False
 
 
-def compile_blocks(model: nn.Module) -> None:
-    """As `Backbone.compiled` does, in any network, and for good."""
-    for module in model.modules():
-        if hasattr(module, "attn") and hasattr(module, "mlp"):
-            module.compile()
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """What has an attention and an MLP, in any network."""
+    return [module for module in model.modules() if hasattr(module, "attn") and hasattr(module, "mlp")]
 
 
 class Step:
@@ -241,22 +241,23 @@ class Bench:
         with torch.no_grad():
             differences = {name: float((step.logits() - self.reference).abs().max()) for name, step in steps.items()}
         flop_ratios = {name: step.flops() / self.flops for name, step in steps.items()}  # a step each, to warm up
-        for step in steps.values() if self.compile else ():
-            compile_blocks(step.model)
-            step.run()
         pairs: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
         cpu_pairs: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
-        gc.collect()
-        gc.disable()
-        for number in range(num_pairs):
-            print(f"{self.precision}: pair {number + 1} of {num_pairs}", file=sys.stderr, flush=True)
-            for name, step in steps.items():
-                if number % 2:
-                    other, first = step.seconds(), self.base.seconds()
-                else:
-                    first, other = self.base.seconds(), step.seconds()
-                pairs[name].append((first[0], other[0]))
-                cpu_pairs[name].append((first[1], other[1]))
+        blocks = [block for step in steps.values() for block in blocks_of(step.model)]
+        with compiled(blocks) if self.compile else contextlib.nullcontext():
+            for step in steps.values() if self.compile else ():
+                step.run()
+            gc.collect()
+            gc.disable()
+            for number in range(num_pairs):
+                print(f"{self.precision}: pair {number + 1} of {num_pairs}", file=sys.stderr, flush=True)
+                for name, step in steps.items():
+                    if number % 2:
+                        other, first = step.seconds(), self.base.seconds()
+                    else:
+                        first, other = self.base.seconds(), step.seconds()
+                    pairs[name].append((first[0], other[0]))
+                    cpu_pairs[name].append((first[1], other[1]))
         gc.enable()
         return [
             Timing(

@@ -110,6 +110,8 @@ def test_a_damaged_record_is_named_in_one_line(name: str, damaged: str, tmp_path
     if name == MEASURED:
         file.write_text(of())
         assert "A step of vit_b16, fp32, batch 8: 1.00 times" in method_page.page("lora", kept)
+        file.write_text(json.dumps({**json.loads(of()), "compile": True}))  # not what the command runs
+        assert "A step of" not in method_page.page("lora", kept)
 
 
 def test_what_was_not_measured_is_left_out(tmp_path: Path) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from headwise.errors import CheckpointError, ConfigError, WeightsError, suggest
 from headwise.network.catalog import check_name, record_of, side_of
+from headwise.network.compiling import compiled
 from headwise.network.hub import compare, fetched, kept
 from headwise.network.nf4 import FourBit
 from headwise.network.projections import ALLOWED, exported, places, stages_of
@@ -30,8 +30,6 @@ from headwise.wrappers.settling import BesideLinear
 from headwise.wrappers.wrapping import Wrapper
 
 ATTENTION = ("timm", "plain")
-VERSIONS = 16
-"""Compiled versions for each block: training or test, first block or later, last batch, before and after heads go."""
 NOT_OVERRIDDEN = {
     **dict.fromkeys(("model_name", "pretrained", "num_classes", "drop_path_rate"), "the run decides it"),
     "img_size": "use backbone.img_size",
@@ -133,36 +131,9 @@ class Backbone(nn.Module):
         except (AttributeError, AssertionError, NotImplementedError) as error:
             raise ConfigError(f"trainer.checkpointing=true: timm has none for {type(self.model).__name__}") from error
 
-    @contextlib.contextmanager
-    def compiled(self, backend: str | Callable[..., Any] = "inductor") -> Iterator[None]:
-        """Inside, every block runs as torch.compile makes it, with the random numbers that it draws uncompiled.
-
-        Args:
-            backend: of torch.compile; the usual one writes C++ for a CPU and Triton's kernels for a GPU.
-
-        Raises:
-            ConfigError: where torch cannot compile them: no compiler at hand, or operations that it does not know.
-        """
-        # inside, and not with this module: torch's compiler takes seconds to load
-        import torch._dynamo
-        import torch._inductor.config
-
-        blocks = [block for stage in stages_of(self.model) for block in stage]
-        for block in blocks:
-            block.compile(backend=backend)
-        # what differs from block to block makes a version of each; beyond the limit torch goes on uncompiled
-        versions = torch._dynamo.config.patch(recompile_limit=VERSIONS * len(blocks))
-        numbers = torch._inductor.config.patch(fallback_random=True)
-        try:
-            with versions, numbers, warnings.catch_warnings():
-                warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\._inductor")
-                yield
-        except torch._dynamo.exc.TorchDynamoException as error:
-            reason = str(getattr(error, "inner_exception", error)).strip().split("\n")[0]
-            raise ConfigError(f"trainer.compile=true: {reason}; trainer.compile=false trains without") from error
-        finally:
-            for block in blocks:
-                block._compiled_call_impl = None  # torch has no other way back
+    def compiled(self, backend: str | Callable[..., Any] = "inductor") -> AbstractContextManager[None]:
+        """Inside, every block runs as torch.compile makes it, see `headwise.network.compiling.compiled`."""
+        return compiled([block for stage in stages_of(self.model) for block in stage], backend)
 
     def linear(self, site: Site) -> nn.Module:
         """The module that stands at `site` now."""
@@ -367,7 +338,7 @@ class BackboneSpec:
             try:
                 return timm.create_model(pretrained=False, **options)
             except Exception as error:
-                told = f" with backbone.overrides={dict(self.overrides)}" if self.overrides else ""
+                told = f" with backbone.overrides={shown(self.overrides)}" if self.overrides else ""
                 raise ConfigError(
                     f"timm cannot build {self.timm_name!r} of {size} pixels{told} ({error}); {ALLOWED}"
                 ) from error

@@ -291,7 +291,8 @@ def _step(kept: Path | None, name: str) -> str:
     found = ""
     for file in () if kept is None else sorted((kept.resolve().parents[1] / BENCHMARKS).glob("method_cost*.json")):
         record = _checked(file, _MEASURED)
-        asked = record["results"] if not record.get("set") else ()  # with other options it is no step of this page's
+        # with other options it is no step of this page's
+        asked = () if record.get("set") or record.get("compile") else record["results"]
         for one in (one for one in asked if one["contender"] == name):
             low, ratio, high = one["quartiles"]
             found = (
