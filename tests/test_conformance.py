@@ -209,10 +209,11 @@ def check_masked_heads_are_left_out_of_files_and_merges(phases: tuple[Phase, ...
         pytest.skip("no head gates")
 
 
-def gradients_of(net: Backbone, tunable: Sequence[Tensor]) -> list[Tensor]:
-    """Of one step with the same random numbers at every call; zero where none flows."""
+def gradients_of(net: Backbone, tunable: Sequence[Tensor], narrow: bool = False) -> list[Tensor]:
+    """Of one step with the same random numbers at every call; zero where none flows. Autocast ends before backward."""
     reseed(0, "step")
-    loss = net(X).float().square().sum()
+    with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+        loss = net(X).float().square().sum()
     return list(torch.autograd.grad(loss, tunable, allow_unused=True, materialize_grads=True))
 
 
@@ -236,8 +237,7 @@ def check_bf16(phases: tuple[Phase, ...], folder: Path) -> None:
         tunable = list(installed.trainable().values())
         found = []
         for narrow in (False, True):
-            with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
-                found.append(torch.cat([part.flatten() for part in gradients_of(net, tunable)]))
+            found.append(torch.cat([part.flatten() for part in gradients_of(net, tunable, narrow)]))
         assert torch.cosine_similarity(*found, dim=0) > 0.99, phase.method.label
 
 
