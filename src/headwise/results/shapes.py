@@ -151,3 +151,35 @@ RESULT = fields(
         "request": text,
     },
 )
+
+
+def _three(value: Any, where: str) -> None:
+    """A quartile, the median, a quartile."""
+    each(between(0, 1e6))(value, where)
+    if len(value) != 3:
+        raise Misfit(f"{where} must be three numbers, got {len(value)}")
+
+
+_RATIO = {
+    "contender": text,
+    "precision": text,
+    "pairs": each(anything),
+    "quartiles": _three,
+    "flop_ratio": between(0, 1e6),
+}
+MEASURED = fields(
+    {"backbone": fields({"name": text}), "batch": count, "results": each(fields(_RATIO))}, {"set": maybe(each(text))}
+)
+"""A record of benchmarks/method_cost.py."""
+_LINE = {
+    "method": text,
+    "variant": text,
+    "seed": count,
+    "epochs": count,
+    "parameters": count,
+    "older_code": anything,
+    "ms_per_step": maybe(number),
+    "peak_memory": maybe(count),
+}
+LINED_UP = each(fields({"title": text, "lines": each(fields(_LINE))}))
+"""The line-ups of an experiment, see `headwise.comparison.lineup`."""
