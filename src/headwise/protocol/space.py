@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field
 
 from headwise.errors import ConfigError, suggest
 from headwise.protocol.ranges import Range, Values, combined, number_of, values_of
+from headwise.results.shapes import SEARCHED
 from headwise.schema.check import built_from, check_fields
 from headwise.schema.kinds import Amounts, AtLeast2, Count, Factors, Seed, different
 from headwise.updates.gate import Score
@@ -120,7 +121,7 @@ class Space:
 
     def without(self, other: Space | None) -> list[str]:
         """Names of what it tries and `other`, which is what of it applies to a method, does not."""
-        parts = [name for name in ("scale", "ne", "score") if getattr(self, name) and not getattr(other, name, ())]
+        parts = [name for name in SEARCHED if getattr(self, name) and not getattr(other, name, ())]
         return parts + [name for name in self.fields if other is None or name not in other.fields]
 
     def within(self, method: Any) -> Space | None:

@@ -224,7 +224,7 @@ class PhaseResult:
             ResultError: naming ``path``.
         """
         with _damaged(path):
-            shapes.PHASE(raw, "")
+            shapes.phase(raw, "")
             values = _known(cls, raw)
             if isinstance(values.get("method"), Mapping):
                 # older code stored gates that do nothing in several ways: phases compare in one form
