@@ -134,21 +134,26 @@ class Space:
         return self if self.names_something else None
 
     @property
-    def grids(self) -> dict[str, Values]:
+    def tried(self) -> dict[str, Values]:
         """All that is tried, by name; of heads off also none."""
         own = {"scale": self.scale, "ne": self.ne and (0, *self.ne), "score": self.score}
         return {**{name: values for name, values in own.items() if values}, **self.fields}
 
     @property
     def drawn(self) -> dict[str, Values]:
-        """Of `grids`, what is tried first, with every head on: scales and fields."""
+        """Of `tried`, what is tried first, with every head on: scales and fields."""
         return {**self.fields, **({"scale": sorted(self.scale)} if self.scale else {})}
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether optuna draws combinations of `drawn`."""
+        return self.trials is not None and bool(self.drawn)
 
     @property
     def spared(self) -> str:
         """What is to be said of trials that there are not; empty where all of them can differ."""
         number = number_of(self.drawn)
-        if self.trials is None or not self.drawn or number >= self.trials:
+        if not self.is_drawn or number >= (self.trials or 0):
             return ""
         return f"of {self.trials} trials at most {number:.0f} are trained: there are no more combinations"
 
