@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
-from headwise.comparison.chains import is_measured_by_size, otherwise, start_of, trained, ways_of
+from headwise.comparison.chains import is_measured_by_size, start_of, trained, ways_of
 from headwise.comparison.comparable import Places, recorded
 from headwise.comparison.recipes import (
     class_of,
@@ -152,7 +152,7 @@ class Match:
     @property
     def start_note(self) -> str:
         """In what a chain's first phases were trained otherwise than a control without them; empty of others."""
-        return few(otherwise(self.result), 3) if self.against in TRAINED_ALONE else ""
+        return few(self.result.otherwise, 3) if self.against in TRAINED_ALONE else ""
 
     @property
     def claim(self) -> str:

@@ -25,7 +25,7 @@ from headwise.data.sources import Source, source_of
 from headwise.data.tasks import VTABTask, check_apart, task_of
 from headwise.errors import ConfigError
 from headwise.protocol import described as described  # registers what conf/ interpolates with
-from headwise.protocol.earlier import FROM, Earlier
+from headwise.protocol.earlier import Earlier
 from headwise.protocol.filling import check_together, fill_method
 from headwise.protocol.job import asked, overrides_of, sources, turn
 from headwise.protocol.known import check_names
@@ -38,6 +38,7 @@ from headwise.protocol.space import Space
 from headwise.protocol.subsets import check_subsets
 from headwise.protocol.variants import BASE
 from headwise.results.fingerprint import METHOD_FILES, fingerprint, identity
+from headwise.results.records import FROM
 from headwise.results.store import Result, RunKey
 from headwise.schema.check import named
 from headwise.schema.effective import effective
