@@ -121,7 +121,13 @@ def test_values_near_an_end_are_edges() -> None:
     rates = Range.of(LR, "here")
     assert rates.is_edge(0.00012) and rates.is_edge(0.09) and not rates.is_edge(0.0002) and not rates.is_edge(0.01)
     assert Range(1, 8).is_edge(8) and not Range(1, 8).is_edge(7)
-    assert Range(0.0, 1.0).is_edge(0.04) and not Range(0.0, 1.0).is_edge(0.06)
+    assert Range(0.5, 1.0).is_edge(0.52) and not Range(0.5, 1.0).is_edge(0.53)
+
+
+@each("low, high, beside", [(0.0, 1.0, 0.94), (0, 8, 7)])
+def test_a_range_from_0_has_one_end(low: float, high: float, beside: float) -> None:
+    tried = Range(low, high)
+    assert [tried.is_edge(value) for value in (low, beside, high)] == [False, False, True], "below 0 nothing lies"
 
 
 @each(

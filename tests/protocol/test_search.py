@@ -381,6 +381,8 @@ def test_heads_off_have_one_end(best: int, edges: list[str]) -> None:
     report = outcome.report()
     assert (report["chosen"]["ne"], report["edges"]) == (best, edges), "of no dropout there is no less either"
     assert report["searched"] == ["ne", "score", "dropout"]
+    alone = search(HEART, [], Space(ne=[0], fields={"dropout": [0.1]}), attempt, 8).report()
+    assert (alone["chosen"]["ne"], alone["edges"]) == (None, []), "heads are left as they are"
 
 
 @each("halving, num, shares", [(None, 5, [1]), (2, 1, [1]), (3, 9, [1 / 9, 1 / 3]), (4, 3, [1 / 4])])

@@ -147,8 +147,8 @@ def _notes(results: Sequence[Result], probes: dict[int, float | None], common: S
     notes += made_by_older_code(results, lambda result: result.key.method)
     if any(phase.num_trials for result in results for phase in result.phases):
         notes.append(
-            f"Chosen: by a search on validation images, phase by phase; {END}: an end of what was tried of a field or "
-            "scale (of ne in newer records alone), beyond which a better value may lie."
+            f"Chosen: by a search on validation images, phase by phase; {END}: the smallest or largest value that was "
+            "tried, a better one may lie beyond it (records of older code do not say so of ne)."
         )
     if not probes:
         notes.append("No linear probe is among the runs, so no row is marked.")

@@ -75,12 +75,14 @@ class SearchOutcome:
 
 
 def _is_edge(value: Any, values: Values) -> bool:
-    """Whether a number is the smallest or the largest of several that were tried: beyond may lie a better one."""
+    """Whether a number is the smallest or the largest of several that were tried: a better one may lie beyond it.
+
+    Below 0 none does: no fewer heads than none are off.
+    """
     if isinstance(values, Range):
         return values.is_edge(value)
     are_numbers = all(isinstance(one, int | float) and not isinstance(one, bool) for one in values)
-    # below 0 nothing lies: no fewer heads than none are off
-    return are_numbers and len(values) > 1 and value in (min(values) or None, max(values))
+    return are_numbers and len(values) > 1 and (value == max(values) or (value == min(values) and value != 0))
 
 
 Attempt = Callable[[Sequence[Any], int | None], PhaseResult]
