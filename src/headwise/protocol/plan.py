@@ -228,8 +228,8 @@ def resolved(
     config = _plain(cfg)
     refuse_secrets(config)
     root_of(config.get("root"))
-    config["dataset"] = with_classes(config.get("dataset"), config.get("data"))
     check_config(config)
+    config["dataset"] = with_classes(config["dataset"], config["data"])
     trainer = config["trainer"]
     trainer["accelerator"] = _accelerator(trainer["accelerator"])
     task = instantiate(config["dataset"], _convert_="all")
