@@ -13,7 +13,7 @@ from headwise.protocol.revisions import changed_since
 from headwise.protocol.variants import BASE, beside_common
 from headwise.results.fingerprint import fingerprint
 from headwise.results.records import PhaseResult, Result
-from headwise.schema.check import shown_choice
+from headwise.schema.check import written
 
 PROBE = "headwise.methods.baselines.Linear"
 MEASURED = ("accuracy %", "train loss", "ms / step", "peak MiB")
@@ -115,7 +115,7 @@ def _of_all(phases: Sequence[PhaseResult]) -> str:
 
 def _chosen(phase: PhaseResult) -> str:
     values = {name: value for name, value in phase.chosen.items() if value is not None}  # None: the method's own value
-    said = {name: f"{value:g}" if isinstance(value, float) else shown_choice(value) for name, value in values.items()}
+    said = {name: f"{value:g}" if isinstance(value, float) else written(value) for name, value in values.items()}
     return ", ".join(f"{name} {value}{f' {END}' * (name in phase.edges)}" for name, value in said.items())
 
 

@@ -22,7 +22,7 @@ from headwise.protocol.space import check_choices, phase_names, scaled
 from headwise.results.classes import reached
 from headwise.results.fingerprint import fingerprint
 from headwise.results.records import PhaseResult
-from headwise.schema.check import shown_choice
+from headwise.schema.check import written
 from headwise.updates.gate import Gate
 
 
@@ -341,7 +341,7 @@ class _Trials:
             self.tried.append(trial)
             parts = {"scale": scale, "ne": candidate.ne, "score": candidate.score}
             parts = {name: value for name, value in parts.items() if getattr(self.space, name) and value is not None}
-            told = " ".join(f"{name}={shown_choice(value)}" for name, value in {**parts, **chosen}.items())
+            told = " ".join(f"{name}={written(value)}" for name, value in {**parts, **chosen}.items())
             epochs = f" after {method.epochs} epoch{'s' * (method.epochs != 1)}" if share < 1 else ""
             self.say(f"search {len(self.tried)}: {told}: {reached(result)} the images of {EVAL_SPLIT}{epochs}")
         return self._by_recipe[recipe]
