@@ -44,6 +44,7 @@ from headwise.schema.check import named
 from headwise.schema.effective import effective
 from headwise.schema.kinds import PUBLISHED
 from headwise.schema.secret import refuse_secrets
+from headwise.schema.source import literal_of_target
 from headwise.schema.tree import check_config, check_method, check_nodes
 from headwise.storage.atomic import at_home
 from headwise.storage.hashes import file_sha256
@@ -319,7 +320,7 @@ def _looked_at(config: Mapping[str, Any], protocol: Protocol) -> list[tuple[str,
 
 def _reduced(config: Mapping[str, Any], task: VTABTask, images: Sequence[str]) -> dict[str, Any]:
     pixels = {name: value for name, usual in PIXELS.items() if (value := getattr(task, name)) != usual}
-    compiled = ["compile"] if config["trainer"].get("compile") else []
+    compiled = ["compile"] if config["trainer"].get("compile") and _runs_blocks(config) else []
     reduced = {
         "method": fill_revisions(config["method"]),
         "backbone": config["backbone"],
@@ -342,6 +343,12 @@ def _reduced(config: Mapping[str, Any], task: VTABTask, images: Sequence[str]) -
             if node.get(name):
                 contents[f"{path}.{name}"] = file_sha256(node[name])
     return effective(identity(reduced, contents))
+
+
+def _runs_blocks(config: Mapping[str, Any]) -> bool:
+    """Whether steps pass the blocks, as `headwise.training.features.are_fixed` tells of a method that is built."""
+    is_probe = literal_of_target(str(config["method"]["_target_"]), "reads_features")
+    return not is_probe or config["protocol"].get("augment", "none") != "none"
 
 
 def _chooses_anew(config: Mapping[str, Any]) -> bool:
