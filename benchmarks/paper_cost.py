@@ -48,7 +48,7 @@ from headwise.protocol.space import Space, phase_names
 from headwise.results.records import PhaseResult
 from headwise.runs.sweep import requests_of
 from headwise.storage import atomic
-from headwise.storage.plain import every, fields, whole
+from headwise.storage.plain import every, fields, flag, whole
 from headwise.training.address import chain
 from headwise.training.features import are_fixed
 from headwise.updates.gate import Gate
@@ -235,7 +235,7 @@ _costs: dict[str, Cost] = {}
 """What is known, from an earlier record or counted."""
 _asked: set[str] = set()
 """Of these, what was asked for: a record of a whole count holds nothing else."""
-RECORD = fields({"methods": every(fields({"step": whole, "image": whole, "test": whole}))})
+RECORD = fields({"methods": every(fields({"step": whole, "image": whole, "test": whole}))}, {"complete": flag})
 """What is read of an earlier record."""
 
 
@@ -460,7 +460,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--only", nargs="+", choices=known, metavar="NAME", help="experiments; all of the papers if left out"
     )
     parser.add_argument(
-        "--json", type=record_file, metavar="FILE", help="write the record there; methods in it are not recounted"
+        "--json",
+        type=record_file,
+        metavar="FILE",
+        help="write the record there; methods in it are not recounted, a complete one stays until this is complete",
     )
     return parser.parse_args(arguments)
 
@@ -485,15 +488,23 @@ def _cells(made: Bill) -> list[str]:
     return counts + [f"{flops / 1e15:,.0f}" for flops in (made.train_flops, made.test_flops)]
 
 
+def _write(file: Path, record: Mapping[str, Any], known: Iterable[str]) -> None:
+    """Write a record with the arithmetic of the methods that are `known`."""
+    methods = {key: asdict(_costs[key]) for key in sorted(known)}
+    atomic.write_text(file, json.dumps({**record, "methods": methods}, indent=1) + "\n")
+
+
 @script
 def main(arguments: Sequence[str] | None = None) -> int:
     """Count, print, and write the record; returns the exit status."""
     options = parse(arguments)
     backbones = {name: backbone_of(name) for name in options.only or experiments()}
-    earlier = earlier_record(options.json, RECORD).get("methods", {})
+    earlier = earlier_record(options.json, RECORD)
+    is_whole = bool(earlier) and earlier.get("complete", True)
     _asked.clear()
     _costs.clear()
-    _costs.update({key: Cost(cost["step"], cost["image"], cost["test"]) for key, cost in earlier.items()})
+    known = earlier.get("methods", {}).items()
+    _costs.update({key: Cost(cost["step"], cost["image"], cost["test"]) for key, cost in known})
     gpus = {key: asdict(card) for key, card in CARDS.items()}
     record: dict[str, Any] = {"gpus": gpus, "measured_on_a_cpu": measured(), "experiments": {}, "methods": {}}
     columns = {f"h {key} {precision}": (key, precision) for key, card in CARDS.items() for precision in card.peaks}
@@ -519,12 +530,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 totals[key].add(beside, hours(beside, backbone.name, reference))
         record["experiments"][name] = {**asdict(alone), "backbone": backbone.name, "gpu_hours": times}
         add_row(name, alone, times)
-        # of an interrupted count all that is known is kept, so that the next one goes on from there
-        known = _asked if name == [*backbones][-1] else _costs
         record |= {key: total.plain() for key, total in totals.items()}
-        record["methods"] = {key: asdict(_costs[key]) for key in sorted(known)}
-        if options.json:
-            atomic.write_text(options.json, json.dumps(record, indent=1) + "\n")
+        if options.json and not is_whole:
+            # all that is known is kept, so that a count after an interrupted one goes on from there
+            _write(options.json, {**record, "complete": False}, _costs)
+    if options.json:
+        _write(options.json, record, _asked)
     titles = {"papers": "the papers', what they share once", "ours": "ours, beside them", "together": "all"}
     for key, total in totals.items():
         add_row(titles[key], total.bill, total.hours)

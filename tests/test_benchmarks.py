@@ -36,6 +36,16 @@ def threads():
     torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize(("ratio", "limit", "over"), [(1.2, 1.1, True), (1.1, 1.1, False), (9.0, None, None)])
+def test_a_ratio_is_over_its_limit_where_it_has_one(step_time, ratio, limit, over, capsys):
+    row = step_time.stepping.judged("x", ratio, limit, kind="dense")
+    assert row == {"contender": "x", "kind": "dense", "limit": limit, "ratio": ratio, "over": over}
+    step_time.stepping.say([row], "method(s)", "kind")
+    counts = [over is False, over is True, over is None]
+    told = "{} method(s) within their bound, {} over, {} without one".format(*map(int, counts))
+    assert capsys.readouterr().out.splitlines() == [*["over: x (dense) 1.200 > 1.10"] * (over is True), told]
+
+
 def test_record_of_a_small_run(step_time, threads, tmp_path, capsys):
     file = tmp_path / "new" / "times.json"
     arguments = ["--backbone", "tiny", "--batch", "2", "--pairs", "2", "--threads", str(threads), "--json", str(file)]

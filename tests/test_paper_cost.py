@@ -106,11 +106,17 @@ def test_an_interrupted_count_keeps_what_it_did(
     assert paper_cost.main(["--only", *names, "--json", str(file)]) == 130
     record = json.loads(file.read_text())
     assert list(record["experiments"]) == names[:1] and record["together"]["runs"] == 1
+    assert record["complete"] is False
     assert sorted(counted) == ["full", "lora"] and len(record["methods"]) == 2
     monkeypatch.setattr(paper_cost, "bill", bill)
     assert paper_cost.main(["--only", *names, "--json", str(file)]) == 0
     assert sorted(counted) == ["full", "lora", "ssf"]
-    assert list(json.loads(file.read_text())["experiments"]) == names
+    whole = file.read_bytes()
+    assert list(json.loads(whole)["experiments"]) == names and "complete" not in json.loads(whole)
+    monkeypatch.setattr(paper_cost, "bill", stopped)
+    assert paper_cost.main(["--only", *names, "--json", str(file)]) == 130
+    assert file.read_bytes() == whole, "an incomplete count replaces no complete one"
+    monkeypatch.setattr(paper_cost, "bill", bill)
     assert paper_cost.main(["--only", names[1], "--json", str(file)]) == 0
     assert len(json.loads(file.read_text())["methods"]) == 2, "what a whole count does not ask for is left out"
 

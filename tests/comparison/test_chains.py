@@ -81,7 +81,9 @@ def test_a_first_phase_of_another_protocol_is_said_beside_controls_that_lack_it(
     ]:
         (table,) = tables([result, *controls])
         assert (note in table.notes) == is_said
-        assert ("its first phase protocol.lr: 0.1 vs 0.01)" in summary(result, controls)) == is_said
+        assert (
+            "trained otherwise before it went on: protocol.lr: 0.1 vs 0.01)" in summary(result, controls)
+        ) == is_said
 
 
 def test_in_what_a_run_trains_otherwise_than_the_one_it_goes_on_from() -> None:

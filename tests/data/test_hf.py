@@ -249,6 +249,15 @@ def test_images_are_read_again_only_where_a_file_has_changed(tmp_path: Path, mon
         assert len(looked) == count
 
 
+@pytest.mark.parametrize("is_left", [True, False])
+def test_a_saved_folder_that_was_emptied_is_refused(is_left: bool, tmp_path: Path) -> None:
+    folder = tmp_path / "saved"
+    if is_left:
+        folder.mkdir()
+    with pytest.raises(DataError, match=r"saved: cannot be read \(.+\)"):
+        Shard(folder, {}, 1, table=object()).stamp  # noqa: B018
+
+
 @needs_package
 def test_as_many_names_as_classes_are_given_are_their_names(tmp_path: Path) -> None:
     parquet(tmp_path / "text" / "train.parquet", **rows(0, 10))

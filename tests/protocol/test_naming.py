@@ -111,6 +111,15 @@ def test_compiled_blocks_make_another_run_and_uncompiled_ones_the_same_as_ever()
 
 
 @each(
+    "words, is_one",
+    [("method=linear", True), ("method=linear +protocol.augment=fewshot", False), ("method=full", False)],
+)
+def test_a_probe_on_fixed_features_is_the_same_run_compiled(words: str, is_one: bool) -> None:
+    off, on = (planned(*TINY, *words.split(), f"trainer.compile={typed}") for typed in ("false", "true"))
+    assert (off.identity == on.identity) == is_one
+
+
+@each(
     "typed, name",
     [
         (("rank=r8",), "r8"),

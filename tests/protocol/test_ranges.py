@@ -18,7 +18,7 @@ from headwise.methods.lora import LoRA
 from headwise.protocol import ranges
 from headwise.protocol.ranges import Range
 from headwise.protocol.recipe import Protocol
-from headwise.protocol.search import search, settle
+from headwise.protocol.search import check_search, search, settle
 from headwise.protocol.space import Space
 from headwise.results.records import PhaseResult
 from headwise.runs.experiment import obtained, plan_run
@@ -121,7 +121,13 @@ def test_values_near_an_end_are_edges() -> None:
     rates = Range.of(LR, "here")
     assert rates.is_edge(0.00012) and rates.is_edge(0.09) and not rates.is_edge(0.0002) and not rates.is_edge(0.01)
     assert Range(1, 8).is_edge(8) and not Range(1, 8).is_edge(7)
-    assert Range(0.0, 1.0).is_edge(0.04) and not Range(0.0, 1.0).is_edge(0.06)
+    assert Range(0.5, 1.0).is_edge(0.52) and not Range(0.5, 1.0).is_edge(0.53)
+
+
+@each("low, high, beside", [(0.0, 1.0, 0.94), (0, 8, 7)])
+def test_a_range_from_0_has_one_end(low: float, high: float, beside: float) -> None:
+    tried = Range(low, high)
+    assert [tried.is_edge(value) for value in (low, beside, high)] == [False, False, True], "below 0 nothing lies"
 
 
 @each(
@@ -147,20 +153,16 @@ def test_what_is_no_range_is_refused(given: dict[str, Any], message: str) -> Non
         Protocol(search=given)
 
 
-def test_ends_that_the_method_refuses_are_refused_before_anything_is_tried() -> None:
-    tried, attempt = at_best(0.01)
+def test_ends_that_the_method_refuses_are_refused() -> None:
     with pytest.raises(ConfigError, match="rank"):
-        settle([LoRA(label="x", rank=8)], [""], space_of(fields={"rank": {"low": 0, "high": 4}}, trials=4), attempt, 5)
-    assert tried == []
+        check_search(LoRA(label="x", rank=8), {"fields": {"rank": {"low": 0, "high": 4}}, "trials": 4}, 5)
 
 
-def test_values_between_the_ends_that_the_method_refuses_are_refused_before_anything_is_tried() -> None:
-    tried, attempt = at_best(0.01)
+def test_values_between_the_ends_that_the_method_refuses_are_refused() -> None:
     method, fields = LoRA(label="x", rank=8, epochs=4), {"cycles": {"low": 1, "high": 4}}
     with pytest.raises(ConfigError, match=re.escape("fields.cycles: of this range 3 is refused: cycles of method 'x'")):
-        settle([method], [""], space_of(fields=fields, trials=4), attempt, 5)
-    assert tried == []
-    settle([method], [""], space_of(fields={"cycles": {"low": 1, "high": 2}}, trials=2), attempt, 5)
+        check_search(method, {"fields": fields, "trials": 4}, 5)
+    check_search(method, {"fields": {"cycles": {"low": 1, "high": 2}}, "trials": 2}, 5)
 
 
 def test_such_a_search_leaves_no_folder(tmp_path: Path) -> None:

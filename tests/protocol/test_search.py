@@ -18,7 +18,7 @@ from headwise.methods.hs_lora import HeadLoRA, Longer, TwoPhase
 from headwise.methods.lora import LoRA
 from headwise.methods.pissa import PiSSA
 from headwise.protocol.recipe import Protocol
-from headwise.protocol.search import search, settle
+from headwise.protocol.search import check_search, search, settle
 from headwise.protocol.space import Space, check_choices, phase_names
 from headwise.results.records import PhaseResult
 from headwise.runs.experiment import obtained, run
@@ -337,13 +337,12 @@ def test_halving_trains_the_better_ones_longer() -> None:
         (TWICE, {"fields": {"lr": LR}, "trials": 4, "halving": 4}, "twice for 1 of 4 epochs at first: cycles of"),
     ],
 )
-def test_epochs_of_trials_that_a_method_cannot_take_are_refused_before_any(
+def test_epochs_of_trials_that_a_method_cannot_take_are_refused(
     method: Method, given: dict[str, Any], message: str
 ) -> None:
-    tried, attempt = measure(lambda method: 50.0)
     with pytest.raises(ConfigError, match=re.escape(f"trials of {message}")) as caught:
-        settle([LoRA(label="first", rank=1), method], ["first", "heads"], Space.of(given), attempt, 4)
-    assert tried == [] and "\n" not in str(caught.value)
+        check_search(method, given, 4)
+    assert "\n" not in str(caught.value)
     assert ("protocol.search.halving" in str(caught.value)) == ("halving" in given)
 
 
@@ -382,6 +381,8 @@ def test_heads_off_have_one_end(best: int, edges: list[str]) -> None:
     report = outcome.report()
     assert (report["chosen"]["ne"], report["edges"]) == (best, edges), "of no dropout there is no less either"
     assert report["searched"] == ["ne", "score", "dropout"]
+    alone = search(HEART, [], Space(ne=[0], fields={"dropout": [0.1]}), attempt, 8).report()
+    assert (alone["chosen"]["ne"], alone["edges"]) == (None, []), "heads are left as they are"
 
 
 @each("halving, num, shares", [(None, 5, [1]), (2, 1, [1]), (3, 9, [1 / 9, 1 / 3]), (4, 3, [1 / 4])])

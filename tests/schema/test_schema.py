@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from headwise.data.tasks import check_apart
 from headwise.errors import ConfigError
 from headwise.protocol.plan import plan_run
-from headwise.schema.check import describe, fields_of_class, shown, shown_choice
+from headwise.schema.check import describe, fields_of_class, shown, written
 from headwise.schema.source import fields_of_target
 from headwise.schema.tree import check_config
 from made_cases import each
@@ -252,7 +252,7 @@ def test_a_signature_is_read_from_its_source(tmp_path: Path, monkeypatch: pytest
     ],
 )
 def test_values_are_shown_as_hydra_takes_them(value: Any, text: str) -> None:
-    assert shown(value) == shown_choice(value) == text
+    assert shown(value) == written(value) == text
 
 
 def test_a_part_of_another_class_is_taken_as_it_is() -> None:

@@ -7,6 +7,7 @@ import functools
 import json
 import math
 import os
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from headwise.commands.messages import one_line
 from headwise.commands.overrides import PATHS, explained, quoted, readable, several
 from headwise.errors import ConfigError, HeadwiseError
 from headwise.protocol.plan import plan_run
+from made_cases import each
 from made_networks import compose_config
 
 CHOICES = [
@@ -223,6 +225,18 @@ def test_any_value_at_any_key(here: Path, change: tuple[str, list[tuple[tuple[An
 @given(changes())
 def test_many_values_at_many_keys(here: Path, change: tuple[str, list[tuple[tuple[Any, ...], Any]]]) -> None:
     check_plan(*change, here)
+
+
+@each("key", ["dataset.folders", "dataset.class_names", "dataset.multi_label", "data.root", "data.image", "data.label"])
+@each("num_classes", [None, 2])
+def test_a_wrong_kind_is_refused_before_classes_are_sought(here: Path, key: str, num_classes: int | None) -> None:
+    (here / "train.txt").write_text("a.png cat\nb.png dog\n")
+    node = base(f"dataset=own/folder data={'hf' if key in ('data.image', 'data.label') else 'folder'} data.root=.")
+    for wrong in (3, 1.5, {"a": 1}, [[]], [None]):
+        asked = put(put(node, ("dataset", "num_classes"), num_classes), tuple(key.split(".")), wrong)
+        with pytest.raises(ConfigError, match=f"^{re.escape(key)} must be ") as caught:
+            plan_run(OmegaConf.create(asked))
+        refusal(str(caught.value))
 
 
 TYPED = [text for text in ODD_TEXTS if "\0" not in text and len(text) < 1000]

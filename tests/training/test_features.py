@@ -12,6 +12,7 @@ import torch
 from headwise.methods.base import Method
 from headwise.methods.baselines import Linear
 from headwise.methods.lora import LoRA
+from headwise.network.backbone import Backbone
 from headwise.protocol.recipe import Protocol
 from headwise.results.store import PhaseResult, PhaseStore
 from headwise.training import features
@@ -37,6 +38,7 @@ def train(
     seed: int = 0,
     data: Any = None,
     parts: int = 1,
+    compile: bool = False,
 ) -> tuple[PhaseResult, dict[str, torch.Tensor], int]:
     """The last phase, what it stored, and the images that passed the network's first block."""
     net, passed = network(kind), [0]
@@ -50,7 +52,7 @@ def train(
         PhaseStore(root),
         {"seed": seed, "kind": kind, "name": root.name},
         seed=seed,
-        machine=Machine(threads=1, progress=False, parts=parts),
+        machine=Machine(threads=1, progress=False, parts=parts, compile=compile),
         say=lambda line: None,
     )[-1]
     return result, read_tensors(PhaseStore(root).path(result.fingerprint) / TENSORS), passed[0]
@@ -119,6 +121,17 @@ def test_larger_splits_are_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "features" not in other[0].extra
     assert other[2] > RECIPE.epochs * 16
     assert_same(whole, other, 0.0)
+
+
+@pytest.mark.parametrize("limit", [features.LIMIT, 0])
+def test_no_block_is_compiled_where_features_are_fixed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    monkeypatch.setattr(features, "LIMIT", limit)
+    usual = train(tmp_path / "usual" / "run")
+    monkeypatch.setattr(Backbone, "compiled", lambda self: pytest.fail("compiled"))
+    asked = train(tmp_path / "asked" / "run", compile=True)
+    assert_same(usual, asked, 0.0)
 
 
 def test_features_are_computed_where_the_network_is_and_know_what_multiplies() -> None:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from headwise.comparison.recipes import class_of
-from headwise.results.records import OTHERWISE, PhaseResult, Result
-
-FROM = "from"
-"""Key of the identity under which a run keeps what it went on from, as a hash."""
+from headwise.results.records import FROM, PhaseResult, Result
 
 
 def is_chain(result: Result) -> bool:
@@ -20,12 +17,6 @@ def is_chain(result: Result) -> bool:
 def start_of(result: Result) -> Any:
     """What a run stands on whose phases before the tested one are of another task; None for one that stands alone."""
     return result.identity.get(FROM) if len(result.tested) == 1 else None
-
-
-def otherwise(result: Result) -> list[str]:
-    """In what the phases that a run went on from were trained otherwise than its own; nothing of older records."""
-    before = result.provenance.get(FROM)
-    return list(before.get(OTHERWISE, ())) if isinstance(before, Mapping) else []
 
 
 def trained(phase: PhaseResult) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
-from headwise.comparison.chains import is_measured_by_size, otherwise, start_of, trained, ways_of
+from headwise.comparison.chains import is_measured_by_size, start_of, trained, ways_of
 from headwise.comparison.comparable import Places, recorded
 from headwise.comparison.recipes import (
     class_of,
@@ -31,8 +31,6 @@ PERMUTED, SCALED, JOINT, ORDER = "random rows", "equal steps", "joint", "other o
 RESTARTED = "longer P1, restarted"
 TWINS = {EQUAL_SIZE: shared_twin, PERMUTED: permuted_twin, SCALED: scaled_twin}
 NO_MASK = "no head off"
-TRAINED_ALONE = ("longer P1", RESTARTED, "longer P2", JOINT, ORDER)
-"""Kinds that share no phase with the run they measure, but its protocol."""
 MASKS = {"random": "random heads off", "front": "first heads off"}
 """Modes of a gate that need no score: what runs with scored heads off are measured by."""
 
@@ -45,11 +43,13 @@ class Kind:
         full: what it is, for a caption.
         short: the same where there is little room.
         open: what a run that lacks it leaves open; empty of one that no claim needs.
+        is_alone: whether it shares no phase with the run that it measures, but its protocol.
     """
 
     full: str
     short: str
     open: str = ""
+    is_alone: bool = False
 
 
 KINDS = {
@@ -58,10 +58,12 @@ KINDS = {
         "the first method alone, trained for the epochs of both phases",
         "the first method, trained as long",
         "its gain over P1 proves little",
+        is_alone=True,
     ),
     RESTARTED: Kind(
         "the first method alone, for the epochs of both phases, its schedule and optimiser started anew for the second",
         "the first method, its schedule run twice",
+        is_alone=True,
     ),
     EQUAL_SIZE: Kind(
         "plain LoRA of equal size, after the same first phase if there is one",
@@ -72,6 +74,7 @@ KINDS = {
         "the second method alone, trained for the epochs of both phases",
         "the second method alone, trained as long",
         "its gain over P1 proves little",
+        is_alone=True,
     ),
     PERMUTED: Kind(
         "updates of as many groups of random rows, after the same first phase if there is one",
@@ -84,8 +87,9 @@ KINDS = {
     JOINT: Kind(
         "both updates trained together, in one phase of the epochs of both",
         "both updates together, trained as long",
+        is_alone=True,
     ),
-    ORDER: Kind("the same two phases in the other order", "its phases in the other order"),
+    ORDER: Kind("the same two phases in the other order", "its phases in the other order", is_alone=True),
     NO_MASK: Kind(
         "the same run with no head off",
         "the same run, no head off",
@@ -152,7 +156,7 @@ class Match:
     @property
     def start_note(self) -> str:
         """In what a chain's first phases were trained otherwise than a control without them; empty of others."""
-        return few(otherwise(self.result), 3) if self.against in TRAINED_ALONE else ""
+        return few(self.result.otherwise, 3) if KINDS[self.against].is_alone else ""
 
     @property
     def claim(self) -> str:

@@ -13,7 +13,7 @@ from headwise.protocol.revisions import changed_since
 from headwise.protocol.variants import BASE, beside_common
 from headwise.results.fingerprint import fingerprint
 from headwise.results.records import PhaseResult, Result
-from headwise.schema.check import shown_choice
+from headwise.schema.check import written
 
 PROBE = "headwise.methods.baselines.Linear"
 MEASURED = ("accuracy %", "train loss", "ms / step", "peak MiB")
@@ -115,7 +115,7 @@ def _of_all(phases: Sequence[PhaseResult]) -> str:
 
 def _chosen(phase: PhaseResult) -> str:
     values = {name: value for name, value in phase.chosen.items() if value is not None}  # None: the method's own value
-    said = {name: f"{value:g}" if isinstance(value, float) else shown_choice(value) for name, value in values.items()}
+    said = {name: f"{value:g}" if isinstance(value, float) else written(value) for name, value in values.items()}
     return ", ".join(f"{name} {value}{f' {END}' * (name in phase.edges)}" for name, value in said.items())
 
 
@@ -147,8 +147,8 @@ def _notes(results: Sequence[Result], probes: dict[int, float | None], common: S
     notes += made_by_older_code(results, lambda result: result.key.method)
     if any(phase.num_trials for result in results for phase in result.phases):
         notes.append(
-            f"Chosen: by a search on validation images, phase by phase; {END}: an end of what was tried of a field or "
-            "scale (of ne in newer records alone), beyond which a better value may lie."
+            f"Chosen: by a search on validation images, phase by phase; {END}: the smallest or largest value that was "
+            "tried, a better one may lie beyond it (records of older code do not say so of ne)."
         )
     if not probes:
         notes.append("No linear probe is among the runs, so no row is marked.")

@@ -62,10 +62,7 @@ def correlations(lines: pd.DataFrame) -> list[str]:
     """
     said = []
     for name, words in MEASURES.items():
-        part = lines[["column", "gain", name]].dropna()
-        if len(part) < FEWEST:
-            continue
-        part = part.astype({"gain": float, name: float})
+        part = lines[["column", "gain", name]].dropna().astype({"gain": float, name: float})
         # what differs by less than a hundredth, as of updates that fill all there is, orders nothing
         part[name] = part[name].round(2)
         part = part[part.groupby("column")["gain"].transform("size") > 1]

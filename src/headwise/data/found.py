@@ -35,8 +35,8 @@ def with_classes(dataset: Any, data: Any) -> Any:
         return _filled(dataset, data)
     found = dataset
     if not dataset.get("class_names"):
-        # of labels that are numbers the given one counts, whatever they are; fields of a wrong kind are refused later
-        with suppress(ConfigError, DataError, TypeError):
+        # of labels that are numbers the given one counts, whatever they are
+        with suppress(ConfigError, DataError):
             found = _filled(dataset, data)
     return found if found["num_classes"] == given else dataset
 

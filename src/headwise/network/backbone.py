@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from headwise.errors import CheckpointError, ConfigError, WeightsError, suggest
 from headwise.network.catalog import check_name, record_of, side_of
 from headwise.network.compiling import compiled
-from headwise.network.hub import compare, fetched, kept
+from headwise.network.hub import compare, content_of, fetched, kept
 from headwise.network.nf4 import FourBit
 from headwise.network.projections import ALLOWED, exported, places, stages_of
 from headwise.network.reading import load_weights
@@ -353,15 +352,6 @@ class BackboneSpec:
                 f"timm's weights of {self.timm_name!r} do not fit backbone.overrides={shown(self.overrides)} "
                 f"({' '.join(str(error).split())[:200]})"
             ) from error
-
-
-def content_of(tensors: Mapping[str, Tensor]) -> str:
-    """Hash of named tensors: names, shapes, types and values."""
-    sha = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        sha.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return sha.hexdigest()
 
 
 def _patch_of(timm_name: str) -> int:

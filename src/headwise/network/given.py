@@ -9,8 +9,9 @@ import yaml
 from torch import Tensor, nn
 
 from headwise.errors import ConfigError
-from headwise.network.backbone import Backbone, BackboneSpec, content_of
+from headwise.network.backbone import Backbone, BackboneSpec
 from headwise.network.catalog import check_name, record_of, side_of
+from headwise.network.hub import content_of
 from headwise.network.projections import put_back
 from headwise.storage.weights import BY_NAME
 from headwise.updates.qkv import SplitQKV

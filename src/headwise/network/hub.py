@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,8 @@ from urllib.parse import urlsplit
 
 import huggingface_hub
 import timm
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from headwise.errors import WeightsError
 from headwise.storage import atomic
@@ -60,6 +63,15 @@ def kept(timm_name: str) -> Path | None:
     except ValueError:  # a name that the hub would not accept
         return None
     return Path(cached) if isinstance(cached, str) and cached.endswith(".safetensors") else None
+
+
+def content_of(tensors: Mapping[str, Tensor]) -> str:
+    """Hash of named tensors: names, shapes, types and values."""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        sha.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return sha.hexdigest()
 
 
 def compare(timm_name: str, img_size: int, content: str) -> None:

@@ -11,12 +11,10 @@ from headwise.errors import CheckpointError, ConfigError, HeadwiseError
 from headwise.protocol.space import EVAL_SPLIT, TRAIN_SPLIT
 from headwise.results.fingerprint import canonical, differences, fingerprint, leaves
 from headwise.results.reading import read_result
-from headwise.results.records import OTHERWISE, PhaseResult, Result
+from headwise.results.records import FROM, OTHERWISE, PhaseResult, Result
 from headwise.storage.atomic import at_home
 from headwise.storage.hashes import file_sha256
 
-FROM = "from"
-"""The key of the configuration, of a run's identity, and of its record's provenance."""
 LABEL = "continued"
 NOT_TRAINING = ("name", "epochs", "search", "choice", "per_task")
 """Of the protocol, what changes no step of a phase; epochs are compared as the sum over the phases."""
@@ -122,8 +120,7 @@ class Earlier:
 
         Of another task, whose phases are not tested, nothing is said, nor of what older code does not record.
         """
-        before = self.result.provenance.get(FROM)
-        lines = list(before.get(OTHERWISE, ())) if isinstance(before, Mapping) else []
+        lines = self.result.otherwise
         if self.keeps_head(identity):
             sides = [_training(some) for some in (self.result.identity, identity)]
             common = sides[0].keys() & sides[1].keys()

@@ -25,7 +25,7 @@ from headwise.data.sources import Source, source_of
 from headwise.data.tasks import VTABTask, check_apart, task_of
 from headwise.errors import ConfigError
 from headwise.protocol import described as described  # registers what conf/ interpolates with
-from headwise.protocol.earlier import FROM, Earlier
+from headwise.protocol.earlier import Earlier
 from headwise.protocol.filling import check_together, fill_method
 from headwise.protocol.job import asked, overrides_of, sources, turn
 from headwise.protocol.known import check_names
@@ -38,11 +38,13 @@ from headwise.protocol.space import Space
 from headwise.protocol.subsets import check_subsets
 from headwise.protocol.variants import BASE
 from headwise.results.fingerprint import METHOD_FILES, fingerprint, identity
+from headwise.results.records import FROM
 from headwise.results.store import Result, RunKey
 from headwise.schema.check import named
 from headwise.schema.effective import effective
 from headwise.schema.kinds import PUBLISHED
 from headwise.schema.secret import refuse_secrets
+from headwise.schema.source import literal_of_target
 from headwise.schema.tree import check_config, check_method, check_nodes
 from headwise.storage.atomic import at_home
 from headwise.storage.hashes import file_sha256
@@ -227,8 +229,8 @@ def resolved(
     config = _plain(cfg)
     refuse_secrets(config)
     root_of(config.get("root"))
-    config["dataset"] = with_classes(config.get("dataset"), config.get("data"))
     check_config(config)
+    config["dataset"] = with_classes(config["dataset"], config["data"])
     trainer = config["trainer"]
     trainer["accelerator"] = _accelerator(trainer["accelerator"])
     task = instantiate(config["dataset"], _convert_="all")
@@ -318,7 +320,7 @@ def _looked_at(config: Mapping[str, Any], protocol: Protocol) -> list[tuple[str,
 
 def _reduced(config: Mapping[str, Any], task: VTABTask, images: Sequence[str]) -> dict[str, Any]:
     pixels = {name: value for name, usual in PIXELS.items() if (value := getattr(task, name)) != usual}
-    compiled = ["compile"] if config["trainer"].get("compile") else []
+    compiled = ["compile"] if config["trainer"].get("compile") and _runs_blocks(config) else []
     reduced = {
         "method": fill_revisions(config["method"]),
         "backbone": config["backbone"],
@@ -341,6 +343,12 @@ def _reduced(config: Mapping[str, Any], task: VTABTask, images: Sequence[str]) -
             if node.get(name):
                 contents[f"{path}.{name}"] = file_sha256(node[name])
     return effective(identity(reduced, contents))
+
+
+def _runs_blocks(config: Mapping[str, Any]) -> bool:
+    """Whether steps pass the blocks, as `headwise.training.features.are_fixed` tells of a method that is built."""
+    is_probe = literal_of_target(str(config["method"]["_target_"]), "reads_features")
+    return not is_probe or config["protocol"].get("augment", "none") != "none"
 
 
 def _chooses_anew(config: Mapping[str, Any]) -> bool:

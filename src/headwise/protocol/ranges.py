@@ -73,11 +73,10 @@ class Range:
         return self.high - self.low + 1 if self.is_whole else math.inf
 
     def is_edge(self, value: Any) -> bool:
-        """Whether a value lies so near to an end (`OUTER`) that a better one may lie beyond it."""
-        if self.is_whole:
-            return value in self.ends
+        """Whether a value lies so near to an end (`OUTER`) that a better one may lie beyond it; below 0 none does."""
         low, high, here = (math.log(part) if self.log else part for part in (*self.ends, value))
-        return min(here - low, high - here) <= OUTER * (high - low)
+        margin = 0 if self.is_whole else OUTER * (high - low)
+        return high - here <= margin or (self.low != 0 and here - low <= margin)
 
 
 def _is_number(given: Any) -> TypeGuard[float]:

@@ -22,7 +22,7 @@ from headwise.protocol.space import check_choices, phase_names, scaled
 from headwise.results.classes import reached
 from headwise.results.fingerprint import fingerprint
 from headwise.results.records import PhaseResult
-from headwise.schema.check import shown_choice
+from headwise.schema.check import written
 from headwise.updates.gate import Gate
 
 
@@ -65,22 +65,24 @@ class SearchOutcome:
         """Plain data for the record."""
         trials = [trial.plain() for trial in self.trials]
         space = self.space
-        how = {"train_split": TRAIN_SPLIT, "eval_split": EVAL_SPLIT, "seed": space.seed, "searched": list(space.grids)}
+        how = {"train_split": TRAIN_SPLIT, "eval_split": EVAL_SPLIT, "seed": space.seed, "searched": list(space.tried)}
         how |= {} if space.images is None else {"images": space.images}
         if space.trials is not None:
             how["optuna"] = version("optuna")  # another may draw other combinations
-        tried = {**asdict(self.chosen), **self.chosen.fields}
-        how["edges"] = [name for name, values in space.grids.items() if _is_edge(tried.get(name), values)]
+        chosen = {**asdict(self.chosen), **self.chosen.fields}
+        how["edges"] = [name for name, values in space.tried.items() if _is_edge(chosen.get(name), values)]
         return {"chosen": self.chosen.plain(), "num_trials": len(trials), "trials": trials, **how}
 
 
 def _is_edge(value: Any, values: Values) -> bool:
-    """Whether a number is the smallest or the largest of several that were tried: beyond may lie a better one."""
+    """Whether a number is the smallest or the largest of several that were tried: a better one may lie beyond it.
+
+    Below 0 none does: no fewer heads than none are off.
+    """
     if isinstance(values, Range):
         return values.is_edge(value)
     are_numbers = all(isinstance(one, int | float) and not isinstance(one, bool) for one in values)
-    # below 0 nothing lies: no fewer heads than none are off
-    return are_numbers and len(values) > 1 and value in (min(values) or None, max(values))
+    return are_numbers and len(values) > 1 and (value == max(values) or (value == min(values) and value != 0))
 
 
 Attempt = Callable[[Sequence[Any], int | None], PhaseResult]
@@ -88,43 +90,44 @@ Attempt = Callable[[Sequence[Any], int | None], PhaseResult]
 Say = Callable[[str], None]
 
 
-def spaces_of(methods: Sequence[Any], names: Sequence[str], space: Space | None, epochs: int) -> list[Space | None]:
+def spaces_of(methods: Sequence[Any], names: Sequence[str], space: Space | None) -> list[Space | None]:
     """What is tried of each phase; None where nothing is.
 
     Args:
-        methods, names, space, epochs: see `settle`.
+        methods, names, space: see `settle`.
+
+    Raises:
+        ConfigError: for fields of a phase that there is not, or a field named twice.
+    """
+    parts = [Space()] * len(methods) if space is None else space.by_phase(names)
+    return [part.within(method) for part, method in zip(parts, methods, strict=True)]
+
+
+def check_search(method: Any, recipe: Mapping[str, Any] | None, epochs: int) -> None:
+    """Refuse, before anything is written, phases or a search (`recipe`) that could not be run to their end.
 
     Raises:
         ConfigError: if a phase has no scale, no gate, or no such field, to choose, or refuses a value of it, or the
             epochs of a trial.
     """
-    parts = [Space()] * len(methods) if space is None else space.by_phase(names)
-    spaces = [part.within(method) for part, method in zip(parts, methods, strict=True)]
-    for method, part in zip(methods, spaces, strict=True):
+    phases, space = method.phases(), None if recipe is None else Space.of(recipe)
+    for phase, part in zip(phases, spaces_of(phases, phase_names(method), space), strict=True):
         if part is None:
-            method.trunk(method.epochs or epochs)  # refuses a warm-up that does not fit
+            phase.trunk(phase.epochs or epochs)  # refuses a warm-up that does not fit
         else:
-            _check_epochs(part, method, check_choices(part, method), epochs)
-    return spaces
-
-
-def check_search(method: Any, recipe: Mapping[str, Any] | None, epochs: int) -> None:
-    """Refuse, before anything is written, phases or a search (`recipe`) that could not be run to their end."""
-    spaces_of(method.phases(), phase_names(method), None if recipe is None else Space.of(recipe), epochs)
+            _check_epochs(part, phase, check_choices(part, phase), epochs)
 
 
 def _check_epochs(space: Space, method: Any, tried: Sequence[Any], epochs: int) -> None:
     """Refuse epochs that one of the methods that may be tried cannot take, in the first, shortest round of a stage."""
     gate = _gate_of(space, method)
-    stages = [[one if gate is None else replace(one, gate=_amount(gate, 0)) for one in tried]]
-    if gate is not None:
-        stages += [[one, *(candidate.method for candidate in _heads_off(space, gate, one))] for one in stages[0]]
-    for number, stage in enumerate(stages):
-        is_drawn = number == 0 and space.trials is not None and space.drawn
-        num_trials = space.trials if is_drawn else len({fingerprint(one.spec()) for one in stage})
-        for one in stage:
+    first = [_all_on(one, gate, order) for order, one in enumerate(tried)]
+    stages = [first, *(_heads_off(space, gate, one) for one in first if gate is not None)]
+    for stage in stages:
+        num_trials = (space.trials or 0) if space.is_drawn and stage is first else len(_distinct(stage))
+        for one in (candidate.method for candidate in stage):
             whole = one.epochs or epochs
-            short = _epochs_of(one, epochs, space.shares(num_trials or 0)[0])
+            short = _epochs_of(one, epochs, space.shares(num_trials)[0])
             try:
                 replace(one, epochs=short).trunk(short)
             except ConfigError as error:
@@ -161,9 +164,9 @@ def settle(
         The phases with what was chosen; and by phase, facts for its record.
 
     Raises:
-        ConfigError: as `spaces_of`, before anything is tried.
+        ConfigError: as `spaces_of`. What a search could not be run to its end with, `check_search` has refused.
     """
-    spaces = spaces_of(methods, names, space, epochs)
+    spaces = spaces_of(methods, names, space)
     places = [f"phase {number} {phase.label}: " if len(methods) > 1 else "" for number, phase in enumerate(methods, 1)]
     tells = [functools.partial(_tell, say, place) for place in places]
     if space is not None:
@@ -218,14 +221,13 @@ def search(
     """
     trials = _Trials(space, before, attempt, epochs, say)
     gate = _gate_of(space, method)
-    start, all_on = (method, None) if gate is None else (replace(method, gate=_amount(gate, 0)), 0)
-    if space.trials is None or not space.drawn:
-        best = trials.best_of([_Candidate(one, all_on, None, order) for order, one in scaled(space, start)])
+    if space.is_drawn:
+        best = trials.best_drawn(_all_on(method, gate))
     else:
-        best = trials.best_drawn(start, all_on)
+        best = trials.best_of([_all_on(one, gate, order) for order, one in scaled(space, method)])
     if gate is not None:
         # heads are chosen at the scale that is best with all of them on
-        best = trials.best_of([best, *_heads_off(space, gate, best.method)])
+        best = trials.best_of(_heads_off(space, gate, best))
     return SearchOutcome(best.method, trials.of(best), trials.tried, space)
 
 
@@ -238,20 +240,40 @@ class _Candidate:
     score: str | None
     order: int
 
+    @property
+    def recipe(self) -> str:
+        """Hash of the method."""
+        return fingerprint(self.method.spec())
+
+
+def _distinct(candidates: Sequence[_Candidate]) -> list[_Candidate]:
+    """Each method once; of several names for one method the first."""
+    return list(reversed({candidate.recipe: candidate for candidate in reversed(candidates)}.values()))
+
 
 def _gate_of(space: Space, method: Any) -> Gate | None:
     """The gate of which a search chooses something; None of one that leaves heads alone."""
     return Gate.of(method.gate) if any(space.ne) or space.score else None
 
 
-def _heads_off(space: Space, gate: Gate, method: Any) -> list[_Candidate]:
-    """The method with every number of heads off, or the gate's own, and every score."""
+def _all_on(method: Any, gate: Gate | None, order: int = 0) -> _Candidate:
+    """The method with every head on, where heads are chosen."""
+    if gate is None:
+        return _Candidate(method, None, None, order)
+    return _Candidate(replace(method, gate=_amount(gate, 0)), 0, None, order)
+
+
+def _heads_off(space: Space, gate: Gate, best: _Candidate) -> list[_Candidate]:
+    """What was best with every head on; then with every number of heads off, or the gate's own, and every score."""
     own = gate.ratio or gate.count
     scores = (space.score if gate.mode == "heart" else ()) or [gate.score]  # fixed masks know no score
     return [
-        _Candidate(replace(method, gate={**_amount(gate, amount), "score": score}), amount, score, order)
-        for amount in sorted(filter(None, space.ne)) or ([] if own is None else [own])
-        for order, score in enumerate(scores)
+        best,
+        *(
+            _Candidate(replace(best.method, gate={**_amount(gate, amount), "score": score}), amount, score, order)
+            for amount in sorted(filter(None, space.ne)) or ([] if own is None else [own])
+            for order, score in enumerate(scores)
+        ),
     ]
 
 
@@ -264,14 +286,14 @@ class _Trials:
         self._by_recipe: dict[str, Trial] = {}
         self._last: dict[str, Trial] = {}
 
-    def best_drawn(self, method: Any, ne: float | None) -> _Candidate:
+    def best_drawn(self, start: _Candidate) -> _Candidate:
         """The best of those that optuna draws by what the first round, the only one without halving, makes of them."""
         drawn: list[_Candidate] = []
         num, seed = self.space.trials or 0, self.space.seed
         shares = self.space.shares(num)
 
         def measure(order: int, chosen: dict[str, Any]) -> float:
-            drawn.append(_Candidate(replace(method, **chosen), ne, None, order))
+            drawn.append(replace(start, method=replace(start.method, **chosen), order=order))
             return self._run(drawn[-1], shares[0]).accuracy
 
         draw(self.space.drawn, num, 0 if seed is None else seed, measure)
@@ -283,8 +305,7 @@ class _Trials:
         Args:
             shares: of the epochs, what the rounds train for; empty for what their number asks for.
         """
-        distinct = {fingerprint(candidate.method.spec()): candidate for candidate in reversed(candidates)}
-        left = list(reversed(distinct.values()))  # of several names for one method the first
+        left = _distinct(candidates)
         for share in shares or self.space.shares(len(left)):
             ranks = {id(candidate): self._rank(candidate, share) for candidate in left}
             left.sort(key=lambda candidate: ranks[id(candidate)])
@@ -293,12 +314,12 @@ class _Trials:
 
     def of(self, candidate: _Candidate) -> Trial:
         """The trial of a candidate, the longest if there are several."""
-        return self._last[fingerprint(candidate.method.spec())]
+        return self._last[candidate.recipe]
 
     def _rank(self, candidate: _Candidate, share: float) -> tuple[float, ...]:
         """Comes first for the best one."""
         trial = self._run(candidate, share)
-        self._last[fingerprint(candidate.method.spec())] = trial
+        self._last[candidate.recipe] = trial
         return -trial.accuracy, candidate.ne or 0.0, trial.scale or 0.0, candidate.order
 
     def _run(self, candidate: _Candidate, share: float) -> Trial:
@@ -320,7 +341,7 @@ class _Trials:
             self.tried.append(trial)
             parts = {"scale": scale, "ne": candidate.ne, "score": candidate.score}
             parts = {name: value for name, value in parts.items() if getattr(self.space, name) and value is not None}
-            told = " ".join(f"{name}={shown_choice(value)}" for name, value in {**parts, **chosen}.items())
+            told = " ".join(f"{name}={written(value)}" for name, value in {**parts, **chosen}.items())
             epochs = f" after {method.epochs} epoch{'s' * (method.epochs != 1)}" if share < 1 else ""
             self.say(f"search {len(self.tried)}: {told}: {reached(result)} the images of {EVAL_SPLIT}{epochs}")
         return self._by_recipe[recipe]

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field
 
 from headwise.errors import ConfigError, suggest
 from headwise.protocol.ranges import Range, Values, combined, number_of, values_of
+from headwise.results.shapes import SEARCHED
 from headwise.schema.check import built_from, check_fields
 from headwise.schema.kinds import Amounts, AtLeast2, Count, Factors, Seed, different
 from headwise.updates.gate import Score
@@ -120,7 +121,7 @@ class Space:
 
     def without(self, other: Space | None) -> list[str]:
         """Names of what it tries and `other`, which is what of it applies to a method, does not."""
-        parts = [name for name in ("scale", "ne", "score") if getattr(self, name) and not getattr(other, name, ())]
+        parts = [name for name in SEARCHED if getattr(self, name) and not getattr(other, name, ())]
         return parts + [name for name in self.fields if other is None or name not in other.fields]
 
     def within(self, method: Any) -> Space | None:
@@ -133,21 +134,26 @@ class Space:
         return self if self.names_something else None
 
     @property
-    def grids(self) -> dict[str, Values]:
+    def tried(self) -> dict[str, Values]:
         """All that is tried, by name; of heads off also none."""
         own = {"scale": self.scale, "ne": self.ne and (0, *self.ne), "score": self.score}
         return {**{name: values for name, values in own.items() if values}, **self.fields}
 
     @property
     def drawn(self) -> dict[str, Values]:
-        """Of `grids`, what is tried first, with every head on: scales and fields."""
+        """Of `tried`, what is tried first, with every head on: scales and fields."""
         return {**self.fields, **({"scale": sorted(self.scale)} if self.scale else {})}
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether optuna draws combinations of `drawn`."""
+        return self.trials is not None and bool(self.drawn)
 
     @property
     def spared(self) -> str:
         """What is to be said of trials that there are not; empty where all of them can differ."""
         number = number_of(self.drawn)
-        if self.trials is None or not self.drawn or number >= self.trials:
+        if not self.is_drawn or number >= (self.trials or 0):
             return ""
         return f"of {self.trials} trials at most {number:.0f} are trained: there are no more combinations"
 

@@ -75,8 +75,12 @@ def _measured(result: Result, others: Iterable[Result], suggest: bool) -> list[s
     for claim, controls in claims.items():
         for kind, how in controls.items():
             if kind in matched:
-                apart = f"its first phase {matched[kind].start_note}" if matched[kind].start_note else ""
-                told = "; ".join(filter(None, [KINDS[kind].full, matched[kind].size_note, apart]))
+                start = (
+                    f"trained otherwise before it went on: {matched[kind].start_note}"
+                    if matched[kind].start_note
+                    else ""
+                )
+                told = "; ".join(filter(None, [KINDS[kind].full, matched[kind].size_note, start]))
                 lines.append(f"{matched[kind].value:>+8.2f}  {kind} ({told})")
             elif claim != HEADS and suggest:
                 lines.append(f"{'?':>8}  {kind} ({KINDS[kind].full}; not run with these options: {how})")

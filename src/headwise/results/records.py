@@ -33,8 +33,9 @@ OWN_FOLDERS = {
 GROUP_SIZES = {"natural": 7, "specialized": 4, "structured": 8}
 """Tasks per group of VTAB-1k. Averages exist only over all of them."""
 PRECISION, MAP, ACCURACY = "average_precision", "mAP", "accuracy"
-OTHERWISE = "otherwise"
-"""Key under which the provenance of a run that went on from another says in what they were trained differently."""
+FROM, OTHERWISE = "from", "otherwise"
+"""Of a run that goes on from another, the key of its configuration, identity and provenance that speaks of that; and,
+in the provenance, the key that says in what they were trained differently."""
 FEWSHOT, FEWSHOT_SETS = "fewshot", 5
 """The group of the few-shot sets, and their number."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -224,7 +225,7 @@ class PhaseResult:
             ResultError: naming ``path``.
         """
         with _damaged(path):
-            shapes.PHASE(raw, "")
+            shapes.phase(raw, "")
             values = _known(cls, raw)
             if isinstance(values.get("method"), Mapping):
                 # older code stored gates that do nothing in several ways: phases compare in one form
@@ -291,6 +292,12 @@ class Result:
     def epochs(self) -> int:
         """Epochs of all phases together."""
         return sum(phase.epochs for phase in self.phases)
+
+    @property
+    def otherwise(self) -> list[str]:
+        """In what the phases that it went on from were trained otherwise than its own; nothing of older records."""
+        before = self.provenance.get(FROM)
+        return list(before.get(OTHERWISE, ())) if isinstance(before, Mapping) else []
 
     @property
     def seconds(self) -> float:

@@ -29,6 +29,8 @@ from headwise.storage.plain import (
 )
 
 FORMAT = 1
+SEARCHED = ("scale", "ne", "score")
+"""What a search may choose beside fields of a method, in the order of records."""
 
 
 def _moment(value: Any, where: str) -> None:
@@ -69,7 +71,7 @@ _GATE = fields(
     {**dict.fromkeys(("mode", "score", "scope", "warmup", "count", "ratio", "budget", "score_data", "pooled"), scalar)}
     | {"scoring_seconds": maybe(_AMOUNT)},
 )
-_CHOSEN = fields({}, {"scale": scalar, "ne": scalar, "score": scalar, "fields": mapping})
+_CHOSEN = fields({}, {**dict.fromkeys(SEARCHED, scalar), "fields": mapping})
 _SEARCH = fields({}, {"num_trials": count, "searched": each(text), "edges": each(text), "chosen": maybe(_CHOSEN)})
 EXTRA = fields(
     {},
@@ -83,7 +85,7 @@ EXTRA = fields(
         "classes": fields(dict.fromkeys(("balanced_accuracy", "macro_f1"), within(0, 100))),
     },
 )
-_PHASE = fields(
+_PHASE_FIELDS = fields(
     {
         "label": text,
         "accuracy": maybe(number),
@@ -106,22 +108,19 @@ _PHASE = fields(
 )
 
 
-def _phase(value: Any, where: str) -> None:
+def phase(value: Any, where: str) -> None:
     """A phase, whose search names nothing but what it may have tried."""
-    _PHASE(value, where)
+    _PHASE_FIELDS(value, where)
     search = value.get("extra", {}).get("search") or {}
     searched, chosen = search.get("searched", ()), search.get("chosen")
     # records of older code do not say what was chosen: there it is the method that has the fields
     known = value.get("method", {}) if chosen is None else chosen.get("fields", {})
     for name in searched:
-        if name not in ("scale", "ne", "score") and (name not in known or name.startswith("_") or name == "label"):
+        if name not in SEARCHED and (name not in known or name.startswith("_") or name == "label"):
             raise Misfit(f"{where}.extra.search.searched must name fields of the method, got {name[:40]!r}")
     for name in search.get("edges", ()):
         if name not in searched:
             raise Misfit(f"{where}.extra.search.edges must be among what was searched, got {name[:40]!r}")
-
-
-PHASE: Shape = _phase
 
 
 def _if_mapping(shape: Shape) -> Shape:
@@ -138,7 +137,7 @@ RESULT = fields(
         "fingerprint": text,
         "labels": each(text),
         "provenance": fields({}, {"data": _DATA, "from": _FROM}),
-        "phases": each(PHASE),
+        "phases": each(phase),
     },
     {
         "format": _format,
@@ -151,3 +150,35 @@ RESULT = fields(
         "request": text,
     },
 )
+
+
+def _three(value: Any, where: str) -> None:
+    """A quartile, the median, a quartile."""
+    each(between(0, 1e6))(value, where)
+    if len(value) != 3:
+        raise Misfit(f"{where} must be three numbers, got {len(value)}")
+
+
+_RATIO = {
+    "contender": text,
+    "precision": text,
+    "pairs": each(anything),
+    "quartiles": _three,
+    "flop_ratio": between(0, 1e6),
+}
+MEASURED = fields(
+    {"backbone": fields({"name": text}), "batch": count, "results": each(fields(_RATIO))}, {"set": maybe(each(text))}
+)
+"""A record of benchmarks/method_cost.py."""
+_LINE = {
+    "method": text,
+    "variant": text,
+    "seed": count,
+    "epochs": count,
+    "parameters": count,
+    "older_code": anything,
+    "ms_per_step": maybe(number),
+    "peak_memory": maybe(count),
+}
+LINED_UP = each(fields({"title": text, "lines": each(fields(_LINE))}))
+"""The line-ups of an experiment, see `headwise.comparison.lineup`."""

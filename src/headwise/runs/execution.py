@@ -20,7 +20,7 @@ from headwise.methods.base import Method, build_method
 from headwise.network.backbone import Backbone, BackboneSpec
 from headwise.network.kept import Networks
 from headwise.network.portions import more_parts
-from headwise.protocol.earlier import FROM, LABEL, Earlier
+from headwise.protocol.earlier import LABEL, Earlier
 from headwise.protocol.plan import DEVICES, Plan
 from headwise.protocol.presets import preset_labels
 from headwise.protocol.recipe import Protocol
@@ -30,7 +30,7 @@ from headwise.report.ending import around
 from headwise.report.pictures import PICTURES, confusion, learning_curves, score_map
 from headwise.results import provenance
 from headwise.results.classes import CONFUSION, write_precisions
-from headwise.results.records import MAP, PRECISION
+from headwise.results.records import FROM, MAP, PRECISION
 from headwise.results.store import PhaseResult, PhaseStore, Result, ResultStore
 from headwise.runs.tracker import tracked
 from headwise.storage import atomic

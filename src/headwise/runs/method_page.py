@@ -30,19 +30,8 @@ from headwise.methods.base import Method
 from headwise.network.backbone import Backbone, BackboneSpec
 from headwise.protocol.described import CONF, described, method_names
 from headwise.results.records import Result
-from headwise.storage.plain import (
-    Misfit,
-    Shape,
-    anything,
-    between,
-    count,
-    each,
-    fields,
-    maybe,
-    number,
-    read_json,
-    text,
-)
+from headwise.results.shapes import LINED_UP, MEASURED
+from headwise.storage.plain import Misfit, Shape, read_json
 
 LINEUPS = ("methods", "methods_standins")
 """Experiments whose line-ups are kept in docs/results."""
@@ -242,36 +231,6 @@ def _counted(method: Any) -> list[tuple[str, str]]:
     return rows
 
 
-def _three(value: Any, where: str) -> None:
-    """A quartile, the median, a quartile."""
-    each(between(0, 1e6))(value, where)
-    if len(value) != 3:
-        raise Misfit(f"{where} must be three numbers, got {len(value)}")
-
-
-_RATIO = {
-    "contender": text,
-    "precision": text,
-    "pairs": each(anything),
-    "quartiles": _three,
-    "flop_ratio": between(0, 1e6),
-}
-_MEASURED = fields(
-    {"backbone": fields({"name": text}), "batch": count, "results": each(fields(_RATIO))}, {"set": maybe(each(text))}
-)
-_LINE = {
-    "method": text,
-    "variant": text,
-    "seed": count,
-    "epochs": count,
-    "parameters": count,
-    "older_code": anything,
-    "ms_per_step": maybe(number),
-    "peak_memory": maybe(count),
-}
-_LINED_UP = each(fields({"title": text, "lines": each(fields(_LINE))}))
-
-
 def _checked(file: Path, shape: Shape) -> Any:
     """What a kept file holds.
 
@@ -290,7 +249,7 @@ def _step(kept: Path | None, name: str) -> str:
     """What a step takes over one that trains the classifier alone, by the last record of benchmarks/method_cost.py."""
     found = ""
     for file in () if kept is None else sorted((kept.resolve().parents[1] / BENCHMARKS).glob("method_cost*.json")):
-        record = _checked(file, _MEASURED)
+        record = _checked(file, MEASURED)
         # with other options it is no step of this page's
         asked = () if record.get("set") or record.get("compile") else record["results"]
         for one in (one for one in asked if one["contender"] == name):
@@ -306,7 +265,7 @@ def _step(kept: Path | None, name: str) -> str:
 def _cost(kept: Path | None, label: str) -> str:
     """Time and memory of a step in the line-ups of methods, as they were run on one thread of a CPU."""
     files = [file for name in LINEUPS if (file := kept / f"{name}.json").is_file()] if kept else []
-    tables = [(file.stem, table) for file in files for table in _checked(file, _LINED_UP)]
+    tables = [(file.stem, table) for file in files for table in _checked(file, LINED_UP)]
     lines = [
         f"- {name}: {table['title']} ({line['variant']}, seed {line['seed']}, {line['epochs']} epochs): "
         f"{line['ms_per_step']:.0f} ms a step, peak memory {line['peak_memory'] / 2**20:,.0f} MiB, "

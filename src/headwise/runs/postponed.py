@@ -1,9 +1,8 @@
 """A package that lightning imports and a run hardly uses: its own code runs when something of it is asked for.
 
-Lightning takes two classes of torchmetrics, which loads scipy, transformers and all that it measures with. Nothing is
-replaced: whoever asks for anything else of it gets the package as it is. Names such as ``__author__`` alone do not load
-it. importlib's ``LazyLoader`` would load it at once. wandb, which timm imports, is left alone: its parts do not come
-without the whole.
+Lightning takes two classes of torchmetrics, which loads scipy, transformers and all that it measures with. These two
+come alone; whoever asks for anything else gets the package as it is. Names such as ``__author__``, for which Python
+asks every module, do not load it, as they would under importlib's ``LazyLoader``.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ def refusal(key: str, kind: Any, value: Any, name: str = "") -> str:
     nullable = type(None) in get_args(kind)
     if choices is not None:
         wrong = next((entry for entry in value if not _is_one(entry, choices)), value)
-        return f"{_unknown(key, shown(wrong, name))}{suggest(str(wrong), map(shown_choice, choices))}"
+        return f"{_unknown(key, shown(wrong, name))}{suggest(str(wrong), map(written, choices))}"
     choices = _choices(kind)
     if choices and isinstance(value, str) and all(isinstance(choice, str) for choice in choices):
         return f"{_unknown(key, shown(value, name))}{suggest(value, choices)}{', null' if nullable else ''}"
@@ -120,7 +120,7 @@ def describe(kind: Any) -> str:
         parts = get_args(kind)
         return " or ".join(dict.fromkeys(describe(part) for part in parts if part is not type(None)))
     if origin is Literal:
-        choices = [shown_choice(choice) for choice in get_args(kind)]
+        choices = [written(choice) for choice in get_args(kind)]
         return " or ".join(choices) if len(choices) < 3 else f"one of {', '.join(choices)}"
     if origin is not None and issubclass(origin, Mapping):
         kinds = [kind for kind in get_args(kind)[1:] if get_origin(kind) is Annotated]
@@ -133,19 +133,19 @@ def describe(kind: Any) -> str:
 
 def shown(value: Any, name: str = "") -> str:
     """A value as the user writes it for Hydra, on one line, not too long; nothing of a secret."""
-    text = _written(value, name)
+    text = _spelled(value, name)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _written(value: Any, name: str) -> str:
+def _spelled(value: Any, name: str) -> str:
     if is_secret(name):
         return HIDDEN
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{named(str(key))}: {_written(child, str(key))}" for key, child in value.items()) + "}"
+        return "{" + ", ".join(f"{named(str(key))}: {_spelled(child, str(key))}" for key, child in value.items()) + "}"
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        return "[" + ", ".join(_written(child, "") for child in value) + "]"
+        return "[" + ", ".join(_spelled(child, "") for child in value) + "]"
     return repr(value)
 
 
@@ -154,9 +154,9 @@ def named(key: str) -> str:
     return key if key.isprintable() and len(key) <= 80 else shown(key)
 
 
-def shown_choice(choice: Any) -> str:
+def written(choice: Any) -> str:
     """A value as the user writes it for Hydra, whole; text without quotes."""
-    return choice if isinstance(choice, str) else _written(choice, "")
+    return choice if isinstance(choice, str) else _spelled(choice, "")
 
 
 def nearest(name: str, keys: Collection[str], at: str = "") -> str | None:

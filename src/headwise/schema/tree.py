@@ -68,6 +68,8 @@ WANDB = Fields(
 LOGGERS = {"csv": CSV, "wandb": WANDB}
 CLASSES = {"backbone": "headwise.network.backbone.BackboneSpec", "protocol": "headwise.protocol.recipe.Protocol"}
 """Groups that are one class of ours."""
+FOUND = ("num_classes", "class_names")
+"""Of a user's own task, what is found in the images where it is null."""
 HYDRA = {"_target_": Text, "_recursive_": bool, "_convert_": Literal["none", "partial", "object", "all"]}
 """What hydra reads of a node with a class."""
 
@@ -157,6 +159,8 @@ def _nodes(path: str, node: Mapping[str, Any]) -> Iterator[ConfigPart]:
         raise ConfigError(f"{path}._target_ must be the dotted name of a class, got {shown(target)}")
     # the authors' value for the task is filled in afterwards: until then the word stands for a number
     later = [name for name, value in node.items() if value == PUBLISHED and "label" in node]
+    if path == "dataset" and node.get("group") == "own":
+        later += [name for name in FOUND if name in node and node[name] is None]
     try:
         fields = node_fields(target)
     except ConfigError as error:

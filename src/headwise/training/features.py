@@ -89,8 +89,8 @@ def are_fixed(method: Method, augment: str) -> bool:
 def inputs(method: Method, module: PhaseModule, data: VTABDataModule, trainer: L.Trainer, epochs: int) -> Inputs:
     """Features where they are fixed (`are_fixed`); else the images.
 
-    The same numbers come of it: features are
-    those of batches as large as those of training and of testing. Without epochs to train nothing would be gained.
+    The same numbers come of it: features are those of batches as large as those of training and of testing. Without
+    epochs to train nothing would be gained.
     """
     images = data.test_dataloader()
     plain = Inputs(data.train_dataloader(), images)

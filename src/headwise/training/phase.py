@@ -37,7 +37,7 @@ from headwise.training.address import (
     write_tensors,
 )
 from headwise.training.consistency import Disturbed
-from headwise.training.features import Inputs, inputs
+from headwise.training.features import Inputs, are_fixed, inputs
 from headwise.training.machine import attended
 from headwise.training.module import PhaseModule, number_of, reseed
 from headwise.training.progress import History, Progress
@@ -208,7 +208,8 @@ def _fit(
         work.say(f"{title}: resuming after its last saved epoch")
     fed = inputs(run.method, phase.module, work.data, trainer, epochs)
     phase.selection.test = fed.test
-    blocks = work.net.compiled() if work.machine.compile else contextlib.nullcontext()
+    is_compiled = work.machine.compile and not are_fixed(run.method, work.data.augment)  # else no step passes a block
+    blocks = work.net.compiled() if is_compiled else contextlib.nullcontext()
     with attended(trainer, work.net), blocks:
         trainer.fit(phase.module, fed.train, ckpt_path=resume, weights_only=True)
     return Fitted(trainer, history, fed)

@@ -180,11 +180,11 @@ class DatasetsSource:
     def _images(self, shard: Shard, column: str, looked_at: own.LookedAt) -> list[tuple[Digest, Facts]]:
         """What the image of each row is; read again only where its file has changed since it was looked at."""
         remembered, stamp = Remembered("rows", f"{shard.file}\0{column}"), shard.stamp
-        found = []
         kept = [remembered.get(str(number), stamp) for number in range(1, shard.count + 1)]
         known = [Digest(*row) for row in kept if row is not None and row[0] in looked_at.facts]
         if len(known) == shard.count:
             return [(digest, looked_at.facts[digest.sha256]) for digest in known]
+        found = []
         for number, values in enumerate(shard.rows([column]), start=1):
             held = self._held(shard, values[column], number)
             # an image beside the shard changes without it

@@ -61,11 +61,13 @@ class Shard:
         Raises:
             DataError: if there is none of them.
         """
-        files = [self.file] if self.table is None else sorted(self.file.iterdir())
         try:
+            files = [self.file] if self.table is None else sorted(self.file.iterdir())
             states = [stamp_of(file.stat()) for file in files]
         except OSError as error:
             raise DataError(f"{self.file}: cannot be read ({error.strerror})") from error
+        if not states:
+            raise DataError(f"{self.file}: cannot be read (it is empty)")
         # of a folder as many numbers as of a file: no file can change without a later time of its state
         sizes, *times = zip(*states, strict=True)
         return [sum(sizes), *map(max, times)]
