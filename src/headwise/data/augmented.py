@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as V
 
-from headwise.data.augment import FILL, NUM_OPS, Drawn, draw
+from headwise.data.augment import FILL, NUM_OPS, draw
 
 Values = Callable[[float, float, int], Sequence[float]]
 Operation = Callable[[Tensor, Tensor], Tensor]
@@ -150,4 +150,4 @@ OPERATIONS: tuple[tuple[Values, Operation], ...] = (
     (lambda m, sign, size: (1.0, 0.0, -_shift(m, sign, size), 0.0, 1.0, 0.0), _moved),
     (lambda m, sign, size: (1.0, 0.0, 0.0, 0.0, 1.0, -_shift(m, sign, size)), _moved),
 )
-"""As `headwise.data.augment.OPERATIONS`: of strength, sign and S the numbers of one image, and what is done with them."""
+"""As `headwise.data.augment.OPERATIONS`: from strength, sign and S the numbers of one image, and what they do."""
