@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from headwise.data.decode import NATIVE_LIMIT, RESIZES, check_resize
 from headwise.data.notices import say_once
-from headwise.data.pixels import Pixels, decoder
+from headwise.data.pixels import CHUNK, Pixels, decoder
 from headwise.errors import ConfigError, DataError, HeadwiseError
 from headwise.storage import atomic
 from headwise.storage.claims import Claim, describe
@@ -243,7 +243,11 @@ def _read(folder: Path, fresh: bool = False) -> Pixels:
 
 def _in_memory(pixels: Pixels) -> Pixels:
     """Kept images as if they had been decoded: no batch reads a file."""
-    planes = np.array(pixels.images.transpose(0, 3, 1, 2), order="C")
+    mapped_planes = pixels.images.transpose(0, 3, 1, 2)
+    planes = np.empty(mapped_planes.shape, dtype=np.uint8)
+    for start in range(0, len(planes), CHUNK):
+        planes[start : start + CHUNK] = mapped_planes[start : start + CHUNK]
+        release(pixels.images)  # else the images would be there twice
     return replace(pixels, images=planes.transpose(0, 2, 3, 1))
 
 
