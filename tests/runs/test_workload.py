@@ -59,6 +59,9 @@ def test_both_phases_are_as_long_as_the_control_of_their_length() -> None:
 def test_what_is_no_number_is_left_to_the_run() -> None:
     odd: dict[str, Any] = {"epochs": "many", "search": {"scale": 1, "fields": []}}
     assert work({"method": {"epochs": True}, "protocol": odd, "dataset": {"shots": -1}, "backbone": {}}) > 0
+    assert (
+        estimate("protocol.epochs=${nowhere}") == estimate("~backbone") == estimate("backbone=vit_nano", "~method") == 0
+    )
 
 
 def handed_out(root: Path, amounts: dict[str, float] | None) -> list[str]:

@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
+NODES = ("method", "protocol", "dataset", "backbone")
 TRAIN_IMAGES = 1000
 """Of a VTAB-1k task; of other sets nothing is known before their images are read."""
 SIZES = {"nano": 0.02, "tiny": 0.07, "small": 0.26, "base": 1.0, "large": 3.5, "huge": 9.5, "giant": 15.0}
@@ -22,22 +24,25 @@ FORWARD_AND_BACK = 3
 def work_of(loader: Any, master: Any, job: Sequence[str]) -> float:
     """The work of a job of a sweep, from what hydra's loader composes of its overrides and the `master` configuration.
 
-    The unit is the forward pass of one image of 224 pixels through a base network.
+    The unit is the forward pass of one image of 224 pixels through a base network. A job with a node that is missing or
+    has no value counts as none: it fails at once, and says why itself.
     """
     cfg = loader.load_sweep_config(master, list(job))
-    parts = {
-        name: OmegaConf.to_container(cfg[name], resolve=True) for name in ("method", "protocol", "dataset", "backbone")
-    }
-    return work(parts)
+    try:
+        return work({name: OmegaConf.to_container(cfg[name], resolve=True) for name in NODES})
+    except (OmegaConfBaseException, ValueError):
+        return 0.0
 
 
 def work(config: Mapping[str, Any]) -> float:
-    """The same of a configuration's nodes method, protocol, dataset and backbone, as plain data."""
-    protocol, dataset, backbone = config["protocol"], config["dataset"], config["backbone"]
+    """The same of a configuration's `NODES`, as plain data."""
+    if not all(isinstance(config[name], Mapping) for name in NODES):
+        return 0.0
+    method, protocol, dataset, backbone = (config[name] for name in NODES)
     shots, classes = _number(dataset.get("shots"), 0), _number(dataset.get("num_classes"), 1)
     train = _number(protocol.get("train_images"), shots * classes or TRAIN_IMAGES)
     test = _number(protocol.get("test_images"), _number(dataset.get("num_test"), 0))
-    epochs = _epochs(config["method"], _number(protocol.get("epochs"), 1))
+    epochs = _epochs(method, _number(protocol.get("epochs"), 1))
     training = FORWARD_AND_BACK * epochs * train
     looks = epochs / _number(protocol.get("select_every"), 10) if protocol.get("select") == "best_test" else 0
     return (training * (1 + _trials(protocol.get("search"))) + (1 + looks) * test) * _size(backbone)

@@ -218,10 +218,11 @@ class PhaseModule(L.LightningModule):
     def _fuses(self) -> bool | None:
         """Whether AdamW takes one pass over all tensors, as it can on a GPU; None: as torch chooses.
 
-        Not where gradients are clipped: Lightning refuses to clip those of fused optimisers.
+        Not where somebody looks at gradients before the step: fused optimisers divide those of fp16 by their scale
+        within it, and Lightning refuses to clip theirs.
         """
         is_gpu = all(parameter.device.type == "cuda" for parameter in self.net.parameters())
-        return True if is_gpu and self.protocol.clip is None else None
+        return True if is_gpu and self.protocol.clip is None and self.protocol.precision != "fp16" else None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the method's tensors only."""
