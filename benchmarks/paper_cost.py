@@ -31,7 +31,6 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
-from torch.utils.flop_counter import FlopCounterMode
 
 from headwise.cli import earlier_record, script
 from headwise.commands.arguments import Parser, record_file
@@ -51,8 +50,8 @@ from headwise.storage import atomic
 from headwise.storage.plain import every, fields, flag, whole
 from headwise.training.address import chain
 from headwise.training.features import are_fixed
+from headwise.training.utilisation import PEAKS, counter
 from headwise.updates.gate import Gate
-from stepping import in_place_flops
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -111,7 +110,7 @@ class GPU:
 CARD = GPU(
     name="NVIDIA GeForce RTX 3090",
     rates={"vit_b16_in21k": (385.62, 1132.21), "swin_b_in22k": (279.66, 832.60)},
-    peaks={"bf16": 71e12, "fp32": 35.6e12},
+    peaks={precision: PEAKS["NVIDIA GeForce RTX 3090"][precision] for precision in ("bf16", "fp32")},
     sources=(
         "huggingface/pytorch-image-models results/benchmark-train-amp-nchw-pt112-cu113-rtx3090.csv, "
         "deit_base_distilled_patch16_224 (ViT-B/16 and one token), swin_base_patch4_window7_224",
@@ -124,7 +123,7 @@ CARD = GPU(
 LARGE = GPU(
     name="NVIDIA H200",
     share=0.35,
-    peaks={"bf16": 989e12, "tf32": 495e12},
+    peaks={precision: PEAKS["NVIDIA H200"][precision] for precision in ("bf16", "tf32")},
     sources=(
         "NVIDIA H200 datasheet: 1,979 TFLOPS BF16 and 989 TFLOPS TF32 with sparsity, half of it dense",
         "35 % of the peak: assumed",
@@ -282,16 +281,12 @@ def _counted(method: Method, backbone: str) -> Cost:
 
 def _count(net: Backbone, number: int, train: bool) -> int:
     tunable = [parameter for parameter in net.parameters() if parameter.requires_grad]
-    in_place = {torch.ops.aten.addmm_: in_place_flops, torch.ops.aten.baddbmm_: in_place_flops}
-    with (
-        torch.set_grad_enabled(train),
-        FlopCounterMode(display=False, custom_mapping=in_place) as counter,
-    ):
+    with torch.set_grad_enabled(train), counter() as counted:
         images = torch.randn(number, 3, net.img_size, net.img_size)
         loss = F.cross_entropy(net(images).float(), torch.zeros(number, dtype=torch.long))
         if train:
             torch.autograd.grad(loss, tunable, allow_unused=True)
-    return int(counter.get_total_flops())
+    return int(counted.get_total_flops())
 
 
 def bill(jobs: Iterable[Sequence[str]], seen: set[Any] | None = None) -> Bill:

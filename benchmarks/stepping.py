@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import gc
 import json
-import math
 import os
 import platform
 import statistics
@@ -29,7 +28,6 @@ import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from headwise.commands.arguments import THREADS, Parser, Whole, record_file
 from headwise.errors import suggest
@@ -37,6 +35,7 @@ from headwise.methods.base import Installed
 from headwise.network.backbone import ATTENTION, Backbone
 from headwise.network.compiling import compiled
 from headwise.storage import atomic
+from headwise.training.utilisation import counter
 
 NUM_CLASSES = 100
 
@@ -157,15 +156,9 @@ class Step:
 
     def flops(self) -> int:
         """Multiplications and additions of the step's matrix products and attention."""
-        in_place = {torch.ops.aten.addmm_: in_place_flops, torch.ops.aten.baddbmm_: in_place_flops}
-        with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
+        with counter() as counted:
             self.run()
-        return int(counter.get_total_flops())
-
-
-def in_place_flops(_: Sequence[int], left: Sequence[int], right: Sequence[int], *__: Any, **___: Any) -> int:
-    """Arithmetic of ``addmm_`` and ``baddbmm_``, which torch's counter leaves out, from the factors' shapes."""
-    return 2 * math.prod(left) * right[-1]
+        return int(counted.get_total_flops())
 
 
 def synchronize(images: Tensor) -> None:

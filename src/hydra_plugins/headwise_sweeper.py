@@ -52,9 +52,15 @@ class ResumingSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run the sweep; returns the accuracy of every job."""
+        from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+
         from headwise.runs.sweep import Sweep, jobs_of
+        from headwise.runs.workload import work_of
 
         if self.config is None:
             raise RuntimeError("setup() comes before sweep()")
         jobs = jobs_of(self.params, arguments, self.loader)
-        return Sweep(self.config, jobs, self.launcher.launch, functools.partial(self.loader.check, self.config)).run()
+        check = functools.partial(self.loader.check, self.config)
+        work = functools.partial(work_of, self.loader, self.config)
+        by_turns = isinstance(self.launcher, BasicLauncher)
+        return Sweep(self.config, jobs, self.launcher.launch, check, None if by_turns else work).run()

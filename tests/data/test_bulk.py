@@ -122,6 +122,65 @@ def test_a_file_is_read_again_not_decoded_and_named_by_content(tmp_path: Path, c
     assert moved.load(task, "test", 32).images[3].max() == 0 and len(kept()) == 6
 
 
+class Decoded:
+    """Counts the images that are decoded; more bytes than `worth` are kept for later."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, worth: int) -> None:
+        self.count = 0
+        decode = folder.decode_all
+
+        def counted(files: Any, *arguments: Any, **options: Any) -> Any:
+            self.count += len(files)
+            return decode(files, *arguments, **options)
+
+        monkeypatch.setattr(bulk, "WORTH", worth)
+        monkeypatch.setattr(folder, "decode_all", counted)
+
+
+@pytest.mark.parametrize("sizes", SETS.values(), ids=SETS.keys())
+def test_what_fits_into_memory_is_decoded_by_one_process(
+    tmp_path: Path, sizes: list[int], monkeypatch: pytest.MonkeyPatch, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    task, decoded = sized(tmp_path, sizes), Decoded(monkeypatch, 100)
+    first = FolderSource(tmp_path).load(task, "test", 32)
+    once = decoded.count
+    again = FolderSource(tmp_path).load(task, "test", 32)
+    assert decoded.count == once and "kept for later runs" in caplog.text
+    np.testing.assert_array_equal(first.images, again.images)
+    assert first.images.strides == again.images.strides, "sums depend on how a tensor lies"
+    assert first.keys == again.keys and first.provenance == again.provenance
+    assert bulk.mapped(again.images) is None and type(again.images) is np.ndarray
+    np.testing.assert_array_equal(first.labels, again.labels)
+
+
+def test_few_images_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    task, decoded = sized(tmp_path, [120] * 10), Decoded(monkeypatch, 10**6)
+    for _ in range(2):
+        FolderSource(tmp_path).load(task, "test", 32)
+    assert decoded.count == 20 and not (cache / "pixels").exists()
+
+
+@each("free", [0, bulk.MARGIN])
+def test_without_room_images_are_decoded_each_time(free: int, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HEADWISE_CACHE", str(tmp_path / "cache"))
+        patch.setattr(bulk.shutil, "disk_usage", lambda _: type("Usage", (), {"free": free}))
+        task, decoded = sized(tmp_path / str(free), [120] * 10), Decoded(patch, 100)
+        for _ in range(2):
+            assert len(FolderSource(tmp_path / str(free)).load(task, "test", 32).images) == 10
+    assert decoded.count == 20
+
+
+def test_decoding_shows_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    monkeypatch.setattr(bulk.sys.stderr, "isatty", lambda: True, raising=False)
+    task, _ = sized(tmp_path, [120] * 10), Decoded(monkeypatch, 100)
+    shown: list[int] = []
+    progress = "rich.progress.Progress.advance"
+    monkeypatch.setattr(progress, lambda self, task, advance: shown.append(advance))
+    FolderSource(tmp_path).load(task, "test", 32)
+    assert shown == [4, 4, 2]
+
+
 def test_it_is_said_with_size_and_place(tmp_path: Path, caplog: pytest.LogCaptureFixture, cache: Path) -> None:
     source = FolderSource(tmp_path, SMALL)
     task = sized(tmp_path, [120] * 10)

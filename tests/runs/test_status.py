@@ -66,6 +66,35 @@ def test_every_state(tmp_path):
     assert json.loads(json.dumps(status.to_json()))["counts"] == status.counts
 
 
+@pytest.mark.parametrize(
+    ("peak", "gib", "said"),
+    [
+        (
+            2 * 2**30,
+            24.0,
+            "at most 2.0 of 24 GiB in training; 7 runs at once with hydra.launcher.ray.remote.num_gpus=0.142",
+        ),
+        (20 * 2**30, 24.0, "at most 20.0 of 24 GiB in training"),
+        (2**20, 140.0, "at most 0.0 of 140 GiB in training; 16 runs at once"),
+    ],
+)
+def test_how_many_runs_a_gpu_has_memory_for(tmp_path, peak, gib, said):
+    phases = [phase(peak_memory=peak // 2), phase(peak_memory=peak)]
+    finish(tmp_path, JOBS[0], phases=phases, machine={"accelerator": "a GPU", "accelerator_gib": gib})
+    finish(tmp_path, JOBS[1], phases=[phase(peak_memory=2**40)], machine={"accelerator": "cpu"})
+    status = survey(tmp_path, ASKED, FOLDERS)
+    line = next(line for line in text(status, "e").splitlines() if line.startswith("GPU memory: "))
+    assert said in line and (" runs at once" in line) == (" runs at once" in said)
+    assert status.to_json()["gpu"]["peak_memory"] == peak
+
+
+@pytest.mark.parametrize("gib", [None, "24", True, 0, -1])
+def test_without_a_gpu_or_its_size_nothing_is_said_of_memory(tmp_path, gib):
+    finish(tmp_path, JOBS[0], phases=[phase(peak_memory=2**30)], machine={"accelerator_gib": gib})
+    status = survey(tmp_path, ASKED, FOLDERS)
+    assert status.shares is None and "GPU memory" not in text(status, "e")
+
+
 def test_nothing_yet_and_everything(tmp_path):
     status = survey(tmp_path, ASKED, FOLDERS)
     assert status.counts["missing"] == 8

@@ -309,6 +309,7 @@ def _retest(net: Backbone, installed: Installed, data: VTABDataModule, protocol:
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
+    data.place(machine.device)
     with attended(trainer, net, "stopped by the user"):
         (outcome,) = trainer.test(module, data.test_dataloader(), verbose=False)
     return float(outcome["test_accuracy"])

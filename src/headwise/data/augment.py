@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -76,23 +77,49 @@ def generator(seed: int, phase: int, epoch: int, step: int) -> np.random.Generat
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "big")))
 
 
-def augment(images: Tensor, size: int, random: np.random.Generator) -> Tensor:
-    """Augment a batch, (B, C, H, W) uint8, for training: (B, 3, S, S) uint8, S its `size`; one channel is repeated."""
-    return torch.stack([_one(image.expand(3, -1, -1), size, random) for image in images])
+class Drawn(NamedTuple):
+    """What was drawn for one image.
+
+    Attributes:
+        crop: top, left, height and width, pixels.
+        is_flipped: whether left and right change places.
+        operations: number in `OPERATIONS`, strength in 0..1 and sign of each; None where it is not carried out.
+        jitter: factors of brightness, contrast and saturation.
+    """
+
+    crop: tuple[int, int, int, int]
+    is_flipped: bool
+    operations: tuple[tuple[int, float, float] | None, ...]
+    jitter: tuple[float, float, float]
 
 
-def _one(image: Tensor, size: int, random: np.random.Generator) -> Tensor:
-    top, left, height, width = _crop(image.shape[-2], image.shape[-1], random)
-    image = V.resized_crop(image, top, left, height, width, [size, size], InterpolationMode.BICUBIC, antialias=True)
-    if random.random() < 0.5:
-        image = V.horizontal_flip(image)
+def draw(height: int, width: int, random: np.random.Generator) -> Drawn:
+    """Draw for the next image of a batch, `height` times `width` pixels."""
+    crop, is_flipped = _crop(height, width, random), random.random() < 0.5
+    operations = []
     for _ in range(NUM_OPS):
-        operation = OPERATIONS[random.integers(len(OPERATIONS))]
+        number = int(random.integers(len(OPERATIONS)))
         strength = min(max(random.normal(MAGNITUDE, MAGNITUDE_STD), 0.0), 10.0) / 10
         sign, chance = (1.0 if random.random() < 0.5 else -1.0), random.random()
-        if chance < CHANCE:
-            image = operation(image, strength, sign)
+        operations.append((number, strength, sign) if chance < CHANCE else None)
     brightness, contrast, saturation = random.uniform(1 - JITTER, 1 + JITTER, 3).tolist()
+    return Drawn(crop, is_flipped, tuple(operations), (brightness, contrast, saturation))
+
+
+def augment(images: Tensor, size: int, random: np.random.Generator) -> Tensor:
+    """Augment a batch, (B, C, H, W) uint8, for training: (B, 3, S, S) uint8, S its `size`; one channel is repeated."""
+    images = images.expand(-1, 3, -1, -1)
+    drawn = [draw(images.shape[-2], images.shape[-1], random) for _ in images]
+    return torch.stack([_one(image, size, its) for image, its in zip(images, drawn, strict=True)])
+
+
+def _one(image: Tensor, size: int, drawn: Drawn) -> Tensor:
+    image = V.resized_crop(image, *drawn.crop, [size, size], InterpolationMode.BICUBIC, antialias=True)
+    if drawn.is_flipped:
+        image = V.horizontal_flip(image)
+    for number, strength, sign in filter(None, drawn.operations):
+        image = OPERATIONS[number](image, strength, sign)
+    brightness, contrast, saturation = drawn.jitter
     image = V.adjust_brightness(image, brightness)
     image = V.adjust_contrast(image, contrast)
     return V.adjust_saturation(image, saturation)

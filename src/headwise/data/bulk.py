@@ -1,5 +1,6 @@
 """The images of a split as one array: in memory, or in a file of ``$HEADWISE_CACHE/pixels`` where they are too many.
 
+What fits into the memory but takes long to decode is kept in such a file as well, for the next process.
 Images come in chunks, and each is held once, colour plane by colour plane, which is how a network takes them. A file is
 written under a claim beside its place and renamed when it is whole; it is named by the content of what it was made
 from, and checked by hash when it is opened for the first time. No torch.
@@ -9,15 +10,17 @@ Legend: N images, H, W height and width, S the side of the square that the netwo
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
 import math
 import mmap
 import shutil
+import sys
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +29,8 @@ from numpy.typing import NDArray
 
 from headwise.data.decode import NATIVE_LIMIT, RESIZES, check_resize
 from headwise.data.notices import say_once
-from headwise.data.pixels import Pixels, decoder
-from headwise.errors import ConfigError, DataError
+from headwise.data.pixels import CHUNK, Pixels, decoder
+from headwise.errors import ConfigError, DataError, HeadwiseError
 from headwise.storage import atomic
 from headwise.storage.claims import Claim, describe
 from headwise.storage.hashes import cache_folder, file_sha256, sha256_of
@@ -35,6 +38,8 @@ from headwise.storage.plain import STORES, read_json
 
 MEMORY = 1.0
 """GiB of decoded images of one split that are held in memory unless told otherwise."""
+WORTH = 128 << 20
+"""Bytes of decoded images from which a split is kept for later runs: 1,000 images of 224 pixels are 150 MB."""
 MARGIN = 256 << 20
 """Bytes that stay free on the disk."""
 REVISION = 1
@@ -86,9 +91,10 @@ class Bulk:
         check_resize(self.resize)
         # an upper bound: whether images stay native is known when they have been read
         largest = self.count * self.channels * max(self.size, NATIVE_LIMIT) ** 2
-        kept = self._place() if largest > self._limit else None
+        kept = self._place() if largest > min(self._limit, WORTH) else None
         if kept is not None and kept.is_dir():
-            return _read(kept)
+            pixels = _read(kept)
+            return pixels if pixels.images.nbytes > self._limit else _in_memory(pixels)
         try:
             return self._gather(kept, shrink=False)
         # images of one small size came first and others after them: from the beginning, all of them resized
@@ -113,6 +119,8 @@ class Bulk:
             raise DataError(f"{self.title}: there is no image")
         shape = (self.count, *head.shape[1:])
         planes = itertools.chain([head], planes)
+        if kept is not None:
+            planes = _watched(planes, f"{self.title}: decoding", self.count)
         if math.prod(shape) > self._limit and kept is not None:
             return self._keep(kept, shape, stream, planes)
         images, done = np.empty(shape, dtype=np.uint8), 0
@@ -123,7 +131,23 @@ class Bulk:
                 images[done - len(piece) : done] = piece
         if done != self.count:
             raise DataError(f"{self.title}: the source gave {done} of {self.count} images")
+        if kept is not None and images.nbytes >= WORTH:
+            self._save(kept, images, stream)
         return Pixels(images.transpose(0, 2, 3, 1), stream.classes, tuple(stream.keys), stream.facts)
+
+    def _save(self, folder: Path, images: Array, stream: Stream) -> None:
+        """Keep images, (N, C, H, W), for later runs; where that fails, those decode them again."""
+        what = f"{self.title}: {len(images):,} decoded images"
+        with (
+            contextlib.suppress(HeadwiseError, OSError),
+            Claim(folder.parent / ".claims" / folder.name, wait=False),
+        ):
+            if not folder.is_dir():
+                check_room(folder.parent, images.nbytes, what)
+                self._put(folder, images.shape, stream, iter([images]))
+                say_once(
+                    f"{what} are kept for later runs in {folder} ({images.nbytes / 1e9:.1f} GB); it may be removed"
+                )
 
     def _keep(self, folder: Path, shape: tuple[int, ...], stream: Stream, planes: Iterator[Array]) -> Pixels:
         """Write the images to a file, unless another process has meanwhile."""
@@ -136,24 +160,29 @@ class Bulk:
             # written by another process while this one waited for the claim
             if folder.is_dir():
                 return _read(folder)
-            # under the claim nobody else writes here: what lies there is of a process that was killed
-            for leftover in root.glob(f".building-{folder.name}-*"):
-                shutil.rmtree(leftover, ignore_errors=True)
             check_room(root, math.prod(shape), images)
             say_once(
                 f"{images} are more than data.memory={self.memory:g} GiB and are kept in {folder} "
                 f"({math.prod(shape) / 1e9:.1f} GB); it may be removed when no run uses it"
             )
-            part = root / f".building-{folder.name}-{uuid.uuid4().hex[:8]}"
-            try:
-                with atomic.errors_naming(folder):
-                    self._write(part, shape, stream, planes)
-                    part.rename(folder)
-                    atomic.flush(root)
-            finally:
-                shutil.rmtree(part, ignore_errors=True)
+            self._put(folder, shape, stream, planes)
         # its files were hashed as they were written
         return _read(folder, fresh=True)
+
+    def _put(self, folder: Path, shape: tuple[int, ...], stream: Stream, planes: Iterator[Array]) -> None:
+        """Write a folder, whole or not at all; the caller has claimed it."""
+        root = folder.parent
+        # under the claim nobody else writes here: what lies there is of a process that was killed
+        for leftover in root.glob(f".building-{folder.name}-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        part = root / f".building-{folder.name}-{uuid.uuid4().hex[:8]}"
+        try:
+            with atomic.errors_naming(folder):
+                self._write(part, shape, stream, planes)
+                part.rename(folder)
+                atomic.flush(root)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
 
     def _write(self, part: Path, shape: tuple[int, ...], stream: Stream, planes: Iterator[Array]) -> None:
         part.mkdir(parents=True)
@@ -210,6 +239,31 @@ def _read(folder: Path, fresh: bool = False) -> Pixels:
         return Pixels(planes.transpose(0, 2, 3, 1), np.array(labels), tuple(meta["keys"]), dict(meta["facts"]))
     except (OSError, ValueError, KeyError, TypeError, EOFError, ConfigError) as error:
         raise DataError(f"{folder} is damaged ({error}); remove it and run again") from error
+
+
+def _in_memory(pixels: Pixels) -> Pixels:
+    """Kept images as if they had been decoded: no batch reads a file."""
+    mapped_planes = pixels.images.transpose(0, 3, 1, 2)
+    planes = np.empty(mapped_planes.shape, dtype=np.uint8)
+    for start in range(0, len(planes), CHUNK):
+        planes[start : start + CHUNK] = mapped_planes[start : start + CHUNK]
+        release(pixels.images)  # else the images would be there twice
+    return replace(pixels, images=planes.transpose(0, 2, 3, 1))
+
+
+def _watched(pieces: Iterator[Array], title: str, count: int) -> Iterator[Array]:
+    """Pieces of `count` images, on a terminal with a bar that tells how far they are."""
+    if not sys.stderr.isatty():
+        yield from pieces
+        return
+    from rich.console import Console  # only here
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=count)
+        for piece in pieces:
+            yield piece
+            bar.advance(task, len(piece))
 
 
 def _mapped(file: Path, entry: dict[str, Any], fresh: bool) -> NDArray[Any]:

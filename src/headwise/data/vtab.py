@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from headwise.data import augment as augmentation
-from headwise.data.bulk import release
+from headwise.data.ahead import CPU, Batch, ahead, brought
+from headwise.data.augmented import augment_batch
+from headwise.data.bulk import mapped, release
 from headwise.data.decode import check_resize
 from headwise.data.preparation import Preparation
 from headwise.data.sources import Pixels, Source
@@ -29,7 +30,8 @@ from headwise.errors import ConfigError, DataError, check_choice
 
 __all__ = ["EvalBatches", "TrainBatches", "VTABDataModule", "VTABTask"]
 
-Batch = tuple[Tensor, Tensor]
+RESIDENT = 1 << 30
+"""Bytes of training images that lie on a GPU as a whole; of more, each batch is brought there."""
 
 
 class TrainBatches:
@@ -47,6 +49,7 @@ class TrainBatches:
         drop_last: leave out the last, smaller batch; None: only if there is more than one batch.
         shuffle: False gives the stored order and every image.
         size: S, if the images are to be augmented (see ``headwise.data.augment``); None: they are not.
+        device: where batches are made; images that are a Tensor lie there, as labels do.
     """
 
     def __init__(
@@ -59,8 +62,9 @@ class TrainBatches:
         drop_last: bool | None = None,
         shuffle: bool = True,
         size: int | None = None,
+        device: torch.device = CPU,
     ) -> None:
-        self.size = size
+        self.size, self.device = size, device
         self.images, self.labels = images, labels
         self.batch_size, self.seed, self.phase, self.shuffle = batch_size, seed, phase, shuffle
         self.drop_last = len(images) > batch_size if drop_last is None else drop_last
@@ -90,47 +94,56 @@ class TrainBatches:
         return full + (1 if rest and not self.drop_last else 0)
 
     def __iter__(self) -> Iterator[Batch]:
-        order = self.order(self.epoch)
-        if self.size is None:
-            for step in range(len(self)):
-                yield self._batch(order, step, self.epoch)
-            return
-        with ThreadPoolExecutor(1) as ahead:  # the next batch is augmented while the network learns from this one
-            upcoming = ahead.submit(self._batch, order, 0, self.epoch)
-            for step in range(1, len(self) + 1):
-                batch = upcoming.result()
-                if step < len(self):
-                    upcoming = ahead.submit(self._batch, order, step, self.epoch)
-                yield batch
+        order, epoch = self.order(self.epoch), self.epoch
+        there = order.to(self.device)
 
-    def _batch(self, order: Tensor, step: int, epoch: int) -> Batch:
-        chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
+        def make(step: int) -> Batch:
+            part = slice(step * self.batch_size, (step + 1) * self.batch_size)
+            images = self._images(order[part], there[part])
+            if self.size is not None:
+                random = augmentation.generator(self.seed, self.phase, epoch, step)
+                augment = augmentation.augment if images.device.type == "cpu" else augment_batch
+                images = augment(images, self.size, random)
+            return images, self.labels[there[part]]
+
+        # taking rows of a tensor is no work that would be worth a thread
+        takes_long = self.size is not None or (self.device.type != "cpu" and not isinstance(self.images, Tensor))
+        yield from ahead(make, len(self), self.device) if takes_long else map(make, range(len(self)))
+
+    def _images(self, chosen: Tensor, there: Tensor) -> Tensor:
+        """Images at these positions, which are given on the CPU and on the device."""
         if isinstance(self.images, Tensor):
-            images = self.images[chosen]
-        else:
-            images = torch.from_numpy(self.images[chosen.numpy()])
-            release(self.images)
-        if self.size is not None:
-            random = augmentation.generator(self.seed, self.phase, epoch, step)
-            images = augmentation.augment(images, self.size, random)
-        return images, self.labels[chosen]
+            return self.images[there]
+        images = torch.from_numpy(self.images[chosen.numpy()])
+        release(self.images)
+        return brought(images, self.device)
 
 
 class EvalBatches:
-    """Batches of a split, (N, H, W, C) uint8, in its own order, every image once. The images may be memory-mapped."""
+    """Batches of a split, (N, H, W, C) uint8, in its own order, every image once. The images may be memory-mapped.
 
-    def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.int64], batch_size: int) -> None:
-        self.images, self.labels, self.batch_size = images, labels, batch_size
+    For a GPU as `device` each batch is brought there while the one before it is computed.
+    """
+
+    def __init__(
+        self, images: NDArray[np.uint8], labels: NDArray[np.int64], batch_size: int, device: torch.device = CPU
+    ) -> None:
+        self.images, self.labels, self.batch_size, self.device = images, labels, batch_size, device
 
     def __len__(self) -> int:
         return -(-len(self.images) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        for start in range(0, len(self.images), self.batch_size):
-            chosen = slice(start, start + self.batch_size)
-            images = to_tensor(self.images[chosen])
-            release(self.images)
-            yield images, torch.from_numpy(np.array(self.labels[chosen]))
+        # on a CPU a thread would take its time from the network
+        is_cpu, count = self.device.type == "cpu", len(self)
+        yield from map(self._batch, range(count)) if is_cpu else ahead(self._batch, count, self.device)
+
+    def _batch(self, step: int) -> Batch:
+        chosen = slice(step * self.batch_size, (step + 1) * self.batch_size)
+        images = to_tensor(self.images[chosen])
+        release(self.images)
+        labels = torch.from_numpy(np.array(self.labels[chosen]))
+        return brought(images, self.device), brought(labels, self.device)
 
 
 class VTABDataModule(L.LightningDataModule):
@@ -188,7 +201,13 @@ class VTABDataModule(L.LightningDataModule):
         self.stored_size = img_size if augment == "none" else round(img_size * augmentation.TEST_RESIZE)
         self.phase = 0
         self._pixels: dict[str, Pixels] = {}
-        self._train: tuple[NDArray[np.uint8], Tensor] | None = None
+        self._train: tuple[Tensor | NDArray[np.uint8], Tensor] | None = None
+        self._device = CPU
+
+    def place(self, device: torch.device) -> None:
+        """Make batches on a device from now on. Training images that are not too many lie there as a whole."""
+        if device != self._device:
+            self._device, self._train = device, None
 
     @property
     def num_classes(self) -> int:
@@ -221,19 +240,21 @@ class VTABDataModule(L.LightningDataModule):
             pixels = self.pixels(self.train_split)
             # plane by plane, (N, C, H, W), once for all epochs, as batches are taken from it
             planes = np.require(pixels.images.transpose(0, 3, 1, 2), requirements="C")
-            self._train = planes, torch.from_numpy(np.array(pixels.labels))
+            is_resident = self._device.type != "cpu" and planes.nbytes <= RESIDENT and mapped(planes) is None
+            images = torch.tensor(planes, device=self._device) if is_resident else planes
+            self._train = images, torch.from_numpy(np.array(pixels.labels)).to(self._device)
             # the same memory seen as (N, H, W, C), so that the images are not held twice
             self._pixels[self.train_split] = replace(pixels, images=planes.transpose(0, 2, 3, 1))
         # scores over the set are of every image
         drop_last = self.drop_last if shuffle else False
         phase = self.phase if phase is None else phase
         size = self.img_size if shuffle and self.augment != "none" else None
-        return TrainBatches(*self._train, self.batch_size, self.seed, phase, drop_last, shuffle, size)
+        return TrainBatches(*self._train, self.batch_size, self.seed, phase, drop_last, shuffle, size, self._device)
 
     def eval_batches(self, split: str | None = None) -> EvalBatches:
         """Batches of a split in order, by default ``eval_split``."""
         pixels = self.pixels(split or self.eval_split)
-        return EvalBatches(pixels.images, pixels.labels, self.eval_batch_size)
+        return EvalBatches(pixels.images, pixels.labels, self.eval_batch_size, self._device)
 
     def start_phase(self, phase: int) -> None:
         """Choose the 0-based training phase whose order ``train_dataloader`` gives."""

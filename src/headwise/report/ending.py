@@ -9,7 +9,7 @@ from headwise.comparison import cells
 from headwise.comparison.comparable import places
 from headwise.comparison.controls import HEADS, KINDS, PHASE, controls_of, lacking, matches
 from headwise.results.classes import said
-from headwise.results.records import MAP, Result, RunKey
+from headwise.results.records import MAP, PhaseResult, Result, RunKey
 from headwise.results.store import ResultStore
 
 
@@ -56,12 +56,22 @@ def summary(result: Result, others: Iterable[Result] = (), suggest: bool = True)
             f"{stored:>15}{phase.seconds:>10.1f}"
         )
         before = phase.accuracy
+    if any(phase.images_per_second for phase in result.phases):
+        lines.append(f"Images/s in training: {', '.join(map(_speed, result.phases))}")
     if result.task.get("group") == "own" and (last := said(result.phases[-1].extra)):
         lines.append(f"Of the classes: {last} (confusion.csv).")
     if result.metric == MAP:
         lines.append("mAP: the mean over the classes of their average precisions (average_precision.csv).")
     others = list(others)
     return "\n".join(map(cells.one_line, [*lines, *_measured(result, others, suggest), *verdicts(result, others)]))
+
+
+def _speed(phase: PhaseResult) -> str:
+    """Images per second of a phase, and what that is of its GPU's peak."""
+    rate = "-" if phase.images_per_second is None else f"{phase.images_per_second:,.0f}"
+    if not phase.mfu:
+        return rate
+    return f"{rate} ({phase.mfu['share']:.1%} of the GPU's {phase.mfu['peak'] / 1e12:,.0f} TFLOP/s)"
 
 
 def _measured(result: Result, others: Iterable[Result], suggest: bool) -> list[str]:

@@ -198,6 +198,11 @@ class PhaseResult:
         return self._noted("mechanism")
 
     @property
+    def mfu(self) -> Mapping[str, float]:
+        """Share of a GPU's peak that its training reached, see `headwise.training.utilisation`; empty on a CPU."""
+        return self._noted("mfu")
+
+    @property
     def masks(self) -> list[Mapping[str, Any]]:
         """Of each projection of a gated phase its stage, block, proj, active (0 or 1 per head) and score (or None)."""
         return list(self.extra.get("heads") or []) if self.gate else []

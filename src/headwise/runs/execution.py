@@ -88,6 +88,8 @@ class Execution:
         gpu, device = _device(plan)
         trainer = plan.config["trainer"]
         machine = provenance.machine(device or trainer["accelerator"], trainer["threads"])
+        if device is not None:
+            machine["accelerator_gib"] = round(torch.cuda.get_device_properties(gpu).total_memory / 2**30, 1)
         git = provenance.git_state(Path(__file__).parent)
         self.made_with: dict[str, Any] = {"versions": provenance.versions(), "git": git, "machine": machine}
         made = {"git": git, "torch": self.made_with["versions"]["torch"], "device": device or machine["cpu"]}

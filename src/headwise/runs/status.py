@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,9 @@ from headwise.runs.ledger import STATES, Entry, Ledger, folder_of
 
 SHOWN = 20
 """Runs of a state that are listed one by one."""
+SPARE, CONTEXT = 1.2, 1 << 30
+"""What a run may need of a GPU beside its tensors: of their bytes for gaps between them, and for CUDA itself."""
+MOST_SHARES = 16
 _FIRST = {name: place for place, name in enumerate(STATES)}
 
 
@@ -57,11 +61,22 @@ class SweepStatus:
         runs: in the order of the sweep.
         elapsed: seconds from the first run's beginning until now, or until the last result if nothing is running.
         damaged: records below the root that cannot be read; these runs count as missing.
+        peak: most bytes of a GPU that training a phase of a finished run took; None where none ran on one.
+        gpu: bytes of the smallest GPU that one ran on; None where no record says.
     """
 
     runs: list[Run]
     elapsed: float | None
     damaged: list[str] = field(default_factory=list)
+    peak: int | None = None
+    gpu: int | None = None
+
+    @property
+    def shares(self) -> int | None:
+        """Runs like those that are done which a GPU has memory for at once; None: unknown."""
+        if self.peak is None or self.gpu is None:
+            return None
+        return max(1, min(MOST_SHARES, int(self.gpu / (SPARE * self.peak + CONTEXT))))
 
     @property
     def counts(self) -> dict[str, int]:
@@ -101,6 +116,7 @@ class SweepStatus:
             "left_seconds": self.left,
             "workers": max(1, self.counts["running"]),
             "damaged": self.damaged,
+            "gpu": {"peak_memory": self.peak, "memory": self.gpu, "shares": self.shares},
             "runs": [dataclasses.asdict(run) for run in self.runs],
         }
 
@@ -125,12 +141,27 @@ def survey(root: Path, jobs: Mapping[str, Sequence[str]], folders: Sequence[str]
         run.asked = " ".join(override for override in job if override not in common) or " ".join(job)
         run.overrides = list(job)
         runs.append(run)
-    times = _timed(_results(runs))
+    results = _results(runs)
+    times, (peak, gpu) = _timed(results), _memory([result for _, result, _ in results])
     for run in runs:
         if run.state == "running" and run.seconds is not None:
             times += [time.time() - run.seconds, time.time()]
     damaged = sorted({below(error.path, root) for error in bad})
-    return SweepStatus(runs=runs, elapsed=max(times) - min(times) if times else None, damaged=damaged)
+    elapsed = max(times) - min(times) if times else None
+    return SweepStatus(runs=runs, elapsed=elapsed, damaged=damaged, peak=peak, gpu=gpu)
+
+
+def _memory(results: Sequence[Result]) -> tuple[int | None, int | None]:
+    """Most bytes that training took on a GPU, and those of the smallest GPU."""
+    on_gpu = [(result, size) for result in results if (size := _gib(result.machine)) is not None]
+    peaks = [phase.peak_memory for result, _ in on_gpu for phase in result.phases if phase.peak_memory]
+    return max(peaks, default=None), min((int(size * 2**30) for _, size in on_gpu), default=None)
+
+
+def _gib(machine: Mapping[str, Any]) -> float | None:
+    """Memory of the GPU that a record names; None of a CPU, and of older code."""
+    size = machine.get("accelerator_gib")
+    return size if isinstance(size, int | float) and not isinstance(size, bool) and 0 < size < 2**20 else None
 
 
 def _noted(
@@ -232,6 +263,12 @@ def text(status: SweepStatus, name: str) -> str:
         lines.append(
             f"left {estimate}" + ("" if left is None else f" with {workers} worker(s), {span(left)} of computing")
         )
+    if status.peak is not None and status.gpu is not None and status.shares is not None:
+        used = f"GPU memory: at most {status.peak / 2**30:.1f} of {status.gpu / 2**30:.0f} GiB in training"
+        # rounded down, so that as many shares as that fit
+        share = math.floor(1000 / status.shares) / 1000
+        hint = f"; {status.shares} runs at once with hydra.launcher.ray.remote.num_gpus={share:g}"
+        lines.append(used + (hint if status.shares > 1 else ""))
     for state in STATES[1:]:
         runs = [run for run in status.runs if run.state == state]
         lines += [f"{state}:"] if runs else []

@@ -157,6 +157,8 @@ class Sweep:
         jobs: overrides of each.
         launch: takes overrides of several jobs and the number of the first; hydra's launcher.
         validate: told every batch before it is launched, raises for one that cannot be composed.
+        work: how much work a job is, where several run at once: the longest begin first, so that none is left alone at
+            the end. None keeps the order of the jobs, in which one process finds images and networks of the one before.
 
     Raises:
         ConfigError: if a job is given a secret.
@@ -168,11 +170,12 @@ class Sweep:
         jobs: Sequence[Sequence[str]],
         launch: Launch,
         validate: Callable[[list[list[str]]], None],
+        work: Callable[[list[str]], float] | None = None,
     ) -> None:
         for job in jobs:
             refuse_secrets(None, job)
         sources = folders(config.hydra.runtime.config_sources)
-        self.config, self.launch, self.validate = config, launch, validate
+        self.config, self.launch, self.validate, self.work = config, launch, validate, work
         self.jobs = {request_of(job, sources): list(job) for job in jobs}
         self.root = root_of(config.root)
         self.ledger = Ledger(self.root)
@@ -197,6 +200,7 @@ class Sweep:
             runs = "run" if len(self.jobs) == 1 else "runs"
             print(f"{len(self.jobs)} {runs}: {len(self.jobs) - len(left)} finished, {len(left)} to do", flush=True)
         own: set[str] = set()
+        left = self._longest_first(left)
         while left:
             busy = self._attempt(left, own)
             left = self._await(busy, own) if busy else []
@@ -205,6 +209,15 @@ class Sweep:
         if self.failures:
             raise SweepError(self.summary())
         return [self.numbers[request] for request in self.jobs]
+
+    def _longest_first(self, requests: list[str]) -> list[str]:
+        """The order in which runs are handed out; the same one every time."""
+        if self.work is None or len(requests) < 2:
+            return requests
+        self.validate([self.jobs[request] for request in requests])
+        amounts = {request: self.work(self.jobs[request]) for request in requests}
+        # sorting leaves runs of one length in their order
+        return sorted(requests, key=amounts.__getitem__, reverse=True)
 
     def _suggest(self) -> None:
         """Say once which controls the runs lack: each run by itself would say the same."""

@@ -55,7 +55,7 @@ class Disturbed:
     def start(self, epoch: int, device: torch.device) -> None:
         """Draw the noise of an epoch from its number alone, so that a resumed run repeats it."""
         self.generator = torch.Generator(device).manual_seed(self.seed(epoch))
-        self.positions = self.order(epoch)
+        self.positions = self.order(epoch).to(device)
         if self.history is not None:
             self.history = self.history.to(device)
 

@@ -31,11 +31,15 @@ _PLAIN = (bool, int, float, str, tuple, type(None))
 
 @dataclass(frozen=True)
 class Features:
-    """Of one split, (N, D), in its order, on the CPU; labels, (N,) or (N, K); seconds that computing them took."""
+    """Of one split, (N, D), in its order; labels, (N,) or (N, K); seconds that computing them took. Kept on the CPU."""
 
     values: Tensor
     labels: Tensor
     seconds: float
+
+    def on(self, device: torch.device) -> Features:
+        """The same on a device."""
+        return Features(self.values.to(device), self.labels.to(device), self.seconds)
 
 
 class FeatureBatches:
@@ -97,21 +101,29 @@ def inputs(method: Method, module: PhaseModule, data: VTABDataModule, trainer: L
     if not epochs or not are_fixed(method, data.augment):
         return plain
     width = sum(parameter.shape[-1] for parameter in module.net.head.parameters() if parameter.ndim == 2)
-    whole = data.train_batches(shuffle=False)
+    whole, device = data.train_batches(shuffle=False), _device(module)
     if len(whole.labels) * width * torch.float32.itemsize > LIMIT:
         return plain
     module.installed.set_mode()
-    KEPT.start(_key(module, data, whole, str(trainer.precision)))
+    KEPT.start(_key(module, data, str(trainer.precision)))
     train = _features(module, trainer, "train", whole, whole.batch_size)
     if train is None:
         return plain
     batches = plain.train
+    there = train.on(device)
     of_train = TrainBatches(
-        train.values, train.labels, batches.batch_size, batches.seed, batches.phase, batches.drop_last
+        there.values,
+        there.labels,
+        batches.batch_size,
+        batches.seed,
+        batches.phase,
+        batches.drop_last,
+        device=device,
     )
     fits = len(images.labels) * train.values[0].nbytes <= LIMIT
     test = _features(module, trainer, "test", images, images.batch_size) if fits else None
-    return Inputs(of_train, images if test is None else FeatureBatches(test, images.batch_size), train.seconds)
+    of_test = images if test is None else FeatureBatches(test.on(device), images.batch_size)
+    return Inputs(of_train, of_test, train.seconds)
 
 
 def _features(
@@ -131,7 +143,7 @@ def _features(
                 if read is None or (not values and not torch.equal(module.net.head(read), logits)):
                     return None
                 values.append(read.cpu())
-                labels.append(theirs)
+                labels.append(theirs.cpu())
     seconds = time.perf_counter() - start
     return KEPT.splits.setdefault((name, batch_size), Features(torch.cat(values), torch.cat(labels), seconds))
 
@@ -151,9 +163,10 @@ def _read(net: Backbone, x: Tensor) -> tuple[Tensor, Tensor | None]:
     return logits, seen[0] if len(seen) == 1 and seen[0].shape == (len(x), seen[0].shape[-1]) else None
 
 
-def _key(module: PhaseModule, data: VTABDataModule, train: TrainBatches, precision: str) -> str:
+def _key(module: PhaseModule, data: VTABDataModule, precision: str) -> str:
     """All that features depend on: the network, its images, and how it computes."""
-    images = hashlib.sha256(np.ascontiguousarray(train.images).data).hexdigest()
+    planes = data.pixels(data.train_split).images.transpose(0, 3, 1, 2)
+    images = hashlib.sha256(np.ascontiguousarray(planes).data).hexdigest()
     preparation = [data.stored_size, data.resize, data.mean, data.std, data.train_images, data.test_images]
     return fingerprint(
         {

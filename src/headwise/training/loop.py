@@ -73,6 +73,7 @@ def run_phases(
     reseed(seed, "head")
     net.new_head(data.task.num_classes)
     machine.place(net, protocol.precision)
+    data.place(machine.device)
     # a second phase that does not fit is refused now, not after the hours that the first one trains
     rehearse(net, methods, first=False)
     work = Work(net=net, data=data, protocol=protocol, store=store, machine=machine, say=say)

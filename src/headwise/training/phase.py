@@ -42,6 +42,7 @@ from headwise.training.machine import attended
 from headwise.training.module import PhaseModule, number_of, reseed
 from headwise.training.progress import History, Progress
 from headwise.training.selection import TestSelection
+from headwise.training.utilisation import flops_per_image, peak_of, utilisation
 from headwise.updates.consistency import Consistency
 
 STORED = "delete its folder and run again"
@@ -78,11 +79,15 @@ class PreparedPhase:
 
 
 class Fitted(NamedTuple):
-    """A phase after its last epoch: what trained it, its curve, and what it was trained and is tested on."""
+    """A phase after its last epoch: what trained it, its curve, what it was trained and is tested on, and its cost.
+
+    `flops` are those of a training image, counted only where the device's peak is known.
+    """
 
     trainer: L.Trainer
     history: History
     inputs: Inputs
+    flops: float | None
 
 
 def train_phase(work: Work, run: PhaseRun, claim: Claim) -> PhaseResult:
@@ -208,11 +213,14 @@ def _fit(
         work.say(f"{title}: resuming after its last saved epoch")
     fed = inputs(run.method, phase.module, work.data, trainer, epochs)
     phase.selection.test = fed.test
+    flops = None
+    if epochs and fed.seconds is None and peak_of(work.machine.device, work.protocol.precision):
+        flops = flops_per_image(phase.module, fed.train, trainer.precision_plugin.forward_context())
     is_compiled = work.machine.compile and not are_fixed(run.method, work.data.augment)  # else no step passes a block
     blocks = work.net.compiled() if is_compiled else contextlib.nullcontext()
     with attended(trainer, work.net), blocks:
         trainer.fit(phase.module, fed.train, ckpt_path=resume, weights_only=True)
-    return Fitted(trainer, history, fed)
+    return Fitted(trainer, history, fed, flops)
 
 
 def _final_tensors(work: Work, run: PhaseRun, phase: PreparedPhase) -> dict[str, Tensor]:
@@ -251,6 +259,8 @@ def _store(
     steps = epochs * phase.module.steps_per_epoch
     history, features = fitted.history, fitted.inputs.seconds
     seconds = history.seconds + (features or 0.0)
+    peak = peak_of(machine.device, work.protocol.precision)
+    mfu = utilisation(fitted.flops, peak, history.images, history.seconds)
     classes: dict[str, Any] = {}
     if accuracy is not None and phase.module.confusion is not None:
         confusion = phase.module.confusion.cpu().numpy()
@@ -277,6 +287,7 @@ def _store(
             "warmup_steps": work.protocol.warmup_count(steps // phase.module.cycles),
             **({"batch_parts": machine.parts} if machine.parts > 1 else {}),
             **({} if features is None else {"features": {"seconds": features}}),
+            **({"mfu": mfu} if mfu else {}),
             **installed.report(),
             **selection.report(),
             **classes,

@@ -52,7 +52,8 @@ class Tally:
     """What is known after some batches of a test: images right, or logits and labels for mAP."""
 
     def __init__(self) -> None:
-        self.right, self.total = 0, 0
+        self.right: int | Tensor = 0  # added up where the logits are: to read a number of a GPU is to wait for it
+        self.total = 0
         self._several: list[tuple[Tensor, Tensor]] = []
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
@@ -61,7 +62,7 @@ class Tally:
         if labels.ndim == 2:
             self._several.append((logits.detach().cpu(), labels.cpu()))
         else:
-            self.right += int((logits.argmax(1) == labels).sum())
+            self.right = self.right + (logits.argmax(1) == labels).sum()
 
     @property
     def precisions(self) -> list[float | None]:
@@ -73,4 +74,4 @@ class Tally:
     @property
     def share(self) -> float:
         """Images that are right, or mAP, as a fraction."""
-        return mean_precision(self.precisions) / 100.0 if self._several else self.right / self.total
+        return mean_precision(self.precisions) / 100.0 if self._several else int(self.right) / self.total
