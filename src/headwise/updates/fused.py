@@ -1,16 +1,15 @@
-"""A frozen linear with block-row low-rank and dense updates, as one fused autograd function.
+"""A frozen linear with block-row low-rank and dense updates, as fused autograd functions.
 
 Backward never forms a dense gradient of W. Of full-size activations only x is saved, and where a row scale trains the
-output before it. Two ways, by precision (both exact in real arithmetic): float32 and wider without dropout use ``W + B
-A``, formed anew in each direction, in one GEMM; narrower types, where a small update would round away inside W, and a
-dropped hidden keep ``A x`` apart and accumulate ``B`` into the rows in place: in narrower types before ``W x``, or it
-would round away inside that. A dense update D likewise: ``W + D`` in wide types, ``D x`` and then ``W x`` in narrow
-ones, whose backward may use ``W + D``: there a rounded update only adds to the rounding of the gradient. A row scale c
-stands outside of this, but for wide types, where it is moved to what is small: the gradients of rows take it in W + B
-A, B and dL/dB, never in dL/dy, but for `start`.
+output before it. Two ways, by precision, both exact in real arithmetic:
 
-The hidden is held transposed, (K, N): its pieces by block and group are then contiguous, and the thin products, whose
-cost is what an update costs, run at the speed of large ones.
+- `_Merged`, in float32 and wider without dropout: ``W + B A``, formed anew in each direction, in one GEMM. A row scale
+  c is moved to what is small: the gradients of rows take it in W + B A, B and dL/dB, never in dL/dy, but for `start`.
+- `_Beside`, in narrower types, where a small update would round away inside W, and for a dropped hidden: ``[W | B]`` on
+  ``[x | A x]``, one GEMM again, whose accumulator sums the update with W x before either is rounded. What an update
+  costs where matrix units are fast is passes over memory: this takes one more over x, and none over the output. A
+  dense update D gives ``D x``, to which the rest is added; backward may use ``W + D``, whose rounding only adds to that
+  of the gradient. A row scale stands outside.
 
 Legend: N = batch x tokens, I/O features, G groups, R rank, K = sum of G * R over the blocks.
 """
@@ -25,6 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _WIDE = (torch.float32, torch.float64)
+_TILE = 32
+"""Matrix units take so many entries at once: K is filled up with zeros to a multiple, or the last tile costs extra."""
 
 
 def at_least_float32(tensor: Tensor) -> torch.dtype:
@@ -98,7 +99,7 @@ def lowrank_linear(
     device = x.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-        x, weight = x.to(dtype), weight.to(dtype)
+        x, weight = x.to(dtype), weight.to(dtype) if wide else weight
         bias = None if bias is None else bias.to(dtype)
         blocks = [block._replace(down=block.down.to(dtype), up=block.up.to(dtype)) for block in blocks]
         dense = [update._replace(weight=update.weight.to(dtype)) for update in dense]
@@ -114,7 +115,10 @@ def lowrank_linear(
         factors = [tensor.view_as(tensor) for tensor in factors]
     updates = [update.weight for update in dense]
     with torch.autocast(device, enabled=False):
-        y = _Fused.apply(flat, weight, bias, start, scale, rows, dense_rows, wide, *masks, *factors, *updates)
+        if wide:
+            y = _Merged.apply(flat, weight, bias, start, scale, rows, dense_rows, *factors, *updates)
+        else:
+            y = _Beside.apply(flat, weight, bias, start, rows, dense_rows, *masks, *factors, *updates)
     return y.view(*x.shape[:-1], weight.shape[0])
 
 
@@ -147,8 +151,8 @@ def _hidden_mask(x: Tensor, block: Block) -> Tensor | None:
     return mask.bernoulli_(keep).div_(keep)
 
 
-class _Fused(torch.autograd.Function):
-    """Forward and backward of `lowrank_linear`; after `wide` come the masks, A and B of each block, and each D."""
+class _Merged(torch.autograd.Function):
+    """`lowrank_linear` by ``c (W + D + B A)``; after `dense_rows` come A and B of each block, and each D."""
 
     @staticmethod
     def forward(  # type: ignore[override]
@@ -160,89 +164,142 @@ class _Fused(torch.autograd.Function):
         scale: Tensor | None,
         rows: tuple[int, ...],
         dense_rows: tuple[int, ...],
-        wide: bool,
-        *rest: Any,
+        *rest: Tensor,
     ) -> Tensor:
-        masks, downs, ups, updates = _unpack(rest, len(rows))
-        ctx.rows, ctx.wide = rows, wide
-        ctx.dense_rows = [(row, row + len(update)) for row, update in zip(dense_rows, updates, strict=True)]
-        narrow = x.dtype not in _WIDE
-        kept = weight
-        unscaled: Tensor | None = None
-        if narrow:
-            y = _begun(x, weight.shape[0], start, dense_rows, updates)
+        downs, ups, updates = _unpack(rest, len(rows))
+        ctx.rows, ctx.dense_rows = rows, _ranges(dense_rows, updates)
+        kept = dense = _plus(weight, dense_rows, updates)
+        if sum(map(len, updates)) == len(weight):  # W + D is as large as D, and backward needs nothing else of it
+            rest = rest[: len(rest) - len(updates)]
         else:
-            merged = _plus(weight, dense_rows, updates)
-            if sum(map(len, updates)) == len(weight):  # W + D is as large as D, and backward needs nothing else of it
-                kept, rest = merged, rest[: len(rest) - len(updates)]
-            merged = _merged(merged, rows, downs, ups) if wide else merged
-            y = F.linear(x, merged, bias if scale is None else None)
-            y = y if start is None else y.add_(start)
+            kept = weight
+        y = F.linear(x, _merged(dense, rows, downs, ups), bias if scale is None else None)
+        y = y if start is None else y.add_(start)
+        unscaled = y if ctx.needs_input_grad[4] else None
         if scale is not None:
-            unscaled = y if ctx.needs_input_grad[4] else None
             y = y * scale if bias is None else torch.addcmul(bias, y, scale)
-        # A x of every block in one product, (K, N); in wide types B A is inside W and no hidden is formed
-        hidden = None if wide or not rows else _stacked(downs) @ x.T
-        if hidden is not None:
-            for row, mask, up, part in zip(rows, masks, ups, _pieces(hidden, ups), strict=True):
-                if mask is not None:
-                    part.mul_(mask)
-                full = _block_diagonal(up)
-                y[:, row : row + full.shape[0]].addmm_(part.T, full.T)
-        if narrow:  # W x last: a small update is then rounded once, together with it, instead of away
-            y.addmm_(x, weight.T)
-            y = y if bias is None else y.add_(bias)
-        ctx.save_for_backward(x, kept, hidden, scale, unscaled, *rest)
+        ctx.save_for_backward(x, kept, scale, unscaled, *rest)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
-        x, weight, hidden, scale, unscaled, *rest = ctx.saved_tensors
-        masks, downs, ups, updates = _unpack(rest, len(ctx.rows))
+        x, weight, scale, unscaled, *rest = ctx.saved_tensors
+        downs, ups, updates = _unpack(rest, len(ctx.rows))
         grad_downs, grad_ups, grad_x = [], [], None
         if ctx.rows:
-            # dL/dB = (dL/dy) (A x)^T and dL/d(A x) = B^T (dL/dy), block by block: (O, G R) and (K, N)
-            hidden = _stacked(downs) @ x.T if hidden is None else hidden
+            # dL/dB = (dL/dy) (A x)^T and dL/d(A x) = B^T (dL/dy), block by block: (O, G R) and (K, N), transposed so
+            # that the pieces of blocks and groups are contiguous, and their thin products as fast as large ones
+            hidden = _stacked(downs) @ x.T
             grad_hidden = torch.empty_like(hidden)
-            pieces = zip(ctx.rows, masks, ups, _pieces(hidden, ups), _pieces(grad_hidden, ups), strict=True)
-            for row, mask, up, part, grad_part in pieces:
+            for row, up, part, grad_part in zip(
+                ctx.rows, ups, _pieces(hidden, ups), _pieces(grad_hidden, ups), strict=True
+            ):
                 groups, width, rank = up.shape
                 grad_rows = grad[:, row : row + groups * width]
                 by_group = grad_rows.unflatten(1, (groups, width)).transpose(0, 1)
                 grad_up = torch.bmm(part.view(groups, rank, -1), by_group).transpose(1, 2)
                 grad_ups.append(_scaled(grad_up, scale, row))
                 grad_part.copy_(_block_diagonal(_scaled(up, scale, row)).T @ grad_rows.T)
-                if mask is not None:
-                    grad_part.mul_(mask)
             # dL/dA = dL/d(A x) x^T for all blocks at once, (K, I), cut into each block's (G, R, I)
             grad_stacked = _pieces(grad_hidden @ x, ups)
             grad_downs = [piece.view_as(down) for piece, down in zip(grad_stacked, downs, strict=True)]
         if ctx.needs_input_grad[0]:  # dL/dx = (W + D + B A)^T dL/dy, (N, I)
-            merged = _plus(weight, [row for row, _ in ctx.dense_rows], updates)
-            if ctx.wide:
-                grad_x = grad @ _scaled(_merged(merged, ctx.rows, downs, ups), scale)
-            else:
-                grad_x = grad @ merged
-                grad_x = grad_x.addmm_(grad_hidden.T, _stacked(downs)) if ctx.rows else grad_x
+            merged = _merged(_plus(weight, [row for row, _ in ctx.dense_rows], updates), ctx.rows, downs, ups)
+            grad_x = grad @ _scaled(merged, scale)
         grad_bias = grad.sum(0) if ctx.needs_input_grad[2] else None
         grad_start = (grad if scale is None else grad * scale) if ctx.needs_input_grad[3] else None
         grad_scale = (grad * unscaled).sum(0) if ctx.needs_input_grad[4] else None
         grad_factors = [tensor for pair in zip(grad_downs, grad_ups, strict=True) for tensor in pair]
         grad_dense = [_scaled(grad[:, row:end].T @ x, scale, row) for row, end in ctx.dense_rows]
-        none = [None] * (3 + len(masks))
-        return (grad_x, None, grad_bias, grad_start, grad_scale, *none, *grad_factors, *grad_dense)
+        return (grad_x, None, grad_bias, grad_start, grad_scale, None, None, *grad_factors, *grad_dense)
 
 
-def _unpack(
-    rest: Sequence[Any], count: int
-) -> tuple[Sequence[Any], Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]:
-    """Masks, A and B of `count` blocks, and each D."""
-    end = 3 * count
-    return rest[:count], rest[count:end:2], rest[count + 1 : end : 2], rest[end:]
+class _Beside(torch.autograd.Function):
+    """`lowrank_linear` by ``[W | B] [x | A x]``; after `dense_rows` come the masks, A and B of each block, each D."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        start: Tensor | None,
+        rows: tuple[int, ...],
+        dense_rows: tuple[int, ...],
+        *rest: Any,
+    ) -> Tensor:
+        masks, factors = rest[: len(rows)], rest[len(rows) :]
+        downs, ups, updates = _unpack(factors, len(rows))
+        ctx.rows, ctx.dense_rows = rows, _ranges(dense_rows, updates)
+        y = _begun(x, len(weight), start, dense_rows, updates)
+        if rows:
+            hidden = x @ _stacked(downs, _TILE).T  # A x of every block in one product, (N, K)
+            for mask, part in zip(masks, _pieces(hidden, ups, 1), strict=True):
+                if mask is not None:
+                    part.mul_(mask.T)
+            x = torch.cat([x, hidden], dim=1)
+        weight = _beside(weight, rows, ups, x.dtype)
+        if y is None:
+            y = F.linear(x, weight, bias)
+        else:  # W x last: a small update is then rounded once, together with it, instead of away
+            y = y.addmm_(x, weight.T)
+            y = y if bias is None else y.add_(bias)
+        ctx.save_for_backward(x, weight, *rest)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        x, weight, *rest = ctx.saved_tensors
+        masks, factors = rest[: len(ctx.rows)], rest[len(ctx.rows) :]
+        downs, ups, updates = _unpack(factors, len(ctx.rows))
+        num_inputs = downs[0].shape[-1] if downs else x.shape[1]
+        x, hidden = x[:, :num_inputs], x[:, num_inputs:]
+        grad_downs, grad_ups, grad_x = [], [], None
+        if ctx.needs_input_grad[0]:
+            # (W + D)^T dL/dy and dL/d(A x) = B^T dL/dy in one product, (N, I + K)
+            both = grad @ _plus(weight, [row for row, _ in ctx.dense_rows], updates)
+            grad_x, grad_hidden = both[:, :num_inputs], both[:, num_inputs:]
+        elif ctx.rows:
+            grad_hidden = grad @ weight[:, num_inputs:]
+        if ctx.rows:
+            for mask, part in zip(masks, _pieces(grad_hidden, ups, 1), strict=True):
+                if mask is not None:
+                    part.mul_(mask.T)
+            if grad_x is not None:
+                grad_x = torch.addmm(grad_x, grad_hidden, _stacked(downs, _TILE))
+            # transposed, (K, N), thin products run at the speed of large ones, and copying what is thin costs little
+            grad_stacked = _pieces(grad_hidden.T.contiguous() @ x, ups)  # dL/dA = dL/d(A x) x^T, (K, I)
+            grad_downs = [piece.view_as(down) for piece, down in zip(grad_stacked, downs, strict=True)]
+            for row, up, part in zip(ctx.rows, ups, _pieces(hidden.T.contiguous(), ups), strict=True):
+                groups, width, rank = up.shape
+                # of (A x) (dL/dy)^T, (G R, O), dL/dB is what a group has in common with itself
+                pairs = (part @ grad[:, row : row + groups * width]).view(groups, rank, groups, width)
+                grad_ups.append(pairs.diagonal(dim1=0, dim2=2).permute(2, 1, 0))
+        grad_bias = grad.sum(0) if ctx.needs_input_grad[2] else None
+        grad_start = grad if ctx.needs_input_grad[3] else None
+        grad_factors = [tensor for pair in zip(grad_downs, grad_ups, strict=True) for tensor in pair]
+        grad_dense = [grad[:, row:end].T @ x for row, end in ctx.dense_rows]
+        none = [None] * (2 + len(masks))
+        return (grad_x, None, grad_bias, grad_start, *none, *grad_factors, *grad_dense)
 
 
-def _begun(x: Tensor, num_rows: int, start: Tensor | None, rows: Sequence[int], updates: Sequence[Tensor]) -> Tensor:
-    """``start`` with every ``D x`` added, (N, O), to which the rest is added in place."""
+def _unpack(rest: Sequence[Tensor], count: int) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]:
+    """A and B of `count` blocks, and each D."""
+    end = 2 * count
+    return rest[:end:2], rest[1:end:2], rest[end:]
+
+
+def _ranges(rows: Sequence[int], updates: Sequence[Tensor]) -> list[tuple[int, int]]:
+    """First row and last + 1 of every D."""
+    return [(row, row + len(update)) for row, update in zip(rows, updates, strict=True)]
+
+
+def _begun(
+    x: Tensor, num_rows: int, start: Tensor | None, rows: Sequence[int], updates: Sequence[Tensor]
+) -> Tensor | None:
+    """``start`` with every ``D x`` added, (N, O), to which the rest is added in place; None without either."""
+    if start is None and not updates:
+        return None
     if start is None and len(updates) == 1 and len(updates[0]) == num_rows:
         return x @ updates[0].T
     y = x.new_zeros(x.shape[0], num_rows) if start is None else start.clone()
@@ -251,26 +308,46 @@ def _begun(x: Tensor, num_rows: int, start: Tensor | None, rows: Sequence[int], 
     return y
 
 
+def _beside(weight: Tensor, rows: Sequence[int], ups: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """``[W | B]``, (O, I + K), in `dtype`: the B of each block in its rows, zero elsewhere."""
+    if not rows:
+        return weight.to(dtype)
+    num_rows, num_inputs = weight.shape
+    num_hidden = sum(up.shape[0] * up.shape[2] for up in ups)
+    whole = weight.new_empty(num_rows, num_inputs + num_hidden + -num_hidden % _TILE, dtype=dtype)
+    whole[:, :num_inputs] = weight
+    whole[:, num_inputs:] = 0
+    column = num_inputs
+    for row, up in zip(rows, ups, strict=True):
+        full = _block_diagonal(up)
+        whole[row : row + full.shape[0], column : column + full.shape[1]] = full
+        column += full.shape[1]
+    return whole
+
+
 def _plus(weight: Tensor, rows: Sequence[int], updates: Sequence[Tensor]) -> Tensor:
-    """``W + D``, (O, I); W itself where there is no D."""
+    """``W + D``, (O, I), or ``[W + D | B]``, (O, I + K); `weight` itself where there is no D."""
     if not updates:
         return weight
-    if len(updates) == 1 and len(updates[0]) == len(weight):
+    if len(updates) == 1 and updates[0].shape == weight.shape:
         return weight + updates[0]
     weight = weight.clone()
     for row, update in zip(rows, updates, strict=True):
-        weight[row : row + len(update)] += update
+        weight[row : row + len(update), : update.shape[1]] += update
     return weight
 
 
-def _stacked(downs: Sequence[Tensor]) -> Tensor:
-    """Every A as one (K, I) matrix."""
-    return torch.cat([down.flatten(0, 1) for down in downs])
+def _stacked(downs: Sequence[Tensor], multiple: int = 1) -> Tensor:
+    """Every A as one (K, I) matrix, with rows of zeros up to a multiple."""
+    parts = [down.flatten(0, 1) for down in downs]
+    missing = -sum(map(len, parts)) % multiple
+    return torch.cat([*parts, parts[0].new_zeros(missing, parts[0].shape[1])] if missing else parts)
 
 
-def _pieces(stacked: Tensor, ups: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Each block's rows, (G * R, ...), of a (K, ...) matrix."""
-    return stacked.split([up.shape[0] * up.shape[2] for up in ups])
+def _pieces(stacked: Tensor, ups: Sequence[Tensor], dim: int = 0) -> tuple[Tensor, ...]:
+    """Each block's rows, (G * R, ...), of a (K, ...) matrix, or its columns; K may be filled up."""
+    sizes = [up.shape[0] * up.shape[2] for up in ups]
+    return stacked.narrow(dim, 0, sum(sizes)).split(sizes, dim)
 
 
 def _merged(weight: Tensor, rows: Sequence[int], downs: Sequence[Tensor], ups: Sequence[Tensor]) -> Tensor:
