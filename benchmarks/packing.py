@@ -91,14 +91,16 @@ def own_updates(x: Tensor, weight: Tensor, bias: Tensor | None, runs: Sequence[S
 
 def batched_updates(x: Tensor, weight: Tensor, bias: Tensor | None, runs: Sequence[Sequence[nn.Linear]]) -> Tensor:
     """By bmm: the frozen product once, the runs' thin products batched; as `own_updates`."""
-    rows, downs, ups, first = [], [], [], 0
+    rows: list[int] = []
+    downs: list[Tensor] = []
+    ups: list[Tensor] = []
+    first = 0
     for stacked in zip(*runs, strict=True):  # one projection, of every run
         factors = [part.delta.factors() for part in stacked if isinstance(part, AdaptedLinear)]
         if factors:
-            down, up = (torch.stack([pair[side] for pair in factors if pair]) for side in (0, 1))
             rows.append(first)
-            downs.append(down.flatten(1, 2))
-            ups.append(_block_diagonal(up))
+            downs.append(torch.stack([pair.down for pair in factors if pair]).flatten(1, 2))
+            ups.append(_block_diagonal(torch.stack([pair.up for pair in factors if pair])))
         first += stacked[0].out_features
     down = torch.cat(downs, dim=1)
     device = x.device.type
@@ -262,7 +264,9 @@ PLANNED = (
     Setting("vit_s14", 8, 4, "bf16", "LoRA r=16"),
     Setting("vit_nano", 64, 4, "bf16", "HS-LoRA Phase 2, r'=3"),
     Setting("vit_nano", 64, 8, "bf16", "LoRA r=16"),
-    Setting("vit_s14", 64, 2, "fp32", "LoRA r=16"),
+    Setting("vit_ti14", 64, 1, "bf16", "HS-LoRA Phase 2, r'=3"),
+    Setting("vit_ti14", 64, 4, "bf16", "HS-LoRA Phase 2, r'=3"),
+    Setting("vit_ti14", 64, 8, "bf16", "LoRA r=16"),
 )
 """What is measured where no backbone is named."""
 
@@ -409,7 +413,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", choices=sorted(NETWORKS), help="measure all combinations of what follows on it")
     parser.add_argument("--batch", nargs="+", type=Whole(2, 4096), help="images of each run in a step (64)")
-    parser.add_argument("--runs", nargs="+", type=Whole(2, 64), help="that are packed (4)")
+    parser.add_argument("--runs", nargs="+", type=Whole(1, 64), help="that are packed (4); 1: what a way itself saves")
     parser.add_argument("--precision", nargs="+", choices=("bf16", "fp32"), help="(both)")
     parser.add_argument("--method", nargs="+", choices=list(METHODS), help="(all)")
     parser.add_argument("--pairs", type=Whole(2, 10_000), default=5, help="rounds (5)")
