@@ -173,3 +173,44 @@ def test_methods_against_their_bounds(method_cost, threads, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert ("over: mora (dense gradient)" in printed) == mora["over"]
     assert "1 without one" in printed
+
+
+@pytest.fixture(scope="module")
+def packing(scripts):
+    return importlib.import_module("packing")
+
+
+SMALL_PACKED = ["--backbone", "tiny", "--batch", "2", "--runs", "3", "--pairs", "2"]
+
+
+def test_packed_runs_are_the_runs_alone(packing, threads, tmp_path, capsys):
+    file = tmp_path / "packing.json"
+    assert packing.main([*SMALL_PACKED, "--threads", str(threads), "--json", str(file)]) == 0
+    record = json.loads(file.read_text())
+    assert record["machine"]["threads"] == threads
+    rows = {(row["method"], row["precision"], row["way"]): row for row in record["results"]}
+    assert rows.keys() == {(m, p, w) for m in packing.METHODS for p in ("bf16", "fp32") for w in packing.WAYS}
+    for row in rows.values():
+        assert max(row["difference_fp32"].values()) <= packing.LIMIT
+        assert max(row["difference"].values()) <= (packing.LIMIT if row["precision"] == "fp32" else 0.1)
+        assert len(row["pairs"]) == len(row["cpu_pairs"]) == 2
+    assert f"of {len(rows)} rows at least 1.2 times as fast" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("fault", ["update", "random numbers", "images"])
+def test_a_packed_run_that_is_another_is_told(packing, threads, fault, monkeypatch):
+    if fault == "update":
+
+        def first_for_all(x, weight, bias, runs):
+            return packing.own_updates(x, weight, bias, [runs[0]] * len(runs))
+
+        monkeypatch.setitem(packing.WAYS, "bmm", first_for_all)
+    elif fault == "random numbers":
+        init = packing.PackedDropPath.__init__
+        monkeypatch.setattr(packing.PackedDropPath, "__init__", lambda self, rate, own: init(self, rate, own[::-1]))
+        monkeypatch.setattr(packing, "DROP_PATH", 0.5)
+    else:
+        losses = packing.Packed.losses
+        monkeypatch.setattr(packing.Packed, "losses", lambda self, x, y, bf16: losses(self, x.flip(0), y, bf16))
+    options = ["--precision", "fp32", "--method", "LoRA r=16", "--threads", str(threads)]
+    assert packing.main([*SMALL_PACKED, *options]) == 1

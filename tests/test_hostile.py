@@ -498,6 +498,7 @@ SCRIPTS: list[tuple[str, str, str]] = [
     ("method_cost --backbone tiny --only lora", "--set nothing", "'nothing' is no choice"),
     ("method_cost --backbone tiny --only lora", "--set method.rank=0", "method.rank must be a whole number"),
     ("step_time", "--only LoRA nothing", "--only nothing is part of no contender's name"),
+    ("packing", "--runs 3", "--runs goes with --backbone; allowed: tiny, "),
     ("paper_cost", "--only lossy", "its network vit_nano has no rate"),
     ("paper_cost --only hs_rank", "--json {run}/result.json", "no record of this benchmark: it lacks methods"),
     ("kill_sweep --launcher pair", "--json {run}/result.json", "no record of this benchmark: it lacks sweep"),
