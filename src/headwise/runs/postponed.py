@@ -42,10 +42,10 @@ def loading() -> Iterator[None]:
 
 @loading()
 def postpone() -> None:
-    """Postpone torchmetrics and timm's wandb if nobody has imported them; loads timm, and torch for the classes."""
+    """Postpone torchmetrics and timm's wandb if nobody has imported them; loads torch and timm."""
     _postpone_metrics()
     with _stand_in("wandb"):
-        import timm  # noqa: F401
+        import headwise.network.backbone  # noqa: F401  with it comes timm
 
 
 def _postpone_metrics() -> None:
