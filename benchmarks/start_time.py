@@ -54,6 +54,7 @@ def spent(repo: Path, *words: str, code: str | None = None) -> float:
     """Processor seconds of one process of train.py in a checkout, its children included."""
     command = [sys.executable, *(["train.py"] if code is None else ["-c", code]), *words]
     environment = {**os.environ, "PYTHONPATH": str(repo / "src"), "OMP_NUM_THREADS": "1"}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # a user's Python compiles the code once and keeps it
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(command, cwd=repo, env=environment, capture_output=True, text=True, check=False)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -7,6 +7,7 @@ import os
 
 import pytest
 
+gc.disable()  # until all tests are collected: what is imported meanwhile stays
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is first imported; inherited by subprocesses
 
 
@@ -14,6 +15,7 @@ def pytest_collection_finish() -> None:
     """Take the modules and thousands of tests for what stays: each search for garbage would look at all of them."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -13,7 +13,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError
 
 from headwise.commands import composition
@@ -203,3 +203,17 @@ def test_options_that_reach_into_each_other_are_composed_together(tmp_path: Path
                 job = [f"a={a}", *([f"b={b}"] if b else [])]
                 expected = hydras.load_configuration("config", job, RunMode.RUN)
                 alike(kept.load_configuration("config", job, RunMode.RUN), expected)
+
+
+def test_what_was_read_stays_as_it_is_whatever_is_composed_of_it(loaders: Loaders) -> None:
+    ours, other = loaders[0], KeptLoader(loaders[0].config_search_path)
+    for job in (["method=heart_lora"], ["experiment=hs_table1", "ne=ne1"], ["method@method.first=lora"]):
+        cfg = ours.load_configuration("config", job, RunMode.RUN)
+        with open_dict(cfg):
+            cfg.protocol.epochs, cfg.method.rank, cfg.extra = 7, 7, 7
+    read = [name for name, found in ours.files.read.items() if found is not None]
+    assert {"config", "experiment/hs_table1", "method/heart_lora"} <= set(read)
+    for name in read:
+        kept, fresh = ours.files.looked_at(name), other.files.looked_at(name)
+        assert kept is not None and fresh is not None
+        assert (anatomy(kept.config), kept.header) == (anatomy(fresh.config), fresh.header), name

@@ -24,7 +24,7 @@ def printed(code: str, *words: str, **options: Path) -> list[str]:
 def test_a_run_loads_none_of_them_and_whoever_uses_one_gets_it_whole() -> None:
     code = """
 import headwise.runs.execution, headwise.methods.hs_lora
-unused = "scipy", "transformers", "torchmetrics.functional", "pandas", "tensorflow", "datasets"
+unused = "scipy", "transformers", "torchmetrics.functional", "pandas", "tensorflow", "datasets", "wandb", "wandb.sdk"
 print([name for name in unused if name in sys.modules])
 import torch, torchmetrics
 from torchmetrics import Metric
@@ -109,6 +109,69 @@ def test_a_module_that_is_no_package_and_parts_that_do_not_fit_are_loaded_as_usu
     assert printed(FAKE + code, str(tmp_path)) == ["torchmetrics.utilities"]
     (tmp_path / "fake_module.py").write_text("")
     assert printed(FAKE + "print(postponed._postponed('fake_module'))", str(tmp_path)) == ["None"]
+
+
+TIMM = """
+def log():
+    import wandb
+    return wandb.NAME
+try:
+    import wandb
+except ImportError:
+    pass
+"""
+
+
+@pytest.mark.parametrize("use", ["timm.wandb.NAME", "timm.log()", "import wandb.part", "from wandb.part import NAME"])
+def test_what_timm_would_log_to_is_loaded_whole_when_it_is_used(tmp_path: Path, use: str) -> None:
+    (tmp_path / "timm.py").write_text(TIMM)
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "wandb" / "__init__.py").write_text("print('whole')\nfrom wandb.part import NAME\n")
+    (tmp_path / "wandb" / "part.py").write_text("print('part')\nNAME = object()\n")
+    code = f"""
+with postponed._stand_in("wandb"):
+    import timm
+print("wandb" in sys.modules, hasattr(timm.wandb, "__file__"))
+{use}
+import wandb
+print(wandb.NAME is timm.wandb.NAME, wandb.part.NAME is timm.wandb.NAME)
+"""
+    assert printed(FAKE + code, str(tmp_path)) == ["False False", "whole", "part", "True True"]
+
+
+def test_a_package_that_is_used_while_another_stands_in_for_it_is_the_real_one(tmp_path: Path) -> None:
+    (tmp_path / "wandb.py").write_text("NAME = 1\n")
+    code = """
+with postponed._stand_in("wandb"):
+    import wandb
+    print(wandb.NAME, sys.modules["wandb"] is wandb)
+print(sys.modules["wandb"].__name__, sys.modules["wandb"].NAME)
+with postponed._stand_in("wandb"), postponed._stand_in("not_there"):
+    print(sys.modules["wandb"].__file__ is not None, "not_there" in sys.modules)
+"""
+    assert printed(FAKE + code, str(tmp_path)) == ["1 False", "wandb 1", "True False"]
+
+
+def test_the_collector_rests_while_packages_load_and_leaves_them_alone() -> None:
+    code = """
+import gc
+from headwise.runs import postponed
+def states(load):
+    frozen = gc.get_freeze_count()
+    try:
+        with postponed.loading():
+            print(gc.isenabled(), end=" ")
+            exec(load)
+    except ImportError:
+        pass
+    print(gc.isenabled(), gc.get_freeze_count() > frozen)
+states("import json.tool")
+states("pass")  # a later run: what it made is collected as ever
+states("import colorsys, no_such_module")
+gc.disable()
+states("import sndhdr")
+"""
+    assert printed(code) == ["False True True", "False True False", "False True True", "False False False"]
 
 
 def test_what_is_missing_stays_missing() -> None:

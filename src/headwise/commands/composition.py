@@ -60,8 +60,8 @@ class KeptFiles(ConfigRepository):
             super().initialize_sources(config_search_path)
 
     def load_config(self, config_path: str) -> ConfigResult | None:
-        """The content of a file, None if there is none; a copy, since hydra merges files into one another."""
-        return copy.deepcopy(self.looked_at(config_path))
+        """The content of a file, None if there is none; what it holds is not to be changed, see `KeptLoader`."""
+        return copy.copy(self.looked_at(config_path))
 
     def looked_at(self, config_path: str) -> ConfigResult | None:
         """The same, not to be changed."""
@@ -270,6 +270,15 @@ class KeptLoader(ConfigLoaderImpl):
     def _whole(self, name: str | None, chosen: Lines) -> Whole:
         config = super().load_configuration(name, list(chosen), RunMode.RUN)
         return Whole.of(config, self._merged, self.files)
+
+    def _load_single_config(self, default: ResultDefault, repo: Any) -> ConfigResult:
+        """A file for its place; hydra copies it there, but for one of the whole configuration, whose nodes it takes."""
+        placed = super()._load_single_config(default, repo)
+        kept = self.files.looked_at(str(default.config_path))
+        if kept is not None and placed.config is kept.config:
+            placed = copy.copy(placed)
+            placed.config = copy.deepcopy(kept.config)
+        return placed
 
     def _compose_config_from_defaults_list(self, defaults: list[ResultDefault], repo: Any) -> DictConfig:
         self._merged = tuple(defaults)

@@ -233,7 +233,7 @@ def resolved(
     config["dataset"] = with_classes(config["dataset"], config["data"])
     trainer = config["trainer"]
     trainer["accelerator"] = _accelerator(trainer["accelerator"])
-    task = instantiate(config["dataset"], _convert_="all")
+    task = _task(json.dumps(config["dataset"], sort_keys=True))
     check_made("dataset", config["dataset"], isinstance(task, VTABTask))
     given = _given(overrides)
     if not task.is_own:
@@ -256,6 +256,12 @@ def resolved(
         config[PUBLISHED] = published
     config["backbone"]["name"] = network_name(config["backbone"], given)
     return config, task
+
+
+@functools.lru_cache(maxsize=64)
+def _task(dataset: str) -> Any:
+    """What the group ``dataset`` makes, from its configuration as JSON: once for all that are composed beside a run."""
+    return instantiate(json.loads(dataset), _convert_="all")
 
 
 def _plain(cfg: DictConfig) -> dict[str, Any]:

@@ -127,7 +127,8 @@ def confusion(file: Path, names: Sequence[str], folder: Path, draw: bool = True,
     axis.set_yticklabels(shown, parse_math=False)
     for row, column in np.argwhere(matrix):
         color = "white" if shares[row, column] > 0.5 else "black"
-        axis.text(column, row, matrix[row, column], ha="center", va="center", fontsize=7, color=color)
+        number = axis.text(column, row, matrix[row, column], ha="center", va="center", fontsize=7, color=color)
+        number.set_in_layout(False)  # it lies within the axes: no room needs to be found for it
     figure.colorbar(image, ax=axis, label="% of the true class", shrink=0.7)
     with atomic.replacing(folder / "confusion.png") as part, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # of a script that the font lacks; confusion.csv has it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import os
 import platform
@@ -25,17 +26,22 @@ PACKAGES: tuple[str, ...] = (
     "omegaconf",
 )
 """Distributions whose version can change a number."""
+OID, NO_COMMIT = "# branch.oid ", "(initial)"
+"""How git's status names the commit, and that there is none."""
 
 
 def versions(names: Iterable[str] = PACKAGES) -> dict[str, str | None]:
     """Return the installed version of each distribution, None where it is not installed; imports none of them."""
-    installed: dict[str, str | None] = {}
-    for name in names:
-        try:
-            installed[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            installed[name] = None
-    return installed
+    return {name: _version(name) for name in names}
+
+
+@functools.cache
+def _version(name: str) -> str | None:
+    """Looked up once: what a process has loaded stays as it is."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def git_state(repo: str | Path = ".") -> dict[str, Any] | None:
@@ -43,11 +49,15 @@ def git_state(repo: str | Path = ".") -> dict[str, Any] | None:
 
     None too where git is not installed. Untracked files do not make it dirty.
     """
-    commit = _git(repo, "rev-parse", "--verify", "HEAD")
-    if not commit:
-        return None
-    status = _git(repo, "status", "--porcelain", "--untracked-files=no")
-    return {"commit": commit.strip(), "dirty": bool(status) if status is not None else None}
+    # one process where it answers: a sweep asks before every run
+    status = _git(repo, "status", "--porcelain=v2", "--branch", "--no-ahead-behind", "--untracked-files=no")
+    if status is None:
+        commit = (_git(repo, "rev-parse", "--verify", "HEAD") or "").strip()
+        return {"commit": commit, "dirty": None} if commit else None
+    lines = status.splitlines()
+    commit = next((line.removeprefix(OID) for line in lines if line.startswith(OID)), NO_COMMIT)
+    dirty = any(not line.startswith("#") for line in lines)
+    return None if commit == NO_COMMIT else {"commit": commit, "dirty": dirty}
 
 
 def _git(repo: str | Path, *arguments: str) -> str | None:

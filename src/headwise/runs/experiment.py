@@ -121,11 +121,13 @@ def _run(plan: Plan) -> Result:
 
 def _claimed(plan: Plan, store: ResultStore) -> Result:
     """Train under the run's claim; if another process finishes it meanwhile, that is the result."""
-    postponed.postpone()
-    method = plan.build_method()  # what is none is refused before anything lies in the root
+    with postponed.loading():
+        postponed.postpone()
+        method = plan.build_method()  # what is none is refused before anything lies in the root
+        # these need torch, as the method does, and no other part of a run
+        from headwise.network.catalog import check_name
+        from headwise.runs.execution import execute
     check_search(method, plan.protocol.search, plan.protocol.epochs)
-    from headwise.network.catalog import check_name  # needs torch, as the method does
-
     check_name(plan.config["backbone"]["timm_name"])
     _note_place(plan)
     result: Result | None = None
@@ -137,10 +139,6 @@ def _claimed(plan: Plan, store: ResultStore) -> Result:
     with Claim(plan.folder, wait=plan.wait, on_wait=_waiting, done=is_done) as claim:
         if claim.held:
             try:
-                from headwise.runs.execution import (
-                    execute,  # needs torch, as the method does, and no other part of a run
-                )
-
                 result = execute(plan, method)
             except BaseException as error:
                 if not isinstance(error, Interrupted | KeyboardInterrupt):

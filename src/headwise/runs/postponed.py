@@ -1,22 +1,54 @@
-"""A package that lightning imports and a run hardly uses: its own code runs when something of it is asked for.
+"""Packages that a run imports and hardly uses: their own code runs when something of them is asked for.
 
-Lightning takes two classes of torchmetrics, which loads scipy, transformers and all that it measures with. These two
-come alone; whoever asks for anything else gets the package as it is. Names such as ``__author__``, for which Python
-asks every module, do not load it, as they would under importlib's ``LazyLoader``.
+Lightning takes two classes of torchmetrics, which loads scipy, transformers and all that it measures with; timm would
+log to wandb, which only a run with that tracker does. Whoever asks for anything else gets the package as it is. Names
+such as ``__author__``, for which Python asks every module, do not load it, as they would under ``LazyLoader``.
 """
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import importlib
 import importlib.metadata
 import importlib.util
 import logging
 import sys
 import threading
+import types
+from collections.abc import Iterator
 from typing import Any
 
 
+@contextlib.contextmanager
+def loading() -> Iterator[None]:
+    """Load packages at once: the collector of garbage rests, and leaves alone ever after what was loaded meanwhile.
+
+    A module's code makes hundreds of thousands of objects that stay. Python would look through all of them again and
+    again for cycles that nobody needs, while it loads and when it exits.
+    """
+    if not gc.isenabled():  # the user's own choice, or that of a caller
+        yield
+        return
+    before = len(sys.modules)
+    gc.disable()
+    try:
+        yield
+    finally:
+        if len(sys.modules) > before:
+            gc.freeze()
+        gc.enable()
+
+
+@loading()
 def postpone() -> None:
-    """Postpone torchmetrics if nobody has imported it yet; loads torch, which its classes need."""
+    """Postpone torchmetrics and timm's wandb if nobody has imported them; loads torch and timm."""
+    _postpone_metrics()
+    with _stand_in("wandb"):
+        import headwise.network.backbone  # noqa: F401  with it comes timm
+
+
+def _postpone_metrics() -> None:
     metrics = _postponed("torchmetrics")
     if metrics is None:
         return
@@ -64,3 +96,30 @@ def _postponed(name: str) -> Any:
     module.__getattr__ = attribute  # type: ignore[method-assign]
     sys.modules[name] = module
     return module
+
+
+@contextlib.contextmanager
+def _stand_in(name: str) -> Iterator[None]:
+    """Whoever imports a package meanwhile gets a module that imports it when something of it is asked for.
+
+    Afterwards nobody else does: a package whose parts do not come without the whole is imported as usual.
+    """
+    if name in sys.modules or importlib.util.find_spec(name) is None:
+        yield
+        return
+    module = types.ModuleType(name, "Imports the package of its name when something of it is asked for.")
+
+    def attribute(wanted: str) -> Any:
+        if wanted.startswith("__"):  # Python asks every module for such names
+            raise AttributeError(wanted)
+        if sys.modules.get(name) is module:
+            del sys.modules[name]
+        return getattr(importlib.import_module(name), wanted)
+
+    module.__getattr__ = attribute  # type: ignore[method-assign]
+    sys.modules[name] = module
+    try:
+        yield
+    finally:
+        if sys.modules.get(name) is module:
+            del sys.modules[name]
