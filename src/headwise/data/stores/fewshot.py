@@ -136,6 +136,7 @@ def _answering(of_slices: Callable[..., Any], of_few: Callable[..., Any]) -> Cal
     @functools.wraps(of_slices)
     def method(self: Any, task: VTABTask, *args: Any, **options: Any) -> Any:
         if task.shots is not None:
+            # a generator of images has no limit of its own to memory
             return of_few(FewShotSource(self, getattr(self, "memory", MEMORY)), task, *args, **options)
         return of_slices(self, task, *args, **options)
 
