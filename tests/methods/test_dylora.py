@@ -1,4 +1,4 @@
-"""DyLoRA: count, truncation against numpy, the draws."""
+"""DyLoRA: truncation against numpy, the draws."""
 
 from __future__ import annotations
 
@@ -10,15 +10,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from made_native import X, array, build, count, step
+from made_native import X, array, build, step
 
 from headwise.errors import ConfigError
 from made_cases import each
 from made_networks import distance, logits, network, perturb
-
-
-def test_count_on_vit_b16() -> None:
-    assert count(build("dylora")) == 294_912
 
 
 def begin(installed: Any, number: int) -> int:
