@@ -24,6 +24,7 @@ from headwise.network.backbone import BackboneSpec
 from made_cases import each
 from made_networks import REPO, compose_config, run
 from made_scripts import loaded
+from made_words import QUIET
 
 AUTO = ["backbone=vit_tiny_random", "backbone.weights=auto", "rank=r4"]
 NAMES = ["red", "green", "blue"]
@@ -53,10 +54,7 @@ def train(root: Path, images: Path, *overrides: str) -> Path:
         f"data.root={images}",
         "dataset.num_classes=3",
         f"dataset.class_names=[{','.join(NAMES)}]",
-        "trainer=cpu",
-        "trainer.threads=1",
-        "trainer.progress=false",
-        "logger.pictures=false",
+        *QUIET,
         "protocol.epochs=2",
         "protocol.batch_size=8",
         f"root={root}",

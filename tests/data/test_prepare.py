@@ -199,15 +199,6 @@ def test_command_line(
         main([])
 
 
-def test_preparing_imports_neither_torch_nor_tensorflow() -> None:
-    code = (
-        "import sys, headwise.data.preparing.prepare;"
-        "print(sorted({'torch', 'lightning', 'tensorflow', 'tensorflow_datasets', 'hydra'} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPO)
-    assert done.stdout.strip() == "[]"
-
-
 def has_tensorflow() -> bool:
     code = "import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, ('tensorflow', 'scipy', 'yaml'))))"
     return subprocess.run([PYTHON, "-c", code]).returncode == 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
 from made_peft import SITE, distance, linear, ours, pass_through, peft_layer
 from peft import LoraConfig
 
@@ -72,17 +71,6 @@ def test_refuses_a_scale_that_trains_nothing(kind: Any, scale: float) -> None:
 def test_refuses_fused_without_all_three_projections() -> None:
     with pytest.raises(ConfigError, match=r"fused LoRA adapts q, k and v together, got targets=\['q', 'v'\]"):
         LoRA(label="lora", rank=4, fused=True).install(network("vit"))
-
-
-def test_hidden_dropout_acts_in_training_only() -> None:
-    net = network("vit")
-    installed = LoRA(label="lora", rank=4, dropout=0.5).install(net)
-    perturb(list(installed.adapter().values()), size=0.2)
-    x = images()
-    assert distance(logits(net, x), logits(net, x)) == 0.0
-    net.train()
-    with torch.no_grad():
-        assert distance(net(x), net(x)) > 1e-4
 
 
 def test_lora_keeps_its_address_beside_lora_plus_and_lora_fa() -> None:

@@ -16,7 +16,6 @@ import peft
 import pytest
 import torch
 from made_native import array
-from made_runs import train
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -28,6 +27,8 @@ from headwise.runs.experiment import run
 from headwise.training import loop
 from made_cases import each
 from made_networks import batches, compose_config, composed_method, distance, images, logits, network, perturb
+from made_runs import train
+from made_words import TINY
 
 BLOCKS = {"target_modules_bd_b": ["q", "v"], "nblocks": 4}
 NAMES = ["peft_lora", "peft_dora", "peft_pissa", "adalora", "peft"]
@@ -372,7 +373,7 @@ def test_configs_that_peft_cannot_read_here_say_why() -> None:
 
 
 def test_any_config_from_the_command_line(tmp_path: Path) -> None:
-    tiny = ["backbone=vit_tiny_random", "dataset=dsprites_loc", "data=synthetic", "protocol=smoke", "trainer=cpu"]
+    tiny = [*TINY, "trainer=cpu"]
     chosen = ["method=peft", "method.config._target_=peft.VeraConfig", "+method.config.r=4", "method.label=vera"]
     run(
         compose_config(
