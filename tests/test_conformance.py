@@ -54,6 +54,7 @@ from made_phases import (
     tensors_of,
     train,
 )
+from made_runs import trained
 
 
 def check_count(phases: tuple[Phase, ...], folder: Path) -> None:
@@ -317,14 +318,12 @@ def check_the_loop_repeats_it_from_its_files(phases: tuple[Phase, ...], folder: 
         net = copy.deepcopy(phases[0].base)
         return net, trained(net, methods, folder, RECIPE, data=toy_data(batch_size=16), ground={})
 
-    trained, first = run()
+    ran, first = run()
     restored, second = run()
     assert first == second
-    assert [result.num_head for result in first] == [(trained.head.in_features + 1) * TOY_TASK.num_classes] * len(
-        methods
-    )
+    assert [result.num_head for result in first] == [(ran.head.in_features + 1) * TOY_TASK.num_classes] * len(methods)
     assert all(result.stored_bytes >= 0 and result.steps == 4 for result in first)
-    assert torch.equal(logits(trained, X), logits(restored, X))
+    assert torch.equal(logits(ran, X), logits(restored, X))
 
 
 def in_float64(phase: Phase) -> tuple[Backbone, Installed]:
