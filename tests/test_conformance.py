@@ -24,8 +24,7 @@ from headwise.methods.hs_lora import HeadLoRA
 from headwise.methods.lora import LoRA
 from headwise.methods.peft_bridge import PeftMethod
 from headwise.network.backbone import Backbone
-from headwise.results.store import PhaseStore
-from headwise.training.loop import Machine, hush, read_tensors, run_phases, write_tensors
+from headwise.training.loop import read_tensors, write_tensors
 from headwise.training.module import reseed
 from headwise.updates.adapted import Delta
 from headwise.updates.lowrank import LowRank
@@ -55,6 +54,7 @@ from made_phases import (
     tensors_of,
     train,
 )
+from made_runs import trained
 
 
 def check_count(phases: tuple[Phase, ...], folder: Path) -> None:
@@ -314,31 +314,16 @@ def check_another_phase_stands_on_it(phases: tuple[Phase, ...], folder: Path) ->
 def check_the_loop_repeats_it_from_its_files(phases: tuple[Phase, ...], folder: Path) -> None:
     methods = [dataclasses.replace(phase.method, epochs=RECIPE.epochs) for phase in phases]
 
-    hush()
-
     def run() -> tuple[Backbone, list[Any]]:
         net = copy.deepcopy(phases[0].base)
-        results = run_phases(
-            net,
-            methods,
-            toy_data(batch_size=16),
-            RECIPE,
-            PhaseStore(folder),
-            {},
-            seed=0,
-            machine=Machine(threads=1, progress=False),
-            say=lambda line: None,
-        )
-        return net, results
+        return net, trained(net, methods, folder, RECIPE, data=toy_data(batch_size=16), ground={})
 
-    trained, first = run()
+    ran, first = run()
     restored, second = run()
     assert first == second
-    assert [result.num_head for result in first] == [(trained.head.in_features + 1) * TOY_TASK.num_classes] * len(
-        methods
-    )
+    assert [result.num_head for result in first] == [(ran.head.in_features + 1) * TOY_TASK.num_classes] * len(methods)
     assert all(result.stored_bytes >= 0 and result.steps == 4 for result in first)
-    assert torch.equal(logits(trained, X), logits(restored, X))
+    assert torch.equal(logits(ran, X), logits(restored, X))
 
 
 def in_float64(phase: Phase) -> tuple[Backbone, Installed]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +10,12 @@ import pytest
 
 from headwise.data.preparing.cachebuild import build
 from headwise.data.sources import CacheSource, FolderSource
-
-SCRIPT = Path(__file__).parent.parent / "benchmarks" / "data_time.py"
+from made_scripts import loaded
 
 
 @pytest.fixture(scope="module")
 def data_time() -> Any:
-    spec = importlib.util.spec_from_file_location("data_time", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    return loaded("data_time")
 
 
 def test_both_sides_give_the_same_batches(data_time: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

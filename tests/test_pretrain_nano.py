@@ -1,7 +1,5 @@
 """The pre-training script of vit_nano and the file it made."""
 
-import importlib.util
-import sys
 from importlib.resources import files
 from pathlib import Path
 from types import ModuleType
@@ -12,17 +10,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "pretrain_nano.py"
+from made_scripts import loaded
+
 SHIPPED = Path(str(files("headwise"))) / "assets" / "vit_nano.safetensors"
 
 
 @pytest.fixture(scope="module")
 def nano() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("pretrain_nano", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # NamedTuple looks its annotations up here
-    spec.loader.exec_module(module)
-    return module
+    return loaded("pretrain_nano")
 
 
 @pytest.fixture(scope="module")

@@ -20,11 +20,10 @@ from headwise.methods.base import build_method
 from headwise.runs.experiment import run
 from made_networks import NETWORKS, REPO, compose_config, network
 from made_phases import unfolded
+from made_words import FAST
 from test_conformance import CHECKS, run_checks
 
 TEXT = (REPO / "docs" / "howto" / "own_method.md").read_text(encoding="utf-8")
-TINY = ["backbone=vit_tiny_random", "dataset=dsprites_loc", "data=synthetic", "protocol=smoke"]
-FAST = [*TINY, "trainer=cpu", "trainer.threads=1", "trainer.progress=false", "logger.pictures=false"]
 
 
 def block(language: str) -> str:

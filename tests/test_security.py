@@ -31,9 +31,10 @@ from headwise.schema.targets import prefixes
 from headwise.storage.hashes import file_sha256
 from made_cases import each
 from made_networks import CONF, compose_config, run
+from made_words import QUIET
 
 TINY = ["backbone=vit_tiny_random", "dataset=dsprites_loc", "data=synthetic", "protocol=smoke", "rank=r4"]
-FAST = [*TINY, "trainer=cpu", "trainer.threads=1", "trainer.progress=false", "logger.pictures=false"]
+FAST = [*TINY, *QUIET]
 
 PAYLOAD = """
 from pathlib import Path

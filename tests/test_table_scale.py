@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "table_scale.py"
+from made_scripts import loaded
 
 
 @pytest.fixture(scope="module")
-def table_scale() -> Iterator[Any]:
-    spec = importlib.util.spec_from_file_location("table_scale", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+def table_scale() -> Any:
+    return loaded("table_scale")
 
 
 def test_its_results_are_whole_families(table_scale: Any, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from headwise.analysis import ground, style
 from made_networks import compose_config, run
+from made_words import QUIET
 
 
 @contextlib.contextmanager
@@ -50,10 +51,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
                         "data=synthetic",
                         "protocol=smoke",
                         *([] if any("train_images" in word for word in words) else ["protocol.train_images=24"]),
-                        "trainer=cpu",
-                        "trainer.threads=1",
-                        "trainer.progress=false",
-                        "logger.pictures=false",
+                        *QUIET,
                         f"root={place}",
                         *overrides,
                     )

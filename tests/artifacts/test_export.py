@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -25,6 +23,8 @@ from headwise.errors import CheckpointError, ConfigError, DataError, WeightsErro
 from headwise.network.backbone import BackboneSpec
 from made_cases import each
 from made_networks import REPO, compose_config, run
+from made_scripts import loaded
+from made_words import QUIET
 
 AUTO = ["backbone=vit_tiny_random", "backbone.weights=auto", "rank=r4"]
 NAMES = ["red", "green", "blue"]
@@ -54,10 +54,7 @@ def train(root: Path, images: Path, *overrides: str) -> Path:
         f"data.root={images}",
         "dataset.num_classes=3",
         f"dataset.class_names=[{','.join(NAMES)}]",
-        "trainer=cpu",
-        "trainer.threads=1",
-        "trainer.progress=false",
-        "logger.pictures=false",
+        *QUIET,
         "protocol.epochs=2",
         "protocol.batch_size=8",
         f"root={root}",
@@ -102,14 +99,6 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
     record = json.loads((folder / "result.json").read_text())
     change(record)
     (folder / "result.json").write_text(json.dumps(record))
-
-
-def load_script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, REPO / "scripts" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_own_images_train_to_a_labelled_result(trained: Path) -> None:
@@ -292,7 +281,7 @@ def test_images_that_were_drawn_have_no_folder(copied: Path, tmp_path: Path) -> 
 
 
 def test_evaluate_script_tells_by_its_status(copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main = load_script("evaluate").main
+    main = loaded("evaluate").main
     assert main([str(copied), "--json", str(tmp_path / "out.json")]) == 0
     assert [entry["is_same"] for entry in json.loads((tmp_path / "out.json").read_text())] == [True, True]
     edit(copied, lambda record: record["phases"][1].update(accuracy=record["phases"][1]["accuracy"] - 1e-5))

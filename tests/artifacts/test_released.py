@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -22,18 +20,10 @@ from headwise.updates.lowrank import LowRank
 from headwise.updates.sites import Site
 from made_cases import each
 from made_networks import CLASSES, REPO, distance, images, logits, network, perturb
+from made_scripts import loaded
 
 SHARED = Path(os.environ.get("HEADWISE_SHARED", REPO.parent / "shared")) / "data" / "bilora"
 TINY = Layout(blocks=2, width=48, rank=4)
-
-
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("import_bilora", REPO / "scripts" / "import_bilora.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def as_published(stored: dict[str, Tensor], head: list[str]) -> bytes:
@@ -54,7 +44,7 @@ def test_round_trip(head_bits: int | None, tmp_path: Path) -> None:
     file.write_bytes(as_published(installed.packed(), names))
     out = tmp_path / "out.safetensors"
     flags = ["--width", "48", "--blocks", "2", "--head-bits", str(head_bits or 32)]
-    assert script().main([str(file), str(out), *flags]) == 0
+    assert loaded("import_bilora").main([str(file), str(out), *flags]) == 0
     fresh = network("vit")
     again = method.install(fresh)
     again.unpack(load_file(out))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -24,18 +22,10 @@ from headwise.results.store import ResultStore
 from headwise.runs.experiment import plan_run, run
 from headwise.storage.hashes import file_sha256
 from made_cases import each
-from made_networks import CLASSES, REPO, compose_config, distance, images, logits, network
+from made_networks import CLASSES, compose_config, distance, images, logits, network
+from made_scripts import loaded
 
 BLOCKS, WIDTH, HEADS, PARTS, RANK, SCALE = 2, 48, 4, 4, 3, 0.5
-
-
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("import_cara", REPO / "scripts" / "import_cara.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def released(num_classes: int = CLASSES, rank: int = RANK) -> dict[str, Tensor]:
@@ -82,7 +72,7 @@ def saved(folder: Path, state: Any) -> Path:
 def test_merged_weights_are_those_of_the_dense_tensors(tmp_path: Path) -> None:
     state = released()
     out = tmp_path / "svhn.safetensors"
-    assert script().main([str(saved(tmp_path, state)), str(out)]) == 0
+    assert loaded("import_cara").main([str(saved(tmp_path, state)), str(out)]) == 0
     net = network("vit")
     installed = CaRA(label="cara", rank=RANK, scale=SCALE).install(net)
     installed.unpack(load_file(out))
@@ -132,7 +122,7 @@ TINY += [
 def test_it_is_a_first_phase_that_is_tested_and_merged(tmp_path: Path) -> None:
     out, backbone = tmp_path / "phase.safetensors", tmp_path / "backbone.safetensors"
     file = saved(tmp_path, released(num_classes=16))
-    assert script().main([str(file), str(out), "--backbone", str(backbone)]) == 0
+    assert loaded("import_cara").main([str(file), str(out), "--backbone", str(backbone)]) == 0
     words = [f"method.first.checkpoint={out}", "method.first.rank=3", "method.first.scale=0.5", f"root={tmp_path}"]
     cfg = compose_config(*[word for word in TINY if "rank=" not in word], *words, f"backbone.weights={backbone}")
     assert plan_run(cfg).identity["method"]["first"]["checkpoint"] == file_sha256(out)
@@ -200,13 +190,13 @@ def test_nothing_but_tensors_is_read(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_the_command_names_the_scale_of_the_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, out = saved(tmp_path, {n: t for n, t in released().items() if n in CARA_NAMES}), tmp_path / "x.safetensors"
-    assert script().main([str(file), str(out), "--task", "svhn"]) == 0
+    assert loaded("import_cara").main([str(file), str(out), "--task", "svhn"]) == 0
     said = capsys.readouterr().out
     assert "3 components, 2 blocks of width 48 with 4 heads, 5 classes" in said
     assert "method.first.rank=3 method.first.scale=100" in said
-    assert script().main([str(file), str(out), "--task", "shvn"]) == 1
+    assert loaded("import_cara").main([str(file), str(out), "--task", "shvn"]) == 1
     assert "of task 'shvn' (did you mean 'svhn'?)" in capsys.readouterr().err
-    assert script().main([str(file), str(out), "--backbone", str(tmp_path / "b.safetensors")]) == 1
+    assert loaded("import_cara").main([str(file), str(out), "--backbone", str(tmp_path / "b.safetensors")]) == 1
     assert "holds no backbone" in capsys.readouterr().err
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -16,18 +15,10 @@ from headwise.protocol.presets import POSSIBLY_TUNED
 from headwise.results.store import ResultStore
 from made_cases import each
 from made_results import published_run, run
+from made_scripts import loaded
 
 REPO = Path(__file__).parents[2]
 TASKS = [yaml.safe_load(f.read_text()) for f in sorted((REPO / "conf" / "dataset").glob("*.yaml"))]
-
-
-def script() -> Any:
-    spec = importlib.util.spec_from_file_location("compare_script", REPO / "scripts" / "compare.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
 
 
 def only(results: Any, row_id: str | None = None) -> Comparison:
@@ -197,7 +188,7 @@ def root(tmp_path: Path) -> Path:
 
 def test_command_with_a_folder(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "gap.json"
-    assert script()([str(root / "runs/lora/svhn/base/seed-1"), "--json", str(file)]) == 0
+    assert loaded("compare").main([str(root / "runs/lora/svhn/base/seed-1"), "--json", str(file)]) == 0
     assert "## lora P1 beside LoRA, Heart-LoRA Table 1 (heart_t1_lora)" in capsys.readouterr().out
     (first, *_) = json.loads(file.read_text())["comparisons"]
     assert first["published"]["id"] == "heart_t1_lora"
@@ -216,7 +207,7 @@ def test_command_with_a_folder(root: Path, tmp_path: Path, capsys: pytest.Captur
 
 def test_command_with_a_method(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     next(root.glob("runs/lora/*/*/seed-0/result.json")).write_text("{")
-    assert script()(["lora", "svhn", "--root", str(root), "--row", "hs_t2_lora_completed"]) == 0
+    assert loaded("compare").main(["lora", "svhn", "--root", str(root), "--row", "hs_t2_lora_completed"]) == 0
     captured = capsys.readouterr()
     assert "| svhn | 90.00 (1) | 85.3 | +4.70 |" in captured.out
     assert "seed-0/result.json is not a usable record" in captured.err
@@ -234,5 +225,5 @@ def test_command_with_a_method(root: Path, capsys: pytest.CaptureFixture[str]) -
     ],
 )
 def test_command_refuses(root: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
-    assert script()([*arguments, "--root", str(root)]) == 1
+    assert loaded("compare").main([*arguments, "--root", str(root)]) == 1
     assert message in capsys.readouterr().err

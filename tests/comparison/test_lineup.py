@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,8 @@ from headwise.comparison.lineup import lineups, markdown, plain
 from headwise.results.records import Result
 from headwise.results.store import ResultStore
 from made_results import run
+from made_scripts import loaded
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "list_methods.py"
 PROBE = {"_target_": "headwise.methods.baselines.Linear"}
 
 
@@ -87,11 +86,7 @@ def test_what_was_not_measured_stays_empty() -> None:
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    spec = importlib.util.spec_from_file_location("list_methods", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = loaded("list_methods")
     assert script.main(["--runs", "methods", "--root", str(tmp_path)]) == 1
     assert "no finished run of 'methods' under" in capsys.readouterr().err
     probe = made("linear", 80.0, spec=PROBE, name="methods")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
-import subprocess
-import sys
 
 import pytest
 
@@ -583,12 +581,6 @@ def test_what_is_not_recorded_is_said():
     result = dataclasses.replace(run(), provenance={})
     assert recorded(result, "weights") == "(not recorded)"
     assert "weights: (not recorded); protocol: (not recorded)" in said(one([result]))
-
-
-def test_no_torch():
-    code = "import sys, headwise.comparison.tables, headwise.report.formats; print('torch' in sys.modules)"
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert answer.stdout.strip() == "False"
 
 
 def test_heads_off_as_a_ratio_to_none_off() -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import pytest
 from headwise.comparison.twins import markdown, pairs, spread
 from headwise.results.records import PhaseResult, Result, RunKey
 from headwise.results.store import ResultStore
+from made_scripts import loaded
 
 
 def result(
@@ -92,12 +92,7 @@ def test_spread() -> None:
 
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    script = Path(__file__).parents[2] / "scripts" / "compare_twins.py"
-    spec = importlib.util.spec_from_file_location("compare_twins", script)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = loaded("compare_twins")
     store = ResultStore(tmp_path)
     for made in (result("bi_lora", 0, 80.0, None), result("heart_lora", 0, 81.0, 1)):
         store.put(made.key, made)

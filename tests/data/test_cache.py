@@ -25,6 +25,7 @@ from headwise.data.stores.cache import META, Cache, CacheSource
 from headwise.data.tasks import VTABTask
 from headwise.errors import ConfigError, DataError
 from headwise.storage.claims import BusyError, Claim
+from made_threads import in_another_thread
 
 SPLITS = ("train800", "val200", "train800val200", "test")
 CLEVR = [load_task("clevr_count"), load_task("clevr_dist")]
@@ -244,7 +245,7 @@ cachebuild.build(source, [load_task("clevr_count"), load_task("clevr_dist")], 40
 
 def test_two_builds_at_once(source: TFDSSource, store: Path) -> None:
     with Claim(store / ".claims" / "dsprites@2.0.0-tfds"), pytest.raises(BusyError, match="is claimed by process"):
-        _in_thread(lambda: build(source, SPRITES, 224, "pil_bicubic", store, wait=False))
+        in_another_thread(lambda: build(source, SPRITES, 224, "pil_bicubic", store, wait=False))
     folders: list[Path] = []
     threads = [
         threading.Thread(target=lambda: folders.append(build(source, SPRITES, 224, "pil_bicubic", store)))
@@ -256,23 +257,6 @@ def test_two_builds_at_once(source: TFDSSource, store: Path) -> None:
         thread.join()
     assert len(folders) == 2 and folders[0] == folders[1]
     Cache.open(folders[0]).check()
-
-
-def _in_thread(call: Any) -> None:
-    """Claims do not nest within a thread, so the second one comes from another."""
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            call()
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    if errors:
-        raise errors[0]
 
 
 def test_auto_takes_the_cache_first(source: TFDSSource, root: Path, store: Path) -> None:

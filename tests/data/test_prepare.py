@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import functools
-import importlib.util
 import json
 import os
 import subprocess
@@ -20,9 +18,9 @@ from headwise.data.sources import FolderSource, TFDSSource
 from headwise.data.stores.cache import CacheSource
 from headwise.errors import ConfigError
 from headwise.storage.claims import Claim
+from made_scripts import loaded
 
 TASKS = read_tasks(REPO / "conf" / "dataset")
-SCRIPT = REPO / "scripts" / "prepare_vtab.py"
 PYTHON = os.environ.get("HEADWISE_PREPARE_PYTHON", sys.executable)
 """A Python that has TensorFlow and the other packages of the extra ``prepare``."""
 
@@ -41,15 +39,6 @@ def sprites(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
     return Place(tmp_path / "records", tmp_path / "caches", 40, official=False)
-
-
-@functools.cache
-def script() -> Any:
-    spec = importlib.util.spec_from_file_location("prepare_vtab", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
 
 
 def test_there_are_24_sets_and_each_says_what_to_do(place: Place) -> None:
@@ -197,7 +186,7 @@ def test_command_line(
     sprites: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HEADWISE_CACHE", str(tmp_path))
-    main, arguments = script().main, ["--root", str(sprites), "--json", str(tmp_path / "s.json")]
+    main, arguments = loaded("prepare_vtab").main, ["--root", str(sprites), "--json", str(tmp_path / "s.json")]
     assert main(["--status", *arguments]) == 0
     assert len(json.loads((tmp_path / "s.json").read_text())) == 24
     assert main(["--tasks", "dsprites_loc", "--unofficial", *arguments]) == 0
@@ -208,15 +197,6 @@ def test_command_line(
     assert "unknown resize 'bicubic'" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main([])
-
-
-def test_preparing_imports_neither_torch_nor_tensorflow() -> None:
-    code = (
-        "import sys, headwise.data.preparing.prepare;"
-        "print(sorted({'torch', 'lightning', 'tensorflow', 'tensorflow_datasets', 'hydra'} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPO)
-    assert done.stdout.strip() == "[]"
 
 
 def has_tensorflow() -> bool:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
 from peft import inject_adapter_in_model
 from torch import Tensor, nn
 
-from headwise.methods.base import Method
-from headwise.network.backbone import Backbone, BackboneSpec
 from headwise.updates.adapted import AdaptedLinear, Delta
 from headwise.updates.sites import Site
 
@@ -48,21 +45,3 @@ def pass_through(module: nn.Module, seed: int = 3) -> tuple[Tensor, Tensor]:
     (y * torch.randn(y.shape, generator=generator)).sum().backward()
     assert x.grad is not None
     return y.detach(), x.grad
-
-
-@functools.cache
-def _spec() -> BackboneSpec:
-    return BackboneSpec(name="vit_b16", timm_name="vit_base_patch16_224", weights="none")
-
-
-def vit_b16() -> Backbone:
-    """ViT-B/16 with shapes only."""
-    with torch.device("meta"):
-        net = _spec().build()
-        net.new_head(10)
-    return net
-
-
-def count(method: Method) -> int:
-    """Tunable parameters on ViT-B/16 without the head."""
-    return sum(tensor.numel() for tensor in method.install(vit_b16()).adapter().values())

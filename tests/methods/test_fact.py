@@ -1,4 +1,4 @@
-"""FacT: counts, and both factorings against the original's order of operations and tensorly's contractions."""
+"""FacT: both factorings against the original's order of operations and tensorly's contractions."""
 
 from __future__ import annotations
 
@@ -8,25 +8,15 @@ import numpy as np
 import pytest
 import tensorly as tl
 import torch
-from made_native import array, build, count, step
+from made_native import array, build
 from tensorly.tenalg import mode_dot
 from torch import nn
 
 from headwise.errors import ConfigError
 from made_cases import each
-from made_networks import distance, logits, network, perturb
+from made_networks import network, perturb
 
 X = torch.randn(3, 5, 48, generator=torch.Generator().manual_seed(3))
-
-
-@each("rank, expected", [(16, 61_440), (8, 21_504), (4, 8_448)])
-def test_count_of_tt_on_vit_b16(rank: int, expected: int) -> None:
-    assert count(build("fact_tt", f"method.rank={rank}")) == expected
-
-
-@each("rank, expected", [(32, 86_528), (16, 30_976)])
-def test_count_of_tk_on_vit_b16(rank: int, expected: int) -> None:
-    assert count(build("fact_tk", f"method.rank={rank}")) == expected
 
 
 def moved(name: str) -> tuple[Any, dict[str, Any]]:
@@ -103,20 +93,6 @@ def test_factors_are_saved_and_trained_once(name: str) -> None:
     packed = installed.packed()
     assert [key for key in packed if key.endswith("shared.U")] == ["s0.b0.q.shared.U"]
     assert len(set(map(id, installed.trainable().values()))) == len(installed.trainable())
-
-
-@each("name", ["fact_tt", "fact_tk"])
-def test_merge_and_learning(name: str) -> None:
-    net = network("vit")
-    installed = build(name, "method.rank=3").install(net)
-    for _ in range(2):
-        net.zero_grad()
-        step(net, installed)
-    assert all(tensor.grad.any() for tensor in installed.adapter().values())
-    x = torch.randn(2, 3, 32, 32)
-    before = logits(net, x)
-    installed.merge()
-    assert distance(logits(net, x), before) <= 1e-5
 
 
 def test_dropout_acts_behind_s() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from made_peft import HEADS, O_SITE, SITE, distance, linear, ours, pass_through, vit_b16
+from made_native import vit_b16
+from made_peft import HEADS, O_SITE, SITE, distance, linear, ours, pass_through
 
 from headwise.errors import ConfigError
 from headwise.methods.hs_controls import JointLoRA, PermutedLoRA, PermutedRows, SharedAndHeads

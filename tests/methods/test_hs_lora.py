@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import torch
 from hydra.utils import instantiate
-from made_peft import HEADS, INPUTS, O_SITE, SITE, WIDTH, count, distance, linear, ours, pass_through, peft_layer
-from made_runs import train
+from made_peft import HEADS, INPUTS, O_SITE, SITE, WIDTH, distance, linear, ours, pass_through, peft_layer
 from omegaconf import OmegaConf
 from peft import LoraConfig
 from peft.tuners.lora.config import BdLoraConfig
@@ -27,6 +26,7 @@ from headwise.wrappers.wrapping import Wrapper
 from made_cases import each
 from made_networks import SIZES, compose_config, composed_method, images, logits, network, perturb
 from made_phases import FEW
+from made_runs import train
 
 RANK = 3
 
@@ -89,24 +89,6 @@ def test_on_o_a_head_reads_its_columns_alone() -> None:
 def test_on_o_a_rank_is_bounded_by_the_columns_of_a_head() -> None:
     with pytest.raises(ConfigError, match=r"rank must be in 1\.\.10 for s0\.b0\.o with 4 column group\(s\), got 11"):
         LowRank(O_SITE, linear().weight, rank=11, groups=HEADS)
-
-
-def test_equals_lora_with_a_block_diagonal_b() -> None:
-    weight = linear().weight
-    delta = LowRank(SITE, weight, rank=RANK, groups=HEADS, scale=2.0)
-    perturb([delta.A, delta.B], size=0.5)
-    want = torch.cat([2.0 * up @ down for up, down in zip(delta.B, delta.A, strict=True)])
-    assert distance(delta.weight(weight), want) < 1e-6
-    assert int(torch.linalg.matrix_rank(want)) == HEADS * RANK
-
-
-@each(
-    "rank, targets, expected",
-    [(2, "qv", 479_232), (3, "qv", 718_848), (2, "qkv", 718_848), (3, "qkv", 1_078_272), (2, "o", 239_616)],
-)
-def test_count_on_vit_b16(rank: int, targets: str, expected: int) -> None:
-    assert count(HeadLoRA(label="heads", rank=rank, targets=tuple(targets))) == expected
-    assert expected == 12 * len(targets) * rank * (12 * 768 + 768)
 
 
 def test_rank_per_head_is_bounded_by_the_rows_of_a_head() -> None:

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from made_native import X, build, count, step
-from made_runs import train
 from torch import nn
 
 from headwise.errors import ConfigError
@@ -25,6 +24,8 @@ from headwise.runs.experiment import run
 from headwise.wrappers.prompting import Prompts
 from made_cases import each
 from made_networks import CONF, compose_config, distance, logits, network, perturb
+from made_runs import train
+from made_words import FAST
 
 
 def test_the_published_subnets_are_of_the_19_tasks() -> None:
@@ -261,14 +262,7 @@ def test_a_supernet_is_trained_and_bred_from_the_seed_alone(tmp_path: Path, monk
 FIND = [
     "method=noah",
     "method.search={sizes: [1, 3], epochs: 1, population: 4, parents: 2, crossover: 1, mutation: 1, generations: 1}",
-    "backbone=vit_tiny_random",
-    "dataset=dsprites_loc",
-    "data=synthetic",
-    "protocol=smoke",
-    "trainer=cpu",
-    "trainer.threads=1",
-    "trainer.progress=false",
-    "logger.pictures=false",
+    *FAST,
 ]
 
 

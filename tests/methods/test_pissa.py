@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from made_peft import SITE, count, distance, linear, ours, pass_through, peft_layer
+from made_peft import SITE, distance, linear, ours, pass_through, peft_layer
 from peft import LoraConfig
 
 from headwise.errors import ConfigError
@@ -69,10 +69,6 @@ def test_stores_the_start_and_reloads_exactly() -> None:
         delta.B0.mul_(0.5)
     reloaded.unpack(stored)
     assert distance(logits(again, x), want) == 0.0
-
-
-def test_count_on_vit_b16() -> None:
-    assert count(PiSSA(label="pissa", rank=16)) == 12 * 3 * 16 * (768 + 768) == 884_736
 
 
 def test_refuses_a_scale_that_is_not_positive() -> None:

@@ -184,15 +184,6 @@ def test_a_plan_of_before_biases_trained_still_installs() -> None:
     assert method.install(network("vit"), plan).adapter()
 
 
-def test_restored_from_its_plan() -> None:
-    net, method, plan = planned(600)
-    installed = method.install(net, plan)
-    step(net, installed)
-    again = network("vit")
-    method.install(again, plan).unpack(installed.packed())
-    assert torch.equal(logits(again, X), logits(net, X))
-
-
 def test_upstream_starts_lora_off_zero() -> None:
     net, method, plan = planned(4000)
     assert plan["structured"]

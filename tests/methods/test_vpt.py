@@ -1,4 +1,4 @@
-"""VPT: counts, places of the prompts, Swin's windows against numpy."""
+"""VPT: places of the prompts, Swin's windows against numpy."""
 
 from __future__ import annotations
 
@@ -8,17 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from made_native import X, array, build, count, step
+from made_native import X, array, build, step
 from torch import Tensor, nn
 
 from headwise.errors import ConfigError
 from made_cases import each
 from made_networks import distance, logits, network, perturb
-
-
-@each("name, prompts, expected", [("vpt_shallow", 50, 38_400), ("vpt_deep", 10, 92_160)])
-def test_count_on_vit_b16(name: str, prompts: int, expected: int) -> None:
-    assert count(build(name, f"method.prompts={prompts}")) == expected
 
 
 def by_hand(prompts: list[Tensor], deep: bool) -> Tensor:

@@ -10,8 +10,9 @@ from headwise.results.store import ResultStore
 from headwise.training import loop
 from made_cases import each
 from made_networks import compose_config
+from made_words import TINY
 
-LORA = ["backbone=vit_tiny_random", "dataset=dsprites_loc", "data=synthetic", "protocol=smoke", "trainer=cpu"]
+LORA = [*TINY, "trainer=cpu"]
 LORA += [
     "trainer.threads=1",
     "trainer.progress=false",

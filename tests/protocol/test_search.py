@@ -24,6 +24,7 @@ from headwise.results.records import PhaseResult
 from headwise.runs.experiment import obtained, run
 from made_cases import each
 from made_networks import compose_config
+from made_words import QUIET, TINY
 
 HEART = BiLoRA(label="heart", gate={"count": 1})
 SLOW = replace(HEART, gate={"count": 1, "warmup": 2})
@@ -396,15 +397,9 @@ def test_one_search_serves_all_seeds_unless_asked_otherwise(tmp_path: Path, caps
             compose_config(
                 "method=hs_lora",
                 "rank={global:2,head:1}",
-                "backbone=vit_tiny_random",
-                "dataset=dsprites_loc",
-                "data=synthetic",
-                "protocol=smoke",
+                *TINY,
                 "+protocol.search={fields:{every.lr:[0.001,0.01]}}",
-                "trainer=cpu",
-                "trainer.threads=1",
-                "trainer.progress=false",
-                "logger.pictures=false",
+                *QUIET,
                 f"seed={seed}",
                 f"root={tmp_path / root}",
                 *words,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -47,11 +45,6 @@ def test_numbers_without_pictures(tmp_path: Path) -> None:
 def test_each_phase_needs_a_label(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="argument 2 is shorter"):
         learning_curves([history(tmp_path / "a.csv", 1, 1.0)], [], tmp_path)
-
-
-def test_torch_is_not_needed() -> None:
-    code = "import sys, headwise.report.pictures; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_score_map_of_layers_with_different_heads(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import importlib.util
 import io
 import json
 import re
@@ -28,6 +27,7 @@ from headwise.report.page import report
 from headwise.results.records import Result
 from headwise.results.store import ResultStore
 from made_results import FEWSHOT, TASKS, few, gated, masked_suite, run, write
+from made_scripts import loaded
 
 REPO = Path(__file__).parents[2]
 HEADS = {"_target_": "headwise.methods.hs_lora.HeadLoRA", "rank": 2}
@@ -71,15 +71,6 @@ class Page(HTMLParser):
     @property
     def text(self) -> str:
         return " ".join(" ".join(self.words).split())
-
-
-def script() -> Any:
-    spec = importlib.util.spec_from_file_location("make_report", REPO / "scripts" / "make_report.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
 
 
 def two_phase(
@@ -377,10 +368,10 @@ def stored(root: Path, results: list[Result]) -> Path:
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = stored(tmp_path / "results", [*controlled(), run("lora", name="other")])
     out = tmp_path / "report.html"
-    assert script()(["--root", str(root), "--name", "runs", "--out", str(out)]) == 0
+    assert loaded("make_report").main(["--root", str(root), "--name", "runs", "--out", str(out)]) == 0
     assert "12 runs" in capsys.readouterr().out
     assert "12 runs" in Page(out.read_text()).text
-    assert script()(["--root", str(root), "--name", "runs", "other", "--out", str(out)]) == 0
+    assert loaded("make_report").main(["--root", str(root), "--name", "runs", "other", "--out", str(out)]) == 0
     assert "<title>runs, other</title>" in out.read_text()
 
 
@@ -388,7 +379,7 @@ def test_controls_under_another_name_count(tmp_path: Path) -> None:
     root = stored(tmp_path / "results", [r for r in controlled() if r.key.method == "hs_lora"])
     stored(root, [r for r in controlled(name="controls") if r.key.method != "hs_lora"])
     out = tmp_path / "report.html"
-    assert script()(["--root", str(root), "--name", "runs", "--out", str(out)]) == 0
+    assert loaded("make_report").main(["--root", str(root), "--name", "runs", "--out", str(out)]) == 0
     page = Page(out.read_text())
     assert "NO CONTROL" not in page.text
     assert "hs_lora leans yes" in page.text
@@ -401,7 +392,7 @@ def test_a_corrupted_result_is_named_and_skipped(tmp_path: Path, capsys: pytest.
     file = root / "runs" / "lora_long" / "svhn" / "base" / "seed-1" / "result.json"
     file.write_text(file.read_text()[:100])
     out = tmp_path / "report.html"
-    assert script()(["--root", str(root), "--out", str(out)]) == 0
+    assert loaded("make_report").main(["--root", str(root), "--out", str(out)]) == 0
     assert "lora_long/svhn/base/seed-1/result.json" in capsys.readouterr().err
     page = Page(out.read_text())
     assert "1 damaged record is skipped" in page.text
@@ -411,10 +402,10 @@ def test_a_corrupted_result_is_named_and_skipped(tmp_path: Path, capsys: pytest.
 
 def test_nothing_to_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "report.html"
-    assert script()(["--root", str(tmp_path), "--out", str(out)]) == 1
+    assert loaded("make_report").main(["--root", str(tmp_path), "--out", str(out)]) == 1
     assert "no finished run" in capsys.readouterr().err
     root = stored(tmp_path / "results", [run(name="standins")])
-    assert script()(["--root", str(root), "--name", "standin", "--out", str(out)]) == 1
+    assert loaded("make_report").main(["--root", str(root), "--name", "standin", "--out", str(out)]) == 1
     assert "did you mean 'standins'?" in capsys.readouterr().err
     assert not out.exists()
     with pytest.raises(ConfigError, match="nothing to report"):

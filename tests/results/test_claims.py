@@ -16,6 +16,7 @@ import pytest
 from headwise.errors import ConfigError
 from headwise.storage.claims import BusyError, Claim, alive, describe, standing
 from made_cases import each
+from made_threads import in_another_thread
 
 FAST = {"heartbeat": 0.1, "expiry": 1.0}
 
@@ -71,7 +72,7 @@ def test_released_on_every_exit(tmp_path, error):
         with Claim(tmp_path, **FAST) as claim:
             assert claim.held
             with pytest.raises(BusyError, match=f"claimed by process {os.getpid()} on "):
-                other_thread(lambda: Claim(tmp_path, wait=False, **FAST).__enter__())
+                in_another_thread(lambda: Claim(tmp_path, wait=False, **FAST).__enter__())
             if error:
                 raise error
 
@@ -83,22 +84,6 @@ def test_released_on_every_exit(tmp_path, error):
     with Claim(tmp_path, wait=False, **FAST) as claim:
         assert claim.held
     assert not claim.held
-
-
-def other_thread(action):
-    caught = []
-
-    def run():
-        try:
-            action()
-        except Exception as error:
-            caught.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    for error in caught:
-        raise error
 
 
 def test_claims_do_not_nest(tmp_path):
@@ -115,7 +100,7 @@ def test_heartbeat_keeps_a_claim_longer_than_its_expiry(tmp_path):
     with Claim(tmp_path, heartbeat=0.05, expiry=0.3) as claim:
         time.sleep(0.8)
         with pytest.raises(BusyError):
-            other_thread(lambda: Claim(tmp_path, wait=False, heartbeat=0.05, expiry=0.3).__enter__())
+            in_another_thread(lambda: Claim(tmp_path, wait=False, heartbeat=0.05, expiry=0.3).__enter__())
         assert not claim.lost
 
 

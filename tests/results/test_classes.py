@@ -17,6 +17,7 @@ from headwise.results.store import Result
 from headwise.runs.experiment import obtained
 from made_cases import each
 from made_networks import compose_config
+from made_words import TINY
 
 
 @each("seed", range(3))
@@ -59,7 +60,7 @@ def test_a_damaged_matrix_is_left_out(text: str, tmp_path: Path, caplog: pytest.
 
 
 def test_a_run_writes_its_matrix_with_the_names_of_classes(tmp_path: Path) -> None:
-    words = ["backbone=vit_tiny_random", "dataset=dsprites_loc", "data=synthetic", "protocol=smoke", "trainer=cpu"]
+    words = [*TINY, "trainer=cpu"]
     result = obtained(compose_config(*words, "trainer.progress=false", "method=lora", "rank=r4", f"root={tmp_path}"))
     assert isinstance(result, Result)
     folder = result.key.path(tmp_path)

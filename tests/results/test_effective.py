@@ -25,11 +25,12 @@ from headwise.results.store import PhaseStore, ResultStore
 from headwise.schema.effective import DEFAULTS, LATER, effective, effective_gate
 from headwise.schema.source import literal_of_target
 from headwise.training.address import chain
-from headwise.training.loop import TENSORS, Machine, hush, run_phases
+from headwise.training.loop import TENSORS
 from headwise.updates.gate import Gate
 from headwise.updates.heads import choose, fixed
 from made_cases import each
-from made_networks import CONF, compose_config, network, toy_data
+from made_networks import CONF, compose_config, network
+from made_runs import trained
 
 METHODS = sorted((CONF / "method").rglob("*.yaml"))
 PLAIN = ["backbone=vit_tiny_random", "dataset=dsprites_loc", "data=synthetic", "protocol=smoke", "trainer=cpu"]
@@ -129,18 +130,8 @@ def address(gate: Any) -> Any:
 
 
 def train(gate: Any, folder: Path, label: str = "x") -> PhaseResult:
-    hush()
-    (result,) = run_phases(
-        network("vit"),
-        [lora(gate, label)],
-        toy_data(),
-        Protocol(epochs=3, batch_size=16, lr=1e-2, drop_path=0.1),
-        PhaseStore(folder),
-        {"toy": 1},
-        seed=0,
-        machine=Machine(threads=1, progress=False),
-        say=lambda line: None,
-    )
+    recipe = Protocol(epochs=3, batch_size=16, lr=1e-2, drop_path=0.1)
+    (result,) = trained(network("vit"), [lora(gate, label)], folder, recipe)
     return result
 
 

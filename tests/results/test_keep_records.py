@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +12,12 @@ from headwise.comparison.tables import tables
 from headwise.report.formats import render
 from headwise.results.store import ResultStore
 from made_results import run
+from made_scripts import loaded
 
 
 @pytest.fixture
 def keep() -> Any:
-    script = Path(__file__).parents[2] / "scripts" / "keep_records.py"
-    spec = importlib.util.spec_from_file_location("keep_records", script)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return loaded("keep_records")
 
 
 def stored(root: Path) -> ResultStore:

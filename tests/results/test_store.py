@@ -19,6 +19,7 @@ from headwise.results.store import PhaseStore, Result, ResultError, ResultStore,
 from headwise.storage.claims import BusyError
 from made_cases import each
 from made_results import KEY, full, phase, result, write
+from made_threads import in_another_thread
 
 FINGERPRINT = "0123456789abcdef"
 
@@ -299,27 +300,11 @@ def test_claim_of_a_finished_phase_is_not_held(tmp_path):
     with store.claim(FINGERPRINT) as claim:
         assert claim.held
         with pytest.raises(BusyError, match=FINGERPRINT):
-            run_in_thread(lambda: store.claim(FINGERPRINT, wait=False).__enter__())
+            in_another_thread(lambda: store.claim(FINGERPRINT, wait=False).__enter__())
         store.finish(FINGERPRINT, phase())
     assert [p.name for p in store.path(FINGERPRINT).iterdir()] == ["phase.json"]
     with store.claim(FINGERPRINT) as claim:
         assert not claim.held
-
-
-def run_in_thread(action):
-    caught: list[Exception] = []
-
-    def run():
-        try:
-            action()
-        except Exception as error:
-            caught.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    if caught:
-        raise caught[0]
 
 
 TRAINER = """

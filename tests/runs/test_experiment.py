@@ -29,9 +29,8 @@ from headwise.training import loop
 from made_cases import each
 from made_networks import CONF, REPO, compose_config, plain_timm
 from made_results import gated, masked_suite, phase, result
+from made_words import FAST
 
-TINY = ["backbone=vit_tiny_random", "dataset=dsprites_loc", "data=synthetic", "protocol=smoke"]
-FAST = [*TINY, "trainer=cpu", "trainer.threads=1", "trainer.progress=false", "logger.pictures=false"]
 LORA = [*FAST, "method=lora", "rank=r4"]
 HS_LORA = [*FAST[:-1], "method=hs_lora", "rank=r4"]
 

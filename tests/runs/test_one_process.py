@@ -24,9 +24,9 @@ from headwise.runs import execution
 from headwise.runs.experiment import run
 from headwise.training import features
 from made_networks import REPO, compose_config
+from made_words import QUIET, TINY
 
-TINY = ["backbone=vit_tiny_random", "dataset=dsprites_loc", "data=synthetic", "protocol=smoke"]
-FAST = [*TINY, "trainer=cpu", "trainer.threads=1", "trainer.progress=false", "logger.pictures=false", "rank=r4"]
+FAST = [*TINY, *QUIET, "rank=r4"]
 SEARCH = ["+protocol.search.scale=[1,10]"]
 JOBS: list[list[str]] = [
     ["method=lora"],

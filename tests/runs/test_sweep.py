@@ -192,33 +192,25 @@ def test_a_launcher_that_does_nothing_is_an_error(tmp_path):
         Sweep(made.config, list(made.jobs.values()), launch, lambda batch: None).run()
 
 
-def test_runs_that_others_compute_are_skipped_and_taken_at_the_end(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("finished", [True, False])
+def test_what_others_compute_is_taken_at_the_end_and_what_they_leave_is_begun_again(
+    finished, tmp_path, monkeypatch, capsys
+):
     made = Made(tmp_path, lora_0="busy")
     place = made.key(made.jobs[made.request("lora_0")]).path(tmp_path)
     other = Claim(place).__enter__()
 
     def pause(seconds):
-        made.finish("lora_0", 33.0)
+        if finished:
+            made.finish("lora_0", 33.0)
+        else:
+            made.does = {}
         other.__exit__(None, None, None)
 
     monkeypatch.setattr(sweep.time, "sleep", pause)
-    assert made.run() == [33.0, 50.0, 50.0, 50.0]
-    assert len(made.launched) == 1
+    assert made.run() == [33.0 if finished else 50.0, 50.0, 50.0, 50.0]
+    assert made.launched[1:] == ([] if finished else [["lora_0"]])
     assert "computed elsewhere, by process " in capsys.readouterr().out
-
-
-def test_what_others_leave_is_begun_again(tmp_path, monkeypatch):
-    made = Made(tmp_path, lora_0="busy")
-    place = made.key(made.jobs[made.request("lora_0")]).path(tmp_path)
-    other = Claim(place).__enter__()
-
-    def pause(seconds):
-        made.does = {}
-        other.__exit__(None, None, None)
-
-    monkeypatch.setattr(sweep.time, "sleep", pause)
-    assert made.run() == [50.0] * 4
-    assert made.launched[1:] == [["lora_0"]]
 
 
 def test_a_run_that_leaves_no_trace_is_not_launched_for_ever(tmp_path):

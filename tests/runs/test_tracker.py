@@ -21,8 +21,9 @@ from headwise.runs.tracker import Tracker, summary, tracked
 from made_cases import each
 from made_networks import compose_config
 from made_results import run as made_run
+from made_words import TINY
 
-FAST = ["backbone=vit_tiny_random", "dataset=dsprites_loc", "data=synthetic", "protocol=smoke", "trainer=cpu"]
+FAST = [*TINY, "trainer=cpu"]
 FAST += ["trainer.threads=1", "trainer.progress=false", "rank=r4"]
 HEADER, BLOCK = 7, 32768
 

@@ -19,10 +19,10 @@ from headwise.methods.hs_lora import HeadLoRA
 from headwise.methods.lora import LoRA
 from headwise.network.backbone import Backbone
 from headwise.protocol.recipe import Protocol
-from headwise.results.store import PhaseResult, PhaseStore
+from headwise.results.store import PhaseResult
 from headwise.training import loop
 from headwise.training.consistency import Disturbed, gap
-from headwise.training.loop import CHECKPOINT, TENSORS, Machine, PhaseModule, chain, run_phases
+from headwise.training.loop import CHECKPOINT, TENSORS, PhaseModule, chain
 from headwise.updates.adapted import AdaptedLinear
 from headwise.updates.consistency import Consistency
 from headwise.updates.lowrank import LowRank
@@ -31,6 +31,7 @@ from headwise.updates.sites import Site
 from headwise.wrappers.wrapping import Wrapper
 from made_cases import each
 from made_networks import CLASSES, composed_method, images, logits, network, perturb, spec, toy_data
+from made_runs import trained
 
 RECIPE = Protocol(name="test", epochs=2, lr=1e-2, drop_path=0.2)
 LORA = LoRA(label="lora", rank=4, dropout=0.1)
@@ -44,18 +45,7 @@ def quiet() -> None:
 
 def run(root: Path, *methods: Method, protocol: Protocol = RECIPE, network: str = "vit", parts: int = 1) -> Any:
     net = spec(network).build(protocol.drop_path)
-    results = run_phases(
-        net,
-        methods,
-        toy_data(),
-        protocol,
-        PhaseStore(root),
-        {},
-        seed=0,
-        machine=Machine(threads=1, progress=False, parts=parts),
-        say=lambda line: None,
-    )
-    return net, results
+    return net, trained(net, methods, root, protocol, ground={}, parts=parts)
 
 
 def tensors_of(root: Path, result: PhaseResult) -> bytes:

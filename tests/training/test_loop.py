@@ -25,10 +25,11 @@ from headwise.protocol.recipe import Protocol
 from headwise.results.store import PhaseResult, PhaseStore
 from headwise.storage.claims import BusyError, Claim
 from headwise.training import address, loop
-from headwise.training.loop import CHECKPOINT, TENSORS, Machine, PhaseModule, chain, read_tensors, run_phases
+from headwise.training.loop import CHECKPOINT, TENSORS, Machine, PhaseModule, chain, read_tensors
 from headwise.training.selection import TestSelection
 from made_cases import each
 from made_networks import CLASSES, composed_method, images, logits, spec, toy_data
+from made_runs import trained
 
 RECIPE = Protocol(name="test", epochs=4, lr=1e-2, drop_path=0.2)
 LORA = LoRA(label="lora", rank=4)
@@ -55,19 +56,9 @@ def run(
     seed: int = 0,
     said: list[str] | None = None,
 ) -> tuple[Backbone, list[PhaseResult]]:
-    net = spec("vit").build(protocol.drop_path)
-    results = run_phases(
-        net,
-        methods,
-        toy_data(seed),
-        protocol,
-        PhaseStore(root),
-        {"seed": seed},
-        seed=seed,
-        machine=Machine(threads=1, progress=False),
-        say=[].append if said is None else said.append,
-    )
-    return net, results
+    net, say = spec("vit").build(protocol.drop_path), ([] if said is None else said).append
+    ground = {"seed": seed}
+    return net, trained(net, methods, root, protocol, data=toy_data(seed), ground=ground, seed=seed, say=say)
 
 
 def timeless(result: PhaseResult) -> PhaseResult:
@@ -556,43 +547,27 @@ def test_the_network_is_back_on_its_device_after_lightning_left_it(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("place", ["first", "last"])
-def test_a_signal_during_the_test_is_no_success(
+@pytest.mark.parametrize("place", ["third epoch", "first test batch", "last test batch"])
+def test_a_signal_in_training_or_test_is_no_success(
     place: str, number: int, whole: tuple[Path, PhaseResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step, seen = PhaseModule.test_step, 0
+    """A closed terminal (SIGHUP) stops a run like a polite kill, and no handler of it stays behind."""
+    name = "training_step" if place == "third epoch" else "test_step"
+    step, seen = getattr(PhaseModule, name), 0
 
     def stop(self: Any, batch: Any, batch_idx: int) -> Any:
         nonlocal seen
         seen += 1
-        if seen == 1 or place == "last":
+        if self.current_epoch == 2 if place == "third epoch" else seen == 1 or place == "last test batch":
             os.kill(os.getpid(), number)
         return step(self, batch, batch_idx)
 
     with monkeypatch.context() as patch:
-        patch.setattr(PhaseModule, "test_step", stop)
-        with pytest.raises(Interrupted, match="run the same command to resume"):
-            run(tmp_path)
-    assert not (folder_of(tmp_path) / "phase.json").exists()
-    _, (resumed,) = run(tmp_path)
-    assert timeless(resumed) == timeless(whole[1])
-
-
-def test_a_closed_terminal_stops_training_like_a_polite_kill(
-    whole: tuple[Path, PhaseResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    step = PhaseModule.training_step
-
-    def stop(self: Any, batch: Any, batch_idx: int) -> Any:
-        if self.current_epoch == 2:
-            os.kill(os.getpid(), signal.SIGHUP)
-        return step(self, batch, batch_idx)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(PhaseModule, "training_step", stop)
+        patch.setattr(PhaseModule, name, stop)
         with pytest.raises(Interrupted, match="run the same command to resume"):
             run(tmp_path)
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+    assert not (folder_of(tmp_path) / "phase.json").exists()
     _, (resumed,) = run(tmp_path)
     assert timeless(resumed) == timeless(whole[1])
 

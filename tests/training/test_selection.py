@@ -23,10 +23,12 @@ from headwise.protocol.recipe import Protocol
 from headwise.results.records import PhaseResult, ResultError
 from headwise.results.store import PhaseStore
 from headwise.runs.experiment import run
-from headwise.training.loop import TENSORS, Machine, Saver, hush, run_phases
+from headwise.training.loop import TENSORS, Saver
 from headwise.training.selection import TestSelection
 from made_cases import each
-from made_networks import compose_config, network, toy_data
+from made_networks import compose_config, network
+from made_runs import trained
+from made_words import QUIET, TINY
 
 BEST = Protocol(epochs=4, batch_size=16, lr=1e-2, drop_path=0.1, select="best_test", select_every=1)
 ADALORA = {
@@ -60,18 +62,7 @@ def falling(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def train(method: Method, folder: Path, protocol: Protocol = BEST) -> PhaseResult:
-    hush()
-    (result,) = run_phases(
-        network("vit"),
-        [method],
-        toy_data(),
-        protocol,
-        PhaseStore(folder),
-        {"toy": 1},
-        seed=0,
-        machine=Machine(threads=1, progress=False),
-        say=lambda line: None,
-    )
+    (result,) = trained(network("vit"), [method], folder, protocol)
     return result
 
 
@@ -201,19 +192,13 @@ def test_a_record_with_all_heads_on_is_no_record_of_heads_off(tmp_path: Path) ->
 
 TOY = (
     "method=heart_lora",
-    "backbone=vit_tiny_random",
-    "dataset=dsprites_loc",
-    "data=synthetic",
-    "protocol=smoke",
+    *TINY,
     "protocol.epochs=3",
     "protocol.select=best_test",
     "protocol.select_every=1",
     "ne=ne3",
     "ne.warmup=1",
-    "trainer=cpu",
-    "trainer.threads=1",
-    "trainer.progress=false",
-    "logger.pictures=false",
+    *QUIET,
 )
 
 

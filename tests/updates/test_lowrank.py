@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from headwise.errors import ConfigError
 from headwise.updates.adapted import AdaptedLinear
@@ -172,12 +172,3 @@ def test_dropout_out_of_range(dropout: float) -> None:
 )
 def test_runs(on: list[bool], runs: tuple[tuple[int, int], ...]) -> None:
     assert runs_of(on) == runs
-
-
-def parameters(delta: LowRank) -> list[Tensor]:
-    return list(delta.parameters())
-
-
-@each("groups", [1, 4])
-def test_number_of_parameters(groups: int) -> None:
-    assert sum(p.numel() for p in parameters(moved(2, groups))) == 2 * (groups * 8 + 12)

@@ -26,14 +26,15 @@ from headwise.methods.peft_bridge import PeftMethod
 from headwise.methods.pissa import PiSSA
 from headwise.protocol.recipe import Protocol
 from headwise.results.store import PhaseResult, PhaseStore
-from headwise.training.loop import Machine, PhaseModule, hush, run_phases
+from headwise.training.loop import PhaseModule
 from headwise.updates.adapted import AdaptedLinear, Delta
 from headwise.updates.gate import Gate
 from headwise.updates.heads import least_responsive, responsiveness
 from headwise.updates.masking import HeadMasking
 from headwise.updates.sites import Site
 from made_cases import each
-from made_networks import batches, distance, images, logits, network, perturb, toy_data
+from made_networks import batches, distance, images, logits, network, perturb
+from made_runs import trained
 
 ONE = {"count": 1}
 METHODS: dict[str, Callable[..., Method]] = {
@@ -231,21 +232,11 @@ def test_a_planted_useful_head_ranks_first(score: str) -> None:
     assert order[3 if score == "taylor_pos" else 0] == 2
 
 
-def trained(
+def train(
     methods: list[Method], folder: Path, epochs: int = 3, said: list[str] | None = None, family: str = "vit"
 ) -> list[PhaseResult]:
-    hush()
-    return run_phases(
-        network(family),
-        methods,
-        toy_data(),
-        Protocol(epochs=epochs, batch_size=16, lr=1e-2, drop_path=0.1),
-        PhaseStore(folder),
-        {"toy": 1},
-        seed=0,
-        machine=Machine(threads=1, progress=False),
-        say=(said if said is not None else []).append,
-    )
+    recipe = Protocol(epochs=epochs, batch_size=16, lr=1e-2, drop_path=0.1)
+    return trained(network(family), methods, folder, recipe, say=([] if said is None else said).append)
 
 
 def comparable(result: PhaseResult, folder: Path) -> tuple[Any, dict[str, Tensor]]:
@@ -275,11 +266,11 @@ def test_a_shared_warmup_changes_nothing(score_data: str, tmp_path: Path, monkey
         for count, scope in ((1, "global"), (3, "layer"))
     ]
     said: list[str] = []
-    forked = [comparable(*trained([method], tmp_path / "a", said=said), tmp_path / "a") for method in methods]
+    forked = [comparable(*train([method], tmp_path / "a", said=said), tmp_path / "a") for method in methods]
     assert sum("its warm-up is already trained" in line for line in said) == 1
     monkeypatch.setattr(Method, "trunk", lambda self, epochs: None)
     for method, found in zip(methods, forked, strict=True):
-        (alone,) = trained([method], tmp_path / "b")
+        (alone,) = train([method], tmp_path / "b")
         assert_same(comparable(alone, tmp_path / "b"), found)
     assert forked[0][0]["active_heads"] == 3
     assert forked[1][0]["active_heads"] == 1
@@ -301,12 +292,12 @@ def test_a_stopped_run_gives_the_same_mask_and_numbers(
     epoch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     method = dataclasses.replace(HEART, gate={"count": 2, "warmup": 1})
-    (whole,) = trained([method], tmp_path / "a")
+    (whole,) = train([method], tmp_path / "a")
     with monkeypatch.context() as patch:
         crash_in(patch, epoch)
         with pytest.raises(KeyError, match="power"):
-            trained([method], tmp_path / "b")
-    (resumed,) = trained([method], tmp_path / "b")
+            train([method], tmp_path / "b")
+    (resumed,) = train([method], tmp_path / "b")
     assert_same(comparable(whole, tmp_path / "a"), comparable(resumed, tmp_path / "b"))
     assert whole.active_heads == 2
 
@@ -314,7 +305,7 @@ def test_a_stopped_run_gives_the_same_mask_and_numbers(
 def test_before_the_choice_it_is_the_ungated_run(tmp_path: Path) -> None:
     """Nothing but the masks differs: with no head to switch off, the run is that without a gate."""
     gated, plain = (
-        trained([dataclasses.replace(HEART, gate=gate)], tmp_path / str(index))[0]
+        train([dataclasses.replace(HEART, gate=gate)], tmp_path / str(index))[0]
         for index, gate in enumerate(({"count": 0}, None))
     )
     assert (gated.accuracy, gated.train_loss, gated.stored_bytes) == (
@@ -329,19 +320,19 @@ def test_before_the_choice_it_is_the_ungated_run(tmp_path: Path) -> None:
 @each("name", METHODS)
 def test_every_gated_method_trains(name: str, tmp_path: Path) -> None:
     method = METHODS[name](gate={"count": 1, "scope": "layer"})
-    (result,) = trained([method], tmp_path, epochs=2)
+    (result,) = train([method], tmp_path, epochs=2)
     assert result.active_heads == 3
     rows = result.extra["heads"]
     assert [sum(row["active"]) for row in rows] == [3] * len(rows)
     for row in rows:
         assert row["score"][row["active"].index(0)] == min(row["score"])
     assert result.extra["gate"]["warmup_epochs"] == 1
-    (again,) = trained([method], tmp_path, epochs=2)
+    (again,) = train([method], tmp_path, epochs=2)
     assert again == result
 
 
 def test_swin_switches_a_quarter_off_in_each_stage(tmp_path: Path) -> None:
-    (result,) = trained([dataclasses.replace(HEART, gate={"ratio": 0.25})], tmp_path, epochs=2, family="swin")
+    (result,) = train([dataclasses.replace(HEART, gate={"ratio": 0.25})], tmp_path, epochs=2, family="swin")
     off = {(row["stage"], len(row["active"])): row["active"].count(0) for row in result.extra["heads"]}
     assert off == {(0, 4): 1, (1, 8): 2}
     second = [row["active"] for row in result.extra["heads"] if row["stage"] == 1 and row["proj"] == "q"]
@@ -392,7 +383,7 @@ def test_gates_that_cannot_be(family: str, make: Callable[[], Method], message: 
 
 def test_a_warmup_that_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"gate\.warmup=3 is 3 of 3 epoch\(s\): at least one must follow"):
-        trained([dataclasses.replace(HEART, gate={"count": 1, "warmup": 3})], tmp_path)
+        train([dataclasses.replace(HEART, gate={"count": 1, "warmup": 3})], tmp_path)
 
 
 def test_a_delta_without_a_gate_is_refused() -> None:

@@ -156,6 +156,7 @@ def resample(sizes: NDArray[Any], value: Drawn) -> NDArray[Any]:
         value: of each task drawn.
     """
     most = int(sizes.max())
+    # one seed for all, so that the same pairs have the same interval wherever they stand
     rng = np.random.default_rng(0)
     # so many resamples at once that an array of indices, (step, tasks, seeds), has about `_BATCH` entries
     step = max(1, _BATCH // (len(sizes) * most))
@@ -219,6 +220,7 @@ def chosen(lines: pd.DataFrame, given: str) -> tuple[pd.DataFrame, str, str]:
     row, wanted = _split(given)
     rows = sorted(set(lines["row"]))
     if row not in rows:
+        # a row's name without what stands in brackets behind it is enough where one row alone has it
         variants = [name for name in rows if re.sub(r" [(\[].*", "", name) == row]
         if len(variants) != 1:
             what = "several variants" if variants else "no finished run"

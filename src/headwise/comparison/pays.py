@@ -134,6 +134,7 @@ def p_value(differences: Sequence[float]) -> float | None:
     if deviation <= _ROUNDING:
         return None
     statistic = float(np.mean(differences)) / (deviation / math.sqrt(number))
+    # the lower tail twice: one minus the upper would round small p values away
     return 2 * float(stdtr(number - 1, -abs(statistic)))
 
 

@@ -109,6 +109,7 @@ def column_of(result: Result) -> str | None:
 def tasks() -> dict[str, str]:
     """The papers' task columns in their order, with their groups."""
     header = list(_results()[0])
+    # the tasks follow the sizes, group by group
     start = header.index("params_unit") + 1
     groups = [name for name, size in GROUP_SIZES.items() for _ in range(size)]
     return dict(zip(header[start : start + len(groups)], groups, strict=True))

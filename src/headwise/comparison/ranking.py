@@ -52,6 +52,7 @@ class Ranking:
         last = 0
         for place, name in enumerate(names):
             end = sum(self.ranks[other] - self.ranks[name] <= self.distance for other in names)
+            # a group that ends where the one before did lies within it, and one method is no group
             if end > max(last, place + 1):
                 groups.append(tuple(names[place:end]))
                 last = end

@@ -154,6 +154,7 @@ class Judgement:
         lost = [pairs for pairs in against if pairs.mean < 0]
         if lost:  # one control that is better is enough, whatever else is missing
             return Verdict.NO if any(pairs.is_clear for pairs in lost) else Verdict.LEANS_NO
+        # the control that is missing might be the one that wins: nothing can be claimed without it
         if not self.is_complete or not against:
             return Verdict.NO_CONTROL
         if any(pairs.mean == 0 for pairs in against):

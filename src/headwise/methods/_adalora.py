@@ -70,6 +70,7 @@ class Allocator(L.Callback):
         self._parameters = dict(tuner.model.named_parameters())
         # peft scores inside its own step, so the guard against overflow stands in the place of its scorer
         self._score, self.ranking.update_ipt = self.ranking.update_ipt, self._score_if_finite
+        # peft makes them at its first score; a resumed run has values to put into them before that
         for averages in (self.ranking.ipt, self.ranking.exp_avg_ipt, self.ranking.exp_avg_unc):
             averages.update({name: torch.zeros_like(self._parameters[name]) for name in self._scored.values()})
 
@@ -78,6 +79,7 @@ class Allocator(L.Callback):
         self.tuner.update_and_allocate(trainer.global_step)
         for name, kept in (self.config.rank_pattern or {}).items():
             mask = self._kept[self._diagonals[name]]
+            # in place: `state` hands these very tensors out, and a resume copies into them
             mask.copy_(torch.tensor(kept, dtype=torch.uint8))
 
     def final_from(self, epochs: int, steps_per_epoch: int) -> int:

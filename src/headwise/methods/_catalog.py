@@ -106,6 +106,7 @@ def measure(name: str, about: str, phases: Sequence[Method], net: Backbone) -> l
 
     A method that looks at training images first (SPT-LoRA) is shown noise: its size is right, its choice is not.
     """
+    # how much a weight holds is asked of the plain network, once the copy has been adapted
     shape, net = net, copy.deepcopy(net)
     entries = []
     for index, method in enumerate(phases, start=1):

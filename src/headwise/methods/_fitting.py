@@ -46,6 +46,7 @@ def fitting(net: Backbone, method: Method | None = None) -> Iterator[None]:
             raise
         network = f"{net.provenance.get('timm_name') or 'the network'} ({type(net.model).__name__})"
         what = f"method {method.label} does not work in {network}" if method else f"{network} cannot be used"
+        # errors of libraries may run over many lines, ours are one
         said = " ".join(str(error).split())[:200]
         raise ConfigError(f"{what}: {type(error).__name__}: {said}; {ALLOWED}") from error
 

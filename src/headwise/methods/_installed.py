@@ -243,6 +243,7 @@ class Installed:
                 self.net.replace(site, module.merged())
             elif isinstance(module, BesideLinear):
                 module.settle()
+                # updates that earlier phases left stand around the projection; what merges is the innermost
                 while isinstance(module.module, BesideLinear):
                     module = module.module
                 if isinstance(module.module, AdaptedLinear):

@@ -108,6 +108,7 @@ class Scatter:
 
         The largest come first. The largest entry of every row is positive, so that signs do not depend on the machine.
         """
+        # the shift was near the mean of all inputs, not at it: what is left of the mean goes out here
         centred = self.products - torch.outer(self.total, self.total) / self.count
         values, vectors = torch.linalg.eigh(centred)
         values, rows = values.flip(0).clamp_min(0.0), vectors.T.flip(0)
@@ -157,6 +158,7 @@ class Counted:
 
 def leave(net: Backbone, site: Site, start: Any) -> None:
     """Leave what was found for the update of a projection with it, for `taken`."""
+    # a plain attribute and no buffer: it is no part of the network's state
     setattr(net.linear(site), START, start)
 
 

@@ -52,6 +52,7 @@ class PeftInstalled(Installed):
         self.tuner, self.layers = tuner, dict(layers)
         self.num_steps, self.adapter_lr = num_steps, adapter_lr
         for layer in self.layers.values():
+            # peft makes its layers in training mode, whatever mode the network is in
             layer.train(base_of(layer).training)
         self._trained = {id(p) for layer in self.layers.values() for p in layer.parameters() if p.requires_grad}
         self._starts = {site: {n: t.detach().clone() for n, t in _own(layers[site]).items()} for site in moved}
@@ -154,6 +155,7 @@ def _update_of(layer: nn.Module, values: Mapping[str, Tensor]) -> Tensor:
     """The dense update, (O, I), that a peft layer would make with other values of its tensors."""
     own = _own(layer)
     kept = {name: tensor.detach().clone() for name, tensor in own.items()}
+    # peft forms an update from the layer's own tensors: they hold the other values during the call
     copy_into(own, values)
     update: Tensor = layer.get_delta_weight(ADAPTER)  # type: ignore[operator]
     copy_into(own, kept)

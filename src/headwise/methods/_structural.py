@@ -29,6 +29,7 @@ def place(net: Backbone, path: str, factory: Callable[[nn.Module], Wrapper]) -> 
     like = next(net.parameters())
     for name, child in wrapper.named_children():
         if name != wrapper.theirs:
+            # beside a network in a narrow type too, or the steps of training would round away
             child.to(like.device, at_least_float32(like))
     wrapper.train(net.training)
     return wrapper
@@ -148,6 +149,7 @@ def refuse_four_bits(net: Backbone, method: Method) -> None:
 
 def by_block(net: Backbone, parameters: Mapping[str, nn.Parameter]) -> dict[str, dict[str, nn.Parameter]]:
     """Parameters by ``s0.b3``, or ``net`` outside blocks, under their names from there on."""
+    # with the dot, or blocks.1 would hold the parameters of blocks.10 as well
     paths = {f"{path}.": f"s{stage}.b{block}" for stage, block, path in net.blocks}
     by_block: dict[str, dict[str, nn.Parameter]] = {}
     for name, parameter in parameters.items():

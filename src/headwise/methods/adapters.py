@@ -142,6 +142,7 @@ class Adapters(Method):
                 place(net, path if name == "block" else f"{path}.{where}", functools.partial(around, part=part))
             if self.train_ln:
                 own: Any = unwrapped(block)
+                # the norms themselves: parts that earlier phases put around them stay frozen
                 parts[f"{key}.norm1"], parts[f"{key}.norm2"] = unwrapped(own.norm1), unwrapped(own.norm2)
         return install_parts(net, parts)
 

@@ -96,6 +96,7 @@ class Method:
                 f"cycles of method {self.label!r} must divide its epochs, got {self.cycles} for {self.epochs} epochs"
             )
         gate = self.gating()
+        # written out in full, so that two spellings of one gate are one method with one address
         object.__setattr__(self, "gate", None if gate is None else gate.spec())
         consistency = Consistency.of(self.consistency)
         object.__setattr__(self, "consistency", None if consistency is None else consistency.spec())

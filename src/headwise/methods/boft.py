@@ -51,10 +51,12 @@ class ButterflyDelta(Delta):
         """R of every block, (m, I / b, b, b)."""
         upper = torch.triu_indices(self.block, self.block, offset=1, device=self.Q.device)
         places = upper[0] * self.block + upper[1]
+        # the upper triangle trains; the lower one is its negative, so that Q stays skew
         flat = self.Q.new_zeros(*self.Q.shape[:2], self.block**2).index_copy(2, places, self.Q)
         skew = flat.unflatten(2, (self.block, self.block))
         skew = skew - skew.mT
         unit = torch.eye(self.block, device=skew.device, dtype=skew.dtype)
+        # R (E + Q) = E - Q, solved without an inverse; E + Q has one, since all eigenvalues of a skew Q are imaginary
         return torch.linalg.solve(unit + skew, unit - skew, left=False)
 
     def weight(self, base: Tensor) -> Tensor:

@@ -50,6 +50,7 @@ class KroneckerLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Output (..., O) for x (..., I)."""
+        # outputs (b, d) before inputs (a, c): the transpose of H, as a linear layer holds it
         weight = torch.einsum("nab,nc,nd->bdac", self.rule.A, self.s, self.t)
         return F.linear(x, weight.flatten(2).flatten(0, 1), self.bias)
 
@@ -110,6 +111,7 @@ class Compacter(Method):
     def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
         """Wrap attention and MLP of every block; ConfigError if n does not divide a width."""
         rule = SharedRule(self.terms, self.std)
+        # first, so that the tensor which all layers share is stored under this name
         parts: dict[str, nn.Module] = {"shared": rule}
         for key, path, _ in blocks(net):
             for name in ("mlp",) if self.plus_plus else ("attn", "mlp"):

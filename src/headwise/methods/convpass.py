@@ -62,6 +62,7 @@ class Convpass(Method):
     def install(self, net: Backbone, plan: Plan | None = None) -> Installed:
         """Wrap every block; ConfigError for a hidden width out of range, unknown halves, or patches on no grid."""
         members = list(blocks(net))
+        # all of them before the first is wrapped: a network that is refused stays as it was
         for _, _, block in members:
             check_block(block)
         grid = patch_grid(net, self)

@@ -66,6 +66,7 @@ class DoRADelta(Delta):
             down, up = self.A[0], self.B[0] * self.constant
             # (O, R): the products with A take O I R steps, where W + s B A would be formed and squared in full
             cross = 2.0 * (base.to(down.dtype) @ down.T) + up @ (down @ down.T)
+            # rounding may take a row of zeros below zero, and the magnitude is divided by the norm
             return (self.base_square + (up * cross).sum(dim=1)).clamp_min(torch.finfo(down.dtype).tiny).sqrt()
 
     def factors(self) -> Factors:

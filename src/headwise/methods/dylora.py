@@ -82,6 +82,7 @@ class RankSampling(L.Callback):
 
     def draw(self, step: int) -> int:
         """The rank of optimiser step `step`."""
+        # a prime far above the steps of a run keeps the draws of two seeds apart
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         return int(torch.randint(1, self.largest + 1, (), generator=generator))
 

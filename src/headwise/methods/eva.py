@@ -93,6 +93,7 @@ class EVA(Method):
             directions: Tensor | None = taken(net, site)
             if rank := ranks.get(site.key, 0):
                 delta = deltas[site] = LowRank(site, base, rank, scale=self.scale)
+                # of a finished phase there are none: the stored A follows
                 if directions is not None:
                     delta.A.data.copy_(directions)
         return self.put(net, deltas)

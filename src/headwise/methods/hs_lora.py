@@ -211,6 +211,7 @@ def matched_ranks(head_rank: int, shapes: Mapping[Site, tuple[int, int]]) -> dic
     """
     ranks: dict[Site, int] = {}
     due = 0  # parameters that the layers so far should have and do not
+    # one kind of projection after the other, so that what is due passes between neighbours of one shape
     for site in sorted(shapes, key=lambda site: (site.proj, site.stage, site.block)):
         due += head_rank * site.per_head_size(shapes[site])
         cost = sum(shapes[site])

@@ -67,6 +67,7 @@ class MoRADelta(Delta):
     def turned(self) -> Tensor:
         """M times the rotation of each chunk, (J, m, m); type 6."""
         half = self.M.shape[0] // 2
+        # a rotation adds sin times (-x2, x1), the halves of a chunk: seen from x, M's halves change places instead
         crossed = self.M * self.sin[:, None]
         return self.M * self.cos[:, None] + torch.cat([crossed[..., half:], -crossed[..., :half]], dim=-1)
 
@@ -95,6 +96,7 @@ class MoRADelta(Delta):
             padded = torch.block_diag(*self.turned())[rows % (chunks * side)]
         dense = padded[:, :num_inputs]
         if extra := chunks * side - num_inputs:
+            # inputs that fill up the last chunk are read twice, so both of their columns count
             dense = dense + F.pad(padded[:, num_inputs:], (0, num_inputs - extra))
         if self.has_heads:
             dense = dense * (self.gate() if self.site.head_axis == "input" else self.gate().unsqueeze(1))

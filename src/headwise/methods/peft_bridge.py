@@ -188,6 +188,7 @@ def _reached(config: Any, net: Backbone, sites: Mapping[str, Site]) -> dict[Site
 
 def _check_merges(target: str, layers: Iterable[nn.Module]) -> None:
     """Fold a copy of the first layer: what peft cannot fold is a ConfigError before it trains."""
+    # one stands for all, since one config has made them
     for layer in itertools.islice(layers, 1):
         trial: Any = copy.deepcopy(layer)
         try:

@@ -78,6 +78,7 @@ class Before(Corrected):
             return self.part.folded(self.inner)
         for proj, linear in zip(QKV, self.inner.parts, strict=True):
             setattr(self.inner, proj, self.part.folded(linear))
+        # q, k and v are new tensors now, and one GEMM needs them in one storage
         self.inner.join()
         return self.inner
 

@@ -85,6 +85,7 @@ class Held(nn.Module):
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
         super().__init__()
         for name, parameter in parameters.items():
+            # a module takes no name with a dot
             self.register_parameter(name.replace(".", "_"), parameter)
 
 
@@ -222,7 +223,9 @@ class SPTLoRA(Method):
             ConfigError: where a target matches nothing, or the network is held in 4 bits.
         """
         refuse_four_bits(net, self)
+        # for its refusal alone, of targets that match nothing
         net.bases(self.targets)
+        # by identity: the same tensor has other names once its network is split or wrapped
         weights = {id(plain_linear(net, site).weight): site.key for site in net.sites if site.proj in self.targets}
         skipped = {id(parameter) for parameter in net.head.parameters()}
         candidates: dict[str, nn.Parameter] = {}
@@ -251,6 +254,7 @@ class SPTLoRA(Method):
             counts = torch.bincount(member[:tau], minlength=len(names)).tolist()
             costs = (self._cost(*each, lowrank) for each in zip(names, counts, sizes, strict=True))
             totals.append((0 if fixed is None else fixed.numel()) + sum(costs))
+        # of two that are as near the larger tau
         distance, _, tau, total = min(
             (abs(total - self.budget), -tau, tau, total) for tau, total in zip(taus, totals, strict=True)
         )

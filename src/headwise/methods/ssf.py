@@ -124,6 +124,7 @@ class SSF(Method):
         refuse_four_bits(net, self)
         keys = {path: f"s{stage}.b{block}" for stage, block, path in net.blocks}
         heads = set(map(id, net.head.modules()))
+        # collected before the first is wrapped, which changes the tree that is walked here
         operations = []
         for _, path, module in pretrained_modules(net.model):
             if isinstance(module, AdaptedLinear):

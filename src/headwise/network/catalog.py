@@ -34,6 +34,7 @@ def check_name(timm_name: str) -> None:
     module = timm.model_entrypoint(architecture).__module__
     if module.startswith("timm.") and not ATTENTION.search(inspect.getsource(sys.modules[module])):
         likely = timm.list_models(list(LIKELY))
+        # with a cutoff of 0 there always is a nearest
         (nearest,) = difflib.get_close_matches(architecture, likely, n=1, cutoff=0.0)
         raise ConfigError(f"{timm_name!r} has no attention to adapt (did you mean {nearest!r}?); {ALLOWED}")
     if dot and timm_name not in _tagged(architecture):

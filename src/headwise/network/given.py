@@ -64,6 +64,7 @@ def sharing(net: Backbone) -> Backbone:
         if isinstance(module, SplitQKV):
             module.shared = True
     own = {id(tensor) for tensor in net.head.parameters()}
+    # plain attributes too, such as the one storage of q, k and v: a copy of it would be another one
     values = (value for module in net.modules() for value in vars(module).values() if isinstance(value, Tensor))
     tensors = (*net.parameters(), *net.buffers(), *values)
     return copy.deepcopy(net, {id(tensor): tensor for tensor in tensors if id(tensor) not in own})

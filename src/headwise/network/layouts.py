@@ -151,6 +151,7 @@ def _from_hugging_face(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         rows = [named.get(f"{part[1]}.{proj}.{part[3]}") for proj in "qkv"] if part else []
         if part is None or any(row is None for row in rows):
             fused[key] = value
+        # once for the three, at q's place in the order of the file
         elif part[2] == "q":
             fused[f"{part[1]}.qkv.{part[3]}"] = torch.cat([row for row in rows if row is not None])
     return fused

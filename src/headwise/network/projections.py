@@ -91,6 +91,7 @@ def take_apart(attention: Any) -> SplitQKV:
     if not isinstance(fused, nn.Linear):
         split = SplitQKV.of([(linear.weight, linear.bias) for linear in three], "apart")
         for proj in QKV:
+            # with a qkv in place timm's code calls that, and never these
             setattr(attention, f"{proj}_proj", None)
     elif getattr(attention, "q_bias", None) is not None:
         weights = fused.weight.chunk(3)

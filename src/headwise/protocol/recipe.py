@@ -166,7 +166,9 @@ class Protocol:
 
         def cosine(step: int) -> float:
             if step < warm:
+                # counted from one: the last step of the warm-up has the peak itself
                 return self.lr_start + (top - self.lr_start) * (step + 1) / warm
+            # the schedule is asked once more after the last step
             progress = min(1.0, (step - warm) / max(1, total - warm))
             return self.lr_min + 0.5 * (top - self.lr_min) * (1 + math.cos(math.pi * progress))
 

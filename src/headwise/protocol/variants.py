@@ -43,6 +43,7 @@ def telling(
     if not named or alike([override for override in overrides if override not in named]):
         return []
     if len(named) > 1:
+        # single keys are tried first: where a group's option says the same, they go and it stays
         for override in sorted(named, key=lambda override: (is_group(override), override)):
             rest = [other for other in kept if other != override]
             if alike(rest):

@@ -136,6 +136,7 @@ def chain(methods: Sequence[Method], ground: Mapping[str, Any], protocol_epochs:
         spec = method.spec()
         # the path says nothing of what it holds: the file's content is what makes the phase another one
         spec |= {name: file_sha256(spec[name]) for name in METHOD_FILES if spec.get(name)}
+        # with the address of the phase before in it, whatever changes one phase moves all that follow
         link = {"previous": previous, "index": index, "ground": dict(ground)}
         trunk = method.trunk(epochs)
         shared = None
@@ -250,4 +251,5 @@ class Saver(L.Callback):
         with atomic.replacing(self.file) as part:
             trainer.save_checkpoint(part)
         end = time.monotonic()
+        # saving may take its share of the time: after t seconds of it come t / SHARE of training
         self._next = end + min(PERIOD, (end - start) / SHARE)

@@ -100,6 +100,7 @@ def inputs(method: Method, module: PhaseModule, data: VTABDataModule, trainer: L
     plain = Inputs(data.train_dataloader(), images)
     if not epochs or not are_fixed(method, data.augment):
         return plain
+    # what the classifier reads: the columns of its one matrix, (K, D)
     width = sum(parameter.shape[-1] for parameter in module.net.head.parameters() if parameter.ndim == 2)
     whole, device = data.train_batches(shuffle=False), _device(module)
     if len(whole.labels) * width * torch.float32.itemsize > LIMIT:

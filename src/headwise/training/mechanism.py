@@ -79,6 +79,7 @@ def measures(before: dict[Site, Tensor], update: dict[Site, Tensor], last: dict[
         found["shared"].append(heads.shared)
         found["own"].append(heads.own)
         if site in last:
+            # the weight less what the phase before added is what that phase found
             first = last[site].unflatten(0, (site.num_heads, -1))
             over = between(spanned(_live(start - first, first), rounding), cut)
             found["rows"].append(over.rows)

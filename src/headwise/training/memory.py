@@ -19,6 +19,7 @@ def forget_peak(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
     elif device.type == "cpu":
         with contextlib.suppress(OSError):
+            # 5 resets the peak of the resident set alone (proc(5))
             (_PROCESS / "clear_refs").write_text("5")
             _seen[0] = 0
 

@@ -187,6 +187,7 @@ class PhaseModule(L.LightningModule):
         predicted, num_classes = logits.argmax(1), logits.shape[1]
         self.correct = self.correct.to(logits.device) + (predicted == labels).sum()
         self.seen += len(labels)
+        # a true and a predicted class as one number: the whole table is then one count
         pairs = torch.bincount(labels * num_classes + predicted, minlength=num_classes**2).view(num_classes, -1)
         self.confusion = pairs if self.confusion is None else self.confusion + pairs
 
@@ -212,6 +213,7 @@ class PhaseModule(L.LightningModule):
         epochs = self.epochs // self.cycles
         rate = self.protocol.learning_rate(epochs, self.steps_per_epoch, peak)
         period = epochs * self.steps_per_epoch if self.cycles > 1 else sys.maxsize
+        # as a factor, so that groups with a rate of their own follow the same shape
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step % period) / peak)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

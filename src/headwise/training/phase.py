@@ -313,6 +313,7 @@ def restore(run: PhaseRun, net: Backbone, finished: PhaseResult, file: Path | No
     """
     hint = STORED if file is None else f"another copy may lie in phases/{finished.fingerprint}; or {AGAIN}"
     tensors = read_tensors(file or run.folder / TENSORS, hint, finished.sha256)
+    # as when it was trained, so that whatever `install` draws and no file holds is the same
     reseed(*run.seed_parts, "install")
     installed = run.method.install(net, finished.extra.get("plan"))
     installed.unpack(tensors)

@@ -135,6 +135,7 @@ class Progress(L.Callback):
             self._bar.update(self._bar.task_ids[0], note=f"loss {loss:.4f}")
         elif epoch == self.epochs or epoch % max(1, self.epochs // 10) == 0:
             spent = time.perf_counter() - self._start
+            # by the epochs of this process: those before a resume cost it no time
             left = spent / max(1, epoch - self._first) * (self.epochs - epoch)
             self.say(f"{self.title}: epoch {epoch}/{self.epochs}, loss {loss:.4f}, {left:.0f} s left")
 

@@ -68,6 +68,7 @@ class Delta(nn.Module):
         factors = self.factors()
         if factors is None:
             return F.linear(x, self.weight(base))
+        # the thin side first, (..., G, R): B A, (O, I), is never formed
         hidden = torch.einsum("...i,gri->...gr", x, factors.down.to(x.dtype))
         hidden = F.dropout(hidden, factors.dropout, self.training)
         return torch.einsum("...gr,gor->...go", hidden, factors.up.to(x.dtype)).flatten(-2)
@@ -139,6 +140,7 @@ class Delta(nn.Module):
         tensors = dict(tensors)
         if "active" in own:
             bits, on = tensors.pop("active", None), own["active"]
+            # `pack` writes no mask where every head is on
             on.data.copy_(torch.ones_like(on) if bits is None else unpack_codes(bits.to(on.device), 1, len(on)))
             if bits is not None:
                 for name in set(self.by_head) & set(tensors):
@@ -222,6 +224,7 @@ class AdaptedLinear(nn.Linear):
         """
         if isinstance(linear, AdaptedLinear):
             raise ConfigError("this projection already carries a delta; merge it before installing another")
+        # past nn.Linear's constructor, which would allocate a second weight and draw it from the random state
         self = cls.__new__(cls)
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
@@ -246,6 +249,7 @@ class AdaptedLinear(nn.Linear):
     def merged(self) -> nn.Linear:
         """A plain nn.Linear with the update folded in; the update is formed in at least float32."""
         dtype = at_least_float32(self.weight)
+        # on meta nothing is allocated or drawn: both tensors are set below
         linear = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
         base = self.weight.to(dtype)
         weight = (base + self.delta.weight(base)).to(self.weight.dtype)
@@ -328,6 +332,7 @@ def _put(kept: Tensor, on: Tensor, like: Tensor, name: str, site: Site) -> Tenso
         )
     turned = _has_columns(like, site)
     kept, shape = (kept.mT, like.mT.shape) if turned else (kept, like.shape)
+    # a row for each head, whatever its tensor's shape: the mask of heads then indexes rows
     full = like.new_zeros(len(on), like.numel() // len(on))
     full[on] = kept.to(like).reshape(-1, full.shape[1])
     return full.view(shape).mT if turned else full.view(shape)
@@ -345,10 +350,12 @@ def _bias_of(part: nn.Linear) -> Tensor:
 
 def _side_by_side(pieces: Sequence[tuple[int, Tensor]], num_rows: int, fill: float = 0.0) -> Tensor:
     """Pieces (..., O') at their rows, `fill` elsewhere: (..., num_rows)."""
+    # one piece that covers every row needs no copy
     if pieces[0][1].shape[-1] == num_rows:
         return pieces[0][1]
     whole: list[Tensor] = []
     row = 0
+    # an empty piece behind the last row makes the filling after the last real one
     for first, piece in (*pieces, (num_rows, pieces[0][1][..., :0])):
         whole += [piece.new_full((*piece.shape[:-1], first - row), fill), piece]
         row = first + piece.shape[-1]

@@ -43,8 +43,10 @@ def singular(weights: Tensor) -> Singular:
     if WIDE * num_rows > num_inputs:
         left, values, right = torch.linalg.svd(weights, full_matrices=False)
         return Singular(left, values, right.mT)
+    # W W^T has the squares of the singular values: float32 would lose the smaller half of its digits
     double = weights.double()
     energies, vectors = torch.linalg.eigh(double @ double.mT)
+    # eigh gives the smallest first, and rounding may leave an energy below zero
     left, values = vectors.flip(-1), energies.clamp(min=0.0).sqrt().flip(-1)
     right = double.mT @ left / values[..., None, :].clamp(min=_TINY)
     return Singular(*(tensor.to(weights.dtype) for tensor in (left, values, right)))
@@ -107,8 +109,10 @@ def cosines(before: Tensor, after: Tensor, leading: int) -> Tensor:
 def kept(before: Tensor, after: Tensor, leading: int) -> Kept:
     """Compare the leading vectors of one side, (..., n, K) both: orthonormal columns, by falling singular value."""
     table = cosines(before, after, leading)
+    # entry (r, r) of the sums both ways is the energy of the leading r x r cosines: every rank in one pass
     energy = table.square().cumsum(-1).cumsum(-2)
     overlap = torch.stack([energy[..., rank - 1, rank - 1] / rank for rank in ranks(leading)], dim=-1)
+    # the least singular value of the cosines is the cosine of the largest angle; rounding may lift it above 1
     angles = [
         torch.linalg.svdvals(table[..., :rank, :rank])[..., -1].clamp(max=1.0).acos().rad2deg()
         for rank in ranks(leading)

@@ -131,6 +131,7 @@ def _is_wide(x: Tensor, weight: Tensor, blocks: Sequence[Block]) -> bool:
 
 def _branch(x: Tensor, num_rows: int, blocks: Sequence[Block], dense: Sequence[Dense]) -> Tensor:
     """The updates alone, (..., O), by ordinary autograd operations."""
+    # one zero that broadcasts: the first sum then makes the output, instead of filling it before
     y = x.new_zeros(1)
     for block in blocks:
         hidden = torch.einsum("...i,gri->...gr", x, block.down)
@@ -279,6 +280,7 @@ class _Beside(torch.autograd.Function):
         grad_start = grad if ctx.needs_input_grad[3] else None
         grad_factors = [tensor for pair in zip(grad_downs, grad_ups, strict=True) for tensor in pair]
         grad_dense = [grad[:, row:end].T @ x for row, end in ctx.dense_rows]
+        # rows and dense_rows are no tensors, and the masks are drawn, not trained
         none = [None] * (2 + len(masks))
         return (grad_x, None, grad_bias, grad_start, *none, *grad_factors, *grad_dense)
 
@@ -300,6 +302,7 @@ def _begun(
     """``start`` with every ``D x`` added, (N, O), to which the rest is added in place; None without either."""
     if start is None and not updates:
         return None
+    # one D over all rows: its product is the output so far, with no zeros to fill first
     if start is None and len(updates) == 1 and len(updates[0]) == num_rows:
         return x @ updates[0].T
     y = x.new_zeros(x.shape[0], num_rows) if start is None else start.clone()

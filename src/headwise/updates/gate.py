@@ -105,6 +105,7 @@ class Gate:
             return self.count
         if self.ratio is None:
             return 0
+        # a share such as 0.29 of 100 comes out as 28.999... in binary, and would switch one head too few off
         off = math.floor(self.ratio * num_heads + 1e-9)
         if off == 0 and self.ratio > 0:
             raise ConfigError(

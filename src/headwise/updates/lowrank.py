@@ -34,6 +34,7 @@ def check_rank(site: Site, base: Tensor, rank: int, groups: int = 1) -> None:
 
 def kaiming_(down: Tensor) -> None:
     """Draw A, (..., I), as nn.Linear draws its weight: Kaiming uniform with a = sqrt(5)."""
+    # with a = sqrt(5) the gain is 1 / sqrt(3), so the bound gain sqrt(3 / I) is 1 / sqrt(I)
     bound = down.shape[-1] ** -0.5
     nn.init.uniform_(down, -bound, bound)
 
@@ -105,11 +106,13 @@ class LowRank(Delta):
         self.is_per_head = groups == site.num_heads > 1
         self.by_head = ("A", "B") if self.is_per_head else ("A",) if self.site.head_axis == "input" else ("B",)
         self.runs: tuple[tuple[int, int], ...] | None = None
+        # `runs` follows from the buffer ``active``, which loading replaces behind its back
         self.register_load_state_dict_post_hook(_refreshed)
 
     def freeze_down(self) -> None:
         """Hold A as it was drawn: it is stored, since it is random, but does not train."""
         drawn = self.A.detach()
+        # the name must be free before a buffer takes it; stored files then have A under the same name
         del self.A
         self.register_buffer("A", drawn)
 
@@ -155,11 +158,13 @@ class LowRank(Delta):
         on = torch.ones_like(self.active, dtype=torch.bool)
         if "active" in tensors:
             on = unpack_codes(tensors["active"].to(on.device), 1, len(on)).bool()
+        # before the codes are read: `refresh` forgets those of the heads that were on until now
         self.switch(on.to(self.active))
         rows = self.site.rows(on)
         up = self.B.data.view(-1, self.B.shape[-1])  # (O, R), a row for each output
         self.A.data.copy_(self.coded["A"].unpack(tensors, self.A, "A."))
         kept = self.coded["B"].unpack(tensors, up[rows], "B.")
+        # rows of heads that are off are not in the file, and must not keep what they were drawn with
         up.zero_()
         up[rows] = kept.to(up)
 

@@ -123,11 +123,13 @@ class HeadMasking(L.Callback):
     def _require(self, wanted: bool) -> None:
         for delta in self.deltas.values():
             gate = delta.get_buffer("active")
+            # only while it is asked for: else every training step would pay for gradients that nobody reads
             gate.grad = None
             gate.requires_grad_(wanted)
 
     def _passed(self, net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[Site, Evidence]:
         """Evidence of the mean loss over all images in their order, in evaluation mode."""
+        # module by module: a network with settled parts is not in one mode throughout
         modes = {child: child.training for child in net.modules()}
         net.eval()
         self._require(True)
@@ -188,6 +190,7 @@ class HeadMasking(L.Callback):
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave; a checkpoint of the warm-up alone serves every gate."""
+        # fixed masks are final from the start, whatever the warm-up that they share says
         self.is_done = self.is_done or bool(state_dict["is_done"])
         self.seconds = float(state_dict["seconds"])
         by_key = {site.key: site for site in self.deltas}

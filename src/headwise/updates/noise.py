@@ -24,6 +24,7 @@ class Noise:
 
     def __call__(self, change: Tensor) -> Tensor:
         """The disturbed change, same shape as `change`, (B W, ..., C): the windows of a sample stand side by side."""
+        # in float32 at any precision, so that a run's random numbers do not depend on it
         draws = torch.randn(
             self.num_samples, change.shape[-1], generator=self.generator, device=change.device, dtype=torch.float32
         )

@@ -145,6 +145,7 @@ def _stacked(linears: Sequence[nn.Linear], name: str, apart: bool) -> Tensor | N
         and part.data_ptr() == first.data_ptr() + index * size
         for index, part in enumerate(parts)
     ):
+        # they lie side by side already: a view over all of them, and nothing is copied
         return first.detach().as_strided((len(parts) * len(first), *first.shape[1:]), first.stride())
     whole = torch.cat([torch.zeros_like(first) if part is None else part.detach() for part in given])
     if apart and len(parts) < len(given):

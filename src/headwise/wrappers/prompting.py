@@ -101,6 +101,7 @@ def window_attention(module: nn.Module, x: Tensor, mask: Tensor | None, extra: i
         return y + module.disturbed(module.part(y))
     windows, num_tokens, _ = x.shape
     q, k, v = own.qkv(x).reshape(windows, num_tokens, 3, own.num_heads, -1).permute(2, 0, 3, 1, 4)
+    # timm's own forward has no place for further tokens: its steps stand here, with its modules
     bias = own._get_rel_pos_bias()
     if mask is not None:
         bias = bias + mask.repeat(windows // mask.shape[0], 1, 1).unsqueeze(1)

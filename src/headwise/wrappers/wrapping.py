@@ -249,6 +249,7 @@ def _show_inner(
     module: nn.Module, state: dict[str, Any], prefix: str, local_metadata: Any, strict: bool, *lists: list[str]
 ) -> None:
     """The reverse of `_hide_inner`, before loading."""
+    # whatever is no part of the wrapper itself was named as if there were no wrapper
     own = {name.partition(".")[0] for name, _ in module.named_parameters()} | dict(module.named_children()).keys()
     own |= {name.partition(".")[0] for name, _ in module.named_buffers()}
     for key in [key for key in state if key.startswith(prefix)]:

@@ -20,9 +20,10 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from headwise.data.bulk import MEMORY, Bulk
+from headwise.data.bulk import MEMORY
 from headwise.data.pixels import FINAL_SPLITS, Pixels
 from headwise.data.splits import Indices, subset
+from headwise.data.stores.gathered import gathered
 from headwise.data.stores.listfiles import Contents, ListedImage, read_list
 from headwise.data.tasks import VTABTask, check_split
 from headwise.errors import DataError
@@ -106,16 +107,7 @@ class FewShotSource:
                     yield from self.pool.chunks(part, "test", size, resize, positions)
                 start += length
 
-        return Bulk(
-            title=f"task {task.name!r}, {split}",
-            count=len(chosen),
-            size=size,
-            resize=resize,
-            channels=task.channels,
-            chunks=chunks,
-            content=lambda: f"{self.fingerprint(task, (split,))} {task.pixel_scale} {limit}",
-            memory=self.memory,
-        ).load()
+        return gathered(self, task, split, (size, resize), len(chosen), chunks, f"{task.pixel_scale} {limit}")
 
 
 def drawing_few_shots(*names: str) -> Callable[[type[Kind]], type[Kind]]:
@@ -136,6 +128,7 @@ def _answering(of_slices: Callable[..., Any], of_few: Callable[..., Any]) -> Cal
     @functools.wraps(of_slices)
     def method(self: Any, task: VTABTask, *args: Any, **options: Any) -> Any:
         if task.shots is not None:
+            # a generator of images has no limit of its own to memory
             return of_few(FewShotSource(self, getattr(self, "memory", MEMORY)), task, *args, **options)
         return of_slices(self, task, *args, **options)
 

@@ -17,13 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headwise.data import own
-from headwise.data.bulk import MEMORY, Bulk, check_memory
+from headwise.data.bulk import MEMORY, check_memory
 from headwise.data.decode import SHAPES, check_shape, decode_all
 from headwise.data.pixels import CHUNK, FINAL_SPLITS, Pixels, decoder
 from headwise.data.splits import subset
 from headwise.data.stored import Facts, Reading
 from headwise.data.stores.classfolders import ClassFolders, Parts, layout
 from headwise.data.stores.fewshot import UNOFFICIAL, FewShotLists
+from headwise.data.stores.gathered import gathered
 from headwise.data.stores.labelsets import read_sets
 from headwise.data.stores.listfiles import Contents, Digest, ListedImage, digests, locate, read_list
 from headwise.data.tasks import VTABTask, check_split
@@ -55,6 +56,14 @@ def label_array(entries: Sequence[ListedImage], task: VTABTask) -> NDArray[np.in
     for row, entry in enumerate(entries):
         labels[row, list(entry.classes)] = 1
     return labels
+
+
+def as_pixels(
+    images: NDArray[np.uint8], entries: Sequence[ListedImage], task: VTABTask, source: str, resize: str
+) -> Pixels:
+    """Decoded images, (N, H, W, C), with the classes and names that a list gives them, and where they come from."""
+    keys = tuple(entry.path for entry in entries)
+    return Pixels(images, label_array(entries, task), keys, {"source": source, "decoder": decoder(), "resize": resize})
 
 
 class SplitLists:
@@ -175,16 +184,8 @@ class FolderSource:
             contents = self._contents(task)
             facts, depth = self._looked_at(task, contents)
             own.announce(contents, task, depth, facts)
-        return Bulk(
-            title=f"task {task.name!r}, {split}",
-            count=len(chosen),
-            size=size,
-            resize=resize,
-            channels=task.channels,
-            chunks=lambda: self._chunks(task, chosen, size, resize),
-            content=lambda: f"{self.fingerprint(task, (split,))} {limit}",
-            memory=self.memory,
-        ).load()
+        how = size, resize
+        return gathered(self, task, split, how, len(chosen), lambda: self._chunks(task, chosen, *how), f"{limit}")
 
     def chunks(self, task: VTABTask, split: str, size: int, resize: str) -> Iterator[Pixels]:
         return self._chunks(task, self._entries(task, split), size, resize)
@@ -208,12 +209,7 @@ class FolderSource:
         located = locate(entries, self.folder(task), self.root)
         files = [(path, entry.where) for entry, (path, _) in zip(entries, located, strict=True)]
         images, native = decode_all(files, task.channels, size, resize, reading=reading, shape=self.shape)
-        return Pixels(
-            images,
-            label_array(entries, task),
-            tuple(entry.path for entry in entries),
-            {"source": "folder", "decoder": decoder(), "resize": "native" if native else resize},
-        )
+        return as_pixels(images, entries, task, "folder", "native" if native else resize)
 
     def folder(self, task: VTABTask) -> Path:
         """The task's folder under the root; DataError if none of the task's folder names exists, listing what does."""

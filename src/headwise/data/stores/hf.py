@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from headwise.data import own
-from headwise.data.bulk import MEMORY, Bulk, check_memory
+from headwise.data.bulk import MEMORY, check_memory
 from headwise.data.decode import SHAPES, check_shape, decode_all
-from headwise.data.pixels import FINAL_SPLITS, Pixels, chunked, decoder
+from headwise.data.pixels import FINAL_SPLITS, Pixels, chunked
 from headwise.data.splits import subset
 from headwise.data.stored import Facts, Reading, facts
 from headwise.data.stores.classfolders import OWN_SPLIT, TEST, TRAIN, VAL, divided
-from headwise.data.stores.folder import label_array
+from headwise.data.stores.folder import as_pixels
+from headwise.data.stores.gathered import gathered
 from headwise.data.stores.labelsets import LABELS, check_columns, class_columns, named, names_or_count, numbered
 from headwise.data.stores.listfiles import COLUMNS, JPEG_MAGIC, MOST_DIGITS, NUMBER, Digest, ListedImage, locate
 from headwise.data.stores.shards import Shard, class_names, shards_in
@@ -284,16 +285,8 @@ class DatasetsSource:
         rows = self._splits(task)[split]
         chosen = [rows[i] for i in subset(len(rows), limit)]
         own.announce(self._contents(task), task, self.depth(task), self._facts(task))
-        return Bulk(
-            title=f"task {task.name!r}, {split}",
-            count=len(chosen),
-            size=size,
-            resize=resize,
-            channels=task.channels,
-            chunks=lambda: self._chunks(task, chosen, size, resize),
-            content=lambda: f"{self.fingerprint(task, (split,))} {limit}",
-            memory=self.memory,
-        ).load()
+        how = size, resize
+        return gathered(self, task, split, how, len(chosen), lambda: self._chunks(task, chosen, *how), f"{limit}")
 
     def _chunks(self, task: VTABTask, rows: Sequence[Row], size: int, resize: str) -> Iterator[Pixels]:
         """The images of rows, file by file in the order of the rows."""
@@ -320,12 +313,7 @@ class DatasetsSource:
         files = [(content, row.entry.where) for content, row in found]
         images, native = decode_all(files, task.channels, size, resize, reading=reading, shape=self.shape)
         entries = [row.entry for _, row in found]
-        return Pixels(
-            images,
-            label_array(entries, task),
-            tuple(entry.path for entry in entries),
-            {"source": "datasets", "decoder": decoder(), "resize": "native" if native else resize},
-        )
+        return as_pixels(images, entries, task, "datasets", "native" if native else resize)
 
 
 def _read(file: Path) -> bytes:

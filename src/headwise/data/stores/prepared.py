@@ -113,6 +113,7 @@ def read(path: Path, builder: str) -> PreparedSet:
         raise DataError(f"{path}: {FEATURES} is missing; prepare the set again")
     for split in shards.values():
         for shard, count in split:
+            # a shard that should hold nothing may be empty, or left out
             if count and not (shard.is_file() and shard.stat().st_size):
                 raise DataError(f"{shard}: is missing or empty, it should hold {count} examples; prepare the set again")
     sizes = {name: sum(count for _, count in split) for name, split in shards.items()}

@@ -96,6 +96,7 @@ def shards_in(root: Path) -> dict[str, list[Shard]]:
     for file in sorted(root.rglob("*.parquet")):
         if any(part.startswith(".") for part in file.relative_to(root).parts):
             continue
+        # the file's own name first: train/validation-0.parquet is for validation
         match = next((m for part in reversed(file.relative_to(root).parts) if (m := _PART.search(part))), None)
         part = PARTS[match[1].lower()] if match else ""
         found.setdefault(part, []).append(_parquet(_inside(file, root)))

@@ -8,6 +8,7 @@ Legend: N images, S the side of the square that the network sees.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -20,12 +21,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headwise.data.bulk import MEMORY, Bulk, check_memory
+from headwise.data.bulk import MEMORY, check_memory
 from headwise.data.decode import decode_all
 from headwise.data.labels import label_of
 from headwise.data.pixels import FINAL_SPLITS, Pixels, chunked, decoder
 from headwise.data.splits import Indices, parse_slice, split_ranges, subset
 from headwise.data.stores.fewshot import UNOFFICIAL, drawing_few_shots
+from headwise.data.stores.gathered import gathered
 from headwise.data.stores.listfiles import JPEG_MAGIC
 from headwise.data.stores.membership import Membership, key_of, wrong_sizes
 from headwise.data.stores.prepared import FEATURES, PreparedSet, check_features, find, tfrecords, versions_present
@@ -112,16 +114,9 @@ class TFDSSource:
     ) -> Pixels:
         """Read and decode a split, in the order of its records."""
         positions = subset(self.count(task, split), limit)
-        return Bulk(
-            title=f"task {task.name!r}, {split}",
-            count=len(positions),
-            size=size,
-            resize=resize,
-            channels=task.channels,
-            chunks=lambda: self.chunks(task, split, size, resize, positions),
-            content=lambda: f"{self.fingerprint(task, (split,))} {task.pixel_scale} {limit}",
-            memory=self.memory,
-        ).load()
+        how, rule = (size, resize), f"{task.pixel_scale} {limit}"
+        chunks = functools.partial(self.chunks, task, split, *how, positions)
+        return gathered(self, task, split, how, len(positions), chunks, rule)
 
     def chunks(
         self, task: VTABTask, split: str, size: int, resize: str, positions: Indices | None = None

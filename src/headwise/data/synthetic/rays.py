@@ -193,6 +193,7 @@ def first_hits(camera: Camera, rays: Floats, solids: Sequence[Solid]) -> tuple[F
         near, far = span(solid.kind, start, solid.to_unit @ part.reshape(3, -1))
         near = np.where((near < far) & (near > 0), near, np.float32(np.inf)).reshape(part.shape[1:])
         closer = near < depth[rows, columns]
+        # slices are views: both arrays are written through them
         depth[rows, columns][closer] = near[closer]
         owner[rows, columns][closer] = number
     return depth.reshape(-1), owner.reshape(-1)
@@ -258,5 +259,6 @@ def _light(
         light += lit * facing
         half = ray / distance + toward
         half_facing = np.maximum((half * normals).sum(axis=0), 0) / np.sqrt(np.square(half).sum(axis=0) + TINY)
+        # the 32nd power, by five squarings
         gloss += lit * np.square(np.square(np.square(np.square(np.square(half_facing)))))
     return light, gloss

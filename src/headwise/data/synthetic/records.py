@@ -72,6 +72,7 @@ def _fill(root: Path, generator: ModuleType, builder: str, task: VTABTask, lossy
     try:
         written = write(part, generator, builder, task.versions, lossy=lossy, scale=task.pixel_scale)
         atomic.write_json(written / MARKER, {"generator": builder, "revision": generator.REVISION})
+        # only when it is whole: who looks for the folder takes it for finished
         (part / builder).replace(root / builder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -108,6 +109,7 @@ def write(
     upstream = tfds.builder(f"{builder}:{version}", data_dir=root)
     features = upstream.info.features
     counts = dict(generator.SIZES if sizes is None else sizes)
+    # upstream's builder keeps its features, its order and its shards; only where examples come from is another place
     upstream._split_generators = lambda manager: {
         split: _examples(generator, split, count, features, lossy, scale) for split, count in counts.items()
     }

@@ -57,6 +57,7 @@ class StandIn:
 
 def _random(*parts: str | int) -> np.random.RandomState:
     digest = hashlib.sha256("/".join(("standin", *map(str, parts))).encode()).digest()
+    # the one generator of numpy whose numbers no later version may change
     return np.random.RandomState(np.frombuffer(digest, dtype="<u4"))
 
 
