@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from made_native import vit_b16
-from made_runs import train
 from torch import nn
 
 from headwise.errors import ConfigError
@@ -15,6 +14,7 @@ from headwise.methods.base import Method, build_method
 from headwise.methods.baselines import BitFit, Full, Linear
 from made_cases import each
 from made_networks import batches, compose_config, composed_method, distance, images, network
+from made_runs import train
 
 
 def test_names_are_module_paths_without_the_head() -> None:

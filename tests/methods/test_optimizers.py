@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from made_runs import train
 from safetensors.torch import load_file
 
 from headwise.methods.base import Installed
@@ -16,6 +15,7 @@ from headwise.protocol.recipe import Protocol
 from headwise.training.loop import PhaseModule
 from made_cases import each
 from made_networks import batches, composed_method, network
+from made_runs import train
 
 LR, DECAY = 1e-3, 1e-2
 

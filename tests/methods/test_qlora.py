@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from made_native import array
-from made_runs import train
 from torch import nn
 
 from headwise.errors import CheckpointError, ConfigError
@@ -27,6 +26,7 @@ from headwise.updates.qkv import SplitQKV
 from headwise.wrappers.settling import BesideLinear
 from made_cases import each
 from made_networks import composed_method, distance, images, logits, network, perturb
+from made_runs import train
 
 X = images()
 FAMILIES = ["vit", "swin"]
