@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from headwise.updates import fused
 from headwise.updates.fused import Block, Dense, lowrank_linear
@@ -202,6 +203,37 @@ def test_small_updates_do_not_vanish_in_bfloat16(exponent: int) -> None:
     assert not torch.equal(updated, base)
     transmitted = ((updated - base).double() * wanted).sum() / wanted.square().sum()
     assert 0.8 < transmitted < 1.2
+
+
+class LargeOutputs(TorchDispatchMode):
+    """Names of the operations that make or write a tensor of one shape; views do neither."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.shape, self.names = shape, []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, Tensor) and made.shape == self.shape and not func.is_view:
+            self.names.append(func.overloadpacket.__name__)
+        return made
+
+
+@each("groups", [1, 4])
+def test_in_narrow_types_an_update_costs_no_pass_over_the_output(groups: int) -> None:
+    """One product makes the (N, O) output, update and bias in it, and one the gradients of x and of the hidden."""
+    x, weight, bias, block = wide_inputs()
+    down, up = block.down.expand(groups, -1, -1).contiguous(), block.up.view(groups, 128 // groups, 8)
+    block = Block(128, down.requires_grad_(), up.requires_grad_())
+    weight, bias = torch.cat([weight, weight, weight]), torch.cat([bias, bias, bias])
+    x = x.bfloat16().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16), LargeOutputs((256, 384)) as seen:
+        y = lowrank_linear(x, weight, bias, [block])
+    assert seen.names == ["addmm"]
+    hidden = -(-groups * 8 // fused._TILE) * fused._TILE
+    with LargeOutputs((256, 128 + hidden)) as seen:
+        y.backward(torch.ones_like(y))
+    assert seen.names == ["mm"]
 
 
 def test_autocast_agrees_with_single_precision() -> None:
