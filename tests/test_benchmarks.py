@@ -214,3 +214,16 @@ def test_a_packed_run_that_is_another_is_told(packing, threads, fault, monkeypat
         monkeypatch.setattr(packing.Packed, "losses", lambda self, x, y, bf16: losses(self, x.flip(0), y, bf16))
     options = ["--precision", "fp32", "--method", "LoRA r=16", "--threads", str(threads)]
     assert packing.main([*SMALL_PACKED, *options]) == 1
+
+
+@pytest.mark.parametrize(("ours", "status"), [((20.0, 81.0), 0), ((20.0, 83.0), 1), ((50.0, 80.5), 1)])
+def test_a_whole_job_is_judged_by_its_time_and_its_accuracy(scripts, ours, status, monkeypatch, tmp_path):
+    whole_job = importlib.import_module("whole_job")
+    monkeypatch.setattr(whole_job, "by_loop", lambda options, seed: (100.0 + seed, 81.5))
+    monkeypatch.setattr(whole_job, "by_run", lambda options, seed, folder, precision: ours)
+    weights, file = tmp_path / "w.safetensors", tmp_path / "job.json"
+    weights.touch()
+    given = ["--data-root", str(tmp_path), "--weights", str(weights), "--precision", "bf16", "--json", str(file)]
+    assert whole_job.main(given) == status
+    row = json.loads(file.read_text())["rows"]["bf16"]
+    assert row == {"times_as_fast": round(101 / ours[0], 3), "points_apart": ours[1] - 81.5}
