@@ -69,9 +69,10 @@ def summary(result: Result, others: Iterable[Result] = (), suggest: bool = True)
 def _speed(phase: PhaseResult) -> str:
     """Images per second of a phase, and what that is of its GPU's peak."""
     rate = "-" if phase.images_per_second is None else f"{phase.images_per_second:,.0f}"
-    if not phase.mfu:
+    reached = phase.extra.get("mfu")  # of a known GPU, see headwise.training.utilisation
+    if not reached:
         return rate
-    return f"{rate} ({phase.mfu['share']:.1%} of the GPU's {phase.mfu['peak'] / 1e12:,.0f} TFLOP/s)"
+    return f"{rate} ({reached['share']:.1%} of the GPU's {reached['peak'] / 1e12:,.0f} TFLOP/s)"
 
 
 def _measured(result: Result, others: Iterable[Result], suggest: bool) -> list[str]:

@@ -34,8 +34,7 @@ GROUP_SIZES = {"natural": 7, "specialized": 4, "structured": 8}
 """Tasks per group of VTAB-1k. Averages exist only over all of them."""
 PRECISION, MAP, ACCURACY = "average_precision", "mAP", "accuracy"
 FROM, OTHERWISE = "from", "otherwise"
-"""Of a run that goes on from another, the key of its configuration, identity and provenance that speaks of that; and,
-in the provenance, the key that says in what they were trained differently."""
+"""Of a run that goes on from another: the key that speaks of it, and within the key of what was trained differently."""
 FEWSHOT, FEWSHOT_SETS = "fewshot", 5
 """The group of the few-shot sets, and their number."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -198,11 +197,6 @@ class PhaseResult:
         return self._noted("mechanism")
 
     @property
-    def mfu(self) -> Mapping[str, float]:
-        """Share of a GPU's peak that its training reached, see `headwise.training.utilisation`; empty on a CPU."""
-        return self._noted("mfu")
-
-    @property
     def masks(self) -> list[Mapping[str, Any]]:
         """Of each projection of a gated phase its stage, block, proj, active (0 or 1 per head) and score (or None)."""
         return list(self.extra.get("heads") or []) if self.gate else []
@@ -357,10 +351,8 @@ class Result:
             key = RunKey(**{f.name: raw[f.name] for f in dataclasses.fields(RunKey)})
             phases = [PhaseResult.from_json(phase, path) for phase in raw["phases"]]
             values = _known(cls, {"identity": {}, **raw, "key": key, "phases": phases})
-            if (
-                isinstance(values["identity"], Mapping)
-                and (same := effective(values["identity"])) != values["identity"]
-            ):
+            identity = values["identity"]
+            if isinstance(identity, Mapping) and (same := effective(identity)) != identity:
                 values |= {"identity": same, "fingerprint": fingerprint(same)}  # what was asked now is hashed so
             return cls(**values)
 
