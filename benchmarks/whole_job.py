@@ -150,9 +150,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", type=old_folder, required=True, help="folder of tasks as list files and images")
     parser.add_argument("--task", default="eurosat", help="task of that folder (eurosat)")
-    parser.add_argument(
-        "--weights", type=old_file, required=True, help="pretrained weights, as timm loads them"
-    )
+    parser.add_argument("--weights", type=old_file, required=True, help="pretrained weights, as timm loads them")
     parser.add_argument("--epochs", type=Whole(1, 1000), default=10, help="of both (10)")
     parser.add_argument("--size", type=Whole(14, 518), default=98, help="side of the images, a multiple of 14 (98)")
     parser.add_argument("--seeds", type=Whole(1, 100), default=3, help="pairs of jobs (3)")
