@@ -52,6 +52,16 @@ def test_crops_are_resized_as_pil_does() -> None:
     assert difference(together[0], augment._one(images[0], 24, drawn)).max() <= 1
 
 
+def test_hard_edges_are_resized_as_on_a_cpu() -> None:
+    """A bicubic kernel leaves 0..255 at an edge, and the CPU cuts that off after each axis."""
+    noise = torch.randint(0, 2, (4, 3, 64, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8) * 255
+    for crop in ((5, 9, 41, 33), (0, 0, 64, 64), (20, 30, 10, 12)):
+        drawn = augment.Drawn(crop, False, (None, None), (1.0, 1.0, 1.0))
+        together = augmented._resized_crops(noise, [crop] * len(noise), 24)
+        apart = difference(together, torch.stack([augment._one(image, 24, drawn) for image in noise]))
+        assert apart.max() <= 1 and apart.float().mean() < 0.05
+
+
 def test_the_stored_images_are_left_alone() -> None:
     images = smooth(12)
     copy = images.clone()

@@ -321,6 +321,21 @@ def test_starts_off_zero_are_declared() -> None:
         assert exact.identity_tolerance == 1e-5
 
 
+def test_a_config_within_a_config_needs_no_code() -> None:
+    blocks = {"_target_": "peft.BdLoraConfig", **BLOCKS}
+    net, x, recipe = network("vit"), images(), method("peft.LoraConfig", r=8, use_bdlora=blocks)
+    before = logits(net, x)
+    installed = recipe.install(net)
+    assert distance(logits(net, x), before) < 1e-5
+    perturb(list(installed.trainable().values()))
+    want, stored = logits(net, x), installed.packed()
+    again = network("vit")
+    recipe.install(again).unpack(stored)
+    assert distance(logits(again, x), want) == 0.0
+    installed.merge()
+    assert distance(logits(net, x), want) < 1e-4
+
+
 def test_all_linear_means_every_projection_but_not_the_head() -> None:
     net = network("vit")
     installed = method(r=2, targets=(), target_modules="all-linear").install(net)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -19,12 +20,18 @@ def brought(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
+@functools.cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """The one stream of a device on which batches are made: memory that one stream has freed serves no other."""
+    return torch.cuda.Stream(device)
+
+
 def ahead(make: Callable[[int], Batch], count: int, device: torch.device) -> Iterator[Batch]:
     """The batches 0 to `count` - 1, each made by `make` in a thread of its own while the one before it is used.
 
     On a GPU they are made on a stream of their own, beside what the network computes; only the thread waits for it.
     """
-    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+    stream = _stream(device) if device.type == "cuda" else None
 
     def made(step: int) -> Batch:
         if stream is None:

@@ -52,8 +52,9 @@ def _resized_crops(images: Tensor, crops: Sequence[tuple[int, int, int, int]], s
     top, left, height, width = torch.tensor(crops, device=images.device, dtype=torch.float64).unbind(1)
     rows = _weights(top, height, size, images.shape[-2])
     columns = _weights(left, width, size, images.shape[-1])
-    # whole levels are exact in TF32 as well; its weights cost a fraction of a level
-    pixels = rows.unsqueeze(1) @ images.float() @ columns.mT.unsqueeze(1)
+    # whole levels are exact in TF32 as well, its weights cost a fraction of a level; a CPU rounds after each axis too
+    wide = (images.float() @ columns.mT.unsqueeze(1)).round_().clamp_(0, 255)
+    pixels = rows.unsqueeze(1) @ wide
     return pixels.round_().clamp_(0, 255).to(torch.uint8)
 
 

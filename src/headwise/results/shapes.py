@@ -81,7 +81,7 @@ EXTRA = fields(
         "paper_bytes": maybe(count),
         "search": maybe(_SEARCH),
         "mechanism": every(within(0, 1)),
-        "mfu": fields({"flops_per_image": _AMOUNT, "peak": number, "share": within(0, 1)}),
+        "mfu": fields({"flops_per_image": _AMOUNT, "peak": number, "share": _AMOUNT}),
         "average_precision": fields({"mean": within(0, 100), "classes": each(maybe(within(0, 100)))}),
         "classes": fields(dict.fromkeys(("balanced_accuracy", "macro_f1"), within(0, 100))),
     },

@@ -25,12 +25,14 @@ def loading() -> Iterator[None]:
     """Load packages at once: the collector of garbage rests, and leaves alone ever after what was loaded meanwhile.
 
     A module's code makes hundreds of thousands of objects that stay. Python would look through all of them again and
-    again for cycles that nobody needs, while it loads and when it exits.
+    again for cycles that nobody needs, while it loads and when it exits. Only the first time in a process: later, the
+    garbage of a run would be kept with them, its network too.
     """
-    if not gc.isenabled():  # the user's own choice, or that of a caller
+    if gc.get_freeze_count() or not gc.isenabled():  # the user's own choice, or that of a caller
         yield
         return
     before = len(sys.modules)
+    gc.collect()  # what is garbage by now would stay for good
     gc.disable()
     try:
         yield

@@ -267,7 +267,9 @@ def text(status: SweepStatus, name: str) -> str:
         used = f"GPU memory: at most {status.peak / 2**30:.1f} of {status.gpu / 2**30:.0f} GiB in training"
         # rounded down, so that as many shares as that fit
         share = math.floor(1000 / status.shares) / 1000
-        hint = f"; {status.shares} runs at once with hydra.launcher.ray.remote.num_gpus={share:g}"
+        hint = (
+            f"; {status.shares} runs at once, if tests take no more, with hydra.launcher.ray.remote.num_gpus={share:g}"
+        )
         lines.append(used + (hint if status.shares > 1 else ""))
     for state in STATES[1:]:
         runs = [run for run in status.runs if run.state == state]

@@ -216,7 +216,7 @@ def _fit(
     flops = None
     if epochs and fed.seconds is None and peak_of(work.machine.device, work.protocol.precision):
         flops = flops_per_image(phase.module, fed.train, trainer.precision_plugin.forward_context())
-    is_compiled = work.machine.compile and not are_fixed(run.method, work.data.augment)  # else no step passes a block
+    is_compiled = work.machine.compile and not are_fixed(run.method, work.data.augment)  # a probe trains no block
     blocks = work.net.compiled() if is_compiled else contextlib.nullcontext()
     with attended(trainer, work.net), blocks:
         trainer.fit(phase.module, fed.train, ckpt_path=resume, weights_only=True)

@@ -1,6 +1,8 @@
 """Model FLOPs utilisation (MFU): how much of a GPU's stated peak the training of a phase reaches.
 
-Arithmetic is that of matrix products and attention, a multiplication and an addition being two, as torch counts it.
+Arithmetic is that of matrix products and attention, a multiplication and an addition being two, as torch counts it in
+one step. What checkpointing computes again counts too; that DyLoRA and NOAH do more in one step than in the next does
+not.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ output before it. Two ways, by precision, both exact in real arithmetic:
   ``[x | A x]``, one GEMM again, whose accumulator sums the update with W x before either is rounded. What an update
   costs where matrix units are fast is passes over memory: this takes one more over x, and none over the output. A
   dense update D gives ``D x``, to which the rest is added; backward may use ``W + D``, whose rounding only adds to that
-  of the gradient. A row scale stands outside.
+  of the gradient. A row scale stands outside. ``[W | B]`` is kept for backward, as autocast keeps its copy of W.
 
 Legend: N = batch x tokens, I/O features, G groups, R rank, K = sum of G * R over the blocks.
 """
@@ -76,7 +76,8 @@ def lowrank_linear(
 
     Args:
         x: (..., I).
-        weight: (O, I). A gradient for it is formed only when it requires one.
+        weight: (O, I), rounded to x's type where that is narrower. A gradient for it is formed only when it requires
+            one.
         bias: (O,) or None.
         blocks: low-rank updates of disjoint row ranges.
         dense: dense updates of disjoint row ranges.
