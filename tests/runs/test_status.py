@@ -72,7 +72,7 @@ def test_every_state(tmp_path):
         (
             2 * 2**30,
             24.0,
-            "at most 2.0 of 24 GiB in training; 7 runs at once, if tests take no more, with hydra.launcher.ray.remote.num_gpus=0.142",
+            "24 GiB in training; 7 runs at once, if tests take no more, with hydra.launcher.ray.remote.num_gpus=0.142",
         ),
         (20 * 2**30, 24.0, "at most 20.0 of 24 GiB in training"),
         (2**20, 140.0, "at most 0.0 of 140 GiB in training; 16 runs at once"),
