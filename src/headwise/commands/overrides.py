@@ -66,7 +66,25 @@ def readable(arguments: Sequence[str], sweeps: bool = False) -> list[str]:
     if len(experiments) > 1:
         raise several_experiments(" ".join(sorted(experiments)))
     sweeps = sweeps or any(word in ("-m", "--multirun") or word.startswith("experiment=") for word in arguments)
-    return [_readable(word, sweeps) for word in arguments]
+    words = [_readable(word, sweeps) for word in arguments]
+    return _of_each(words) if sweeps else words
+
+
+def _of_each(words: Sequence[str]) -> list[str]:
+    """A field of a group of which several options are tried, ``method=lora,dora method.rank=8``, is set for each.
+
+    Hydra would look for the field in the option that the group has by default. As a sweep over one value it is left to
+    the jobs.
+    """
+    parsed = [_parsed(word) for word in words]
+    tried = tuple(f"{its.key_or_group}." for its in parsed if its and its.is_sweep_override() and its.package is None)
+    told = list(words)
+    for place, (word, its) in enumerate(zip(words, parsed, strict=True)):
+        key, _, value = word.partition("=")
+        is_left = its is None or its.is_sweep_override() or its.value() is None or "(" in value  # null cannot be swept
+        if not is_left and key.startswith(tried):
+            told[place] = f"{key}=choice({value})"
+    return told
 
 
 def _readable(word: str, sweeps: bool) -> str:
