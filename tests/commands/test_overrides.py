@@ -71,6 +71,8 @@ def test_a_comma_parts_the_paths_of_a_sweep() -> None:
         (["method=lora", "method.rank=8"], "method.rank=8"),
         (["method=lora,dora", "method.rank=4,8"], "method.rank=4,8"),
         (["method=lora,dora", "method.epochs=null"], "method.epochs=null"),
+        (["method=lora,dora", "method.label="], "method.label="),
+        (["method@method.first=convpass,lora", "method.first.hidden=8"], "method.first.hidden=choice(8)"),
         (["method=lora,dora", "+method.lr_ratio=8"], "+method.lr_ratio=8"),
         (["dataset=svhn,eurosat", "method.rank=8"], "method.rank=8"),
     ],

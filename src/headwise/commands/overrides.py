@@ -77,11 +77,12 @@ def _of_each(words: Sequence[str]) -> list[str]:
     the jobs.
     """
     parsed = [_parsed(word) for word in words]
-    tried = tuple(f"{its.key_or_group}." for its in parsed if its and its.is_sweep_override() and its.package is None)
+    tried = tuple(f"{its.package or its.key_or_group}." for its in parsed if its and its.is_sweep_override())
     told = list(words)
     for place, (word, its) in enumerate(zip(words, parsed, strict=True)):
         key, _, value = word.partition("=")
-        is_left = its is None or its.is_sweep_override() or its.value() is None or "(" in value  # null cannot be swept
+        # neither null nor nothing at all can be swept
+        is_left = its is None or its.is_sweep_override() or its.value() in (None, "") or "(" in value
         if not is_left and key.startswith(tried):
             told[place] = f"{key}=choice({value})"
     return told
