@@ -67,7 +67,10 @@ def test_a_comma_parts_the_paths_of_a_sweep() -> None:
     [
         (["method=lora,dora", "method.rank=8"], "method.rank=choice(8)"),
         (["method=lora,dora", "method.targets=[q,k]"], "method.targets=choice([q,k])"),
-        (["method.label='a b'", "method=glob(l*)"], "method.label=choice('a b')"),
+        (["method.scale=2", "method=glob(l*)"], "method.scale=choice(2)"),
+        (["method=lora,dora", "method.label='1'"], "method.label='1'"),
+        (["method=lora,dora", "method.checkpoint='null'"], "method.checkpoint='null'"),
+        (["method=lora,dora", "method.checkpoint=/a b(1).pt"], "method.checkpoint='/a b(1).pt'"),
         (["method=lora", "method.rank=8"], "method.rank=8"),
         (["method=lora,dora", "method.rank=4,8"], "method.rank=4,8"),
         (["method=lora,dora", "method.epochs=null"], "method.epochs=null"),

@@ -81,8 +81,8 @@ def _of_each(words: Sequence[str]) -> list[str]:
     told = list(words)
     for place, (word, its) in enumerate(zip(words, parsed, strict=True)):
         key, _, value = word.partition("=")
-        # neither null nor nothing at all can be swept
-        is_left = its is None or its.is_sweep_override() or its.value() in (None, "") or "(" in value
+        # neither null nor nothing at all can be swept, and quotes would be lost on the way: text might become a number
+        is_left = its is None or its.is_sweep_override() or its.value() in (None, "") or set(value) & set("('\"")
         if not is_left and key.startswith(tried):
             told[place] = f"{key}=choice({value})"
     return told
