@@ -85,8 +85,8 @@ NAME_heart_twins := heart_variants
 
 FORCE:
 
-# The same in miniature: every experiment and every method with one task of each group, and the papers' two methods on all
-# 19 tasks; what is done to a method's update does not depend on the task. Numbers mean nothing.
+# The same in miniature: every experiment with one task of each group, every method with one task, and the papers' two methods
+# on all 19 tasks; what is done to a method's update does not depend on the task. Numbers mean nothing.
 SMOKE_METHODS := methods_1 methods_2
 SMOKE         := $(SMOKE_METHODS) $(filter-out methods,$(patsubst conf/experiment/%.yaml,%,$(wildcard conf/experiment/*.yaml)))
 SMOKE_ARGS    := backbone=vit_nano data=synthetic protocol=smoke trainer=cpu trainer.threads=1 trainer.progress=false seed=0
@@ -107,7 +107,7 @@ RUN_methods_2       := methods
 NAME_methods_1      := methods
 NAME_methods_2      := methods
 MINIATURE           := protocol.epochs=2 logger.pictures=false
-ARGS_methods_1      := 'method=glob(*)' $(TASKS3) $(MINIATURE)
+ARGS_methods_1      := 'method=glob(*)' dataset=eurosat $(MINIATURE)
 ARGS_methods_2      := method=hs_lora,heart_lora 'dataset=glob(*)' $(MINIATURE)
 ARGS_hs_table2      := $(TASKS3)
 ARGS_hs_controls    := $(TASKS3) method@method.first=pissa,cara
@@ -127,6 +127,10 @@ ARGS_heart_fig8     := $(TASKS3) $(HEADS)
 ARGS_heart_twins    := protocol.epochs=2 ne.warmup=0.1
 ARGS_heart_variants := protocol.epochs=2 ne.warmup=0.1
 ARGS_standins       := protocol.epochs=2
+ARGS_pays           := dataset=svhn
+ARGS_pays_standins  := protocol.epochs=2 protocol.test_images=32
+ARGS_rank_effect    := protocol.epochs=2 protocol.test_images=32
+ARGS_methods_standins := method=lora,head_lora,peft/oft protocol.epochs=2 protocol.test_images=32
 ARGS_gallery        := protocol.epochs=2 protocol.test_images=32
 ARGS_lossy          := protocol.epochs=2 protocol.test_images=32
 ARGS_nano_worth     := protocol.epochs=2 protocol.test_images=32

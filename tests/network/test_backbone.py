@@ -78,6 +78,24 @@ def test_blocks_are_compiled_inside_and_not_afterwards() -> None:
     assert torch.equal(logits(net, X), before) and len(seen) == count
 
 
+def test_what_a_process_compiled_before_changes_nothing() -> None:
+    kinds: list[set[type]] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        kinds.append({type(value) for value in inputs})
+        return graph.forward
+
+    def inside(size: int) -> list[set[type]]:
+        kinds.clear()
+        net = network("vit")
+        with net.compiled(backend):
+            logits(net, torch.randn(size, *X.shape[1:]))
+        return list(kinds)
+
+    torch.compiler.reset()
+    assert inside(3) == inside(5)  # another size is not a variable one
+
+
 def test_blocks_that_cannot_be_compiled_are_refused_in_a_line() -> None:
     def backend(graph: torch.fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Any]:
         raise RuntimeError("No working C++ compiler found\nin any place")

@@ -30,6 +30,8 @@ def compiled(blocks: Sequence[nn.Module], backend: str | Callable[..., Any] = "i
     import torch._dynamo
     import torch._inductor.config
 
+    # sizes that a process met before, in another run, would become variables here, and sums change their order
+    torch.compiler.reset()
     for block in blocks:
         block.compile(backend=backend)
     # what differs from block to block makes a version of each; beyond the limit torch goes on uncompiled
