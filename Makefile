@@ -102,6 +102,7 @@ override ARGS       := $(SMOKE_ARGS) $(ARGS)
 CURVES              := heart_fig2 heart_fig3
 TASKS3              := dataset=svhn,eurosat,dsprites_loc
 HEADS               := ne=ne0,ne1,ne5
+RATES               := 'protocol.search.fields={every.lr:[0.001,0.01]}'
 RUN_methods_1       := methods
 RUN_methods_2       := methods
 NAME_methods_1      := methods
@@ -124,11 +125,11 @@ ARGS_heart_fig2     := dataset=fewshot/pets,fewshot/flowers102 shots=1,2 draw=0 
 ARGS_heart_fig3     := $(TASKS3) $(HEADS)
 ARGS_heart_fig4     := $(TASKS3) $(HEADS)
 ARGS_heart_fig8     := $(TASKS3) $(HEADS)
-ARGS_heart_twins    := protocol.epochs=2 ne.warmup=0.1
-ARGS_heart_variants := protocol.epochs=2 ne.warmup=0.1
+ARGS_heart_twins    := protocol.epochs=2 ne.warmup=0.1 protocol.precision=fp32
+ARGS_heart_variants := protocol.epochs=2 ne.warmup=0.1 protocol.precision=fp32
 ARGS_standins       := protocol.epochs=2
-ARGS_pays           := dataset=svhn
-ARGS_pays_standins  := protocol.epochs=2 protocol.test_images=32
+ARGS_pays           := dataset=svhn $(RATES)
+ARGS_pays_standins  := protocol.epochs=2 protocol.test_images=32 $(RATES)
 ARGS_rank_effect    := protocol.epochs=2 protocol.test_images=32
 ARGS_methods_standins := method=lora,head_lora,peft/oft protocol.epochs=2 protocol.test_images=32
 ARGS_gallery        := protocol.epochs=2 protocol.test_images=32
