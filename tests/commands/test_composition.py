@@ -17,7 +17,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError
 
 from headwise.commands import composition
-from headwise.commands.composition import KeptLoader
+from headwise.commands.composition import KeptLoader, unlike
+from headwise.commands.messages import text_of
+from headwise.errors import ConfigError
 from headwise.runs.sweep import jobs_of
 from made_cases import each
 
@@ -135,9 +137,20 @@ def test_a_job_that_hydra_refuses_is_found_among_others(wrong: list[str], loader
     job = ["method=linear", "dataset=dtd", *wrong]
     with pytest.raises(HydraException) as hydras_words:
         hydras.load_sweep_config(master, job)
-    with pytest.raises(HydraException) as words:
+    with pytest.raises(ConfigError) as words:
         kept.check(master, [*right, job, *right])
-    assert str(words.value) == str(hydras_words.value)
+    own = [word for word in job if word not in ("seed=1", "method.scale=3")]
+    assert str(words.value) == f"of the sweep's {' '.join(own)}: {text_of(hydras_words.value)}"
+
+
+def test_jobs_that_differ_in_their_seed_are_one_kind() -> None:
+    jobs = [["method=lora", f"seed={seed}"] for seed in ("0", "1", "x")] + [["seed=2", "method=dora"]]
+    kinds = unlike(jobs)
+    assert kinds == {
+        ("method=lora",): ["method=lora", "seed=0"],
+        ("method=lora", "seed=x"): ["method=lora", "seed=x"],
+        ("method=dora",): ["seed=2", "method=dora"],
+    }
 
 
 def test_each_option_is_composed_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,29 +63,6 @@ def test_a_comma_parts_the_paths_of_a_sweep() -> None:
 
 
 @each(
-    "words, read",
-    [
-        (["method=lora,dora", "method.rank=8"], "method.rank=choice(8)"),
-        (["method=lora,dora", "method.targets=[q,k]"], "method.targets=choice([q,k])"),
-        (["method.scale=2", "method=glob(l*)"], "method.scale=choice(2)"),
-        (["method=lora,dora", "method.label='1'"], "method.label='1'"),
-        (["method=lora,dora", "method.checkpoint='null'"], "method.checkpoint='null'"),
-        (["method=lora,dora", "method.checkpoint=/a b(1).pt"], "method.checkpoint='/a b(1).pt'"),
-        (["method=lora", "method.rank=8"], "method.rank=8"),
-        (["method=lora,dora", "method.rank=4,8"], "method.rank=4,8"),
-        (["method=lora,dora", "method.epochs=null"], "method.epochs=null"),
-        (["method=lora,dora", "method.label="], "method.label="),
-        (["method@method.first=convpass,lora", "method.first.hidden=8"], "method.first.hidden=choice(8)"),
-        (["method=lora,dora", "+method.lr_ratio=8"], "+method.lr_ratio=8"),
-        (["dataset=svhn,eurosat", "method.rank=8"], "method.rank=8"),
-    ],
-)
-def test_a_field_is_set_for_each_option_that_is_tried(words: list[str], read: str) -> None:
-    """Hydra would look for the field in the option that the group has by default."""
-    assert read in readable(["-m", *words])
-
-
-@each(
     "word",
     [
         *("-m", "--config-dir", "method=lora", "root=/a/b", "root='/a/\u00fc'", "root=${oc.env:HOME}/x", "root="),

@@ -87,7 +87,7 @@ class Made:
         batches = []
         made = Sweep(self.config, list(self.jobs.values()), self.launch, batches.append)
         numbers = made.run()
-        assert [len(batch) for batch in batches] == [len(names) for names in self.launched]
+        assert [len(batch) for batch in batches] == [len(names) for names in self.launched[:1]]
         return numbers
 
 

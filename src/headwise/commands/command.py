@@ -16,6 +16,7 @@ from hydra._internal.utils import get_args_parser
 from headwise.commands.completion import HELP_ALL
 from headwise.commands.messages import one_line, text_of
 from headwise.commands.overrides import readable
+from headwise.commands.shared import install
 from headwise.errors import ConfigError, Interrupted, SweepError, suggest
 from headwise.schema.secret import refuse_secrets
 
@@ -40,6 +41,7 @@ def launch(main: Callable[[], Any]) -> None:
     try:
         sys.argv[1:] = readable(_in_order(sys.argv[1:]))
         refuse_secrets(None, sys.argv[1:])  # nothing prints them, hydra neither
+        install()
         main()
     except Failed as failed:
         sys.exit(_told(failed.__cause__ or failed))

@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,10 +29,15 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from headwise.commands.messages import text_of
+from headwise.commands.shared import SharedLoader
+from headwise.errors import ConfigError
+
 COMPOSED = 128
 """Compositions that are kept: those of one table's rows and columns are some forty."""
 FAILURES = (HydraException, OmegaConfBaseException, ValueError)
 """What cannot be composed raises; `ValueError` also where only hydra itself can."""
+_SEED = re.compile(r"seed=\d{1,9}")
 Lines = tuple[str, ...]
 Nodes = tuple[tuple[str, Lines], ...]
 
@@ -174,7 +180,7 @@ class Parts:
         return _top(override.package or group.replace("/", ".")) or None
 
 
-class KeptLoader(ConfigLoaderImpl):
+class KeptLoader(SharedLoader):
     """Hydra's loader of configurations for jobs that are alike; it gives what hydra's own gives."""
 
     def __init__(self, config_search_path: ConfigSearchPath) -> None:
@@ -207,7 +213,7 @@ class KeptLoader(ConfigLoaderImpl):
         """Compose of a sweep's jobs what no other of them has: every option, and the values that are set beside it."""
         of_hydra: Any = OmegaConf.to_container(master.hydra.overrides.hydra)
         seen: dict[tuple[int, Lines], Whole] = {}
-        for job in jobs:
+        for job in unlike(jobs).values():
             try:
                 joint, values = self._apart(master.hydra.job.config_name, [*of_hydra, *job])
                 owners = [joint.others.get(_top(value.key_or_group), joint.base) for value in values]
@@ -218,7 +224,12 @@ class KeptLoader(ConfigLoaderImpl):
                         seen[key] = owner  # which is kept: nothing else gets its id
                         ConfigLoaderImpl._apply_overrides_to_config(own, copy.deepcopy(owner.config))
             except FAILURES:
-                self.load_sweep_config(master, list(job))
+                try:
+                    self.load_sweep_config(master, list(job))
+                except FAILURES as error:
+                    words = [word for word in besides_seed(job) if any(word not in other for other in jobs)]
+                    where = f"of the sweep's {' '.join(words)}: " if words else ""
+                    raise ConfigError(where + text_of(error)) from error
 
     def is_group(self, override: Override) -> bool:
         """Whether an override chooses an option of a group."""
@@ -283,6 +294,19 @@ class KeptLoader(ConfigLoaderImpl):
     def _compose_config_from_defaults_list(self, defaults: list[ResultDefault], repo: Any) -> DictConfig:
         self._merged = tuple(defaults)
         return super()._compose_config_from_defaults_list(defaults, repo)
+
+
+def besides_seed(job: Sequence[str]) -> Lines:
+    """What runs that differ in their seed only have in common: how long they take, and whether they can be run."""
+    return tuple(word for word in job if not _SEED.fullmatch(word))
+
+
+def unlike(jobs: Iterable[Sequence[str]]) -> dict[Lines, Sequence[str]]:
+    """One job of those that differ in their seed only, by what they have in common, in order."""
+    first: dict[Lines, Sequence[str]] = {}
+    for job in jobs:
+        first.setdefault(besides_seed(job), job)
+    return first
 
 
 def _is_of_hydra(override: Override) -> bool:

@@ -66,26 +66,7 @@ def readable(arguments: Sequence[str], sweeps: bool = False) -> list[str]:
     if len(experiments) > 1:
         raise several_experiments(" ".join(sorted(experiments)))
     sweeps = sweeps or any(word in ("-m", "--multirun") or word.startswith("experiment=") for word in arguments)
-    words = [_readable(word, sweeps) for word in arguments]
-    return _of_each(words) if sweeps else words
-
-
-def _of_each(words: Sequence[str]) -> list[str]:
-    """A field of a group of which several options are tried, ``method=lora,dora method.rank=8``, is set for each.
-
-    Hydra would look for the field in the option that the group has by default. As a sweep over one value it is left to
-    the jobs.
-    """
-    parsed = [_parsed(word) for word in words]
-    tried = tuple(f"{its.package or its.key_or_group}." for its in parsed if its and its.is_sweep_override())
-    told = list(words)
-    for place, (word, its) in enumerate(zip(words, parsed, strict=True)):
-        key, _, value = word.partition("=")
-        # neither null nor nothing at all can be swept, and quotes would be lost on the way: text might become a number
-        is_left = its is None or its.is_sweep_override() or its.value() in (None, "") or set(value) & set("('\"")
-        if not is_left and key.startswith(tried):
-            told[place] = f"{key}=choice({value})"
-    return told
+    return [_readable(word, sweeps) for word in arguments]
 
 
 def _readable(word: str, sweeps: bool) -> str:
@@ -94,7 +75,7 @@ def _readable(word: str, sweeps: bool) -> str:
     if equals and not key.strip("+~ "):
         raise ConfigError(explained(word))  # hydra would look for a group without a name
     group = key.lstrip("+").partition("@")[0]
-    if group in GROUPS and value.startswith("[") and "," in value:  # hydra would merge them into one
+    if group in GROUPS and value[:1] + value[-1:] == "[]" and "," in value:  # hydra would merge them into one
         raise ConfigError(several(word))
     if "(" in value and (override := _parsed(word)) is not None:
         check_sweep(override)

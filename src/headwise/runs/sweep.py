@@ -30,7 +30,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from headwise.commands.composition import KeptLoader
+from headwise.commands.composition import KeptLoader, besides_seed, unlike
 from headwise.commands.messages import one_line, text_of
 from headwise.commands.overrides import check_sweep, readable, several_experiments
 from headwise.commands.sizes import spelled
@@ -140,7 +140,7 @@ def requests_of(
 def _check_jobs(jobs: Sequence[Sequence[str]], loader: Any, sources: tuple[str, ...]) -> None:
     """Refuse a choice that no run can have. A sweep's jobs share most of their choices: each is looked at once."""
     seen: set[str] = set()
-    for job in jobs:
+    for job in unlike(jobs).values():
         if not seen.issuperset(job):
             seen.update(job)
             cfg = loader.load_configuration("config", readable(job), RunMode.RUN)
@@ -156,7 +156,7 @@ class Sweep:
         config: that all jobs share, with hydra's node.
         jobs: overrides of each.
         launch: takes overrides of several jobs and the number of the first; hydra's launcher.
-        validate: told every batch before it is launched, raises for one that cannot be composed.
+        validate: told all jobs that are not finished before anything is said; raises for one that cannot be composed.
         work: how much work a job is, where several run at once: the longest begin first, so that none is left alone at
             the end. None keeps the order of the jobs, in which one process finds images and networks of the one before.
 
@@ -196,6 +196,8 @@ class Sweep:
         """
         self._recognise()
         left = [request for request in self.jobs if request not in self.numbers | self.failures]
+        if left:
+            self.validate([self.jobs[request] for request in left])
         if len(self.jobs) > 1 or self.numbers:
             runs = "run" if len(self.jobs) == 1 else "runs"
             print(f"{len(self.jobs)} {runs}: {len(self.jobs) - len(left)} finished, {len(left)} to do", flush=True)
@@ -215,9 +217,11 @@ class Sweep:
         if self.work is None or len(requests) < 2:
             return requests
         self.validate([self.jobs[request] for request in requests])
-        amounts = {request: self.work(self.jobs[request]) for request in requests}
+        amounts = {
+            kind: self.work(list(job)) for kind, job in unlike(self.jobs[request] for request in requests).items()
+        }
         # sorting leaves runs of one length in their order
-        return sorted(requests, key=amounts.__getitem__, reverse=True)
+        return sorted(requests, key=lambda request: amounts[besides_seed(self.jobs[request])], reverse=True)
 
     def _suggest(self) -> None:
         """Say once which controls the runs lack: each run by itself would say the same."""
@@ -264,7 +268,6 @@ class Sweep:
         waiting = list(left)
         while waiting:
             batch = [self._overrides(request) for request in waiting]
-            self.validate(batch)
             returns: Sequence[JobReturn | None]
             broken: Exception | None = None
             try:
