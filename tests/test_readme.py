@@ -63,7 +63,8 @@ def pasted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("pasted")
     for name in ("src", "conf", "tests", "scripts"):
         shutil.copytree(REPO / name, place / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(REPO / "pyproject.toml", place)
+    for name in ("pyproject.toml", "train.py"):
+        shutil.copy(REPO / name, place)
     (code,) = (block for block in blocks("python") if "class FourierFT" in block)
     (recipe,) = blocks("yaml")
     files = {"src/headwise/methods/fourier.py": code, "conf/method/fourier.yaml": recipe}

@@ -15,7 +15,7 @@ from PIL import Image
 
 from headwise.data import notices
 from headwise.data.stores.folder import FolderSource
-from headwise.data.stores.listfiles import locate, read_list
+from headwise.data.stores.listfiles import SUFFIXES, locate, read_list
 from headwise.data.tasks import VTABTask
 from headwise.errors import DataError, HeadwiseError
 
@@ -46,6 +46,8 @@ def naive(content: bytes, num_classes: int = CLASSES) -> Pairs | None:
             line = line[:-1]
         words = line.split(" ")
         path, label = " ".join(words[:-1]), words[-1]
+        if not set(label.removeprefix("-")) <= set("0123456789") or label in ("", "-"):
+            path, label = after_image(line) or (path, label)
         if not path.strip() or "\0" in path or not label or not set(label) <= set("0123456789"):
             return None
         number = 0
@@ -55,6 +57,16 @@ def naive(content: bytes, num_classes: int = CLASSES) -> Pairs | None:
             return None
         pairs.append((path, number))
     return pairs or None
+
+
+def after_image(line: str) -> tuple[str, str] | None:
+    """The longest beginning that ends as images do before a tab, a comma or a blank, and what follows those."""
+    for end in range(len(line), 0, -1):
+        blank = line[end:].lstrip(" ")
+        is_parted = blank.startswith(("\t", ","))
+        if line[:end].lower().endswith(SUFFIXES) and (is_parted or line[end : end + 1] == " "):
+            return line[:end], blank[is_parted:].lstrip(" ")
+    return None
 
 
 def file_of(path: str) -> str | None:

@@ -15,7 +15,7 @@ from hydra._internal.utils import get_args_parser
 
 from headwise.commands.completion import HELP_ALL
 from headwise.commands.messages import one_line, text_of
-from headwise.commands.overrides import readable
+from headwise.commands.overrides import GROUPS, readable
 from headwise.commands.shared import install
 from headwise.errors import ConfigError, Interrupted, SweepError, suggest
 from headwise.schema.secret import refuse_secrets
@@ -75,6 +75,9 @@ def _in_order(words: Sequence[str]) -> list[str]:
         return list(words)
     flags_given, late = parser.parse_known_args(list(words))
     if wrong := next((word for word in late if word.startswith("-")), None):
+        name = wrong.lstrip("-").partition("=")[0]
+        if name.partition(".")[0] in GROUPS:
+            raise ConfigError(f"unknown flag {wrong!r}; choices have no dashes: {name}=VALUE")
         flags = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
         raise ConfigError(f"unknown flag {wrong!r}{suggest(wrong, flags)}")
     choices = [*flags_given.overrides, *late]

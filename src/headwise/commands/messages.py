@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
@@ -27,6 +28,7 @@ SEE = re.compile(r"\s*(See https://hydra\.cc|Config search path:|, set env var H
 """What hydra adds to its errors, to which ours have nothing to add."""
 BLOCKED = re.compile(r"Target '([^']*)' is blocklisted")
 MERGING = "Error merging override "
+CONF = Path(__file__).resolve().parents[1] / "conf"
 INSTALL = "; launchers other than basic are optional: pip install -e '.[launchers]'"
 
 
@@ -35,7 +37,9 @@ def text_of(error: BaseException) -> str:
     if isinstance(error, MissingConfigException) and error.options:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         hint = INSTALL if group == "hydra/launcher" else f", or {WORDS[group]}" if group in WORDS else ""
-        return f"unknown {group or 'configuration'} {name!r}{suggest(name, error.options)}{hint}"
+        return (
+            f"unknown {group or 'configuration'} {name!r}{_within(group, name) or suggest(name, error.options)}{hint}"
+        )
     if isinstance(error, OverrideParseException):
         return explained(str(error.override))
     if isinstance(error, HydraException) and (match := AMBIGUOUS.match(str(error))):
@@ -59,6 +63,13 @@ def text_of(error: BaseException) -> str:
     if match := BLOCKED.search(text):
         return f"{match[1]!r} may not be named by a configuration: it can run other programs or code"
     return _first_line(error) if isinstance(error, OmegaConfBaseException) else text
+
+
+def _within(group: str, name: str) -> str:
+    """Options of the name in folders of a group: ``peft/vera`` of ``vera``; empty if there are none."""
+    places = (CONF / group).glob(f"*/{name}.yaml") if re.fullmatch(r"\w+", name) else ()
+    found = " or ".join(f"{group}={file.parent.name}/{name}" for file in sorted(places))
+    return found and f"; there is {found}"
 
 
 def _first_line(error: BaseException) -> str:

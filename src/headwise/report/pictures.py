@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from headwise.report import headmap
 from headwise.report.grid import to_csv
@@ -53,13 +54,16 @@ def learning_curves(histories: Sequence[Path], labels: Sequence[str], folder: Pa
         color = f"C{index - 1}"
         losses = [float(row["train_loss"]) for row in phase]
         loss_axis.plot(epochs, losses, color=color, marker=".", label=f"{index} {label}")
-        rate_axis.plot(epochs, [float(row["lr"]) for row in phase], color=color)
+        rate_axis.plot(epochs, [float(row["lr"]) for row in phase], color=color, marker=".")
         start = epochs[-1] if epochs else start
         if index < len(labels):
             for axis in (loss_axis, rate_axis):
                 axis.axvline(start + 0.5, color="0.7", linewidth=1)
-    loss_axis.set(ylabel="training loss (nats)", ylim=(0, None))
-    rate_axis.set(ylabel="learning rate", xlabel="epoch", ylim=(0, None))
+    loss_axis.set(ylabel="training loss (nats)")
+    rate_axis.set(ylabel="learning rate", xlabel="epoch")
+    for axis in (loss_axis, rate_axis):
+        axis.set_ylim(0, 1.1 * axis.dataLim.ymax)
+    rate_axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     loss_axis.legend(frameon=False)
     with atomic.replacing(folder / "curve.png") as part:
         _save(figure, part)
