@@ -32,7 +32,6 @@ class DoRADelta(Delta):
     """
 
     undecayed = ("magnitude",)
-    optional = ("active",)
     by_head = ("B", "magnitude")
     active: Tensor
     base_square: Tensor

@@ -56,7 +56,6 @@ class FacTDelta(Delta):
     """One projection's update, low-rank: B = s V, A = S U by parts; dropout acts on A x."""
 
     reads_base = False
-    optional = ("active",)
 
     def __init__(self, base: Tensor, shared: Shared, scale: float, dropout: float) -> None:
         super().__init__()

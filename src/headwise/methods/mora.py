@@ -40,7 +40,6 @@ class MoRADelta(Delta):
     """  # noqa: D205
 
     reads_base = False
-    optional = ("active",)
     cos: Tensor
     sin: Tensor
 

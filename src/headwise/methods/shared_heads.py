@@ -34,7 +34,6 @@ class GeneratedDelta(Delta):
     """
 
     reads_base = False
-    optional = ("active",)
 
     def __init__(
         self, site: Site, base: Tensor, rank: int, num_shared: int, embedding: int, scale: float = 1.0

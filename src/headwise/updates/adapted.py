@@ -164,6 +164,7 @@ class Delta(nn.Module):
             site = replace(site, num_heads=1, head_dim=base.shape[0], head_axis=None)
         self.site = site
         self.register_buffer("active", torch.ones(site.num_heads, device=base.device))
+        self.optional = (*self.optional, "active")  # where all heads are on, nothing of it is stored
 
     @property
     def has_heads(self) -> bool:

@@ -56,7 +56,6 @@ class LowRank(Delta):
     """
 
     reads_base = False
-    optional = ("active",)
     active: Tensor
 
     def __init__(

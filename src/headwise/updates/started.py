@@ -22,7 +22,6 @@ class StartedDelta(Delta):
     by rounding, and by more where singular values lie close together.
     """
 
-    optional = ("active",)
     A0: Tensor
     B0: Tensor
 
