@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -400,11 +401,14 @@ def check_compile(phases: tuple[Phase, ...], folder: Path) -> None:
         gradients = gradients_of(net, tunable)
         torch.compiler.reset()
         counters.clear()
-        with net.compiled("aot_eager"):
-            compiled = gradients_of(net, tunable)
+        may_break = isinstance(phase.method, PeftMethod)  # peft's own layers may break the graph, which dynamo says
+        with warnings.catch_warnings():
+            if may_break:
+                warnings.filterwarnings("ignore", "Dynamo ", UserWarning)
+            with net.compiled("aot_eager"):
+                compiled = gradients_of(net, tunable)
         assert counters["stats"]["unique_graphs"], "nothing was compiled"
-        if not isinstance(phase.method, PeftMethod):  # peft's own layers may break the graph
-            assert not counters["graph_break"], phase.method.label
+        assert may_break or not counters["graph_break"], phase.method.label
         for before, after in zip(gradients, compiled, strict=True):
             torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-5)
 

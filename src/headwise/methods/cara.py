@@ -73,6 +73,7 @@ class CaRADelta(Delta):
     """The update of one projection: low-rank, or dense where dropout acts on the materialised weight in training."""
 
     reads_base = False
+    optional = ("active",)
 
     def __init__(
         self,

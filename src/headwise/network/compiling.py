@@ -42,7 +42,6 @@ def compiled(blocks: Sequence[nn.Module], backend: str | Callable[..., Any] = "i
             warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\._inductor")
             # torch hides this one as it is shown, which is too late where warnings are errors
             warnings.filterwarnings("ignore", "The .grad attribute of a Tensor", UserWarning)
-            warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`", UserWarning)  # in peft
             yield
     except torch._dynamo.exc.TorchDynamoException as error:
         reason = str(getattr(error, "inner_exception", error)).strip().split("\n")[0]
