@@ -29,8 +29,8 @@ TINY = ["backbone=vit_tiny_random", "dataset=dsprites_loc", "data=synthetic", "p
 CHOICES = [
     "dataset=clevr_count",
     "dataset=clevr_count method=heart_lora protocol=search logger=wandb backbone=swin_tiny_random",
-    "dataset=fewshot/pets shots=4 method=peft protocol=fewshot data=folder data.root=.",
-    "dataset=own/folder dataset.num_classes=2 method=adalora data=tfds data.root=. trainer=cpu",
+    "dataset=fewshot/pets shots=4 method=peft protocol=fewshot data=folder data.root=conf",
+    "dataset=own/folder dataset.num_classes=2 method=adalora data=tfds data.root=conf trainer=cpu",
     "dataset=smallnorb_azi method=noah method.search=evolution data=synthetic backbone=vit_nano",
     "dataset=dsprites_loc method=hs/cara data=cache protocol=cara_paper ne=quarter",
     "dataset=dsprites_loc method=spt_lora protocol=heart_paper",

@@ -32,7 +32,7 @@ CHOICES = [
     "dataset=clevr_count method=heart_lora protocol=search logger=wandb backbone=swin_tiny_random",
     "dataset=fewshot/pets shots=4 method=peft protocol=fewshot",
     "dataset=smallnorb_azi method=noah method.search=evolution",
-    "dataset=own/folder dataset.num_classes=2 method=adalora data=folder data.root=.",
+    "dataset=own/folder dataset.num_classes=2 method=adalora data=folder data.root=conf",
     "dataset=dsprites_loc method=spt_lora protocol=heart_paper",
     "dataset=dsprites_loc method=dylora",
 ]
@@ -231,7 +231,7 @@ def test_many_values_at_many_keys(here: Path, change: tuple[str, list[tuple[tupl
 @each("num_classes", [None, 2])
 def test_a_wrong_kind_is_refused_before_classes_are_sought(here: Path, key: str, num_classes: int | None) -> None:
     (here / "train.txt").write_text("a.png cat\nb.png dog\n")
-    node = base(f"dataset=own/folder data={'hf' if key in ('data.image', 'data.label') else 'folder'} data.root=.")
+    node = base(f"dataset=own/folder data={'hf' if key in ('data.image', 'data.label') else 'folder'} data.root=conf")
     for wrong in (3, 1.5, {"a": 1}, [[]], [None]):
         asked = put(put(node, ("dataset", "num_classes"), num_classes), tuple(key.split(".")), wrong)
         with pytest.raises(ConfigError, match=f"^{re.escape(key)} must be ") as caught:
