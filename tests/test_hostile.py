@@ -181,7 +181,7 @@ REFUSED: list[tuple[str, str]] = [
     ("method=vera", "unknown method 'vera'; there is method=peft/vera"),
     ("dataset=folder", "unknown dataset 'folder'; there is dataset=own/folder"),
     ("dataset=sun397x", "unknown dataset 'sun397x' (did you mean 'sun397'?); allowed: "),
-    ("--method lora", "unknown flag '--method'; choices have no dashes: method=VALUE"),
+    ("--method ;; lora", "unknown flag '--method'; choices have no dashes: method=VALUE"),
     ("--protocol.lr=1", "unknown flag '--protocol.lr=1'; choices have no dashes: protocol.lr=VALUE"),
     ("data=null", "unknown data 'null'"),
     ("+method=dora", "without '+', method=OPTION replaces the choice"),
