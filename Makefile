@@ -121,16 +121,16 @@ ARGS_heart_table3   := $(TASKS3)
 ARGS_heart_table4   := $(TASKS3)
 ARGS_heart_table5   := $(TASKS3)
 ARGS_heart_table6   := $(TASKS3)
-ARGS_heart_fig2     := dataset=fewshot/pets,fewshot/flowers102 shots=1,2 draw=0 protocol.search=null
+ARGS_heart_fig2     := dataset=fewshot/pets shots=1,2 draw=0 protocol.search=null
 ARGS_heart_fig3     := $(TASKS3) $(HEADS)
 ARGS_heart_fig4     := $(TASKS3) $(HEADS)
 ARGS_heart_fig8     := $(TASKS3) $(HEADS)
 ARGS_heart_twins    := protocol.epochs=2 ne.warmup=0.1 protocol.precision=fp32
 ARGS_heart_variants := protocol.epochs=2 ne.warmup=0.1 protocol.precision=fp32
 ARGS_standins       := protocol.epochs=2
-ARGS_pays           := dataset=svhn $(RATES)
+ARGS_pays           := dataset=svhn method=hs_lora,hs_control_lora $(RATES)
 ARGS_pays_standins  := protocol.epochs=2 protocol.test_images=32 $(RATES)
-ARGS_rank_effect    := protocol.epochs=2 protocol.test_images=32
+ARGS_rank_effect    := protocol.epochs=2 protocol.test_images=32 method.rank=1,4 protocol.lr=0.001,0.01
 ARGS_methods_standins := method=lora,head_lora,peft/oft protocol.epochs=2 protocol.test_images=32
 ARGS_gallery        := protocol.epochs=2 protocol.test_images=32
 ARGS_lossy          := protocol.epochs=2 protocol.test_images=32
