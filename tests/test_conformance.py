@@ -25,6 +25,7 @@ from headwise.methods.hs_lora import HeadLoRA
 from headwise.methods.lora import LoRA
 from headwise.methods.peft_bridge import PeftMethod
 from headwise.network.backbone import Backbone
+from headwise.network.nf4 import FourBit
 from headwise.training.loop import read_tensors, write_tensors
 from headwise.training.module import reseed
 from headwise.updates.adapted import Delta
@@ -252,6 +253,9 @@ def check_merge(phases: tuple[Phase, ...], folder: Path) -> None:
         assert not any(parameter.requires_grad for parameter in net.parameters())
         merges = merges and phase.method.merges
         if not merges:
+            with pytest.raises(CheckpointError, match=r"for which timm's network has no place") as refused:
+                net.export_state_dict()
+            assert ("4-bit" in str(refused.value)) == any(isinstance(module, FourBit) for module in net.modules())
             continue
         assert leftovers(net) == []
         plain = plain_timm(family_of(net))

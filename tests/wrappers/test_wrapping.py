@@ -74,7 +74,7 @@ def test_own_modules_are_told_from_parts() -> None:
 
 def test_a_wrapped_network_is_not_exported() -> None:
     net, _ = wrapped()
-    with pytest.raises(CheckpointError, match=r"blocks\.0\.mlp is wrapped by a After"):
+    with pytest.raises(CheckpointError, match=r"blocks\.0\.mlp is wrapped by After"):
         net.export_state_dict()
 
 

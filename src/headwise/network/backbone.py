@@ -211,18 +211,20 @@ class Backbone(nn.Module):
             CheckpointError: while a projection still carries an update, or a method that cannot be folded is in place.
         """
         for name, module in self.model.named_modules():
-            if isinstance(module, FourBit) or (isinstance(module, BesideLinear) and module.settled):
+            if isinstance(module, FourBit):
                 raise CheckpointError(
                     f"{name} is a 4-bit projection, for which timm's network has no place (QLoRA and what stands on it "
                     "cannot be exported); use headwise.load(run_dir)"
                 )
-            if isinstance(module, AdaptedLinear | BesideLinear):
+            is_settled = isinstance(module, BesideLinear) and module.settled
+            if isinstance(module, AdaptedLinear | BesideLinear) and not is_settled:
                 raise CheckpointError(f"{name} still carries a {type(module).__name__}; merge before exporting")
-            if isinstance(module, Wrapper):
+            is_around_4_bit = any(isinstance(inner, FourBit) for inner in module.modules())  # which is named further on
+            if isinstance(module, Wrapper) or (is_settled and not is_around_4_bit):
                 raise CheckpointError(
-                    f"{name} is wrapped by a {type(module).__name__}, for which timm's network has no place: methods "
-                    "that stay in place (adapters, AdaptFormer, Compacter, prompts, NOAH) cannot be exported; "
-                    "use headwise.load(run_dir)"
+                    f"{name} is wrapped by {type(module).__name__}, for which timm's network has no place: methods "
+                    "that stay in place (adapters, AdaptFormer, Compacter, HydraLoRA, prompts, NOAH) cannot be "
+                    "exported; use headwise.load(run_dir)"
                 )
         return exported(self.model)
 
