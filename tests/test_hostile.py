@@ -178,6 +178,8 @@ REFUSED: list[tuple[str, str]] = [
     ("ne=-inf", "unknown ne '-inf'"),
     ("rank=8x0", "rank.head must be a whole number of at least 1, got 0"),
     ("method=null", "unknown method 'null'"),
+    ("~method.rnak", "method.rnak is not there, so it cannot be removed"),
+    ("+method.label=x", "method.label is there already; without '+', method.label=x sets it"),
     ("method=vera", "unknown method 'vera'; there is method=peft/vera"),
     ("dataset=folder", "unknown dataset 'folder'; there is dataset=own/folder"),
     ("dataset=sun397x", "unknown dataset 'sun397x' (did you mean 'sun397'?); allowed: "),

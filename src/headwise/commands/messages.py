@@ -95,6 +95,12 @@ def _of_groups(text: str) -> str | None:
         return f"no option of {match[1]!r} is chosen here, so none can be replaced{hint}"
     if match := re.match(r"Could not delete '(.*)'\.\s+No match", text):
         return f"{match[1]} is not chosen here, so it cannot be removed"
+    if match := re.match(r"Could not delete from config\. '(.*)' does not exist\.", text):
+        return f"{match[1]} is not there, so it cannot be removed"
+    if match := re.match(
+        r"Could not append to config\. An item is already at '(.*)'\.\s+Either remove \+ prefix: '(.*)'", text
+    ):
+        return f"{match[1]} is there already; without '+', {match[2]} sets it"
     if match := re.match(r"(\S+) appears more than once|Multiple values for (\S+?)\. ", text):
         group = match[1] or match[2]
         return f"{group!r} is chosen already; without '+', {group}=OPTION replaces the choice"
