@@ -102,6 +102,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "headwise.tables.layout": ("headwise.report.layout",),
     "headwise.tables.lineup": ("headwise.comparison.lineup",),
     "headwise.tables.paired": (
+        "headwise.comparison.contrast",
         "headwise.comparison.paired",
         "headwise.comparison.verdicts",
     ),

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from headwise.comparison.paired import CONTRAST, LINE, against, bootstrap, contrast, contrasts
+from headwise.comparison.contrast import bootstrap, contrast
+from headwise.comparison.paired import CONTRAST, LINE, against, contrasts
 from headwise.comparison.tables import compare
 from headwise.errors import ConfigError
 from made_cases import each

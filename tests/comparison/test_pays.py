@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from headwise.comparison.paired import PAIRED, contrast
+from headwise.comparison.contrast import contrast
+from headwise.comparison.paired import PAIRED
 from headwise.comparison.pays import PAYS, holm, improvement, interaction, p_value, pays
 from headwise.comparison.tables import compare, tables
 from made_cases import each

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from headwise.comparison.paired import bootstrap
+from headwise.comparison.contrast import bootstrap
 from headwise.comparison.tables import tables
 from headwise.errors import ConfigError
 from headwise.report.formats import FORMATS, render

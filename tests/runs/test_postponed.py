@@ -23,7 +23,7 @@ def printed(code: str, *words: str, **options: Path) -> list[str]:
 
 def test_a_run_loads_none_of_them_and_whoever_uses_one_gets_it_whole() -> None:
     code = """
-import headwise.runs.execution, headwise.methods.hs_lora
+import headwise.runs.execution, headwise.report.ending, headwise.methods.hs_lora
 unused = "scipy", "transformers", "torchmetrics.functional", "pandas", "tensorflow", "datasets", "wandb", "wandb.sdk"
 print([name for name in unused if name in sys.modules])
 import torch, torchmetrics

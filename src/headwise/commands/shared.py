@@ -40,6 +40,8 @@ class SharedLoader(ConfigLoaderImpl):
         fields = [override for override in parsed if "." in override.key_or_group and not override.is_hydra_override()]
         others = [override for override in parsed if override not in fields]
         cfg = composed(_lines(others))
+        if not validate_sweep_overrides:  # hydra looks for its mode only, before it composes for that
+            return cfg
         swept = self._swept(others, cfg.hydra.sweeper.get("params") or {})
         left = [field for field in fields if field.key_or_group.startswith(swept)]
         if len(left) < len(fields):

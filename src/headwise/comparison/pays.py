@@ -1,6 +1,6 @@
 """Where head-wise adaptation pays: paired differences by task and by group of tasks. Never imports torch.
 
-What differences say over all tasks together is said in `headwise.comparison.paired`.
+What differences say over all tasks together is said in `headwise.comparison.contrast`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import stdtr
 
-from headwise.comparison.paired import FEWEST, contrast, interval, means, resample
+from headwise.comparison.contrast import FEWEST, contrast, interval, means, resample
 from headwise.results.records import GROUP_SIZES
 
 PAYS = ["row", "phase", "kind", "column", "mean", "low", "high", "p", "holm", "tasks", "pairs"]
@@ -69,7 +69,7 @@ def _ends(total: Any) -> dict[str, Any]:
 def interaction(later: Mapping[str, Sequence[float]], earlier: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     """Return how much more one group's differences of its tasks' seeds, percentage points, are than another's.
 
-    Both groups are resampled, each by itself, as `headwise.comparison.paired.bootstrap` does.
+    Both groups are resampled, each by itself, as `headwise.comparison.contrast.bootstrap` does.
 
     Returns:
         ``mean``; ``low`` and ``high``, the ends of its 95 % interval, None where a group has fewer than `FEWEST`

@@ -8,6 +8,7 @@ from dataclasses import replace
 from headwise.comparison import cells
 from headwise.comparison.comparable import places
 from headwise.comparison.controls import HEADS, KINDS, PHASE, controls_of, lacking, matches
+from headwise.comparison.verdicts import judged
 from headwise.results.classes import said
 from headwise.results.records import MAP, PhaseResult, Result, RunKey
 from headwise.results.store import ResultStore
@@ -139,8 +140,6 @@ def verdicts(result: Result, others: Iterable[Result]) -> list[str]:
     """The sentences of a table on this run's row, as far as its task goes."""
     if not controls_of(result):
         return []
-    from headwise.comparison.verdicts import judged  # pandas takes longer to load than most runs to begin
-
     others = list(others)
     same = [run for run in others if replace(run.key, seed=result.key.seed) == result.key and run.key != result.key]
     every = [result, *same]
