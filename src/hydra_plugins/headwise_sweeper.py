@@ -54,13 +54,20 @@ class ResumingSweeper(Sweeper):
         """Run the sweep; returns the accuracy of every job."""
         from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 
-        from headwise.runs.sweep import Sweep, jobs_of
+        from headwise.protocol.job import folders
+        from headwise.protocol.plan import settled
+        from headwise.runs.sweep import Sweep, check_jobs, jobs_of
         from headwise.runs.workload import work_of
 
         if self.config is None:
             raise RuntimeError("setup() comes before sweep()")
         jobs = jobs_of(self.params, arguments, self.loader)
-        check = functools.partial(self.loader.check, self.config)
+        name, sources = str(self.config.hydra.job.config_name), folders(self.config.hydra.runtime.config_sources)
+
+        def check(jobs: list[list[str]]) -> None:
+            self.loader.check(self.config, jobs)
+            check_jobs(jobs, self.loader, name, tuple(sources), settled)
+
         work = functools.partial(work_of, self.loader, self.config)
         by_turns = isinstance(self.launcher, BasicLauncher)
         return Sweep(self.config, jobs, self.launcher.launch, check, None if by_turns else work).run()

@@ -13,8 +13,8 @@ from functools import cached_property
 from types import MappingProxyType
 
 from headwise.comparison.comparable import Places, recorded
-from headwise.comparison.controls import CONTROLS, HEADS, KINDS, MASK, PHASE, Claims, Match, is_control
 from headwise.comparison.contrast import Contrast, contrast
+from headwise.comparison.controls import CONTROLS, HEADS, KINDS, MASK, PHASE, Claims, Match, is_control
 from headwise.comparison.recipes import class_of
 from headwise.protocol.recipe import MEANINGLESS
 from headwise.results.records import Result

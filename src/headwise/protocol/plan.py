@@ -143,16 +143,9 @@ def plan_run(cfg: DictConfig) -> Plan:
     Raises:
         ConfigError: for a missing value or one out of range.
     """
-    with instantiation():
-        config, task = resolved(cfg, overrides_of(), sources())
-        root = root_of(config["root"])
-        resume, wait = config.pop("resume", "auto"), config.pop("wait", True)
-        source = instantiate(config["data"], _convert_="all")
-        check_made(
-            "data", config["data"], all(hasattr(source, name) for name in ("fingerprint", "labels", "count", "load"))
-        )
-        protocol = Protocol(**config["protocol"])
-    check_apart(protocol.train_split, protocol.eval_split)
+    config, task, source, protocol = settled(cfg, overrides_of(), sources())
+    root = root_of(config["root"])
+    resume, wait = config.pop("resume", "auto"), config.pop("wait", True)
     check_subsets(task, source, protocol)
     if (protocol.search or {}).get("trials"):
         check_package()
@@ -185,6 +178,25 @@ def plan_run(cfg: DictConfig) -> Plan:
         overrides=overrides_of(),
         turn=turn(),
     )
+
+
+def settled(
+    cfg: DictConfig, overrides: Sequence[str], task_folders: tuple[str, ...]
+) -> tuple[dict[str, Any], VTABTask, Source, Protocol]:
+    """As `resolved`, with the source of the images, at none of which anybody has looked yet, and the protocol.
+
+    Raises:
+        ConfigError, DataError: for whatever no run can have, a folder of images that is not there too.
+    """
+    with instantiation():
+        config, task = resolved(cfg, overrides, task_folders)
+        source = instantiate(config["data"], _convert_="all")
+        check_made(
+            "data", config["data"], all(hasattr(source, name) for name in ("fingerprint", "labels", "count", "load"))
+        )
+        protocol = Protocol(**config["protocol"])
+    check_apart(protocol.train_split, protocol.eval_split)
+    return config, task, source, protocol
 
 
 def check_made(group: str, node: Mapping[str, Any], is_right: bool) -> None:

@@ -34,7 +34,7 @@ from headwise.commands.composition import KeptLoader, besides_seed, unlike
 from headwise.commands.messages import one_line, text_of
 from headwise.commands.overrides import check_sweep, readable, several_experiments
 from headwise.commands.sizes import spelled
-from headwise.errors import ConfigError, SweepError, suggest
+from headwise.errors import ConfigError, HeadwiseError, SweepError, suggest
 from headwise.protocol.job import folders
 from headwise.protocol.plan import resolved, root_of, still_holds
 from headwise.protocol.request import request_of
@@ -57,6 +57,7 @@ MOST = 100_000
 """Runs that one sweep may have: what is beyond is a slip of the pen, and would take minutes to list."""
 
 Launch = Callable[[list[list[str]], int], Sequence[JobReturn]]
+Look = Callable[[DictConfig, Sequence[str], tuple[str, ...]], Any]
 
 
 def jobs_of(params: Mapping[str, str], arguments: Sequence[str], loader: Any) -> list[list[str]]:
@@ -133,20 +134,54 @@ def requests_of(
         jobs = jobs_of(params, list(cfg.hydra.overrides.task), loader)
         sources = folders(cfg.hydra.runtime.config_sources)
         if check:
-            _check_jobs(jobs, loader, tuple(sources))
+            check_jobs(jobs, loader, "config", tuple(sources), without_images)
     return cfg, {request_of(job, sources): job for job in jobs}, sources
 
 
-def _check_jobs(jobs: Sequence[Sequence[str]], loader: Any, sources: tuple[str, ...]) -> None:
-    """Refuse a choice that no run can have. A sweep's jobs share most of their choices: each is looked at once."""
+def check_jobs(jobs: Sequence[Sequence[str]], loader: Any, name: str, sources: tuple[str, ...], look: Look) -> None:
+    """Refuse, before anything is launched, what no run of a sweep can have.
+
+    Jobs share most of their choices: as many are looked at as have every choice once.
+
+    Args:
+        name: of the primary configuration.
+        sources: folders of the configuration.
+        look: told a job's configuration, its overrides and `sources`; raises for what no run can have.
+    Raises:
+        ConfigError: beginning with the choices that only some jobs have, if not all are refused.
+    """
     seen: set[str] = set()
+    some = []
     for job in unlike(jobs).values():
         if not seen.issuperset(job):
             seen.update(job)
-            cfg = loader.load_configuration("config", readable(job), RunMode.RUN)
+            some.append(job)
+    refused: list[tuple[Sequence[str], HeadwiseError]] = []
+    for number, job in enumerate(some, start=1):
+        try:
+            cfg = loader.load_configuration(name, readable(job), RunMode.RUN)
             with open_dict(cfg):
                 del cfg["hydra"]
-            resolved(cfg, job, sources)
+            look(cfg, job, sources)
+        except HeadwiseError as error:
+            refused.append((job, error))
+        if 0 < len(refused) < number:  # neither none nor all: it is known whose fault it is
+            break
+    if refused:
+        job, error = refused[0]
+        words = [word for word in besides_seed(job) if any(word not in other for other in some)]
+        where = f"of the sweep's {' '.join(words)}: " if words and len(refused) < number else ""
+        raise ConfigError(f"{where}{error}") from error
+
+
+def without_images(cfg: DictConfig, job: Sequence[str], sources: tuple[str, ...]) -> None:
+    """Look at a job of which only is asked how far it is: what has to be given to train it may be left out."""
+    missing = OmegaConf.missing_keys(cfg)
+    if cfg.dataset.get("num_classes") is None and ("data.root" in missing or cfg.data.get("root") is None):
+        return  # its classes are found among the images
+    for key in missing:
+        OmegaConf.update(cfg, key, str(cfg.root))
+    resolved(cfg, job, sources)
 
 
 class Sweep:
@@ -216,7 +251,6 @@ class Sweep:
         """The order in which runs are handed out; the same one every time."""
         if self.work is None or len(requests) < 2:
             return requests
-        self.validate([self.jobs[request] for request in requests])
         amounts = {
             kind: self.work(list(job)) for kind, job in unlike(self.jobs[request] for request in requests).items()
         }
