@@ -25,7 +25,7 @@ import stepping
 from headwise.cli import script
 from headwise.commands.messages import instantiation
 from headwise.methods.base import Installed, Method
-from headwise.runs.sweep import checked_config
+from headwise.runs.jobs import checked_config
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 

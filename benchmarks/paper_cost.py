@@ -45,7 +45,7 @@ from headwise.protocol.recipe import Protocol
 from headwise.protocol.search import settle
 from headwise.protocol.space import Space, phase_names
 from headwise.results.records import PhaseResult
-from headwise.runs.sweep import requests_of
+from headwise.runs.jobs import requests_of
 from headwise.storage import atomic
 from headwise.storage.plain import every, fields, flag, whole
 from headwise.training.address import chain

@@ -31,7 +31,7 @@ from headwise.cli import script
 from headwise.commands.arguments import Parser, Whole, old_folder, record_file
 from headwise.errors import HeadwiseError
 from headwise.results import provenance
-from headwise.runs.sweep import requests_of
+from headwise.runs.jobs import requests_of
 from headwise.storage import atomic
 
 REPO = Path(__file__).resolve().parent.parent

@@ -27,8 +27,8 @@ from headwise.commands.written import writing
 from headwise.comparison import lineup
 from headwise.errors import ConfigError, suggest
 from headwise.protocol.described import method_names
+from headwise.runs.jobs import checked_config
 from headwise.runs.postponed import postpone
-from headwise.runs.sweep import checked_config
 from headwise.storage import atomic
 
 if TYPE_CHECKING:

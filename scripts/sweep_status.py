@@ -10,8 +10,8 @@ from pathlib import Path
 from headwise.cli import force_option, script
 from headwise.commands.arguments import OutFile, Parser, folder
 from headwise.commands.written import writing
+from headwise.runs.jobs import answered, requests_of
 from headwise.runs.status import survey, text
-from headwise.runs.sweep import answered, requests_of
 from headwise.storage import atomic
 
 CONF = Path(__file__).parents[1] / "conf"

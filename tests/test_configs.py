@@ -29,7 +29,7 @@ from headwise.protocol.presets import fill_presets
 from headwise.protocol.recipe import Protocol
 from headwise.protocol.space import Space, check_choices, phase_names
 from headwise.runs.experiment import plan_run
-from headwise.runs.sweep import requests_of
+from headwise.runs.jobs import requests_of
 from made_cases import each
 from made_networks import CONF, REPO, compose_config
 

@@ -19,7 +19,7 @@ from headwise.protocol.pertask import OTHERS, fill_protocol, fill_tasks
 from headwise.protocol.plan import plan_run
 from headwise.protocol.recipe import Protocol
 from headwise.protocol.search import Space
-from headwise.runs.sweep import requests_of
+from headwise.runs.jobs import requests_of
 from made_cases import each
 from made_networks import CONF, REPO, compose_config
 

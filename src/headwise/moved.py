@@ -92,7 +92,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "headwise.sweeps.lifeline": ("headwise.runs.lifeline",),
     "headwise.sweeps.request": ("headwise.protocol.request",),
     "headwise.sweeps.status": ("headwise.runs.status",),
-    "headwise.sweeps.sweep": ("headwise.runs.sweep",),
+    "headwise.sweeps.sweep": ("headwise.runs.jobs", "headwise.runs.sweep"),
     "headwise.tables.beside": ("headwise.comparison.beside",),
     "headwise.tables.build": ("headwise.comparison.tables",),
     "headwise.tables.cells": ("headwise.comparison.cells",),

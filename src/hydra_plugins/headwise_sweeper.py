@@ -1,6 +1,6 @@
 """Hydra's way to a sweep that knows what is finished: ``hydra/sweeper: resuming``, which conf/config.yaml chooses.
 
-Hydra looks for plugins in this package only; everything else is in `headwise.runs.sweep`.
+Hydra looks for plugins in this package only; everything else is in `headwise.runs.jobs` and `headwise.runs.sweep`.
 """
 
 # No `from __future__ import annotations`: hydra executes this file before it is in sys.modules, where dataclasses look.
@@ -56,7 +56,8 @@ class ResumingSweeper(Sweeper):
 
         from headwise.protocol.job import folders
         from headwise.protocol.plan import settled
-        from headwise.runs.sweep import Sweep, check_jobs, jobs_of
+        from headwise.runs.jobs import check_jobs, jobs_of
+        from headwise.runs.sweep import Sweep
         from headwise.runs.workload import work_of
 
         if self.config is None:

@@ -20,7 +20,7 @@ from headwise.commands import composition
 from headwise.commands.composition import KeptLoader, unlike
 from headwise.commands.messages import text_of
 from headwise.errors import ConfigError
-from headwise.runs.sweep import jobs_of
+from headwise.runs.jobs import jobs_of
 from made_cases import each
 
 CONF = Path(__file__).parents[2] / "conf"

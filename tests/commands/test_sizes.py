@@ -18,7 +18,7 @@ from headwise.commands.sizes import name_of, option, spelled
 from headwise.errors import ConfigError
 from headwise.protocol.plan import plan_run
 from headwise.runs.experiment import run
-from headwise.runs.sweep import requests_of
+from headwise.runs.jobs import requests_of
 from made_cases import each
 from made_networks import CONF, REPO, compose_config
 

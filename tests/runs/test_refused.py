@@ -13,7 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from headwise.commands.composition import KeptLoader
 from headwise.errors import ConfigError
 from headwise.protocol.plan import settled
-from headwise.runs.sweep import check_jobs, requests_of
+from headwise.runs.jobs import check_jobs, requests_of
 from made_cases import each
 from made_networks import CONF, REPO
 

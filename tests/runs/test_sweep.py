@@ -14,8 +14,9 @@ from headwise.protocol.plan import plan_run, still_holds
 from headwise.results.records import Result, RunKey
 from headwise.results.store import ResultStore
 from headwise.runs import sweep
+from headwise.runs.jobs import answered, requests_of
 from headwise.runs.ledger import Entry, Ledger
-from headwise.runs.sweep import Sweep, answered, requests_of
+from headwise.runs.sweep import Sweep
 from headwise.storage import claims
 from headwise.storage.claims import Claim
 from made_networks import CONF, compose_config

@@ -15,7 +15,8 @@ from hydra.types import RunMode
 
 from headwise.commands.composition import KeptLoader
 from headwise.errors import SweepError
-from headwise.runs.sweep import Sweep, requests_of
+from headwise.runs.jobs import requests_of
+from headwise.runs.sweep import Sweep
 from headwise.runs.workload import work, work_of
 from made_cases import each
 from made_networks import CONF

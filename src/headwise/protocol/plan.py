@@ -183,11 +183,7 @@ def plan_run(cfg: DictConfig) -> Plan:
 def settled(
     cfg: DictConfig, overrides: Sequence[str], task_folders: tuple[str, ...]
 ) -> tuple[dict[str, Any], VTABTask, Source, Protocol]:
-    """As `resolved`, with the source of the images, at none of which anybody has looked yet, and the protocol.
-
-    Raises:
-        ConfigError, DataError: for whatever no run can have, a folder of images that is not there too.
-    """
+    """As `resolved`, with the source of images, which looks only whether its folder is there, and the protocol."""
     with instantiation():
         config, task = resolved(cfg, overrides, task_folders)
         source = instantiate(config["data"], _convert_="all")

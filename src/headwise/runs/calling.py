@@ -20,8 +20,8 @@ from headwise.protocol.described import CONF
 from headwise.protocol.plan import root_of
 from headwise.results.store import Result
 from headwise.runs.experiment import obtained, run
+from headwise.runs.jobs import answered, requests_of
 from headwise.runs.ledger import finished_requests
-from headwise.runs.sweep import answered, requests_of
 from headwise.schema.secret import refuse_secrets
 
 

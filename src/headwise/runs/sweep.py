@@ -8,42 +8,28 @@ that dies is one failed run, and the summary does not depend on what a launcher 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 import shlex
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override
 from hydra.core.utils import JobReturn, JobStatus
-from hydra.errors import HydraException
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
 
-from headwise.commands.composition import KeptLoader, besides_seed, unlike
+from headwise.commands.composition import besides_seed, unlike
 from headwise.commands.messages import one_line, text_of
-from headwise.commands.overrides import check_sweep, readable, several_experiments
-from headwise.commands.sizes import spelled
-from headwise.errors import ConfigError, HeadwiseError, SweepError, suggest
+from headwise.errors import SweepError
 from headwise.protocol.job import folders
-from headwise.protocol.plan import resolved, root_of, still_holds
+from headwise.protocol.plan import root_of, still_holds
 from headwise.protocol.request import request_of
 from headwise.report.ending import missing_controls
 from headwise.results.store import Finished, Result, ResultError, ResultStore
 from headwise.runs import lifeline
 from headwise.runs.ledger import Entry, Ledger, State, finished_requests
 from headwise.schema.secret import refuse_secrets
-from headwise.schema.tree import check_config
 from headwise.storage.claims import describe
 
 POLL = 5.0
@@ -53,135 +39,8 @@ SHOWN = 20
 TRIES = 5
 """Launches of a run that ends without a trace, or that others begin and leave."""
 
-MOST = 100_000
-"""Runs that one sweep may have: what is beyond is a slip of the pen, and would take minutes to list."""
 
 Launch = Callable[[list[list[str]], int], Sequence[JobReturn]]
-Look = Callable[[DictConfig, Sequence[str], tuple[str, ...]], Any]
-
-
-def jobs_of(params: Mapping[str, str], arguments: Sequence[str], loader: Any) -> list[list[str]]:
-    """The overrides of every job: the product of all choices, as hydra's basic sweeper forms it.
-
-    Args:
-        arguments: of the command line; they beat `params`.
-        loader: hydra's configuration loader, which knows what ``glob(*)`` stands for.
-    Raises:
-        ConfigError: for a choice that matches nothing, several experiments, or more runs than `MOST`.
-    """
-    given = [spelled(word) for word in (*(f"{key}={value}" for key, value in params.items()), *arguments)]
-    parsed = OverridesParser.create(config_loader=loader).parse_overrides(given)
-    for override in parsed:
-        if override.is_sweep_override():
-            _check(override, loader)
-    swept = [override for override in parsed if override.is_sweep_override()]
-    if math.prod(sum(1 for _ in itertools.islice(o.sweep_iterator(), MOST + 1)) for o in swept) > MOST:
-        words = " ".join(str(override.input_line) for override in swept)
-        raise ConfigError(f"{words[:300]}: more than {MOST:,} runs in one sweep; name fewer values")
-    (jobs,) = BasicSweeper.split_arguments(parsed, None)
-    return [[spelled(word) for word in job] for job in jobs]
-
-
-def _check(override: Override, loader: Any) -> None:
-    """Refuse choices that are no sweep."""
-    if override.key_or_group == "experiment":
-        raise several_experiments(str(override.input_line))
-    check_sweep(override)
-    if next(iter(override.sweep_iterator()), None) is None:
-        wanted = override.value()
-        hint = ""
-        if isinstance(wanted, Glob):
-            hint = suggest(" ".join(wanted.include), loader.get_group_options(override.key_or_group))
-        raise ConfigError(f"{override.input_line} matches nothing{hint}")
-
-
-@contextlib.contextmanager
-def answered() -> Iterator[None]:
-    """Turn hydra's errors about what was asked for into `ConfigError` with the user's text."""
-    try:
-        yield
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(text_of(error)) from error
-
-
-def checked_config(conf: Path, arguments: Sequence[str]) -> dict[str, Any]:
-    """One run's configuration, resolved and checked, its images and weights aside; what no run can have is refused."""
-    with answered(), initialize_config_dir(version_base="1.3", config_dir=str(conf.resolve())):
-        config: Any = OmegaConf.to_container(compose("config", overrides=readable(arguments)), resolve=True)
-    refuse_secrets(config)
-    check_config(config)
-    return dict(config)
-
-
-def requests_of(
-    conf: Path, arguments: Sequence[str], check: bool = False
-) -> tuple[DictConfig, dict[str, list[str]], list[str]]:
-    """What ``train.py -m`` with these arguments would run, without running it.
-
-    With `check`, one job is composed for every choice that a job has, as a run would.
-
-    Returns:
-        The configuration that all jobs share, the overrides of every job by its request, and the folders of the
-        configuration.
-
-    Raises:
-        ConfigError: for choices that match nothing; with `check`, for one that no run can have.
-    """
-    with initialize_config_dir(version_base="1.3", config_dir=str(conf.resolve())):
-        loader = KeptLoader(GlobalHydra.instance().config_loader().get_search_path())
-        cfg = loader.load_configuration("config", readable(arguments, sweeps=True), RunMode.MULTIRUN)
-        params: Any = OmegaConf.to_container(cfg.hydra.sweeper.params or OmegaConf.create({}))
-        jobs = jobs_of(params, list(cfg.hydra.overrides.task), loader)
-        sources = folders(cfg.hydra.runtime.config_sources)
-        if check:
-            check_jobs(jobs, loader, "config", tuple(sources), without_images)
-    return cfg, {request_of(job, sources): job for job in jobs}, sources
-
-
-def check_jobs(jobs: Sequence[Sequence[str]], loader: Any, name: str, sources: tuple[str, ...], look: Look) -> None:
-    """Refuse, before anything is launched, what no run of a sweep can have.
-
-    Jobs share most of their choices: as many are looked at as have every choice once.
-
-    Args:
-        name: of the primary configuration.
-        sources: folders of the configuration.
-        look: told a job's configuration, its overrides and `sources`; raises for what no run can have.
-    Raises:
-        ConfigError: beginning with the choices that only some jobs have, if not all are refused.
-    """
-    seen: set[str] = set()
-    some = []
-    for job in unlike(jobs).values():
-        if not seen.issuperset(job):
-            seen.update(job)
-            some.append(job)
-    refused: list[tuple[Sequence[str], HeadwiseError]] = []
-    for number, job in enumerate(some, start=1):
-        try:
-            cfg = loader.load_configuration(name, readable(job), RunMode.RUN)
-            with open_dict(cfg):
-                del cfg["hydra"]
-            look(cfg, job, sources)
-        except HeadwiseError as error:
-            refused.append((job, error))
-        if 0 < len(refused) < number:  # neither none nor all: it is known whose fault it is
-            break
-    if refused:
-        job, error = refused[0]
-        words = [word for word in besides_seed(job) if any(word not in other for other in some)]
-        where = f"of the sweep's {' '.join(words)}: " if words and len(refused) < number else ""
-        raise ConfigError(f"{where}{error}") from error
-
-
-def without_images(cfg: DictConfig, job: Sequence[str], sources: tuple[str, ...]) -> None:
-    """Look at a job of which only is asked how far it is: what has to be given to train it may be left out."""
-    missing = OmegaConf.missing_keys(cfg)
-    if cfg.dataset.get("num_classes") is None and ("data.root" in missing or cfg.data.get("root") is None):
-        return  # its classes are found among the images
-    for key in missing:
-        OmegaConf.update(cfg, key, str(cfg.root))
-    resolved(cfg, job, sources)
 
 
 class Sweep:
