@@ -135,7 +135,7 @@ def test_an_error_is_one_line(wrong: str, tmp_path: Path) -> None:
 
 
 def test_a_sweep_says_each_failure_once_and_the_summary(tmp_path: Path) -> None:
-    done = train(*FAST, "-m", f"root={tmp_path}/\u00fc", "seed=-1,-2")
+    done = train(*FAST, "-m", f"root={tmp_path}/\u00fc", "seed=1,2", "method.rank=99")
     assert done.returncode == 1
     lines = done.stderr.splitlines()
     assert [line.partition(":")[0] for line in lines if not line.startswith(" ")] == ["failed", "failed", "error"]
