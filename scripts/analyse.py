@@ -39,7 +39,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--draws", type=Whole(LEAST["draws"], MOST), help=f"random updates a null ({Options.draws})")
     opening_options(parser)
     force_option(parser)
-    return parser.parse_intermixed_args(arguments)  # folders may stand behind options
+    return parser.parse_args(arguments)
 
 
 @script

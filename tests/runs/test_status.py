@@ -21,6 +21,7 @@ from headwise.runs.status import span, survey, text
 from headwise.storage.claims import Claim
 from made_networks import CONF, REPO
 from made_results import phase, result
+from made_scripts import loaded
 
 JOBS = [["experiment=e", f"method={method}", f"seed={seed}"] for method in ("lora", "cara") for seed in range(4)]
 FAMILIES = [("lora", "svhn"), ("lora", "dtd"), ("pissa", "svhn"), ("pissa", "dtd")]
@@ -204,6 +205,11 @@ def test_the_command(tmp_path):
     assert wrong.returncode == 1
     assert "unknown experiment 'nano_wort' (did you mean 'nano_worth'?)" in wrong.stderr
     assert "Traceback" not in wrong.stderr
+
+
+def test_choices_may_stand_behind_an_option(tmp_path):
+    options = loaded("sweep_status").parse(["nano_worth", "--root", str(tmp_path), "seed=0"])
+    assert (options.sweep, options.root) == (["nano_worth", "seed=0"], tmp_path)
 
 
 MEASURED = """
