@@ -58,6 +58,34 @@ def test_fields_of_groups_that_are_tried_are_left_to_the_jobs(
     assert OmegaConf.to_container(shared) == OmegaConf.to_container(expected)
 
 
+@each("words", [[], ["a=y"], ["b=y"], ["a=y", "b=z"], ["a=no"], ["b=no"]])
+def test_an_option_that_is_named_by_another_choice_is_found_wherever_it_is_asked_for(
+    words: list[str], tmp_path: Path
+) -> None:
+    """In the first file, in that of an option, and by a choice that there is none for."""
+    files = {
+        "config": "defaults: [a: x, b: x, c: '${a}', optional d: '${a}_${b}']\n",
+        **{f"a/{name}": f"own: {name}\n" for name in "xy"},
+        "b/x": "own: 1\n",
+        "b/y": "defaults: [/c@deep: '${a}']\n",
+        "b/z": "defaults: ['/c/${a}', /c@deep: '${b}']\n",
+        **{f"c/{name}": f"value: {name}\n" for name in "xyz"},
+        "d/y_y": "last: true\n",
+    }
+    for name, text in files.items():
+        (tmp_path / f"{name}.yaml").parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.yaml").write_text(text)
+    with initialize_config_dir(version_base="1.3", config_dir=str(tmp_path)):
+        path = GlobalHydra.instance().config_loader().get_search_path()
+        said = []
+        for loader in (SharedLoader(path), ConfigLoaderImpl(path)):
+            try:
+                said.append(OmegaConf.to_container(loader.load_configuration("config", words, RunMode.RUN)))
+            except HydraException as error:
+                said.append(f"{type(error)} {error}")
+    assert said[0] == said[1]
+
+
 def test_a_field_of_no_group_is_refused_before_any_job(loaders: Loaders) -> None:
     for loader in loaders:
         with pytest.raises(HydraException, match=r"protocl"):
