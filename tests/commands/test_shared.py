@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 
 from headwise.commands.shared import SharedLoader
 from made_cases import each
+from made_loaders import ReadOnce, hydras_own
 
 REPO = Path(__file__).parents[2]
 Loaders = tuple[SharedLoader, ConfigLoaderImpl]
@@ -26,7 +27,9 @@ Loaders = tuple[SharedLoader, ConfigLoaderImpl]
 def loaders() -> Iterator[Loaders]:
     with initialize_config_dir(version_base="1.3", config_dir=str(REPO / "conf")):
         path = GlobalHydra.instance().config_loader().get_search_path()
-        yield SharedLoader(path), ConfigLoaderImpl(path)
+        ours = SharedLoader(path)
+        ours.repository = ReadOnce(path)
+        yield ours, hydras_own(path)
 
 
 @each(
