@@ -14,8 +14,9 @@ import timm
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor, nn
 
 from headwise.commands.composition import FAILURES
@@ -58,12 +59,18 @@ def _composer() -> Composer:
 def compose_config(*overrides: str) -> DictConfig:
     """conf/config.yaml with overrides, as train.py sees it; test_naming.py shows that the composer gives hydra's."""
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        if not any("hydra" in word for word in overrides):
-            composer = _composer()
-            with contextlib.suppress(*FAILURES):  # which hydra is to tell, as it refuses several values
-                if not any(composer.loader.parsed(word).is_sweep_override() for word in overrides):
-                    return composer.compose(overrides)
-        return compose("config", overrides=list(overrides))
+        if any(
+            word.lstrip("+~").startswith(("hydra.", "hydra/")) for word in overrides
+        ):  # it may look in further folders
+            return compose("config", overrides=list(overrides))
+        composer = _composer()
+        with contextlib.suppress(*FAILURES):  # which hydra is to tell, as it refuses several values
+            if not any(composer.loader.parsed(word).is_sweep_override() for word in overrides):
+                return composer.compose(overrides)
+        cfg = composer.loader.load_configuration("config", list(overrides), RunMode.RUN, from_shell=False)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return cfg
 
 
 SIZES = {

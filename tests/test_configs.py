@@ -15,9 +15,11 @@ from typing import Any
 
 import pytest
 import yaml
+from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from headwise.commands.composition import KeptLoader
 from headwise.comparison import printed
 from headwise.data.tasks import VTABTask
 from headwise.methods.base import Method
@@ -28,6 +30,7 @@ from headwise.protocol.pertask import fill_protocol, fill_tasks
 from headwise.protocol.presets import fill_presets
 from headwise.protocol.recipe import Protocol
 from headwise.protocol.space import Space, check_choices, phase_names
+from headwise.runs import sweep
 from headwise.runs.experiment import plan_run
 from headwise.runs.jobs import requests_of
 from made_cases import each
@@ -67,6 +70,17 @@ def header_of(name: str) -> list[str]:
     return list(itertools.takewhile(lambda line: line.startswith("#"), lines))
 
 
+MADE: dict[str, Any] = {}
+"""What a node of a configuration builds, by all that it says: most data sets, say, are those of many configurations."""
+
+
+def made(node: Any) -> Any:
+    text = repr(node)
+    if text not in MADE:
+        MADE[text] = instantiate(node, _convert_="all")
+    return MADE[text]
+
+
 def build_all(cfg: DictConfig) -> dict[str, Any]:
     """Every object that a run would build from a configuration."""
     OmegaConf.set_struct(cfg, False)
@@ -79,7 +93,7 @@ def build_all(cfg: DictConfig) -> dict[str, Any]:
     plain["protocol"] = fill_protocol(plain)
     plain["method"] = fill_gates(fill_tasks(plain), plain["ne"])
     plain["method"], _ = fill_presets(plain["method"], plain["dataset"]["name"])
-    built = {name: instantiate(plain[name], _convert_="all") for name in ("method", "dataset", "data")}
+    built = {name: made(plain[name]) for name in ("method", "dataset", "data")}
     assert isinstance(built["dataset"], VTABTask)
     assert all(callable(getattr(built["data"], name)) for name in ("fingerprint", "labels", "count", "load"))
     assert all(isinstance(phase, Method) for phase in built["method"].phases())
@@ -197,8 +211,8 @@ def test_an_experiment_keeps_what_the_command_line_says() -> None:
 
 @each("file", sorted((CONF / "experiment").glob("*.yaml")))
 def test_every_choice_of_an_experiments_sweep_exists(file: Path) -> None:
-    sweep = (yaml.safe_load(file.read_text()).get("hydra") or {}).get("sweeper", {}).get("params", {})
-    for key, values in sweep.items():
+    tried = (yaml.safe_load(file.read_text()).get("hydra") or {}).get("sweeper", {}).get("params", {})
+    for key, values in tried.items():
         group = key.partition("@")[0]
         if not (CONF / group).is_dir():
             continue
@@ -207,8 +221,15 @@ def test_every_choice_of_an_experiments_sweep_exists(file: Path) -> None:
 
 
 @functools.cache
+def loader(path: tuple[tuple[str, str], ...]) -> KeptLoader:
+    return KeptLoader(GlobalHydra.instance().config_loader().get_search_path())
+
+
+@functools.cache
 def jobs_of(experiment: str) -> list[list[str]]:
-    return list(requests_of(CONF, [f"experiment={experiment}"])[1].values())
+    with pytest.MonkeyPatch.context() as patch:  # the loader of the experiment before has read most files
+        patch.setattr(sweep, "KeptLoader", lambda path: loader(tuple((e.provider, e.path) for e in path.get_path())))
+        return list(requests_of(CONF, [f"experiment={experiment}"])[1].values())
 
 
 @each("name", EXPERIMENTS)

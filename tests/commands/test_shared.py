@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 
 from headwise.commands.shared import SharedLoader
 from made_cases import each
+from made_loaders import ReadOnce, hydras_own
 
 REPO = Path(__file__).parents[2]
 Loaders = tuple[SharedLoader, ConfigLoaderImpl]
@@ -26,7 +27,9 @@ Loaders = tuple[SharedLoader, ConfigLoaderImpl]
 def loaders() -> Iterator[Loaders]:
     with initialize_config_dir(version_base="1.3", config_dir=str(REPO / "conf")):
         path = GlobalHydra.instance().config_loader().get_search_path()
-        yield SharedLoader(path), ConfigLoaderImpl(path)
+        ours = SharedLoader(path)
+        ours.repository = ReadOnce(path)
+        yield ours, hydras_own(path)
 
 
 @each(
@@ -56,6 +59,34 @@ def test_fields_of_groups_that_are_tried_are_left_to_the_jobs(
         cfg.hydra.overrides.task = []
         cfg.hydra.job.override_dirname = ""
     assert OmegaConf.to_container(shared) == OmegaConf.to_container(expected)
+
+
+@each("words", [[], ["a=y"], ["b=y"], ["a=y", "b=z"], ["a=no"], ["b=no"]])
+def test_an_option_that_is_named_by_another_choice_is_found_wherever_it_is_asked_for(
+    words: list[str], tmp_path: Path
+) -> None:
+    """In the first file, in that of an option, and by a choice that there is none for."""
+    files = {
+        "config": "defaults: [a: x, b: x, c: '${a}', optional d: '${a}_${b}']\n",
+        **{f"a/{name}": f"own: {name}\n" for name in "xy"},
+        "b/x": "own: 1\n",
+        "b/y": "defaults: [/c@deep: '${a}']\n",
+        "b/z": "defaults: ['/c/${a}', /c@deep: '${b}']\n",
+        **{f"c/{name}": f"value: {name}\n" for name in "xyz"},
+        "d/y_y": "last: true\n",
+    }
+    for name, text in files.items():
+        (tmp_path / f"{name}.yaml").parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.yaml").write_text(text)
+    with initialize_config_dir(version_base="1.3", config_dir=str(tmp_path)):
+        path = GlobalHydra.instance().config_loader().get_search_path()
+        said = []
+        for loader in (SharedLoader(path), ConfigLoaderImpl(path)):
+            try:
+                said.append(OmegaConf.to_container(loader.load_configuration("config", words, RunMode.RUN)))
+            except HydraException as error:
+                said.append(f"{type(error)} {error}")
+    assert said[0] == said[1]
 
 
 def test_a_field_of_no_group_is_refused_before_any_job(loaders: Loaders) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 from hydra import initialize_config_dir
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -30,6 +29,7 @@ from headwise.protocol.variants import beside_common
 from headwise.results.records import Result
 from headwise.results.store import ResultStore
 from made_cases import each
+from made_loaders import hydras_own
 from made_networks import CONF, plain_timm
 from made_results import phase
 
@@ -195,7 +195,7 @@ def test_a_set_of_vtab_is_never_called_by_another_name() -> None:
 def test_files_that_are_read_once_compose_the_same() -> None:
     sources = (("hydra", "pkg://hydra.conf"), ("main", CONF.as_uri()), ("schema", "structured://"))
     kept = naming.Composer(sources, "config")
-    loader = ConfigLoaderImpl(kept.loader.config_search_path)
+    loader = hydras_own(kept.loader.config_search_path)
     wordings = [
         (f"experiment={file.stem}", f"method={method}", "dataset=dtd", "rank=r8")
         for file, method in zip(sorted((CONF / "experiment").glob("*.yaml")), cycle(("hs_lora", "noah")), strict=False)

@@ -6,14 +6,36 @@ beside ``method=lora,dora``, has no place in it: it belongs to those, not to the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import hydra._internal.hydra
+from hydra._internal import defaults_list
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig
+
+
+@contextlib.contextmanager
+def choices_on_demand() -> Iterator[None]:
+    """Let hydra list what is chosen so far only for files whose defaults read it: ``${dataset}`` in an option's name.
+
+    Hydra lists it for every file, which takes half of the time of a composition; what it composes is the same.
+    """
+    listed = defaults_list._create_interpolation_map
+
+    def asked_for(overrides: Any, defaults: list[Any], self_added: bool) -> DictConfig | None:
+        reads = any("${" in str(value) for default in defaults for value in vars(default).values())
+        return listed(overrides, defaults, self_added) if reads else None
+
+    defaults_list._create_interpolation_map = asked_for  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        defaults_list._create_interpolation_map = listed
 
 
 class SharedLoader(ConfigLoaderImpl):
@@ -30,9 +52,10 @@ class SharedLoader(ConfigLoaderImpl):
         """What hydra composes; in a sweep the fields of swept groups are among the overrides of its jobs only."""
 
         def composed(lines: list[str]) -> DictConfig:
-            return super(SharedLoader, self).load_configuration(
-                config_name, lines, run_mode, from_shell, validate_sweep_overrides
-            )
+            with choices_on_demand():
+                return super(SharedLoader, self).load_configuration(
+                    config_name, lines, run_mode, from_shell, validate_sweep_overrides
+                )
 
         if run_mode != RunMode.MULTIRUN:
             return composed(overrides)

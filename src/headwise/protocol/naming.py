@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from headwise.commands.composition import KeptLoader, Parts, Whole
+from headwise.commands.shared import choices_on_demand
 from headwise.errors import HeadwiseError
 from headwise.protocol.variants import telling, variant_of
 from headwise.results.fingerprint import LOCATIONS, leaves
@@ -73,7 +74,8 @@ class Composer:
         """What groups choose, as hydra's loader merges it, but for hydra's own part, which takes most of its time."""
         repository = CachingConfigRepository(self.loader.files)
         parsed = [self.loader.parsed(override) for override in groups]
-        listed = create_defaults_list(repository, self.name, parsed, prepend_hydra=True, skip_missing=False)
+        with choices_on_demand():
+            listed = create_defaults_list(repository, self.name, parsed, prepend_hydra=True, skip_missing=False)
         own = [default for default in listed.defaults if not str(default.config_path).startswith("hydra/")]
         cfg = self.loader._compose_config_from_defaults_list(own, repository)
         cfg.pop("hydra", None)

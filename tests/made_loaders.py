@@ -1,0 +1,38 @@
+"""Hydra's own loader of configurations, as tests compare with it: it composes all anew, from files that it read once."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import ConfigRepository
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.plugins.config_source import ConfigResult
+
+
+class ReadOnce(ConfigRepository):
+    """Hydra's repository of YAML files; whoever asks for one gets a copy, and may change it."""
+
+    def __init__(self, path: ConfigSearchPath) -> None:
+        self.read: dict[str, ConfigResult | None] = {}
+        super().__init__(path)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ReadOnce:
+        return self
+
+    def load_config(self, config_path: str) -> ConfigResult | None:
+        if config_path not in self.read:
+            self.read[config_path] = super().load_config(config_path)
+        return copy.deepcopy(self.read[config_path])
+
+
+_known: dict[tuple[tuple[str, str], ...], ReadOnce] = {}
+
+
+def hydras_own(path: ConfigSearchPath) -> ConfigLoaderImpl:
+    """Hydra's loader, for folders whose files stay as they are."""
+    places = tuple((str(place.provider), str(place.path)) for place in path.get_path())
+    loader = ConfigLoaderImpl(path)
+    loader.repository = _known.setdefault(places, ReadOnce(path))
+    return loader
