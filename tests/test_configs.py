@@ -30,7 +30,7 @@ from headwise.protocol.pertask import fill_protocol, fill_tasks
 from headwise.protocol.presets import fill_presets
 from headwise.protocol.recipe import Protocol
 from headwise.protocol.space import Space, check_choices, phase_names
-from headwise.runs import sweep
+from headwise.runs import jobs as asked_for
 from headwise.runs.experiment import plan_run
 from headwise.runs.jobs import requests_of
 from made_cases import each
@@ -228,7 +228,9 @@ def loader(path: tuple[tuple[str, str], ...]) -> KeptLoader:
 @functools.cache
 def jobs_of(experiment: str) -> list[list[str]]:
     with pytest.MonkeyPatch.context() as patch:  # the loader of the experiment before has read most files
-        patch.setattr(sweep, "KeptLoader", lambda path: loader(tuple((e.provider, e.path) for e in path.get_path())))
+        patch.setattr(
+            asked_for, "KeptLoader", lambda path: loader(tuple((e.provider, e.path) for e in path.get_path()))
+        )
         return list(requests_of(CONF, [f"experiment={experiment}"])[1].values())
 
 
