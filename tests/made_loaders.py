@@ -1,4 +1,4 @@
-"""Hydra's own loader of configurations, as tests compare with it: it composes all anew, from files that it read once."""
+"""Hydra's own loader of configurations, as tests compare with it: it composes all anew, from files that it read."""
 
 from __future__ import annotations
 
