@@ -164,8 +164,10 @@ def nearest(name: str, keys: Collection[str], at: str = "") -> str | None:
 
     def likeness(key: str) -> float:
         parent, _, last = key.rpartition(".")
+        matcher = difflib.SequenceMatcher(None, name, last)
+        most = matcher.real_quick_ratio()  # by their lengths alone: a name of somebody else's may be as long as a book
         # of two keys that are equally near, the one beside the key that was typed is the likelier
-        return difflib.SequenceMatcher(None, name, last).ratio() + (0.05 if parent == at else 0)
+        return (most if most < 0.5 else matcher.ratio()) + (0.05 if parent == at else 0)
 
     best = max(keys, key=likeness, default=None)
     return best if best is not None and likeness(best) >= 0.6 else None
