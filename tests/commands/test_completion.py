@@ -12,11 +12,19 @@ from pathlib import Path
 
 import pytest
 
+from headwise.commands import completion
 from headwise.commands.completion import INSTALL, answered, candidates
 from made_cases import each
+from made_loaders import hydras_own
 from made_networks import CONF, REPO
 
 TRAIN = REPO / "train.py"
+
+
+@pytest.fixture(autouse=True)
+def files_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each line would read all of them again, as each is answered by a process of its own."""
+    monkeypatch.setattr(completion, "ConfigLoaderImpl", hydras_own)
 
 
 def after(line: str) -> list[str]:

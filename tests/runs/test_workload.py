@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.utils import JobStatus
 from hydra.types import RunMode
+from omegaconf import DictConfig
 
 from headwise.commands.composition import KeptLoader
 from headwise.errors import SweepError
@@ -23,12 +25,17 @@ from made_networks import CONF
 TINY = ["backbone=vit_tiny_random", "dataset=dsprites_loc", "data=synthetic", "protocol=smoke", "trainer=cpu"]
 
 
+@functools.cache
+def shared() -> tuple[KeptLoader, DictConfig]:
+    """What the jobs of a sweep share; all that is chosen is their own."""
+    loader = KeptLoader(GlobalHydra.instance().config_loader().get_search_path())
+    return loader, loader.load_configuration("config", [], RunMode.MULTIRUN)
+
+
 def estimate(*overrides: str) -> float:
-    """Work of a job, as the sweep of one job would estimate it."""
+    """Work of a job, as a sweep would estimate it."""
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        loader = KeptLoader(GlobalHydra.instance().config_loader().get_search_path())
-        master = loader.load_configuration("config", list(overrides), RunMode.MULTIRUN)
-        return work_of(loader, master, list(overrides))
+        return work_of(*shared(), list(overrides))
 
 
 @each(

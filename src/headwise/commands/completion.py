@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from headwise.commands.overrides import GROUPS, OF_METHODS, PATHS, readable
+from headwise.commands.shared import choices_on_demand
 from headwise.errors import HeadwiseError
 
 FLAGS = ("-sc", "--shell-completion")
@@ -227,7 +228,8 @@ class _Completer:
         """The configuration of what is chosen; without the choices if they cannot be composed yet."""
         for chosen in (self.chosen, []):
             try:
-                return self.loader.load_configuration(self.name, list(chosen), RunMode.RUN)
+                with choices_on_demand():
+                    return self.loader.load_configuration(self.name, list(chosen), RunMode.RUN)
             except (HydraException, OmegaConfBaseException):
                 self.chosen = []
         raise ValueError("there is no configuration")
