@@ -1,4 +1,4 @@
-"""Hydra's own loader of configurations, as tests compare with it: it composes all anew, from files that it read."""
+"""Hydra's own loader, for tests that compare with it: it composes everything anew, of files that are read once."""
 
 from __future__ import annotations
 

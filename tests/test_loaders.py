@@ -369,12 +369,17 @@ def found() -> Iterator[str]:
     files |= {f"scripts/{file.name}": file for file in (REPO / "scripts").glob("*.py")} | {
         "train.py": REPO / "train.py"
     }
+    wanted = READERS | {"load_json"}
+    last = {call.rpartition(".")[2] for call in wanted}
     for name, file in files.items():
         tree = ast.parse(file.read_text(encoding="utf-8"))
         own_names = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
         for node in ast.walk(tree):
-            called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
-            if called in READERS | {"load_json"} and called not in own_names:
+            if not isinstance(node, ast.Call):
+                continue
+            # most calls are of other names: only those that may be meant are spelled out
+            end = getattr(node.func, "attr", getattr(node.func, "id", None))
+            if end in last and (called := ast.unparse(node.func)) in wanted and called not in own_names:
                 yield f"{name}:{called}"
 
 
