@@ -100,7 +100,7 @@ smoke: setup ## Every experiment and every method in miniature, through to their
 ifdef SMALL
 override ARGS       := $(SMOKE_ARGS) $(ARGS)
 CURVES              := heart_fig2 heart_fig3
-TASKS3              := dataset=svhn,eurosat,dsprites_loc
+TASKS3              := dataset=svhn,eurosat,dsprites_loc logger.pictures=false
 HEADS               := ne=ne0,ne1,ne5
 RATES               := 'protocol.search.fields={every.lr:[0.001,0.01]}'
 RUN_methods_1       := methods

@@ -175,9 +175,15 @@ def states(load):
 states("import json.tool")
 states("pass")  # a later run: what it made is collected as ever
 states("import colorsys, no_such_module")  # with it the garbage of a run would be kept
-gc.unfreeze()
+def anew():
+    gc.unfreeze()
+    postponed._rested = False
+anew()
 states("import pipes, no_such_module")
-gc.unfreeze()
+anew()
+gc.freeze()  # the user's own choice
+states("pass")
+anew()
 gc.disable()
 states("import sndhdr")
 """
@@ -186,6 +192,7 @@ states("import sndhdr")
         "True True False",
         "True True False",
         "False True True",
+        "True True False",
         "False False False",
     ]
 

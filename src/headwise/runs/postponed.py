@@ -19,6 +19,9 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
+_rested = False
+"""Whether the collector has left something alone before in this process."""
+
 
 @contextlib.contextmanager
 def loading() -> Iterator[None]:
@@ -28,7 +31,10 @@ def loading() -> Iterator[None]:
     again for cycles that nobody needs, while it loads and when it exits. Only the first time in a process: later, the
     garbage of a run would be kept with them, its network too.
     """
-    if gc.get_freeze_count() or not gc.isenabled():  # the user's own choice, or that of a caller
+    global _rested
+    # to count what is frozen takes as long as to look through it: it is asked once
+    _rested = _rested or bool(gc.get_freeze_count())
+    if _rested or not gc.isenabled():  # the user's own choice, or that of a caller
         yield
         return
     before = len(sys.modules)
@@ -39,6 +45,7 @@ def loading() -> Iterator[None]:
     finally:
         if len(sys.modules) > before:
             gc.freeze()
+            _rested = True
         gc.enable()
 
 
