@@ -56,19 +56,20 @@ class ResumingSweeper(Sweeper):
 
         from headwise.protocol.job import folders
         from headwise.protocol.plan import settled
-        from headwise.runs.jobs import check_jobs, jobs_of
+        from headwise.runs.jobs import check_jobs, elsewhere, jobs_of
         from headwise.runs.sweep import Sweep
         from headwise.runs.workload import work_of
 
         if self.config is None:
             raise RuntimeError("setup() comes before sweep()")
         jobs = jobs_of(self.params, arguments, self.loader)
-        name, sources = str(self.config.hydra.job.config_name), folders(self.config.hydra.runtime.config_sources)
+        sources = tuple(folders(self.config.hydra.runtime.config_sources))
+        composed = functools.partial(self.loader.load_sweep_config, self.config)
+        work = functools.partial(work_of, self.loader, self.config)
+        by_turns = isinstance(self.launcher, BasicLauncher)
 
         def check(jobs: list[list[str]]) -> None:
             self.loader.check(self.config, jobs)
-            check_jobs(jobs, self.loader, name, tuple(sources), settled)
+            check_jobs(jobs, composed, sources, settled if by_turns else elsewhere)
 
-        work = functools.partial(work_of, self.loader, self.config)
-        by_turns = isinstance(self.launcher, BasicLauncher)
         return Sweep(self.config, jobs, self.launcher.launch, check, None if by_turns else work).run()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from headwise.commands.composition import KeptLoader
 from headwise.errors import ConfigError
 from headwise.protocol.plan import settled
-from headwise.runs.jobs import check_jobs, requests_of
+from headwise.runs.jobs import Look, check_jobs, elsewhere, requests_of
 from made_cases import each
 from made_networks import CONF, REPO
 
@@ -22,13 +23,14 @@ EXPERIMENTS = [path.stem for path in sorted((CONF / "experiment").glob("*.yaml")
 TINY = ["data=synthetic", "backbone=vit_nano", "trainer=cpu"]
 
 
-def refused(*arguments: str) -> str:
+def refused(*arguments: str, look: Look = settled) -> str:
     """What the jobs of a sweep are refused with; empty if they are not."""
-    _, jobs, sources = requests_of(CONF, [*TINY, *arguments])
+    shared, jobs, sources = requests_of(CONF, [*TINY, *arguments])
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         loader = KeptLoader(GlobalHydra.instance().config_loader().get_search_path())
+        composed = functools.partial(loader.load_sweep_config, shared)
         try:
-            check_jobs(list(jobs.values()), loader, "config", tuple(sources), settled)
+            check_jobs(list(jobs.values()), composed, tuple(sources), look)
         except ConfigError as error:
             return str(error)
     return ""
@@ -50,6 +52,16 @@ def test_what_all_jobs_have_is_refused_without_blaming_one() -> None:
     assert refused(*swept, "protocol.epochs=0").startswith("protocol.epochs must be a whole number of at least 1")
     missing = refused(*swept, "data=folder", "data.root=/nowhere")
     assert missing.startswith("data.root='/nowhere' is not a folder")
+
+
+def test_images_may_be_on_the_machines_that_train_only() -> None:
+    swept = ["method=lora,head_lora", "data=folder"]
+    for dataset in ("svhn", "own/folder"):
+        assert refused(*swept, f"dataset={dataset}", "data.root=/nowhere", look=elsewhere) == ""
+        assert refused(*swept, f"dataset={dataset}", look=elsewhere).startswith(
+            "data.root must be given: add data.root="
+        )
+    assert refused(*swept, "protocol.epochs=0", "data.root=/nowhere", look=elsewhere).startswith("protocol.epochs must")
 
 
 @each("wrong, choice", [("seed=0,-1", "seed=-1"), ("seed=-1,0", "seed=-1"), ("protocol.epochs=2,0", "=0")])

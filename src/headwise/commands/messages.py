@@ -118,14 +118,18 @@ def one_line(error: BaseException, limit: int | None = 500) -> str:
     return (text if is_explained else f"{type(error).__name__}: {text}")[:limit]
 
 
+def not_given(key: str) -> ConfigError:
+    """What is said of a key that has no default."""
+    return ConfigError(f"{key} must be given: add {key}=VALUE to the command")
+
+
 @contextlib.contextmanager
 def instantiation() -> Iterator[None]:
     """Turn hydra's instantiation errors into ConfigError with the user's part of the text."""
     try:
         yield
     except MissingMandatoryValue as error:
-        key = on_one_line(str(error.full_key))
-        raise ConfigError(f"{key} must be given: add {key}=VALUE to the command") from error
+        raise not_given(on_one_line(str(error.full_key))) from error
     except InstantiationException as error:
         raise ConfigError(on_one_line(text_of(error))) from error
     except TypeError as error:

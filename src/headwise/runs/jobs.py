@@ -6,6 +6,7 @@ Nothing is launched here, and nothing read but YAML files.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from headwise.commands.composition import KeptLoader, besides_seed, unlike
-from headwise.commands.messages import text_of
+from headwise.commands.messages import not_given, text_of
 from headwise.commands.overrides import check_sweep, readable, several_experiments
 from headwise.commands.sizes import spelled
 from headwise.errors import ConfigError, HeadwiseError, suggest
@@ -35,6 +36,7 @@ from headwise.schema.tree import check_config
 
 MOST = 100_000
 """Runs that one sweep may have: what is beyond is a slip of the pen, and would take minutes to list."""
+Composed = Callable[[list[str]], DictConfig]
 Look = Callable[[DictConfig, Sequence[str], tuple[str, ...]], Any]
 
 
@@ -112,17 +114,18 @@ def requests_of(
         jobs = jobs_of(params, list(cfg.hydra.overrides.task), loader)
         sources = folders(cfg.hydra.runtime.config_sources)
         if check:
-            check_jobs(jobs, loader, "config", tuple(sources), without_images)
+            composed = functools.partial(loader.load_sweep_config, cfg)
+            check_jobs(jobs, composed, tuple(sources), without_images)
     return cfg, {request_of(job, sources): job for job in jobs}, sources
 
 
-def check_jobs(jobs: Sequence[Sequence[str]], loader: Any, name: str, sources: tuple[str, ...], look: Look) -> None:
+def check_jobs(jobs: Sequence[Sequence[str]], composed: Composed, sources: tuple[str, ...], look: Look) -> None:
     """Refuse, before anything is launched, what no run of a sweep can have.
 
     Jobs share most of their choices: as many are looked at as have every choice once.
 
     Args:
-        name: of the primary configuration.
+        composed: the configuration of a job, with hydra's node.
         sources: folders of the configuration.
         look: told a job's configuration, its overrides and `sources`; raises for what no run can have.
     Raises:
@@ -133,11 +136,11 @@ def check_jobs(jobs: Sequence[Sequence[str]], loader: Any, name: str, sources: t
     for job in unlike(jobs).values():
         if not seen.issuperset(job):
             seen.update(job)
-            some.append(job)
+            some.append(list(job))
     refused: list[tuple[Sequence[str], HeadwiseError]] = []
     for number, job in enumerate(some, start=1):
         try:
-            cfg = loader.load_configuration(name, readable(job), RunMode.RUN)
+            cfg = composed(job)
             with open_dict(cfg):
                 del cfg["hydra"]
             look(cfg, job, sources)
@@ -146,17 +149,23 @@ def check_jobs(jobs: Sequence[Sequence[str]], loader: Any, name: str, sources: t
         if 0 < len(refused) < number:  # neither none nor all: it is known whose fault it is
             break
     if refused:
-        job, fault = refused[0]
-        words = [word for word in besides_seed(job) if any(word not in other for other in some)]
+        own, fault = refused[0]
+        words = [word for word in besides_seed(own) if any(word not in other for other in some)]
         where = f"of the sweep's {' '.join(words)}: " if words and len(refused) < len(some) else ""
         raise ConfigError(f"{where}{fault}") from fault
 
 
 def without_images(cfg: DictConfig, job: Sequence[str], sources: tuple[str, ...]) -> None:
     """Look at a job of which only is asked how far it is: what has to be given to train it may be left out."""
-    missing = OmegaConf.missing_keys(cfg)
-    if cfg.dataset.get("num_classes") is None and ("data.root" in missing or cfg.data.get("root") is None):
-        return  # its classes are found among the images
-    for key in missing:
+    for key in OmegaConf.missing_keys(cfg):
         OmegaConf.update(cfg, key, str(cfg.root))
+    if cfg.dataset.get("num_classes") is None:
+        cfg.dataset.num_classes = 2  # as many as are found among the images
     resolved(cfg, job, sources)
+
+
+def elsewhere(cfg: DictConfig, job: Sequence[str], sources: tuple[str, ...]) -> None:
+    """Look at a job that another machine may run: its images need not be on this one, but it must be told of them."""
+    for key in OmegaConf.missing_keys(cfg):
+        raise not_given(key)
+    without_images(cfg, job, sources)
