@@ -19,11 +19,12 @@ from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from headwise.errors import ConfigError, Interrupted, ResultConflict, WeightsError
+from headwise.errors import ConfigError, Interrupted, ResultConflict, StorageError, WeightsError
 from headwise.protocol import job, plan, request, subsets
 from headwise.results.store import PhaseStore, Result, ResultStore
 from headwise.runs import experiment
 from headwise.runs.experiment import plan_run, run
+from headwise.runs.ledger import Ledger
 from headwise.storage.claims import BusyError
 from headwise.training import loop
 from made_cases import each
@@ -180,6 +181,22 @@ def test_a_finished_run_is_recognised_without_torch(folder: Path, cache: Path) -
     assert f"already finished: {folder}" in again.stdout
     assert "heavy: []" in again.stdout
     assert {file: file.stat().st_mtime_ns for file in folder.iterdir()} == before
+
+
+def test_a_finished_run_is_shown_where_nothing_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = compose_config(*FAST, "method=linear", f"root={tmp_path}", "trainer.progress=false")
+    first = run(options)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise StorageError("ledger cannot be written: Read-only file system")
+
+    monkeypatch.setattr(plan, "asked", lambda: "0" * 16)
+    monkeypatch.setattr(Ledger, "write", refuse)
+    capsys.readouterr()
+    assert run(options) == first
+    assert "already finished" in capsys.readouterr().out
 
 
 def test_a_finished_sweep_is_recognised_before_its_jobs_are_composed(folder: Path, cache: Path) -> None:

@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from headwise.commands.command import Failed
 from headwise.commands.command import launch as launch
 from headwise.commands.messages import one_line
-from headwise.errors import ConfigError, HeadwiseError, Interrupted, ResultConflict
+from headwise.errors import ConfigError, HeadwiseError, Interrupted, ResultConflict, StorageError
 from headwise.protocol.job import asked, overrides_of
 from headwise.protocol.plan import Plan, plan_run, root_of
 from headwise.protocol.search import check_search
@@ -110,9 +110,10 @@ def _run(plan: Plan) -> Result:
         )
     if done is not None and plan.resume == "auto":
         print(f"already finished: {plan.folder}")
-        if plan.request:
-            store.recognise(done, plan.request)
-            _note_place(plan)
+        with contextlib.suppress(StorageError):  # a root that may only be read has its results all the same
+            if plan.request:
+                store.recognise(done, plan.request)
+                _note_place(plan)
     else:
         done = _claimed(plan, store)
     print(summary(done, around(done, store), suggest=not _in_sweep()), flush=True)
