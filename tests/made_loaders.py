@@ -14,12 +14,14 @@ from hydra.plugins.config_source import ConfigResult
 class ReadOnce(ConfigRepository):
     """Hydra's repository of YAML files; whoever asks for one gets a copy, and may change it."""
 
-    def __init__(self, path: ConfigSearchPath) -> None:
-        self.read: dict[str, ConfigResult | None] = {}
-        super().__init__(path)
+    read: dict[str, ConfigResult | None]
+
+    def initialize_sources(self, config_search_path: ConfigSearchPath) -> None:
+        self.read = {}  # of these folders
+        super().initialize_sources(config_search_path)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ReadOnce:
-        return self
+        return copy.copy(self)  # which hydra may send to other folders
 
     def load_config(self, config_path: str) -> ConfigResult | None:
         if config_path not in self.read:

@@ -19,9 +19,11 @@ def test_the_peak_is_that_of_what_was_held_since() -> None:
     held = torch.ones(64, 2**20, dtype=torch.uint8)
     with_it = peak_memory(CPU)
     del held
-    assert peak_memory(CPU) == with_it
+    after = peak_memory(CPU)
     assert before is not None
     assert with_it is not None
+    assert after is not None
+    assert 0 <= after - with_it < 2**20  # to ask takes some pages itself
     assert 60 * 2**20 < with_it - before < 80 * 2**20
     forget_peak(CPU)
     assert (peak_memory(CPU) or 0) < with_it - 50 * 2**20
