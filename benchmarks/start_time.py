@@ -83,7 +83,8 @@ def sweep(repo: Path, folder: Path) -> dict[str, float]:
 
 def composition(repo: Path, folder: Path) -> dict[str, float]:
     """All that comes before the first launch of the largest experiment."""
-    return {"composition": spent(repo, "-m", f"experiment={largest()[0]}", f"root={folder}", code=PLANNED)}
+    words = ("-m", f"experiment={largest()[0]}", "data=synthetic", f"root={folder}")
+    return {"composition": spent(repo, *words, code=PLANNED)}
 
 
 def largest() -> tuple[str, int]:
