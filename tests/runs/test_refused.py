@@ -64,7 +64,15 @@ def test_images_may_be_on_the_machines_that_train_only() -> None:
     assert refused(*swept, "protocol.epochs=0", "data.root=/nowhere", look=elsewhere).startswith("protocol.epochs must")
 
 
-@each("wrong, choice", [("seed=0,-1", "seed=-1"), ("seed=-1,0", "seed=-1"), ("protocol.epochs=2,0", "=0")])
+@each(
+    "wrong, choice",
+    [
+        ("rank=r4,r0", "sweep's rank=r0"),
+        ("seed=0,-1", "seed=-1"),
+        ("seed=-1,0", "seed=-1"),
+        ("protocol.epochs=2,0", "=0"),
+    ],
+)
 def test_what_some_jobs_have_is_refused_with_their_choices(wrong: str, choice: str) -> None:
     assert refused("method=lora,head_lora", wrong).partition(":")[0].endswith(choice)
 

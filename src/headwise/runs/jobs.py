@@ -137,8 +137,9 @@ def check_jobs(jobs: Sequence[Sequence[str]], composed: Composed, sources: tuple
         if not seen.issuperset(job):
             seen.update(job)
             some.append(list(job))
-    refused: list[tuple[Sequence[str], HeadwiseError]] = []
-    for number, job in enumerate(some, start=1):
+    accepted: list[list[str]] = []
+    refused: list[tuple[list[str], HeadwiseError]] = []
+    for job in some:
         try:
             cfg = composed(job)
             with open_dict(cfg):
@@ -146,13 +147,21 @@ def check_jobs(jobs: Sequence[Sequence[str]], composed: Composed, sources: tuple
             look(cfg, job, sources)
         except HeadwiseError as error:
             refused.append((job, error))
-        if 0 < len(refused) < number:  # neither none nor all: it is known whose fault it is
+        else:
+            accepted.append(job)
+        if refused and accepted:  # it is known that it is not the fault of what all have
             break
     if refused:
         own, fault = refused[0]
-        words = [word for word in besides_seed(own) if any(word not in other for other in some)]
-        where = f"of the sweep's {' '.join(words)}: " if words and len(refused) < len(some) else ""
+        where = f"of the sweep's {' '.join(_blamed(own, accepted))}: " if accepted else ""
         raise ConfigError(f"{where}{fault}") from fault
+
+
+def _blamed(job: Sequence[str], accepted: Sequence[Sequence[str]]) -> list[str]:
+    """The choices of a refused job that no accepted one has; where each of them is accepted somewhere, those of it."""
+    words = besides_seed(job)
+    new = [word for word in words if not any(word in other for other in accepted)]
+    return new or [word for word in words if any(word not in other for other in accepted)]
 
 
 def without_images(cfg: DictConfig, job: Sequence[str], sources: tuple[str, ...]) -> None:
