@@ -210,6 +210,7 @@ def test_the_command(tmp_path):
 def test_choices_may_stand_behind_an_option(tmp_path):
     options = loaded("sweep_status").parse(["nano_worth", "--root", str(tmp_path), "seed=0"])
     assert (options.sweep, options.root) == (["nano_worth", "seed=0"], tmp_path)
+    assert loaded("sweep_status").parse(["--", "-strange", "seed=0"]).sweep == ["-strange", "seed=0"]
 
 
 MEASURED = """

@@ -34,8 +34,9 @@ class Parser(argparse.ArgumentParser):
         self._negative_number_matcher = re.compile(r"-(\d|\.\d|inf|nan)", re.IGNORECASE)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
-        """As argparse's own; words that belong together may stand on both sides of an option."""
-        return self.parse_intermixed_args(args, namespace)
+        """As argparse's own; words that belong together may stand on both sides of an option, if there is no ``--``."""
+        words = sys.argv[1:] if args is None else args
+        return (super().parse_args if "--" in words else self.parse_intermixed_args)(words, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Print why and leave with status 2; argparse would print its usage as well."""
