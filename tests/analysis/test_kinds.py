@@ -167,7 +167,7 @@ def test_all_runs_of_a_name(finished: Finished, tmp_path: Path, capsys: pytest.C
 def test_the_command_writes_what_the_function_gives(
     finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
 ) -> None:
-    run = finished("method=lora")
+    run = finished("method=lora", backbone="vit_tiny_random")
     assert loaded("analyse").main(["subspaces", str(run), "--out", str(tmp_path / "made"), "--draws", "2"]) == 0
     request.getfixturevalue("sketched")  # the same numbers, and no second drawing
     given = analysis.subspaces(str(run), draws=2)
