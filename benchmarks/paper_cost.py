@@ -130,6 +130,10 @@ LARGE = GPU(
     ),
 )
 CARDS = {"rtx3090": CARD, "h200": LARGE}
+BANDWIDTH = 4.8e12
+"""Bytes per second of an H200's memory (NVIDIA's datasheet)."""
+SHARES = (0.3, 0.4)
+"""Of the peak, at which images per second are told."""
 
 
 @dataclass(frozen=True)
@@ -447,6 +451,26 @@ def measured() -> dict[str, Any]:
     return found
 
 
+def roofline() -> dict[str, Any]:
+    """What HS-LoRA's second phase on ViT-B/16 would train at on an H200 in bf16, and what limits it there.
+
+    What a step keeps for its backward pass is written once and read once at least; nothing else is counted as moved.
+    """
+    spec = OmegaConf.to_container(composed("method=head_lora").method, resolve=True)
+    method: Method = instantiate(spec, _convert_="all")
+    backbone = json.dumps(OmegaConf.to_container(backbone_of("hs_table2")), sort_keys=True)
+    operations, peak = cost_of(method, backbone).image, LARGE.peaks["bf16"]
+    kept = json.loads((RESULTS / "step_memory.json").read_text())["results"]
+    moved = 2 * next(row["image"] for row in kept if row["contender"] == "head_lora")
+    return {
+        "flop_per_image": operations,
+        "bytes_per_image": moved,
+        "flop_per_byte": operations / moved,
+        "flop_per_byte_of_the_gpu": peak / BANDWIDTH,
+        "images_per_second": {f"{share:.0%}": share * peak / operations for share in SHARES},
+    }
+
+
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = Parser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
@@ -529,6 +553,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.json and not is_whole:
             # all that is known is kept, so that a count after an interrupted one goes on from there
             _write(options.json, {**record, "complete": False}, _costs)
+    if not options.only:
+        record["roofline"] = roofline()
     if options.json:
         _write(options.json, record, _asked)
     titles = {"papers": "the papers', what they share once", "ours": "ours, beside them", "together": "all"}

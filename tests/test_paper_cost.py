@@ -156,3 +156,16 @@ def test_the_saved_record_is_of_these_experiments(paper_cost: Any) -> None:
     page = (REPO / "docs" / "cost.md").read_text()
     for name, row in record["experiments"].items():
         assert f"| `{name}` | {row['runs']:,} |" in page
+
+
+def test_the_roofline_is_that_of_the_page(paper_cost: Any) -> None:
+    record = json.loads((REPO / "benchmarks" / "results" / "paper_cost.json").read_text())["roofline"]
+    peak, page = paper_cost.LARGE.peaks["bf16"], (REPO / "docs" / "speed.md").read_text()
+    for share in paper_cost.SHARES:
+        speed = record["images_per_second"][f"{share:.0%}"]
+        assert speed * record["flop_per_image"] == pytest.approx(share * peak)
+        assert f"{speed:,.0f}" in page
+    assert record["flop_per_byte"] == pytest.approx(record["flop_per_image"] / record["bytes_per_image"])
+    assert record["flop_per_byte_of_the_gpu"] == pytest.approx(peak / paper_cost.BANDWIDTH)
+    said = f"{record['flop_per_byte']:.0f} operations for\neach byte it must move; memory would allow "
+    assert f"{said}{record['flop_per_byte_of_the_gpu']:.0f}:" in page
